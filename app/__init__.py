@@ -1,0 +1,1 @@
+"""The dashboard. Never imports torch."""

@@ -1,0 +1,1 @@
+"""What a run draws: power and energy, from counters, samples or a model."""
