@@ -286,7 +286,6 @@ class Measurement(Model):
     loss_last: float
     dataset: str
     dataset_digest: str
-    peak_flops_per_device: Positive | None = None
     energy: list[EnergyReading] = []
     phases: list[Phase] = []
 
@@ -361,7 +360,11 @@ class Environment(Model):
 
 
 class RunRecord(Model):
-    """One run, whatever became of it: one `record.json`. `energy` and `duration_seconds` are those of the whole run."""
+    """One run, whatever became of it: one `record.json`.
+
+    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` names
+    the devices that the ranks used: GPU UUIDs, or `cpu` once for each process.
+    """
 
     schema_version: Literal[1] = 1
     run_id: str
@@ -373,6 +376,7 @@ class RunRecord(Model):
     error: Failure | None = None
     started_at: datetime
     duration_seconds: NonNegative
+    devices: list[str] = []
     energy: list[EnergyReading] = []
     measurement: Measurement | None = None
     carbon: Carbon | None = None
@@ -383,7 +387,7 @@ class RunRecord(Model):
     @model_validator(mode="after")
     def _measurement_only_if_ok(self) -> Self:
         if (self.status is Status.OK) != (self.measurement is not None):
-            raise ValueError(f"a record with status {self.status} must {'' if self.status is Status.OK else 'not '}have a measurement")
+            raise ValueError(f"status {self.status}: a measurement belongs to a run that is ok, and to no other")
         if (self.status is Status.OK) == (self.error is not None):
-            raise ValueError(f"a record with status {self.status} {'must not' if self.status is Status.OK else 'must'} carry an error")
+            raise ValueError(f"status {self.status}: an error belongs to a run that is not ok, and to no other")
         return self
