@@ -187,8 +187,8 @@ def _per_million_tokens(record: RunRecord, known: dict[str, float]) -> dict[str,
     elif record.cost is not None:
         name = "joules_per_token" if record.cost.energy_basis == "measured" else "joules_per_token_estimated"
         if name in known:
-            pue = record.carbon.pue if record.carbon is not None else 1.0
-            out["cost_usd_per_million_tokens"] = known[name] * 1e6 / 3.6e6 * pue * record.cost.price_usd
+            kwh = known[name] * 1e6 / 3.6e6 * record.cost.pue
+            out["cost_usd_per_million_tokens"] = kwh * record.cost.price_usd
     return out
 
 

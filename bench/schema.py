@@ -155,7 +155,9 @@ class RunSpec(Model):
         """A readable name of the configuration; not unique by itself."""
         args = [str(v) for k, v in sorted(self.workload_args.items()) if k in ("preset", "architecture")]
         batch = f"b{self.global_batch_size}"
-        return " ".join([self.workload, *args, f"d{self.world_size}", batch, str(self.precision), str(self.parallelism)])
+        return " ".join(
+            [self.workload, *args, f"d{self.world_size}", batch, str(self.precision), str(self.parallelism)]
+        )
 
     @property
     def run_id(self) -> str:
@@ -179,11 +181,13 @@ class Site(Model):
     @model_validator(mode="after")
     def _one_price(self) -> Self:
         if self.usd_per_device_hour is not None and self.usd_per_kwh is not None:
-            raise ValueError("give usd_per_device_hour (rented) or usd_per_kwh (owned), not both: a rent includes power")
+            raise ValueError(
+                "give usd_per_device_hour (rented) or usd_per_kwh (owned), not both: a rent includes power"
+            )
         return self
 
 
-class Suite(Model):
+class Suite(Site):
     """A file of experiments, as written. `defaults`, `matrix`, `include` and `exclude` hold fields of RunSpec.
 
     Two more names are understood in them: `devices` (a count, or `auto`) and `global_batch_size`, and a dotted name sets
@@ -197,7 +201,11 @@ class Suite(Model):
     include: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    site: Site = Site()
+
+    @property
+    def site(self) -> Site:
+        """Region, PUE and prices alone."""
+        return Site(**{name: getattr(self, name) for name in Site.model_fields})
 
 
 class Gpu(Model):
@@ -322,6 +330,7 @@ class Cost(Model):
     devices: Count
     billed_seconds: NonNegative
     energy_basis: Literal["measured", "estimated"] | None = None
+    pue: Positive = 1.0
     cost_usd: NonNegative
     provenance: Provenance = Provenance.USER_SUPPLIED
 
@@ -362,8 +371,8 @@ class Environment(Model):
 class RunRecord(Model):
     """One run, whatever became of it: one `record.json`.
 
-    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` names
-    the devices that the ranks used: GPU UUIDs, or `cpu` once for each process.
+    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
+    those that the ranks used: GPU UUIDs, or `cpu` once for each process.
     """
 
     schema_version: Literal[1] = 1

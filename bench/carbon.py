@@ -1,0 +1,104 @@
+"""Joules -> kg CO2e: energy × PUE × intensity, each factor with its own label.
+
+Intensities are those that CodeCarbon ships (yearly averages: countries from Our World in Data, US states from eGRID). They
+are read from its data files: no look-up of the place, no network. An unknown region is an error or absent, never a
+default country.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import metadata, resources
+from typing import Any, Literal
+
+from bench.metrics import missing_components, split_energy
+from bench.schema import Carbon, CarbonIntensity, EnergyReading, Provenance, Site
+
+_KG_PER_POUND = 0.45359237
+
+
+@cache
+def _data(name: str) -> dict[str, Any]:
+    text = resources.files("codecarbon").joinpath(f"data/private_infra/{name}").read_text()
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+@cache
+def intensity(region: str) -> CarbonIntensity:
+    """Carbon intensity of a region: ISO 3166 `FR`, `FRA`, or a US state as `US-CA`.
+
+    Raises ValueError with the remedy for a region that is not known, and where the package with the data is missing.
+    """
+    try:
+        import pycountry
+
+        version = metadata.version("codecarbon")
+    except (ImportError, metadata.PackageNotFoundError) as error:
+        raise ValueError(
+            f"carbon of region {region!r} needs the package codecarbon ({error}): pip install codecarbon"
+        ) from error
+    code = region.strip().upper()
+    if code.startswith("US-"):
+        return _us_state(code, version)
+    country = pycountry.countries.get(alpha_2=code) if len(code) == 2 else pycountry.countries.get(alpha_3=code)
+    entry = _data("global_energy_mix.json").get(country.alpha_3) if country is not None else None
+    if entry is None or entry.get("carbon_intensity") is None:
+        raise ValueError(
+            f"region {region!r} is not known; give an ISO 3166 country (FR, FRA, DEU ...) or a US state (US-CA)"
+        )
+    return CarbonIntensity(
+        kg_per_kwh=entry["carbon_intensity"] / 1000,
+        region=country.alpha_3,
+        year=entry.get("year"),
+        source=f"codecarbon {version} global_energy_mix.json",
+    )
+
+
+def _us_state(code: str, version: str) -> CarbonIntensity:
+    table = _data("2023/usa_emissions.json")
+    states = {
+        f"US-{row['regionCode']}": row for row in table.values() if "emissions" in row and len(row["regionCode"]) == 2
+    }
+    if code not in states:
+        raise ValueError(f"region {code!r} is not known; US states are {', '.join(sorted(states))}")
+    return CarbonIntensity(
+        kg_per_kwh=states[code]["emissions"] * _KG_PER_POUND / 1000,
+        region=code,
+        year=table["_source"]["year"],
+        source=f"codecarbon {version} usa_emissions.json (eGRID, total output)",
+    )
+
+
+def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"], list[EnergyReading]] | None:
+    """Choose what carbon and electricity rest on: what was measured, else the model's figure; None for neither."""
+    hardware, model = split_energy(energy)
+    if hardware:
+        return "measured", hardware
+    return ("estimated", model) if model else None
+
+
+def carbon(energy: list[EnergyReading], site: Site, gpus: int) -> Carbon | None:
+    """Emissions of a run whose whole energy is given; None without a region or without any energy figure.
+
+    `gpus` is the number of GPUs that the run used: with it a missing component is named. Without a PUE the factor is 1.0
+    and its label `absent`: then the figure is that of the IT equipment alone.
+    """
+    chosen = basis(energy)
+    if site.region is None or chosen is None:
+        return None
+    kind, readings = chosen
+    joules = sum(reading.energy_joules for reading in readings)
+    factor = intensity(site.region)
+    pue = site.pue if site.pue is not None else 1.0
+    return Carbon(
+        energy_joules=joules,
+        energy_basis=kind,
+        energy_provenance=Provenance.worst([reading.provenance for reading in readings]),
+        energy_missing=missing_components(readings, gpus) if kind == "measured" else [],
+        pue=pue,
+        pue_provenance=Provenance.USER_SUPPLIED if site.pue is not None else Provenance.ABSENT,
+        intensity=factor,
+        emissions_kg=joules / 3.6e6 * pue * factor.kg_per_kwh,
+    )

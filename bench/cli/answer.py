@@ -1,0 +1,130 @@
+"""The answer of a suite: the table of results and the fitted law, for `bench run` and `bench fit` alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.schema import Scalar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+_ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
+
+
+def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
+    """The answer as JSON: every run, one entry a configuration, and the fit. Absent figures are null."""
+    from analytics.frame import frame, summary
+    from analytics.scaling import fit
+
+    df = frame(rows)
+    return {
+        "runs": _records(df),
+        "configurations": _records(summary(df)),
+        "fit": fit(df).to_dict(),
+    }
+
+
+def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
+    text = df.to_json(orient="records", date_format="iso", double_precision=15)
+    records: list[dict[str, Any]] = json.loads(text)
+    return records
+
+
+def show(rows: Sequence[dict[str, Scalar]]) -> None:
+    """Print the answer for people: the table, what is missing in it and why, and the law in words."""
+    from rich.console import Console
+
+    from analytics.frame import frame, summary
+    from analytics.scaling import fit
+
+    df = frame(rows)
+    results = summary(df)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=140)
+    for suite, execution in dict.fromkeys(zip(results["suite"], results["execution"], strict=True)):
+        one = results[(results["suite"] == suite) & (results["execution"] == execution)]
+        console.print(f"\n{suite} {execution} on {' and '.join(sorted(set(one['device_name'])))}")
+        console.print(_table(one))
+        for line in _remarks(one):
+            console.print(f"  {line}")
+    failed = df[~df["status"].isin(["ok"])]
+    for _, run in failed.iterrows():
+        message = str(run["error_message"]).splitlines()[0]
+        console.print(f"  {run['status']}: {run['run_id']}: {message}")
+    if len(results):
+        console.print()
+        for sentence in fit(df).sentences():
+            console.print(sentence)
+
+
+def _table(results: pd.DataFrame) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("configuration", no_wrap=True)
+    for heading in ("runs", "samples/s (95 %)", "J/sample", "g CO2e/Mtoken", "USD/Mtoken", "loss"):
+        table.add_column(heading, justify="right")
+    for _, row in results.iterrows():
+        cells = [
+            row["name"],
+            str(row["repeats"]),
+            _with_interval(row, "samples_per_second"),
+            _energy(row),
+            _number(
+                row["emissions_kg_per_million_tokens"] * 1000, "~" if row["emissions_basis"] == "estimated" else ""
+            ),
+            _number(row["cost_usd_per_million_tokens"]),
+            f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}",
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _number(value: float, mark: str = "") -> str:
+    return "-" if math.isnan(value) else f"{mark}{value:.3g}"
+
+
+def _with_interval(row: pd.Series, name: str) -> str:
+    if math.isnan(row[f"{name}_low"]):
+        return f"{row[name]:.4g}"
+    return f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
+
+
+def _energy(row: pd.Series) -> str:
+    if not math.isnan(row["joules_per_sample"]):
+        return _number(row["joules_per_sample"])
+    return _number(row["joules_per_sample_estimated"], "~")
+
+
+def _remarks(results: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
+    out = []
+    measured = results["joules_per_sample"].notna()
+    missing = " ".join(
+        sorted({word for text in results.loc[measured, "energy_missing"].dropna() for word in text.split()})
+    )
+    if measured.any() and missing:
+        out.append(
+            f"energy is a partial total: {missing.replace(' ', ' and ')} could not be measured (bench doctor says why)"
+        )
+    if (~measured & results["joules_per_sample_estimated"].notna()).any():
+        out.append(_ESTIMATED)
+    elif not measured.all():
+        out.append("no energy: no meter could read any (bench doctor says why)")
+    if results["emissions_kg_per_million_tokens"].isna().all():
+        out.append("no carbon: give a region (--region FR), the power of which is used")
+    if results["cost_usd_per_million_tokens"].isna().all():
+        out.append("no cost: give --price USD per device-hour, or --electricity-price USD per kWh")
+    if (results["repeats"] < 2).any():
+        out.append("one repeat has no interval: give repeats of 3 or more")
+    flags = sorted({flag for text in results["flags"] for flag in str(text).split()})
+    if flags:
+        out.append(f"flags: {', '.join(flags)}")
+    return out

@@ -1,0 +1,80 @@
+"""`bench show SUITE`: what would be done here, what it takes, and what is skipped and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from bench.cli.options import Asked, json_option, read_suite, suite_options
+from bench.schema import RunSpec
+
+_SCALING = {
+    "weak": "weak scaling: every device gets the same work, so ideal scaling keeps the time of a step",
+    "strong": "strong scaling: the work of all devices together stays the same, so ideal scaling divides the time",
+    "mixed": "batch sizes differ by more than the number of devices: neither weak nor strong scaling",
+    "none": "one number of devices: scaling over devices is not measured",
+}
+
+
+def estimate(asked: Asked) -> dict[str, Any]:
+    """Estimate seconds, and the rent where a price is given; null where a run has no time to go by."""
+    from bench.runner import START_SECONDS, estimate_seconds
+
+    runs = asked.narrowed.to_do
+    seconds = [estimate_seconds(run) for run in runs]
+    price = asked.plan.suite.usd_per_device_hour
+    known = [s for s in seconds if s is not None]
+    total = START_SECONDS + sum(known) if len(known) == len(seconds) else None
+    cost = None
+    if price is not None and total is not None:
+        cost = sum(s * run.world_size for s, run in zip(known, runs, strict=True)) / 3600 * price
+    return {"seconds": total, "cost_usd": cost}
+
+
+def lines(asked: Asked) -> list[str]:
+    """The plan as text: configurations with their repeats, reasons of the skipped, time and cost."""
+    plan, expected = asked.narrowed, estimate(asked)
+    out = [f"{plan.suite.name}: {len(plan.to_do)} runs on {asked.machine.cpu_model}"]
+    out += [f"  {gpu.index}: {gpu.name} {gpu.uuid}" for gpu in asked.machine.gpus]
+    out.append(f"  {_SCALING[asked.plan.scaling]}")
+    out += [f"  {note}" for note in plan.notes]
+    repeats: dict[str, list[RunSpec]] = {}
+    for run in plan.runs:
+        repeats.setdefault(run.config_id, []).append(run)
+    for config_id, runs in repeats.items():
+        reason = plan.skipped.get(config_id)
+        what = f"skipped: {reason}" if reason else f"× {len(runs)}"
+        out.append(f"  {config_id}  {runs[0].label}  {what}")
+    if expected["seconds"] is None:
+        out.append("  time: unknown before it was run once, as measure_steps is given instead of measure_seconds")
+    else:
+        out.append(f"  time: about {expected['seconds'] / 60:.1f} min")
+    if expected["cost_usd"] is not None:
+        out.append(f"  cost: about {expected['cost_usd']:.4g} USD")
+    return out
+
+
+@click.command()
+@suite_options
+@json_option
+def show(as_json: bool, **options: Any) -> None:
+    """List the runs that a suite means on this machine, in order, with time and cost. Nothing is started."""
+    asked = read_suite(**options)
+    if not as_json:
+        click.echo("\n".join(lines(asked)))
+        return
+    plan = asked.narrowed
+    document = {
+        "suite": plan.suite.model_dump(mode="json"),
+        "machine": asked.machine.model_dump(mode="json"),
+        "scaling": asked.plan.scaling,
+        "runs": [
+            {"run_id": run.run_id, "config_id": run.config_id, **run.model_dump(mode="json")} for run in plan.runs
+        ],
+        "skipped": plan.skipped,
+        "notes": plan.notes,
+        "estimate": estimate(asked),
+    }
+    click.echo(json.dumps(document, indent=1, allow_nan=False))

@@ -1,0 +1,203 @@
+"""The files of a run -> its record. Whatever became of the run, there is one."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.carbon import carbon
+from bench.cost import cost
+from bench.files import read_json, write_text
+from bench.meters.trace import Trace
+from bench.metrics import metrics, split_energy
+from bench.redact import redact
+from bench.schema import EnergyReading, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+
+_WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
+_STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
+_TAIL_LINES = 40
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all runs of an execution have in common."""
+
+    suite: str
+    execution: str
+    site: Site
+    environment: Environment
+    gpus: list[str]
+
+    def devices(self, spec: RunSpec) -> list[str]:
+        """Devices of the ranks of a run, by rank."""
+        if spec.device_type == "cuda":
+            return self.gpus[: spec.world_size]
+        return ["cpu"] * spec.world_size
+
+
+def log_tail(folder: Path) -> str:
+    """Return the last lines of the log of the ranks, without credentials."""
+    try:
+        with (folder / "worker.log").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 16_384))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return redact("\n".join(text.splitlines()[-_TAIL_LINES:]))
+
+
+def oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for memory since boot; None where it does not say."""
+    try:
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_memory: bool) -> tuple[Status, Failure]:
+    """Find out how a run failed: the first cause, not the ranks that only lost their peer."""
+    tail = log_tail(folder)
+    if end["how"] == "timeout":
+        message = f"did not end within timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
+        return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail=tail)
+    if end["how"] == "node_died":
+        return Status.FAILED, Failure(type="NodeDied", message="the node process ended during the run", log_tail=tail)
+    errors = [error for path in sorted(folder.glob("error-*.json")) if (error := read_json(path)) is not None]
+    codes = {row["rank"]: row["exitcode"] for row in read_json(folder / "ranks.json") or []}
+    signals = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
+    if signals and not any(error["kind"] != "peer" for error in errors):
+        rank, number = next(iter(signals.items()))
+        name = signal.Signals(number).name
+        why = " (the kernel ran out of memory)" if killed_for_memory else ""
+        status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
+        return status, Failure(type=name, message=f"rank {rank} was ended by {name}{why}", log_tail=tail)
+    if errors:
+        first = min(errors, key=lambda error: (_WORST_FIRST.index(error["kind"]), error["rank"]))
+        status = _STATUS.get(first["kind"], Status.FAILED)
+        message = redact(f"rank {first['rank']}: {first['message']}")
+        return status, Failure(type=first["type"], message=message, log_tail=tail)
+    if codes:
+        rank, code = next(iter(codes.items()))
+        return Status.FAILED, Failure(
+            type="ExitCode", message=f"rank {rank} ended with exit code {code}", log_tail=tail
+        )
+    message = f"the run ended with exit code {end.get('exitcode')} and left no result"
+    return Status.FAILED, Failure(type="NoResult", message=message, log_tail=tail)
+
+
+def _trace(folder: Path) -> Trace | None:
+    """Return the meters' rows, kept as parquet from here on; None where nothing was read."""
+    raw, kept = folder / "meters-0.jsonl", folder / "meters-0.parquet"
+    if raw.exists():
+        Trace.read(raw).write_parquet(kept)
+        raw.unlink()
+    return Trace.read(kept) if kept.exists() else None
+
+
+def _energy(trace: Trace | None, start_ns: int, end_ns: int, spec: RunSpec, devices: list[str]) -> list[EnergyReading]:
+    """Energy by component over a window: of the GPUs that the run used, and of the node's processors and memory."""
+    if trace is None or end_ns <= start_ns:
+        return []
+    readings = trace.energy(start_ns, end_ns)
+    return [r for r in readings if r.source in spec.meters and (r.source != "nvml" or r.device in devices)]
+
+
+def _flags(measured: Measurement, spec: RunSpec, site: Site, end: dict[str, Any]) -> list[str]:
+    """Name what a reader should know before trusting the numbers."""
+    hardware, model = split_energy(measured.energy)
+    flags = {flag for reading in hardware or model for flag in reading.flags}
+    if not hardware and spec.meters:
+        flags.add("energy_estimated" if model else "energy_absent")
+    if measured.loss_last >= measured.loss_first:
+        flags.add("loss_not_decreasing")
+    if site.region is not None and site.pue is None:
+        flags.add("pue_unknown")
+    if end.get("sidecar_error"):
+        flags.add("meter_failed")
+    return sorted(flags)
+
+
+def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
+    """Record a run that is not done, and why."""
+    return RunRecord(
+        run_id=spec.run_id,
+        config_id=spec.config_id,
+        suite=context.suite,
+        execution=context.execution,
+        spec=spec,
+        status=Status.SKIPPED,
+        error=Failure(type="Skipped", message=reason),
+        started_at=datetime.now(UTC),
+        duration_seconds=0,
+        environment=context.environment,
+    )
+
+
+def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
+    """Read what a run left behind and write `record.json`."""
+    end = read_json(folder / "exit.json") or {"how": "node_died", "exitcode": None}
+    start_ns, end_ns = end.get("start_ns", 0), end.get("end_ns", 0)
+    devices = context.devices(spec)
+    trace = _trace(folder)
+    measured = error = None
+    status = Status.OK
+    result = folder / "result.json"
+    if end["how"] == "ended" and end["exitcode"] == 0 and result.exists():
+        try:
+            measured = Measurement.model_validate_json(result.read_text())
+        except ValidationError as problem:
+            message = f"result.json is not valid: {problem.errors()[0]['msg']}"
+            status, error = Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder))
+    else:
+        status, error = _failure(folder, spec, end, killed_for_memory=killed_for_memory)
+    whole = _energy(trace, start_ns, end_ns, spec, devices)
+    flags: list[str] = []
+    if measured is not None:
+        steady = next(phase for phase in measured.phases if phase.name == "steady")
+        window = _energy(trace, steady.start_ns, steady.end_ns, spec, devices)
+        measured = measured.model_copy(update={"energy": window})
+        flags = _flags(measured, spec, context.site, end)
+    seconds = (end_ns - start_ns) / 1e9
+    record = RunRecord(
+        run_id=spec.run_id,
+        config_id=spec.config_id,
+        suite=context.suite,
+        execution=context.execution,
+        spec=spec,
+        status=status,
+        error=error,
+        started_at=datetime.fromisoformat(end["started_at"]) if "started_at" in end else datetime.now(UTC),
+        duration_seconds=seconds,
+        devices=devices,
+        energy=whole,
+        measurement=measured,
+        carbon=carbon(whole, context.site, len(devices) if spec.device_type == "cuda" else 0),
+        cost=cost(context.site, spec.world_size, seconds, whole),
+        flags=flags,
+        environment=context.environment,
+    )
+    return save(_checked(record), folder)
+
+
+def _checked(record: RunRecord) -> RunRecord:
+    """Turn a record whose numbers are impossible into an invalid one."""
+    try:
+        metrics(record)
+    except ValueError as error:
+        why = Failure(type="ImpossibleFigure", message=str(error))
+        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "error": why})
+    return record
+
+
+def save(record: RunRecord, folder: Path) -> RunRecord:
+    """Write `record.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
+    return record

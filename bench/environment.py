@@ -1,0 +1,202 @@
+"""Facts of the machine and its software, from an allow-list; what `bench doctor` says."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.meters.nvml import list_gpus
+from bench.meters.rapl import RaplMeter
+from bench.redact import redact
+from bench.schema import Environment, Gpu, Machine
+
+PACKAGES = ("wattbench", "torch", "transformers", "numpy", "nvidia-ml-py", "codecarbon", "mlflow")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND")
+VARIABLE_PREFIXES = ("NCCL_", "PYTORCH_", "TORCH_", "GLOO_")
+
+
+class EnvironmentProblem(Exception):
+    """The machine cannot do what is asked; the message says why and what to do about it."""
+
+
+def processors() -> int:
+    """Processors that this process may use: its affinity, cut by a quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+def cpu_model() -> str:
+    """Name of the processor as the kernel states it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine() or "unknown"
+
+
+def find_machine(named_gpus: str | None = None) -> tuple[Machine, str | None]:
+    """Look at the processors and, through NVML, at the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+
+    `named_gpus` (indices or UUIDs, comma-separated) leaves the named ones only, and takes them even where others use
+    them. Returns the machine and why there are no GPUs, if so. Raises EnvironmentProblem for a name that is not there.
+    """
+    gpus, driver, reason = list_gpus()
+    if named_gpus is not None:
+        gpus = [_named(name.strip(), gpus) for name in named_gpus.split(",") if name.strip()]
+    machine = Machine(
+        cpu_model=cpu_model(),
+        cpu_count=processors(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+        driver_version=driver,
+    )
+    return machine, reason
+
+
+def _named(name: str, gpus: list[Gpu]) -> Gpu:
+    for gpu in gpus:
+        if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name)):
+            return gpu.model_copy(update={"used_by": []})
+    there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+    raise EnvironmentProblem(f"--gpus names {name!r}, which is not visible here; visible: {there}")
+
+
+def torch_build() -> tuple[str | None, str | None]:
+    """Version of the installed torch and of the CUDA it was built for, read from its files: torch is not imported."""
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None, None
+    found: dict[str, Any] = {}
+    for node in ast.parse((Path(spec.origin).parent / "version.py").read_text()).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+            found[target.id] = value.value
+    return found.get("__version__"), found.get("cuda")
+
+
+def commit() -> str | None:
+    """Commit of the checkout that wattbench runs from, with a hash of changes to it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        changes = git("diff", "HEAD")
+        changed = f"+changed.{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else ""
+        return git("rev-parse", "--short=12", "HEAD") + changed
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe(machine: Machine) -> Environment:
+    """Record what results depend on, and the few variables that change them; credentials are taken out."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    version, cuda = torch_build()
+    if version is not None:
+        versions["torch"] = version
+    kept = {k: redact(v) for k, v in os.environ.items() if k in VARIABLES or k.startswith(VARIABLE_PREFIXES)}
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return Environment(
+        host=socket.gethostname(),
+        boot_id=boot.read_text().strip() if boot.exists() else None,
+        os=platform.platform(terse=True),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        packages=versions,
+        wattbench_commit=commit(),
+        machine=machine,
+        torch_cuda=cuda,
+        variables=dict(sorted(kept.items())),
+        argv=redact(" ".join(sys.argv)).split(" "),
+        load_average=round(os.getloadavg()[0], 2),
+    )
+
+
+def check_torch_can_use_gpus(machine: Machine) -> None:
+    """Refuse a silent run on the CPU: raise EnvironmentProblem where NVML sees GPUs that the installed torch cannot use."""
+    version, cuda = torch_build()
+    if version is None:
+        raise EnvironmentProblem("torch is not installed; runs need it: pip install -e . -c constraints.txt")
+    if machine.gpus and cuda is None:
+        raise EnvironmentProblem(
+            f"{len(machine.gpus)} NVIDIA GPU(s) are here, but the installed torch {version} is built without CUDA.\n"
+            "Install a CUDA build of torch, or measure the CPU on purpose: --set device_type=cpu"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `bench doctor`: what, how it stands here (ok, absent, problem), from where or why, and a remedy."""
+
+    subject: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def findings() -> list[Finding]:
+    """Say what can be measured here, from which source, and what to do about what cannot."""
+    machine, no_gpu = find_machine()
+    out = [Finding("processors", "ok", f"{machine.cpu_count} usable, {machine.cpu_model}")]
+    if no_gpu or not machine.gpus:
+        detail = no_gpu or "no GPU is visible (CUDA_VISIBLE_DEVICES hides all, or none is installed)"
+        out.append(Finding("GPUs", "absent", detail, "runs use CPU processes"))
+    for gpu in machine.gpus:
+        used = f"used by {', '.join(gpu.used_by)}: left out unless named with --gpus {gpu.index}" if gpu.used_by else ""
+        state = "problem" if gpu.used_by else "ok"
+        mig = "; MIG is on: energy is that of the whole board" if gpu.mig else ""
+        out.append(Finding(f"GPU {gpu.index}", state, f"{gpu.name}, {gpu.uuid}, energy from NVML{mig}", used))
+    version, cuda = torch_build()
+    try:
+        check_torch_can_use_gpus(machine)
+        out.append(Finding("torch", "ok", f"{version}, {f'CUDA {cuda}' if cuda else 'built for CPU'}"))
+    except EnvironmentProblem as error:
+        what, _, remedy = str(error).partition("\n")
+        out.append(Finding("torch", "problem", what, remedy))
+    rapl = RaplMeter()
+    if rapl.reason:
+        out.append(
+            Finding("CPU and DRAM energy", "absent", rapl.reason, "CodeCarbon's model gives an estimate instead")
+        )
+    else:
+        zones = ", ".join(sorted({str(row.component) for row in rapl.read() if row.component}))
+        out.append(Finding("CPU and DRAM energy", "ok", f"RAPL: {zones}"))
+    rapl.close()
+    try:
+        shipped = metadata.version("codecarbon")
+        out.append(Finding("energy estimate", "ok", f"codecarbon {shipped}: a model, labelled as estimated"))
+        out.append(Finding("carbon", "ok", "needs a region: key `region` of the suite, --region, or WATTBENCH_REGION"))
+    except metadata.PackageNotFoundError:
+        out.append(Finding("energy estimate", "absent", "codecarbon is not installed", "pip install codecarbon"))
+        out.append(Finding("carbon", "absent", "codecarbon ships the intensities", "pip install codecarbon"))
+    for package in ("bench", "analytics", "app"):
+        origin = getattr(util.find_spec(package), "origin", None)
+        out.append(Finding(f"import {package}", "ok", str(Path(origin).parent) if origin else "not importable"))
+    return out

@@ -1,0 +1,28 @@
+"""Files that several processes share: written under a temporary name, then renamed, so that nobody reads half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all. NaN and infinity are refused."""
+    write_text(path, json.dumps(value, allow_nan=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """Return the value in a JSON file, or None where there is no whole file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None

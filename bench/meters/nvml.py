@@ -1,0 +1,255 @@
+"""NVIDIA GPUs through NVML: which are here, and their energy counter and instant power.
+
+The only importer of `pynvml` (distribution `nvidia-ml-py`). NVML is initialised in the process that reads, and no power
+is taken from `nvmlDeviceGetPowerUsage`: that is a 1 s average on most chips since Ampere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from bench.meters.trace import Row
+from bench.schema import Gpu
+
+ENERGY_FIELD = 83  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: millijoules since the driver was loaded, Volta and newer
+POWER_FIELD = 186  # NVML_FI_DEV_POWER_INSTANT: milliwatts
+GPU_SCOPE = 0  # NVML_POWER_SCOPE_GPU
+_VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+
+
+class NvmlUnavailableError(Exception):
+    """NVML cannot be used here; the message says why."""
+
+
+def _start_nvml() -> Any:
+    """Import and initialise NVML. Raises NvmlUnavailableError."""
+    try:
+        import pynvml
+    except ImportError:
+        raise NvmlUnavailableError("the package nvidia-ml-py is not installed") from None
+    if not hasattr(pynvml, "_nvmlGetFunctionPointer"):
+        raise NvmlUnavailableError("the module pynvml is not NVIDIA's: uninstall pynvml and install nvidia-ml-py")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        raise NvmlUnavailableError("NVML library not found: no NVIDIA driver on this machine") from None
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailableError(f"NVML did not start: {error}") from None
+    return pynvml
+
+
+def list_gpus(own_pids: Collection[int] = ()) -> tuple[list[Gpu], str | None, str | None]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves visible, the driver's version, and why there is none.
+
+    `used_by` names the compute processes of others: not this process, its children, `own_pids` and theirs. Indices are
+    NVML's, in PCI order; on a node of unlike GPUs they are CUDA's only with CUDA_DEVICE_ORDER=PCI_BUS_ID, so map ranks
+    by UUID. Inside a container NVML may list no processes, or ones of the host that have no name here.
+    """
+    try:
+        nvml = _start_nvml()
+    except NvmlUnavailableError as error:
+        return [], None, str(error)
+    try:
+        ours = _process_tree({os.getpid(), *own_pids})
+        gpus = [_describe(nvml, index, ours) for index in range(nvml.nvmlDeviceGetCount())]
+        driver = str(nvml.nvmlSystemGetDriverVersion())
+        visible = _visible(nvml, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except nvml.NVMLError as error:
+        return [], None, f"NVML does not answer: {error}"
+    finally:
+        nvml.nvmlShutdown()
+    if not gpus:
+        return [], driver, "the NVIDIA driver lists no GPU"
+    return visible, driver, None if visible else "CUDA_VISIBLE_DEVICES leaves no GPU visible"
+
+
+def _describe(nvml: Any, index: int, ours: set[int]) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    return Gpu(
+        index=index,
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        name=nvml.nvmlDeviceGetName(handle),
+        memory_bytes=_ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        used_by=[
+            _process_name(process.pid)
+            for process in _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+            if process.pid not in ours
+        ],
+        mig=_mig(nvml, handle),
+    )
+
+
+def _ask(nvml: Any, question: Any) -> Any:
+    """Return the answer, or None where this GPU does not support the question."""
+    try:
+        return question()
+    except nvml.NVMLError:
+        return None
+
+
+def _mig(nvml: Any, handle: Any) -> bool:
+    return bool((_ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)) or [0])[0])
+
+
+def _process_tree(pids: set[int]) -> set[int]:
+    tree = set(pids)
+    for pid in pids:
+        try:
+            tree |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+        except psutil.Error:
+            continue
+    return tree
+
+
+def _process_name(pid: int) -> str:
+    try:
+        return f"{psutil.Process(pid).name()} (pid {pid})"
+    except psutil.Error:
+        return f"pid {pid}"
+
+
+def _visible(nvml: Any, gpus: list[Gpu], variable: str | None) -> list[Gpu]:
+    """Return what CUDA shows for this CUDA_VISIBLE_DEVICES: up to the first invalid entry, nothing if one repeats."""
+    if variable is None:
+        return gpus
+    chosen: list[Gpu] = []
+    seen: set[str] = set()
+    for entry in (part.strip() for part in variable.split(",")):
+        if entry.isdecimal():
+            matches = [gpu for gpu in gpus if gpu.index == int(entry)]
+        elif entry.startswith("GPU-"):
+            matches = [gpu for gpu in gpus if gpu.uuid.startswith(entry)]
+        elif entry.startswith("MIG-"):
+            matches = [gpu for gpu in gpus if gpu.uuid == _ask(nvml, lambda mig=entry: _parent_uuid(nvml, mig))]
+        else:
+            matches = []
+        if len(matches) != 1:
+            break
+        if entry in seen or (matches[0] in chosen and not entry.startswith("MIG-")):
+            return []
+        seen.add(entry)
+        if matches[0] not in chosen:  # two slices of one GPU are one device to read
+            chosen.append(matches[0])
+    return chosen
+
+
+def _parent_uuid(nvml: Any, mig_uuid: str) -> str:
+    slice_handle = nvml.nvmlDeviceGetHandleByUUID(mig_uuid)
+    return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_handle)))
+
+
+@dataclass
+class _Device:
+    uuid: str
+    handle: Any
+    mode: str | None
+    by_call: bool = False
+    """The counter is read by its own function, because the field is not supported."""
+    energy: bool = True
+    power: bool = True
+
+
+class NvmlMeter:
+    """Energy counter (mJ, given as µJ) and instant power of some GPUs; of a MIG GPU those of the whole board.
+
+    `reason` says why nothing can be read, `errors` counts failed reads. A failed read is an event row, never a 0.
+    """
+
+    def __init__(self, uuids: Sequence[str]) -> None:
+        self.reason: str | None = None
+        self.errors = 0
+        self._devices: list[_Device] = []
+        try:
+            self._nvml = _start_nvml()
+        except NvmlUnavailableError as error:
+            self.reason = str(error)
+            return
+        for uuid in dict.fromkeys(uuids):  # a GPU that is named twice is one GPU
+            try:
+                handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+            except self._nvml.NVMLError as error:
+                self.reason = f"{uuid}: {error}"
+                continue
+            device = _Device(uuid, handle, "mig" if _mig(self._nvml, handle) else None)
+            self._probe(device)
+            if device.energy or device.power:
+                self._devices.append(device)
+            else:
+                self.reason = f"{uuid} reports neither energy nor power"
+        if self._devices:
+            self.reason = None
+        elif not uuids:
+            self.reason = "no GPU to read"
+
+    def read(self) -> list[Row]:
+        """Return a row for each GPU, stamped with the middle of the call."""
+        rows = []
+        for device in self._devices:
+            before = time.monotonic_ns()
+            energy, power, trouble = self._values(device)
+            t_ns, wall_ns = (before + time.monotonic_ns()) // 2, time.time_ns()
+            common: dict[str, Any] = {"t_ns": t_ns, "wall_ns": wall_ns, "source": "nvml", "component": "gpu"}
+            common["device"] = device.uuid
+            if energy is not None or power is not None:
+                energy_uj = None if energy is None else energy * 1000
+                rows.append(Row(energy_uj=energy_uj, power_mw=power, mode=device.mode, **common))
+            if trouble:
+                self.errors += 1
+                rows.append(Row(event="error", message=trouble, **common))
+        return rows
+
+    def close(self) -> None:
+        """Leave NVML."""
+        if self._devices:
+            self._devices = []
+            self._nvml.nvmlShutdown()
+
+    def _probe(self, device: _Device) -> None:
+        """Find out once what the device supports, so that a missing counter is not an error ten times a second."""
+        unsupported = self._nvml.NVML_ERROR_NOT_SUPPORTED
+        try:
+            codes = [value.nvmlReturn for value in self._fields(device)]
+        except self._nvml.NVMLError:
+            codes = [unsupported, unsupported]
+        device.power = codes[1] != unsupported
+        device.by_call = codes[0] == unsupported
+        if device.by_call:
+            device.energy = _ask(self._nvml, lambda: self._energy_call(device)) is not None
+
+    def _fields(self, device: _Device) -> Any:
+        return self._nvml.nvmlDeviceGetFieldValues(device.handle, [ENERGY_FIELD, (POWER_FIELD, GPU_SCOPE)])
+
+    def _energy_call(self, device: _Device) -> int:
+        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
+
+    def _values(self, device: _Device) -> tuple[int | None, int | None, str]:
+        """Return energy in mJ, power in mW, and what went wrong; a field that failed has no value to look at."""
+        energy: int | None = None
+        power: int | None = None
+        trouble: list[str] = []
+        try:
+            if device.power or not device.by_call:
+                energy_field, power_field = self._fields(device)
+                if device.power:
+                    power, problem = self._decode(power_field)
+                    trouble += [f"power: {problem}"] if problem else []
+                    power = power or None  # a GPU that reports 0 W was asked too fast
+                if not device.by_call:
+                    energy, problem = self._decode(energy_field)
+                    trouble += [f"energy: {problem}"] if problem else []
+            if device.by_call and device.energy:
+                energy = self._energy_call(device)
+        except self._nvml.NVMLError as error:
+            trouble.append(str(error))
+        return energy, power, "; ".join(trouble)
+
+    def _decode(self, value: Any) -> tuple[int | None, str]:
+        if value.nvmlReturn != self._nvml.NVML_SUCCESS:
+            return None, str(self._nvml.NVMLError(value.nvmlReturn))
+        return int(getattr(value.value, _VALUES[value.valueType])), ""

@@ -1,0 +1,212 @@
+"""The meter sidecar: reads all meters of a node and appends their rows to a file, in a process of its own.
+
+`python -P -m bench.meters.sampler --meters nvml,rapl,codecarbon` says `ready {...}` and then obeys one command a line:
+`open PATH` (absolute; from now on rows go there) and `close`. Each is answered by `ok` or `error ...` after a reading
+of all meters has been written, so that a run lies between two readings. The end of the input, or of the parent, ends
+it. It uses no network, and an error of a meter or of the disk never ends it. `bench.meters.sidecar` is the other end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bench.meters.estimate import CodecarbonMeter
+from bench.meters.nvml import NvmlMeter, list_gpus
+from bench.meters.rapl import RaplMeter
+from bench.meters.replay import ReplayMeter
+from bench.meters.trace import Row
+
+SLOW_SECONDS = 1.0
+"""Period of RAPL, whose counter wraps after minutes, and of CodeCarbon, which averages the load itself."""
+NICENESS = 5
+
+
+class Meter(Protocol):
+    """What the sampler reads. `reason` says why it reads nothing."""
+
+    reason: str | None
+
+    def read(self) -> list[Row]:
+        """Return what is to be read now; failed reads as event rows."""
+
+    def close(self) -> None:
+        """Let go of the hardware."""
+
+
+class Sampler:
+    """Reads meters by a schedule and writes their rows: NVML every `interval` seconds, the others every second."""
+
+    def __init__(self, meters: dict[str, Meter], interval: float) -> None:
+        self._meters = meters
+        self._interval = interval
+        self._due = dict.fromkeys(meters, 0.0)
+        self._file: int | None = None
+        self._problem = ""
+        self._torn = False
+
+    @property
+    def state(self) -> dict[str, object]:
+        """Which meters are live, which are still starting, and why the others are absent."""
+        starting = [name for name, meter in self._meters.items() if getattr(meter, "starting", False)]
+        absent = {name: meter.reason for name, meter in self._meters.items() if meter.reason and name not in starting}
+        live = [name for name in self._meters if name not in starting and name not in absent]
+        return {"live": live, "starting": starting, "absent": absent}
+
+    def serve(self, commands: int, reply: Callable[[str], None]) -> None:
+        """Sample and obey commands until the input ends or the parent is gone.
+
+        Processes that the parent forked may hold the other end of the input, so its end alone is no sign of life.
+        """
+        parent = os.getppid()
+        pending = b""
+        while os.getppid() == parent:
+            next_tick = min(self._due.values(), default=math.inf) if self._file is not None else math.inf
+            wait = min(max(0.0, next_tick - time.monotonic()), SLOW_SECONDS)
+            if select.select([commands], [], [], wait)[0]:
+                data = os.read(commands, 65536)
+                if not data:
+                    return
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    reply(self.obey(os.fsdecode(line)))
+            else:
+                self.tick(time.monotonic())
+
+    def obey(self, line: str) -> str:
+        """Do what a command says and return the answer. A file's last reading is also the first of the next one."""
+        command, _, path = line.partition(" ")
+        if command not in ("open", "close") or (command == "open" and not Path(path).is_absolute()):
+            return f"error: unknown command {line!r}, give open with an absolute path, or close"
+        rows = self._read(list(self._meters))
+        self._write([*rows, self._event("stop")])
+        problem = self._problem
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._problem, self._torn = None, "", False
+        if command == "open":
+            try:
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                return f"error: {error}"
+            self._torn = os.fstat(self._file).st_size > 0  # whoever wrote it before may have died in a line
+            self._write([self._event("start"), *rows])
+            problem = self._problem
+            now = time.monotonic()
+            self._due = {name: now + self._period(name) for name in self._meters}
+        return f"error: {problem}" if problem else "ok"
+
+    def tick(self, now: float) -> None:
+        """Read the meters that are due. A tick that was missed is left out; the others stay where they were."""
+        if self._file is None:
+            return
+        due = [name for name, at in self._due.items() if at <= now]
+        for name in due:
+            period = self._period(name)
+            self._due[name] += period * (math.floor((now - self._due[name]) / period) + 1)
+        self._write(self._read(due))
+
+    def _period(self, name: str) -> float:
+        if self._meters[name].reason is not None:
+            return math.inf
+        return SLOW_SECONDS if name in ("rapl", "codecarbon") else self._interval
+
+    def _read(self, names: Sequence[str]) -> list[Row]:
+        rows: list[Row] = []
+        for name in names:
+            try:
+                rows += self._meters[name].read()
+            except Exception as error:  # noqa: BLE001  one meter's mistake must not cost the others' data
+                rows.append(self._event("error", f"{name}: {error!r}"))
+        return rows
+
+    def _event(self, event: str, message: str | None = None) -> Row:
+        message = message or json.dumps(self.state)
+        return Row(t_ns=time.monotonic_ns(), wall_ns=time.time_ns(), event=event, message=message)
+
+    def _write(self, rows: list[Row]) -> None:
+        """Append rows by one write: a crash leaves whole lines. What the disk refuses is lost, and said once."""
+        if self._file is None or not rows:
+            return
+        data = "".join(["\n" if self._torn else "", *(f"{row.to_json()}\n" for row in rows)]).encode()
+        problem = ""
+        try:
+            written = os.write(self._file, data)
+            self._torn = written < len(data)
+            problem = "the disk is full" if self._torn else ""
+        except OSError as error:
+            problem = str(error)
+        if problem and problem != self._problem:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"meter sidecar: rows are lost: {problem}\n")
+        self._problem = problem
+
+
+def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, Meter]:
+    """Return the named meters (`replay:PATH` replays a trace) for the GPUs with these UUIDs, or all visible ones."""
+    visible, _, reason = list_gpus() if {"nvml", "codecarbon"} & set(names) else ([], None, None)
+    uuids = [gpu.uuid for gpu in visible] if gpus is None else gpus
+    meters: dict[str, Meter] = {}
+    for name in dict.fromkeys(names):
+        kind, _, path = name.partition(":")
+        if kind == "nvml":
+            meters[name] = meter = NvmlMeter(uuids)
+            meter.reason = (reason or meter.reason) if meter.reason else None
+        elif kind == "rapl":
+            meters[name] = RaplMeter()
+        elif kind == "codecarbon":
+            meters[name] = CodecarbonMeter([gpu.index for gpu in visible if gpu.uuid in uuids])
+        elif kind == "replay":
+            meters[name] = ReplayMeter(Path(path))
+        else:
+            raise ValueError(f"unknown meter {name!r}, use nvml, rapl, codecarbon or replay:PATH")
+    return meters
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sidecar on standard input and output."""
+    parser = argparse.ArgumentParser(prog="python -P -m bench.meters.sampler", description=__doc__)
+    parser.add_argument("--interval", type=float, default=0.1, help="seconds between two readings of a GPU")
+    parser.add_argument("--meters", default="nvml,rapl,codecarbon")
+    parser.add_argument("--gpus", help="UUIDs, separated by commas; all visible ones if not given")
+    options = parser.parse_args(arguments)
+    # Ctrl-C and a closed terminal reach the whole group: the parent decides, and closes the input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    # Libraries and their child processes must neither take commands nor print among the answers.
+    commands, replies = os.dup(0), os.dup(1)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    gpus = None if options.gpus is None else [uuid for uuid in options.gpus.split(",") if uuid]
+    try:
+        meters = make_meters(options.meters.split(","), gpus)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    sampler = Sampler(meters, options.interval)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(replies, f"ready {json.dumps(sampler.state)}\n".encode())
+        sampler.serve(commands, lambda answer: _answer(replies, answer))
+    for meter in meters.values():
+        meter.close()
+    return 0
+
+
+def _answer(replies: int, answer: str) -> None:
+    os.write(replies, f"{answer}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What runs on every node: one process a suite, `python -P -m bench.node`, that starts runs warm.
+
+It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
+process group of its own and starts the ranks through torch's elastic launcher, again by fork. This process itself never
+touches a device and starts no thread, so what is forked from it is clean. `cold` runs go through plain torchrun instead.
+
+Talk is one JSON object a line: on stdin `{"run": folder}` or `{"cancel": true}`, on stdout `{"ready": ...}` once and
+`{"done": folder}` for each run, whose end is described in `exit.json`. End of stdin means that the runner is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.files import write_json
+from bench.meters.sidecar import Sidecar
+from bench.process import die_with_parent
+from bench.schema import RunSpec
+
+_FORK = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Node:
+    """The state of this process: where it answers, the sidecar, and the GPUs it may use."""
+
+    answers: Any
+    sidecar: Sidecar | None
+    gpus: list[str]
+    unread: bytes = b""
+
+    def say(self, **message: Any) -> None:
+        """Answer the runner with one line; a runner that is gone is noticed at the end of stdin."""
+        try:
+            self.answers.write(json.dumps(message) + "\n")
+            self.answers.flush()
+        except BrokenPipeError:
+            return
+
+    def next_line(self) -> dict[str, Any] | None:
+        """Return the next message, blocking; None at the end of stdin."""
+        while b"\n" not in self.unread:
+            chunk = os.read(0, 65536)
+            if not chunk:
+                return None
+            self.unread += chunk
+        line, _, self.unread = self.unread.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+def cuda_facts() -> dict[str, Any]:
+    """Ask CUDA in a forked process what it sees: the count of devices and, if none, torch's own reason."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+    child = _FORK.Process(target=_probe_cuda, args=(sender,))
+    child.start()
+    sender.close()
+    facts: dict[str, Any] = {"count": 0, "error": "the CUDA driver did not answer within 60 s"}
+    if receiver.poll(60):
+        try:
+            facts = receiver.recv()
+        except EOFError:
+            facts["error"] = "the process that asked the CUDA driver ended without an answer"
+    child.kill()
+    child.join()
+    return facts
+
+
+def _probe_cuda(sender: Connection) -> None:
+    import torch
+
+    try:
+        torch.cuda.init()
+        sender.send({"count": torch.cuda.device_count(), "error": None})
+    except (RuntimeError, AssertionError) as error:
+        sender.send({"count": 0, "error": str(error).strip().splitlines()[0]})
+
+
+def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
+    """Lead one run: a session of its own, its log, its environment; then ranks by fork, or plain torchrun if cold."""
+    os.setsid()
+    die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    log = os.open(folder / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    os.environ |= {
+        "OMP_NUM_THREADS": str(spec.threads_per_device),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
+        "WATTBENCH_FORKED_NS": str(time.monotonic_ns()),
+        "PYTHONSAFEPATH": "1",
+    }
+    # One node: ranks meet on the loopback interface, whatever other interfaces there are.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if spec.cold:
+        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        os.execv(  # noqa: S606
+            sys.executable, [*torchrun, f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
+        )
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from bench.worker import main as worker_main
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.devices_per_node,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.05,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, worker_main)(str(folder))
+    except ChildFailedError as error:
+        failures = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(error.failures.items())]
+        write_json(folder / "ranks.json", failures)
+        sys.exit(1)
+
+
+def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
+    # A forked child holds copies of this process's pipes; it lets go of them, so that their ends are still noticed.
+    if node.sidecar is not None:
+        node.sidecar.forget()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    node.answers.close()
+    agent(spec, folder, node.gpus)
+
+
+def execute(node: Node, folder: Path) -> bool:
+    """Do one run to its end, its time limit, or a cancel; write `exit.json`. Return False when the runner is gone."""
+    spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+    if node.sidecar is not None and spec.meters:
+        node.sidecar.open(folder / "meters-0.jsonl")
+    started, start = datetime.now(UTC), time.monotonic_ns()
+    process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
+    process.start()
+    how = _wait(node, process, spec.timeout_seconds)
+    if how == "timeout":
+        _signal_group(process, signal.SIGUSR1)  # ranks print where they are
+        time.sleep(0.5)
+    _signal_group(process, signal.SIGKILL)  # nothing of the run is left, however it ended
+    process.join()
+    end = time.monotonic_ns()
+    if node.sidecar is not None and spec.meters:
+        node.sidecar.close()
+    facts = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}
+    sidecar_error = node.sidecar.error if node.sidecar is not None else None
+    write_json(folder / "exit.json", facts | {"started_at": started.isoformat(), "sidecar_error": sidecar_error})
+    return how != "gone"
+
+
+def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
+    """Block until the run ends by itself (`ended`), is late (`timeout`), is cancelled, or the runner is `gone`."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        ready = wait([0, process.sentinel], timeout=max(0.0, deadline - time.monotonic()))
+        if process.sentinel in ready:
+            return "ended"
+        if not ready:
+            return "timeout"
+        message = node.next_line()
+        if message is None:
+            return "gone"
+        if message.get("cancel"):
+            return "cancelled"
+
+
+def _signal_group(process: BaseProcess, number: int) -> None:
+    try:
+        os.killpg(process.pid or 0, number)
+    except (ProcessLookupError, PermissionError):
+        if number == signal.SIGKILL and process.is_alive():  # it had not come to lead a group yet
+            process.kill()
+
+
+def main() -> None:
+    """Serve runs until stdin ends."""
+    parser = argparse.ArgumentParser(prog="bench.node", description=__doc__)
+    parser.add_argument("--meters", default="", help="comma-separated: nvml, rapl, codecarbon")
+    parser.add_argument("--workloads", default="", help="comma-separated names whose modules are imported before runs")
+    parser.add_argument("--gpus", default="", help="comma-separated UUIDs of the GPUs that runs may use")
+    args = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gpus = [uuid for uuid in args.gpus.split(",") if uuid]
+    meters = [meter for meter in args.meters.split(",") if meter]
+    node = Node(answers, Sidecar(meters, gpus).start() if meters else None, gpus)
+    try:
+        import torch
+
+        import bench.worker  # noqa: F401
+
+        for name in filter(None, args.workloads.split(",")):
+            for module in registry.load("workload", name).modules:
+                import_module(module)
+        facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pid": os.getpid()}
+        node.say(ready=facts | ({"cuda": cuda_facts()} if gpus else {}))
+        while (message := node.next_line()) is not None:
+            if "run" in message:
+                go_on = execute(node, Path(message["run"]))
+                node.say(done=message["run"])
+                if not go_on:
+                    break
+    finally:
+        if node.sidecar is not None:
+            node.sidecar.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Names -> code, imported on demand: workloads, parallelism, precisions, optimizers.
+
+A name stands for `module:attribute`. Installed packages add workloads of their own by entry points of the group
+`wattbench.workloads`; a suite can only name what is listed here or installed, it cannot name code to import.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+_BUILT_IN: dict[str, dict[str, str]] = {
+    "workload": {"decoder_lm": "bench.workloads.decoder_lm:DecoderLM"},
+    "parallelism": {"ddp": "bench.strategies.parallelism:ddp"},
+    "precision": {name: f"bench.strategies.precision:{name}" for name in ("fp32", "tf32", "bf16", "fp16")},
+    "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in ("adamw", "sgd")},
+}
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """End of a message about an unknown name: the nearest name if one is near, and all that are allowed."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(given, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
+
+
+@cache
+def names(kind: str) -> dict[str, str]:
+    """All names of a kind with the place of their code; a copy is kept, so callers must not change it."""
+    found = dict(_BUILT_IN[kind])
+    if kind == "workload":
+        for point in entry_points(group="wattbench.workloads"):
+            found.setdefault(point.name, point.value)
+    return found
+
+
+def check(kind: str, name: str) -> None:
+    """Raise ValueError with a suggestion if there is no such name."""
+    if name not in names(kind):
+        raise ValueError(f"unknown {kind} {name!r}: {did_you_mean(name, names(kind))}")
+
+
+def load(kind: str, name: str) -> Any:
+    """Import and return what a name stands for. Raises ValueError for an unknown name."""
+    check(kind, name)
+    module, _, attribute = names(kind)[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,298 @@
+"""Execute a suite: find or open its execution, launch what is missing, collect, record, index.
+
+One failed run stops nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from bench.collect import Context, collect, oom_kills, save, skipped
+from bench.environment import EnvironmentProblem, check_torch_can_use_gpus, describe
+from bench.files import read_json, write_json, write_text
+from bench.launch.local import LocalLauncher, write_missing_exit
+from bench.schema import Environment, Machine, RunRecord, RunSpec, Status
+from bench.suite import Plan
+from bench.tracking import Tracker
+
+RUN_OVERHEAD_SECONDS = 2.0
+"""Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/fixed_cost.py."""
+START_SECONDS = 12.0
+"""Start of an execution: importing torch, transformers and mlflow on two cores."""
+
+
+class Busy(Exception):
+    """Another process runs this execution."""
+
+
+class Progress:
+    """What a listener may show while a suite runs; this one shows nothing."""
+
+    def begin(self, execution: Execution, to_do: int, done: int) -> None:
+        """An execution was opened."""
+
+    def note(self, text: str) -> None:
+        """Something that the reader should know."""
+
+    def start(self, spec: RunSpec, remaining_seconds: float | None) -> None:
+        """A run begins."""
+
+    def tick(self) -> None:
+        """About a second has passed."""
+
+    def done(self, record: RunRecord) -> None:
+        """A run has ended and is recorded."""
+
+
+@dataclass
+class Execution:
+    """One execution of a suite on one machine state: a folder, its records, and what is still missing."""
+
+    folder: Path
+    plan: Plan
+    resumed: bool
+    records: dict[str, RunRecord] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its start time and the fingerprint of its environment."""
+        return self.folder.name
+
+    def missing(self, *, retry: bool = False) -> list[RunSpec]:
+        """Runs without a record, in order; with `retry` also those that failed."""
+        return [
+            spec
+            for spec in self.plan.to_do
+            if (record := self.records.get(spec.run_id)) is None or (retry and record.status is not Status.OK)
+        ]
+
+
+def plan_digest(plan: Plan) -> str:
+    """Hash of the runs that a suite means: an execution continues only for the same ones."""
+    return hashlib.sha256(json.dumps(sorted(run.run_id for run in plan.runs)).encode()).hexdigest()[:16]
+
+
+def open_execution(runs: Path, plan: Plan, environment: Environment, *, new: bool = False) -> Execution:
+    """Find the newest unfinished execution of the same runs in the same environment, or open another."""
+    suite_folder = runs / plan.suite.name
+    digest = plan_digest(plan)
+    for folder in [] if new else sorted(suite_folder.glob("*"), reverse=True):
+        facts = read_json(folder / "execution.json")
+        if not facts or facts["fingerprint"] != environment.fingerprint or facts["plan_digest"] != digest:
+            continue
+        execution = Execution(folder, plan, resumed=True, records=load_records(folder))
+        if execution.missing():
+            return execution
+        break  # the newest of the same runs is complete
+    now = datetime.now(UTC)
+    folder = suite_folder / f"{now:%Y%m%dT%H%M%SZ}-{environment.fingerprint}"
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}x")
+    folder.mkdir(parents=True)
+    facts = {
+        "suite": plan.suite.model_dump(mode="json"),
+        "fingerprint": environment.fingerprint,
+        "plan_digest": digest,
+        "started_at": now.isoformat(),
+        "runs": [run.run_id for run in plan.runs],
+        "environment": environment.model_dump(mode="json"),
+    }
+    write_json(folder / "execution.json", facts)
+    return Execution(folder, plan, resumed=False)
+
+
+def load_records(folder: Path) -> dict[str, RunRecord]:
+    """Return the records of an execution by run id."""
+    paths = sorted(folder.glob("*/record.json"))
+    records = [RunRecord.model_validate_json(path.read_text()) for path in paths]
+    return {record.run_id: record for record in records}
+
+
+def estimate_seconds(spec: RunSpec, records: Iterable[RunRecord] = ()) -> float | None:
+    """Estimate how long a run takes: as its configuration took before, else from what the spec asks for; None if unknown."""
+    same = [record for record in records if record.config_id == spec.config_id]
+    known = [record.duration_seconds for record in same if record.status is Status.OK]
+    if known:
+        return max(known)
+    if spec.measure_seconds is None:
+        return None
+    start = RUN_OVERHEAD_SECONDS + (START_SECONDS if spec.cold else 0)
+    return start + spec.warmup_seconds + 1.2 * spec.measure_seconds
+
+
+def remaining_seconds(specs: list[RunSpec], records: list[RunRecord]) -> float | None:
+    """Sum of the estimates; None as soon as one is unknown."""
+    total = 0.0
+    for spec in specs:
+        seconds = estimate_seconds(spec, records)
+        if seconds is None:
+            return None
+        total += seconds
+    return total
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold an execution for this process; the kernel lets go of it however the process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"another process runs this execution: {folder}") from error
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a suite as Ctrl-C does, with everything in order."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class Runner:
+    """The parts of an execution that live while it runs."""
+
+    context: Context
+    execution: Execution
+    launcher: LocalLauncher
+    tracker: Tracker
+    progress: Progress
+
+    @classmethod
+    def make(
+        cls, execution: Execution, machine: Machine, environment: Environment, store: str | None, progress: Progress
+    ) -> Self:
+        """Put the parts together; nothing is started."""
+        plan = execution.plan
+        gpus = [gpu.uuid for gpu in machine.free_gpus]
+        uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
+        launcher = LocalLauncher(
+            execution.folder,
+            meters=sorted({meter for run in plan.to_do for meter in run.meters}),
+            workloads=sorted({run.workload for run in plan.to_do}),
+            gpus=gpus if uses_gpus else [],
+            threads=max((run.threads_per_device for run in plan.to_do), default=1),
+        )
+        context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
+        return cls(context, execution, launcher, Tracker(store, plan.suite.name, execution.name), progress)
+
+    def start(self) -> None:
+        """Start the node and check that torch can use the GPUs that are asked of it."""
+        needed = max((run.world_size for run in self.execution.plan.to_do if run.device_type == "cuda"), default=0)
+        facts = self.launcher.start(tick=self.progress.tick)
+        seen = facts.get("cuda", {"count": 0, "error": None})
+        if needed and seen["count"] < needed:
+            reason = seen["error"] or f"it sees {seen['count']} of {len(self.context.gpus)} GPUs"
+            raise EnvironmentProblem(
+                f"NVML sees {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"
+                f"Install a torch built for this driver ({self.context.environment.machine.driver_version}), "
+                "or measure the CPU on purpose: --set device_type=cpu"
+            )
+
+    def one(self, spec: RunSpec) -> RunRecord:
+        """Do one run in a folder of its own, from `spec.json` to `record.json`."""
+        folder = self.execution.folder / spec.run_id
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed try left
+        folder.mkdir()
+        write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+        kills = oom_kills()
+        try:
+            self.launcher.submit(folder)
+            # The node keeps the time limit; the extra minute is for a node that hangs itself.
+            if not self.launcher.wait(folder, spec.timeout_seconds + 60, self.progress.tick):
+                self.launcher.close()
+                write_missing_exit(folder)
+        except KeyboardInterrupt:
+            self.launcher.cancel(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # it will be done again
+            raise
+        after = oom_kills()
+        killed = kills is not None and after is not None and after > kills
+        return collect(self.context, spec, folder, killed_for_memory=killed)
+
+    def keep(self, record: RunRecord) -> None:
+        """Remember a record and index it."""
+        self.execution.records[record.run_id] = record
+        failed_before = self.tracker.error
+        self.tracker.log(record, self.execution.folder / record.run_id)
+        if self.tracker.error and not failed_before:
+            self.progress.note(f"{self.tracker.error}\nruns go on; bench sync logs them later")
+        self.progress.done(record)
+
+
+def run_suite(
+    plan: Plan,
+    machine: Machine,
+    *,
+    runs: Path,
+    store: str | None = None,
+    progress: Progress | None = None,
+    new: bool = False,
+    retry: bool = False,
+    selected: set[str] | None = None,
+    max_minutes: float | None = None,
+) -> Execution:
+    """Do the runs of a plan that are missing, in order, and return the execution with its records.
+
+    `selected` restricts this call to some run ids, `max_minutes` begins no run that would not end in time; what is left
+    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, KeyboardInterrupt
+    after Ctrl-C or SIGTERM with all processes ended and the execution ready to go on.
+    """
+    began = time.monotonic()
+    progress = progress or Progress()
+    if any(run.device_type == "cuda" for run in plan.to_do):
+        check_torch_can_use_gpus(machine)
+    environment = describe(machine)
+    execution = open_execution(runs.absolute(), plan, environment, new=new)
+    with _locked(execution.folder), _terminable():
+        chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
+        progress.begin(execution, len(chosen), len(execution.records))
+        runner = Runner.make(execution, machine, environment, store, progress)
+        try:
+            if chosen:
+                runner.start()
+            runner.tracker.open()
+            if runner.tracker.error:
+                progress.note(f"{runner.tracker.error}\nruns go on; bench sync logs them later")
+            _record_skipped(runner)
+            while chosen:
+                spec, known = chosen[0], list(execution.records.values())
+                expected = estimate_seconds(spec, known) or 0.0
+                if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
+                    progress.note(f"--max-minutes {max_minutes:g}: {len(chosen)} runs are left for the next call")
+                    break
+                progress.start(spec, remaining_seconds(chosen, known))
+                runner.keep(runner.one(spec))
+                chosen.pop(0)
+        finally:
+            runner.launcher.close()
+            runner.tracker.close(finished=not execution.missing())
+    return execution
+
+
+def _record_skipped(runner: Runner) -> None:
+    """Record each configuration that is skipped, once, with its reason."""
+    plan = runner.execution.plan
+    for spec in plan.runs:
+        if spec.config_id in plan.skipped and spec.repeat == 0 and spec.run_id not in runner.execution.records:
+            record = skipped(runner.context, spec, plan.skipped[spec.config_id])
+            runner.keep(save(record, runner.execution.folder / spec.run_id))

@@ -1,0 +1,347 @@
+"""YAML -> Suite -> the runs of a machine. All mistakes are found before anything starts, and told at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from bench import registry, yamlfile
+from bench.metrics import parameters
+from bench.schema import Choice, Machine, RunSpec, Site, Suite
+
+MAX_RUNS = 10_000
+_SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat"}
+FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
+
+
+class SuiteError(Exception):
+    """One or more mistakes of the user, each a message of at most two lines."""
+
+    def __init__(self, messages: Iterable[str]) -> None:
+        self.messages = list(dict.fromkeys(messages))
+        super().__init__("\n".join(self.messages))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a suite means on a machine: `runs` in the order they are done, and why some configurations are not.
+
+    `skipped` maps a config_id of `runs` to the reason. `scaling` says what stays constant while devices are added:
+    the work of a device (`weak`), the work of all (`strong`), neither (`mixed`), or `none` for one device count.
+    """
+
+    suite: Suite
+    runs: list[RunSpec]
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def scaling(self) -> Literal["weak", "strong", "mixed", "none"]:
+        """Weak or strong scaling, read off the batch sizes."""
+        if len({run.world_size for run in self.runs}) < 2:
+            return "none"
+        strong = len({run.global_batch_size for run in self.runs}) == 1
+        weak = len({run.batch_size_per_device * run.gradient_accumulation_steps for run in self.runs}) == 1
+        return "weak" if weak else "strong" if strong else "mixed"
+
+    @property
+    def to_do(self) -> list[RunSpec]:
+        """Runs that are not skipped, in order."""
+        return [run for run in self.runs if run.config_id not in self.skipped]
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite file. Raises SuiteError with all mistakes of its outer shape."""
+    try:
+        value = yamlfile.read(path)
+    except yamlfile.YamlError as error:
+        raise SuiteError([f"{path}: {error}"]) from error
+    if not isinstance(value, dict):
+        raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {_kind(value)}"])
+    try:
+        suite = Suite.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise SuiteError(f"{path}: {message}" for message in _messages(error, Suite.model_fields)) from error
+    mistakes = [f"{path}: {message}" for message in _field_mistakes(suite)]
+    if mistakes:
+        raise SuiteError(mistakes)
+    return suite
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "empty", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
+    return names.get(type(value), "a mapping")
+
+
+def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
+    """Turn pydantic's findings into lines: where, what was given, what is allowed."""
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"] if part != "function-before[_short_forms()]")
+        if found["type"] == "extra_forbidden":
+            names = list(allowed) if len(found["loc"]) == 1 else []
+            hint = registry.did_you_mean(str(found["loc"][-1]), names) if names else "it is not a field here"
+            yield f"unknown key {where!r}: {hint}"
+        elif found["type"] == "missing":
+            yield f"{where!r} is missing"
+        else:
+            given = "" if isinstance(found["input"], dict) else f", not {found['input']!r}"
+            yield f"{where + ': ' if where else ''}{found['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _field_mistakes(suite: Suite) -> Iterator[str]:
+    """Names of fields, and the shapes of an axis, before anything is multiplied out."""
+    parts: list[tuple[str, dict[str, Any]]] = [("defaults", suite.defaults), ("matrix", suite.matrix)]
+    parts += [(f"include[{i}]", cell) for i, cell in enumerate(suite.include)]
+    parts += [(f"exclude[{i}]", cell) for i, cell in enumerate(suite.exclude)]
+    for where, cell in parts:
+        for name, value in cell.items():
+            if name.partition(".")[0] not in FIELDS:
+                yield f"{where}: unknown field {name!r}: {registry.did_you_mean(name, FIELDS)}"
+            for branch in _branches(value):
+                if where == "matrix" and branch != "auto" and not isinstance(branch, list):
+                    yield f"matrix: {name!r} must be a list of values, not {branch!r}"
+                if where == "matrix" and branch == []:
+                    yield f"matrix: {name!r} is empty; give at least one value or leave the line out"
+                if branch == "auto" and name != "devices":
+                    yield f"{where}: 'auto' is understood for devices only, not for {name!r}"
+            if isinstance(value, dict) and "on" in value and (set(value) != {"on"} or not _is_by_machine(value)):
+                yield f"{where}: {name!r}: 'on' takes a mapping with cpu and/or cuda, and stands alone"
+
+
+def _is_by_machine(value: Any) -> bool:
+    inner = value.get("on") if isinstance(value, dict) else None
+    return isinstance(inner, dict) and bool(inner) and set(inner) <= {"cpu", "cuda"}
+
+
+def _branches(value: Any) -> list[Any]:
+    return list(value["on"].values()) if _is_by_machine(value) else [value]
+
+
+def _for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
+    """Resolve `on: {cpu: ..., cuda: ...}`; a field that says nothing about this type is left to its default."""
+    out: dict[str, Any] = {}
+    for name, value in cell.items():
+        if not _is_by_machine(value):
+            out[name] = value
+        elif device_type in value["on"]:
+            out[name] = value["on"][device_type]
+    return out
+
+
+def override(suite: Suite, settings: Iterable[str]) -> Suite:
+    """Apply `key=value` settings of the command line: a list replaces or adds an axis, one value fixes the field.
+
+    `repeats`, `region`, `pue`, `usd_per_device_hour`, `usd_per_kwh` and all fields of a run are keys. Values are YAML.
+    """
+    defaults, matrix, top, mistakes = dict(suite.defaults), dict(suite.matrix), {}, []
+    top_level = {"repeats", *Site.model_fields}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        try:
+            value = yamlfile.parse(text)
+        except yamlfile.YamlError as error:
+            mistakes.append(f"--set {setting}: {error}")
+            continue
+        if not equals or not key:
+            mistakes.append(f"--set {setting!r}: give key=value")
+        elif key in top_level:
+            top[key] = value
+        else:
+            matrix.pop(key, None)
+            (matrix if isinstance(value, list) or value == "auto" else defaults)[key] = value
+    try:
+        changed = Suite.model_validate(suite.model_dump() | top | {"defaults": defaults, "matrix": matrix}, strict=True)
+    except ValidationError as error:
+        raise SuiteError([*mistakes, *(f"--set: {message}" for message in _messages(error))]) from error
+    mistakes += [f"--set: {message}" for message in _field_mistakes(changed)]
+    if mistakes:
+        raise SuiteError(mistakes)
+    return changed
+
+
+def expand(suite: Suite, machine: Machine) -> Plan:
+    """Multiply a suite out for a machine. Raises SuiteError with all mistakes; asks nothing of the hardware."""
+    given = suite.matrix.get("device_type", [suite.defaults.get("device_type", machine.device_type)])
+    mistakes: list[str] = []
+    notes: list[str] = []
+    specs: dict[str, RunSpec] = {}
+    for device_type in given if isinstance(given, list) else [given]:
+        for cell in _cells(suite, str(device_type), machine, notes):
+            try:
+                spec = _run_spec(cell)
+            except SuiteError as error:
+                mistakes += error.messages
+                continue
+            if spec.config_id in specs:
+                mistakes.append(f"duplicate runs: {spec.label} stands twice in matrix and include")
+            specs[spec.config_id] = spec
+    if mistakes:
+        raise SuiteError(mistakes)
+    if not specs:
+        raise SuiteError(
+            [f"suite {suite.name!r} has no runs on this machine: the matrix and include are empty or all excluded"]
+        )
+    if len(specs) * suite.repeats > MAX_RUNS:
+        raise SuiteError(
+            [f"{len(specs)} configurations × {suite.repeats} repeats; at most {MAX_RUNS} runs are allowed"]
+        )
+    skipped = {key: reason for key, spec in specs.items() if (reason := _why_not(spec, machine))}
+    return Plan(suite, _interleave(list(specs.values()), suite.repeats), skipped, notes)
+
+
+def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """All cells of one device type: matrix and include, less exclude, with `devices: auto` made numbers."""
+    defaults = _for_device_type(suite.defaults, device_type) | {"device_type": device_type}
+    matrix = _for_device_type(suite.matrix, device_type)
+    matrix.pop("device_type", None)
+    axes = [
+        [(name, value) for value in (values if isinstance(values, list) else [values])]
+        for name, values in matrix.items()
+    ]
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if count > MAX_RUNS:
+        raise SuiteError([f"matrix: {count} configurations; at most {MAX_RUNS} runs are allowed"])
+    cells = [dict(combination) for combination in itertools.product(*axes)] if axes else []
+    cells += [_for_device_type(cell, device_type) for cell in suite.include]
+    excluded = [_for_device_type(cell, device_type) for cell in suite.exclude]
+    for cell in cells:
+        for sized in _with_devices(_merged(defaults, cell), machine, notes):
+            if not any(rule and _matches(sized, rule) for rule in excluded):
+                yield sized
+
+
+def _merged(defaults: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """Defaults under a cell; a dotted name sets one entry of a mapping, or one option of an axis."""
+    out: dict[str, Any] = {}
+    for name, value in [*defaults.items(), *cell.items()]:
+        outer, dot, inner = name.partition(".")
+        if not dot:
+            out[name] = value
+            continue
+        held = out.get(outer, {})
+        out[outer] = {**(held if isinstance(held, dict) else {"name": held}), inner: value}
+    return out
+
+
+def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
+    def value(name: str) -> Any:
+        outer, dot, inner = name.partition(".")
+        held = cell.get(outer)
+        return held.get(inner) if dot and isinstance(held, dict) else held
+
+    return all(value(name) in (want if isinstance(want, list) else [want]) for name, want in rule.items())
+
+
+def available_devices(machine: Machine, device_type: str, threads_per_device: int) -> int:
+    """Devices that are here and free: GPUs without other users, or processors / threads of a process."""
+    return len(machine.free_gpus) if device_type == "cuda" else machine.cpu_count // threads_per_device
+
+
+def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Replace `devices: auto` by 1, 2, 4 ... up to what is free, with that number itself last."""
+    if cell.get("devices") != "auto":
+        yield cell
+        return
+    threads = cell.get("threads_per_device", 1)
+    most = available_devices(machine, cell["device_type"], threads if isinstance(threads, int) and threads > 0 else 1)
+    counts = [2**k for k in range(20) if 2**k <= most]
+    if most and most not in counts:
+        counts.append(most)
+    total = cell.get("global_batch_size")
+    accumulation = cell.get("gradient_accumulation_steps", 1)
+    for devices in counts or [1]:
+        if isinstance(total, int) and isinstance(accumulation, int) and total % (devices * accumulation):
+            notes.append(f"devices: auto leaves out {devices}: it does not divide global_batch_size {total}")
+        else:
+            yield {**cell, "devices": devices}
+
+
+def _run_spec(cell: dict[str, Any]) -> RunSpec:
+    """Check one cell and build its spec (repeat 0). Raises SuiteError."""
+    cell = dict(cell)
+    devices = cell.pop("devices", 1)
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise SuiteError([f"devices: must be a whole number of at least 1, or auto, not {devices!r}"])
+    cell["devices_per_node"] = devices
+    if "global_batch_size" in cell:
+        total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
+        if "batch_size_per_device" in cell:
+            raise SuiteError(
+                ["give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both"]
+            )
+        if not isinstance(total, int) or total < 1 or total % (devices * max(accumulation, 1)):
+            raise SuiteError(
+                [f"global_batch_size {total!r} is no multiple of {devices} devices × {accumulation} accumulation steps"]
+            )
+        cell["batch_size_per_device"] = total // (devices * accumulation)
+    if cell.get("measure_steps") is None and cell.get("measure_seconds") is None:
+        cell["measure_seconds"] = 3.0
+    try:
+        spec = RunSpec.model_validate(cell, strict=True)
+    except ValidationError as error:
+        raise SuiteError(_messages(error, FIELDS)) from error
+    mistakes = []
+    for kind in ("workload", "parallelism", "precision", "optimizer"):
+        chosen = getattr(spec, kind)
+        try:
+            registry.check(kind, chosen.name if isinstance(chosen, Choice) else chosen)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise SuiteError(mistakes)
+    arguments = registry.load("workload", spec.workload).Args
+    try:
+        checked = arguments.model_validate(spec.workload_args, strict=True)
+    except ValidationError as error:
+        raise SuiteError(f"workload_args: {m}" for m in _messages(error, arguments.model_fields)) from error
+    return spec.model_copy(update={"workload_args": checked.model_dump(mode="json", exclude_none=True)})
+
+
+def _why_not(spec: RunSpec, machine: Machine) -> str | None:
+    """Reason why this machine cannot do a run; None if it can, as far as is known without the hardware."""
+    if spec.device_type == "cuda" and not machine.gpus:
+        return "needs an NVIDIA GPU; none is visible here (bench doctor says more)"
+    free = available_devices(machine, spec.device_type, spec.threads_per_device)
+    if spec.world_size > free and spec.device_type == "cuda":
+        busy = "; ".join(f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by)
+        return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{': ' + busy if busy else ''}"
+    if spec.world_size > free:
+        return f"needs {spec.world_size} × {spec.threads_per_device} threads, {machine.cpu_count} processors are here"
+    if spec.precision.name == "tf32" and spec.device_type == "cpu":
+        return "tf32 exists on NVIDIA GPUs only"
+    return None
+
+
+def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
+    """All configurations once, then all again in the other direction: a slow minute hits no configuration alone."""
+    runs = []
+    for repeat in range(repeats):
+        for spec in specs if repeat % 2 == 0 else reversed(specs):
+            runs.append(spec.model_copy(update={"repeat": repeat, "seed": (spec.seed + repeat) % 2**31}))
+    return runs
+
+
+def only(plan: Plan, filters: Iterable[str]) -> Plan:
+    """Keep the runs that match all `field=value[,value]` filters; a short name stands for an entry of workload_args."""
+    runs = plan.runs
+    for text in filters:
+        name, equals, wanted = text.partition("=")
+        flat = [parameters(run) for run in plan.runs]
+        known = sorted({key for row in flat for key in row})
+        full = name if name in known else f"workload_args.{name}"
+        if not equals or full not in known:
+            raise SuiteError([f"--only {text!r}: give field=value[,value]; {registry.did_you_mean(name, known)}"])
+        values = {value.strip() for value in wanted.split(",")}
+        keep = {run.run_id for run, row in zip(plan.runs, flat, strict=True) if str(row.get(full)) in values}
+        runs = [run for run in runs if run.run_id in keep]
+        if not runs:
+            there = sorted({str(row.get(full)) for row in flat})
+            raise SuiteError([f"--only {text!r} leaves no run; {name} is one of {', '.join(there)}"])
+    return replace(plan, runs=runs)

@@ -1,0 +1,256 @@
+"""MLflow, the index of the records: the only importer of mlflow. It can be rebuilt from the run folders at any time.
+
+Only the process that runs a suite writes, one batch a run. Reading never creates a store: a store that is not there is
+an error that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.files import read_json, write_json
+from bench.metrics import labels, metrics, parameters
+from bench.redact import redact
+from bench.schema import RunRecord, Scalar, Status
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_HISTORY_POINTS = 100
+_ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet", "worker.log")
+_SETTINGS = {
+    # A server that is down must not hold a suite up for minutes; nothing reports usage.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class StoreError(Exception):
+    """The store is absent or does not answer; the message is ready to be shown and says what to do."""
+
+
+def location(uri: str | None = None) -> str:
+    """Return the tracking URI with an absolute path: given, MLFLOW_TRACKING_URI, or `mlflow.db` in this folder."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    if uri.startswith(_SQLITE):
+        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
+    return uri
+
+
+def shown(uri: str | None = None) -> str:
+    """Return the location without credentials, for messages."""
+    return redact(location(uri))
+
+
+def _client(uri: str) -> MlflowClient:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # A fresh store prints each step of its migration.
+    for logger in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+class Tracker:
+    """Logs the records of one execution under a parent run. After a failure it is quiet, and `error` says why."""
+
+    def __init__(self, uri: str | None, suite: str, execution: str) -> None:
+        self.uri = location(uri)
+        self.suite = suite
+        self.execution = execution
+        self.error: str | None = None
+        self._client: MlflowClient | None = None
+        self._experiment = self._parent = ""
+
+    def open(self) -> None:
+        """Create the store if it is new, the experiment, and the parent run, or find those of this execution."""
+        self._guarded(self._open)
+
+    def log(self, record: RunRecord, folder: Path) -> None:
+        """Log one record with its artifacts, and note in the folder that it is there."""
+        self._guarded(lambda: self._log(record, folder))
+
+    def close(self, *, finished: bool) -> None:
+        """End the parent run: FINISHED, or KILLED where runs are still missing."""
+        if self._client is not None and self._parent:
+            client = self._client
+            self._guarded(lambda: client.set_terminated(self._parent, "FINISHED" if finished else "KILLED"))
+
+    def _guarded(self, action: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  the index is not worth a suite: whatever it was, runs go on
+            first = redact(str(error)).strip().splitlines()
+            self.error = f"MLflow at {shown(self.uri)} failed: {first[0] if first else type(error).__name__}"
+
+    def _open(self) -> None:
+        if self.uri.startswith(_SQLITE):
+            Path(self.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        self._client = client = _client(self.uri)
+        found = client.get_experiment_by_name(self.suite)
+        self._experiment = found.experiment_id if found else client.create_experiment(self.suite, self._artifacts())
+        where = f"tags.`bench.kind` = 'suite' and tags.`bench.execution` = '{self.execution}'"
+        parents = client.search_runs([self._experiment], where, max_results=1)
+        if parents:
+            self._parent = parents[0].info.run_id
+            client.update_run(self._parent, status="RUNNING")
+        else:
+            tags = {"bench.kind": "suite", "bench.execution": self.execution}
+            self._parent = client.create_run(self._experiment, tags=tags, run_name=self.execution).info.run_id
+
+    def _artifacts(self) -> str | None:
+        """Beside a local store, so that artifacts do not land in whatever folder the command was typed in."""
+        if not self.uri.startswith(_SQLITE):
+            return None
+        return (Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts" / self.suite).as_uri()
+
+    def _log(self, record: RunRecord, folder: Path) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        assert self._client is not None  # noqa: S101  opened first
+        started = int(record.started_at.timestamp() * 1000)
+        run = self._client.create_run(
+            self._experiment,
+            start_time=started,
+            run_name=record.run_id,
+            tags={"mlflow.parentRunId": self._parent, "bench.kind": "run"},
+        )
+        text, numbers = labels(record), metrics(record)
+        asked = parameters(record.spec)
+        text["error_message"] = text.get("error_message", "")[:1000]
+        row = json.dumps({key: value for key, value in {**asked, **text}.items() if value != ""})
+        tags = [RunTag(f"bench.{key}", value[:5000]) for key, value in text.items() if value]
+        batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
+        batch += [Metric(*point) for point in _history(folder, record)]
+        self._client.log_batch(
+            run.info.run_id,
+            metrics=batch,
+            params=[Param(key, str(value)[:500]) for key, value in asked.items()],
+            tags=[*tags, RunTag("bench.row", row)],
+        )
+        for pattern in _ARTIFACTS:
+            for path in sorted(folder.glob(pattern)):
+                self._client.log_artifact(run.info.run_id, str(path))
+        ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
+        self._client.set_terminated(run.info.run_id, ended, started + int(record.duration_seconds * 1000))
+        write_json(folder / "mlflow.json", {"uri": shown(self.uri), "run_id": run.info.run_id})
+
+
+def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int, int]]:
+    """At most 100 points of step times and of power, as (key, value, milliseconds, step) for MLflow's own charts."""
+    origin = int(record.started_at.timestamp() * 1000)
+    if record.measurement is not None:
+        seconds = record.measurement.step_seconds
+        for step in range(0, len(seconds), -(-len(seconds) // _HISTORY_POINTS)):
+            yield "step_seconds", seconds[step], origin + step, step
+    for path in sorted(folder.glob("meters-*.parquet")):
+        from bench.meters.trace import Trace
+
+        trace = Trace.read(path)
+        for source, component, device in trace.devices:
+            points = trace.power(component, device)
+            for index in range(0, len(points), max(1, -(-len(points) // _HISTORY_POINTS))):
+                since = (points[index][0] - points[0][0]) // 1_000_000
+                name = f"power_watts/{source}/{component}"
+                yield (f"{name}/{device}" if component == "gpu" else name), points[index][1], origin + since, index
+
+
+def _require_store(uri: str) -> None:
+    """Raise StoreError where a local store is not there or is no MLflow store; nothing is created or changed."""
+    if not uri.startswith(_SQLITE):
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    if not path.is_file():
+        raise StoreError(f"there is no store at {path}\nmake one with: bench run suites/scaling.yaml")
+    try:
+        with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5) as connection:
+            tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+        connection.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} is not a readable MLflow store: {error}") from error
+    if not {"experiments", "runs", "alembic_version"} <= tables:
+        raise StoreError(f"{path} is a database of something else, not an MLflow store; name another with --store")
+
+
+def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Scalar]]:
+    """Return the row (see bench.metrics.row) of every run in the store, of one suite or of all, newest first.
+
+    Runs of other tools in the same store are passed over. Raises StoreError; never creates a store.
+    """
+    uri = location(uri)
+    _require_store(uri)
+    try:
+        client = _client(uri)
+        experiments = _pages(lambda token: client.search_experiments(page_token=token))
+        ids = [e.experiment_id for e in experiments if suite is None or e.name == suite]
+        runs = (
+            _pages(lambda token: client.search_runs(ids, "tags.`bench.kind` = 'run'", page_token=token)) if ids else []
+        )
+        return [row for run in runs if (row := _row(run)) is not None]
+    except Exception as error:
+        lines = redact(str(error)).strip().splitlines() or [type(error).__name__]
+        raise StoreError(f"the store at {shown(uri)} does not answer: {lines[0][:300]}") from error
+
+
+def _pages(fetch: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = fetch(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _row(run: Any) -> dict[str, Scalar] | None:
+    """Put a row together again: asked and labels from one tag, numbers from the metrics; None for a torn run."""
+    try:
+        row: dict[str, Scalar] = json.loads(run.data.tags["bench.row"])
+    except (KeyError, ValueError):
+        return None
+    histories = ("step_seconds", "power_watts/")
+    return row | {k: v for k, v in run.data.metrics.items() if k != histories[0] and not k.startswith(histories[1])}
+
+
+def unlogged(runs: Path, uri: str | None = None) -> list[tuple[RunRecord, Path]]:
+    """Return the records under a runs folder that have not been logged to this store."""
+    out = []
+    for path in sorted(runs.glob("*/*/*/record.json")):
+        known = read_json(path.parent / "mlflow.json")
+        if known is None or known.get("uri") != shown(uri):
+            out.append((RunRecord.model_validate_json(path.read_text()), path.parent))
+    return out
+
+
+def sync(runs: Path, uri: str | None = None) -> int:
+    """Log all records that the store lacks and return how many. Raises StoreError at the first failure."""
+    trackers: dict[tuple[str, str], Tracker] = {}
+    waiting = unlogged(runs, uri)
+    for record, folder in waiting:
+        key = (record.suite, record.execution)
+        if key not in trackers:
+            trackers[key] = Tracker(uri, *key)
+            trackers[key].open()
+        trackers[key].log(record, folder)
+        if trackers[key].error:
+            raise StoreError(str(trackers[key].error))
+    for tracker in trackers.values():
+        tracker.close(finished=True)
+    return len(waiting)

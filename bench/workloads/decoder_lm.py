@@ -1,0 +1,174 @@
+"""A decoder language model from a `transformers` configuration, trained on real text byte by byte.
+
+Nothing is downloaded: weights start at random, and the text is what the Python standard library ships
+(`pydoc_data.topics`, the language reference) or a file or folder of the user's. torch and transformers are imported when
+a model is built, not when the arguments are checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bench.schema import Count, Model
+
+if TYPE_CHECKING:
+    import torch
+
+PRESETS: dict[str, tuple[int, int, int, int]] = {
+    # name: layers, hidden size, heads, vocabulary. Bytes need 256; the GPT-2 shapes keep their own vocabulary and head.
+    "tiny": (4, 128, 4, 256),
+    "small": (4, 256, 4, 256),
+    "base": (6, 384, 6, 256),
+    "gpt2-124m": (12, 768, 12, 50257),
+    "gpt2-350m": (24, 1024, 16, 50257),
+    "gpt2-774m": (36, 1280, 20, 50257),
+    "gpt2-1.5b": (48, 1600, 25, 50257),
+}
+MAX_TEXT_BYTES = 1 << 30
+
+
+class DecoderLMArgs(Model):
+    """What may be chosen: a preset, or `layers`, `hidden` and `heads` one by one; the length of a sequence; the text."""
+
+    architecture: Literal["gpt2"] = "gpt2"
+    preset: str | None = None
+    layers: Count | None = None
+    hidden: Count | None = None
+    heads: Count | None = None
+    vocabulary: Annotated[int, Field(ge=256)] | None = None
+    sequence_length: Annotated[int, Field(ge=2, le=1 << 20)] = 128
+    text: str | None = None
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise ValueError(f"unknown preset {value!r}; allowed: {', '.join(PRESETS)}")
+        return value
+
+    @field_validator("text")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        path = Path(value).expanduser().resolve()
+        if not path.exists():
+            raise ValueError(f"no such file or folder: {path}")
+        return str(path)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.preset is None and (self.layers is None or self.hidden is None):
+            raise ValueError(f"give a preset ({', '.join(PRESETS)}), or layers and hidden")
+        _, hidden, heads, _ = self.shape
+        if hidden % heads:
+            raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Layers, hidden size, heads, vocabulary: the preset's, where they are not given one by one."""
+        layers, hidden, heads, vocabulary = PRESETS[self.preset] if self.preset else (0, 0, 0, 256)
+        hidden = self.hidden or hidden
+        heads = self.heads or (heads if not self.hidden else max(1, hidden // 64))
+        return self.layers or layers, hidden, heads, self.vocabulary or vocabulary
+
+
+def read_text(source: str | None) -> tuple[str, bytes]:
+    """Return the name and the bytes of the text: the language reference, a file, or all text files of a folder.
+
+    Files of a folder are joined in the order of their paths; those with NUL bytes are left out as binary. Raises
+    ValueError for a text that is empty or larger than 1 GiB.
+    """
+    if source is None:
+        from pydoc_data.topics import topics
+
+        text = "\n".join(topics[key] for key in sorted(topics)).encode()
+        return f"pydoc_data.topics of Python {platform.python_version()}", text
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    total = sum(file.stat().st_size for file in files)
+    if total > MAX_TEXT_BYTES:
+        raise ValueError(f"the text {path} has {total} bytes; at most {MAX_TEXT_BYTES} are read")
+    parts = [part for file in files if (part := file.read_bytes()) and b"\0" not in part]
+    if not parts:
+        raise ValueError(f"no text in {path}: {len(files)} files, all empty or binary")
+    return path.name, b"\n".join(parts)
+
+
+class DecoderLM:
+    """The workload of one rank. A sample is one sequence of `sequence_length` bytes, each with a byte to predict."""
+
+    Args = DecoderLMArgs
+    modules = ("transformers.models.gpt2.modeling_gpt2",)
+    """What the node imports before it forks, so that a run starts warm."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        import torch
+
+        self.args = DecoderLMArgs.model_validate(args)
+        self.dataset, text = read_text(self.args.text)
+        self.dataset_digest = hashlib.sha256(text).hexdigest()
+        if len(text) <= self.args.sequence_length:
+            raise ValueError(
+                f"the text {self.dataset} has {len(text)} bytes, a sequence {self.args.sequence_length} + 1"
+            )
+        self._text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        self.tokens_per_sample = self.args.sequence_length
+
+    def build(self) -> torch.nn.Module:
+        """Return the model with random weights, on the current default device."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        layers, hidden, heads, vocabulary = self.args.shape
+        config = GPT2Config(
+            n_layer=layers,
+            n_embd=hidden,
+            n_head=heads,
+            vocab_size=vocabulary,
+            n_positions=self.args.sequence_length,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
+        return GPT2LMHeadModel(config)
+
+    def flops_per_sample(self, model: torch.nn.Module) -> float:
+        """Model FLOP of one sequence, forward and backward: T (6 N + 12 L h T).
+
+        PaLM, appendix B (Chowdhery et al. 2022): 6 for each parameter that is multiplied with, and 12 L h T a token for
+        attention, not halved for the causal mask. N leaves out the position embedding, which is looked up; the token
+        embedding stays, as it is also the output projection.
+        """
+        layers, hidden, _, _ = self.args.shape
+        looked_up = self.args.sequence_length * hidden
+        multiplied = sum(p.numel() for p in model.parameters()) - looked_up
+        tokens = self.args.sequence_length
+        return float(tokens * (6 * multiplied + 12 * layers * hidden * tokens))
+
+    def batches(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+        """Yield batches of shape (batch_size, sequence_length + 1), int64, cut from the text at random places for ever."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        length = self.args.sequence_length + 1
+        offsets = torch.arange(length)
+        while True:
+            starts = torch.randint(0, len(self._text) - length + 1, (batch_size, 1), generator=generator)
+            yield self._text[starts + offsets].long()
+
+    def loss(self, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy in nats of predicting each next byte."""
+        import torch
+
+        logits = model(input_ids=batch[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
