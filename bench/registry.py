@@ -22,11 +22,13 @@ _BUILT_IN: dict[str, dict[str, str]] = {
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """End of a message about an unknown name: the nearest name if one is near, and all that are allowed."""
+    """End of a message about an unknown name: the nearest name, and all that are allowed unless they are many."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(given, allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(allowed)}"
+    everything = f"allowed: {', '.join(allowed)}"
+    if not near:
+        return everything
+    return f"did you mean {near[0]!r}?" + (f" {everything}" if len(everything) < 120 else "")
 
 
 @cache

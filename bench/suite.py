@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -195,7 +196,7 @@ def expand(suite: Suite, machine: Machine) -> Plan:
 
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """All cells of one device type: matrix and include, less exclude, with `devices: auto` made numbers."""
+    """All cells of one device type: matrix less exclude, then include, with `devices: auto` made numbers."""
     defaults = _for_device_type(suite.defaults, device_type) | {"device_type": device_type}
     matrix = _for_device_type(suite.matrix, device_type)
     matrix.pop("device_type", None)
@@ -208,13 +209,13 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
         count *= len(axis)
     if count > MAX_RUNS:
         raise SuiteError([f"matrix: {count} configurations; at most {MAX_RUNS} runs are allowed"])
-    cells = [dict(combination) for combination in itertools.product(*axes)] if axes else []
-    cells += [_for_device_type(cell, device_type) for cell in suite.include]
-    excluded = [_for_device_type(cell, device_type) for cell in suite.exclude]
-    for cell in cells:
-        for sized in _with_devices(_merged(defaults, cell), machine, notes):
-            if not any(rule and _matches(sized, rule) for rule in excluded):
-                yield sized
+    excluded = [_for_device_type(rule, device_type) for rule in suite.exclude]
+    for combination in itertools.product(*axes) if axes else []:
+        for cell in _with_devices(_merged(defaults, dict(combination)), machine, notes):
+            if not any(rule and _matches(cell, rule) for rule in excluded):
+                yield cell
+    for extra in suite.include:
+        yield from _with_devices(_merged(defaults, _for_device_type(extra, device_type)), machine, notes)
 
 
 def _merged(defaults: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +292,10 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     for kind in ("workload", "parallelism", "precision", "optimizer"):
         chosen = getattr(spec, kind)
         try:
-            registry.check(kind, chosen.name if isinstance(chosen, Choice) else chosen)
+            if isinstance(chosen, Choice):
+                _check_options(kind, chosen)
+            else:
+                registry.check(kind, chosen)
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -302,6 +306,23 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     except ValidationError as error:
         raise SuiteError(f"workload_args: {m}" for m in _messages(error, arguments.model_fields)) from error
     return spec.model_copy(update={"workload_args": checked.model_dump(mode="json", exclude_none=True)})
+
+
+def _check_options(kind: str, choice: Choice) -> None:
+    """Check the options of an axis against the keyword arguments of what it names. Raises ValueError."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(registry.load(kind, choice.name)).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for name, value in choice.options.items():
+        if name not in known:
+            hint = registry.did_you_mean(name, known) if known else "it has none"
+            raise ValueError(f"{kind} {choice.name!r} has no option {name!r}: {hint}")
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(known[name])]
+        accepted = (int, float) if isinstance(known[name], float) else type(known[name])
+        if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(known[name], bool):
+            raise ValueError(f"{kind} {choice.name!r}: {name} must be {wanted}, not {value!r}")
 
 
 def _why_not(spec: RunSpec, machine: Machine) -> str | None:

@@ -1,0 +1,230 @@
+"""Rows of runs -> a tidy DataFrame, one row a run; and its summary, one row a configuration.
+
+Columns are the names of `bench.metrics.row`. A row holds what one run is; nothing is filled in: an absent figure is
+NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analytics import stats
+from analytics.words import printable
+from bench.metrics import TEXT_COLUMNS
+from bench.schema import Provenance, RunSpec, Scalar, Status
+
+IDENTITY = ("suite", "execution", "environment", "config_id")
+"""What repeats of one configuration share. Runs of other executions, hosts, drivers or commits are never pooled."""
+
+WORDS = ("workload", "parallelism", "precision", "optimizer", "launcher", "device_type", "meters")
+COUNTS = (
+    "devices",
+    "num_nodes",
+    "devices_per_node",
+    "threads_per_device",
+    "batch_size_per_device",
+    "global_batch_size",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "measure_steps",
+    "seed",
+    "repeat",
+)
+INTERVALS = (
+    "samples_per_second",
+    "tokens_per_second",
+    "joules_per_sample",
+    "joules_per_token",
+    "joules_per_sample_estimated",
+    "joules_per_token_estimated",
+    "flops_per_second_per_device",
+)
+"""Figures of a run that the summary gives as a geometric mean over repeats, with `_low` and `_high` (95 %)."""
+
+MEDIANS = (
+    "step_seconds_median",
+    "emissions_kg",
+    "emissions_kg_per_million_tokens",
+    "cost_usd",
+    "cost_usd_per_million_tokens",
+    "model_flops_utilization",
+    "loss_first",
+    "loss_last",
+    "parameters",
+    "flops_per_sample",
+)
+NUMBERS = (
+    *INTERVALS,
+    *MEDIANS,
+    "warmup_seconds",
+    "measure_seconds",
+    "timeout_seconds",
+    "duration_seconds",
+    "run_energy_joules",
+    "run_energy_estimated_joules",
+    "energy_joules",
+    "energy_estimated_joules",
+    "power_watts",
+    "power_estimated_watts",
+    "peak_memory_bytes",
+    "samples_per_second_per_device",
+    "window_seconds",
+    "data_wait_share",
+)
+
+
+def _typed(column: pd.Series, name: str) -> pd.Series:
+    if name == "started_at":
+        return pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").astype("datetime64[us, UTC]")
+    if name in COUNTS:
+        return pd.to_numeric(column, errors="coerce").astype("Int64")
+    if name in NUMBERS:
+        return pd.to_numeric(column, errors="coerce").astype("float64")
+    known = column.dropna()
+    numeric = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in known]
+    if name not in (*TEXT_COLUMNS, *WORDS) and numeric and all(numeric):
+        return pd.to_numeric(column).astype("float64")
+    return column.map(str, na_action="ignore").astype("str")
+
+
+def frame(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
+    """Return one row a run, sorted by start.
+
+    Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and what else the rows have. Types do not depend on
+    the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
+    rest text. A run that the store holds twice (same identity, outcome and start) appears once.
+    """
+    given = pd.DataFrame(list(rows), dtype=object)
+    names = list(dict.fromkeys([*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS, *map(str, given.columns)]))
+    df = pd.DataFrame(
+        {name: _typed(given.get(name, pd.Series(index=given.index, dtype=object)), name) for name in names}
+    )
+    again = df.duplicated([*IDENTITY, "run_id", "status", "started_at"]) & df["run_id"].notna()
+    return df[~again].sort_values("started_at", kind="stable", ignore_index=True)
+
+
+def asked(df: pd.DataFrame) -> list[str]:
+    """Name the columns that hold what was asked of a run (fields of RunSpec, flat), without seed and repeat."""
+    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat"}
+    return [name for name in df.columns if name in fields or name.split(".")[0] in fields]
+
+
+def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of the execution of each suite that was begun last; executions are not mixed."""
+    begun = df.groupby(["suite", "execution"], dropna=False)[["started_at"]].min().reset_index()
+    last = begun.sort_values(["started_at", "execution"], kind="stable").drop_duplicates("suite", keep="last")
+    return df.merge(last[["suite", "execution"]], on=["suite", "execution"])
+
+
+def _estimate(values: pd.Series) -> stats.Estimate | None:
+    known = values.dropna()
+    if known.empty:
+        return None
+    if (known <= 0).any():
+        return stats.Estimate(float(known.median()), None, None, len(known))
+    return stats.geometric_mean(known)
+
+
+def _union(texts: pd.Series) -> str:
+    return " ".join(sorted({word for text in texts.dropna() for word in str(text).split()}))
+
+
+def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
+    """Summarise the repeats of one configuration; `ok` are those that ended well, at least one."""
+    first = ok.iloc[0]
+    row: dict[str, Any] = {name: first[name] for name in (*IDENTITY, "host", "device_name", "label", *asked(ok))}
+    row |= {"repeats": len(ok), "failures": len(runs) - len(ok)}
+    for name in INTERVALS:
+        found = _estimate(ok[name])
+        if found:
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    row |= {name: ok[name].median() for name in MEDIANS}
+    row["peak_memory_bytes"] = ok["peak_memory_bytes"].max()
+    known = [Provenance(label) for label in ok["energy_provenance"].dropna() if label in set(Provenance)]
+    row["energy_provenance"] = str(Provenance.worst(known)) if known else None
+    row |= {name: _union(ok[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
+    mixed = ["energy_components_differ"] if ok["energy_components"].nunique(dropna=False) > 1 else []
+    row["flags"] = " ".join([*_union(ok["flags"]).split(), *mixed])
+    return row
+
+
+def summary(df: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a configuration of each execution and environment, from runs that ended well, in readable order.
+
+    Columns: IDENTITY, what was asked, `name` (short, see `names`), `repeats` and `failures` (counts of runs), the
+    figures of INTERVALS with `_low` and `_high`, the medians of MEDIANS, the largest `peak_memory_bytes`, the worst
+    `energy_provenance`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
+    logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
+    """
+    rows = []
+    for _, runs in df.groupby(list(IDENTITY), dropna=False, sort=False):
+        ok = runs[runs["status"] == Status.OK]
+        if len(ok):
+            rows.append(_configuration(runs, ok))
+    figures = [name + tail for name in INTERVALS for tail in ("", "_low", "_high")]
+    texts = ["energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags"]
+    wanted = [*IDENTITY, "host", "device_name", "label", *asked(df), "repeats", "failures", *figures, *MEDIANS]
+    table = pd.DataFrame(rows, columns=[*wanted, "peak_memory_bytes", *texts])
+    counts = ["repeats", "failures"]
+    types: dict[str, Any] = dict.fromkeys(counts, "Int64") | dict.fromkeys(
+        [*figures, *MEDIANS, "peak_memory_bytes"], "float64"
+    )
+    types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *texts], "str")
+    types |= {name: df[name].dtype for name in asked(df)}
+    order = ["suite", "execution", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
+    table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
+    table.insert(0, "name", names(table))
+    return table
+
+
+_SHOWN = {
+    "devices": "d={}",
+    "precision": "{}",
+    "parallelism": "{}",
+    "optimizer": "{}",
+    "workload": "{}",
+    "batch_size_per_device": "b={}",
+    "global_batch_size": "batch={}",
+    "gradient_accumulation_steps": "accumulation={}",
+    "threads_per_device": "threads={}",
+}
+
+
+def _piece(column: str, value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    text = str(int(value)) if whole else printable(value, 40)
+    return _SHOWN[column].format(text) if column in _SHOWN else f"{printable(column.split('.', 1)[-1], 40)}={text}"
+
+
+def names(table: pd.DataFrame) -> pd.Series:
+    """Name each configuration of a summary by the fields that vary in it, such as `preset=small d=2 bf16`.
+
+    Workload and its arguments, devices and precision are named whenever they vary; another field only if configurations
+    would otherwise share a name (so a batch that follows from the devices is left out). One configuration alone is
+    named by its workload and devices. Returns text on the index of `table`.
+    """
+    varying = [column for column in asked(table) if table[column].nunique(dropna=False) > 1]
+    arguments = [column for column in varying if column.startswith("workload_args.")]
+    core = [column for column in ("workload", *arguments, "devices", "precision") if column in varying]
+    rest = [column for column in _SHOWN if column in varying and column not in core]
+    rest += [column for column in varying if column not in (*core, *rest)]
+    rest += [column for column in ("host", "environment", "execution", "suite") if column in table]
+    chosen, apart = list(core), len(table[core].drop_duplicates()) if core else min(len(table), 1)
+    for column in rest:
+        groups = len(table[[*chosen, column]].drop_duplicates())
+        if groups > apart:
+            chosen, apart = [*chosen, column], groups
+    chosen = chosen or ["workload", "devices"]
+    texts = [" ".join(filter(None, (_piece(c, row[c]) for c in chosen))) for _, row in table.iterrows()]
+    return pd.Series(texts, index=table.index, dtype="str")
+
+
+def total(df: pd.DataFrame, column: str) -> tuple[float | None, int]:
+    """Return the sum of a figure of whole runs and of how many runs it is known; (None, 0) where it never is."""
+    known = df[column].dropna()
+    return (float(known.sum()), len(known)) if len(known) else (None, 0)

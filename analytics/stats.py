@@ -1,0 +1,104 @@
+"""Intervals of repeated measurements: what a handful of launches can say, and what it cannot.
+
+Times, rates and energies are positive and their noise is multiplicative, so everything is done on logarithms: the
+centre is the geometric mean and an interval is a factor. Values are those of independent launches of a configuration,
+never the steps of one launch, which share its luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import stats
+
+BOOTSTRAP_FROM = 20
+"""Number of launches from which on the interval is bootstrapped; below, a bootstrap is too narrow."""
+
+SAME = 0.02
+"""Two figures whose ratio lies within ± this share of 1, interval and all, are called the same."""
+LOSS = 0.05
+"""Share of the ideal speed that must be gone, interval and all, before a loss is called visible."""
+REACH = 4
+"""A law is not to be trusted beyond this many times the largest measured number of devices."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure from `n` launches, with an interval or, where nothing can be said about its spread, without (None)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@cache
+def t_quantile(degrees: float, level: float) -> float:
+    """Return the factor of a two-sided interval of Student's t at `level`."""
+    return float(stats.t.ppf((1 + level) / 2, degrees))
+
+
+def _logs(values: Iterable[float]) -> np.ndarray:
+    array = np.asarray(list(values), dtype=float)
+    if array.size == 0 or not np.isfinite(array).all() or (array <= 0).any():
+        raise ValueError(f"wanted one or more positive numbers, got {array.tolist()[:5]}")
+    logs: np.ndarray = np.log(array)
+    return logs
+
+
+def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int = 9999) -> Estimate:
+    """Return the geometric mean of positive `values` (any unit) and the interval that holds the true one at `level`.
+
+    Below 20 values: Student's t on the logarithms. From 20 on: the BCa bootstrap of the mean of the logarithms
+    (Efron, JASA 82, 1987; `scipy.stats.bootstrap`, seeded) at a level widened from a normal to a t quantile (the
+    expanded interval of Hesterberg, The American Statistician 69, 2015), without which it covers 93 instead of 95 %
+    at n = 20. One value has no interval. Raises ValueError for no values and for values that are not positive and
+    finite.
+    """
+    logs = _logs(values)
+    n, centre = len(logs), float(logs.mean())
+    if n == 1:
+        return Estimate(math.exp(centre), None, None, n)
+    deviation = float(logs.std(ddof=1))
+    if n < BOOTSTRAP_FROM or deviation == 0:
+        half = t_quantile(n - 1, level) * deviation / math.sqrt(n)
+        return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
+    wider = 2 * float(stats.norm.cdf(math.sqrt(n / (n - 1)) * t_quantile(n - 1, level))) - 1
+    found = stats.bootstrap(
+        (logs,),
+        np.mean,
+        confidence_level=wider,
+        n_resamples=resamples,
+        method="BCa",
+        batch=1000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(math.exp(centre), math.exp(found.low), math.exp(found.high), n)
+
+
+def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float = 0.95) -> Estimate:
+    """Return candidate / baseline, as the geometric mean over `pairs` of (candidate, baseline) launches.
+
+    Each pair holds the launches of two configurations that differ in the compared thing only. The interval is Welch's
+    t on the logarithms, the variances of the pairs added (Welch-Satterthwaite degrees of freedom): it holds the noise
+    of the launches, not the differences between pairs. Absent unless every side of every pair has two launches. `n`
+    is the smallest number of launches on a side. Raises ValueError for no pairs and for values that are not positive.
+    """
+    if not pairs:
+        raise ValueError("wanted one or more pairs")
+    sides = [(_logs(candidate), _logs(baseline)) for candidate, baseline in pairs]
+    centre = sum(float(a.mean() - b.mean()) for a, b in sides) / len(sides)
+    n = min(len(side) for pair in sides for side in pair)
+    if n < 2:
+        return Estimate(math.exp(centre), None, None, n)
+    parts = [(float(x.var(ddof=1)) / len(x) / len(sides) ** 2, len(x) - 1) for pair in sides for x in pair]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Estimate(math.exp(centre), math.exp(centre), math.exp(centre), n)
+    degrees = variance**2 / sum(part**2 / free for part, free in parts)
+    half = t_quantile(degrees, level) * math.sqrt(variance)
+    return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)

@@ -1,0 +1,12 @@
+"""Entry of the dashboard, started by `app.serve`: its pages and nothing else."""
+
+import streamlit as st
+
+st.set_page_config(page_title="wattbench", page_icon=":material/bolt:", layout="wide")
+st.navigation(
+    [
+        st.Page("views/overview.py", title="Overview", icon=":material/list:", default=True),
+        st.Page("views/scaling.py", title="Scaling", icon=":material/show_chart:"),
+    ],
+    position="top",
+).run()

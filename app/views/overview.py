@@ -1,0 +1,93 @@
+"""Overview: which suites were run, how the runs ended, what they took together, and what failed."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analytics.frame import total
+from analytics.words import number, scale
+from app import page
+from bench.schema import Status
+
+ALL = "All suites"
+TABLE = {
+    "label": "Configuration",
+    "suite": "Suite",
+    "execution": "Execution",
+    "repeat": "Repeat",
+    "status": st.column_config.TextColumn("Outcome", width=130),
+    "started_at": st.column_config.DatetimeColumn("Started (UTC)", format="YYYY-MM-DD HH:mm:ss"),
+    "duration_seconds": st.column_config.NumberColumn("Whole run [s]", format="%.1f"),
+    "samples_per_second": st.column_config.NumberColumn("Samples/s", format="%.4g"),
+    "joules_per_sample": st.column_config.NumberColumn("J/sample, measured", format="%.4g"),
+    "joules_per_sample_estimated": st.column_config.NumberColumn("J/sample, estimated by a model", format="%.4g"),
+    "energy_provenance": "Energy from",
+    "device_name": "Devices",
+    "host": "Host",
+    "flags": "Flags",
+}
+
+
+def _tiles(df: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Return label, value and small print of every total. What rests on a model says so in its label."""
+    runs = f"{{}} of {len(df)} runs"
+    tiles = []
+    for column, label in (
+        ("run_energy_joules", "Energy, measured"),
+        ("run_energy_estimated_joules", "Energy, estimated by a model"),
+    ):
+        joules, known = total(df, column)
+        divisor, unit = scale(joules or 0.0, "J")
+        value = "not known" if joules is None else f"{joules / divisor:.3g} {unit}"
+        kwh = f"{number(joules / 3.6e6)} kWh, " if joules is not None else ""
+        tiles.append((label, value, kwh + runs.format(known)))
+    for basis, label in (
+        ("measured", "CO2e, from measured energy"),
+        ("estimated", "CO2e, from energy estimated by a model"),
+    ):
+        kilograms, known = total(df[df["emissions_basis"] == basis], "emissions_kg")
+        if kilograms is not None:
+            divisor, unit = scale(1000 * kilograms, "g")
+            tiles.append((label, f"{1000 * kilograms / divisor:.3g} {unit}", runs.format(known)))
+    for basis, label in (("rental", "Cost, rent of devices"), ("electricity", "Cost, electricity")):
+        usd, known = total(df[df["cost_basis"] == basis], "cost_usd")
+        if usd is not None:
+            tiles.append((label, f"{number(usd)} USD", runs.format(known)))
+    return tiles
+
+
+def _show_totals(df: pd.DataFrame) -> None:
+    counts = df["status"].value_counts()
+    ended = [("Suites", df["suite"].nunique()), ("Runs", len(df))]
+    ended += [(str(status).replace("_", " "), int(counts.get(status, 0))) for status in Status if counts.get(status, 0)]
+    with st.container(horizontal=True):
+        for label, count in ended:
+            st.metric(label, count, border=True, width=160)
+    with st.container(horizontal=True):
+        for label, value, note in _tiles(df):
+            with st.container(border=True, width=295, gap="xsmall"):
+                st.metric(label, value)
+                st.caption(note)
+    lacking = [name for name, column in (("carbon", "emissions_kg"), ("cost", "cost_usd")) if df[column].isna().all()]
+    if lacking:
+        st.caption(f"No {' and no '.join(lacking)}: the suite names no region or price, and none is guessed.")
+    st.caption("Totals are of whole runs: starting up and runs that failed were paid for too.")
+
+
+df = page.runs("Overview")
+suites = [ALL, *sorted(df["suite"].dropna().unique())]
+suite = st.selectbox("Suite", suites, key="suite", bind="query-params")
+shown = df if suite == ALL else df[df["suite"] == suite]
+_show_totals(shown)
+failed = shown[shown["status"] != Status.OK]
+st.subheader("What did not end well")
+if failed.empty:
+    st.text("Every run ended well.")
+else:
+    columns = {"label": "Configuration", "status": "Outcome", "error_type": "Type", "error_message": "Message"}
+    columns |= {"suite": "Suite", "execution": "Execution", "repeat": "Repeat"}
+    st.dataframe(page.plain(failed[list(columns)]), column_config=columns, hide_index=True)
+st.subheader("All runs")
+newest = shown.sort_values("started_at", ascending=False)
+st.dataframe(page.plain(newest[list(TABLE)]), column_config=TABLE, hide_index=True, placeholder="")

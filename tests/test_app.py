@@ -1,0 +1,240 @@
+"""The pages, run by Streamlit's own test harness on synthetic rows."""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from analytics.frame import frame
+from analytics.scaling import fit
+from app import charts, page, serve
+from bench import tracking
+from bench.schema import Status
+from tests import rows
+
+MAIN = Path(serve.__file__).with_name("main.py")
+EVIL = (rows.HOSTILE, rows.HOSTILE_LINK, rows.HOSTILE_FORMULA)
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    def run(given: Any, name: str = "overview", **query: str) -> AppTest:
+        def load(uri: str | None = None, suite: str | None = None) -> Any:
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        monkeypatch.setattr(tracking, "load", load)
+        st.cache_data.clear()
+        app = AppTest.from_file(str(MAIN), default_timeout=30)
+        app.switch_page(f"views/{name}.py")
+        for key, value in query.items():
+            app.query_params[key] = value
+        app.run()
+        assert not app.exception, app.exception
+        return app
+
+    yield run
+    st.cache_data.clear()
+
+
+def texts(app: AppTest) -> str:
+    return "\n".join(element.value for kind in (app.text, app.caption, app.subheader) for element in kind)
+
+
+def markup(app: AppTest) -> str:
+    """All that Streamlit renders as Markdown."""
+    kinds = (app.markdown, app.caption, app.title, app.subheader, app.header, app.error, app.info, app.warning)
+    parts = [str(element.value) for kind in kinds for element in kind]
+    return "\n".join([*parts, *(f"{tile.label} {tile.value} {tile.delta}" for tile in app.metric)])
+
+
+def test_overview_counts_and_totals(open_page: Open) -> None:
+    given = [rows.make(), rows.make(2, readings="e"), rows.make(4, status=Status.FAILED, suite="other")]
+    app = open_page(given)
+    tiles = {tile.label: str(tile.value) for tile in app.metric}
+    assert (tiles["Suites"], tiles["Runs"], tiles["ok"], tiles["failed"]) == ("2", "3", "2", "1")
+    assert tiles["Energy, measured"] == "200 J", "two runs of 100 J"
+    assert tiles["Energy, estimated by a model"] == "450 J", "three of 150 J, in a tile of their own"
+    assert {"CO2e, from measured energy", "CO2e, from energy estimated by a model"} <= set(tiles)
+    assert tiles["Cost, rent of devices"] == "0.03 USD"
+    assert "2 of 3 runs" in texts(app)
+    assert "Read at 20" in texts(app)
+
+
+def test_overview_shows_what_failed_and_why(open_page: Open) -> None:
+    app = open_page([rows.make(), rows.make(2, status=Status.OUT_OF_MEMORY, message="no room")])
+    failed = app.dataframe[0].value
+    assert failed[["status", "error_type", "error_message"]].to_numpy().tolist() == [
+        ["out_of_memory", "SyntheticError", "no room"]
+    ]
+    assert "Every run ended well." in texts(open_page([rows.make()]))
+
+
+def test_overview_says_that_nothing_is_known_instead_of_zero(open_page: Open) -> None:
+    app = open_page([rows.make(readings="")])
+    tiles = {tile.label: tile.value for tile in app.metric}
+    assert tiles["Energy, measured"] == tiles["Energy, estimated by a model"] == "not known"
+    assert not any("CO2e" in label or "Cost" in label for label in tiles)
+    assert "no region or price" in texts(app)
+
+
+def test_suite_is_kept_in_the_address(open_page: Open) -> None:
+    app = open_page([rows.make(), rows.make(2, suite="other")], suite="other")
+    assert app.selectbox(key="suite").value == "other"
+    assert app.dataframe[0].value["suite"].tolist() == ["other"]
+
+
+@pytest.mark.parametrize("name", ["overview", "scaling"])
+def test_no_runs(open_page: Open, name: str) -> None:
+    app = open_page([], name)
+    assert "bench run" in app.code[0].value
+    assert "Looked in:" in texts(app)
+
+
+@pytest.mark.parametrize("name", ["overview", "scaling"])
+def test_store_that_does_not_answer(open_page: Open, name: str) -> None:
+    app = open_page(tracking.StoreError("there is no store at x\nmake one with: bench run y"), name)
+    assert app.text[0].value == "there is no store at x\nmake one with: bench run y"
+    assert app.error[0].value == "The runs could not be read."
+    assert not app.metric
+
+
+def test_an_error_is_not_kept(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page(tracking.StoreError("down"))
+    monkeypatch.setattr(tracking, "load", lambda uri=None, suite=None: [rows.make()])
+    app.run()
+    assert not app.error
+    assert app.metric
+
+
+def test_read_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page([rows.make()])
+    monkeypatch.setattr(tracking, "load", lambda uri=None, suite=None: [rows.make(), rows.make(2)])
+    app.run()
+    assert app.metric[1].value == "1", "kept for a minute"
+    app.button[0].click().run()
+    assert app.metric[1].value == "2"
+
+
+def test_scaling_says_what_the_runs_say(open_page: Open) -> None:
+    given = rows.grid(precisions={"fp32": 1, "bf16": 1.8}, loss={4: 0.8}, repeats=3)
+    app = open_page(given, "scaling")
+    assert "breaks at d = 4" in texts(app)
+    assert re.search(r"bf16 is 1\.\d+ \(1\.\d+ to 1\.\d+\) times as fast as fp32", texts(app))
+    table = app.dataframe[0].value
+    assert len(table) == 12
+    assert " to " in table["Samples/s"].iloc[0], "numbers come with their interval"
+    assert {"J/sample, measured", "J/sample, estimated by a model"} <= set(table.columns)
+    app.selectbox(key="series").select("bf16 ddp").run()
+    assert not app.exception
+    assert "fp32 ddp\n" not in texts(app)
+
+
+def test_scaling_keeps_executions_apart(open_page: Open) -> None:
+    old = [rows.make(repeat=0, v=1e9, execution="old")]
+    new = [rows.make(repeat=5, v=3e9, execution="new")]
+    app = open_page([*old, *new], "scaling")
+    assert app.selectbox(key="execution").value == "new"
+    assert "v = 3 GFLOP/s" in texts(app)
+    app.selectbox(key="execution").select("old").run()
+    assert "v = 1 GFLOP/s" in texts(app)
+    assert "v = 1 GFLOP/s" in texts(open_page([*old, *new], "scaling", execution="old")), "the address keeps it"
+
+
+@pytest.mark.parametrize("given", [[rows.make()], [rows.make(status=Status.FAILED)], rows.grid((2,), repeats=1)])
+def test_scaling_with_little(open_page: Open, given: list[Any]) -> None:
+    app = open_page(given, "scaling")
+    assert "cannot be said" in texts(app) or "nothing to fit" in texts(app)
+
+
+@pytest.mark.parametrize("name", ["overview", "scaling"])
+def test_hostile_text_is_never_markup(open_page: Open, name: str) -> None:
+    given: list[Any] = []
+    for index, evil in enumerate(EVIL):
+        over = dict.fromkeys(("label", "suite", "host", "device_name", "precision", "flags", "error_message"), evil)
+        over |= {"workload_args.preset": evil, "execution": evil, "workload": evil, "emissions_basis": evil}
+        given += [rows.make(d, repeat=index) | over for d in (1, 2)]
+        given.append(rows.make(repeat=index, status=Status.FAILED) | over | {"status": evil if index else "failed"})
+    app = open_page(given, name)
+    for evil in EVIL:
+        assert evil not in markup(app)
+    for table in app.dataframe:
+        for column in table.value.columns:
+            for cell in table.value[column].astype("str"):
+                assert not str(cell).startswith("="), (column, cell)
+
+
+def test_no_cell_is_a_formula() -> None:
+    given = pd.DataFrame({"text": ["=1+1", "+1", "-1", "@x", "\tx", "fine", None], "number": [-1.0] * 7})
+    plain = page.plain(given)
+    assert plain["text"].tolist()[:6] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "fine"]
+    assert plain["text"].isna().tolist()[-1]
+    assert plain["number"].tolist() == [-1.0] * 7
+    assert given["text"][0] == "=1+1", "the frame itself is left alone"
+
+
+def figures(given: list[Any]) -> list[Any]:
+    series = fit(frame(given)).series
+    return [charts.time_chart(series), charts.residual_chart(series), charts.efficiency_chart(series)]
+
+
+def test_charts_show_every_run_and_escape_names() -> None:
+    over = dict.fromkeys(("precision", "workload_args.preset", "device_name"), rows.HOSTILE)
+    given = [rows.make(d, repeat=r) | over for d in (1, 2, 4) for r in range(2)]
+    for figure in figures(given):
+        assert "<img" not in figure.to_json().replace("\\u003c", "<")
+    time = figures(given)[0]
+    (markers,) = [trace for trace in time.data if trace.mode == "markers"]
+    assert list(markers.x) == [1, 1, 2, 2, 4, 4]
+    assert list(markers.y) == pytest.approx([1 / 20, 1 / 20, 1 / 40, 1 / 40, 1 / 80, 1 / 80])
+    (law,) = [trace for trace in time.data if trace.mode == "lines" and trace.fill is None]
+    assert list(law.y) == pytest.approx([1 / 20, 1 / 40, 1 / 80])
+    assert time.layout.xaxis.type == time.layout.yaxis.type == "log"
+    assert time.layout.yaxis.title.text == "time per sample [s]"
+
+
+def test_charts_tell_series_apart_without_colour() -> None:
+    given = rows.grid(precisions={"fp32": 1, "bf16": 2})
+    for figure in figures(given):
+        markers = [trace for trace in figure.data if trace.mode and "markers" in trace.mode]
+        assert len({trace.marker.symbol for trace in markers}) == len(markers) > 1
+
+
+def test_efficiency_chart_has_intervals() -> None:
+    figure = figures(rows.grid((1, 2), ("tiny",), loss={2: 0.5}))[2]
+    (trace,) = figure.data
+    assert trace.y[1] == pytest.approx(50, rel=0.02)
+    assert trace.error_y.array[1] > 0
+    assert trace.error_y.arrayminus[1] > 0
+
+
+def test_a_busy_port_is_one_line() -> None:
+    with socket.socket() as busy:
+        busy.bind((serve.HOST, 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(serve.ServeError, match=f"--port {port}: 127.0.0.1:{port} cannot be used") as caught:
+            serve.serve(port, open_browser=False)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(serve.ServeError, match="from 1 to 65535"):
+        serve.serve(0, open_browser=False)
+
+
+def test_server_is_for_this_machine_only() -> None:
+    given = serve.arguments(8501)
+    assert Path(given[1]) == MAIN
+    assert {"--server.address=127.0.0.1", "--browser.gatherUsageStats=false", "--server.fileWatcherType=none"} <= set(
+        given
+    )
+    assert [flag for flag in given if "allowedHosts" in flag] == [
+        "--server.allowedHosts=localhost",
+        "--server.allowedHosts=127.0.0.1",
+    ]

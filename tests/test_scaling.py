@@ -1,0 +1,257 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from analytics.frame import frame
+from analytics.scaling import ScalingFit, SeriesFit, fit
+from analytics.words import FLAGS
+from bench.schema import Scalar, Status
+from tests import rows
+
+Rows = list[dict[str, Scalar]]
+
+
+def only(given: Rows) -> SeriesFit:
+    found = fit(frame(given))
+    assert len(found.series) == 1
+    return found.series[0]
+
+
+def test_planted_v_is_found() -> None:
+    found = only(rows.grid())
+    assert found.v == pytest.approx(rows.V, rel=0.01)
+    assert found.v_low is not None
+    assert found.v_high is not None
+    assert found.v_low < rows.V < found.v_high
+    assert found.error_max < 0.02
+    assert found.loss == "none visible"
+    assert found.breaks_at is None
+    assert found.scaling == "weak"
+    assert found.plain_v == pytest.approx(rows.V / 600, rel=0.01), "a parameter is planted to cost 600 FLOP a sample"
+    assert [point.repeats for point in found.points] == [4] * 6
+
+
+def test_v_counts_configurations_and_not_runs() -> None:
+    many = [rows.make(1, repeat=r, v=1e9) for r in range(9)]
+    assert only([*many, rows.make(2, v=4e9)]).v == pytest.approx(2e9), (
+        "the geometric mean of two, however often repeated"
+    )
+
+
+def test_interval_of_v_is_students_over_configurations() -> None:
+    found = only([rows.make(d, v=v) for d, v in ((1, 1e9), (2, 2e9), (4, 4e9))])
+    half = 4.302652729911275 * math.log(2) / math.sqrt(3)
+    assert found.v == pytest.approx(2e9)
+    assert (found.v_low, found.v_high) == pytest.approx((2e9 * math.exp(-half), 2e9 * math.exp(half)))
+
+
+def test_errors_of_the_law() -> None:
+    found = only([rows.make(d, v=v) for d, v in ((1, 1e9), (2, 2e9), (4, 4e9))])
+    assert [point.error for point in found.points] == pytest.approx([-0.5, 0.0, 1.0]), (
+        "T_law / T - 1 = v_measured / v - 1"
+    )
+    left = [1 / math.sqrt(8) - 1, 0.0, math.sqrt(8) - 1]
+    assert [point.error_left_out for point in found.points] == pytest.approx(left), "v of the other two"
+    assert (found.error_median, found.error_max) == pytest.approx((0.5, 1.0))
+    assert found.left_out_max == pytest.approx(math.sqrt(8) - 1)
+
+
+def test_planted_loss_is_found_where_it_begins() -> None:
+    found = only(rows.grid((1, 2, 4, 8), loss={4: 0.85, 8: 0.6}))
+    assert (found.loss, found.breaks_at) == ("visible", 4)
+    for point in found.efficiency:
+        truth = {2: 1.0, 4: 0.85, 8: 0.6}[point.devices]
+        assert point.value == pytest.approx(truth, rel=0.01)
+        assert point.low is not None
+        assert point.high is not None
+        assert point.low < point.value < point.high < 1.03 * point.low
+    assert any("breaks at d = 4" in line for line in found.sentences())
+
+
+def test_loss_without_repeats_cannot_be_told() -> None:
+    found = only(rows.grid(loss={4: 0.5}, repeats=1))
+    assert (found.loss, found.breaks_at) == ("cannot tell", None)
+    assert all(point.low is None for point in found.efficiency)
+    assert "some_without_repeats" in found.flags
+    assert not any("breaks at" in line for line in found.sentences())
+
+
+def test_noise_is_not_called_a_loss() -> None:
+    false = sum(only(rows.grid((1, 2), ("tiny",), noise=0.1, repeats=3, seed=s)).loss == "visible" for s in range(15))
+    assert false <= 1
+
+
+def test_strong_scaling_is_recognised() -> None:
+    found = only([rows.make(d, repeat=r, batch=16 // d, v=rows.V / d**0.2) for d in (1, 2, 4) for r in range(2)])
+    assert found.scaling == "strong"
+    assert {point.devices: point.value for point in found.efficiency} == pytest.approx({2: 2**-0.2, 4: 4**-0.2})
+    assert "batch 16 in all" in found.efficiency[0].curve
+
+
+def test_different_work_on_different_devices_is_not_comparable() -> None:
+    found = only([rows.make(1, "tiny"), rows.make(2, "small")])
+    assert found.scaling == "not comparable"
+    assert found.loss == "not measured"
+    assert found.efficiency == ()
+    assert "work_and_devices_confounded" in found.flags
+    assert any("cannot be told apart" in line for line in found.sentences())
+
+
+def test_a_full_grid_is_not_called_confounded() -> None:
+    assert "work_and_devices_confounded" not in only(rows.grid()).flags
+
+
+def test_single_device_count_is_not_identified() -> None:
+    found = only(rows.grid((2,)))
+    assert found.scaling == "one device count"
+    assert "devices_not_identified" in found.flags
+    assert any("not identified" in line for line in found.sentences())
+    elsewhere = found.predict(1e12, 4)
+    assert elsewhere.low is elsewhere.high is None
+    assert "devices_not_identified" in elsewhere.flags
+    here = found.predict(1e12, 2)
+    assert "devices_not_identified" not in here.flags
+    assert here.low is not None
+
+
+def test_prediction() -> None:
+    found = only(rows.grid(noise=0.05))
+    made = found.predict(1e15, 4, flops_per_sample=1e8)
+    assert made.flags == ()
+    assert made.seconds == pytest.approx(1e15 / (4 * found.v))
+    assert made.low is not None
+    assert made.high is not None
+    assert made.high / made.seconds == pytest.approx(made.seconds / made.low)
+    wider = found.predict(1e15, 4, level=0.99)
+    assert wider.high is not None
+    assert wider.high > made.high
+    assert found.predict(1e15, 16, flops_per_sample=1e8).flags == ()
+    assert found.predict(1e15, 17, flops_per_sample=1e8).flags == ("devices_beyond_reach",)
+    assert found.predict(1e15, 4, flops_per_sample=1e9).flags == ("work_outside_measured",)
+    assert found.predict(1e15, 4).flags == ("work_not_checked",)
+    with pytest.raises(ValueError, match="flops"):
+        found.predict(-1.0, 4)
+    with pytest.raises(ValueError, match="devices"):
+        found.predict(1.0, 0)
+
+
+def test_prediction_intervals_hold_the_next_configuration() -> None:
+    random = np.random.default_rng(5)
+    hits = 0
+    for _ in range(40):
+        v = rows.V * np.exp(random.normal(0, 0.1, 5))
+        found = only([rows.make(d, v=float(v[i])) for i, d in enumerate((1, 2, 3, 4))])
+        made = found.predict(1e12, 4)
+        assert made.low is not None
+        assert made.high is not None
+        hits += made.low <= 1e12 / (4 * v[4]) <= made.high
+    assert hits / 40 >= 0.85
+
+
+def test_an_outlier_is_named() -> None:
+    given = [rows.make(d, p, v=rows.V * (0.8 if (d, p) == (4, "tiny") else 1)) for d in (1, 2, 4) for p in rows.SIZES]
+    found = only(given)
+    worst = max(found.points, key=lambda point: abs(point.error))
+    assert worst.name == "preset=tiny d=4"
+    assert any("at most (preset=tiny d=4" in line for line in found.sentences())
+
+
+def test_size_effect() -> None:
+    given = [
+        rows.make(1, p, repeat=r, v=v * (1 + r / 100)) for p, v in (("tiny", 1e9), ("small", 3e9)) for r in range(3)
+    ]
+    found = only(given)
+    assert found.size_effect is not None
+    assert found.size_effect.value == pytest.approx(3.0)
+    assert [point.v for point in found.by_work] == pytest.approx([1e9, 3e9], rel=0.02)
+    assert any("v depends on the work" in line for line in found.sentences())
+    level = only(rows.grid((1,), noise=0.01))
+    assert any("no difference can be told" in line for line in level.sentences())
+
+
+@pytest.mark.parametrize(
+    ("factor", "repeats", "noise", "verdict"),
+    [
+        (1.5, 3, 0.01, "faster"),
+        (0.7, 3, 0.01, "slower"),
+        (1.0, 5, 0.001, "same"),
+        (1.02, 2, 0.1, "cannot tell"),
+        (1.5, 1, 0.01, "cannot tell"),
+    ],
+)
+def test_gain_of_precision(factor: float, repeats: int, noise: float, verdict: str) -> None:
+    found = fit(frame(rows.grid((1, 2), precisions={"bf16": factor, "fp32": 1.0}, repeats=repeats, noise=noise)))
+    assert len(found.series) == 2
+    (gain,) = found.gains
+    assert (gain.precision, gain.baseline, gain.configurations) == ("bf16", "fp32", 4)
+    assert gain.verdict == verdict
+    assert (gain.low is None) == (repeats == 1)
+    if noise < 0.1:
+        assert gain.ratio == pytest.approx(factor, rel=0.03)
+    begins = "Whether bf16 is faster than fp32 cannot be told" if verdict == "cannot tell" else "bf16 is"
+    assert any(line.startswith(begins) for line in found.sentences())
+
+
+def test_precisions_on_different_hosts_are_not_compared() -> None:
+    given = rows.grid((1, 2)) + rows.grid((1, 2), precisions={"bf16": 2.0}, host="another")
+    found = fit(frame(given))
+    assert len(found.series) == 2
+    assert found.gains == ()
+
+
+def test_executions_are_series_of_their_own_with_names_apart() -> None:
+    found = fit(frame(rows.grid() + rows.grid(execution="later")))
+    assert len({series.name for series in found.series}) == 2
+    with pytest.raises(ValueError, match="does not name one series"):
+        found.predict(1e12, 2)
+    name = found.series[1].name
+    assert found.predict(1e12, 2, series=name) == found.series[1].predict(1e12, 2)
+
+
+def test_failures_and_missing_energy_do_not_matter() -> None:
+    clean = only(rows.grid(readings=""))
+    failed = [rows.make(8, status=status) for status in Status if status is not Status.OK]
+    assert only(rows.grid(readings="") + failed).v == clean.v
+
+
+@pytest.mark.parametrize("given", [[], [rows.make(status=Status.FAILED)], [{"status": "ok"}]])
+def test_nothing_to_fit(given: Rows) -> None:
+    found = fit(frame(given))
+    assert found == ScalingFit((), ())
+    assert "nothing to fit" in found.sentences()[0]
+    assert "bench run" in found.sentences()[0]
+
+
+def test_one_run() -> None:
+    found = only([rows.make()])
+    assert (found.v_low, found.left_out_median) == (None, None)
+    assert {"one_configuration", "devices_not_identified", "some_without_repeats"} <= set(found.flags)
+    assert found.predict(1e12, 1).low is None
+    assert any("cannot be said" in line for line in found.sentences())
+
+
+@pytest.mark.parametrize("given", [rows.grid(precisions={"fp32": 1, "bf16": 2}), [rows.make()], []])
+def test_json_holds_only_json(given: Rows) -> None:
+    found = fit(frame(given))
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    back = json.loads(text)
+    assert [series["v"] for series in back["series"]] == [series.v for series in found.series]
+    if len(given) == 1:
+        assert back["series"][0]["v_low"] is None
+    assert back["sentences"] == found.sentences()
+
+
+def test_every_flag_has_words() -> None:
+    for given in (rows.grid(), [rows.make()], [rows.make(1, "tiny"), rows.make(2, "small")]):
+        found = only(given)
+        assert set(found.flags) | set(found.predict(1e12, 99, flops_per_sample=1e20).flags) <= set(FLAGS)
+
+
+def test_hostile_names_come_out_as_one_printable_line() -> None:
+    evil = {"workload_args.preset": "\x1b[2Jx\ny", "device_name": rows.HOSTILE, "precision": rows.HOSTILE_LINK}
+    other = {"workload_args.preset": "\x00", "device_name": rows.HOSTILE, "config_id": "b"}
+    found = fit(frame([rows.make(repeat=r) | evil for r in range(2)] + [rows.make(2) | other]))
+    for line in found.sentences():
+        assert line.isprintable()

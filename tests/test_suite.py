@@ -1,0 +1,245 @@
+"""Suites: what they mean on a machine, and what is said about mistakes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.schema import Gpu, Machine, RunSpec
+from bench.suite import Plan, SuiteError, expand, load_suite, only, override
+from bench.yamlfile import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
+
+ROOT = Path(__file__).parent.parent
+CPU = Machine(cpu_model="Synthetic", cpu_count=2)
+
+
+def gpus(count: int, busy: tuple[int, ...] = ()) -> Machine:
+    found = [Gpu(index=i, uuid=f"GPU-{i}", name="Synthetic", used_by=["python (7)"] if i in busy else []) for i in range(count)]
+    return Machine(cpu_model="Synthetic", cpu_count=64, gpus=found)
+
+
+BASE: dict[str, Any] = {"workload": "decoder_lm", "workload_args.preset": "tiny", "batch_size_per_device": 4, "measure_steps": 5}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+def made(folder: Path, machine: Machine = CPU, defaults: dict[str, Any] | None = None, **fields: Any) -> Plan:
+    import yaml
+
+    suite = {"name": "s", "defaults": BASE if defaults is None else defaults, **fields}
+    return expand(load_suite(written(folder, yaml.safe_dump(suite))), machine)
+
+
+def mistakes(folder: Path, text: str, machine: Machine = CPU) -> list[str]:
+    with pytest.raises(SuiteError) as caught:
+        expand(load_suite(written(folder, text)), machine)
+    return caught.value.messages
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("machine", [CPU, gpus(1), gpus(8)], ids=["cpu", "one-gpu", "eight-gpus"])
+def test_every_shipped_suite_is_valid_everywhere(path: Path, machine: Machine) -> None:
+    plan = expand(load_suite(path), machine)
+    assert plan.to_do
+    assert plan.suite.description
+
+
+def test_matrix_times_include_less_exclude(tmp_path: Path) -> None:
+    plan = made(
+        tmp_path,
+        matrix={"precision": ["fp32", "bf16"], "devices": [1, 2]},
+        exclude=[{"precision": "bf16", "devices": 2}],
+        include=[{"precision": "bf16", "devices": 2, "gradient_accumulation_steps": 2}],
+    )
+    found = {(run.precision.name, run.world_size, run.gradient_accumulation_steps) for run in plan.runs}
+    assert found == {("fp32", 1, 1), ("fp32", 2, 1), ("bf16", 1, 1), ("bf16", 2, 2)}
+
+
+def test_repeats_are_interleaved_and_have_seeds_of_their_own(tmp_path: Path) -> None:
+    plan = made(tmp_path, matrix={"devices": [1, 2]}, repeats=3)
+    assert [(run.world_size, run.repeat) for run in plan.runs] == [(1, 0), (2, 0), (2, 1), (1, 1), (1, 2), (2, 2)]
+    assert {run.seed for run in plan.runs} == {0, 1, 2}
+    assert len({run.config_id for run in plan.runs}) == 2
+    assert len({run.run_id for run in plan.runs}) == 6
+
+
+def test_values_by_machine(tmp_path: Path) -> None:
+    defaults = BASE | {"batch_size_per_device": {"on": {"cpu": 2, "cuda": 16}}, "warmup_steps": {"on": {"cuda": 7}}}
+    matrix = {"precision": {"on": {"cpu": ["fp32"], "cuda": ["fp32", "tf32"]}}}
+    cpu = made(tmp_path, defaults=defaults, matrix=matrix)
+    cuda = made(tmp_path, gpus(1), defaults=defaults, matrix=matrix)
+    assert [(r.batch_size_per_device, r.warmup_steps) for r in cpu.runs] == [(2, 3)]
+    assert [(r.batch_size_per_device, r.warmup_steps, r.precision.name) for r in cuda.runs] == [(16, 7, "fp32"), (16, 7, "tf32")]
+
+
+@pytest.mark.parametrize(
+    ("machine", "threads", "counts"),
+    [(CPU, 1, [1, 2]), (CPU, 2, [1]), (gpus(6), 1, [1, 2, 4, 6]), (gpus(8, busy=(0, 1, 2)), 1, [1, 2, 4, 5])],
+)
+def test_devices_auto_goes_up_to_what_is_free(tmp_path: Path, machine: Machine, threads: int, counts: list[int]) -> None:
+    plan = made(tmp_path, machine, BASE | {"devices": "auto", "threads_per_device": threads}, include=[{}])
+    assert [run.world_size for run in plan.runs] == counts
+    assert not plan.skipped
+
+
+def test_strong_scaling_divides_the_batch_and_auto_leaves_out_what_does_not_divide(tmp_path: Path) -> None:
+    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"} | {"global_batch_size": 16}
+    plan = made(tmp_path, gpus(6), defaults, matrix={"devices": "auto"})
+    assert [(r.world_size, r.batch_size_per_device, r.global_batch_size) for r in plan.runs] == [(1, 16, 16), (2, 8, 16), (4, 4, 16)]
+    assert plan.scaling == "strong"
+    assert plan.notes == ["devices: auto leaves out 6: it does not divide global_batch_size 16"]
+    assert made(tmp_path, matrix={"devices": [1, 2]}).scaling == "weak"
+    assert made(tmp_path, include=[{}]).scaling == "none"
+
+
+def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    plan = made(tmp_path, matrix={"devices": [2, 4], "precision": ["fp32", "tf32"]})
+    reasons = {(r.world_size, r.precision.name): plan.skipped.get(r.config_id) for r in plan.runs}
+    assert reasons[2, "fp32"] is None
+    assert reasons[4, "fp32"] == "needs 4 × 1 threads, 2 processors are here"
+    assert reasons[2, "tf32"] == "tf32 exists on NVIDIA GPUs only"
+    busy = made(tmp_path, gpus(2, busy=(1,)), matrix={"devices": [2]})
+    assert list(busy.skipped.values()) == ["needs 2 GPUs, 1 of 2 are free: GPU 1 is used by python (7)"]
+    none = made(tmp_path, CPU, BASE | {"device_type": "cuda"}, include=[{}])
+    assert "none is visible here" in next(iter(none.skipped.values()))
+
+
+def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
+    plan = made(tmp_path, gpus(1), matrix={"device_type": ["cpu", "cuda"], "devices": [1]})
+    assert {run.device_type for run in plan.to_do} == {"cpu", "cuda"}
+
+
+HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4}\n"
+BAD = {
+    "unknown key": ("nme: s\n", ["unknown key 'nme': did you mean 'name'?", "'name' is missing"]),
+    "wrong type": (HEAD + "repeats: three\n", ["repeats: Input should be a valid integer, not 'three'"]),
+    "not a bool": (HEAD + "repeats: true\n", ["repeats: Input should be a valid integer, not True"]),
+    "name leaves its folder": ("name: ../up\nmatrix: {devices: [1]}\n", ["name: String should match pattern"]),
+    "unknown field": (HEAD + "matrix: {precison: [fp32]}\n", ["matrix: unknown field 'precison': did you mean 'precision'?"]),
+    "unknown name": (HEAD + "matrix: {precision: [fp31]}\n", ["unknown precision 'fp31': did you mean 'fp32'?"]),
+    "unknown workload": (HEAD + "include: [{workload: decoder_ml}]\n", ["unknown workload 'decoder_ml': did you mean"]),
+    "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: String should match pattern"]),
+    "empty matrix axis": (HEAD + "matrix: {devices: []}\n", ["matrix: 'devices' is empty"]),
+    "nothing at all": (HEAD, ["suite 's' has no runs on this machine"]),
+    "axis is no list": (HEAD + "matrix: {devices: 2}\n", ["matrix: 'devices' must be a list of values, not 2"]),
+    "negative steps": (HEAD + "matrix: {measure_steps: [-1]}\n", ["measure_steps: Input should be greater than or equal to 1"]),
+    "no devices": (HEAD + "matrix: {devices: [0]}\n", ["devices: must be a whole number of at least 1"]),
+    "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
+    "not a number": (HEAD + "matrix: {measure_seconds: [.nan]}\n", ["measure_seconds: "]),
+    "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
+    "duplicate runs": (HEAD + "matrix: {devices: [1]}\ninclude: [{devices: 1}]\n", ["duplicate runs: decoder_lm gpt2 tiny d1"]),
+    "duplicate key": (HEAD + "name: t\n", ["line 3: the key 'name' stands twice"]),
+    "remainder": (
+        "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny}\nmatrix: {global_batch_size: [5], devices: [2]}\n",
+        ["global_batch_size 5 is no multiple of 2 devices"],
+    ),
+    "both batch sizes": (HEAD + "matrix: {global_batch_size: [8]}\n", ["give global_batch_size (strong scaling) or"]),
+    "not a mapping": ("- a\n- b\n", ["a suite is a mapping with name, defaults, matrix ...; this is a list"]),
+    "empty file": ("", ["this is empty"]),
+    "not YAML": ("name: [s\n", ["not YAML"]),
+    "a tag of Python": ("name: !!python/object/apply:os.system [id]\n", ["not YAML: could not determine a constructor"]),
+    "unknown workload argument": (
+        HEAD + "include: [{workload_args.presett: tiny}]\n",
+        ["workload_args: unknown key 'presett': did you mean 'preset'?"],
+    ),
+    "unknown preset": (HEAD + "include: [{workload_args.preset: huge}]\n", ["unknown preset 'huge'; allowed: tiny"]),
+    "text that is not there": (HEAD + "include: [{workload_args.text: no-such-file}]\n", ["no such file or folder"]),
+    "unknown option": (
+        HEAD + "include: [{optimizer: {name: adamw, lr: 1}}]\n",
+        ["optimizer 'adamw' has no option 'lr': allowed: learning_rate, weight_decay"],
+    ),
+    "option of a wrong type": (
+        HEAD + "include: [{optimizer: {name: adamw, learning_rate: high}}]\n",
+        ["optimizer 'adamw': learning_rate must be a number, not 'high'"],
+    ),
+    "two prices": (HEAD + "usd_per_kwh: 1\nusd_per_device_hour: 1\ninclude: [{}]\n", ["not both"]),
+    "auto elsewhere": (HEAD + "matrix: {repeats: auto}\n", ["matrix: unknown field 'repeats'"]),
+    "auto for another field": (HEAD + "matrix: {seed: auto}\n", ["'auto' is understood for devices only, not for 'seed'"]),
+    "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or cuda"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_are_told_in_at_most_two_lines_each(tmp_path: Path, name: str) -> None:
+    text, expected = BAD[name]
+    found = mistakes(tmp_path, text)
+    for part in expected:
+        assert any(part in message for message in found), found
+    assert all(len(message.splitlines()) <= 2 for message in found)
+    assert all(len(message) < 400 for message in found)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = HEAD + "matrix: {precision: [fp31, fp32], measure_steps: [-1]}\nrepeats: 0\n"
+    assert mistakes(tmp_path, text) == [f"{tmp_path}/suite.yaml: repeats: Input should be greater than or equal to 1, not 0"]
+    found = mistakes(tmp_path, text.replace("repeats: 0", "repeats: 1") + "include: [{optimizer: adamx}]\n")
+    assert len(found) == 2  # the same mistake in two cells is told once
+    found = mistakes(tmp_path, HEAD + "matrix: {precison: [a], devices: 1, seed: []}\n")
+    assert len(found) == 3
+
+
+def test_files_that_cannot_be_a_suite(tmp_path: Path) -> None:
+    with pytest.raises(YamlError, match="no such file"):
+        read(tmp_path / "none.yaml")
+    with pytest.raises(YamlError, match="is a folder"):
+        read(tmp_path)
+    (tmp_path / "huge.yaml").write_text("a: 1\n" * MAX_BYTES)
+    with pytest.raises(YamlError, match="has 5000000 bytes"):
+        read(tmp_path / "huge.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(YamlError, match="not UTF-8"):
+        read(tmp_path / "binary.yaml")
+    with pytest.raises(YamlError, match=f"nested more than {MAX_DEPTH}"):
+        parse("[" * 100 + "]" * 100)
+    laughs = "a: &a [x, x]\nb: [" + ", ".join(["*a"] * (MAX_ALIASES + 1)) + "]\n"
+    with pytest.raises(YamlError, match="aliases"):
+        parse(laughs)
+    with pytest.raises(YamlError, match="nodes"):
+        parse("[" + "1," * 60_000 + "]")
+    with pytest.raises(YamlError, match="not YAML"):
+        parse("a: *nothing")
+
+
+def test_only_true_and_false_are_booleans() -> None:
+    given = "{on: 1, region: NO, yes: no, truth: true, small: 1e-3, n: 0o7, d: 2026-01-02, nothing: null}"
+    assert parse(given) == {
+        "on": 1, "region": "NO", "yes": "no", "truth": True, "small": 0.001, "n": "0o7", "d": "2026-01-02", "nothing": None,
+    }  # fmt: skip
+
+
+def test_too_many_runs_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    text = HEAD + "matrix: {seed: [" + ",".join(map(str, range(2000))) + "], warmup_steps: [" + ",".join(map(str, range(1, 2001))) + "]}\n"
+    assert mistakes(tmp_path, text) == ["matrix: 4000000 configurations; at most 10000 runs are allowed"]
+
+
+def test_settings_of_the_command_line(tmp_path: Path) -> None:
+    path = written(tmp_path, HEAD + "matrix: {devices: [1], precision: [fp32, bf16]}\nrepeats: 3\n")
+    suite = override(load_suite(path), ["repeats=1", "precision=bf16", "devices=[1, 2]", "region=FR", "seed=7"])
+    runs = expand(suite, CPU).runs
+    assert {(r.precision.name, r.world_size, r.seed) for r in runs} == {("bf16", 1, 7), ("bf16", 2, 7)}
+    assert suite.site.region == "FR"
+    for bad, part in {"seed": "give key=value", "seeed=1": "did you mean 'seed'", "repeats=x": "valid integer", "a=[": "not YAML"}.items():
+        with pytest.raises(SuiteError, match=part.replace("(", "\\(")):
+            override(load_suite(path), [bad])
+
+
+def test_only_keeps_what_matches(tmp_path: Path) -> None:
+    plan = made(tmp_path, matrix={"precision": ["fp32", "bf16"], "devices": [1, 2]})
+    assert [r.world_size for r in only(plan, ["precision=bf16", "devices=2,1"]).runs] == [1, 2]
+    assert len(only(plan, ["preset=tiny"]).runs) == 4
+    with pytest.raises(SuiteError, match="leaves no run; precision is one of bf16, fp32"):
+        only(plan, ["precision=fp8"])
+    with pytest.raises(SuiteError, match="did you mean 'precision'"):
+        only(plan, ["precison=fp32"])
+
+
+def test_the_spec_survives_its_file(tmp_path: Path) -> None:
+    plan = made(tmp_path, include=[{"optimizer": {"name": "sgd", "momentum": 0.5}}])
+    (spec,) = plan.runs
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert spec.workload_args["sequence_length"] == 128
+    assert str(spec.optimizer) == "sgd-momentum=0.5"
