@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib import metadata, resources
+from importlib import metadata, util
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.metrics import missing_components, split_energy
@@ -20,8 +21,11 @@ _KG_PER_POUND = 0.45359237
 
 @cache
 def _data(name: str) -> dict[str, Any]:
-    text = resources.files("codecarbon").joinpath(f"data/private_infra/{name}").read_text()
-    loaded: dict[str, Any] = json.loads(text)
+    spec = util.find_spec("codecarbon")  # found, not imported
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("codecarbon is not installed")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "private_infra" / name
+    loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
 

@@ -365,4 +365,5 @@ def only(plan: Plan, filters: Iterable[str]) -> Plan:
         if not runs:
             there = sorted({str(row.get(full)) for row in flat})
             raise SuiteError([f"--only {text!r} leaves no run; {name} is one of {', '.join(there)}"])
-    return replace(plan, runs=runs)
+    kept = {run.config_id for run in runs}
+    return replace(plan, runs=runs, skipped={key: why for key, why in plan.skipped.items() if key in kept})

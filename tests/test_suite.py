@@ -14,11 +14,19 @@ CPU = Machine(cpu_model="Synthetic", cpu_count=2)
 
 
 def gpus(count: int, busy: tuple[int, ...] = ()) -> Machine:
-    found = [Gpu(index=i, uuid=f"GPU-{i}", name="Synthetic", used_by=["python (7)"] if i in busy else []) for i in range(count)]
+    found = [
+        Gpu(index=i, uuid=f"GPU-{i}", name="Synthetic", used_by=["python (7)"] if i in busy else [])
+        for i in range(count)
+    ]
     return Machine(cpu_model="Synthetic", cpu_count=64, gpus=found)
 
 
-BASE: dict[str, Any] = {"workload": "decoder_lm", "workload_args.preset": "tiny", "batch_size_per_device": 4, "measure_steps": 5}
+BASE: dict[str, Any] = {
+    "workload": "decoder_lm",
+    "workload_args.preset": "tiny",
+    "batch_size_per_device": 4,
+    "measure_steps": 5,
+}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -73,14 +81,19 @@ def test_values_by_machine(tmp_path: Path) -> None:
     cpu = made(tmp_path, defaults=defaults, matrix=matrix)
     cuda = made(tmp_path, gpus(1), defaults=defaults, matrix=matrix)
     assert [(r.batch_size_per_device, r.warmup_steps) for r in cpu.runs] == [(2, 3)]
-    assert [(r.batch_size_per_device, r.warmup_steps, r.precision.name) for r in cuda.runs] == [(16, 7, "fp32"), (16, 7, "tf32")]
+    assert [(r.batch_size_per_device, r.warmup_steps, r.precision.name) for r in cuda.runs] == [
+        (16, 7, "fp32"),
+        (16, 7, "tf32"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("machine", "threads", "counts"),
     [(CPU, 1, [1, 2]), (CPU, 2, [1]), (gpus(6), 1, [1, 2, 4, 6]), (gpus(8, busy=(0, 1, 2)), 1, [1, 2, 4, 5])],
 )
-def test_devices_auto_goes_up_to_what_is_free(tmp_path: Path, machine: Machine, threads: int, counts: list[int]) -> None:
+def test_devices_auto_goes_up_to_what_is_free(
+    tmp_path: Path, machine: Machine, threads: int, counts: list[int]
+) -> None:
     plan = made(tmp_path, machine, BASE | {"devices": "auto", "threads_per_device": threads}, include=[{}])
     assert [run.world_size for run in plan.runs] == counts
     assert not plan.skipped
@@ -89,7 +102,11 @@ def test_devices_auto_goes_up_to_what_is_free(tmp_path: Path, machine: Machine, 
 def test_strong_scaling_divides_the_batch_and_auto_leaves_out_what_does_not_divide(tmp_path: Path) -> None:
     defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"} | {"global_batch_size": 16}
     plan = made(tmp_path, gpus(6), defaults, matrix={"devices": "auto"})
-    assert [(r.world_size, r.batch_size_per_device, r.global_batch_size) for r in plan.runs] == [(1, 16, 16), (2, 8, 16), (4, 4, 16)]
+    assert [(r.world_size, r.batch_size_per_device, r.global_batch_size) for r in plan.runs] == [
+        (1, 16, 16),
+        (2, 8, 16),
+        (4, 4, 16),
+    ]
     assert plan.scaling == "strong"
     assert plan.notes == ["devices: auto leaves out 6: it does not divide global_batch_size 16"]
     assert made(tmp_path, matrix={"devices": [1, 2]}).scaling == "weak"
@@ -119,19 +136,28 @@ BAD = {
     "wrong type": (HEAD + "repeats: three\n", ["repeats: Input should be a valid integer, not 'three'"]),
     "not a bool": (HEAD + "repeats: true\n", ["repeats: Input should be a valid integer, not True"]),
     "name leaves its folder": ("name: ../up\nmatrix: {devices: [1]}\n", ["name: String should match pattern"]),
-    "unknown field": (HEAD + "matrix: {precison: [fp32]}\n", ["matrix: unknown field 'precison': did you mean 'precision'?"]),
+    "unknown field": (
+        HEAD + "matrix: {precison: [fp32]}\n",
+        ["matrix: unknown field 'precison': did you mean 'precision'?"],
+    ),
     "unknown name": (HEAD + "matrix: {precision: [fp31]}\n", ["unknown precision 'fp31': did you mean 'fp32'?"]),
     "unknown workload": (HEAD + "include: [{workload: decoder_ml}]\n", ["unknown workload 'decoder_ml': did you mean"]),
     "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: String should match pattern"]),
     "empty matrix axis": (HEAD + "matrix: {devices: []}\n", ["matrix: 'devices' is empty"]),
     "nothing at all": (HEAD, ["suite 's' has no runs on this machine"]),
     "axis is no list": (HEAD + "matrix: {devices: 2}\n", ["matrix: 'devices' must be a list of values, not 2"]),
-    "negative steps": (HEAD + "matrix: {measure_steps: [-1]}\n", ["measure_steps: Input should be greater than or equal to 1"]),
+    "negative steps": (
+        HEAD + "matrix: {measure_steps: [-1]}\n",
+        ["measure_steps: Input should be greater than or equal to 1"],
+    ),
     "no devices": (HEAD + "matrix: {devices: [0]}\n", ["devices: must be a whole number of at least 1"]),
     "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
     "not a number": (HEAD + "matrix: {measure_seconds: [.nan]}\n", ["measure_seconds: "]),
     "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
-    "duplicate runs": (HEAD + "matrix: {devices: [1]}\ninclude: [{devices: 1}]\n", ["duplicate runs: decoder_lm gpt2 tiny d1"]),
+    "duplicate runs": (
+        HEAD + "matrix: {devices: [1]}\ninclude: [{devices: 1}]\n",
+        ["duplicate runs: decoder_lm gpt2 tiny d1"],
+    ),
     "duplicate key": (HEAD + "name: t\n", ["line 3: the key 'name' stands twice"]),
     "remainder": (
         "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny}\nmatrix: {global_batch_size: [5], devices: [2]}\n",
@@ -141,7 +167,10 @@ BAD = {
     "not a mapping": ("- a\n- b\n", ["a suite is a mapping with name, defaults, matrix ...; this is a list"]),
     "empty file": ("", ["this is empty"]),
     "not YAML": ("name: [s\n", ["not YAML"]),
-    "a tag of Python": ("name: !!python/object/apply:os.system [id]\n", ["not YAML: could not determine a constructor"]),
+    "a tag of Python": (
+        "name: !!python/object/apply:os.system [id]\n",
+        ["not YAML: could not determine a constructor"],
+    ),
     "unknown workload argument": (
         HEAD + "include: [{workload_args.presett: tiny}]\n",
         ["workload_args: unknown key 'presett': did you mean 'preset'?"],
@@ -158,7 +187,10 @@ BAD = {
     ),
     "two prices": (HEAD + "usd_per_kwh: 1\nusd_per_device_hour: 1\ninclude: [{}]\n", ["not both"]),
     "auto elsewhere": (HEAD + "matrix: {repeats: auto}\n", ["matrix: unknown field 'repeats'"]),
-    "auto for another field": (HEAD + "matrix: {seed: auto}\n", ["'auto' is understood for devices only, not for 'seed'"]),
+    "auto for another field": (
+        HEAD + "matrix: {seed: auto}\n",
+        ["'auto' is understood for devices only, not for 'seed'"],
+    ),
     "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or cuda"]),
 }
 
@@ -175,7 +207,9 @@ def test_mistakes_are_told_in_at_most_two_lines_each(tmp_path: Path, name: str) 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     text = HEAD + "matrix: {precision: [fp31, fp32], measure_steps: [-1]}\nrepeats: 0\n"
-    assert mistakes(tmp_path, text) == [f"{tmp_path}/suite.yaml: repeats: Input should be greater than or equal to 1, not 0"]
+    assert mistakes(tmp_path, text) == [
+        f"{tmp_path}/suite.yaml: repeats: Input should be greater than or equal to 1, not 0"
+    ]
     found = mistakes(tmp_path, text.replace("repeats: 0", "repeats: 1") + "include: [{optimizer: adamx}]\n")
     assert len(found) == 2  # the same mistake in two cells is told once
     found = mistakes(tmp_path, HEAD + "matrix: {precison: [a], devices: 1, seed: []}\n")
@@ -212,7 +246,14 @@ def test_only_true_and_false_are_booleans() -> None:
 
 
 def test_too_many_runs_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    text = HEAD + "matrix: {seed: [" + ",".join(map(str, range(2000))) + "], warmup_steps: [" + ",".join(map(str, range(1, 2001))) + "]}\n"
+    text = (
+        HEAD
+        + "matrix: {seed: ["
+        + ",".join(map(str, range(2000)))
+        + "], warmup_steps: ["
+        + ",".join(map(str, range(1, 2001)))
+        + "]}\n"
+    )
     assert mistakes(tmp_path, text) == ["matrix: 4000000 configurations; at most 10000 runs are allowed"]
 
 
@@ -222,7 +263,12 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
     runs = expand(suite, CPU).runs
     assert {(r.precision.name, r.world_size, r.seed) for r in runs} == {("bf16", 1, 7), ("bf16", 2, 7)}
     assert suite.site.region == "FR"
-    for bad, part in {"seed": "give key=value", "seeed=1": "did you mean 'seed'", "repeats=x": "valid integer", "a=[": "not YAML"}.items():
+    for bad, part in {
+        "seed": "give key=value",
+        "seeed=1": "did you mean 'seed'",
+        "repeats=x": "valid integer",
+        "a=[": "not YAML",
+    }.items():
         with pytest.raises(SuiteError, match=part.replace("(", "\\(")):
             override(load_suite(path), [bad])
 

@@ -93,9 +93,8 @@ class CodecarbonMeter:
         ]
 
     def close(self) -> None:
-        """Stop CodeCarbon's background threads."""
-        self._starter.join(10)
-        if self._tracker is not None:
+        """Stop CodeCarbon's background threads; a start that still goes on is not waited for."""
+        if not self.starting and self._tracker is not None:
             self._tracker.stop()
 
     def _start(self, gpu_indices: list[int]) -> None:

@@ -209,4 +209,4 @@ def _answer(replies: int, answer: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # at once: an ordinary exit would wait for a CodeCarbon that is still starting

@@ -124,8 +124,12 @@ class DecoderLM:
 
     def build(self) -> torch.nn.Module:
         """Return the model with random weights, on the current default device."""
-        from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        # transformers looks for packed sequences in each forward pass and waits for the device to know. An attention
+        # that it knows no mask for spares that: without a mask, SDPA is causal, which is what is wanted.
+        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
         layers, hidden, heads, vocabulary = self.args.shape
         config = GPT2Config(
             n_layer=layers,
@@ -134,6 +138,7 @@ class DecoderLM:
             vocab_size=vocabulary,
             n_positions=self.args.sequence_length,
             use_cache=False,
+            attn_implementation="sdpa_causal",
             bos_token_id=0,
             eos_token_id=0,
             embd_pdrop=0.0,

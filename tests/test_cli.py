@@ -1,0 +1,107 @@
+"""The command: what it loads, what it says, how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import _VERBS, cli
+from bench.environment import find_machine
+
+ROOT = Path(__file__).parent.parent
+SCALING = str(ROOT / "suites" / "scaling.yaml")
+HEAVY = {"torch", "mlflow", "pandas", "transformers", "streamlit", "optuna", "numpy", "scipy", "codecarbon", "pyarrow"}
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["show", SCALING, "--region", "FR", "--price", "2"], ["run", "--help"]]
+)
+def test_help_and_show_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom bench.cli import main\n"
+        "try: main()\nexcept SystemExit as e: code = e.code\nelse: code = 0\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), code, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "[] 0", done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    done = CliRunner().invoke(cli, [verb, "--help"])
+    assert done.exit_code == 0
+    assert "Usage: " in done.output
+
+
+def test_show_lists_the_runs_and_starts_nothing(tmp_path: Path) -> None:
+    done = bench("show", SCALING, "--set", "device_type=cpu", "--price", "3.6")
+    assert done.returncode == 0
+    assert done.stdout.startswith("scaling: ")
+    assert "weak scaling" in done.stdout
+    assert "time: about " in done.stdout
+    assert "cost: about " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert done.stdout == bench("run", SCALING, "--set", "device_type=cpu", "--price", "3.6", "--dry-run").stdout
+
+
+def test_show_as_json() -> None:
+    done = bench(
+        "show", SCALING, "--set", "device_type=cpu", "--set", "devices=[1, 4096]", "--only", "preset=tiny", "--json"
+    )
+    document = json.loads(done.stdout)
+    assert {run["devices_per_node"] for run in document["runs"]} == {1, 4096}
+    assert len(document["skipped"]) == 2
+    assert document["machine"]["cpu_count"] == find_machine()[0].cpu_count
+    assert document["estimate"]["seconds"] > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "no command 'rnu'; did you mean 'run'?"),
+        (["show"], "Missing argument"),
+        (["show", "none.yaml"], "none.yaml: no such file"),
+        (["show", SCALING, "--set", "precision=fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
+        (["show", SCALING, "--only", "precision=fp31"], "leaves no run"),
+        (["show", SCALING, "--region", "Narnia"], "region 'Narnia' is not known"),
+        (["show", SCALING, "--pue", "0.5"], "pue: Input should be greater than or equal to 1"),
+        (["show", SCALING, "--price", "1", "--electricity-price", "1"], "not both"),
+        (["run", SCALING, "--max-minutes", "-1"], "max-minutes"),
+        (["run", SCALING, "--gpus", "17"], "--gpus names '17', which is not visible here"),
+        (["fit"], "there is no store at "),
+        (["sync"], "no folder of runs at "),
+        (["dashboard", "--port", "0"], "--port"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_starts_nothing(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2, done
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor(tmp_path: Path) -> None:
+    done = bench("doctor")
+    assert done.returncode == 0
+    for word in ("processors", "GPUs", "torch", "energy", "import bench", f"sqlite:///{tmp_path}/mlflow.db"):
+        assert word in done.stdout
+    subjects = {finding["subject"] for finding in json.loads(bench("doctor", "--json").stdout)}
+    assert "torch" in subjects
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_region_comes_from_the_environment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATTBENCH_REGION", "SE")
+    assert json.loads(bench("show", SCALING, "--json").stdout)["suite"]["region"] == "SE"
+    assert json.loads(bench("show", SCALING, "--json", "--region", "NO").stdout)["suite"]["region"] == "NO"

@@ -1,0 +1,106 @@
+"""The decoder language model: its text, its FLOPs, its loss."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bench.workloads.decoder_lm import DecoderLM, DecoderLMArgs, read_text
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def test_the_text_of_the_standard_library() -> None:
+    name, text = read_text(None)
+    assert name.startswith("pydoc_data.topics of Python 3.")
+    assert len(text) > 300_000
+    assert b"yield" in text
+
+
+def test_a_file_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"bbb")
+    (tmp_path / "a.txt").write_bytes(b"aaa")
+    (tmp_path / "binary").write_bytes(b"\0\1")
+    assert read_text(str(tmp_path)) == (tmp_path.name, b"aaa\nbbb")
+    assert read_text(str(tmp_path / "a.txt")) == ("a.txt", b"aaa")
+    work = DecoderLM({"preset": "tiny", "text": str(tmp_path), "sequence_length": 4})
+    assert work.dataset_digest == hashlib.sha256(b"aaa\nbbb").hexdigest()
+    with pytest.raises(ValueError, match=r"has 7 bytes, a sequence 128 \+ 1"):
+        DecoderLM({"preset": "tiny", "text": str(tmp_path)})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no text in"):
+        read_text(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        ({}, "give a preset"),
+        ({"preset": "x"}, "unknown preset"),
+        ({"layers": 2, "hidden": 100, "heads": 3}, "multiple of heads"),
+    ],
+)
+def test_wrong_arguments(args: dict[str, object], part: str) -> None:
+    with pytest.raises(ValidationError, match=part):
+        DecoderLMArgs.model_validate(args)
+
+
+def test_gpt2_presets_have_the_parameters_of_gpt2() -> None:
+    work = DecoderLM({"preset": "gpt2-124m", "sequence_length": 1024})
+    with torch.device("meta"):
+        model = work.build()
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+@pytest.mark.parametrize("length", [32, 128])
+def test_flops_agree_with_those_that_torch_counts(length: int) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = DecoderLM({"layers": 3, "hidden": 64, "heads": 2, "sequence_length": length})
+    with torch.device("meta"):
+        model = work.build()
+        batch = torch.zeros((2, length + 1), dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work.loss(model, batch).backward()
+    # What the formula has and the counter has not: 6 for each bias and norm parameter. That is little.
+    assert work.flops_per_sample(model) == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
+
+
+def test_batches_are_of_the_text_and_of_the_seed() -> None:
+    work = DecoderLM({"preset": "tiny"})
+    batch = next(work.batches(3, seed=1))
+    assert batch.shape == (3, 129)
+    _, text = read_text(None)
+    assert bytes(batch[0].tolist()) in text
+    assert torch.equal(batch, next(work.batches(3, seed=1)))
+    assert not torch.equal(batch, next(work.batches(3, seed=2)))
+
+
+def test_the_loss_goes_down() -> None:
+    torch.manual_seed(0)
+    work = DecoderLM({"preset": "tiny", "sequence_length": 32})
+    model = work.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for batch, _ in zip(work.batches(8, seed=0), range(20), strict=False):
+        loss = work.loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(5.55, abs=0.2)  # ln 256: knows nothing yet
+    assert losses[-1] < losses[0] - 1
+
+
+def test_the_model_does_not_see_what_comes_next() -> None:
+    work = DecoderLM({"preset": "tiny", "sequence_length": 16})
+    model = work.build().eval()
+    batch = next(work.batches(1, seed=0))[:, :-1]
+    changed = batch.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 256
+    before, after = model(input_ids=batch).logits, model(input_ids=changed).logits
+    assert torch.equal(before[0, :-1], after[0, :-1])
+    assert not torch.equal(before[0, -1], after[0, -1])

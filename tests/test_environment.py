@@ -1,0 +1,76 @@
+"""Facts of the machine: nothing secret, and no silent run on the CPU."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import environment
+from bench.environment import (
+    EnvironmentProblem,
+    check_torch_can_use_gpus,
+    describe,
+    find_machine,
+    findings,
+    processors,
+    torch_build,
+)
+from bench.schema import Gpu, Machine
+
+GPUS = [Gpu(index=i, uuid=f"GPU-{i}aaa", name="Synthetic", used_by=["python (7)"] if i else []) for i in range(2)]
+
+
+def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr("sys.argv", ["bench", "run", "--store", "https://me:hunter2@host"])
+    machine, _ = find_machine()
+    found = describe(machine)
+    assert "hunter2" not in found.model_dump_json()
+    assert found.variables["NCCL_SOCKET_IFNAME"] == "lo"
+    assert found.packages["torch"] == torch_build()[0]
+    assert found.machine.cpu_count == processors() >= 1
+
+
+def test_the_fingerprint_is_of_what_results_depend_on() -> None:
+    machine = Machine(cpu_model="a", cpu_count=2, gpus=GPUS)
+    first = describe(machine)
+    assert first.fingerprint == first.model_copy(update={"load_average": 9.0, "argv": ["x"]}).fingerprint
+    free = Machine(cpu_model="a", cpu_count=2, gpus=[gpu.model_copy(update={"used_by": []}) for gpu in GPUS])
+    assert first.fingerprint == first.model_copy(update={"machine": free}).fingerprint
+    for change in (
+        {"machine": machine.model_copy(update={"driver_version": "1"})},
+        {"packages": first.packages | {"torch": "0"}},
+        {"wattbench_commit": "other"},
+    ):
+        assert first.fingerprint != first.model_copy(update=change).fingerprint
+
+
+def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(cpu_model="a", cpu_count=2, gpus=GPUS)
+    monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0+cpu", None))
+    with pytest.raises(EnvironmentProblem, match=r"torch 2\.13\.0\+cpu is built without CUDA"):
+        check_torch_can_use_gpus(machine)
+    check_torch_can_use_gpus(Machine(cpu_model="a", cpu_count=2))
+    monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0", "13.0"))
+    check_torch_can_use_gpus(machine)
+    monkeypatch.setattr(environment, "torch_build", lambda: (None, None))
+    with pytest.raises(EnvironmentProblem, match="torch is not installed"):
+        check_torch_can_use_gpus(machine)
+
+
+def test_named_gpus_are_taken_even_if_others_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "list_gpus", lambda: (GPUS, "1", None))
+    assert [gpu.index for gpu in find_machine()[0].free_gpus] == [0]
+    assert [gpu.index for gpu in find_machine("1")[0].free_gpus] == [1]
+    assert [gpu.index for gpu in find_machine("GPU-1aaa,0")[0].free_gpus] == [1, 0]
+    with pytest.raises(EnvironmentProblem, match=r"names '5', which is not visible here; visible: 0 \(GPU-0aaa\)"):
+        find_machine("5")
+
+
+def test_doctor_says_what_stands_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "list_gpus", lambda: (GPUS, "1", None))
+    found = {finding.subject: finding for finding in findings()}
+    assert found["GPU 1"].state == "problem"
+    assert "used by python (7)" in found["GPU 1"].remedy
+    for package in ("bench", "analytics", "app"):
+        assert Path(found[f"import {package}"].detail) == Path(__file__).parent.parent / package

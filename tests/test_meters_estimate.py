@@ -1,0 +1,163 @@
+"""What CodeCarbon is trusted with, pinned to its behaviour: these fail loudly when a new release changes it."""
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.meters.estimate import CodecarbonMeter, _modes
+from bench.meters.trace import Trace
+
+SETTINGS = "[codecarbon]\npue=2.0\nforce_ram_power=1000\nforce_cpu_power=1000\nelectricitymaps_api_token=secret\n"
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory):
+    """A meter that was started among misleading settings, where every connection is a failure; and its rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        (folder / ".codecarbon.config").write_text(SETTINGS)
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("CODECARBON_PUE", "3.0")
+        patch.setenv("codecarbon_force_ram_power", "500")
+        connections = []
+
+        def connect(_socket, address):
+            connections.append(address)
+            raise OSError("no network in tests")
+
+        patch.setattr(socket.socket, "connect", connect)
+        patch.setattr(socket.socket, "connect_ex", connect)
+        began = time.monotonic()
+        meter = CodecarbonMeter()
+        early, blocked = meter.read(), time.monotonic() - began
+        assert meter.wait(30)
+        began = time.monotonic_ns()
+        rows = []
+        for _ in range(4):
+            rows += meter.read()
+            time.sleep(0.25)
+        rows += [*meter.read(), *meter.read()]
+        variables = [name for name in os.environ if name.lower().startswith("codecarbon_")]
+        yield meter, rows, {"early": early, "blocked": blocked, "connections": connections, "variables": variables}
+        meter.close()
+
+
+def test_it_starts_beside_the_sampler_and_opens_no_connection(estimated):
+    meter, _, facts = estimated
+    assert meter.reason is None
+    assert facts["early"] == []
+    assert facts["blocked"] < 0.5
+    assert facts["connections"] == []
+
+
+def test_settings_of_the_user_change_nothing(estimated):
+    meter, _, facts = estimated
+    assert facts["variables"] == []
+    assert meter._tracker._external_conf == {}
+    assert (meter._tracker._pue, meter._tracker._force_ram_power, meter._tracker._force_cpu_power) == (1.0, None, None)
+
+
+def test_the_modes_are_known(estimated):
+    _, rows, _ = estimated
+    assert {(r.source, r.component, r.device) for r in rows} == {
+        ("codecarbon", "cpu", "cpu"),
+        ("codecarbon", "dram", "ram"),
+    }
+    assert {r.mode for r in rows if r.component == "cpu"} <= {"intel_rapl", "cpu_load", "constant"}
+    assert {r.mode for r in rows if r.component == "dram"} == {"memory_size"}
+
+
+def test_energy_is_power_times_time_within_one_percent(estimated):
+    meter, rows, _ = estimated
+    memory = [r for r in rows if r.component == "dram"]
+    (model,) = [item for item in meter._tracker._hardware if type(item).__name__ == "RAM"]
+    watts = (memory[-1].energy_uj - memory[0].energy_uj) / (memory[-1].t_ns - memory[0].t_ns) * 1e3
+    assert watts == pytest.approx(model.total_power().W, rel=0.01)
+    cpu = [r.energy_uj for r in rows if r.component == "cpu"]
+    assert cpu == sorted(set(cpu))
+
+
+def test_two_reads_in_a_row_are_two_measurements(estimated):
+    _, rows, _ = estimated
+    last, before = [r for r in rows if r.component == "dram"][:-3:-1]
+    assert last.t_ns - before.t_ns > 50_000_000
+    assert last.energy_uj > before.energy_uj
+
+
+def test_a_trace_of_it_is_an_estimate(estimated):
+    _, rows, _ = estimated
+    readings = Trace(rows).energy(rows[0].t_ns, rows[-1].t_ns)
+    assert [(r.component, r.provenance) for r in readings] == [("cpu", "estimated_model"), ("dram", "estimated_model")]
+
+
+def test_a_gpu_is_estimated_only_if_one_is_tracked():
+    def item(name, **values):
+        return type(name, (), values)()
+
+    cpu, ram = item("CPU", _mode="constant"), item("RAM")
+    tracked, untracked = (item("GPU", _get_gpu_ids=lambda _self, ids=ids: ids) for ids in ([0], []))
+    assert _modes([ram, cpu, untracked]) == {"dram": ("ram", "memory_size"), "cpu": ("cpu", "constant")}
+    assert _modes([tracked]) == {"gpu": ("gpu", "nvml")}
+
+
+@pytest.fixture
+def _apart(monkeypatch, tmp_path):
+    """Let a test make a meter, which changes its process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(Path.home()))
+
+
+@pytest.mark.usefixtures("_apart")
+def test_without_the_package_there_is_a_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    meter = CodecarbonMeter()
+    assert meter.wait(5)
+    assert meter.reason == "the package codecarbon is not installed"
+    assert meter.read() == []
+    meter.close()
+
+
+class HalfBuilt:
+    """A tracker as CodeCarbon leaves it behind when it has swallowed an error."""
+
+    def __init__(self, **_):
+        self._external_conf = {}
+        self._hardware = []
+
+    def start(self):
+        pass
+
+    flush = stop = start
+
+
+@pytest.mark.usefixtures("_apart")
+def test_errors_that_it_swallows_are_noticed(monkeypatch):
+    import codecarbon
+
+    class Raises(HalfBuilt):
+        def __init__(self, **_):
+            raise TypeError("unexpected keyword")
+
+    class Started(HalfBuilt):
+        def start(self):
+            self._start_time = 1.0
+
+    for tracker, reason in ((HalfBuilt, "did not start"), (Raises, "unexpected keyword"), (Started, "nothing")):
+        monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", tracker)
+        meter = CodecarbonMeter()
+        assert meter.wait(5)
+        assert reason in meter.reason
+        assert meter.read() == []
+
+
+@pytest.mark.usefixtures("_apart")
+def test_a_flush_that_fails_is_an_event(estimated, monkeypatch):
+    meter = estimated[0]
+    monkeypatch.setattr(meter._tracker, "flush", lambda: None)
+    (row,) = meter.read()
+    assert (row.event, row.energy_uj, meter.errors) == ("error", None, 1)

@@ -1,0 +1,349 @@
+"""The sidecar process and its parent's end: schedule, commands, and that neither takes the other down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench.meters.replay import ReplayMeter
+from bench.meters.sampler import Sampler, make_meters
+from bench.meters.sidecar import Sidecar
+from bench.meters.trace import Row, Trace
+from tests.fake_nvml import environment, fake_gpu
+
+S = 1_000_000_000
+
+
+class Counter:
+    """A meter that counts its reads."""
+
+    def __init__(self, source="nvml", reason=None):
+        self.source, self.reason, self.reads = source, reason, 0
+
+    def read(self):
+        self.reads += 1
+        common = {"t_ns": time.monotonic_ns(), "wall_ns": 1, "source": self.source, "component": "cpu"}
+        return [Row(device="d", energy_uj=self.reads, **common)]
+
+    def close(self):
+        pass
+
+
+class Broken(Counter):
+    def read(self):
+        raise RuntimeError("the driver went away")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only the test moves, for the schedule."""
+    times = [100.0]
+    monkeypatch.setattr("bench.meters.sampler.time.monotonic", lambda: times[-1])
+    return times
+
+
+# --- schedule
+
+
+def test_gpus_are_read_ten_times_as_often(tmp_path, clock):
+    meters = {"nvml": Counter(), "rapl": Counter("rapl"), "codecarbon": Counter("codecarbon", reason="not installed")}
+    sampler = Sampler(meters, 0.1)
+    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+    for i in range(1, 200):
+        clock.append(100 + i / 50 + 0.001)
+        sampler.tick(clock[-1])
+    assert [m.reads for m in meters.values()] == [1 + 39, 1 + 3, 1]
+
+
+def test_ticks_do_not_drift_and_missed_ones_are_left_out(tmp_path, clock):
+    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler.obey(f"open {tmp_path}/a.jsonl")
+    due = []
+    for now in (100.13, 100.2, 100.57, 100.58, 100.61):
+        sampler.tick(now)
+        due.append(round(sampler._due["nvml"], 6))
+    assert due == [100.2, 100.3, 100.6, 100.6, 100.7]
+
+
+# --- commands
+
+
+def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    sampler = Sampler({"nvml": Counter()}, 0.1)
+    assert [sampler.obey(line) for line in (f"open {first}", f"open {second}", "close", "close")] == ["ok"] * 4
+    rows = [Trace.read(path).rows for path in (first, second)]
+    assert [[r.event or r.energy_uj for r in file] for file in rows] == [
+        [1, "start", 2, "stop"],
+        [2, "start", 3, "stop"],
+    ]
+    assert rows[0][2] == rows[1][0]
+    assert json.loads(rows[0][1].message) == {"live": ["nvml"], "starting": [], "absent": {}}
+
+
+def test_nothing_is_read_while_no_file_is_open():
+    meter = Counter()
+    Sampler({"nvml": meter}, 0.1).tick(time.monotonic() + 5)
+    assert meter.reads == 0
+
+
+@pytest.mark.parametrize("line", ["", "quit", "open", "open relative.jsonl", "open /nowhere/at/all.jsonl"])
+def test_a_wrong_command_is_answered_and_changes_nothing(line, tmp_path):
+    sampler = Sampler({"nvml": Counter()}, 0.1)
+    assert sampler.obey(line).startswith("error: ")
+    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+
+
+def test_a_meter_that_raises_does_not_cost_the_others(tmp_path):
+    sampler = Sampler({"nvml": Broken(), "rapl": Counter("rapl")}, 0.1)
+    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+    sampler.obey("close")
+    trace = Trace.read(tmp_path / "a.jsonl")
+    assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 2]
+    assert "the driver went away" in next(e.message for e in trace.events if e.event == "error")
+
+
+def test_a_full_disk_is_told_and_survived(tmp_path, capfd):
+    sampler = Sampler({"nvml": Counter()}, 0.1)
+    assert "No space left" in sampler.obey("open /dev/full")
+    for late in range(5):
+        sampler.tick(time.monotonic() + 60 + late)
+    assert capfd.readouterr().err.count("No space left") == 1
+    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+    assert Trace.read(tmp_path / "a.jsonl").rows[0].energy_uj == 7
+
+
+def test_half_a_line_is_not_continued(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"t_ns":1,"wall')  # of a sidecar that was killed
+    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler.obey(f"open {path}")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.meters.sampler.os.write", lambda fd, data: write(fd, data[:20]))
+        sampler.tick(time.monotonic() + 60)
+    assert sampler.obey("close") == "ok"
+    trace = Trace.read(path)
+    assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 3]
+    assert trace.damaged_lines == 2
+
+
+def test_unknown_meters_are_named():
+    with pytest.raises(ValueError, match="unknown meter 'magic', use nvml"):
+        make_meters(["magic"], [])
+
+
+# --- a recording in place of hardware
+
+
+def test_a_recording_is_replayed_at_its_pace(tmp_path, monkeypatch):
+    path = tmp_path / "recorded.jsonl"
+    recorded = [
+        Row(t_ns=t * S, wall_ns=1, source="nvml", component="gpu", device="GPU-0", energy_uj=t * 300_000_000)
+        for t in range(5, 25)
+    ]
+    path.write_text("".join(r.to_json() + "\n" for r in [*recorded, Row(t_ns=1, wall_ns=1, event="start")]))
+    now = [1000 * S]
+    monkeypatch.setattr("bench.meters.replay.time.monotonic_ns", lambda: now[0])
+    meter = ReplayMeter(path)
+    rows = meter.read()
+    assert [r.t_ns for r in rows] == [1000 * S]
+    now[0] += 10 * S
+    rows += meter.read()
+    now[0] += 60 * S
+    rows += meter.read()
+    assert (len(rows), meter.read(), meter.reason) == (20, [], None)
+    (reading,) = Trace(rows).energy(1002 * S, 1012 * S)
+    assert (reading.energy_joules, reading.source, reading.provenance) == (3000, "replay", "imported")
+
+
+def test_an_empty_recording_has_a_reason(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    assert "holds no readings" in ReplayMeter(tmp_path / "a.jsonl").reason
+
+
+# --- two processes
+
+
+def fake_machine(monkeypatch, *gpus):
+    for name, value in environment(*gpus).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def until(condition, seconds=5.0):
+    """Wait for a condition; whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_run_is_measured_from_end_to_end(tmp_path, monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0, watts=300), fake_gpu(1, watts=500))
+    with Sidecar(["nvml", "rapl"], gpus=[fake_gpu(1)["uuid"]], interval=0.05) as sidecar:
+        assert (sidecar.error, sidecar.live) == (None, ["nvml"])
+        assert "no RAPL package" in sidecar.absent["rapl"]
+        monkeypatch.chdir(tmp_path)
+        sidecar.open(tmp_path.relative_to(tmp_path) / "a b.jsonl")
+        t0 = time.monotonic_ns()
+        os.kill(sidecar.pid, signal.SIGINT)
+        time.sleep(1.2)
+        t1 = time.monotonic_ns()
+        sidecar.close()
+        assert sidecar.error is None
+    trace = Trace.read(tmp_path / "a b.jsonl")
+    (reading,) = trace.energy(t0, t1)
+    assert reading.device == fake_gpu(1)["uuid"]
+    assert abs(reading.energy_joules - 500 * (t1 - t0) / S) <= 50
+    assert reading.power_watts_max == 500
+    assert reading.samples >= 15
+    assert reading.coverage > 0.99
+    assert (trace.damaged_lines, [e.event for e in trace.events]) == (0, ["start", "stop"])
+    assert (sidecar.pid, sidecar.error) == (None, None)
+
+
+def test_a_killed_sidecar_is_survived(tmp_path, monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0))
+    sidecar = Sidecar(["nvml"]).start()
+    sidecar.open(tmp_path / "a.jsonl")
+    time.sleep(0.35)
+    os.kill(sidecar.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    began = time.monotonic()
+    sidecar.open(tmp_path / "b.jsonl")
+    sidecar.close()
+    sidecar.stop()
+    assert time.monotonic() - began < 1
+    assert sidecar.error == "the meter sidecar has died"
+    assert sum(r.event is None for r in Trace.read(tmp_path / "a.jsonl").rows) >= 3
+
+
+def test_a_hung_sidecar_is_given_up(tmp_path, monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0))
+    sidecar = Sidecar(["nvml"], answer=0.3).start()
+    pid = sidecar.pid
+    os.kill(pid, signal.SIGSTOP)
+    sidecar.open(tmp_path / "a.jsonl")
+    assert sidecar.error == "the meter sidecar does not answer"
+    assert not running(pid)
+
+
+def test_a_sidecar_that_cannot_start_says_why(monkeypatch):
+    monkeypatch.setattr("bench.meters.sidecar.sys.executable", "/nowhere/python")
+    assert "did not start" in Sidecar(["nvml"]).start().error
+    monkeypatch.setattr("bench.meters.sidecar.sys.executable", "/bin/false")
+    sidecar = Sidecar(["nvml"])
+    sidecar.start()
+    assert "did not start" in sidecar.error
+    sidecar.open(Path("unused"))
+    sidecar.close()
+    assert "did not start" in sidecar.error
+    never = Sidecar(["nvml"])
+    never.close()
+    assert "not started" in never.error
+
+
+def test_a_forked_child_can_let_go_of_the_pipes(monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0))
+    sidecar = Sidecar(["nvml"]).start()
+    process = sidecar._process
+    sidecar.forget()
+    assert (sidecar.pid, process.wait(5)) == (None, 0)  # nobody holds its input any more
+    sidecar.stop()
+
+
+def test_a_refused_file_is_reported_and_the_next_one_written(tmp_path, monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0))
+    with Sidecar(["nvml"]) as sidecar:
+        sidecar.open(tmp_path / "missing" / "a.jsonl")
+        assert "No such file" in sidecar.error
+        sidecar.open(tmp_path / "a.jsonl")
+        assert sidecar.error is None
+    assert Trace.read(tmp_path / "a.jsonl").rows
+
+
+PARENT = r"""
+import os, sys, time
+from pathlib import Path
+from bench.meters.sidecar import Sidecar
+sidecar = Sidecar(["nvml"]).start()
+sidecar.open(Path(sys.argv[1]))
+trainer = os.fork()  # it holds the sidecar's pipes, as forked processes do
+if trainer:
+    os.write(1, f"{sidecar.pid} {trainer}\n".encode())
+time.sleep(60)
+os._exit(0)
+"""
+
+
+def test_the_sidecar_ends_with_its_parent_although_a_trainer_lives_on(tmp_path, monkeypatch):
+    fake_machine(monkeypatch, fake_gpu(0))
+    path = tmp_path / "a.jsonl"
+    parent = subprocess.Popen([sys.executable, "-P", "-c", PARENT, str(path)], stdout=subprocess.PIPE, text=True)
+    sidecar, trainer = map(int, parent.stdout.readline().split())
+    try:
+        time.sleep(0.3)
+        parent.kill()
+        parent.wait()
+        assert until(lambda: not running(sidecar))
+        assert running(trainer)
+    finally:
+        parent.stdout.close()
+        for pid in (sidecar, trainer):
+            if running(pid):
+                os.kill(pid, signal.SIGKILL)
+    trace = Trace.read(path)
+    assert sum(r.event is None for r in trace.rows) >= 3
+    assert trace.damaged_lines == 0
+
+
+NO_NETWORK = """
+import os, socket
+def refuse(self, address):
+    os.write(2, f"CONNECTED {address}\\n".encode())
+    raise OSError("no network in tests")
+socket.socket.connect = socket.socket.connect_ex = refuse
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_sidecar_opens_no_connection_and_codecarbon_joins(tmp_path, monkeypatch, capfd):
+    fake_machine(monkeypatch, fake_gpu(0))
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv("CODECARBON_PUE", "7")
+    path = tmp_path / "a.jsonl"
+
+    def joined():
+        return any(source == "codecarbon" for source, _, _ in Trace.read(path).devices)
+
+    with Sidecar(["nvml", "rapl", "codecarbon"]) as sidecar:
+        assert (sidecar.live, sidecar.starting) == (["nvml"], ["codecarbon"])
+        sidecar.open(path)
+        assert until(joined, 20)
+        time.sleep(2.2)
+        sidecar.close()
+        assert sidecar.error is None
+    trace = Trace.read(path)
+    sources = {source for source, _, _ in trace.devices}
+    assert sources == {"nvml", "codecarbon"}
+    gaps = [b - a for (a, _), (b, _) in pairwise(trace.power("gpu", fake_gpu(0)["uuid"]))]
+    assert max(gaps) < S  # CodeCarbon's start does not keep the GPUs waiting
+    assert "CONNECTED" not in capfd.readouterr().err

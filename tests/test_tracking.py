@@ -1,0 +1,192 @@
+"""MLflow as an index: what goes in comes out, and nothing is made by reading."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import tracking
+from bench.metrics import row
+from bench.schema import RunRecord, Status
+from bench.tracking import StoreError, Tracker, load, location, shown, sync
+from tests import rows
+
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def saved(folder: Path, record: RunRecord) -> Path:
+    """Write what a run leaves behind, as far as the index wants it."""
+    place = folder / "runs" / record.suite / record.execution / record.run_id
+    place.mkdir(parents=True)
+    (place / "record.json").write_text(record.model_dump_json())
+    (place / "steps-0.jsonl").write_text('{"step_seconds": 1}\n')
+    (place / "worker.log").write_text("log\n")
+    return place
+
+
+def logged(folder: Path, records: list[RunRecord]) -> str:
+    uri = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
+    tracker = Tracker(uri, records[0].suite, records[0].execution)
+    tracker.open()
+    for record in records:
+        tracker.log(record, saved(folder, record))
+    tracker.close(finished=True)
+    assert tracker.error is None, tracker.error
+    return uri
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    records = [
+        rows.record(2, repeat=0),
+        rows.record(1, readings="", repeat=1),
+        rows.record(4, status=Status.OUT_OF_MEMORY, message=rows.HOSTILE + "\nsecond line" + "x" * 20_000),
+    ]
+    uri = logged(tmp_path, records)
+    found = {str(r["run_id"]): r for r in load(uri)}
+    for record in records[:2]:
+        assert found[record.run_id] == row(record)
+    failed = found[records[2].run_id]
+    assert failed["status"] == "out_of_memory"
+    assert str(failed["error_message"]).startswith(rows.HOSTILE)
+    assert load(uri, suite="synthetic") == load(uri)
+    assert load(uri, suite="other") == []
+
+
+def test_the_store_is_one_that_mlflow_understands(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    record = rows.record(2)
+    uri = logged(tmp_path, [record])
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("synthetic")
+    assert experiment is not None
+    assert experiment.artifact_location == (tmp_path / "store" / "mlartifacts" / "synthetic").as_uri()
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'run'")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'suite'")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.info.status == parent.info.status == "FINISHED"
+    assert run.data.params["devices"] == "2"
+    assert (
+        run.data.tags["bench.energy_provenance"] == "estimated_model"
+        or run.data.tags["bench.energy_provenance"] == "measured_counter"
+    )
+    assert run.data.metrics["samples_per_second"] == pytest.approx(row(record)["samples_per_second"])
+    assert 2 <= len(client.get_metric_history(run.info.run_id, "step_seconds")) <= 100
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names == {"record.json", "steps-0.jsonl", "worker.log"}
+    assert not (tmp_path / "mlruns").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_an_execution_that_goes_on_has_one_parent(tmp_path: Path) -> None:
+    uri = logged(tmp_path, [rows.record(1)])
+    logged(tmp_path, [rows.record(2)])
+    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as connection:
+        (count,) = connection.execute(
+            "select count(*) from tags where key = 'bench.kind' and value = 'suite'"
+        ).fetchone()
+    connection.close()
+    assert count == 1
+    assert len(load(uri)) == 2
+
+
+def test_runs_of_others_and_torn_ones_are_passed_over(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = logged(tmp_path, [rows.record(1)])
+    client = MlflowClient(uri)
+    client.create_run(client.create_experiment("someone else's"), tags={"x": "y"})
+    client.create_run("1", tags={"bench.kind": "run"})
+    client.create_run("1", tags={"bench.kind": "run", "bench.row": "{torn"})
+    assert len(load(uri)) == 1
+
+
+def test_reading_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"there is no store at {tmp_path}/mlflow.db\nmake one with: bench run"):
+        load()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "text.db").write_text("not a database, but long enough to be looked at" * 100)
+    with pytest.raises(StoreError, match="not a readable MLflow store"):
+        load(f"sqlite:///{tmp_path}/text.db")
+    sqlite3.connect(tmp_path / "other.db").execute("create table t (x)").connection.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(StoreError, match="a database of something else"):
+        load(f"sqlite:///{tmp_path}/other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_locations_are_absolute_and_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert location() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert location("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@team.example/x")
+    assert location() == "https://me:hunter2@team.example/x"
+    assert shown() == "https://***@team.example/x"
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500, "out of order")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_server_that_fails_is_told_once_and_caught_up_with_later(tmp_path: Path, broken_server: str) -> None:
+    record = rows.record(1)
+    folder = saved(tmp_path, record)
+    tracker = Tracker(broken_server.replace("http://", "http://me:hunter2@"), record.suite, record.execution)
+    tracker.open()
+    first = tracker.error
+    assert first is not None
+    assert "hunter2" not in first
+    tracker.log(record, folder)
+    tracker.close(finished=True)
+    assert tracker.error == first
+    with pytest.raises(StoreError, match="does not answer"):
+        load(broken_server)
+    with pytest.raises(StoreError):
+        sync(tmp_path / "runs", broken_server)
+    uri = f"sqlite:///{tmp_path}/later.db"
+    assert sync(tmp_path / "runs", uri) == 1
+    assert sync(tmp_path / "runs", uri) == 0
+    assert [r["run_id"] for r in load(uri)] == [record.run_id]
+
+
+def test_power_history_is_short(tmp_path: Path) -> None:
+    record = rows.record(1)
+    lines = [
+        {"t_ns": i * 10**8, "wall_ns": 0, "source": "nvml", "component": "gpu", "device": "GPU-a", "power_mw": 1000 * i}
+        for i in range(1000)
+    ]
+    (tmp_path / "meters-0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    from bench.meters.trace import Trace
+
+    Trace.read(tmp_path / "meters-0.jsonl").write_parquet(tmp_path / "meters-0.parquet")
+    points = list(tracking._history(tmp_path, record))
+    assert len([p for p in points if p[0] == "step_seconds"]) == 100
+    power = [p for p in points if p[0] == "power_watts/nvml/gpu/GPU-a"]
+    assert 50 <= len(power) <= 100
+    assert power[0][1] == 0
