@@ -52,6 +52,15 @@ def log_tail(folder: Path) -> str:
     return redact("\n".join(text.splitlines()[-_TAIL_LINES:]))
 
 
+def _stacks(folder: Path) -> list[str]:
+    """Return where each rank was at its time limit, the innermost calls of its threads first."""
+    shown = []
+    for path in sorted(folder.glob("stack-*.txt")):
+        lines = path.read_text(errors="replace").splitlines()
+        shown += [f"{path.stem}:", *(redact(line) for line in lines[:_TAIL_LINES])]
+    return shown
+
+
 def oom_kills() -> int | None:
     """Return how many processes the kernel has killed for memory since boot; None where it does not say."""
     try:
@@ -66,7 +75,7 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     tail = log_tail(folder)
     if end["how"] == "timeout":
         message = f"did not end within timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
-        return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail=tail)
+        return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail="\n".join([tail, *_stacks(folder)]))
     if end["how"] == "node_died":
         return Status.FAILED, Failure(type="NodeDied", message="the node process ended during the run", log_tail=tail)
     errors = [error for path in sorted(folder.glob("error-*.json")) if (error := read_json(path)) is not None]

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         "OMP_NUM_THREADS": str(spec.threads_per_device),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
-        "WATTBENCH_FORKED_NS": str(time.monotonic_ns()),
+        "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
     }
     # One node: ranks meet on the loopback interface, whatever other interfaces there are.
@@ -111,9 +112,8 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        os.execv(  # noqa: S606
-            sys.executable, [*torchrun, f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
-        )
+        worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
+        sys.exit(subprocess.run([*torchrun, *worker], check=False).returncode)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

@@ -29,7 +29,6 @@ from bench.process import die_with_parent
 from bench.schema import Measurement, Phase, RunSpec
 from bench.strategies.precision import Precision, Unsupported
 
-PROCESS_START_NS = time.monotonic_ns()
 _KEPT: list[Any] = []
 """What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be
 waiting for the GIL to let go of its last tensor: one run in about ten never ended. So it is kept until the process ends,
@@ -209,7 +208,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
         torch.cuda.set_device(device)
     clock = Clock(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    now = clock.phase("start", PROCESS_START_NS if spec.cold else _forked_at())
+    now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     reset_peak_memory(device)
     trainer = build(spec, device)
     now = clock.phase("build", now)
@@ -251,10 +250,6 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     _KEPT.append(trainer)
 
 
-def _forked_at() -> int:
-    return int(os.environ.get("WATTBENCH_FORKED_NS", PROCESS_START_NS))
-
-
 def _write_steps(path: Path, clock: Clock, seconds: list[float], losses: list[torch.Tensor]) -> None:
     rows = zip(clock.marks, seconds, losses, strict=False)
     lines = [json.dumps({"start_ns": t, "step_seconds": s, "loss": round(float(loss), 6)}) for (t, _), s, loss in rows]
@@ -277,12 +272,15 @@ def classify(error: BaseException) -> str:
 def main(folder_name: str) -> None:
     """Run the rank that the environment of torchrun names. Exits with 1 after a failure, which it has written down."""
     die_with_parent()
-    faulthandler.register(signal.SIGUSR1)  # at its time limit a rank prints where it is
     folder = Path(folder_name)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    stack = (folder / f"stack-{rank}.txt").open("w")
+    _KEPT.append(stack)
+    faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank writes down where it is
     try:
         spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
         run(spec, folder, rank, local_rank)
+        Path(stack.name).unlink()
     except Exception as error:  # noqa: BLE001  whatever it was, it is written down and the process ends
         traceback.print_exc()
         message = str(error).strip() or type(error).__name__

@@ -1,0 +1,307 @@
+"""The main job for real: training processes, meters, records, MLflow, the answer, the dashboard; and how it fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.schema import RunRecord, Status
+from bench.tracking import load
+from tests.fake_nvml import environment as with_fake_gpus
+from tests.fake_nvml import fake_gpu
+
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
+]
+ROOT = Path(__file__).parent.parent
+SCALING = str(ROOT / "suites" / "scaling.yaml")
+BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
+QUICK = ["--set", "device_type=cpu", "--set", "devices=[1, 2]", "--set", "precision=fp32", "--set", "measure_seconds=1"]
+QUICK += ["--set", "workload_args.preset=tiny", "--region", "FR", "--price", "1"]
+
+
+def bench(folder: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*BENCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=200, **more)
+
+
+def records(folder: Path) -> dict[str, RunRecord]:
+    paths = sorted(folder.glob("runs/*/*/*/record.json"), key=lambda path: path.stat().st_mtime)
+    return {path.parent.name: RunRecord.model_validate_json(path.read_text()) for path in paths}
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of our processes whose working folder is below this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            other = entry.name.isdigit() and int(entry.name) != os.getpid()
+            if other and (entry / "cwd").readlink().is_relative_to(folder):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("main")
+    return folder, bench(folder, "run", SCALING, *QUICK, "--set", "repeats=2", "--json")
+
+
+def test_the_main_job(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, process = done
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    assert len(document["runs"]) == 4
+    assert [c["devices"] for c in document["configurations"]] == [1, 2]
+    (series,) = document["fit"]["series"]
+    assert series["v_low"] < series["v"] < series["v_high"]
+    assert series["scaling"] == "weak"
+    assert "[4/4]" in process.stderr
+    assert " left" in process.stderr
+    assert processes_in(folder) == []
+
+
+def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = records(done[0])
+    assert [(r.spec.world_size, r.spec.repeat) for r in found.values()] == [(1, 0), (2, 0), (2, 1), (1, 1)]
+    for record in found.values():
+        measured = record.measurement
+        assert record.status is Status.OK
+        assert measured is not None
+        assert measured.window_seconds >= 1
+        assert measured.steps == len(measured.step_seconds)
+        assert sum(measured.step_seconds) == pytest.approx(measured.window_seconds, rel=0.1)
+        assert measured.samples == measured.steps * 4 * record.spec.world_size
+        assert measured.tokens == measured.samples * 128
+        assert len(measured.peak_memory_bytes) == record.spec.world_size
+        assert measured.loss_first == pytest.approx(5.5, abs=0.3)
+        assert measured.loss_last < measured.loss_first - 0.3
+        names = [phase.name for phase in measured.phases]
+        assert names == ["start", "build", "warmup", "steady"]
+        assert {r.provenance.value for r in measured.energy} <= {
+            "estimated_model",
+            "measured_counter_interp",
+            "measured_counter",
+        }
+        assert measured.energy
+        assert record.duration_seconds > measured.window_seconds
+        assert sum(r.energy_joules for r in record.energy) > sum(r.energy_joules for r in measured.energy)
+        assert record.carbon is not None
+        assert record.carbon.intensity.region == "FRA"
+        assert record.cost is not None
+        assert record.cost.cost_usd == pytest.approx(record.spec.world_size * record.duration_seconds / 3600)
+        assert record.spec.threads_per_device == 1
+    first, second = (r for r in found.values() if r.spec.world_size == 1)
+    assert first.config_id == second.config_id
+    assert first.spec.seed != second.spec.seed
+
+
+def test_a_run_is_a_folder(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    for folder in done[0].glob("runs/scaling/*/*d2*/"):
+        names = {path.name for path in folder.iterdir()}
+        wanted = {
+            "spec.json",
+            "result.json",
+            "record.json",
+            "exit.json",
+            "mlflow.json",
+            "meters-0.parquet",
+            "worker.log",
+        }
+        assert names == wanted | {"steps-0.jsonl", "steps-1.jsonl"}
+        lines = [json.loads(line) for line in (folder / "steps-1.jsonl").read_text().splitlines()]
+        assert all(line["step_seconds"] > 0 for line in lines)
+
+
+def test_the_answer_comes_again_from_the_store(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, process = done
+    again = bench(folder, "fit", "scaling", "--json")
+    first, second = json.loads(process.stdout), json.loads(again.stdout)
+    assert second["configurations"] == first["configurations"]
+    assert second["fit"] == first["fit"]
+    words = bench(folder, "fit")
+    assert words.returncode == 0
+    for part in ("T = n / (d · v)", "samples/s (95 %)", "~", "d=2", "GFLOP/s"):
+        assert part in words.stdout
+    assert bench(folder, "fit", "scalling").stderr.startswith("bench: no runs of suite 'scalling'")
+
+
+def test_the_dashboard_shows_it(
+    done: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.setenv("WATTBENCH_TRACKING_URI", f"sqlite:///{done[0]}/mlflow.db")
+    app = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
+    assert not app.exception
+    app.switch_page("views/scaling.py").run()
+    assert not app.exception
+    assert len(app.dataframe) >= 1
+
+
+def test_without_a_network(tmp_path: Path) -> None:
+    """The same inside a network namespace where nothing but the loopback interface exists."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("NOT CHECKED WITHOUT A NETWORK: unshare -rn is not allowed here")
+    up = "import fcntl, socket, struct, os, sys; s = socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 1)); "
+    up += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = ["unshare", "-rn", sys.executable, "-c", up, *BENCH[1:], "run", SCALING, *QUICK, "--set", "repeats=1"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    assert "T = n / (d · v)" in process.stdout
+    assert len(load(f"sqlite:///{tmp_path}/mlflow.db")) == 2
+
+
+FAILING = """
+name: failing
+defaults:
+  workload: decoder_lm
+  workload_args: {preset: tiny}
+  device_type: cpu
+  batch_size_per_device: 1
+  warmup_seconds: 0
+  measure_steps: 3
+  devices: 2
+include:
+  - {workload_args: {layers: 1, hidden: 262144, heads: 1}}
+  - {measure_steps: 1000000, timeout_seconds: 6}
+  - {workload_args: {preset: tiny, text: SHORT}}
+  - {devices: 4096}
+  - {optimizer: {name: sgd, learning_rate: 1e30}}
+  - {seed: 5}
+"""
+
+
+def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "failing.yaml").write_text(FAILING.replace("SHORT", "short.txt"))
+    process = bench(tmp_path, "run", "failing.yaml")
+    assert process.returncode == 1, process.stderr
+    found = sorted(records(tmp_path).values(), key=lambda r: r.started_at)
+    ended = {r.status: r for r in found}
+    assert set(ended) == {
+        Status.OUT_OF_MEMORY,
+        Status.TIMEOUT,
+        Status.FAILED,
+        Status.SKIPPED,
+        Status.INVALID,
+        Status.OK,
+    }
+    messages = {status: r.error.message for status, r in ended.items() if r.error}
+    assert "can't allocate memory" in messages[Status.OUT_OF_MEMORY]
+    assert "timeout_seconds = 6" in messages[Status.TIMEOUT]
+    assert ended[Status.TIMEOUT].error is not None
+    assert "worker.py" in ended[Status.TIMEOUT].error.log_tail  # where the ranks were
+    assert "short.txt has 5 bytes" in messages[Status.FAILED]
+    assert "processors are here" in messages[Status.SKIPPED]
+    assert "the loss went from" in messages[Status.INVALID]
+    assert ended[Status.TIMEOUT].energy
+    assert ended[Status.TIMEOUT].duration_seconds == pytest.approx(6, abs=3)
+    assert {row["status"] for row in load(f"sqlite:///{tmp_path}/mlflow.db")} == {str(status) for status in ended}
+    assert "out_of_memory:" in process.stdout
+    assert processes_in(tmp_path) == []
+    # The same command again is another execution; with --retry the failed ones of this one are done again.
+    assert len(list(tmp_path.glob("runs/failing/*"))) == 1
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [*BENCH, "run", SCALING, *QUICK, "--set", "repeats=2", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, count: int) -> None:
+    """Wait until so many runs are recorded and the next one has begun."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if len(records(folder)) >= count and len(list(folder.glob("runs/*/*/*/spec.json"))) > count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("nothing was recorded")
+
+
+def gone(folder: Path) -> bool:
+    deadline = time.monotonic() + 15
+    while processes_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return processes_in(folder) == []
+
+
+def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
+    with started(tmp_path) as process:
+        wait_for(tmp_path, 1)
+        busy = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=2")
+        assert busy.returncode == 2
+        assert "another process runs this execution" in busy.stderr
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "goes on where this one ended" in said
+    assert gone(tmp_path)
+    before = records(tmp_path)
+    assert 1 <= len(before) < 4
+    again = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=2")
+    assert again.returncode == 0, again.stderr
+    assert f"goes on: {len(before)} were done before" in again.stderr
+    after = records(tmp_path)
+    assert len(after) == 4
+    assert len(list(tmp_path.glob("runs/scaling/*"))) == 1
+    assert all(after[key].started_at == record.started_at for key, record in before.items())
+    assert len(load(f"sqlite:///{tmp_path}/mlflow.db")) == 4
+
+
+def test_nothing_survives_the_death_of_the_runner(tmp_path: Path) -> None:
+    with started(tmp_path) as process:
+        wait_for(tmp_path, 1)
+        assert processes_in(tmp_path)
+        process.kill()
+        process.communicate(timeout=30)
+    assert gone(tmp_path)
+
+
+def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
+    with started(tmp_path) as process:
+        wait_for(tmp_path, 1)
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
+                parent = (entry / "stat").read_text().rsplit(")")[1].split()[1] if words else ""
+            except OSError:
+                continue
+            if "bench.node" in words and parent == str(process.pid):
+                os.kill(int(entry.name), signal.SIGKILL)
+        process.communicate(timeout=120)
+    assert process.returncode == 1
+    ended = [record.status for record in records(tmp_path).values()]
+    assert sorted(ended) == sorted([Status.FAILED, Status.OK, Status.OK, Status.OK])
+    assert gone(tmp_path)
+
+
+def test_a_cold_run_goes_through_plain_torchrun(tmp_path: Path) -> None:
+    process = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=1", "--set", "cold=true", "--only", "devices=2")
+    assert process.returncode == 0, process.stderr
+    (record,) = records(tmp_path).values()
+    assert record.spec.cold
+    assert record.measurement is not None
+    assert record.measurement.phases[0].seconds > 0.05
+
+
+def test_gpus_that_torch_cannot_use_are_an_error_not_a_cpu_run(tmp_path: Path) -> None:
+    if "+cpu" not in __import__("importlib.metadata").metadata.version("torch"):
+        pytest.skip("NOT CHECKED: this torch is built for CUDA")
+    process = bench(tmp_path, "run", SCALING, env=os.environ | with_fake_gpus(fake_gpu(0, 300)))
+    assert process.returncode == 2
+    assert "1 NVIDIA GPU(s) are here, but the installed torch" in process.stderr
+    assert "--set device_type=cpu" in process.stderr
+    assert not list(tmp_path.glob("runs/*/*/*/record.json"))
