@@ -124,6 +124,8 @@ def _flags(measured: Measurement, spec: RunSpec, site: Site, end: dict[str, Any]
     flags = {flag for reading in hardware or model for flag in reading.flags}
     if not hardware and spec.meters:
         flags.add("energy_estimated" if model else "energy_absent")
+    if any(reading.coverage < 0.98 for reading in measured.energy):
+        flags.add("energy_partly_covered")
     if measured.loss_last >= measured.loss_first:
         flags.add("loss_not_decreasing")
     if site.region is not None and site.pue is None:

@@ -170,24 +170,28 @@ def measure(trainer: Trainer, clock: Clock, step_seconds: float) -> tuple[int, i
     return start, end
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start the peak of memory anew."""
+def reset_peak_memory(device: torch.device) -> int:
+    """Start the peak of memory anew; return the bytes that are in use now and are not of the training."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        return 0
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set becomes its present size
     except OSError:
-        return  # not Linux, or a sandbox: then the peak is that of the whole process
+        return 0  # not Linux, or a sandbox: then the peak is that of the whole process
+    return _resident("VmRSS")
 
 
-def peak_memory(device: torch.device) -> int:
-    """Greatest memory in bytes since the reset: allocated on the GPU, or the resident set of the process."""
+def peak_memory(device: torch.device, before: int) -> int:
+    """Greatest memory in bytes since the reset: allocated on the GPU, or what the resident set has grown by."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    return max(1, _resident("VmHWM") - before)
+
+
+def _resident(name: str) -> int:
     try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -209,7 +213,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     clock = Clock(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
-    reset_peak_memory(device)
+    before = reset_peak_memory(device)
     trainer = build(spec, device)
     now = clock.phase("build", now)
     step_seconds = warm_up(trainer)
@@ -221,7 +225,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     losses = [agree(float(loss), device, dist.ReduceOp.SUM) / spec.world_size for loss in ends]
     if not all(math.isfinite(loss) for loss in losses):
         raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {len(trainer.losses)} steps")
-    edges = gather([start, end, peak_memory(device)], device)
+    edges = gather([start, end, peak_memory(device, before)], device)
     seconds = clock.step_seconds()
     _write_steps(folder / f"steps-{rank}.jsonl", clock, seconds, trainer.losses[warmup_steps:])
     if rank == 0:

@@ -160,7 +160,7 @@ BAD = {
     ),
     "duplicate key": (HEAD + "name: t\n", ["line 3: the key 'name' stands twice"]),
     "remainder": (
-        "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny}\nmatrix: {global_batch_size: [5], devices: [2]}\n",
+        HEAD.replace("batch_size_per_device: 4", "devices: 2") + "matrix: {global_batch_size: [5]}\n",
         ["global_batch_size 5 is no multiple of 2 devices"],
     ),
     "both batch sizes": (HEAD + "matrix: {global_batch_size: [8]}\n", ["give global_batch_size (strong scaling) or"]),

@@ -140,7 +140,7 @@ def broken_server() -> Iterator[str]:
         def do_GET(self) -> None:
             self.send_error(500, "out of order")
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -51,6 +53,15 @@ class _Lazy(click.Group):
 @click.version_option(package_name="wattbench", prog_name="bench")
 def cli() -> None:
     """Say how to train, on how many devices, in which precision, and what it takes in time, energy, carbon and money."""
+
+
+def program() -> str:
+    """Return what the user has to type for this command: `bench`, or its path where it is not on PATH."""
+    here = Path(sys.argv[0])
+    found = shutil.which("bench")
+    if here.name != "bench" or (found is not None and Path(found).resolve() == here.resolve()):
+        return "bench"
+    return os.path.relpath(here)
 
 
 def fail(*messages: str, code: int = 2) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import fail
+from bench.cli import fail, program
 from bench.cli.options import json_option, read_suite, runs_option, store_option, suite_options
 from bench.metrics import headline, row
 from bench.runner import Busy, Execution, Progress, run_suite
@@ -156,9 +156,8 @@ def _answer(execution: Execution, store: str | None, *, as_json: bool) -> None:
     answer.show(rows)
     click.echo(f"\nruns:  {execution.folder}\nstore: {tracking.shown(store)}")
     again = f" --store {store}" if store else ""
-    click.echo(
-        f"Look at them with: bench dashboard{again}     Print this again with: bench fit {execution.plan.suite.name}{again}"
-    )
+    click.echo(f"Look at them with:     {program()} dashboard{again}")
+    click.echo(f"Print this again with: {program()} fit {execution.plan.suite.name}{again}")
     missing = len(execution.missing())
     if missing:
         click.echo(f"{missing} runs are missing; the same command does them")

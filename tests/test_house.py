@@ -1,0 +1,162 @@
+"""The house is in order: budgets, promises of the README, and who needs which library."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from bench import registry
+from bench.cli import _VERBS, cli
+from bench.tracking import location
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("bench", "analytics", "app")
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 9_500
+
+
+def code_lines(text: str) -> set[int]:
+    """Numbers of the lines with code: no blanks, comments, docstrings."""
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skip:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            if (
+                isinstance(statement, ast.Expr)
+                and isinstance(statement.value, ast.Constant)
+                and isinstance(statement.value.value, str)
+            ):
+                lines -= set(range(statement.lineno, (statement.end_lineno or 0) + 1))
+    return lines
+
+
+def functions(text: str) -> Iterator[tuple[str, int]]:
+    lines = code_lines(text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, len(lines & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+
+
+def test_the_counter_counts_code_only() -> None:
+    text = (
+        '"""Doc."""\n\n# comment\nx = 1  # why\n\ndef f():\n    """Doc\n    more."""\n    return (\n        1\n    )\n'
+    )
+    assert code_lines(text) == {4, 6, 9, 10, 11}
+    assert list(functions(text)) == [("f", 4)]
+
+
+def test_files_and_functions_stay_small() -> None:
+    sizes = {path: len(code_lines(path.read_text())) for path in FILES}
+    assert {str(path): size for path, size in sizes.items() if size > FILE_LINES} == {}
+    assert sum(sizes.values()) <= ALL_LINES
+    long = [
+        (path.name, name, size) for path in FILES for name, size in functions(path.read_text()) if size > FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_the_map_in_the_readme_is_true() -> None:
+    block = README.split("```text\n")[1].split("```")[0]
+    drawn, folders = set(), [""]
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        folders = folders[: depth + 1]
+        for name in names:
+            drawn.add("/".join([*folders[1:], name.rstrip("/")]))
+        folders.append(names[0].rstrip("/"))
+    for path in drawn:
+        assert (ROOT / path).exists(), f"the README draws {path}, which is not there"
+    for path in FILES:
+        relative = path.relative_to(ROOT).as_posix()
+        assert path.name == "__init__.py" or relative in drawn, f"the README does not draw {relative}"
+
+
+def test_commands_in_the_readme_exist() -> None:
+    commands = re.findall(r"^(?:\s*|.*`)bench ([a-z]+)((?: [^\s`#]+)*)", README, re.MULTILINE)
+    assert {verb for verb, _ in commands} == set(_VERBS)
+    for verb, rest in commands:
+        command = cli.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None
+        known = {option for parameter in command.params for option in parameter.opts}
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in known, f"README: bench {verb} {option}"
+        for path in re.findall(r"suites/\S+\.yaml", rest):
+            assert (ROOT / path).exists()
+
+
+def test_constraints_are_within_the_ranges() -> None:
+    everything = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    ranges = {r.name: r.specifier for r in map(Requirement, everything)}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert Requirement("torch==2.13.0") in pins
+    for pin in pins:
+        (version,) = pin.specifier
+        assert version.operator == "=="
+        assert ranges[pin.name].contains(version.version), pin
+
+
+def test_the_dashboard_needs_a_part_of_the_dependencies_and_no_torch() -> None:
+    lines = (ROOT / "app" / "requirements.txt").read_text().splitlines()
+    wanted = {line for line in lines if not line.startswith("#")}
+    assert wanted <= {text.strip() for text in PROJECT["dependencies"]}
+    modules = [path for path in FILES if path.parts[-2] == "analytics" or path.parent.name == "app"]
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in modules
+        if path.stem not in ("__init__", "main")
+    ]
+    assert imports(names, without=["torch", "transformers", "codecarbon", "optuna", "pycountry"]) == ""
+
+
+def imports(modules: list[str], without: list[str]) -> str:
+    """Import modules in a process where some libraries are not installed; return what it says if that fails."""
+    code = (
+        "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {without!r}: raise ModuleNotFoundError(f'No module named {{name!r}}')\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    code += "\n".join(f"import {name}" for name in modules)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    return done.stderr if done.returncode else ""
+
+
+def test_worker_and_sidecar_need_neither_mlflow_nor_codecarbon() -> None:
+    without = ["mlflow", "codecarbon", "pandas", "streamlit", "optuna", "pycountry"]
+    assert imports(["bench.node", "bench.worker", "bench.meters.sampler"], without) == ""
+    assert "codecarbon" in imports(["codecarbon"], without)
+
+
+def test_the_sidecar_needs_no_torch() -> None:
+    assert imports(["bench.meters.sampler"], ["torch", "transformers", "pyarrow"]) == ""
+
+
+@pytest.mark.parametrize("kind", ["workload", "parallelism", "precision", "optimizer"])
+def test_every_registered_name_leads_somewhere(kind: str) -> None:
+    assert registry.names(kind)
+    for name in registry.names(kind):
+        assert callable(registry.load(kind, name))
+
+
+def test_names_are_unknown_in_a_helpful_way() -> None:
+    with pytest.raises(ValueError, match="unknown precision 'bf61': did you mean 'bf16'"):
+        registry.load("precision", "bf61")
+
+
+def test_a_default_store_lies_in_this_folder(tmp_path: Path) -> None:
+    assert location() == f"sqlite:///{tmp_path}/mlflow.db"
