@@ -63,14 +63,28 @@ def scale(value: float, unit: str) -> tuple[float, str]:
 
 
 def fit_sentences(fit: ScalingFit) -> list[str]:
-    """Say what was found: the law, then series by series, then what precision gains."""
+    """Say what was found: in short, then the law, then series by series, then what precision gains."""
     if not fit.series:
         return ["No run ended well, so there is nothing to fit. Run a suite first: bench run suites/scaling.yaml"]
-    lines = list(LAW)
+    short = [line for series in fit.series if (line := _short(series))]
+    lines = [f"In short: {'; '.join(short)}."] if short else []
+    lines += LAW
     for series in fit.series:
         head = f"{series.name}: " if len(fit.series) > 1 else ""
         lines += [head + line for line in series_sentences(series)]
     return lines + [gain_sentence(gain) for gain in fit.gains]
+
+
+def _short(fit: SeriesFit) -> str:
+    """Say in a few words what the most devices bring, over all sizes; empty where that was not compared."""
+    if not fit.efficiency:
+        return ""
+    most = max(point.devices for point in fit.efficiency)
+    here = [point for point in fit.efficiency if point.devices == most]
+    base = here[0].baseline_devices
+    share = math.exp(sum(math.log(point.value) for point in here) / len(here))
+    devices = f"{base} device" + ("s" if base > 1 else "")
+    return f"{fit.name}: {most} devices train {number(share * most / base)} times as fast as {devices}"
 
 
 def series_sentences(fit: SeriesFit) -> list[str]:

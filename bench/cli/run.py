@@ -113,7 +113,7 @@ def run(
     if dry_run:
         click.echo("\n".join(show.lines(asked)))
         return
-    click.echo(show.lines(asked)[-1].strip(), err=True)
+    click.echo(show.takes(asked), err=True)
     execution = _execute(asked, runs, store, new=new, retry=retry, max_minutes=max_minutes)
     _answer(execution, store, as_json=as_json)
     failed = [r for r in execution.records.values() if r.status not in (Status.OK, Status.SKIPPED)]

@@ -35,7 +35,7 @@ def estimate(asked: Asked) -> dict[str, Any]:
 
 def lines(asked: Asked) -> list[str]:
     """The plan as text: configurations with their repeats, reasons of the skipped, time and cost."""
-    plan, expected = asked.narrowed, estimate(asked)
+    plan = asked.narrowed
     out = [f"{plan.suite.name}: {len(plan.to_do)} runs on {asked.machine.cpu_model}"]
     out += [f"  {gpu.index}: {gpu.name} {gpu.uuid}" for gpu in asked.machine.gpus]
     out.append(f"  {_SCALING[asked.plan.scaling]}")
@@ -47,13 +47,16 @@ def lines(asked: Asked) -> list[str]:
         reason = plan.skipped.get(config_id)
         what = f"skipped: {reason}" if reason else f"× {len(runs)}"
         out.append(f"  {config_id}  {runs[0].label}  {what}")
+    return [*out, f"  {takes(asked)}"]
+
+
+def takes(asked: Asked) -> str:
+    """Say in one line what the runs will take in time, and in rent where a price is given."""
+    expected = estimate(asked)
     if expected["seconds"] is None:
-        out.append("  time: unknown before it was run once, as measure_steps is given instead of measure_seconds")
-    else:
-        out.append(f"  time: about {expected['seconds'] / 60:.1f} min")
-    if expected["cost_usd"] is not None:
-        out.append(f"  cost: about {expected['cost_usd']:.4g} USD")
-    return out
+        return "time: unknown before it was run once, as measure_steps is given instead of measure_seconds"
+    cost = "" if expected["cost_usd"] is None else f", cost: about {expected['cost_usd']:.3g} USD"
+    return f"time: about {expected['seconds'] / 60:.1f} min{cost}"
 
 
 @click.command()

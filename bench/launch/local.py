@@ -23,6 +23,7 @@ _SILENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries may ask whether there is CUDA; asking CUDA would spoil the forks
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
