@@ -95,15 +95,16 @@ def frame(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
 
     Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and what else the rows have. Types do not depend on
     the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
-    rest text. A run that the store holds twice (same identity, outcome and start) appears once.
+    rest text. Of a run that was done again, or that the store holds twice, the last appears.
     """
     given = pd.DataFrame(list(rows), dtype=object)
     names = list(dict.fromkeys([*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS, *map(str, given.columns)]))
     df = pd.DataFrame(
         {name: _typed(given.get(name, pd.Series(index=given.index, dtype=object)), name) for name in names}
     )
-    again = df.duplicated([*IDENTITY, "run_id", "status", "started_at"]) & df["run_id"].notna()
-    return df[~again].sort_values("started_at", kind="stable", ignore_index=True)
+    df = df.sort_values("started_at", kind="stable")
+    older = df.duplicated([*IDENTITY, "run_id"], keep="last") & df["run_id"].notna()
+    return df[~older].reset_index(drop=True)
 
 
 def asked(df: pd.DataFrame) -> list[str]:

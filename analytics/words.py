@@ -97,8 +97,8 @@ def series_sentences(fit: SeriesFit) -> list[str]:
     if fit.plain_v is not None:
         plain, prefix = scale(fit.plain_v, "")
         first += (
-            f"; in plain words {number(fit.plain_v / plain)}{prefix} parameters × samples a second, which is the same "
-            "law divided by a constant"
+            f"; counted in parameters instead of FLOP that is about {number(fit.plain_v / plain)}{prefix} parameters × "
+            "samples a second"
         )
     lines = [first + ".", *_law_sentences(fit), *_device_sentences(fit), *_work_sentences(fit)]
     if "some_without_repeats" in fit.flags:

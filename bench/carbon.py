@@ -83,10 +83,10 @@ def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"]
     return ("estimated", model) if model else None
 
 
-def carbon(energy: list[EnergyReading], site: Site, gpus: int) -> Carbon | None:
+def carbon(energy: list[EnergyReading], site: Site, gpus: list[str]) -> Carbon | None:
     """Emissions of a run whose whole energy is given; None without a region or without any energy figure.
 
-    `gpus` is the number of GPUs that the run used: with it a missing component is named. Without a PUE the factor is 1.0
+    `gpus` are the UUIDs of the GPUs that the run used: with them what is missing is named. Without a PUE the factor is 1.0
     and its label `absent`: then the figure is that of the IT equipment alone.
     """
     chosen = basis(energy)

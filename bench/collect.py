@@ -84,6 +84,7 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     if signals and not any(error["kind"] != "peer" for error in errors):
         rank, number = next(iter(signals.items()))
         name = signal.Signals(number).name
+        killed_for_memory = killed_for_memory and number == signal.SIGKILL
         why = " (the kernel ran out of memory)" if killed_for_memory else ""
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
         return status, Failure(type=name, message=f"rank {rank} was ended by {name}{why}", log_tail=tail)
@@ -189,7 +190,7 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
         devices=devices,
         energy=whole,
         measurement=measured,
-        carbon=carbon(whole, context.site, len(devices) if spec.device_type == "cuda" else 0),
+        carbon=carbon(whole, context.site, devices if spec.device_type == "cuda" else []),
         cost=cost(context.site, spec.world_size, seconds, whole),
         flags=flags,
         environment=context.environment,

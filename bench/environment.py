@@ -22,8 +22,11 @@ from bench.redact import redact
 from bench.schema import Environment, Gpu, Machine
 
 PACKAGES = ("wattbench", "torch", "transformers", "numpy", "nvidia-ml-py", "codecarbon", "mlflow")
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND")
-VARIABLE_PREFIXES = ("NCCL_", "PYTORCH_", "TORCH_", "GLOO_")
+VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_DEVICE_MAX_CONNECTIONS", "CUBLAS_WORKSPACE_CONFIG"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
+)
+VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 
 
 class EnvironmentProblem(Exception):
@@ -78,6 +81,21 @@ def _named(name: str, gpus: list[Gpu]) -> Gpu:
     raise EnvironmentProblem(f"--gpus names {name!r}, which is not visible here; visible: {there}")
 
 
+def check_no_gpu_is_hidden(reason: str | None) -> None:
+    """Refuse a silent run on the CPU: raise EnvironmentProblem where there are GPUs that NVML does not show, and why."""
+    harmless = reason is None or "not found" in reason or "leaves no GPU visible" in reason or "lists no GPU" in reason
+    asked_for = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if reason is not None and "leaves no GPU visible" in reason and asked_for not in ("", "-1", "NoDevFiles"):
+        harmless = False  # a name that is not there, rather than none on purpose
+    if reason is not None and "not found" in reason and list(Path("/dev").glob("nvidia[0-9]*")):
+        harmless = False  # a container without the driver's library, say
+    if not harmless:
+        raise EnvironmentProblem(
+            f"there seem to be NVIDIA GPUs, but none can be used: {reason}\n"
+            "Mend that (nvidia-smi should list them), or measure the CPU on purpose: --set device_type=cpu"
+        )
+
+
 def torch_build() -> tuple[str | None, str | None]:
     """Version of the installed torch and of the CUDA it was built for, read from its files: torch is not imported."""
     spec = util.find_spec("torch")
@@ -121,7 +139,8 @@ def describe(machine: Machine) -> Environment:
     version, cuda = torch_build()
     if version is not None:
         versions["torch"] = version
-    kept = {k: redact(v) for k, v in os.environ.items() if k in VARIABLES or k.startswith(VARIABLE_PREFIXES)}
+    names = [name for name in sorted(os.environ) if name in VARIABLES or name.startswith(VARIABLE_PREFIXES)]
+    kept = {name: redact(f"{name}={os.environ[name]}").partition("=")[2] for name in names}
     boot = Path("/proc/sys/kernel/random/boot_id")
     return Environment(
         host=socket.gethostname(),
@@ -133,7 +152,7 @@ def describe(machine: Machine) -> Environment:
         wattbench_commit=commit(),
         machine=machine,
         torch_cuda=cuda,
-        variables=dict(sorted(kept.items())),
+        variables=kept,
         argv=redact(" ".join(sys.argv)).split(" "),
         load_average=round(os.getloadavg()[0], 2),
     )
@@ -167,7 +186,11 @@ def findings() -> list[Finding]:
     out = [Finding("processors", "ok", f"{machine.cpu_count} usable, {machine.cpu_model}")]
     if no_gpu or not machine.gpus:
         detail = no_gpu or "no GPU is visible (CUDA_VISIBLE_DEVICES hides all, or none is installed)"
-        out.append(Finding("GPUs", "absent", detail, "runs use CPU processes"))
+        try:
+            check_no_gpu_is_hidden(no_gpu)
+            out.append(Finding("GPUs", "absent", detail, "runs use CPU processes"))
+        except EnvironmentProblem as error:
+            out.append(Finding("GPUs", "problem", detail, str(error).splitlines()[1]))
     for gpu in machine.gpus:
         used = f"used by {', '.join(gpu.used_by)}: left out unless named with --gpus {gpu.index}" if gpu.used_by else ""
         state = "problem" if gpu.used_by else "ok"

@@ -61,13 +61,18 @@ def split_energy(readings: Iterable[EnergyReading]) -> tuple[list[EnergyReading]
     return [r for r in readings if r.provenance.measured], [r for r in readings if not r.provenance.measured]
 
 
-def missing_components(readings: Iterable[EnergyReading], gpus: int) -> list[str]:
-    """Name the components that a sum of measured readings lacks: gpu (where GPUs were used), cpu, dram."""
-    present = {r.component for r in readings if r.provenance.measured}
+def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> list[str]:
+    """Name what a sum of measured readings lacks: GPUs that were used (`gpu`, or `gpu(1/8)` for one of eight), cpu, dram."""
+    measured = [r for r in readings if r.provenance.measured]
+    present = {r.component for r in measured}
     if "node" in present:
         return []
-    wanted = [*(["gpu"] if gpus else []), "cpu", "dram"]
-    return [component for component in wanted if component not in present]
+    used = set(gpus)
+    unread = used - {r.device for r in measured if r.component == "gpu"}
+    out = [component for component in ("cpu", "dram") if component not in present]
+    if unread:
+        out.insert(0, "gpu" if unread == used else f"gpu({len(unread)}/{len(used)})")
+    return out
 
 
 def device_name(record: RunRecord) -> str:
@@ -123,18 +128,24 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
 
 
 def _energy(measured: Measurement, devices: int) -> dict[str, float]:
-    """Energy of the window. Intensities are sum of energy / sum of work, power is energy / time: never means of ratios."""
+    """Energy of the window. Intensities are energy / work, power is energy / time: never means of ratios.
+
+    `energy_joules` is what the readings span. Where they span less than the window (coverage below 1, flagged), power is
+    that of the part they span, and intensities are that power × window / work: else they would come out too low.
+    """
     out: dict[str, float] = {}
     hardware, model = split_energy(measured.energy)
     for readings, tag in ((hardware, ""), (model, "estimated_")):
         if not readings:
             continue
         joules = sum(r.energy_joules for r in readings)
+        watts = sum(r.energy_joules / r.seconds for r in readings)
         out[f"energy_{tag}joules"] = joules
-        out[f"power_{tag}watts"] = joules / measured.window_seconds
-        out[f"joules_{'per_sample' if not tag else 'per_sample_estimated'}"] = joules / measured.samples
+        out[f"power_{tag}watts"] = watts
+        whole = watts * measured.window_seconds
+        out[f"joules_{'per_sample' if not tag else 'per_sample_estimated'}"] = whole / measured.samples
         if measured.tokens is not None:
-            out[f"joules_{'per_token' if not tag else 'per_token_estimated'}"] = joules / measured.tokens
+            out[f"joules_{'per_token' if not tag else 'per_token_estimated'}"] = whole / measured.tokens
         for component in {r.component for r in readings}:
             part = sum(r.energy_joules for r in readings if r.component == component)
             out[f"energy_{tag}joules_{component}"] = part
@@ -212,7 +223,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         shown = hardware or model
         out["energy_provenance"] = str(Provenance.worst([r.provenance for r in shown]))
         out["energy_components"] = " ".join(sorted({r.component for r in shown}))
-        gpus = len(record.devices) if record.spec.device_type == "cuda" else 0
+        gpus = record.devices if record.spec.device_type == "cuda" else []
         out["energy_missing"] = " ".join(missing_components(hardware, gpus))
         out["dataset"] = record.measurement.dataset
         out["dataset_digest"] = record.measurement.dataset_digest
@@ -220,7 +231,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         out["emissions_basis"] = record.carbon.energy_basis
         out["region"] = record.carbon.intensity.region
     if record.cost is not None:
-        out["cost_basis"] = record.cost.mode
+        basis = record.cost.energy_basis
+        out["cost_basis"] = f"{record.cost.mode}_{basis}" if basis else record.cost.mode
     if record.error is not None:
         out["error_type"] = record.error.type
         out["error_message"] = record.error.message

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -26,10 +27,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench import registry
 from bench.files import write_json
 from bench.meters.sidecar import Sidecar
-from bench.process import die_with_parent
+from bench.process import adopt_orphans, die_with_parent
 from bench.schema import RunSpec
 
 _FORK = multiprocessing.get_context("fork")
@@ -113,30 +116,46 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
-        sys.exit(subprocess.run([*torchrun, *worker], check=False).returncode)
+        command = [*torchrun, *worker]
+        sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     from bench.worker import main as worker_main
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=spec.devices_per_node,
-        run_id=folder.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.05,
-        start_method="fork",
-    )
     try:
-        elastic_launch(config, worker_main)(str(folder))
+        elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
     except ChildFailedError as error:
         failures = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(error.failures.items())]
         write_json(folder / "ranks.json", failures)
         sys.exit(1)
+
+
+def launch_config(spec: RunSpec, folder: Path) -> Any:
+    """Return how torch's agent starts the ranks of this node: by fork, no restarts.
+
+    Left to itself, the configuration asks CUDA for its devices; after that, CUDA works in no process that is forked from
+    the one that asked. So it is told that there are none.
+    """
+    import torch
+    from torch.distributed.launcher.api import LaunchConfig
+
+    available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
+    try:
+        return LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=spec.devices_per_node,
+            run_id=folder.name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.05,
+            start_method="fork",
+        )
+    finally:
+        torch.cuda.is_available = available
 
 
 def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
@@ -153,6 +172,7 @@ def execute(node: Node, folder: Path) -> bool:
     """Do one run to its end, its time limit, or a cancel; write `exit.json`. Return False when the runner is gone."""
     spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
     if node.sidecar is not None and spec.meters:
+        node.sidecar.start()  # again, should it have died
         node.sidecar.open(folder / "meters-0.jsonl")
     started, start = datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
@@ -163,6 +183,7 @@ def execute(node: Node, folder: Path) -> bool:
         time.sleep(0.5)
     _signal_group(process, signal.SIGKILL)  # nothing of the run is left, however it ended
     process.join()
+    _kill_strays(node)
     end = time.monotonic_ns()
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
@@ -196,6 +217,16 @@ def _signal_group(process: BaseProcess, number: int) -> None:
             process.kill()
 
 
+def _kill_strays(node: Node) -> None:
+    """End what had left the group of the run: torchrun gives each rank of a cold run a session of its own."""
+    kept = node.sidecar.pid if node.sidecar is not None else None
+    strays = [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+    for child in strays:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(strays, timeout=5)
+
+
 def main() -> None:
     """Serve runs until stdin ends."""
     parser = argparse.ArgumentParser(prog="bench.node", description=__doc__)
@@ -204,6 +235,7 @@ def main() -> None:
     parser.add_argument("--gpus", default="", help="comma-separated UUIDs of the GPUs that runs may use")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
+    adopt_orphans()
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gpus = [uuid for uuid in args.gpus.split(",") if uuid]

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from bench.suite import Plan
 from bench.tracking import Tracker
 
 RUN_OVERHEAD_SECONDS = 2.0
-"""Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/fixed_cost.py."""
+"""Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/warm_start.py."""
 START_SECONDS = 12.0
 """Start of an execution: importing torch, transformers and mlflow on two cores."""
 
@@ -79,12 +79,18 @@ class Execution:
 
 
 def plan_digest(plan: Plan) -> str:
-    """Hash of the runs that a suite means: an execution continues only for the same ones."""
-    return hashlib.sha256(json.dumps(sorted(run.run_id for run in plan.runs)).encode()).hexdigest()[:16]
+    """Hash of the runs that a suite means, and of region and prices: an execution continues only for the same."""
+    meant = [plan.suite.site.model_dump(mode="json"), *sorted(run.run_id for run in plan.runs)]
+    return hashlib.sha256(json.dumps(meant).encode()).hexdigest()[:16]
 
 
-def open_execution(runs: Path, plan: Plan, environment: Environment, *, new: bool = False) -> Execution:
-    """Find the newest unfinished execution of the same runs in the same environment, or open another."""
+def open_execution(
+    runs: Path, plan: Plan, environment: Environment, *, new: bool = False, retry: bool = False
+) -> Execution:
+    """Find the newest unfinished execution of the same runs in the same environment, or open another.
+
+    With `retry`, one with failed runs is unfinished.
+    """
     suite_folder = runs / plan.suite.name
     digest = plan_digest(plan)
     for folder in [] if new else sorted(suite_folder.glob("*"), reverse=True):
@@ -92,7 +98,7 @@ def open_execution(runs: Path, plan: Plan, environment: Environment, *, new: boo
         if not facts or facts["fingerprint"] != environment.fingerprint or facts["plan_digest"] != digest:
             continue
         execution = Execution(folder, plan, resumed=True, records=load_records(folder))
-        if execution.missing():
+        if execution.missing(retry=retry):
             return execution
         break  # the newest of the same runs is complete
     now = datetime.now(UTC)
@@ -114,9 +120,12 @@ def open_execution(runs: Path, plan: Plan, environment: Environment, *, new: boo
 
 def load_records(folder: Path) -> dict[str, RunRecord]:
     """Return the records of an execution by run id."""
-    paths = sorted(folder.glob("*/record.json"))
-    records = [RunRecord.model_validate_json(path.read_text()) for path in paths]
-    return {record.run_id: record for record in records}
+    records = {}
+    for path in sorted(folder.glob("*/record.json")):
+        with suppress(ValueError):  # torn by a full disk, say: the run is missing, and is done again
+            record = RunRecord.model_validate_json(path.read_text())
+            records[record.run_id] = record
+    return records
 
 
 def estimate_seconds(spec: RunSpec, records: Iterable[RunRecord] = ()) -> float | None:
@@ -214,13 +223,13 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed try left
         folder.mkdir()
         write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
-        kills = oom_kills()
+        kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)
             # The node keeps the time limit; the extra minute is for a node that hangs itself.
             if not self.launcher.wait(folder, spec.timeout_seconds + 60, self.progress.tick):
                 self.launcher.close()
-                write_missing_exit(folder)
+                write_missing_exit(folder, started, start_ns)
         except KeyboardInterrupt:
             self.launcher.cancel(folder)
             shutil.rmtree(folder, ignore_errors=True)  # it will be done again
@@ -262,7 +271,7 @@ def run_suite(
     if any(run.device_type == "cuda" for run in plan.to_do):
         check_torch_can_use_gpus(machine)
     environment = describe(machine)
-    execution = open_execution(runs.absolute(), plan, environment, new=new)
+    execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry)
     with _locked(execution.folder), _terminable():
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
@@ -273,6 +282,8 @@ def run_suite(
             runner.tracker.open()
             if runner.tracker.error:
                 progress.note(f"{runner.tracker.error}\nruns go on; bench sync logs them later")
+            for record in execution.records.values():  # what an earlier call could not index any more
+                runner.tracker.log(record, execution.folder / record.run_id)
             _record_skipped(runner)
             while chosen:
                 spec, known = chosen[0], list(execution.records.values())

@@ -126,7 +126,7 @@ class RunSpec(Model):
     cold: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     repeat: Annotated[int, Field(ge=0, lt=1000)] = 0
-    timeout_seconds: Positive = 600.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=2_000_000)] = 600.0
 
     @model_validator(mode="after")
     def _one_way_to_measure(self) -> Self:
@@ -230,8 +230,8 @@ class Machine(Model):
 
     @property
     def free_gpus(self) -> list[Gpu]:
-        """GPUs that no other process uses."""
-        return [gpu for gpu in self.gpus if not gpu.used_by]
+        """GPUs that no other process uses, whole ones: runs on slices (MIG) are not supported."""
+        return [gpu for gpu in self.gpus if not gpu.used_by and not gpu.mig]
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -362,8 +362,8 @@ class Environment(Model):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what results depend on: host, devices, driver, kernel, packages, wattbench commit."""
-        facts = self.model_dump(mode="json", exclude={"variables", "argv", "load_average", "boot_id"})
+        """Hash of what results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
+        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id"})
         for gpu in facts["machine"]["gpus"]:
             gpu.pop("used_by")
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bench import registry, yamlfile
 from bench.metrics import parameters
@@ -64,14 +65,26 @@ def load_suite(path: Path) -> Suite:
         raise SuiteError([f"{path}: {error}"]) from error
     if not isinstance(value, dict):
         raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {_kind(value)}"])
+    mistakes: list[str] = []
+    shapes = {name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude")}
+    sound = {name: value[name] for name, shape in shapes.items() if name in value and _has_shape(value[name], shape)}
+    suite = Suite.model_validate({"name": "unnamed", **sound})
     try:
         suite = Suite.model_validate(value, strict=True)
     except ValidationError as error:
-        raise SuiteError(f"{path}: {message}" for message in _messages(error, Suite.model_fields)) from error
-    mistakes = [f"{path}: {message}" for message in _field_mistakes(suite)]
+        mistakes += _messages(error, Suite.model_fields)
+    mistakes += _field_mistakes(suite)  # of what can be looked at, also where another part is wrong
     if mistakes:
-        raise SuiteError(mistakes)
+        raise SuiteError(f"{path}: {message}" for message in mistakes)
     return suite
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    try:
+        TypeAdapter(shape).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:
@@ -90,7 +103,7 @@ def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[s
         elif found["type"] == "missing":
             yield f"{where!r} is missing"
         else:
-            given = "" if isinstance(found["input"], dict) else f", not {found['input']!r}"
+            given = "" if isinstance(found["input"], dict) else f", not {reprlib.repr(found['input'])}"
             yield f"{where + ': ' if where else ''}{found['msg'].removeprefix('Value error, ')}{given}"
 
 
@@ -265,47 +278,60 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
 
 
 def _run_spec(cell: dict[str, Any]) -> RunSpec:
-    """Check one cell and build its spec (repeat 0). Raises SuiteError."""
-    cell = dict(cell)
+    """Check one cell and build its spec (repeat 0). Raises SuiteError with all mistakes of the cell."""
+    cell, mistakes = dict(cell), []
     devices = cell.pop("devices", 1)
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        raise SuiteError([f"devices: must be a whole number of at least 1, or auto, not {devices!r}"])
+        mistakes.append(f"devices: must be a whole number of at least 1, or auto, not {devices!r}")
+        devices = 1
     cell["devices_per_node"] = devices
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
+        accumulation = accumulation if isinstance(accumulation, int) and accumulation > 0 else 1
         if "batch_size_per_device" in cell:
-            raise SuiteError(
-                ["give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both"]
-            )
-        if not isinstance(total, int) or total < 1 or total % (devices * max(accumulation, 1)):
-            raise SuiteError(
-                [f"global_batch_size {total!r} is no multiple of {devices} devices × {accumulation} accumulation steps"]
-            )
-        cell["batch_size_per_device"] = total // (devices * accumulation)
+            mistakes.append("give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both")
+        elif not isinstance(total, int) or total < 1 or total % (devices * accumulation):
+            parts = f"{devices} devices × {accumulation} accumulation steps"
+            mistakes.append(f"global_batch_size {total!r} is no multiple of {parts}")
+            cell["batch_size_per_device"] = 1
+        else:
+            cell["batch_size_per_device"] = total // (devices * accumulation)
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None:
         cell["measure_seconds"] = 3.0
+    for kind in ("parallelism", "precision", "optimizer"):
+        try:
+            if kind in cell:
+                _check_options(kind, Choice.model_validate(cell[kind]))
+        except ValidationError:
+            continue  # told below, with the rest of the spec
+        except ValueError as error:
+            mistakes.append(str(error))
+    arguments = _workload_arguments(cell, mistakes)
     try:
         spec = RunSpec.model_validate(cell, strict=True)
     except ValidationError as error:
-        raise SuiteError(_messages(error, FIELDS)) from error
-    mistakes = []
-    for kind in ("workload", "parallelism", "precision", "optimizer"):
-        chosen = getattr(spec, kind)
-        try:
-            if isinstance(chosen, Choice):
-                _check_options(kind, chosen)
-            else:
-                registry.check(kind, chosen)
-        except ValueError as error:
-            mistakes.append(str(error))
+        mistakes += _messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
-    arguments = registry.load("workload", spec.workload).Args
+    return spec.model_copy(update={"workload_args": arguments})
+
+
+def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
+    """Check the arguments of the workload and fill in its defaults; add what is wrong to `mistakes`."""
+    name, given = cell.get("workload"), cell.get("workload_args", {})
+    if not isinstance(name, str) or not isinstance(given, dict):
+        return {}
     try:
-        checked = arguments.model_validate(spec.workload_args, strict=True)
+        arguments = registry.load("workload", name).Args
+        checked: dict[str, Any] = arguments.model_validate(given, strict=True).model_dump(
+            mode="json", exclude_none=True
+        )
+        return checked
     except ValidationError as error:
-        raise SuiteError(f"workload_args: {m}" for m in _messages(error, arguments.model_fields)) from error
-    return spec.model_copy(update={"workload_args": checked.model_dump(mode="json", exclude_none=True)})
+        mistakes += [f"workload_args: {message}" for message in _messages(error, arguments.model_fields)]
+    except ValueError as error:
+        mistakes.append(str(error))
+    return {}
 
 
 def _check_options(kind: str, choice: Choice) -> None:
@@ -331,8 +357,10 @@ def _why_not(spec: RunSpec, machine: Machine) -> str | None:
         return "needs an NVIDIA GPU; none is visible here (bench doctor says more)"
     free = available_devices(machine, spec.device_type, spec.threads_per_device)
     if spec.world_size > free and spec.device_type == "cuda":
-        busy = "; ".join(f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by)
-        return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{': ' + busy if busy else ''}"
+        why = [f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by]
+        why += [f"GPU {g.index} is cut into slices (MIG), which runs cannot use" for g in machine.gpus if g.mig]
+        reasons = f": {'; '.join(why)}" if why else ""
+        return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.world_size > free:
         return f"needs {spec.world_size} × {spec.threads_per_device} threads, {machine.cpu_count} processors are here"
     if spec.precision.name == "tf32" and spec.device_type == "cpu":

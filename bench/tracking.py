@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.files import read_json, write_json
 from bench.metrics import labels, metrics, parameters
 from bench.redact import redact
 from bench.schema import RunRecord, Scalar, Status
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _HISTORY_POINTS = 100
-_ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet", "worker.log")
+_ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet")
+_LOG_BYTES = 200_000
 _SETTINGS = {
     # A server that is down must not hold a suite up for minutes; nothing reports usage.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -75,14 +75,21 @@ class Tracker:
         self.error: str | None = None
         self._client: MlflowClient | None = None
         self._experiment = self._parent = ""
+        self._known: set[tuple[str, str]] = set()
 
     def open(self) -> None:
         """Create the store if it is new, the experiment, and the parent run, or find those of this execution."""
         self._guarded(self._open)
 
-    def log(self, record: RunRecord, folder: Path) -> None:
-        """Log one record with its artifacts, and note in the folder that it is there."""
+    def log(self, record: RunRecord, folder: Path) -> bool:
+        """Log one record with its artifacts, unless the store has it; return whether it was logged now."""
+        key = (record.run_id, record.started_at.isoformat())
+        if key in self._known:
+            return False
         self._guarded(lambda: self._log(record, folder))
+        if self.error is None:
+            self._known.add(key)
+        return self.error is None
 
     def close(self, *, finished: bool) -> None:
         """End the parent run: FINISHED, or KILLED where runs are still missing."""
@@ -110,6 +117,9 @@ class Tracker:
         if parents:
             self._parent = parents[0].info.run_id
             client.update_run(self._parent, status="RUNNING")
+            where = f"tags.`mlflow.parentRunId` = '{self._parent}'"
+            runs = _pages(lambda token: client.search_runs([self._experiment], where, page_token=token))
+            self._known = {(str(row["run_id"]), str(row["started_at"])) for run in runs if (row := _row(run))}
         else:
             tags = {"bench.kind": "suite", "bench.execution": self.execution}
             self._parent = client.create_run(self._experiment, tags=tags, run_name=self.execution).info.run_id
@@ -147,9 +157,12 @@ class Tracker:
         for pattern in _ARTIFACTS:
             for path in sorted(folder.glob(pattern)):
                 self._client.log_artifact(run.info.run_id, str(path))
+        log = folder / "worker.log"
+        if log.exists():
+            tail = log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
+            self._client.log_text(run.info.run_id, redact(tail), "worker.log")
         ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(run.info.run_id, ended, started + int(record.duration_seconds * 1000))
-        write_json(folder / "mlflow.json", {"uri": shown(self.uri), "run_id": run.info.run_id})
 
 
 def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int, int]]:
@@ -174,6 +187,10 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
 def _require_store(uri: str) -> None:
     """Raise StoreError where a local store is not there or is no MLflow store; nothing is created or changed."""
     if not uri.startswith(_SQLITE):
+        if uri.startswith("sqlite"):
+            raise StoreError(
+                f"{shown(uri)} is not a store that can be looked at: write it as sqlite:////path/to/mlflow.db"
+            )
         return
     path = Path(uri.removeprefix(_SQLITE))
     if not path.is_file():
@@ -229,28 +246,23 @@ def _row(run: Any) -> dict[str, Scalar] | None:
     return row | {k: v for k, v in run.data.metrics.items() if k != histories[0] and not k.startswith(histories[1])}
 
 
-def unlogged(runs: Path, uri: str | None = None) -> list[tuple[RunRecord, Path]]:
-    """Return the records under a runs folder that have not been logged to this store."""
-    out = []
-    for path in sorted(runs.glob("*/*/*/record.json")):
-        known = read_json(path.parent / "mlflow.json")
-        if known is None or known.get("uri") != shown(uri):
-            out.append((RunRecord.model_validate_json(path.read_text()), path.parent))
-    return out
+def sync(runs: Path, uri: str | None = None) -> tuple[int, list[str]]:
+    """Log all records under a runs folder that the store lacks; a new store is made whole again.
 
-
-def sync(runs: Path, uri: str | None = None) -> int:
-    """Log all records that the store lacks and return how many. Raises StoreError at the first failure."""
-    trackers: dict[tuple[str, str], Tracker] = {}
-    waiting = unlogged(runs, uri)
-    for record, folder in waiting:
-        key = (record.suite, record.execution)
-        if key not in trackers:
-            trackers[key] = Tracker(uri, *key)
-            trackers[key].open()
-        trackers[key].log(record, folder)
-        if trackers[key].error:
-            raise StoreError(str(trackers[key].error))
-    for tracker in trackers.values():
+    Return how many were logged, and the files that hold no record. Raises StoreError at the first failure of the store.
+    """
+    count, unreadable = 0, []
+    for execution in sorted({path.parent.parent for path in runs.glob("*/*/*/record.json")}):
+        tracker = Tracker(uri, execution.parent.name, execution.name)
+        tracker.open()
+        for path in sorted(execution.glob("*/record.json")):
+            try:
+                record = RunRecord.model_validate_json(path.read_text())
+            except ValueError:
+                unreadable.append(str(path))
+                continue
+            count += tracker.log(record, path.parent)
         tracker.close(finished=True)
-    return len(waiting)
+        if tracker.error:
+            raise StoreError(tracker.error)
+    return count, unreadable

@@ -263,7 +263,8 @@ def _write_steps(path: Path, clock: Clock, seconds: list[float], losses: list[to
 def classify(error: BaseException) -> str:
     """Kind of a failure: out_of_memory, unsupported, invalid, peer (another rank went first), failed."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    no_memory = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in no_memory):
         return "out_of_memory"
     if isinstance(error, Unsupported):
         return "unsupported"

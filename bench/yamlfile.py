@@ -28,6 +28,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = self._nodes = self._aliases = 0
+        self._sizes: dict[str, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._nodes += 1
@@ -42,7 +43,12 @@ class _Loader(yaml.SafeLoader):
         ):
             if value > limit:
                 raise YamlError(f"line {mark.line + 1}: the file {what} {limit}")
+        before, event = self._nodes, self.peek_event()  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._nodes += self._sizes.get(event.anchor or "", 0)  # what it stands for counts again
+        elif event.anchor is not None:
+            self._sizes[event.anchor] = self._nodes - before + 1
         self._depth -= 1
         return node
 
@@ -59,11 +65,18 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
+def _decimal(loader: _Loader, node: Any) -> int:
+    return int(loader.construct_scalar(node), 10)  # YAML 1.1 would read 010 as 8
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
 def _core_schema() -> None:
     tags = (
         ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
         ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
-        ("tag:yaml.org,2002:int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+        ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", "-+0123456789"),
         ("tag:yaml.org,2002:float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
     )
     for tag, pattern, first in tags:

@@ -118,6 +118,7 @@ def test_the_log_tail_is_short(tmp_path: Path) -> None:
     [
         ("https://user:hunter2@example.org/x", "hunter2"),
         ("git+https://ghp_abcdefgh12345678@example.org", "ghp_"),
+        ("https://me:hun@ter2@example.org/x", "ter2"),
         ("MY_API_KEY=hunter2", "hunter2"),
         ("--password hunter2", "hunter2"),
         ('{"access_token": "hunter2"}', "hunter2"),

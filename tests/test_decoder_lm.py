@@ -98,7 +98,7 @@ def test_the_loss_goes_down() -> None:
 def test_the_model_does_not_see_what_comes_next() -> None:
     work = DecoderLM({"preset": "tiny", "sequence_length": 16})
     model = work.build().eval()
-    batch = next(work.batches(1, seed=0))[:, :-1]
+    batch = next(work.batches(1, seed=0))[:, :-1].long()
     changed = batch.clone()
     changed[0, -1] = (changed[0, -1] + 1) % 256
     before, after = model(input_ids=batch).logits, model(input_ids=changed).logits

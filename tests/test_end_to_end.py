@@ -212,8 +212,14 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     assert {row["status"] for row in load(f"sqlite:///{tmp_path}/mlflow.db")} == {str(status) for status in ended}
     assert "out_of_memory:" in process.stdout
     assert processes_in(tmp_path) == []
-    # The same command again is another execution; with --retry the failed ones of this one are done again.
+    process = bench(tmp_path, "run", "failing.yaml", "--retry", "--only", "measure_steps=1000000")
+    assert process.returncode == 1
     assert len(list(tmp_path.glob("runs/failing/*"))) == 1
+    again = {r.status: r for r in records(tmp_path).values()}
+    assert again[Status.TIMEOUT].started_at > ended[Status.TIMEOUT].started_at
+    assert again[Status.OK] == ended[Status.OK]
+    document = json.loads(bench(tmp_path, "fit", "--json").stdout)
+    assert len(document["runs"]) == 6  # the one that was done again counts once
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -285,6 +291,10 @@ def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
     assert process.returncode == 1
     ended = [record.status for record in records(tmp_path).values()]
     assert sorted(ended) == sorted([Status.FAILED, Status.OK, Status.OK, Status.OK])
+    (dead,) = (record for record in records(tmp_path).values() if record.status is Status.FAILED)
+    assert dead.duration_seconds > 0
+    assert dead.cost is not None
+    assert dead.cost.cost_usd > 0
     assert gone(tmp_path)
 
 
@@ -295,6 +305,38 @@ def test_a_cold_run_goes_through_plain_torchrun(tmp_path: Path) -> None:
     assert record.spec.cold
     assert record.measurement is not None
     assert record.measurement.phases[0].seconds > 0.05
+
+
+def test_a_late_cold_run_leaves_no_rank_behind(tmp_path: Path) -> None:
+    settings = [*QUICK, "--set", "cold=true", "--set", "timeout_seconds=3", "--set", "measure_seconds=600"]
+    process = bench(tmp_path, "run", SCALING, *settings, "--set", "repeats=1", "--only", "devices=2")
+    assert process.returncode == 1
+    (record,) = records(tmp_path).values()
+    assert record.status is Status.TIMEOUT
+    assert processes_in(tmp_path) == []
+
+
+def test_everyday_troubles_are_one_line(tmp_path: Path) -> None:
+    process = bench(tmp_path, "run", SCALING, *QUICK, "--runs", "/proc/nope")
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert "/proc/nope" in process.stderr
+
+
+def test_the_launcher_asks_cuda_nothing_before_it_forks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    from bench.node import launch_config
+    from bench.schema import RunSpec
+
+    def asked() -> int:
+        raise AssertionError("CUDA was asked before the fork: no forked rank could use it")
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", asked, raising=False)
+    spec = RunSpec(workload="x", device_type="cuda", devices_per_node=2, batch_size_per_device=1, measure_steps=1)
+    assert launch_config(spec, tmp_path).nproc_per_node == 2
+    assert torch.cuda.is_available is asked
 
 
 def test_gpus_that_torch_cannot_use_are_an_error_not_a_cpu_run(tmp_path: Path) -> None:

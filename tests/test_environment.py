@@ -7,6 +7,7 @@ import pytest
 from bench import environment
 from bench.environment import (
     EnvironmentProblem,
+    check_no_gpu_is_hidden,
     check_torch_can_use_gpus,
     describe,
     find_machine,
@@ -74,3 +75,31 @@ def test_doctor_says_what_stands_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "used by python (7)" in found["GPU 1"].remedy
     for package in ("bench", "analytics", "app"):
         assert Path(found[f"import {package}"].detail) == Path(__file__).parent.parent / package
+
+
+@pytest.mark.parametrize(
+    ("reason", "visible", "refused"),
+    [
+        (None, None, False),
+        ("NVML library not found: no NVIDIA driver on this machine", None, False),
+        ("NVML did not start: Driver/library version mismatch", None, True),
+        ("CUDA_VISIBLE_DEVICES leaves no GPU visible", "", False),
+        ("CUDA_VISIBLE_DEVICES leaves no GPU visible", "GPU-typo", True),
+    ],
+)
+def test_hidden_gpus_are_no_reason_to_measure_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, reason: str | None, visible: str | None, refused: bool
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if refused:
+        with pytest.raises(EnvironmentProblem, match="none can be used"):
+            check_no_gpu_is_hidden(reason)
+    else:
+        check_no_gpu_is_hidden(reason)
+
+
+def test_variables_with_secrets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HUB_TOKEN", "hunter2")
+    monkeypatch.setenv("NCCL_MY_TOKEN", "hunter2")
+    assert "hunter2" not in describe(find_machine()[0]).model_dump_json()

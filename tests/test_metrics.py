@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from bench.carbon import carbon, intensity
 from bench.cost import cost
-from bench.metrics import labels, metrics, parameters, peak_flops, row
+from bench.metrics import labels, metrics, missing_components, parameters, peak_flops, row
 from bench.schema import EnergyReading, Gpu, Machine, Measurement, Provenance, RunRecord, RunSpec, Site, Status
 from tests import rows
 
@@ -132,17 +132,17 @@ def test_regions() -> None:
 
 def test_carbon_is_three_factors_with_labels() -> None:
     energy = [reading(3.6e6, Provenance.MEASURED_COUNTER), reading(9e6, Provenance.ESTIMATED_MODEL)]
-    found = carbon(energy, Site(region="FR", pue=1.2), gpus=0)
+    found = carbon(energy, Site(region="FR", pue=1.2), gpus=[])
     assert found is not None
     assert found.energy_joules == 3.6e6  # the estimate is not added
     assert (found.energy_basis, found.energy_missing) == ("measured", ["dram"])
     assert found.emissions_kg == pytest.approx(1.2 * intensity("FR").kg_per_kwh)
     assert found.pue_provenance is Provenance.USER_SUPPLIED
-    estimated = carbon(energy[1:], Site(region="FR"), gpus=0)
+    estimated = carbon(energy[1:], Site(region="FR"), gpus=[])
     assert estimated is not None
     assert (estimated.energy_basis, estimated.pue, estimated.pue_provenance) == ("estimated", 1.0, Provenance.ABSENT)
-    assert carbon(energy, Site(), gpus=0) is None
-    assert carbon([], Site(region="FR"), gpus=0) is None
+    assert carbon(energy, Site(), gpus=[]) is None
+    assert carbon([], Site(region="FR"), gpus=[]) is None
 
 
 def test_cost_is_rent_or_electricity() -> None:
@@ -166,3 +166,30 @@ def test_cost_and_carbon_of_a_million_tokens_come_from_the_window() -> None:
     assert record.carbon is not None
     assert found["cost_usd_per_million_tokens"] == pytest.approx(record.cost.devices * 3.6 / 3600 / tokens * 1e6)
     assert found["emissions_kg_per_million_tokens"] == pytest.approx(found["joules_per_token"] * 1e6 / 3.6e6 * 0.4)
+
+
+def test_every_gpu_that_was_used_must_have_been_read() -> None:
+    readings = [reading(100, Provenance.MEASURED_COUNTER, "gpu", f"GPU-{i}") for i in range(3)]
+    assert missing_components(readings, [f"GPU-{i}" for i in range(4)]) == ["gpu(1/4)", "cpu", "dram"]
+    assert missing_components(readings, ["GPU-0", "GPU-1"]) == ["cpu", "dram"]
+    assert missing_components([], ["GPU-0"]) == ["gpu", "cpu", "dram"]
+
+
+def test_a_reading_of_half_the_window_does_not_halve_the_figures() -> None:
+    whole = rows.record(readings="m")
+    assert whole.measurement is not None
+    (found,) = whole.measurement.energy
+    half = found.model_copy(
+        update={"energy_joules": found.energy_joules / 2, "seconds": found.seconds / 2, "coverage": 0.5}
+    )
+    measured = whole.measurement.model_copy(update={"energy": [half]})
+    before, after = metrics(whole), metrics(whole.model_copy(update={"measurement": measured}))
+    assert after["energy_joules"] == pytest.approx(before["energy_joules"] / 2)
+    for name in ("power_watts", "joules_per_sample", "joules_per_token"):
+        assert after[name] == pytest.approx(before[name])
+
+
+def test_cost_of_estimated_energy_says_so() -> None:
+    record = rows.record(readings="e")
+    power = cost(Site(usd_per_kwh=0.2), 1, 10, record.energy)
+    assert labels(record.model_copy(update={"cost": power}))["cost_basis"] == "electricity_estimated"

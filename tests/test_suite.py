@@ -121,6 +121,8 @@ def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) 
     assert reasons[2, "tf32"] == "tf32 exists on NVIDIA GPUs only"
     busy = made(tmp_path, gpus(2, busy=(1,)), matrix={"devices": [2]})
     assert list(busy.skipped.values()) == ["needs 2 GPUs, 1 of 2 are free: GPU 1 is used by python (7)"]
+    sliced = Machine(cpu_model="x", cpu_count=1, gpus=[Gpu(index=0, uuid="GPU-0", name="x", mig=True)])
+    assert "cut into slices (MIG)" in next(iter(made(tmp_path, sliced, include=[{}]).skipped.values()))
     none = made(tmp_path, CPU, BASE | {"device_type": "cuda"}, include=[{}])
     assert "none is visible here" in next(iter(none.skipped.values()))
 
@@ -210,8 +212,15 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert mistakes(tmp_path, text) == [
         f"{tmp_path}/suite.yaml: repeats: Input should be greater than or equal to 1, not 0"
     ]
+    found = mistakes(tmp_path, "nme: s\nrepeats: 0\nmatrix: {precison: [a], seed: []}\n")
+    assert len(found) == 5, found
+    cell = (
+        "{precision: fp31, measure_steps: -1, devices: 0, optimizer: {name: adamw, lr: 1}, workload_args.presett: tiny}"
+    )
+    found = mistakes(tmp_path, HEAD + f"include: [{cell}]\n")
+    assert len(found) == 5, found
     found = mistakes(tmp_path, text.replace("repeats: 0", "repeats: 1") + "include: [{optimizer: adamx}]\n")
-    assert len(found) == 2  # the same mistake in two cells is told once
+    assert len(found) == 3  # the same mistake in two cells is told once
     found = mistakes(tmp_path, HEAD + "matrix: {precison: [a], devices: 1, seed: []}\n")
     assert len(found) == 3
 
@@ -236,6 +245,22 @@ def test_files_that_cannot_be_a_suite(tmp_path: Path) -> None:
         parse("[" + "1," * 60_000 + "]")
     with pytest.raises(YamlError, match="not YAML"):
         parse("a: *nothing")
+
+
+def test_what_an_alias_stands_for_counts_each_time() -> None:
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 3)}]" for i in range(1, 16))
+    with pytest.raises(YamlError, match="nodes"):
+        parse(f"a0: &a0 [x, x]\n{levels}\n")
+    assert parse("a: &a [x, y]\nb: *a\n") == {"a": ["x", "y"], "b": ["x", "y"]}
+
+
+def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
+    (found,) = mistakes(tmp_path, HEAD + f"repeats: {'x' * 5000}\n")
+    assert len(found) < 300
+
+
+def test_a_number_with_a_leading_zero_is_decimal() -> None:
+    assert parse("[010, -7, +3, 1_000]") == [10, -7, 3, "1_000"]
 
 
 def test_only_true_and_false_are_booleans() -> None:

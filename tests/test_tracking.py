@@ -31,7 +31,7 @@ def saved(folder: Path, record: RunRecord) -> Path:
     place.mkdir(parents=True)
     (place / "record.json").write_text(record.model_dump_json())
     (place / "steps-0.jsonl").write_text('{"step_seconds": 1}\n')
-    (place / "worker.log").write_text("log\n")
+    (place / "worker.log").write_text("TOKEN=hunter2 and more\n")
     return place
 
 
@@ -85,6 +85,8 @@ def test_the_store_is_one_that_mlflow_understands(tmp_path: Path) -> None:
     assert 2 <= len(client.get_metric_history(run.info.run_id, "step_seconds")) <= 100
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert names == {"record.json", "steps-0.jsonl", "worker.log"}
+    log = client.download_artifacts(run.info.run_id, "worker.log", str(tmp_path))
+    assert Path(log).read_text() == "TOKEN=*** and more\n"
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -124,6 +126,9 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a database of something else"):
         load(f"sqlite:///{tmp_path}/other.db")
     assert (tmp_path / "other.db").read_bytes() == before
+    with pytest.raises(StoreError, match="write it as sqlite:"):
+        load(f"sqlite+pysqlite:///{tmp_path}/new.db")
+    assert not (tmp_path / "new.db").exists()
 
 
 def test_locations_are_absolute_and_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +175,13 @@ def test_a_server_that_fails_is_told_once_and_caught_up_with_later(tmp_path: Pat
     with pytest.raises(StoreError):
         sync(tmp_path / "runs", broken_server)
     uri = f"sqlite:///{tmp_path}/later.db"
-    assert sync(tmp_path / "runs", uri) == 1
-    assert sync(tmp_path / "runs", uri) == 0
+    assert sync(tmp_path / "runs", uri) == (1, [])
+    assert sync(tmp_path / "runs", uri) == (0, [])
+    assert [r["run_id"] for r in load(uri)] == [record.run_id]
+    uri = f"sqlite:///{tmp_path}/rebuilt.db"
+    (folder.parent / "torn").mkdir()
+    (folder.parent / "torn" / "record.json").write_text('{"run_id"')
+    assert sync(tmp_path / "runs", uri) == (1, [str(folder.parent / "torn" / "record.json")])
     assert [r["run_id"] for r in load(uri)] == [record.run_id]
 
 

@@ -87,3 +87,6 @@ def main() -> None:
         # The reader (head, less) has left: nothing more can be said, and that is no failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
+    except OSError as error:
+        click.echo(f"bench: {error}", err=True)
+        sys.exit(1)

@@ -41,6 +41,7 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
 
     from analytics.frame import frame, summary
     from analytics.scaling import fit
+    from analytics.words import printable
 
     df = frame(rows)
     results = summary(df)
@@ -49,14 +50,14 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
         console = Console(highlight=False, markup=False, width=140)
     for suite, execution in dict.fromkeys(zip(results["suite"], results["execution"], strict=True)):
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
-        console.print(f"\n{suite} {execution} on {' and '.join(sorted(set(one['device_name'])))}")
+        devices = " and ".join(sorted(set(one["device_name"])))
+        console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
         console.print(_table(one))
         for line in _remarks(one):
             console.print(f"  {line}")
     failed = df[~df["status"].isin(["ok"])]
     for _, run in failed.iterrows():
-        message = str(run["error_message"]).splitlines()[0]
-        console.print(f"  {run['status']}: {run['run_id']}: {message}")
+        console.print(f"  {run['status']}: {printable(run['run_id'], 160)}: {printable(run['error_message'], 300)}")
     if len(results):
         console.print()
         for sentence in fit(df).sentences():
@@ -80,7 +81,7 @@ def _table(results: pd.DataFrame) -> Table:
             _number(
                 row["emissions_kg_per_million_tokens"] * 1000, "~" if row["emissions_basis"] == "estimated" else ""
             ),
-            _number(row["cost_usd_per_million_tokens"]),
+            _number(row["cost_usd_per_million_tokens"], "~" if "estimated" in str(row["cost_basis"]) else ""),
             f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}",
         ]
         table.add_row(*(Text(cell) for cell in cells))

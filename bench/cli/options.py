@@ -74,14 +74,17 @@ def read_suite(
 ) -> Asked:
     """Read, override and expand a suite; every mistake ends the command with exit code 2 and all messages."""
     from bench.carbon import intensity
-    from bench.environment import EnvironmentProblem, find_machine
+    from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
 
     region = region or os.environ.get("WATTBENCH_REGION")
     given = {"region": region, "pue": pue, "usd_per_device_hour": price, "usd_per_kwh": electricity_price}
     extra = [f"{name}={value}" for name, value in given.items() if value is not None]
     try:
-        machine, _ = find_machine(gpus)
-        plan = expand(override(load_suite(suite), [*settings, *extra]), machine)
+        machine, no_gpu = find_machine(gpus)
+        asked = override(load_suite(suite), [*settings, *extra])
+        if "device_type" not in {**asked.defaults, **asked.matrix}:
+            check_no_gpu_is_hidden(no_gpu)
+        plan = expand(asked, machine)
         if plan.suite.region is not None:
             intensity(plan.suite.region)
         return Asked(machine, plan, only(plan, filters))

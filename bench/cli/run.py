@@ -111,12 +111,14 @@ def run(
 
     asked = read_suite(**options)
     if dry_run:
-        click.echo("\n".join(show.lines(asked)))
+        show.echo(asked, as_json=as_json)
         return
     click.echo(show.takes(asked), err=True)
     execution = _execute(asked, runs, store, new=new, retry=retry, max_minutes=max_minutes)
     _answer(execution, store, as_json=as_json)
-    failed = [r for r in execution.records.values() if r.status not in (Status.OK, Status.SKIPPED)]
+    selected = {spec.run_id for spec in asked.narrowed.runs}
+    ended = [record.status for run_id, record in execution.records.items() if run_id in selected]
+    failed = [status for status in ended if status not in (Status.OK, Status.SKIPPED)]
     sys.exit(1 if failed else 0)
 
 
@@ -157,7 +159,9 @@ def _answer(execution: Execution, store: str | None, *, as_json: bool) -> None:
     click.echo(f"\nruns:  {execution.folder}\nstore: {tracking.shown(store)}")
     again = f" --store {store}" if store else ""
     click.echo(f"Look at them with:     {program()} dashboard{again}")
-    click.echo(f"Print this again with: {program()} fit {execution.plan.suite.name}{again}")
+    click.echo(
+        f"Print this again with: {program()} fit {execution.plan.suite.name} --execution {execution.name}{again}"
+    )
     missing = len(execution.missing())
     if missing:
         click.echo(f"{missing} runs are missing; the same command does them")

@@ -64,7 +64,11 @@ def takes(asked: Asked) -> str:
 @json_option
 def show(as_json: bool, **options: Any) -> None:
     """List the runs that a suite means on this machine, in order, with time and cost. Nothing is started."""
-    asked = read_suite(**options)
+    echo(read_suite(**options), as_json=as_json)
+
+
+def echo(asked: Asked, *, as_json: bool) -> None:
+    """Print what would be done."""
     if not as_json:
         click.echo("\n".join(lines(asked)))
         return

@@ -20,7 +20,9 @@ def sync(runs: Path, store: str | None) -> None:
     if not runs.is_dir():
         fail(f"no folder of runs at {runs.absolute()}; name it with --runs")
     try:
-        count = tracking.sync(runs, store)
+        count, unreadable = tracking.sync(runs, store)
     except tracking.StoreError as error:
         fail(str(error), code=1)
+    for path in unreadable:
+        click.echo(f"bench: no record in {path}: bench run does that run again", err=True)
     click.echo(f"{count} records logged to {tracking.shown(store)}")

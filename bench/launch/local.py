@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ class LocalLauncher:
             return ""
 
 
-def write_missing_exit(folder: Path) -> None:
-    """Describe the end of a run whose node died without doing so."""
+def write_missing_exit(folder: Path, started_at: datetime, start_ns: int) -> None:
+    """Describe the end of a run whose node died without doing so: it began when it was submitted, and it ends now."""
     if not (folder / "exit.json").exists():
-        write_json(folder / "exit.json", {"how": "node_died", "exitcode": None})
+        facts = {"how": "node_died", "exitcode": None, "start_ns": start_ns, "end_ns": time.monotonic_ns()}
+        write_json(folder / "exit.json", facts | {"started_at": started_at.isoformat()})

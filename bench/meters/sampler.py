@@ -165,7 +165,7 @@ def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, M
         elif kind == "rapl":
             meters[name] = RaplMeter()
         elif kind == "codecarbon":
-            meters[name] = CodecarbonMeter([gpu.index for gpu in visible if gpu.uuid in uuids])
+            meters[name] = CodecarbonMeter()
         elif kind == "replay":
             meters[name] = ReplayMeter(Path(path))
         else:

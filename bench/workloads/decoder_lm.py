@@ -161,7 +161,7 @@ class DecoderLM:
         return float(tokens * (6 * multiplied + 12 * layers * hidden * tokens))
 
     def batches(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Yield batches of shape (batch_size, sequence_length + 1), int64, cut from the text at random places for ever."""
+        """Yield batches of shape (batch_size, sequence_length + 1), uint8, cut from the text at random places for ever."""
         import torch
 
         generator = torch.Generator().manual_seed(seed)
@@ -169,11 +169,12 @@ class DecoderLM:
         offsets = torch.arange(length)
         while True:
             starts = torch.randint(0, len(self._text) - length + 1, (batch_size, 1), generator=generator)
-            yield self._text[starts + offsets].long()
+            yield self._text[starts + offsets]  # bytes: small enough to travel to a GPU without waiting for it
 
     def loss(self, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats of predicting each next byte."""
         import torch
 
+        batch = batch.long()
         logits = model(input_ids=batch[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
