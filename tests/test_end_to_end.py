@@ -116,7 +116,6 @@ def test_a_run_is_a_folder(done: tuple[Path, subprocess.CompletedProcess[str]]) 
             "result.json",
             "record.json",
             "exit.json",
-            "mlflow.json",
             "meters-0.parquet",
             "worker.log",
         }
