@@ -109,6 +109,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet in a file
     }
     # One node: ranks meet on the loopback interface, whatever other interfaces there are.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -148,7 +149,8 @@ def launch_config(spec: RunSpec, folder: Path) -> Any:
             nproc_per_node=spec.devices_per_node,
             run_id=folder.name,
             rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
+            rdzv_endpoint=str(folder / "rendezvous"),  # files, so that no port is open to other machines
+            rdzv_configs={"store_type": "file"},
             local_addr="127.0.0.1",
             max_restarts=0,
             monitor_interval=0.05,
@@ -185,6 +187,8 @@ def execute(node: Node, folder: Path) -> bool:
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
+    for name in ("rendezvous", "store"):
+        (folder / name).unlink(missing_ok=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
     facts = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}

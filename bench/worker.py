@@ -211,7 +211,12 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     clock = Clock(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if spec.cold:
+        dist.init_process_group(backend)
+    else:
+        store = dist.FileStore(str(folder / "store"), spec.world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     before = reset_peak_memory(device)
     trainer = build(spec, device)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.schema import RunRecord, Status
@@ -264,6 +265,21 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/scaling/*"))) == 1
     assert all(after[key].started_at == record.started_at for key, record in before.items())
     assert len(load(f"sqlite:///{tmp_path}/mlflow.db")) == 4
+
+
+def test_no_port_is_open_to_other_machines(tmp_path: Path) -> None:
+    with started(tmp_path, "--only", "devices=2", "--set", "measure_seconds=4") as process:
+        seen, deadline = set(), time.monotonic() + 60
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.5)
+            ours = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+            found = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
+            seen = {connection.laddr.ip for connection in found}
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert seen == {"127.0.0.1"}
+    assert process.returncode == 130
+    assert gone(tmp_path)
 
 
 def test_nothing_survives_the_death_of_the_runner(tmp_path: Path) -> None:

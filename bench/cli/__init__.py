@@ -67,7 +67,8 @@ def program() -> str:
 def fail(*messages: str, code: int = 2) -> NoReturn:
     """Print messages to stderr and end with an exit code; 2 means that what was asked is wrong."""
     for message in messages:
-        click.echo(f"bench: {message}", err=True)
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+        click.echo(f"bench: {text}", err=True)
     sys.exit(code)
 
 
