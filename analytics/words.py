@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from analytics.stats import LOSS, REACH, SAME, Estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from analytics.scaling import Efficiency, Gain, ScalingFit, SeriesFit
 
 FLAGS = {
@@ -20,6 +22,21 @@ FLAGS = {
     "work_and_devices_confounded": "larger models ran on more devices, so what size does and what devices do to v "
     "cannot be told apart",
     "some_without_repeats": "some configurations ran once only, so their noise is not known",
+}
+
+RUN_FLAGS = {
+    "energy_absent": "no meter could read any energy",
+    "energy_estimated": "no energy was measured; what is shown is the figure of a model",
+    "energy_partly_covered": "the meters' readings do not span the whole window",
+    "energy_components_differ": "repeats measured different components",
+    "loss_not_decreasing": "the loss did not go down: the training does not learn, however fast it is",
+    "pue_unknown": "the power of cooling is left out, as no PUE was given (--pue)",
+    "window_too_short": "the window is too short for the meter's readings (2 s at least): give more measure_seconds",
+    "gap": "the meter's readings have a gap",
+    "counter_reset": "the energy counter was reset; power samples were used",
+    "counter_stuck": "the energy counter stood still; power samples were used",
+    "mig_shared": "the GPU is cut into slices: its energy is that of the whole board",
+    "meter_failed": "the meters' process failed during the run",
 }
 
 LAW = (
@@ -66,25 +83,28 @@ def fit_sentences(fit: ScalingFit) -> list[str]:
     """Say what was found: in short, then the law, then series by series, then what precision gains."""
     if not fit.series:
         return ["No run ended well, so there is nothing to fit. Run a suite first: bench run suites/scaling.yaml"]
-    short = [line for series in fit.series if (line := _short(series))]
-    lines = [f"In short: {'; '.join(short)}."] if short else []
-    lines += LAW
+    lines = [*in_short(fit.series), *LAW]
     for series in fit.series:
         head = f"{series.name}: " if len(fit.series) > 1 else ""
         lines += [head + line for line in series_sentences(series)]
     return lines + [gain_sentence(gain) for gain in fit.gains]
 
 
+def in_short(series: Sequence[SeriesFit]) -> list[str]:
+    """Say in one sentence what the most devices bring, where repeats tell; no sentence where they do not."""
+    said = [line for fit in series if (line := _short(fit))]
+    return [f"In short: {'; '.join(said)}."] if said else []
+
+
 def _short(fit: SeriesFit) -> str:
-    """Say in a few words what the most devices bring, over all sizes; empty where that was not compared."""
-    if not fit.efficiency:
+    most = max((point.devices for point in fit.efficiency), default=0)
+    here = [point for point in fit.efficiency if point.devices == most and point.low is not None]
+    if not here:
         return ""
-    most = max(point.devices for point in fit.efficiency)
-    here = [point for point in fit.efficiency if point.devices == most]
     base = here[0].baseline_devices
     share = math.exp(sum(math.log(point.value) for point in here) / len(here))
     devices = f"{base} device" + ("s" if base > 1 else "")
-    return f"{fit.name}: {most} devices train {number(share * most / base)} times as fast as {devices}"
+    return f"{fit.name}: {most} devices train {share * most / base:.3g} times as fast as {devices}"
 
 
 def series_sentences(fit: SeriesFit) -> list[str]:

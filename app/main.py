@@ -1,8 +1,10 @@
 """Entry of the dashboard, started by `app.serve`: its pages and nothing else."""
 
+from pathlib import Path
+
 import streamlit as st
 
-st.set_page_config(page_title="wattbench", page_icon=":material/bolt:", layout="wide")
+st.set_page_config(page_title="wattbench", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide")
 st.navigation(
     [
         st.Page("views/overview.py", title="Overview", icon=":material/list:", default=True),

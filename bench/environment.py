@@ -83,11 +83,12 @@ def _named(name: str, gpus: list[Gpu]) -> Gpu:
 
 def check_no_gpu_is_hidden(reason: str | None) -> None:
     """Refuse a silent run on the CPU: raise EnvironmentProblem where there are GPUs that NVML does not show, and why."""
-    harmless = reason is None or "not found" in reason or "leaves no GPU visible" in reason or "lists no GPU" in reason
+    no_library = reason is not None and ("not found" in reason or "not installed" in reason)
+    harmless = reason is None or no_library or "leaves no GPU visible" in reason or "lists no GPU" in reason
     asked_for = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if reason is not None and "leaves no GPU visible" in reason and asked_for not in ("", "-1", "NoDevFiles"):
         harmless = False  # a name that is not there, rather than none on purpose
-    if reason is not None and "not found" in reason and list(Path("/dev").glob("nvidia[0-9]*")):
+    if no_library and list(Path("/dev").glob("nvidia[0-9]*")):
         harmless = False  # a container without the driver's library, say
     if not harmless:
         raise EnvironmentProblem(
@@ -158,12 +159,12 @@ def describe(machine: Machine) -> Environment:
     )
 
 
-def check_torch_can_use_gpus(machine: Machine) -> None:
-    """Refuse a silent run on the CPU: raise EnvironmentProblem where NVML sees GPUs that the installed torch cannot use."""
+def check_torch(machine: Machine, *, for_gpus: bool) -> None:
+    """Raise EnvironmentProblem where torch is missing, or cannot use the GPUs that NVML sees and runs are `for_gpus`."""
     version, cuda = torch_build()
     if version is None:
         raise EnvironmentProblem("torch is not installed; runs need it: pip install -e . -c constraints.txt")
-    if machine.gpus and cuda is None:
+    if for_gpus and machine.gpus and cuda is None:
         raise EnvironmentProblem(
             f"{len(machine.gpus)} NVIDIA GPU(s) are here, but the installed torch {version} is built without CUDA.\n"
             "Install a CUDA build of torch, or measure the CPU on purpose: --set device_type=cpu"
@@ -198,7 +199,7 @@ def findings() -> list[Finding]:
         out.append(Finding(f"GPU {gpu.index}", state, f"{gpu.name}, {gpu.uuid}, energy from NVML{mig}", used))
     version, cuda = torch_build()
     try:
-        check_torch_can_use_gpus(machine)
+        check_torch(machine, for_gpus=True)
         out.append(Finding("torch", "ok", f"{version}, {f'CUDA {cuda}' if cuda else 'built for CPU'}"))
     except EnvironmentProblem as error:
         what, _, remedy = str(error).partition("\n")

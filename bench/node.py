@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans, die_with_parent
 from bench.schema import RunSpec
 
+_SCRATCH = ".scratch"
+"""Folder in that of a run, for what its processes need to find each other; gone at its end."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -103,10 +106,12 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
+    (folder / _SCRATCH).mkdir()
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads_per_device),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
+        "WATTBENCH_STORE": str(folder / _SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet in a file
@@ -116,6 +121,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        torchrun.append(f"--log-dir={folder / _SCRATCH}")
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
@@ -139,6 +145,7 @@ def launch_config(spec: RunSpec, folder: Path) -> Any:
     the one that asked. So it is told that there are none.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
@@ -149,9 +156,10 @@ def launch_config(spec: RunSpec, folder: Path) -> Any:
             nproc_per_node=spec.devices_per_node,
             run_id=folder.name,
             rdzv_backend="c10d",
-            rdzv_endpoint=str(folder / "rendezvous"),  # files, so that no port is open to other machines
+            rdzv_endpoint=str(folder / _SCRATCH / "rendezvous"),  # files, so that no port is open to other machines
             rdzv_configs={"store_type": "file"},
             local_addr="127.0.0.1",
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
             max_restarts=0,
             monitor_interval=0.05,
             start_method="fork",
@@ -187,8 +195,7 @@ def execute(node: Node, folder: Path) -> bool:
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
-    for name in ("rendezvous", "store"):
-        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
     facts = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.collect import Context, collect, oom_kills, save, skipped
-from bench.environment import EnvironmentProblem, check_torch_can_use_gpus, describe
+from bench.environment import EnvironmentProblem, check_torch, describe
 from bench.files import read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
 from bench.schema import Environment, Machine, RunRecord, RunSpec, Status
@@ -268,8 +268,7 @@ def run_suite(
     """
     began = time.monotonic()
     progress = progress or Progress()
-    if any(run.device_type == "cuda" for run in plan.to_do):
-        check_torch_can_use_gpus(machine)
+    check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in plan.to_do))
     environment = describe(machine)
     execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry)
     with _locked(execution.folder), _terminable():
@@ -289,7 +288,7 @@ def run_suite(
                 spec, known = chosen[0], list(execution.records.values())
                 expected = estimate_seconds(spec, known) or 0.0
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
-                    progress.note(f"--max-minutes {max_minutes:g}: {len(chosen)} runs are left for the next call")
+                    progress.note(f"--max-minutes {max_minutes:g}: no time for the {len(chosen)} runs that are left")
                     break
                 progress.start(spec, remaining_seconds(chosen, known))
                 runner.keep(runner.one(spec))

@@ -103,7 +103,12 @@ def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[s
         elif found["type"] == "missing":
             yield f"{where!r} is missing"
         else:
-            given = "" if isinstance(found["input"], dict) else f", not {reprlib.repr(found['input'])}"
+            own = (
+                isinstance(found["input"], dict) or found["type"] == "value_error"
+            )  # such a message says what was given
+            given = "" if own else f", not {reprlib.repr(found['input'])}"
+            if isinstance(found["input"], dict) and set(found["input"]) & {"cpu", "cuda"}:
+                given = "; a value that differs by machine is written {on: {cpu: ..., cuda: ...}}"
             yield f"{where + ': ' if where else ''}{found['msg'].removeprefix('Value error, ')}{given}"
 
 
@@ -165,6 +170,10 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
             mistakes.append(f"--set {setting!r}: give key=value")
         elif key in top_level:
             top[key] = value
+        elif key in _argument_names(suite):
+            key = f"workload_args.{key}"
+            matrix.pop(key, None)
+            (matrix if isinstance(value, list) else defaults)[key] = value
         else:
             matrix.pop(key, None)
             (matrix if isinstance(value, list) or value == "auto" else defaults)[key] = value
@@ -176,6 +185,31 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
     if mistakes:
         raise SuiteError(mistakes)
     return changed
+
+
+def _argument_names(suite: Suite) -> set[str]:
+    """Names of the arguments of the suite's workload, which may be set and filtered by their short names."""
+    try:
+        return set(registry.load("workload", str(suite.defaults.get("workload"))).Args.model_fields) - set(FIELDS)
+    except ValueError:
+        return set()
+
+
+def with_site(suite: Suite, given: dict[str, Any]) -> Suite:
+    """Put region, PUE and prices of the command line into a suite. Raises SuiteError naming the options."""
+    options = {
+        "region": "--region",
+        "pue": "--pue",
+        "usd_per_device_hour": "--price",
+        "usd_per_kwh": "--electricity-price",
+    }
+    try:
+        return Suite.model_validate(suite.model_dump() | given, strict=True)
+    except ValidationError as error:
+        messages = list(_messages(error))
+        for name, option in options.items():
+            messages = [message.replace(name, option) for message in messages]
+        raise SuiteError(messages) from error
 
 
 def expand(suite: Suite, machine: Machine) -> Plan:
@@ -388,10 +422,15 @@ def only(plan: Plan, filters: Iterable[str]) -> Plan:
         if not equals or full not in known:
             raise SuiteError([f"--only {text!r}: give field=value[,value]; {registry.did_you_mean(name, known)}"])
         values = {value.strip() for value in wanted.split(",")}
+        there = {str(row.get(full)) for row in flat}
+        if any("=" in value for value in values):
+            raise SuiteError([f"--only {text!r}: give each field an --only of its own"])
+        if values - there:
+            strangers = ", ".join(sorted(values - there))
+            raise SuiteError([f"--only {text!r}: no run has {name}={strangers}; there are {', '.join(sorted(there))}"])
         keep = {run.run_id for run, row in zip(plan.runs, flat, strict=True) if str(row.get(full)) in values}
         runs = [run for run in runs if run.run_id in keep]
         if not runs:
-            there = sorted({str(row.get(full)) for row in flat})
-            raise SuiteError([f"--only {text!r} leaves no run; {name} is one of {', '.join(there)}"])
+            raise SuiteError([f"--only {text!r} leaves no run together with the other filters"])
     kept = {run.config_id for run in runs}
     return replace(plan, runs=runs, skipped={key: why for key, why in plan.skipped.items() if key in kept})

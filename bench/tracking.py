@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,15 @@ def location(uri: str | None = None) -> str:
 def shown(uri: str | None = None) -> str:
     """Return the location without credentials, for messages."""
     return redact(location(uri))
+
+
+def writable(uri: str) -> bool:
+    """Whether a local store can be written, or made; for others that is not known before it is tried."""
+    path = Path(location(uri).removeprefix(_SQLITE))
+    folder = next(parent for parent in path.parents if parent.exists())
+    return not location(uri).startswith(_SQLITE) or (
+        os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    )
 
 
 def _client(uri: str) -> MlflowClient:
@@ -103,12 +113,14 @@ class Tracker:
         try:
             action()
         except Exception as error:  # noqa: BLE001  the index is not worth a suite: whatever it was, runs go on
-            first = redact(str(error)).strip().splitlines()
-            self.error = f"MLflow at {shown(self.uri)} failed: {first[0] if first else type(error).__name__}"
+            self.error = f"MLflow at {shown(self.uri)} failed: {_reason(error)}"
 
     def _open(self) -> None:
         if self.uri.startswith(_SQLITE):
-            Path(self.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            path = Path(self.uri.removeprefix(_SQLITE))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not writable(self.uri):  # MLflow would try for minutes
+                raise PermissionError(f"{path} cannot be written")
         self._client = client = _client(self.uri)
         found = client.get_experiment_by_name(self.suite)
         self._experiment = found.experiment_id if found else client.create_experiment(self.suite, self._artifacts())
@@ -163,6 +175,14 @@ class Tracker:
             self._client.log_text(run.info.run_id, redact(tail), "worker.log")
         ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(run.info.run_id, ended, started + int(record.duration_seconds * 1000))
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why MLflow failed: the system's own reason where one is in its long message."""
+    text = redact(str(error))
+    system = re.findall(r"\[Errno -?\d+\] ([\w ,]+)|(timed out)", text)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return " ".join(system[-1]).strip() if system else lines[0][:300]
 
 
 def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int, int]]:
@@ -221,8 +241,7 @@ def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Sca
         )
         return [row for run in runs if (row := _row(run)) is not None]
     except Exception as error:
-        lines = redact(str(error)).strip().splitlines() or [type(error).__name__]
-        raise StoreError(f"the store at {shown(uri)} does not answer: {lines[0][:300]}") from error
+        raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
 
 
 def _pages(fetch: Any) -> list[Any]:

@@ -215,7 +215,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     if spec.cold:
         dist.init_process_group(backend)
     else:
-        store = dist.FileStore(str(folder / "store"), spec.world_size)
+        store = dist.FileStore(os.environ["WATTBENCH_STORE"], spec.world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     before = reset_peak_memory(device)

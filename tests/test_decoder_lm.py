@@ -27,8 +27,14 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
     assert read_text(str(tmp_path / "a.txt")) == ("a.txt", b"aaa")
     work = DecoderLM({"preset": "tiny", "text": str(tmp_path), "sequence_length": 4})
     assert work.dataset_digest == hashlib.sha256(b"aaa\nbbb").hexdigest()
-    with pytest.raises(ValueError, match=r"has 7 bytes, a sequence 128 \+ 1"):
-        DecoderLM({"preset": "tiny", "text": str(tmp_path)})
+    with pytest.raises(ValidationError, match=r"has 6 bytes of text; a sequence takes 128 \+ 1"):
+        DecoderLMArgs.model_validate({"preset": "tiny", "text": str(tmp_path)})
+    for path, part in {
+        "/dev/zero": "neither a file nor a folder",
+        str(tmp_path / "binary"): "has 0 bytes of text",
+    }.items():
+        with pytest.raises(ValidationError, match=part):
+            DecoderLMArgs.model_validate({"preset": "tiny", "text": path})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no text in"):
         read_text(str(tmp_path / "empty"))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ pytestmark = [
 ROOT = Path(__file__).parent.parent
 SCALING = str(ROOT / "suites" / "scaling.yaml")
 BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
+BEFORE = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
 QUICK = ["--set", "device_type=cpu", "--set", "devices=[1, 2]", "--set", "precision=fp32", "--set", "measure_seconds=1"]
 QUICK += ["--set", "workload_args.preset=tiny", "--region", "FR", "--price", "1"]
 
@@ -72,6 +74,7 @@ def test_the_main_job(done: tuple[Path, subprocess.CompletedProcess[str]]) -> No
     assert "[4/4]" in process.stderr
     assert " left" in process.stderr
     assert processes_in(folder) == []
+    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) <= BEFORE
 
 
 def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -177,7 +180,7 @@ defaults:
 include:
   - {workload_args: {layers: 1, hidden: 262144, heads: 1}}
   - {measure_steps: 1000000, timeout_seconds: 6}
-  - {workload_args: {preset: tiny, text: SHORT}}
+  - {workload_args: {preset: tiny, text: ODD}}
   - {devices: 4096}
   - {optimizer: {name: sgd, learning_rate: 1e30}}
   - {seed: 5}
@@ -185,8 +188,8 @@ include:
 
 
 def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("short")
-    (tmp_path / "failing.yaml").write_text(FAILING.replace("SHORT", "short.txt"))
+    (tmp_path / "odd.txt").write_bytes(b"x" * 70_000 + b"\0")
+    (tmp_path / "failing.yaml").write_text(FAILING.replace("ODD", "odd.txt"))
     process = bench(tmp_path, "run", "failing.yaml")
     assert process.returncode == 1, process.stderr
     found = sorted(records(tmp_path).values(), key=lambda r: r.started_at)
@@ -204,7 +207,7 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     assert "timeout_seconds = 6" in messages[Status.TIMEOUT]
     assert ended[Status.TIMEOUT].error is not None
     assert "worker.py" in ended[Status.TIMEOUT].error.log_tail  # where the ranks were
-    assert "short.txt has 5 bytes" in messages[Status.FAILED]
+    assert "no text in" in messages[Status.FAILED]
     assert "processors are here" in messages[Status.SKIPPED]
     assert "the loss went from" in messages[Status.INVALID]
     assert ended[Status.TIMEOUT].energy
@@ -331,7 +334,10 @@ def test_a_late_cold_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert processes_in(tmp_path) == []
 
 
-def test_everyday_troubles_are_one_line(tmp_path: Path) -> None:
+def test_everyday_troubles_are_one_line(done: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    plain = bench(done[0], "fit", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (plain.returncode, "T = n / (d ? v)" in plain.stdout) == (0, True), plain.stderr
+    assert "nothing" not in bench(done[0], "fit", SCALING).stderr
     process = bench(tmp_path, "run", SCALING, *QUICK, "--runs", "/proc/nope")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr

@@ -8,7 +8,7 @@ from bench import environment
 from bench.environment import (
     EnvironmentProblem,
     check_no_gpu_is_hidden,
-    check_torch_can_use_gpus,
+    check_torch,
     describe,
     find_machine,
     findings,
@@ -50,13 +50,14 @@ def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch
     machine = Machine(cpu_model="a", cpu_count=2, gpus=GPUS)
     monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0+cpu", None))
     with pytest.raises(EnvironmentProblem, match=r"torch 2\.13\.0\+cpu is built without CUDA"):
-        check_torch_can_use_gpus(machine)
-    check_torch_can_use_gpus(Machine(cpu_model="a", cpu_count=2))
+        check_torch(machine, for_gpus=True)
+    check_torch(Machine(cpu_model="a", cpu_count=2), for_gpus=True)
+    check_torch(machine, for_gpus=False)
     monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0", "13.0"))
-    check_torch_can_use_gpus(machine)
+    check_torch(machine, for_gpus=True)
     monkeypatch.setattr(environment, "torch_build", lambda: (None, None))
     with pytest.raises(EnvironmentProblem, match="torch is not installed"):
-        check_torch_can_use_gpus(machine)
+        check_torch(machine, for_gpus=True)
 
 
 def test_named_gpus_are_taken_even_if_others_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +83,7 @@ def test_doctor_says_what_stands_where(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, None, False),
         ("NVML library not found: no NVIDIA driver on this machine", None, False),
+        ("the package nvidia-ml-py is not installed", None, False),
         ("NVML did not start: Driver/library version mismatch", None, True),
         ("CUDA_VISIBLE_DEVICES leaves no GPU visible", "", False),
         ("CUDA_VISIBLE_DEVICES leaves no GPU visible", "GPU-typo", True),

@@ -70,7 +70,7 @@ def _lines(sentences: list[str]) -> None:
 
 def _words(found: ScalingFit, series: list[SeriesFit]) -> None:
     """Say what the runs say, in text only: names of series are those of the store."""
-    _lines([*words.LAW, *map(words.gain_sentence, found.gains)])
+    _lines([*words.in_short(series), *words.LAW, *map(words.gain_sentence, found.gains)])
     for pair in (series[i : i + 2] for i in range(0, len(series), 2)):
         for column, entry in zip(st.columns(len(pair)), pair, strict=True):
             with column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -74,6 +75,9 @@ def fail(*messages: str, code: int = 2) -> NoReturn:
 
 def main() -> None:
     """Run the command line. Mistakes of the user end with a message of one or two lines and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without · and × gets ? for them
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

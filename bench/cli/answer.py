@@ -68,24 +68,26 @@ def _table(results: pd.DataFrame) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    columns: dict[str, list[str]] = {
+        "runs": [str(count) for count in results["repeats"]],
+        "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
+        "J/sample": [_energy(row) for _, row in results.iterrows()],
+        "g CO2e/Mtoken": _figures(results["emissions_kg_per_million_tokens"] * 1000, results["emissions_basis"]),
+        "USD/Mtoken": _figures(results["cost_usd_per_million_tokens"], results["cost_basis"]),
+        "loss": [f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}" for _, row in results.iterrows()],
+    }
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", no_wrap=True)
-    for heading in ("runs", "samples/s (95 %)", "J/sample", "g CO2e/Mtoken", "USD/Mtoken", "loss"):
-        table.add_column(heading, justify="right")
-    for _, row in results.iterrows():
-        cells = [
-            row["name"],
-            str(row["repeats"]),
-            _with_interval(row, "samples_per_second"),
-            _energy(row),
-            _number(
-                row["emissions_kg_per_million_tokens"] * 1000, "~" if row["emissions_basis"] == "estimated" else ""
-            ),
-            _number(row["cost_usd_per_million_tokens"], "~" if "estimated" in str(row["cost_basis"]) else ""),
-            f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}",
-        ]
-        table.add_row(*(Text(cell) for cell in cells))
+    shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
+    for heading in shown:
+        table.add_column(heading, justify="right", no_wrap=heading == "loss")
+    for name, *cells in zip(results["name"], *shown.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in (name, *cells)))
     return table
+
+
+def _figures(values: pd.Series, basis: pd.Series) -> list[str]:
+    return [_number(value, "~" if "estimated" in str(on) else "") for value, on in zip(values, basis, strict=True)]
 
 
 def _number(value: float, mark: str = "") -> str:
@@ -106,6 +108,8 @@ def _energy(row: pd.Series) -> str:
 
 def _remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
+    from analytics.words import RUN_FLAGS, printable
+
     out = []
     measured = results["joules_per_sample"].notna()
     missing = " ".join(
@@ -125,7 +129,9 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append("no cost: give --price USD per device-hour, or --electricity-price USD per kWh")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")
-    flags = sorted({flag for text in results["flags"] for flag in str(text).split()})
-    if flags:
-        out.append(f"flags: {', '.join(flags)}")
+    flags = {flag for text in results["flags"] for flag in str(text).split()} - {"energy_estimated", "energy_absent"}
+    for flag in sorted(flags):
+        named = [row["name"] for _, row in results.iterrows() if flag in str(row["flags"]).split()]
+        which = "all" if len(named) == len(results) else ", ".join(map(printable, named))
+        out.append(f"{flag} ({which}): {RUN_FLAGS.get(flag, 'see the record')}")
     return out

@@ -16,9 +16,14 @@ from bench.cli.options import json_option, store_option
 def doctor(store: str | None, as_json: bool) -> None:
     """Say what can be measured on this machine, from which source, and what to do about what cannot."""
     from bench.environment import Finding, findings
-    from bench.tracking import shown
+    from bench.tracking import location, shown, writable
 
-    found = [*findings(), Finding("MLflow store", "ok", shown(store))]
+    where = Finding("MLflow store", "ok", shown(store))
+    if location(store).startswith("http"):
+        where = Finding("MLflow store", "unknown", f"{shown(store)}: not asked")
+    elif not writable(location(store)):
+        where = Finding("MLflow store", "problem", f"{shown(store)} cannot be written", "name another with --store")
+    found = [*findings(), where]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -22,7 +23,13 @@ def fit(suite: str | None, execution: str | None, everything: bool, store: str |
     from bench import tracking
     from bench.cli import answer
     from bench.registry import did_you_mean
+    from bench.suite import SuiteError, load_suite
 
+    if suite is not None and suite.endswith((".yaml", ".yml")):
+        try:
+            suite = load_suite(Path(suite)).name
+        except SuiteError as error:
+            fail(*error.messages)
     try:
         rows = tracking.load(store)
     except tracking.StoreError as error:

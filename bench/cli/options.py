@@ -12,7 +12,7 @@ import click
 
 from bench.cli import fail
 from bench.schema import Machine
-from bench.suite import Plan, SuiteError, expand, load_suite, only, override
+from bench.suite import Plan, SuiteError, expand, load_suite, only, override, with_site
 
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
@@ -78,10 +78,11 @@ def read_suite(
 
     region = region or os.environ.get("WATTBENCH_REGION")
     given = {"region": region, "pue": pue, "usd_per_device_hour": price, "usd_per_kwh": electricity_price}
-    extra = [f"{name}={value}" for name, value in given.items() if value is not None]
     try:
         machine, no_gpu = find_machine(gpus)
-        asked = override(load_suite(suite), [*settings, *extra])
+        asked = with_site(
+            override(load_suite(suite), settings), {name: value for name, value in given.items() if value is not None}
+        )
         if "device_type" not in {**asked.defaults, **asked.matrix}:
             check_no_gpu_is_hidden(no_gpu)
         plan = expand(asked, machine)

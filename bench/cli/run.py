@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number of minutes")
+    return value
 
 
 class _Lines(Progress):
@@ -89,7 +96,12 @@ class _Lines(Progress):
 @store_option
 @click.option("--new", is_flag=True, help="Begin another execution, even if one is unfinished.")
 @click.option("--retry", is_flag=True, help="Do runs again that failed in the execution that goes on.")
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Begin no run that would end later.")
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    callback=_number,
+    help="Begin no run that would end later.",
+)
 @click.option("--dry-run", is_flag=True, help="The same as bench show.")
 @json_option
 def run(
@@ -115,8 +127,8 @@ def run(
         return
     click.echo(show.takes(asked), err=True)
     execution = _execute(asked, runs, store, new=new, retry=retry, max_minutes=max_minutes)
-    _answer(execution, store, as_json=as_json)
     selected = {spec.run_id for spec in asked.narrowed.runs}
+    _answer(execution, store, selected, as_json=as_json)
     ended = [record.status for run_id, record in execution.records.items() if run_id in selected]
     failed = [status for status in ended if status not in (Status.OK, Status.SKIPPED)]
     sys.exit(1 if failed else 0)
@@ -144,7 +156,7 @@ def _execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Exe
         progress.end()
 
 
-def _answer(execution: Execution, store: str | None, *, as_json: bool) -> None:
+def _answer(execution: Execution, store: str | None, selected: set[str], *, as_json: bool) -> None:
     from bench import tracking
     from bench.cli import answer
 
@@ -162,6 +174,8 @@ def _answer(execution: Execution, store: str | None, *, as_json: bool) -> None:
     click.echo(
         f"Print this again with: {program()} fit {execution.plan.suite.name} --execution {execution.name}{again}"
     )
-    missing = len(execution.missing())
-    if missing:
-        click.echo(f"{missing} runs are missing; the same command does them")
+    left = [spec.run_id in selected for spec in execution.missing()]
+    if any(left):
+        click.echo(f"{sum(left)} runs are missing; the same command does them")
+    if not all(left):
+        click.echo(f"{len(left) - sum(left)} runs of the suite were not asked for (--only)")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bench.registry import did_you_mean
 from bench.schema import Count, Model
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class DecoderLMArgs(Model):
     @classmethod
     def _known(cls, value: str | None) -> str | None:
         if value is not None and value not in PRESETS:
-            raise ValueError(f"unknown preset {value!r}; allowed: {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {value!r}: {did_you_mean(value, PRESETS)}")
         return value
 
     @field_validator("text")
@@ -66,6 +67,8 @@ class DecoderLMArgs(Model):
     def _complete(self) -> Self:
         if self.preset is None and (self.layers is None or self.hidden is None):
             raise ValueError(f"give a preset ({', '.join(PRESETS)}), or layers and hidden")
+        if self.text is not None:
+            check_text(self.text, self.sequence_length)
         _, hidden, heads, _ = self.shape
         if hidden % heads:
             raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}")
@@ -80,6 +83,31 @@ class DecoderLMArgs(Model):
         return self.layers or layers, hidden, heads, self.vocabulary or vocabulary
 
 
+def _files(source: str) -> list[Path]:
+    """Return the files of a text, by path. Raises ValueError for what is neither a file nor a folder, or too large."""
+    path = Path(source)
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is neither a file nor a folder")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    total = sum(file.stat().st_size for file in files)
+    if total > MAX_TEXT_BYTES:
+        raise ValueError(f"the text {path} has {total} bytes; at most {MAX_TEXT_BYTES} are read")
+    return files
+
+
+def check_text(source: str, sequence_length: int) -> None:
+    """Look at the beginnings of the files of a text. Raises ValueError where no run could be trained on it."""
+    size = 0
+    for file in _files(source):
+        try:
+            with file.open("rb") as opened:
+                size += file.stat().st_size if b"\0" not in opened.read(65_536) else 0
+        except OSError as error:
+            raise ValueError(f"the text {file} cannot be read: {error.strerror}") from error
+    if size <= sequence_length:
+        raise ValueError(f"the text {source} has {size} bytes of text; a sequence takes {sequence_length} + 1")
+
+
 def read_text(source: str | None) -> tuple[str, bytes]:
     """Return the name and the bytes of the text: the language reference, a file, or all text files of a folder.
 
@@ -91,11 +119,7 @@ def read_text(source: str | None) -> tuple[str, bytes]:
 
         text = "\n".join(topics[key] for key in sorted(topics)).encode()
         return f"pydoc_data.topics of Python {platform.python_version()}", text
-    path = Path(source)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
-    total = sum(file.stat().st_size for file in files)
-    if total > MAX_TEXT_BYTES:
-        raise ValueError(f"the text {path} has {total} bytes; at most {MAX_TEXT_BYTES} are read")
+    path, files = Path(source), _files(source)
     parts = [part for file in files if (part := file.read_bytes()) and b"\0" not in part]
     if not parts:
         raise ValueError(f"no text in {path}: {len(files)} files, all empty or binary")
