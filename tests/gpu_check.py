@@ -1,10 +1,11 @@
-"""Check the meters on a machine with a real NVIDIA GPU: `python -m tests.gpu_check [--seconds 20]`.
+"""Check meters and runs on a machine with a real NVIDIA GPU: `python -m tests.gpu_check [--seconds 20]`.
 
 Prints what was checked, what was found and whether it is as expected; ends with 0 if all of it is. Agreement between
 counter and power shows that the software is right: both come from one sensor, so it says nothing about its gain.
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +21,8 @@ import psutil
 from bench.meters.nvml import NvmlMeter, list_gpus
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Row, Trace
+from bench.metrics import metrics
+from bench.schema import RunRecord
 
 _failed: list[str] = []
 
@@ -147,6 +150,52 @@ def check_energy(name: str, uuid: str, seconds: float, load: Callable[[], None] 
     report(f"V3 {name}: sidecar", f"{share:.2%} of a core", share < 0.01, "below 1 %")
 
 
+def check_runs(settings: tuple[str, ...]) -> None:
+    """The main job, one run a precision: ranks forked warm can use the device, energy is measured, MFU is possible."""
+    suite = Path(__file__).parent.parent / "suites" / "scaling.yaml"
+    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", str(suite)]
+    for setting in ("devices=1", "repeats=1", *settings):
+        command += ["--set", setting]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        found = [RunRecord.model_validate_json(p.read_text()) for p in Path(folder).glob("runs/*/*/*/record.json")]
+    report(
+        "suites/scaling.yaml",
+        f"exit code {done.returncode}, {len(found)} runs",
+        done.returncode == 0 and len(found) > 0,
+    )
+    if done.returncode:
+        print(done.stderr[-2000:])
+    for record in sorted(found, key=lambda r: str(r.spec.precision)):
+        name = f"run {record.spec.precision} on {record.spec.device_type}"
+        if record.measurement is None:
+            report(
+                name,
+                f"{record.status}: {record.error.message[:80] if record.error else ''}",
+                record.status == "skipped",
+            )
+            continue
+        known = metrics(record)
+        report(
+            f"{name}: loss",
+            f"{known['loss_first']:.2f} -> {known['loss_last']:.2f}",
+            known["loss_last"] < known["loss_first"],
+        )
+        figures = (
+            f"{known['tokens_per_second']:.4g} tokens/s, {known.get('joules_per_token', float('nan')):.3g} J/token"
+        )
+        report(f"{name}: energy", figures, "joules_per_token" in known or record.spec.device_type == "cpu", "measured")
+        steps = sum(record.measurement.step_seconds) / record.measurement.window_seconds
+        report(f"{name}: steps / window", f"{steps:.4f}", 0.97 <= steps <= 1.01, "0.97 to 1.01")
+        share = known.get("model_flops_utilization")
+        report(
+            f"{name}: MFU",
+            "absent" if share is None else f"{share:.3f}",
+            share is None or 0.01 < share < 1,
+            "0.01 to 1",
+        )
+
+
 def gemm() -> Callable[[], None] | None:
     """Return a bf16 load for the GPU, or None without CUDA."""
     import torch
@@ -185,6 +234,8 @@ def main() -> int:
     uuid = check_inventory()
     limit = power_limit(uuid)
     check_counter(uuid, seconds)
+    # Before this process itself uses the GPU: then it would be taken for somebody else's.
+    check_runs(("workload_args.preset=gpt2-124m", "measure_seconds=5", "device_type=cuda"))
     check_energy("idle", uuid, seconds, None, limit)
     load = gemm()
     if load is None:
