@@ -22,7 +22,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -258,8 +257,7 @@ def main() -> None:
         import bench.worker  # noqa: F401
 
         for name in filter(None, args.workloads.split(",")):
-            for module in registry.load("workload", name).modules:
-                import_module(module)
+            registry.preload(name)
         facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pid": os.getpid()}
         node.say(ready=facts | ({"cuda": cuda_facts()} if gpus else {}))
         while (message := node.next_line()) is not None:

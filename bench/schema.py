@@ -279,7 +279,7 @@ class Measurement(Model):
 
     The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
-    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what the resident set of a CPU process grew by.
+    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by.
     """
 
     step_seconds: Annotated[list[Positive], Field(min_length=1)]

@@ -179,21 +179,26 @@ def reset_peak_memory(device: torch.device) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set becomes its present size
     except OSError:
         return 0  # not Linux, or a sandbox: then the peak is that of the whole process
-    return _resident("VmRSS")
+    return _memory("RssAnon")
 
 
 def peak_memory(device: torch.device, before: int) -> int:
-    """Greatest memory in bytes since the reset: allocated on the GPU, or what the resident set has grown by."""
+    """Greatest memory in bytes since the reset: allocated on the GPU, or what the process itself has grown by.
+
+    The kernel keeps the peak of the whole resident set; pages of files (libraries, which a forked rank maps anew) are
+    taken off as they are now.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return max(1, _resident("VmHWM") - before)
+    return max(1, _memory("VmHWM") - _memory("RssFile") - _memory("RssShmem") - before)
 
 
-def _resident(name: str) -> int:
+def _memory(name: str) -> int:
+    """Return a figure of /proc/self/status in bytes; without it the peak of the process, or 0 for its parts."""
     try:
         return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if name == "VmHWM" else 0
 
 
 def gather(values: list[int], device: torch.device) -> list[list[int]]:
@@ -218,6 +223,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
         store = dist.FileStore(os.environ["WATTBENCH_STORE"], spec.world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
+    registry.preload(spec.workload)  # done already in a warm run
     before = reset_peak_memory(device)
     trainer = build(spec, device)
     now = clock.phase("build", now)

@@ -61,7 +61,7 @@ def main() -> None:
     print(f"fixed cost, warm: median {median(since):.2f} s, largest {max(since):.2f} s (target: at most 2 s)")
     print(f"fixed cost, cold: median {median(started):.2f} s: {median(started) / median(since):.1f} times the warm one")
     for name in ("samples_per_second", "loss_first", "peak_memory_bytes"):
-        found = ratio([([metrics(r)[name] for r in cold], [metrics(r)[name] for r in warm])])
+        found = ratio([([metrics(r)[name] for r in warm], [metrics(r)[name] for r in cold])])
         print(
             f"{name}, warm / cold: {found.value:.3f} ({found.low:.3f} to {found.high:.3f}), {len(warm)} launches each"
         )
