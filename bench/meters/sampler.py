@@ -154,7 +154,7 @@ class Sampler:
 
 def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, Meter]:
     """Return the named meters (`replay:PATH` replays a trace) for the GPUs with these UUIDs, or all visible ones."""
-    visible, _, reason = list_gpus() if {"nvml", "codecarbon"} & set(names) else ([], None, None)
+    visible, _, reason = list_gpus() if "nvml" in names else ([], None, None)
     uuids = [gpu.uuid for gpu in visible] if gpus is None else gpus
     meters: dict[str, Meter] = {}
     for name in dict.fromkeys(names):
