@@ -41,6 +41,7 @@ INTERVALS = (
     "joules_per_sample_estimated",
     "joules_per_token_estimated",
     "flops_per_second_per_device",
+    "duration_seconds",
 )
 """Figures of a run that the summary gives as a geometric mean over repeats, with `_low` and `_high` (95 %)."""
 
@@ -51,6 +52,11 @@ MEDIANS = (
     "cost_usd",
     "cost_usd_per_million_tokens",
     "model_flops_utilization",
+    "matmul_utilization",
+    "startup_seconds",
+    "startup_energy_joules",
+    "startup_energy_estimated_joules",
+    "energy_above_idle_joules",
     "loss_first",
     "loss_last",
     "parameters",
@@ -62,7 +68,6 @@ NUMBERS = (
     "warmup_seconds",
     "measure_seconds",
     "timeout_seconds",
-    "duration_seconds",
     "run_energy_joules",
     "run_energy_estimated_joules",
     "energy_joules",
@@ -147,6 +152,8 @@ def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
     known = [Provenance(label) for label in ok["energy_provenance"].dropna() if label in set(Provenance)]
     row["energy_provenance"] = str(Provenance.worst(known)) if known else None
     row |= {name: _union(ok[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
+    grades = sorted(ok["quality"].dropna())
+    row["quality"] = grades[-1] if grades else None
     mixed = ["energy_components_differ"] if ok["energy_components"].nunique(dropna=False) > 1 else []
     row["flags"] = " ".join([*_union(ok["flags"]).split(), *mixed])
     return row
@@ -157,7 +164,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
 
     Columns: IDENTITY, what was asked, `name` (short, see `names`), `repeats` and `failures` (counts of runs), the
     figures of INTERVALS with `_low` and `_high`, the medians of MEDIANS, the largest `peak_memory_bytes`, the worst
-    `energy_provenance`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
+    `energy_provenance` and `quality`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
     logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
     """
     rows = []
@@ -166,7 +173,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
         if len(ok):
             rows.append(_configuration(runs, ok))
     figures = [name + tail for name in INTERVALS for tail in ("", "_low", "_high")]
-    texts = ["energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags"]
+    texts = ["energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "quality"]
     wanted = [*IDENTITY, "host", "device_name", "label", *asked(df), "repeats", "failures", *figures, *MEDIANS]
     table = pd.DataFrame(rows, columns=[*wanted, "peak_memory_bytes", *texts])
     counts = ["repeats", "failures"]

@@ -24,21 +24,6 @@ FLAGS = {
     "some_without_repeats": "some configurations ran once only, so their noise is not known",
 }
 
-RUN_FLAGS = {
-    "energy_absent": "no meter could read any energy",
-    "energy_estimated": "no energy was measured; what is shown is the figure of a model",
-    "energy_partly_covered": "the meters' readings do not span the whole window",
-    "energy_components_differ": "repeats measured different components",
-    "loss_not_decreasing": "the loss did not go down: the training does not learn, however fast it is",
-    "pue_unknown": "the power of cooling is left out, as no PUE was given (--pue)",
-    "window_too_short": "the window is too short for the meter's readings (2 s at least): give more measure_seconds",
-    "gap": "the meter's readings have a gap",
-    "counter_reset": "the energy counter was reset; power samples were used",
-    "counter_stuck": "the energy counter stood still; power samples were used",
-    "mig_shared": "the GPU is cut into slices: its energy is that of the whole board",
-    "meter_failed": "the meters' process failed during the run",
-}
-
 LAW = (
     "The law is T = n / (d · v): time = work / (devices × what one device really does). T is the steady time of "
     "training, without starting up.",

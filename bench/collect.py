@@ -10,13 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.carbon import carbon
-from bench.cost import cost
+from bench import accounting
+from bench.cost import recost
 from bench.files import read_json, write_text
+from bench.meters.conditions import gpu_conditions, host_conditions
 from bench.meters.trace import Trace
-from bench.metrics import metrics, split_energy
+from bench.metrics import metrics, used_gpus
+from bench.quality import judge
 from bench.redact import redact
-from bench.schema import EnergyReading, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+from bench.schema import Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
@@ -102,40 +104,6 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     return Status.FAILED, Failure(type="NoResult", message=message, log_tail=tail)
 
 
-def _trace(folder: Path) -> Trace | None:
-    """Return the meters' rows, kept as parquet from here on; None where nothing was read."""
-    raw, kept = folder / "meters-0.jsonl", folder / "meters-0.parquet"
-    if raw.exists():
-        Trace.read(raw).write_parquet(kept)
-        raw.unlink()
-    return Trace.read(kept) if kept.exists() else None
-
-
-def _energy(trace: Trace | None, start_ns: int, end_ns: int, spec: RunSpec, devices: list[str]) -> list[EnergyReading]:
-    """Energy by component over a window: of the GPUs that the run used, and of the node's processors and memory."""
-    if trace is None or end_ns <= start_ns:
-        return []
-    readings = trace.energy(start_ns, end_ns)
-    return [r for r in readings if r.source in spec.meters and (r.source != "nvml" or r.device in devices)]
-
-
-def _flags(measured: Measurement, spec: RunSpec, site: Site, end: dict[str, Any]) -> list[str]:
-    """Name what a reader should know before trusting the numbers."""
-    hardware, model = split_energy(measured.energy)
-    flags = {flag for reading in hardware or model for flag in reading.flags}
-    if not hardware and spec.meters:
-        flags.add("energy_estimated" if model else "energy_absent")
-    if any(reading.coverage < 0.98 for reading in measured.energy):
-        flags.add("energy_partly_covered")
-    if measured.loss_last >= measured.loss_first:
-        flags.add("loss_not_decreasing")
-    if site.region is not None and site.pue is None:
-        flags.add("pue_unknown")
-    if end.get("sidecar_error"):
-        flags.add("meter_failed")
-    return sorted(flags)
-
-
 def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
     """Record a run that is not done, and why."""
     return RunRecord(
@@ -155,9 +123,6 @@ def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
 def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
     """Read what a run left behind and write `record.json`."""
     end = read_json(folder / "exit.json") or {"how": "node_died", "exitcode": None}
-    start_ns, end_ns = end.get("start_ns", 0), end.get("end_ns", 0)
-    devices = context.devices(spec)
-    trace = _trace(folder)
     measured = error = None
     status = Status.OK
     result = folder / "result.json"
@@ -169,14 +134,6 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
             status, error = Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder))
     else:
         status, error = _failure(folder, spec, end, killed_for_memory=killed_for_memory)
-    whole = _energy(trace, start_ns, end_ns, spec, devices)
-    flags: list[str] = []
-    if measured is not None:
-        steady = next(phase for phase in measured.phases if phase.name == "steady")
-        window = _energy(trace, steady.start_ns, steady.end_ns, spec, devices)
-        measured = measured.model_copy(update={"energy": window})
-        flags = _flags(measured, spec, context.site, end)
-    seconds = (end_ns - start_ns) / 1e9
     record = RunRecord(
         run_id=spec.run_id,
         config_id=spec.config_id,
@@ -186,16 +143,42 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
         status=status,
         error=error,
         started_at=datetime.fromisoformat(end["started_at"]) if "started_at" in end else datetime.now(UTC),
-        duration_seconds=seconds,
-        devices=devices,
-        energy=whole,
+        duration_seconds=(end.get("end_ns", 0) - end.get("start_ns", 0)) / 1e9,
+        devices=_devices(measured) or context.devices(spec),
+        idle=accounting.idle_power(folder.parent, spec.meters),
         measurement=measured,
-        carbon=carbon(whole, context.site, devices if spec.device_type == "cuda" else []),
-        cost=cost(context.site, spec.world_size, seconds, whole),
-        flags=flags,
         environment=context.environment,
     )
-    return save(_checked(record), folder)
+    trace = accounting.read_trace(folder)
+    record = with_energy(record, trace, end.get("start_ns", 0), end.get("end_ns", 0))
+    record = recost(record, context.site)
+    return save(_checked(judge(record, context.site, meter_failed=bool(end.get("sidecar_error")))), folder)
+
+
+def _devices(measured: Measurement | None) -> list[str]:
+    """Devices as the ranks reported them."""
+    devices = [rank.device for rank in measured.ranks] if measured is not None else []
+    return devices if all(devices) else []
+
+
+def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: int) -> RunRecord:
+    """Put the energy of the whole run, of its window and of its phases into a record, and what surrounded the window."""
+    meters, gpus, measured = record.spec.meters, used_gpus(record), record.measurement
+    whole, unused = accounting.used(accounting.energy(trace, start_ns, end_ns, meters), gpus)
+    if measured is not None:
+        phases = []
+        for phase in accounting.contiguous(measured.phases, start_ns, end_ns):
+            own, _ = accounting.used(accounting.energy(trace, phase.start_ns, phase.end_ns, meters), gpus)
+            phases.append(phase.model_copy(update={"energy": own}))
+        steady = next(phase for phase in phases if phase.name == "steady")
+        edges, events = (steady.start_ns, steady.end_ns), trace.events if trace is not None else []
+        cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
+        surroundings = {
+            "gpus": [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else [],
+            "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
+        }
+        measured = measured.model_copy(update={"energy": steady.energy, "phases": phases, **surroundings})
+    return record.model_copy(update={"energy": whole, "unused": unused, "measurement": measured})
 
 
 def _checked(record: RunRecord) -> RunRecord:
@@ -204,7 +187,7 @@ def _checked(record: RunRecord) -> RunRecord:
         metrics(record)
     except ValueError as error:
         why = Failure(type="ImpossibleFigure", message=str(error))
-        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "error": why})
+        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "quality": None, "error": why})
     return record
 
 

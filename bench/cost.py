@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from bench.carbon import basis
-from bench.schema import Cost, EnergyReading, Site
+from bench.carbon import basis, carbon
+from bench.metrics import missing_components, used_gpus
+from bench.schema import Cost, EnergyReading, RunRecord, Site
 
 
-def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading]) -> Cost | None:
-    """Cost of a whole run in USD; None where no price is given, or a tariff meets no energy figure.
+def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], gpus: list[str]) -> Cost | None:
+    """Cost of a whole run in USD; None where no price is given, or nothing but a tariff and no energy figure.
 
-    Rented devices are paid by the hour for the whole run, start-up included, and their power is inside. Owned ones pay
-    energy × PUE × tariff.
+    Rented devices are paid by the hour from allocation to the end, start-up included, and their power is inside. Owned
+    ones cost their capital by the hour, and energy × PUE × tariff. `gpus` are those that the run used, to name what the
+    energy lacks.
     """
     if site.usd_per_device_hour is not None:
-        usd = devices * seconds / 3600 * site.usd_per_device_hour
         return Cost(
             mode="rental",
-            price_usd=site.usd_per_device_hour,
-            price_unit="device_hour",
+            usd_per_device_hour=site.usd_per_device_hour,
             devices=devices,
             billed_seconds=seconds,
-            cost_usd=usd,
+            cost_usd=devices * seconds / 3600 * site.usd_per_device_hour,
+            note=site.price_note,
         )
-    chosen = basis(energy)
-    if site.usd_per_kwh is None or chosen is None:
+    chosen = basis(energy) if site.usd_per_kwh is not None else None
+    if site.usd_capital_per_device_hour is None and chosen is None:
         return None
-    kind, readings = chosen
+    kind, readings = chosen or (None, [])
     pue = site.pue if site.pue is not None else 1.0
-    kwh = sum(reading.energy_joules for reading in readings) / 3.6e6 * pue
+    joules = sum(reading.energy_joules for reading in readings)
+    capital = devices * seconds / 3600 * (site.usd_capital_per_device_hour or 0)
     return Cost(
-        mode="electricity",
-        price_usd=site.usd_per_kwh,
-        price_unit="kwh",
+        mode="owned",
+        usd_capital_per_device_hour=site.usd_capital_per_device_hour,
+        usd_per_kwh=site.usd_per_kwh if kind else None,
         devices=devices,
         billed_seconds=seconds,
+        energy_joules=joules if kind else None,
         energy_basis=kind,
+        energy_missing=missing_components(readings, gpus) if kind == "measured" else [],
         pue=pue,
-        cost_usd=kwh * site.usd_per_kwh,
+        cost_usd=capital + joules / 3.6e6 * pue * (site.usd_per_kwh or 0),
+        note=site.price_note,
+    )
+
+
+def recost(record: RunRecord, site: Site) -> RunRecord:
+    """Return the record with carbon and cost by another region, PUE and prices; what was measured stays as it is.
+
+    Raises ValueError for a region that is not known.
+    """
+    gpus = used_gpus(record)
+    flags = [flag for flag in record.flags if flag != "pue_unknown"]
+    if site.region is not None and site.pue is None:
+        flags = sorted([*flags, "pue_unknown"])
+    return record.model_copy(
+        update={
+            "carbon": carbon(record.energy, site, gpus),
+            "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
+            "flags": flags,
+        }
     )

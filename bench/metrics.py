@@ -8,6 +8,7 @@ key. Measured energy (`energy_joules`) and the model's figure (`energy_estimated
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -33,11 +34,18 @@ TEXT_COLUMNS = (
     "cost_basis",
     "region",
     "flags",
+    "quality",
+    "energy_total",
     "error_type",
     "error_message",
     "host",
     "environment",
 )
+
+STARTUP_PHASES = ("launch", "start", "build", "warmup")
+"""What a run pays once: processes, importing and building, then compiling and warming up."""
+SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "power_brake")
+"""Reasons of lower clocks that make a measurement unfit. A software power cap is normal on a part at its power limit."""
 
 
 @cache
@@ -67,6 +75,8 @@ def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -
     present = {r.component for r in measured}
     if "node" in present:
         return []
+    if any(r.scope == "module" for r in measured):
+        present |= {"cpu", "dram"}  # a superchip's sensor spans its CPU and memory too
     used = set(gpus)
     unread = used - {r.device for r in measured if r.component == "gpu"}
     out = [component for component in ("cpu", "dram") if component not in present]
@@ -83,9 +93,16 @@ def device_name(record: RunRecord) -> str:
     return " + ".join(sorted({names[uuid] for uuid in record.devices if uuid in names})) or "unknown"
 
 
+def used_gpus(record: RunRecord) -> list[str]:
+    """UUIDs of the GPUs that the ranks used."""
+    return record.devices if record.spec.device_type == "cuda" else []
+
+
 def parameters(spec: RunSpec) -> dict[str, Scalar]:
     """What was asked, flat: one entry a field, mappings by dotted names, `devices` for the number of ranks."""
-    flat: dict[str, Scalar] = {"devices": spec.world_size, "global_batch_size": spec.global_batch_size}
+    flat: dict[str, Scalar] = {"devices": spec.world_size}
+    if spec.global_batch_size is not None:
+        flat["global_batch_size"] = spec.global_batch_size
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if name in ("parallelism", "precision", "optimizer"):
             choice = getattr(spec, name)
@@ -103,23 +120,22 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
     """Rates over the window: global work / the longest window over ranks, so a straggler is not averaged away."""
     seconds = measured.window_seconds
     steps = sorted(measured.step_seconds)
-    out: dict[str, float] = {
-        "window_seconds": seconds,
-        "steps": measured.steps,
-        "samples_per_second": measured.samples / seconds,
-        "samples_per_second_per_device": measured.samples / seconds / devices,
-        "step_seconds_median": median(steps),
-        "step_seconds_p95": quantiles(steps, n=20, method="inclusive")[-1] if len(steps) > 1 else steps[0],
-        "parameters": measured.parameters,
-        "flops_per_sample": measured.flops_per_sample,
-        "flops_per_second_per_device": measured.flops_per_sample * measured.samples / seconds / devices,
-        "loss_first": measured.loss_first,
-        "loss_last": measured.loss_last,
-    }
-    if measured.tokens is not None:
-        out["tokens_per_second"] = measured.tokens / seconds
-        out["tokens_per_second_per_device"] = measured.tokens / seconds / devices
-        out["flops_per_token"] = measured.flops_per_sample * measured.samples / measured.tokens
+    out: dict[str, float] = {"window_seconds": seconds, "steps": measured.steps}
+    for name in ("parameters", "flops_per_sample", "loss_first", "loss_last"):
+        value = getattr(measured, name)
+        if value is not None:
+            out[name] = value
+    if steps:
+        out["step_seconds_median"] = median(steps)
+        out["step_seconds_p95"] = quantiles(steps, n=20, method="inclusive")[-1] if len(steps) > 1 else steps[0]
+    for unit, count in (("samples", measured.samples), ("tokens", measured.tokens)):
+        if count is not None:
+            out[f"{unit}_per_second"] = count / seconds
+            out[f"{unit}_per_second_per_device"] = count / seconds / devices
+    if measured.flops_per_sample is not None and measured.samples is not None:
+        out["flops_per_second_per_device"] = measured.flops_per_sample * measured.samples / seconds / devices
+        if measured.tokens is not None:
+            out["flops_per_token"] = measured.flops_per_sample * measured.samples / measured.tokens
     if measured.peak_memory_bytes:
         out["peak_memory_bytes"] = max(measured.peak_memory_bytes)
     if measured.data_wait_seconds is not None:
@@ -127,7 +143,19 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
     return out
 
 
-def _energy(measured: Measurement, devices: int) -> dict[str, float]:
+def _ranks(measured: Measurement) -> dict[str, float]:
+    """What ranks say of themselves: the slowest against the median, and their device's speed at plain matrix products."""
+    out: dict[str, float] = {}
+    forward = [rank.forward_seconds_median for rank in measured.ranks if rank.forward_seconds_median is not None]
+    if len(forward) > 1:
+        out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
+    products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
+    if products:
+        out["matmul_flops_per_second"] = max(products)
+    return out
+
+
+def _energy(record: RunRecord, measured: Measurement) -> dict[str, float]:
     """Energy of the window. Intensities are energy / work, power is energy / time: never means of ratios.
 
     `energy_joules` is what the readings span. Where they span less than the window (coverage below 1, flagged), power is
@@ -143,12 +171,55 @@ def _energy(measured: Measurement, devices: int) -> dict[str, float]:
         out[f"energy_{tag}joules"] = joules
         out[f"power_{tag}watts"] = watts
         whole = watts * measured.window_seconds
-        out[f"joules_{'per_sample' if not tag else 'per_sample_estimated'}"] = whole / measured.samples
-        if measured.tokens is not None:
-            out[f"joules_{'per_token' if not tag else 'per_token_estimated'}"] = whole / measured.tokens
+        for unit, count in (("sample", measured.samples), ("token", measured.tokens)):
+            if count is not None:
+                out[f"joules_per_{unit}_estimated" if tag else f"joules_per_{unit}"] = whole / count
         for component in {r.component for r in readings}:
             part = sum(r.energy_joules for r in readings if r.component == component)
             out[f"energy_{tag}joules_{component}"] = part
+    if hardware:
+        out["energy_systematic_joules"] = systematic(hardware)
+        above = _above_idle(record, hardware)
+        if above is not None:
+            out["energy_above_idle_joules"] = above
+    return out
+
+
+def systematic(readings: list[EnergyReading]) -> float:
+    """Bound of the error that repeats do not show, in joules: of sensors and of the edges of the window.
+
+    Gains of sensors of one kind err alike, so they add up within a component; components and edges are added in quadrature.
+    """
+    gains: dict[str, float] = {}
+    for reading in readings:
+        gains[reading.component] = gains.get(reading.component, 0) + (reading.gain_share or 0) * reading.energy_joules
+    return math.hypot(*gains.values(), *(reading.uncertainty_joules or 0 for reading in readings))
+
+
+def _above_idle(record: RunRecord, hardware: list[EnergyReading]) -> float | None:
+    """Energy less idle power × time (attributed): None where the idle power of a part is not known."""
+    idle = {(part.component, part.device): part.power_watts_context or part.power_watts for part in record.idle}
+    if any((reading.component, reading.device) not in idle for reading in hardware):
+        return None
+    above = sum(r.energy_joules - idle[r.component, r.device] * r.seconds for r in hardware)
+    return above if above >= 0 else None
+
+
+def _phases(measured: Measurement) -> dict[str, float]:
+    """Seconds and joules by phase; `startup` is all that was paid before the first measured step."""
+    out: dict[str, float] = {}
+    for phase in measured.phases:
+        sums = {f"phase_{phase.name}_seconds": phase.seconds}
+        for readings, tag in zip(split_energy(phase.energy), ("energy", "energy_estimated"), strict=True):
+            if readings:
+                sums[f"phase_{phase.name}_{tag}_joules"] = sum(r.energy_joules for r in readings)
+        for name, value in sums.items():
+            out[name] = out.get(name, 0) + value
+    before = [phase for phase in measured.phases if phase.name in STARTUP_PHASES]
+    for ending in ("seconds", "energy_joules", "energy_estimated_joules"):
+        parts = [out[name] for phase in before if (name := f"phase_{phase.name}_{ending}") in out]
+        if parts and len(parts) == len(before):
+            out[f"startup_{ending}"] = sum(parts)
     return out
 
 
@@ -158,27 +229,58 @@ def metrics(record: RunRecord) -> dict[str, float]:
     Raises ValueError where a figure is impossible (MFU above 1): then an input is wrong, and no figure is better.
     """
     out: dict[str, float] = {"duration_seconds": record.duration_seconds}
-    hardware, model = split_energy(record.energy)
-    for readings, name in ((hardware, "run_energy_joules"), (model, "run_energy_estimated_joules")):
+    for readings, name in zip(split_energy(record.energy), ("run_energy", "run_energy_estimated"), strict=True):
         if readings:
-            out[name] = sum(r.energy_joules for r in readings)
+            out[f"{name}_joules"] = sum(r.energy_joules for r in readings)
+    if record.unused:
+        out["unused_devices"] = len(record.unused)
+        out["unused_energy_joules"] = sum(r.energy_joules for r in record.unused)
+    if record.idle:
+        out["idle_power_watts"] = sum(part.power_watts for part in record.idle)
     if record.carbon is not None:
         out["emissions_kg"] = record.carbon.emissions_kg
     if record.cost is not None:
         out["cost_usd"] = record.cost.cost_usd
-    if record.measurement is None:
+    measured = record.measurement
+    if measured is None:
         return out
-    devices = record.spec.world_size
-    out |= _throughput(record.measurement, devices) | _energy(record.measurement, devices)
-    peak = peak_flops(device_name(record), record.spec.precision.name) if record.spec.device_type == "cuda" else None
-    if peak is not None:
-        out["model_flops_utilization"] = out["flops_per_second_per_device"] / peak
-        if out["model_flops_utilization"] > 1:
-            raise ValueError(
-                f"MFU {out['model_flops_utilization']:.2f} above 1: {out['flops_per_second_per_device']:.3g} FLOP/s on "
-                f"{device_name(record)}, whose dense {record.spec.precision.name} peak is {peak:.3g}"
-            )
+    out |= _throughput(measured, record.spec.world_size) | _ranks(measured) | _energy(record, measured)
+    out |= _phases(measured) | _conditions(measured)
+    out |= _utilization(record, out)
     out |= _per_million_tokens(record, out)
+    return out
+
+
+def _conditions(measured: Measurement) -> dict[str, float]:
+    """The worst of what surrounded the window, over GPUs."""
+    out: dict[str, float] = {}
+    for name in ("temperature_celsius_max", "power_limit_watts", "sm_clock_hz_mean"):
+        values = [value for gpu in measured.gpus if (value := getattr(gpu, name)) is not None]
+        if values:
+            out[name] = max(values) if name.endswith("max") else min(values)
+    throttled = [share for gpu in measured.gpus for name, share in gpu.throttled_share.items() if name in SLOWDOWNS]
+    if measured.gpus:
+        out["throttled_share"] = max(throttled, default=0.0)
+    return out
+
+
+def _utilization(record: RunRecord, known: dict[str, float]) -> dict[str, float]:
+    """Model FLOP/s against two peaks of the device: the data sheet's, and that of plain matrix products measured on it."""
+    speed = known.get("flops_per_second_per_device")
+    if speed is None:
+        return {}
+    out: dict[str, float] = {}
+    if "matmul_flops_per_second" in known:
+        out["matmul_utilization"] = speed / known["matmul_flops_per_second"]
+    peak = peak_flops(device_name(record), record.spec.precision.name) if record.spec.device_type == "cuda" else None
+    if peak is None:
+        return out
+    out["model_flops_utilization"] = speed / peak
+    if speed > peak:
+        raise ValueError(
+            f"MFU {speed / peak:.2f} above 1: {speed:.3g} FLOP/s on {device_name(record)}, whose dense "
+            f"{record.spec.precision.name} peak is {peak:.3g}"
+        )
     return out
 
 
@@ -188,19 +290,20 @@ def _per_million_tokens(record: RunRecord, known: dict[str, float]) -> dict[str,
     rate = known.get("tokens_per_second")
     if rate is None:
         return out
-    if record.carbon is not None:
-        name = "joules_per_token" if record.carbon.energy_basis == "measured" else "joules_per_token_estimated"
-        if name in known:
-            kwh = known[name] * 1e6 / 3.6e6
-            out["emissions_kg_per_million_tokens"] = kwh * record.carbon.pue * record.carbon.intensity.kg_per_kwh
-    if record.cost is not None and record.cost.mode == "rental":
-        out["cost_usd_per_million_tokens"] = record.cost.devices * record.cost.price_usd / 3600 / rate * 1e6
-    elif record.cost is not None:
-        name = "joules_per_token" if record.cost.energy_basis == "measured" else "joules_per_token_estimated"
-        if name in known:
-            kwh = known[name] * 1e6 / 3.6e6 * record.cost.pue
-            out["cost_usd_per_million_tokens"] = kwh * record.cost.price_usd
-    return out
+    joules = {"measured": known.get("joules_per_token"), "estimated": known.get("joules_per_token_estimated")}
+    if record.carbon is not None and (per_token := joules[record.carbon.energy_basis]) is not None:
+        kwh = per_token * 1e6 / 3.6e6
+        out["emissions_kg_per_million_tokens"] = kwh * record.carbon.pue * record.carbon.intensity.kg_per_kwh
+    if record.cost is None:
+        return out
+    price = record.cost.usd_per_device_hour or record.cost.usd_capital_per_device_hour or 0.0
+    dollars = record.cost.devices * price / 3600 / rate * 1e6
+    if record.cost.energy_basis is not None:
+        per_token = joules[record.cost.energy_basis]
+        if per_token is None:
+            return out
+        dollars += per_token * 1e6 / 3.6e6 * record.cost.pue * (record.cost.usd_per_kwh or 0)
+    return out | {"cost_usd_per_million_tokens": dollars}
 
 
 def labels(record: RunRecord) -> dict[str, str]:
@@ -217,16 +320,18 @@ def labels(record: RunRecord) -> dict[str, str]:
         "host": record.environment.host,
         "environment": record.environment.fingerprint,
         "flags": " ".join(record.flags),
+        "quality": record.quality or "",
     }
     if record.measurement is not None:
         hardware, model = split_energy(record.measurement.energy)
         shown = hardware or model
         out["energy_provenance"] = str(Provenance.worst([r.provenance for r in shown]))
         out["energy_components"] = " ".join(sorted({r.component for r in shown}))
-        gpus = record.devices if record.spec.device_type == "cuda" else []
-        out["energy_missing"] = " ".join(missing_components(hardware, gpus))
-        out["dataset"] = record.measurement.dataset
-        out["dataset_digest"] = record.measurement.dataset_digest
+        missing = missing_components(hardware, used_gpus(record))
+        out["energy_missing"] = " ".join(missing)
+        out["energy_total"] = "" if not hardware else "partial_total" if missing else "total"
+        out["dataset"] = record.measurement.dataset or ""
+        out["dataset_digest"] = record.measurement.dataset_digest or ""
     if record.carbon is not None:
         out["emissions_basis"] = record.carbon.energy_basis
         out["region"] = record.carbon.intensity.region
@@ -250,4 +355,6 @@ def headline(record: RunRecord) -> str:
         message = record.error.message.splitlines()[0] if record.error and record.error.message else ""
         return f"{record.status}: {message}"
     known = metrics(record)
-    return f"{known['samples_per_second']:.4g} samples/s, loss {known['loss_first']:.3f} -> {known['loss_last']:.3f}"
+    rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
+    loss = f"loss {known['loss_first']:.3f} -> {known['loss_last']:.3f}" if "loss_first" in known else ""
+    return ", ".join(filter(None, [rate, loss])) or f"{known['duration_seconds']:.4g} s"

@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 
 from bench import registry
+from bench.accounting import IDLE_TIMES, IDLE_TRACE
 from bench.files import write_json
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans, die_with_parent
@@ -94,6 +95,49 @@ def _probe_cuda(sender: Connection) -> None:
         sender.send({"count": torch.cuda.device_count(), "error": None})
     except (RuntimeError, AssertionError) as error:
         sender.send({"count": 0, "error": str(error).strip().splitlines()[0]})
+
+
+def measure_idle(node: Node, seconds: float) -> None:
+    """Record the meters while nothing runs, then while a forked process holds a CUDA context on each GPU, `seconds` each."""
+    if node.sidecar is None or not seconds or not {"nvml", "rapl"} & set(node.sidecar.live):
+        return
+    folder = Path.cwd()
+    (folder / IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
+    node.sidecar.open(folder / IDLE_TRACE)
+    times = {"idle": _span(seconds)}
+    if node.gpus:
+        receiver, sender = _FORK.Pipe(duplex=False)
+        child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
+        child.start()
+        sender.close()
+        with suppress(EOFError):
+            if receiver.poll(60) and receiver.recv():
+                times["context"] = _span(seconds)
+        child.kill()
+        child.join()
+    node.sidecar.close()
+    write_json(folder / IDLE_TIMES, times)
+
+
+def _span(seconds: float) -> list[int]:
+    start = time.monotonic_ns()
+    time.sleep(seconds)
+    return [start, time.monotonic_ns()]
+
+
+def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
+    """Make a context on each GPU, say so, and wait to be ended."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    import torch
+
+    try:
+        for index in range(len(gpus)):
+            torch.zeros(1, device=f"cuda:{index}")
+            torch.cuda.synchronize(index)
+        sender.send(True)
+    except (RuntimeError, AssertionError):
+        sender.send(False)
+    time.sleep(3600)
 
 
 def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
@@ -243,6 +287,7 @@ def main() -> None:
     parser.add_argument("--meters", default="", help="comma-separated: nvml, rapl, codecarbon")
     parser.add_argument("--workloads", default="", help="comma-separated names whose modules are imported before runs")
     parser.add_argument("--gpus", default="", help="comma-separated UUIDs of the GPUs that runs may use")
+    parser.add_argument("--idle-seconds", type=float, default=0.0, help="how long idle power is measured at the start")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     adopt_orphans()
@@ -258,6 +303,7 @@ def main() -> None:
 
         for name in filter(None, args.workloads.split(",")):
             registry.preload(name)
+        measure_idle(node, args.idle_seconds)
         facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pid": os.getpid()}
         node.say(ready=facts | ({"cuda": cuda_facts()} if gpus else {}))
         while (message := node.next_line()) is not None:

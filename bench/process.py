@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -28,3 +29,15 @@ def adopt_orphans() -> None:
     """Ask the kernel to make this process the parent of descendants whose own parent ends; on Linux only."""
     if sys.platform.startswith("linux"):
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descends_from(pid: int, root: int) -> bool | None:
+    """Whether a process is `root` or one of its descendants; None where there is no such process (any more) to ask."""
+    while pid != root:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+        if pid <= 1:
+            return root == pid
+    return True

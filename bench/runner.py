@@ -200,6 +200,7 @@ class Runner:
             workloads=sorted({run.workload for run in plan.to_do}),
             gpus=gpus if uses_gpus else [],
             threads=max((run.threads_per_device for run in plan.to_do), default=1),
+            idle_seconds=plan.suite.idle_seconds,
         )
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
         return cls(context, execution, launcher, Tracker(store, plan.suite.name, execution.name), progress)

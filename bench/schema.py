@@ -99,11 +99,16 @@ class Choice(Model):
         return "-".join([self.name, *(f"{k}={v}" for k, v in sorted(self.options.items()))])
 
 
+COMMAND = "command"
+"""The workload that runs a command of the user: its batch and its length are its own business."""
+
+
 class RunSpec(Model):
     """What to do in one run, and nothing of what happened.
 
     Work is counted in samples (for a language model: sequences). `batch_size_per_device` samples go through a device at a
-    time; `gradient_accumulation_steps` of them make one step of the optimizer.
+    time; `gradient_accumulation_steps` of them make one step of the optimizer. The workload `command` may leave the batch
+    open, and ends by itself.
     """
 
     workload: Slug
@@ -116,7 +121,7 @@ class RunSpec(Model):
     num_nodes: Literal[1] = 1
     devices_per_node: Count = 1
     threads_per_device: Count = 1
-    batch_size_per_device: Count
+    batch_size_per_device: Count | None = None
     gradient_accumulation_steps: Count = 1
     warmup_steps: Count = 3
     warmup_seconds: NonNegative = 0.5
@@ -130,6 +135,12 @@ class RunSpec(Model):
 
     @model_validator(mode="after")
     def _one_way_to_measure(self) -> Self:
+        if self.workload == COMMAND:
+            if self.measure_steps is not None or self.measure_seconds is not None:
+                raise ValueError("a command ends by itself: leave measure_steps and measure_seconds out")
+            return self
+        if self.batch_size_per_device is None:
+            raise ValueError("'batch_size_per_device' is missing (or global_batch_size)")
         if (self.measure_steps is None) == (self.measure_seconds is None):
             raise ValueError("give exactly one of measure_steps and measure_seconds")
         return self
@@ -140,8 +151,10 @@ class RunSpec(Model):
         return self.num_nodes * self.devices_per_node
 
     @property
-    def global_batch_size(self) -> int:
-        """Samples per optimizer step over all devices."""
+    def global_batch_size(self) -> int | None:
+        """Samples per optimizer step over all devices; None for a command that does not say."""
+        if self.batch_size_per_device is None:
+            return None
         return self.world_size * self.batch_size_per_device * self.gradient_accumulation_steps
 
     @property
@@ -153,6 +166,11 @@ class RunSpec(Model):
     @property
     def label(self) -> str:
         """A readable name of the configuration; not unique by itself."""
+        if self.workload == COMMAND:
+            own = [
+                f"{k}={v}" for k, v in sorted(self.workload_args.items()) if k not in ("argv", "step_pattern", "folder")
+            ]
+            return " ".join([str(self.workload_args.get("argv", COMMAND))[:60], *own, f"d{self.world_size}"])
         args = [str(v) for k, v in sorted(self.workload_args.items()) if k in ("preset", "architecture")]
         batch = f"b{self.global_batch_size}"
         return " ".join(
@@ -170,19 +188,23 @@ class Site(Model):
     """Where the energy comes from and what is paid; nothing here has a default, an unknown is absent.
 
     `region` is an ISO 3166 country (`FR`, `FRA`) or subdivision (`US-CA`); `pue` the data centre's power usage
-    effectiveness; `usd_per_device_hour` a rental price (electricity inside); `usd_per_kwh` an electricity tariff.
+    effectiveness; `usd_per_device_hour` a rental price (electricity inside). Owned devices cost `usd_capital_per_device_hour`
+    (their price / the hours of their use) and `usd_per_kwh`. `price_note` says whose price it is: provider, date, spot.
     """
 
     region: str | None = None
     pue: Annotated[float, Field(ge=1, le=5)] | None = None
     usd_per_device_hour: NonNegative | None = None
     usd_per_kwh: NonNegative | None = None
+    usd_capital_per_device_hour: NonNegative | None = None
+    price_note: Annotated[str, Field(max_length=200)] = ""
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
-        if self.usd_per_device_hour is not None and self.usd_per_kwh is not None:
+        owned = [name for name in ("usd_per_kwh", "usd_capital_per_device_hour") if getattr(self, name) is not None]
+        if self.usd_per_device_hour is not None and owned:
             raise ValueError(
-                "give usd_per_device_hour (rented) or usd_per_kwh (owned), not both: a rent includes power"
+                f"give usd_per_device_hour (rented) or {' and '.join(owned)} (owned), not both: a rent includes power"
             )
         return self
 
@@ -201,6 +223,8 @@ class Suite(Site):
     include: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    idle_seconds: Annotated[float, Field(ge=0, le=600)] = 3.0
+    """How long idle power is measured before the runs, without and with a context on the GPUs; 0 leaves it out."""
 
     @property
     def site(self) -> Site:
@@ -209,13 +233,17 @@ class Suite(Site):
 
 
 class Gpu(Model):
-    """One NVIDIA GPU as NVML reports it. `used_by` names the processes of others that hold it."""
+    """One NVIDIA GPU as NVML reports it. `used_by` names the processes of others that hold it.
+
+    `foreign_memory_bytes` is what is in use on it, beyond the driver's own, before any run of ours.
+    """
 
     index: int
     uuid: str
     name: str
     memory_bytes: int | None = None
     used_by: list[str] = []
+    foreign_memory_bytes: int | None = None
     mig: bool = False
 
 
@@ -242,8 +270,9 @@ class Machine(Model):
 class EnergyReading(Model):
     """Energy of one component of one node over a stated window. Absent readings are not listed.
 
-    `energy_joules` over `seconds`; `coverage` is the share of the window that the source's readings span;
-    `uncertainty_joules` bounds the edges of the window (quantisation of the counter), not the sensor's gain.
+    `energy_joules` over `seconds`; `coverage` is the share of the window that the source's readings span. Two bounds of the
+    error: `uncertainty_joules` of the edges of the window (quantisation of the counter), `gain_share` of the sensor
+    (assumed, not measured on this device). `scope` is what the sensor spans: `module` is a GPU and its CPU in one.
     """
 
     component: Literal["gpu", "cpu", "dram", "node"]
@@ -256,17 +285,66 @@ class EnergyReading(Model):
     provenance: Provenance
     coverage: Annotated[float, Field(ge=0, le=1)] = 1.0
     uncertainty_joules: NonNegative | None = None
+    gain_share: NonNegative | None = None
+    scope: Literal["gpu", "module", "package", "dram", "machine"] | None = None
     samples: Annotated[int, Field(ge=0)] = 0
     detail: str = ""
     flags: list[str] = []
 
 
+class IdlePower(Model):
+    """Power of one component while nothing runs, measured before the runs of an execution.
+
+    `power_watts_context` is that with a CUDA context on the GPU, which raises its clocks; None where there is none.
+    """
+
+    component: Literal["gpu", "cpu", "dram", "node"]
+    device: str
+    power_watts: NonNegative
+    power_watts_context: NonNegative | None = None
+    seconds: Positive
+    provenance: Provenance
+
+
+class GpuConditions(Model):
+    """What surrounded a window on one GPU, read once a second; absent where the GPU does not say.
+
+    `throttled_share` maps a reason (`hw_slowdown`, `hw_thermal`, `sw_thermal`, `power_brake`, `sw_power_cap`) to the share of
+    the window; `shared` says whether processes of others used the GPU, None where that cannot be told.
+    """
+
+    device: str
+    temperature_celsius_max: float | None = None
+    temperature_celsius_drift: float | None = None
+    memory_temperature_celsius_max: float | None = None
+    sm_clock_hz_mean: float | None = None
+    sm_clock_drift: float | None = None
+    memory_clock_hz_mean: float | None = None
+    power_limit_watts: float | None = None
+    memory_used_bytes_max: int | None = None
+    throttled_share: dict[str, float] = {}
+    shared: bool | None = None
+
+
+class HostConditions(Model):
+    """What surrounded a window on the host: load, and shares of all processors' time that others took.
+
+    `steal_share` went to other virtual machines, `other_share` to processes that are not of the run.
+    """
+
+    load_average: float | None = None
+    steal_share: float | None = None
+    other_share: float | None = None
+    pressure_share: float | None = None
+
+
 class Phase(Model):
-    """A part of a run by the clock of its node: CLOCK_MONOTONIC in nanoseconds."""
+    """A part of a run by the clock of its node (CLOCK_MONOTONIC in nanoseconds), and its energy where it was read."""
 
     name: str
     start_ns: int
     end_ns: int
+    energy: list[EnergyReading] = []
 
     @property
     def seconds(self) -> float:
@@ -274,29 +352,52 @@ class Phase(Model):
         return (self.end_ns - self.start_ns) / 1e9
 
 
+class Rank(Model):
+    """What one rank did in the window.
+
+    `forward_seconds_median` is the time of a forward pass with its data, in which ranks do not wait for each other, so that
+    a slow one shows. `matmul_flops_per_second` are matrix products in the run's precision on this device, just before
+    and just after the training; `matmul_spread` is the relative spread of one of these probes.
+    """
+
+    rank: int
+    device: str = ""
+    window_seconds: Positive
+    forward_seconds_median: Positive | None = None
+    data_wait_seconds: NonNegative | None = None
+    cpu_seconds: NonNegative | None = None
+    peak_memory_bytes: Count | None = None
+    matmul_flops_per_second: list[Positive] = []
+    matmul_spread: NonNegative | None = None
+
+
 class Measurement(Model):
     """Raw quantities of the measured window; derived numbers are made in `bench.metrics` only.
 
     The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
-    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by.
+    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by. A command of the user tells
+    what it likes: without steps the window is all of it.
     """
 
-    step_seconds: Annotated[list[Positive], Field(min_length=1)]
+    step_seconds: list[Positive] = []
     window_seconds: Positive
-    steps: Count
-    samples: Count
+    steps: Annotated[int, Field(ge=0)] = 0
+    samples: Count | None = None
     tokens: Count | None = None
     data_wait_seconds: NonNegative | None = None
     peak_memory_bytes: list[Count] = []
-    parameters: Count
-    flops_per_sample: Positive
-    loss_first: float
-    loss_last: float
-    dataset: str
-    dataset_digest: str
+    parameters: Count | None = None
+    flops_per_sample: Positive | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    dataset: str | None = None
+    dataset_digest: str | None = None
+    ranks: list[Rank] = []
     energy: list[EnergyReading] = []
     phases: list[Phase] = []
+    gpus: list[GpuConditions] = []
+    host: HostConditions | None = None
 
 
 class CarbonIntensity(Model):
@@ -323,17 +424,25 @@ class Carbon(Model):
 
 
 class Cost(Model):
-    """Money of the whole run. `rental`: devices × hours × price. `electricity`: energy × PUE × tariff."""
+    """Money of the whole run, from allocation to its end.
 
-    mode: Literal["rental", "electricity"]
-    price_usd: NonNegative
-    price_unit: Literal["device_hour", "kwh"]
+    `rental`: devices × hours × `usd_per_device_hour`. `owned`: devices × hours × `usd_capital_per_device_hour` + energy × PUE
+    × `usd_per_kwh`, as far as they are given. Prices are the user's; `note` is what was said about them.
+    """
+
+    mode: Literal["rental", "owned"]
+    usd_per_device_hour: NonNegative | None = None
+    usd_capital_per_device_hour: NonNegative | None = None
+    usd_per_kwh: NonNegative | None = None
     devices: Count
     billed_seconds: NonNegative
+    energy_joules: NonNegative | None = None
     energy_basis: Literal["measured", "estimated"] | None = None
+    energy_missing: list[str] = []
     pue: Positive = 1.0
     cost_usd: NonNegative
     provenance: Provenance = Provenance.USER_SUPPLIED
+    note: str = ""
 
 
 class Failure(Model):
@@ -366,6 +475,7 @@ class Environment(Model):
         facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id"})
         for gpu in facts["machine"]["gpus"]:
             gpu.pop("used_by")
+            gpu.pop("foreign_memory_bytes")
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -373,7 +483,8 @@ class RunRecord(Model):
     """One run, whatever became of it: one `record.json`.
 
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
-    those that the ranks used: GPU UUIDs, or `cpu` once for each process.
+    those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
+    allocated and idle during the run. `quality` grades the measurement by its flags, see bench.quality.
     """
 
     schema_version: Literal[1] = 1
@@ -388,10 +499,13 @@ class RunRecord(Model):
     duration_seconds: NonNegative
     devices: list[str] = []
     energy: list[EnergyReading] = []
+    unused: list[EnergyReading] = []
+    idle: list[IdlePower] = []
     measurement: Measurement | None = None
     carbon: Carbon | None = None
     cost: Cost | None = None
     flags: list[str] = []
+    quality: Literal["A", "B", "C"] | None = None
     environment: Environment
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ class Plan:
         if len({run.world_size for run in self.runs}) < 2:
             return "none"
         strong = len({run.global_batch_size for run in self.runs}) == 1
-        weak = len({run.batch_size_per_device * run.gradient_accumulation_steps for run in self.runs}) == 1
+        weak = len({(run.global_batch_size or 0) / run.world_size for run in self.runs}) == 1
         return "weak" if weak else "strong" if strong else "mixed"
 
     @property

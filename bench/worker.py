@@ -15,9 +15,11 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ import torch.distributed as dist
 from bench import registry
 from bench.files import write_json, write_text
 from bench.process import die_with_parent
-from bench.schema import Measurement, Phase, RunSpec
+from bench.schema import Measurement, Phase, Rank, RunSpec
 from bench.strategies.precision import Precision, Unsupported
 
 _KEPT: list[Any] = []
@@ -47,6 +49,7 @@ class Clock:
     device: torch.device
     phases: list[Phase] = field(default_factory=list)
     marks: list[tuple[int, Any]] = field(default_factory=list)
+    forwards: list[tuple[int, Any]] = field(default_factory=list)
 
     def phase(self, name: str, start_ns: int) -> int:
         """Close a phase that began at `start_ns`; return the time now, where the next one begins."""
@@ -54,20 +57,33 @@ class Clock:
         self.phases.append(Phase(name=name, start_ns=start_ns, end_ns=now))
         return now
 
-    def mark(self) -> None:
-        """Note the border between two steps: host time, and on a GPU an event that is resolved after the window."""
+    def _now(self) -> tuple[int, Any]:
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-        self.marks.append((time.monotonic_ns(), event))
+        return time.monotonic_ns(), event
 
-    def step_seconds(self) -> list[float]:
-        """Length of each measured step in seconds."""
-        pairs = zip(self.marks, self.marks[1:], strict=False)
+    def mark(self) -> None:
+        """Note the border between two steps: host time, and on a GPU an event that is resolved after the window."""
+        self.marks.append(self._now())
+
+    def mark_forward(self) -> None:
+        """Note the end of the first forward pass of a step: up to there ranks do not wait for each other."""
+        self.forwards.append(self._now())
+
+    def _between(self, pairs: Any) -> list[float]:
         if self.device.type == "cuda":
             return [a.elapsed_time(b) / 1e3 for (_, a), (_, b) in pairs]
         return [(b - a) / 1e9 for (a, _), (b, _) in pairs]
+
+    def step_seconds(self) -> list[float]:
+        """Length of each measured step in seconds."""
+        return self._between(zip(self.marks, self.marks[1:], strict=False))
+
+    def forward_seconds(self) -> list[float]:
+        """Length of the first forward pass of each measured step, its data included, in seconds."""
+        return self._between(zip(self.marks, self.forwards, strict=False))
 
 
 @dataclass
@@ -81,6 +97,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     precision: Precision
     batches: Any
+    after_forward: Callable[[], None] = lambda: None
     data_wait_ns: int = 0
     losses: list[torch.Tensor] = field(default_factory=list)
 
@@ -97,23 +114,53 @@ class Trainer:
             with nullcontext() if last else self.model.no_sync():
                 with self.precision.context():
                     loss = self.workload.loss(self.model, batch) / accumulate
+                if micro == 0:
+                    self.after_forward()
                 self.precision.backward(loss)
             total += loss.detach()
         self.precision.step(self.optimizer)
         self.losses.append(total)
 
 
-def build(spec: RunSpec, device: torch.device) -> Trainer:
+def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
+    """Speeds in FLOP/s of equal square matrix products, for about 0.15 s; empty where they do not fit into memory.
+
+    The greatest is what plain products reach on this device; made before and after the training, they tell whether the
+    machine itself changed its speed.
+    """
+    size = 8192 if device.type == "cuda" else 768
+    speeds: list[float] = []
+    synchronize(device)
+    try:
+        a, b = (torch.ones(size, size, device=device, dtype=torch.float32).uniform_(-1, 1).to(dtype) for _ in range(2))
+        out = torch.mm(a, b)
+        began = time.monotonic()
+        while len(speeds) < 3 or time.monotonic() - began < 0.15:
+            clock = Clock(device)
+            clock.mark()
+            torch.mm(a, b, out=out)
+            clock.mark()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
+        del a, b, out
+    except torch.OutOfMemoryError:
+        speeds = []
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return speeds
+
+
+def build(spec: RunSpec, device: torch.device, precision: Precision) -> Trainer:
     """Build the model with the same random weights on every rank, and wrap it."""
     torch.manual_seed(spec.seed)
-    precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
     workload = registry.load("workload", spec.workload)(spec.workload_args)
     with device:
         model = workload.build()
     model.train()
     wrapped = registry.load("parallelism", spec.parallelism.name)(model, device, **spec.parallelism.options)
     optimizer = registry.load("optimizer", spec.optimizer.name)(wrapped.parameters(), **spec.optimizer.options)
-    batches = workload.batches(spec.batch_size_per_device, seed=spec.seed * 65_537 + dist.get_rank())
+    batches = workload.batches(spec.batch_size_per_device or 1, seed=spec.seed * 65_537 + dist.get_rank())
     return Trainer(spec, device, workload, wrapped, optimizer, precision, batches)
 
 
@@ -155,6 +202,7 @@ def measure(trainer: Trainer, clock: Clock, step_seconds: float) -> tuple[int, i
     spec = trainer.spec
     steps = spec.measure_steps or max(1, math.ceil(1.03 * (spec.measure_seconds or 0) / step_seconds))
     trainer.data_wait_ns = 0
+    trainer.after_forward = clock.mark_forward
     synchronize(trainer.device)
     start = time.monotonic_ns()
     clock.mark()
@@ -201,68 +249,105 @@ def _memory(name: str) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if name == "VmHWM" else 0
 
 
-def gather(values: list[int], device: torch.device) -> list[list[int]]:
-    """Return the integers of all ranks, by rank."""
-    mine = torch.tensor(values, dtype=torch.int64, device=device)
-    theirs = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(theirs, mine)
-    return [row.tolist() for row in theirs]
+def gather(mine: Rank) -> list[Rank]:
+    """Return what all ranks say of themselves, by rank."""
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mine.model_dump())
+    return [Rank.model_validate(rank) for rank in theirs]
 
 
-def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
-    """Do one run on this rank, from nothing to its files."""
+def device_id(device: torch.device) -> str:
+    """UUID of the GPU as NVML writes it, or `cpu`."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "cpu"
+
+
+def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
+    """Take this rank's device and meet the other ranks."""
     torch.set_num_threads(spec.threads_per_device)
     device = torch.device("cuda", local_rank) if spec.device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    clock = Clock(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if spec.cold:
         dist.init_process_group(backend)
     else:
         store = dist.FileStore(os.environ["WATTBENCH_STORE"], spec.world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
+    return device
+
+
+def _quartiles_apart(speeds: list[float]) -> float:
+    low, _, high = quantiles(speeds, n=4, method="inclusive")
+    return (high - low) / median(speeds)
+
+
+def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
+    """Do one run on this rank, from nothing to its files."""
+    device = _connect(spec, rank, local_rank)
+    clock = Clock(device)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
+    precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
+    speeds = [matmul_speeds(device, precision.compute_dtype)]
+    now = clock.phase("probe", now)
     before = reset_peak_memory(device)
-    trainer = build(spec, device)
+    trainer = build(spec, device, precision)
     now = clock.phase("build", now)
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
     warmup_steps = len(trainer.losses)
+    cpu_seconds = time.process_time()
     start, end = measure(trainer, clock, step_seconds)
     clock.phases.append(Phase(name="steady", start_ns=start, end_ns=end))
+    cpu_seconds, peak = time.process_time() - cpu_seconds, peak_memory(device, before)
+    speeds.append(matmul_speeds(device, precision.compute_dtype))
+    clock.phase("probe", end)
     ends = trainer.losses[0], trainer.losses[-1]
     losses = [agree(float(loss), device, dist.ReduceOp.SUM) / spec.world_size for loss in ends]
     if not all(math.isfinite(loss) for loss in losses):
         raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {len(trainer.losses)} steps")
-    edges = gather([start, end, peak_memory(device, before)], device)
-    seconds = clock.step_seconds()
-    _write_steps(folder / f"steps-{rank}.jsonl", clock, seconds, trainer.losses[warmup_steps:])
+    mine = Rank(
+        rank=rank,
+        device=device_id(device),
+        window_seconds=(end - start) / 1e9,
+        forward_seconds_median=median(clock.forward_seconds()),
+        data_wait_seconds=trainer.data_wait_ns / 1e9,
+        cpu_seconds=cpu_seconds,
+        peak_memory_bytes=peak,
+        matmul_flops_per_second=[median(probe) for probe in speeds if probe],
+        matmul_spread=max((_quartiles_apart(probe) for probe in speeds if probe), default=None),
+    )
+    ranks = gather(mine)
+    _write_steps(folder / f"steps-{rank}.jsonl", clock, clock.step_seconds(), trainer.losses[warmup_steps:])
     if rank == 0:
-        model = trainer.model.module
-        samples = len(seconds) * spec.global_batch_size
-        result = Measurement(
-            step_seconds=seconds,
-            window_seconds=max(end - start for start, end, _ in edges) / 1e9,
-            steps=len(seconds),
-            samples=samples,
-            tokens=samples * trainer.workload.tokens_per_sample,
-            data_wait_seconds=trainer.data_wait_ns / 1e9,
-            peak_memory_bytes=[peak for _, _, peak in edges],
-            parameters=sum(p.numel() for p in model.parameters()),
-            flops_per_sample=trainer.workload.flops_per_sample(model),
-            loss_first=losses[0],
-            loss_last=losses[1],
-            dataset=trainer.workload.dataset,
-            dataset_digest=trainer.workload.dataset_digest,
-            phases=clock.phases,
-        )
+        result = _result(trainer, clock, ranks, losses)
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
     _KEPT.append(trainer)
+
+
+def _result(trainer: Trainer, clock: Clock, ranks: list[Rank], losses: list[float]) -> Measurement:
+    model, seconds = trainer.model.module, clock.step_seconds()
+    samples = len(seconds) * (trainer.spec.global_batch_size or 1)
+    return Measurement(
+        step_seconds=seconds,
+        window_seconds=max(rank.window_seconds for rank in ranks),
+        steps=len(seconds),
+        samples=samples,
+        tokens=samples * trainer.workload.tokens_per_sample,
+        data_wait_seconds=max(rank.data_wait_seconds or 0 for rank in ranks),
+        peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_sample=trainer.workload.flops_per_sample(model),
+        loss_first=losses[0],
+        loss_last=losses[1],
+        dataset=trainer.workload.dataset,
+        dataset_digest=trainer.workload.dataset_digest,
+        ranks=ranks,
+        phases=clock.phases,
+    )
 
 
 def _write_steps(path: Path, clock: Clock, seconds: list[float], losses: list[torch.Tensor]) -> None:

@@ -121,7 +121,7 @@ def record(
             intensity=CarbonIntensity(kg_per_kwh=0.4, region="XX", source="synthetic"),
             emissions_kg=whole[0].energy_joules / 3.6e6 * 0.4,
         )
-        cost = Cost(mode="rental", price_usd=3.6, price_unit="device_hour", devices=1, billed_seconds=10, cost_usd=0.01)
+        cost = Cost(mode="rental", usd_per_device_hour=3.6, devices=1, billed_seconds=10, cost_usd=0.01)
     return RunRecord(
         run_id=spec.run_id,
         config_id=spec.config_id,

@@ -95,14 +95,9 @@ def test_a_trace_of_it_is_an_estimate(estimated):
     assert [(r.component, r.provenance) for r in readings] == [("cpu", "estimated_model"), ("dram", "estimated_model")]
 
 
-def test_a_gpu_is_estimated_only_if_one_is_tracked():
-    def item(name, **values):
-        return type(name, (), values)()
-
-    cpu, ram = item("CPU", _mode="constant"), item("RAM")
-    tracked, untracked = (item("GPU", _get_gpu_ids=lambda _self, ids=ids: ids) for ids in ([0], []))
-    assert _modes([ram, cpu, untracked]) == {"dram": ("ram", "memory_size"), "cpu": ("cpu", "constant")}
-    assert _modes([tracked]) == {"gpu": ("gpu", "nvml")}
+def test_a_gpu_is_never_estimated():
+    cpu, ram, gpu = (type(name, (), {"_mode": "constant"})() for name in ("CPU", "RAM", "GPU"))
+    assert _modes([ram, cpu, gpu]) == {"dram": ("ram", "memory_size"), "cpu": ("cpu", "constant")}
 
 
 @pytest.fixture

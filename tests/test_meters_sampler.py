@@ -198,7 +198,7 @@ def running(pid):
 def test_a_run_is_measured_from_end_to_end(tmp_path, monkeypatch):
     fake_machine(monkeypatch, fake_gpu(0, watts=300), fake_gpu(1, watts=500))
     with Sidecar(["nvml", "rapl"], gpus=[fake_gpu(1)["uuid"]], interval=0.05) as sidecar:
-        assert (sidecar.error, sidecar.live) == (None, ["nvml"])
+        assert (sidecar.error, sidecar.live) == (None, ["nvml", "conditions"])
         assert "no RAPL package" in sidecar.absent["rapl"]
         monkeypatch.chdir(tmp_path)
         sidecar.open(tmp_path.relative_to(tmp_path) / "a b.jsonl")
@@ -215,7 +215,7 @@ def test_a_run_is_measured_from_end_to_end(tmp_path, monkeypatch):
     assert reading.power_watts_max == 500
     assert reading.samples >= 15
     assert reading.coverage > 0.99
-    assert (trace.damaged_lines, [e.event for e in trace.events]) == (0, ["start", "stop"])
+    assert (trace.damaged_lines, [e.event for e in trace.events if e.event != "conditions"]) == (0, ["start", "stop"])
     assert (sidecar.pid, sidecar.error) == (None, None)
 
 
@@ -335,7 +335,7 @@ def test_the_whole_sidecar_opens_no_connection_and_codecarbon_joins(tmp_path, mo
         return any(source == "codecarbon" for source, _, _ in Trace.read(path).devices)
 
     with Sidecar(["nvml", "rapl", "codecarbon"]) as sidecar:
-        assert (sidecar.live, sidecar.starting) == (["nvml"], ["codecarbon"])
+        assert (sidecar.live, sidecar.starting) == (["nvml", "conditions"], ["codecarbon"])
         sidecar.open(path)
         assert until(joined, 20)
         time.sleep(2.2)

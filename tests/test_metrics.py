@@ -100,7 +100,7 @@ def test_a_wrong_record_cannot_be_built() -> None:
     with pytest.raises(ValidationError):
         Measurement.model_validate(good["measurement"] | {"loss_last": float("inf")})
     with pytest.raises(ValidationError):
-        Measurement.model_validate(good["measurement"] | {"step_seconds": []})
+        Measurement.model_validate(good["measurement"] | {"step_seconds": [0.0]})
     record = rows.record()
     with pytest.raises(ValidationError):
         record.status = Status.FAILED  # type: ignore[misc]
@@ -145,17 +145,25 @@ def test_carbon_is_three_factors_with_labels() -> None:
     assert carbon([], Site(region="FR"), gpus=[]) is None
 
 
-def test_cost_is_rent_or_electricity() -> None:
-    rent = cost(Site(usd_per_device_hour=2), devices=4, seconds=1800, energy=[])
+def test_cost_is_rent_or_what_owned_devices_take() -> None:
+    rent = cost(Site(usd_per_device_hour=2, price_note="spot, May"), devices=4, seconds=1800, energy=[], gpus=[])
     assert rent is not None
-    assert rent.cost_usd == pytest.approx(4.0)
-    power = cost(Site(usd_per_kwh=0.2, pue=1.5), 4, 1800, [reading(7.2e6, Provenance.MEASURED_COUNTER)])
+    assert (rent.cost_usd, rent.mode, rent.note) == (pytest.approx(4.0), "rental", "spot, May")
+    energy = [reading(7.2e6, Provenance.MEASURED_COUNTER)]
+    power = cost(Site(usd_per_kwh=0.2, pue=1.5), 4, 1800, energy, [])
     assert power is not None
-    assert (power.cost_usd, power.mode) == (pytest.approx(0.6), "electricity")
-    assert cost(Site(), 1, 1, []) is None
-    assert cost(Site(usd_per_kwh=0.2), 1, 1, []) is None
-    with pytest.raises(ValidationError, match="not both"):
-        Site(usd_per_kwh=1, usd_per_device_hour=1)
+    assert (power.cost_usd, power.mode) == (pytest.approx(0.6), "owned")
+    both = cost(Site(usd_per_kwh=0.2, pue=1.5, usd_capital_per_device_hour=1.1), 4, 1800, energy, ["GPU-7"])
+    assert both is not None
+    assert (both.cost_usd, both.energy_missing) == (pytest.approx(0.6 + 2.2), ["gpu", "dram"])
+    capital = cost(Site(usd_capital_per_device_hour=1.1), 4, 1800, [], [])
+    assert capital is not None
+    assert (capital.cost_usd, capital.energy_basis) == (pytest.approx(2.2), None)
+    assert cost(Site(), 1, 1, [], []) is None
+    assert cost(Site(usd_per_kwh=0.2), 1, 1, [], []) is None
+    for owned in ("usd_per_kwh", "usd_capital_per_device_hour"):
+        with pytest.raises(ValidationError, match="not both"):
+            Site(usd_per_device_hour=1, **{owned: 1})
 
 
 def test_cost_and_carbon_of_a_million_tokens_come_from_the_window() -> None:
@@ -191,5 +199,5 @@ def test_a_reading_of_half_the_window_does_not_halve_the_figures() -> None:
 
 def test_cost_of_estimated_energy_says_so() -> None:
     record = rows.record(readings="e")
-    power = cost(Site(usd_per_kwh=0.2), 1, 10, record.energy)
-    assert labels(record.model_copy(update={"cost": power}))["cost_basis"] == "electricity_estimated"
+    power = cost(Site(usd_per_kwh=0.2), 1, 10, record.energy, [])
+    assert labels(record.model_copy(update={"cost": power}))["cost_basis"] == "owned_estimated"

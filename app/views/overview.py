@@ -25,6 +25,7 @@ TABLE = {
     "energy_provenance": "Energy from",
     "device_name": "Devices",
     "host": "Host",
+    "quality": "Quality",
     "flags": "Flags",
 }
 
@@ -50,8 +51,8 @@ def _tiles(df: pd.DataFrame) -> list[tuple[str, str, str]]:
         if kilograms is not None:
             divisor, unit = scale(1000 * kilograms, "g")
             tiles.append((label, f"{1000 * kilograms / divisor:.3g} {unit}", runs.format(known)))
-    for basis, label in (("rental", "Cost, rent of devices"), ("electricity", "Cost, electricity")):
-        usd, known = total(df[df["cost_basis"] == basis], "cost_usd")
+    for basis, label in (("rental", "Cost, rent of devices"), ("owned", "Cost, owned devices")):
+        usd, known = total(df[df["cost_basis"].str.startswith(basis, na=False)], "cost_usd")
         if usd is not None:
             tiles.append((label, f"{number(usd)} USD", runs.format(known)))
     return tiles

@@ -70,11 +70,13 @@ def _table(results: pd.DataFrame) -> Table:
 
     columns: dict[str, list[str]] = {
         "runs": [str(count) for count in results["repeats"]],
+        "seconds (95 %)": _whole_runs(results),
         "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
         "J/sample": [_energy(row) for _, row in results.iterrows()],
         "g CO2e/Mtoken": _figures(results["emissions_kg_per_million_tokens"] * 1000, results["emissions_basis"]),
         "USD/Mtoken": _figures(results["cost_usd_per_million_tokens"], results["cost_basis"]),
-        "loss": [f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}" for _, row in results.iterrows()],
+        "loss": [_loss(row) for _, row in results.iterrows()],
+        "quality": [str(grade) for grade in results["quality"].fillna("-")],
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", no_wrap=True)
@@ -94,7 +96,20 @@ def _number(value: float, mark: str = "") -> str:
     return "-" if math.isnan(value) else f"{mark}{value:.3g}"
 
 
+def _loss(row: pd.Series) -> str:
+    return "-" if math.isnan(row["loss_first"]) else f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}"
+
+
+def _whole_runs(results: pd.DataFrame) -> list[str]:
+    """Seconds of whole runs, where some tell no throughput: a command of the user that reports no steps."""
+    if results["samples_per_second"].notna().all():
+        return ["-"] * len(results)
+    return [_with_interval(row, "duration_seconds") for _, row in results.iterrows()]
+
+
 def _with_interval(row: pd.Series, name: str) -> str:
+    if math.isnan(row[name]):
+        return "-"
     if math.isnan(row[f"{name}_low"]):
         return f"{row[name]:.4g}"
     return f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
@@ -108,7 +123,8 @@ def _energy(row: pd.Series) -> str:
 
 def _remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
-    from analytics.words import RUN_FLAGS, printable
+    from analytics.words import printable
+    from bench.quality import meaning
 
     out = []
     measured = results["joules_per_sample"].notna()
@@ -127,11 +143,14 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append("no carbon: give a region (--region FR), the power of which is used")
     if results["cost_usd_per_million_tokens"].isna().all():
         out.append("no cost: give --price USD per device-hour, or --electricity-price USD per kWh")
+    out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")
     flags = {flag for text in results["flags"] for flag in str(text).split()} - {"energy_estimated", "energy_absent"}
     for flag in sorted(flags):
         named = [row["name"] for _, row in results.iterrows() if flag in str(row["flags"]).split()]
         which = "all" if len(named) == len(results) else ", ".join(map(printable, named))
-        out.append(f"{flag} ({which}): {RUN_FLAGS.get(flag, 'see the record')}")
+        if len(named) > 3 and len(named) < len(results):
+            which = f"{len(named)} of {len(results)}"
+        out.append(f"{flag} ({which}): {meaning(flag)}")
     return out

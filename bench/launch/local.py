@@ -37,12 +37,26 @@ class LaunchError(Exception):
 class LocalLauncher:
     """One node process, started when first needed, and again should it have died.
 
-    `folder` receives its log (`node.log`). `threads` is the number of OpenMP threads that libraries are told at import.
+    `folder` receives its log (`node.log`) and the idle power, measured for `idle_seconds` at its start. `threads` is the
+    number of OpenMP threads that libraries are told at import.
     """
 
-    def __init__(self, folder: Path, meters: list[str], workloads: list[str], gpus: list[str], threads: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        meters: list[str],
+        workloads: list[str],
+        gpus: list[str],
+        threads: int,
+        idle_seconds: float = 0.0,
+    ) -> None:
         self.folder = folder
-        arguments = {"--meters": meters, "--workloads": workloads, "--gpus": gpus}
+        arguments = {
+            "--meters": meters,
+            "--workloads": workloads,
+            "--gpus": gpus,
+            "--idle-seconds": [str(idle_seconds)],
+        }
         self._command = [sys.executable, "-P", "-m", "bench.node"]
         for name, values in arguments.items():
             self._command += [name, ",".join(values)]

@@ -1,4 +1,4 @@
-"""What cannot be measured, estimated by CodeCarbon: CPU from load and TDP, memory from its size.
+"""What cannot be measured, estimated by CodeCarbon: CPU from load and TDP, memory from its size. It is given no GPUs.
 
 Estimates are kept apart from measurements everywhere. CodeCarbon is held to this machine: no network, no files, no
 configuration, no carbon factor; only its energy totals are used (its mean powers and durations are not reliable).
@@ -23,10 +23,10 @@ MICROJOULES_PER_KWH = 3.6e12
 class _Totals:
     """The output handler that CodeCarbon hands its totals to: energy in kWh since the start."""
 
-    kwh: tuple[float, float, float] | None = None
+    kwh: tuple[float, float] | None = None
 
     def out(self, total: Any, delta: Any) -> None:
-        self.kwh = (total.cpu_energy, total.ram_energy, total.gpu_energy)
+        self.kwh = (total.cpu_energy, total.ram_energy)
 
     def live_out(self, total: Any, delta: Any) -> None: ...
 
@@ -36,14 +36,14 @@ class _Totals:
 
 
 class CodecarbonMeter:
-    """CodeCarbon's cumulative energy of CPU, memory and the given GPUs (NVML indices), for the whole machine.
+    """CodeCarbon's cumulative energy of CPU and memory, for the whole machine.
 
     Starting takes about two seconds and goes on in a thread: `read` returns nothing until it is done, and `reason` says
     why it did not end well. All reads must come from one thread. Making one takes CodeCarbon's settings out of this
     process, its working folder and HOME included: make it in a process of its own, which uses absolute paths.
     """
 
-    def __init__(self, gpu_indices: Sequence[int] = ()) -> None:
+    def __init__(self) -> None:
         self.errors = 0
         self.reason: str | None = None
         self._totals = _Totals()
@@ -51,7 +51,7 @@ class CodecarbonMeter:
         self._tracker: Any = None
         self._flushed = 0.0
         _forget_settings()
-        self._starter = threading.Thread(target=self._start, args=(list(gpu_indices),), daemon=True)
+        self._starter = threading.Thread(target=self._start, daemon=True)
         self._starter.start()
 
     @property
@@ -73,11 +73,11 @@ class CodecarbonMeter:
         self._totals.kwh = None
         t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
         self._tracker.flush()
-        kwh: tuple[float, float, float] | None = self._totals.kwh
+        kwh: tuple[float, float] | None = self._totals.kwh
         if kwh is None:  # flush() swallows all errors; then it has not reached the handler
             self.errors += 1
             return [Row(t_ns=t_ns, wall_ns=wall_ns, source="codecarbon", event="error", message="flush() failed")]
-        components: tuple[Component, ...] = ("cpu", "dram", "gpu")
+        components: tuple[Component, ...] = ("cpu", "dram")
         return [
             Row(
                 t_ns=t_ns,
@@ -97,15 +97,15 @@ class CodecarbonMeter:
         if not self.starting and self._tracker is not None:
             self._tracker.stop()
 
-    def _start(self, gpu_indices: list[int]) -> None:
+    def _start(self) -> None:
         try:
-            self._start_tracker(gpu_indices)
+            self._start_tracker()
         except ImportError:
             self.reason = "the package codecarbon is not installed"
         except Exception as error:  # noqa: BLE001  an estimate that fails, however it does, stops nothing
             self.reason = f"CodeCarbon did not start: {error!r}"
 
-    def _start_tracker(self, gpu_indices: list[int]) -> None:
+    def _start_tracker(self) -> None:
         from codecarbon import OfflineEmissionsTracker
 
         logging.getLogger("codecarbon").setLevel(logging.ERROR)  # `log_level` comes too late for the constructor
@@ -114,7 +114,7 @@ class CodecarbonMeter:
             output_handlers=[self._totals],
             measure_power_secs=1e9,  # never by itself: two threads that measure count an interval twice
             api_call_interval=-1,
-            gpu_ids=gpu_indices,
+            gpu_ids=[],
             tracking_mode="machine",
             allow_multiple_runs=True,  # else it replaces signal handlers and refuses a second process
             pue=1.0,
@@ -147,8 +147,6 @@ def _modes(hardware: Sequence[Any]) -> dict[Component, tuple[str, str]]:
             modes["cpu"] = ("cpu", str(item._mode))
         elif kind == "RAM":
             modes["dram"] = ("ram", "memory_size")
-        elif kind == "GPU" and item._get_gpu_ids():
-            modes["gpu"] = ("gpu", "nvml")
     return modes
 
 

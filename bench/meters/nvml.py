@@ -1,11 +1,12 @@
 """NVIDIA GPUs through NVML: which are here, and their energy counter and instant power.
 
 The only importer of `pynvml` (distribution `nvidia-ml-py`). NVML is initialised in the process that reads, and no power
-is taken from `nvmlDeviceGetPowerUsage`: that is a 1 s average on most chips since Ampere.
+is taken from `nvmlDeviceGetPowerUsage` on chips since Ampere: there it is a 1 s average on most.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Collection, Sequence
@@ -15,11 +16,18 @@ from typing import Any
 import psutil
 
 from bench.meters.trace import Row
+from bench.process import descends_from
 from bench.schema import Gpu
 
 ENERGY_FIELD = 83  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: millijoules since the driver was loaded, Volta and newer
 POWER_FIELD = 186  # NVML_FI_DEV_POWER_INSTANT: milliwatts
-GPU_SCOPE = 0  # NVML_POWER_SCOPE_GPU
+GPU_SCOPE, MODULE_SCOPE = 0, 1  # NVML_POWER_SCOPE_GPU, _MODULE: a Grace superchip may know the sum with its CPU only
+AMPERE = 7  # NVML_DEVICE_ARCH_AMPERE
+THROTTLE_FIELDS = {74: "sw_power_cap", 75: "thermal_policy", 269: "sw_thermal", 270: "hw_thermal", 271: "power_brake"}
+"""Cumulative nanoseconds in which the clocks were held down, by reason (nvml.h, NVML_FI_DEV_CLOCKS_EVENT_REASON_*)."""
+MEMORY_TEMPERATURE_FIELD = 82
+RESERVED_BYTES = 2**30
+"""What a driver that does not tell its own share of a GPU's memory may hold."""
 _VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
 
@@ -71,18 +79,30 @@ def list_gpus(own_pids: Collection[int] = ()) -> tuple[list[Gpu], str | None, st
 
 def _describe(nvml: Any, index: int, ours: set[int]) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    pids = _processes(nvml, handle)
     return Gpu(
         index=index,
         uuid=nvml.nvmlDeviceGetUUID(handle),
         name=nvml.nvmlDeviceGetName(handle),
         memory_bytes=_ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        used_by=[
-            _process_name(process.pid)
-            for process in _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-            if process.pid not in ours
-        ],
+        used_by=[_process_name(pid) for pid in pids if pid not in ours],
+        foreign_memory_bytes=None if ours & set(pids) else _used_memory(nvml, handle),
         mig=_mig(nvml, handle),
     )
+
+
+def _processes(nvml: Any, handle: Any) -> list[int]:
+    found = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return [process.pid for process in found]
+
+
+def _used_memory(nvml: Any, handle: Any) -> int | None:
+    """Bytes in use on a GPU; what the driver holds for itself is not counted where it says how much that is."""
+    info = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2))
+    if info is not None:
+        return int(info.used)
+    info = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    return None if info is None else max(0, int(info.used) - RESERVED_BYTES)
 
 
 def _ask(nvml: Any, question: Any) -> Any:
@@ -153,18 +173,24 @@ class _Device:
     """The counter is read by its own function, because the field is not supported."""
     energy: bool = True
     power: bool = True
+    scope: int = GPU_SCOPE
+    by_usage: bool = False
+    """Power is read by nvmlDeviceGetPowerUsage, which is instant power on this old chip."""
 
 
 class NvmlMeter:
     """Energy counter (mJ, given as µJ) and instant power of some GPUs; of a MIG GPU those of the whole board.
 
-    `reason` says why nothing can be read, `errors` counts failed reads. A failed read is an event row, never a 0.
+    `reason` says why nothing can be read, `unread` why single GPUs cannot, `errors` counts failed reads. A failed read is
+    an event row, never a 0.
     """
 
     def __init__(self, uuids: Sequence[str]) -> None:
         self.reason: str | None = None
         self.errors = 0
+        self.unread: dict[str, str] = {}
         self._devices: list[_Device] = []
+        self._asked: dict[tuple[str, str], bool] = {}
         try:
             self._nvml = _start_nvml()
         except NvmlUnavailableError as error:
@@ -174,18 +200,16 @@ class NvmlMeter:
             try:
                 handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
             except self._nvml.NVMLError as error:
-                self.reason = f"{uuid}: {error}"
+                self.unread[uuid] = f"{uuid}: {error}"
                 continue
             device = _Device(uuid, handle, "mig" if _mig(self._nvml, handle) else None)
             self._probe(device)
             if device.energy or device.power:
                 self._devices.append(device)
             else:
-                self.reason = f"{uuid} reports neither energy nor power"
-        if self._devices:
-            self.reason = None
-        elif not uuids:
-            self.reason = "no GPU to read"
+                self.unread[uuid] = f"{uuid} reports neither energy nor power"
+        if not self._devices:
+            self.reason = "; ".join(self.unread.values()) or "no GPU to read"
 
     def read(self) -> list[Row]:
         """Return a row for each GPU, stamped with the middle of the call."""
@@ -212,18 +236,32 @@ class NvmlMeter:
 
     def _probe(self, device: _Device) -> None:
         """Find out once what the device supports, so that a missing counter is not an error ten times a second."""
-        unsupported = self._nvml.NVML_ERROR_NOT_SUPPORTED
-        try:
-            codes = [value.nvmlReturn for value in self._fields(device)]
-        except self._nvml.NVMLError:
-            codes = [unsupported, unsupported]
-        device.power = codes[1] != unsupported
-        device.by_call = codes[0] == unsupported
+        energy, power = self._codes(device)
+        unsupported = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_INVALID_ARGUMENT)
+        if power in unsupported:
+            device.scope = MODULE_SCOPE
+            energy, power = self._codes(device)
+            if power not in unsupported:
+                device.mode = "module"
+            elif _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetArchitecture(device.handle)) in range(AMPERE):
+                device.by_usage = _ask(self._nvml, lambda: self._usage(device)) is not None
+        device.power = power not in unsupported or device.by_usage
+        device.by_call = energy in unsupported
         if device.by_call:
             device.energy = _ask(self._nvml, lambda: self._energy_call(device)) is not None
 
+    def _codes(self, device: _Device) -> tuple[int, int]:
+        try:
+            energy, power = self._fields(device)
+        except self._nvml.NVMLError:
+            return self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_NOT_SUPPORTED
+        return energy.nvmlReturn, power.nvmlReturn
+
     def _fields(self, device: _Device) -> Any:
-        return self._nvml.nvmlDeviceGetFieldValues(device.handle, [ENERGY_FIELD, (POWER_FIELD, GPU_SCOPE)])
+        return self._nvml.nvmlDeviceGetFieldValues(device.handle, [ENERGY_FIELD, (POWER_FIELD, device.scope)])
+
+    def _usage(self, device: _Device) -> int:
+        return int(self._nvml.nvmlDeviceGetPowerUsage(device.handle))
 
     def _energy_call(self, device: _Device) -> int:
         return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
@@ -234,15 +272,18 @@ class NvmlMeter:
         power: int | None = None
         trouble: list[str] = []
         try:
-            if device.power or not device.by_call:
+            fields_power = device.power and not device.by_usage
+            if fields_power or not device.by_call:
                 energy_field, power_field = self._fields(device)
-                if device.power:
+                if fields_power:
                     power, problem = self._decode(power_field)
                     trouble += [f"power: {problem}"] if problem else []
-                    power = power or None  # a GPU that reports 0 W was asked too fast
                 if not device.by_call:
                     energy, problem = self._decode(energy_field)
                     trouble += [f"energy: {problem}"] if problem else []
+            if device.by_usage:
+                power = self._usage(device)
+            power = power or None  # a GPU that reports 0 W was asked too fast
             if device.by_call and device.energy:
                 energy = self._energy_call(device)
         except self._nvml.NVMLError as error:
@@ -253,3 +294,62 @@ class NvmlMeter:
         if value.nvmlReturn != self._nvml.NVML_SUCCESS:
             return None, str(self._nvml.NVMLError(value.nvmlReturn))
         return int(getattr(value.value, _VALUES[value.valueType])), ""
+
+    def conditions(self, root_pid: int) -> list[Row]:
+        """Return an event row for each GPU whose message, in JSON, says what surrounds the readings.
+
+        Clocks in MHz, temperatures in °C, the enforced power limit in mW, the mask of clock event reasons, cumulative
+        throttled nanoseconds by reason, used memory in bytes, and how many compute processes descend from `root_pid`
+        (`own`), do not (`foreign`), or are not known here (`unknown`: in a container NVML may list pids of the host).
+        What a GPU does not support has no key, and is not asked again.
+        """
+        rows = []
+        for device in self._devices:
+            facts = {**self._slow_facts(device), **self._throttled(device), **_whose(self._pids(device), root_pid)}
+            common: dict[str, Any] = {"t_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "source": "nvml"}
+            message = json.dumps(facts, separators=(",", ":"))
+            rows.append(Row(component="gpu", device=device.uuid, event="conditions", message=message, **common))
+        return rows
+
+    def _slow_facts(self, device: _Device) -> dict[str, int]:
+        nvml, handle = self._nvml, device.handle
+        questions = {
+            "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature": lambda: nvml.nvmlDeviceGetTemperatureV(handle, nvml.NVML_TEMPERATURE_GPU),
+            "limit_mw": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
+            "reasons": lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+            "pstate": lambda: nvml.nvmlDeviceGetPerformanceState(handle),
+            "memory_used": lambda: _used_memory(nvml, handle),
+        }
+        facts = {}
+        for name, question in questions.items():
+            if self._asked.get((device.uuid, name), True):
+                value = _ask(nvml, question)
+                self._asked.setdefault((device.uuid, name), value is not None)
+                if value is not None:
+                    facts[name] = int(value)
+        return facts
+
+    def _throttled(self, device: _Device) -> dict[str, Any]:
+        fields = [*THROTTLE_FIELDS, MEMORY_TEMPERATURE_FIELD]
+        values = _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetFieldValues(device.handle, fields)) or []
+        known: dict[int, int] = {}
+        for field, value in zip(fields, values, strict=False):
+            number, problem = self._decode(value)
+            if number is not None and not problem:
+                known[field] = number
+        facts: dict[str, Any] = {
+            "throttled_ns": {THROTTLE_FIELDS[f]: v for f, v in known.items() if f in THROTTLE_FIELDS}
+        }
+        if MEMORY_TEMPERATURE_FIELD in known:
+            facts["memory_temperature"] = known[MEMORY_TEMPERATURE_FIELD]
+        return facts
+
+    def _pids(self, device: _Device) -> list[int]:
+        return _processes(self._nvml, device.handle)
+
+
+def _whose(pids: list[int], root_pid: int) -> dict[str, int]:
+    kin = [descends_from(pid, root_pid) for pid in pids]
+    return {"own": kin.count(True), "foreign": kin.count(False), "unknown": kin.count(None)}

@@ -1,7 +1,11 @@
-"""CPU packages and their DRAM through Intel RAPL in /sys/class/powercap (AMD CPUs publish their packages there too)."""
+"""CPU packages and their DRAM through Intel RAPL in /sys/class/powercap (AMD CPUs publish their packages there too).
+
+A container sees them only where they are mounted: the variable WATTBENCH_POWERCAP names another place of that folder.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +30,8 @@ class RaplMeter:
     known by path, as names repeat. `reason` says why nothing can be read.
     """
 
-    def __init__(self, root: Path = POWERCAP) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        root = root or Path(os.environ.get("WATTBENCH_POWERCAP") or POWERCAP)
         self.errors = 0
         self.reason: str | None = None
         self._zones = _zones(root)

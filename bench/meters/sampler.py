@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from bench.meters.conditions import ConditionsMeter
 from bench.meters.estimate import CodecarbonMeter
 from bench.meters.nvml import NvmlMeter, list_gpus
 from bench.meters.rapl import RaplMeter
@@ -28,7 +29,8 @@ from bench.meters.replay import ReplayMeter
 from bench.meters.trace import Row
 
 SLOW_SECONDS = 1.0
-"""Period of RAPL, whose counter wraps after minutes, and of CodeCarbon, which averages the load itself."""
+"""Period of RAPL, whose counter wraps after minutes, of CodeCarbon, which averages the load itself, and of conditions."""
+SLOW_METERS = ("rapl", "codecarbon", "conditions")
 NICENESS = 5
 
 
@@ -119,7 +121,7 @@ class Sampler:
     def _period(self, name: str) -> float:
         if self._meters[name].reason is not None:
             return math.inf
-        return SLOW_SECONDS if name in ("rapl", "codecarbon") else self._interval
+        return SLOW_SECONDS if name in SLOW_METERS else self._interval
 
     def _read(self, names: Sequence[str]) -> list[Row]:
         rows: list[Row] = []
@@ -153,15 +155,19 @@ class Sampler:
 
 
 def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, Meter]:
-    """Return the named meters (`replay:PATH` replays a trace) for the GPUs with these UUIDs, or all visible ones."""
+    """Return the named meters (`replay:PATH` replays a trace) for the GPUs with these UUIDs, or all visible ones.
+
+    Where any is named, what surrounds the measurement is read too (`conditions`).
+    """
     visible, _, reason = list_gpus() if "nvml" in names else ([], None, None)
     uuids = [gpu.uuid for gpu in visible] if gpus is None else gpus
     meters: dict[str, Meter] = {}
+    nvml: NvmlMeter | None = None
     for name in dict.fromkeys(names):
         kind, _, path = name.partition(":")
         if kind == "nvml":
-            meters[name] = meter = NvmlMeter(uuids)
-            meter.reason = (reason or meter.reason) if meter.reason else None
+            meters[name] = nvml = NvmlMeter(uuids)
+            nvml.reason = (reason or nvml.reason) if nvml.reason else None
         elif kind == "rapl":
             meters[name] = RaplMeter()
         elif kind == "codecarbon":
@@ -170,6 +176,7 @@ def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, M
             meters[name] = ReplayMeter(Path(path))
         else:
             raise ValueError(f"unknown meter {name!r}, use nvml, rapl, codecarbon or replay:PATH")
+    meters["conditions"] = ConditionsMeter(nvml, os.getppid())
     return meters
 
 

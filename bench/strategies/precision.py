@@ -21,6 +21,13 @@ class Precision:
     autocast: tuple[str, torch.dtype] | None = None
     scaler: Any = None
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type that matrix products are made in."""
+        import torch
+
+        return self.autocast[1] if self.autocast else torch.float32
+
     def context(self) -> AbstractContextManager[Any]:
         """Return the context that the forward pass and the loss run in."""
         import torch

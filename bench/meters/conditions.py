@@ -1,0 +1,157 @@
+"""What surrounds a measurement: clocks, temperature, throttling and other users of the GPUs, and load of the host.
+
+Read once a second beside the meters and kept in the trace as events; `gpu_conditions` and `host_conditions` make of them
+what a window needs to be trusted. What the machine does not say is absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bench.meters.nvml import NvmlMeter
+from bench.meters.trace import Row
+from bench.schema import GpuConditions, HostConditions
+
+EVENT = "conditions"
+HOST = "host"
+REASON_BITS = {0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x20: "sw_thermal", 0x40: "hw_thermal", 0x80: "power_brake"}
+"""Of NVML's mask of clock event reasons; others (idle, an application's clock setting) hold nothing down."""
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+
+
+class ConditionsMeter:
+    """Reads what surrounds the readings of a sidecar whose parent is `root_pid`: runs are its descendants."""
+
+    def __init__(self, nvml: NvmlMeter | None, root_pid: int, proc: Path = Path("/proc")) -> None:
+        self.reason: str | None = None
+        self.errors = 0
+        self._nvml = nvml
+        self._root_pid = root_pid
+        self._proc = proc
+
+    def read(self) -> list[Row]:
+        """Return an event row of the host, and one of each GPU."""
+        rows = self._nvml.conditions(self._root_pid) if self._nvml is not None else []
+        facts = host_facts(self._proc)
+        if facts:
+            t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+            rows.append(Row(t_ns=t_ns, wall_ns=wall_ns, device=HOST, event=EVENT, message=json.dumps(facts)))
+        return rows
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def host_facts(proc: Path = Path("/proc")) -> dict[str, float]:
+    """Seconds of all processors since boot (busy, stolen, all), the load, and seconds that tasks waited for a CPU."""
+    facts: dict[str, float] = {}
+    try:
+        ticks = [int(word) for word in (proc / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+        user, nice, system, idle, waiting, irq, softirq, steal = ticks
+        hertz = os.sysconf("SC_CLK_TCK")
+        facts["busy"] = (user + nice + system + irq + softirq) / hertz
+        facts["steal"] = steal / hertz
+        facts["all"] = facts["busy"] + facts["steal"] + (idle + waiting) / hertz
+        facts["load"] = float((proc / "loadavg").read_text().split()[0])
+        some = (proc / "pressure" / "cpu").read_text().split("\n", 1)[0]
+        facts["waited"] = int(some.rpartition("total=")[2]) / 1e6
+    except (OSError, ValueError, IndexError):
+        pass  # what could be read before is kept
+    return facts
+
+
+def _around(events: Iterable[Row], device: str, t0: int, t1: int) -> list[tuple[int, dict[str, Any]]]:
+    """Facts of a device inside the window, with the last before it and the first after it."""
+    rows = [row for row in events if row.event == EVENT and row.device == device and row.message]
+    before = [row for row in rows if row.t_ns < t0][-1:]
+    inside = [row for row in rows if t0 <= row.t_ns <= t1]
+    after = [row for row in rows if row.t_ns > t1][:1]
+    return [(row.t_ns, json.loads(row.message or "{}")) for row in [*before, *inside, *after]]
+
+
+def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuConditions:
+    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds)."""
+    found = _around(events, device, t0, t1)
+    facts = [fact for _, fact in found]
+
+    def values(name: str) -> list[float]:
+        return [fact[name] for fact in facts if name in fact]
+
+    temperatures, clocks, memory_clocks = values("temperature"), values("sm_mhz"), values("memory_mhz")
+    half = len(clocks) // 2
+    return GpuConditions(
+        device=device,
+        temperature_celsius_max=max(temperatures, default=None),
+        temperature_celsius_drift=temperatures[-1] - temperatures[0] if len(temperatures) > 1 else None,
+        memory_temperature_celsius_max=max(values("memory_temperature"), default=None),
+        sm_clock_hz_mean=mean(clocks) * 1e6 if clocks else None,
+        sm_clock_drift=mean(clocks[-half:]) / mean(clocks[:half]) - 1 if half and mean(clocks[:half]) else None,
+        memory_clock_hz_mean=mean(memory_clocks) * 1e6 if memory_clocks else None,
+        power_limit_watts=min(values("limit_mw")) / 1e3 if values("limit_mw") else None,
+        memory_used_bytes_max=int(max(values("memory_used"))) if values("memory_used") else None,
+        throttled_share=_throttled(found),
+        shared=_shared(facts),
+    )
+
+
+def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
+    """Share of the time by reason: from the cumulative counters, else as often as the bit was seen."""
+    if len(found) < 2:
+        return {}
+    (t0, first), (t1, last) = found[0], found[-1]
+    shares: dict[str, float] = {}
+    masks = [fact["reasons"] for _, fact in found if "reasons" in fact]
+    for bit, name in REASON_BITS.items():
+        if masks:
+            shares[name] = sum(bool(mask & bit) for mask in masks) / len(masks)
+    begin, end = first.get("throttled_ns", {}), last.get("throttled_ns", {})
+    for name in begin.keys() & end.keys():
+        if end[name] >= begin[name]:
+            shares[name] = min(1.0, (end[name] - begin[name]) / (t1 - t0))
+    return {name: share for name, share in sorted(shares.items()) if share > 0}
+
+
+def _shared(facts: list[dict[str, Any]]) -> bool | None:
+    """Whether others used the GPU; None where NVML lists no process of ours, so that it cannot be trusted to list theirs."""
+    listed = [fact for fact in facts if "own" in fact]
+    foreign = any(fact["foreign"] for fact in listed)
+    if any(fact["own"] for fact in listed) or (foreign and _sees_all_processes()):
+        return foreign
+    return None
+
+
+def _sees_all_processes() -> bool:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink()) == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return False
+
+
+def host_conditions(events: Iterable[Row], t0: int, t1: int, own_cpu_seconds: float | None) -> HostConditions | None:
+    """What surrounded a window on the host; `own_cpu_seconds` are those that the run used in it, None if not known."""
+    found = _around(events, HOST, t0, t1)
+    if not found:
+        return None
+    (ta, first), (tb, last) = found[0], found[-1]
+
+    def passed(name: str) -> float | None:
+        return last[name] - first[name] if name in last and name in first else None
+
+    everything, stolen, busy, waited = (passed(name) for name in ("all", "steal", "busy", "waited"))
+    steal_share = stolen / everything if stolen is not None and everything else None
+    other = None
+    if own_cpu_seconds is not None and busy is not None and everything:
+        ours = own_cpu_seconds * (tb - ta) / (t1 - t0)  # the readings span a little more than the window
+        other = max(0.0, busy - ours) / everything
+    return HostConditions(
+        load_average=first.get("load"),
+        steal_share=steal_share,
+        other_share=other,
+        pressure_share=min(1.0, waited / ((tb - ta) / 1e9)) if waited is not None and tb > ta else None,
+    )
