@@ -240,7 +240,7 @@ def test_without_a_description_there_is_no_driver(monkeypatch):
     monkeypatch.delenv("FAKE_NVML")
     with pytest.raises(pynvml.NVMLError_LibraryNotFound):
         pynvml.nvmlInit()
-    assert ctypes.CDLL(build()).nvmlShutdown() == pynvml.NVML_ERROR_UNINITIALIZED
+    assert ctypes.CDLL(str(build())).nvmlShutdown() == pynvml.NVML_ERROR_UNINITIALIZED
 
 
 def test_a_misspelt_key_is_refused():

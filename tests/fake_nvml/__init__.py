@@ -111,7 +111,7 @@ def install(monkeypatch, *gpus, found=True, **config):
     def load(name):
         if name != LIBRARY or not found:
             raise OSError(f"{name}: cannot open shared object file")
-        return ctypes.CDLL(path)
+        return ctypes.CDLL(str(path))
 
     monkeypatch.setenv("FAKE_NVML", _text(gpus, config))
     monkeypatch.setattr(pynvml, "CDLL", load)
@@ -125,7 +125,7 @@ class FakeNvml:
     """The library in this process. `now`: its time in seconds, None for CLOCK_MONOTONIC; set anew by every `install`."""
 
     def __init__(self, path):
-        library = ctypes.CDLL(path)
+        library = ctypes.CDLL(str(path))
         self._now = ctypes.c_int64.in_dll(library, "fake_nvml_now")
         self._started = ctypes.c_int.in_dll(library, "fake_nvml_started")
         self.now = None
