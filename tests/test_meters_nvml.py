@@ -9,7 +9,8 @@ import pytest
 from bench.meters.nvml import NvmlMeter, list_gpus
 from tests.fake_nvml import fake_gpu, install
 
-NOT_SUPPORTED, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, UNKNOWN = 3, 9, 12, 999
+NOT_SUPPORTED, DRIVER_NOT_LOADED, UNKNOWN = 3, 9, 999
+CALL, FIELDS = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetFieldValues"
 
 
 def uuids(*gpus):
@@ -27,7 +28,7 @@ def test_gpus_are_described(monkeypatch):
     assert [(g.index, g.uuid[:12], g.mig) for g in gpus] == [(0, "GPU-00000000", False), (1, "GPU-00000001", True)]
     assert gpus[0].name == "NVIDIA H100 80GB HBM3"
     assert gpus[0].memory_bytes == 85_520_809_984
-    assert nvml._started == 0  # left as it was found
+    assert nvml.started == 0  # left as it was found
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_processes_of_others_are_named_and_ours_are_not(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"init_error": LIBRARY_NOT_FOUND}, "NVML library not found: no NVIDIA driver on this machine"),
+        ({"found": False}, "NVML library not found: no NVIDIA driver on this machine"),
         ({"init_error": DRIVER_NOT_LOADED}, "NVML did not start: Driver Not Loaded"),
         ({}, "the NVIDIA driver lists no GPU"),
     ],
@@ -112,7 +113,7 @@ def test_another_package_called_pynvml_is_refused(monkeypatch):
 def test_energy_and_power_are_read_together(monkeypatch):
     gpu = fake_gpu(0, watts=300)
     nvml = install(monkeypatch, gpu)
-    nvml.clock = lambda: 1000.25
+    nvml.now = 1000.25
     meter = NvmlMeter(uuids(gpu, gpu))  # the same GPU twice is one GPU
     before = time.monotonic_ns()
     (row,) = meter.read()
@@ -121,7 +122,7 @@ def test_energy_and_power_are_read_together(monkeypatch):
     assert (row.source, row.component, row.device) == ("nvml", "gpu", gpu["uuid"])
     assert (meter.reason, meter.errors) == (None, 0)
     meter.close()
-    assert (meter.read(), nvml._started) == ([], 0)
+    assert (meter.read(), nvml.started) == ([], 0)
 
 
 def test_gpus_are_found_by_uuid_and_not_by_place(monkeypatch):
@@ -134,15 +135,15 @@ def test_gpus_are_found_by_uuid_and_not_by_place(monkeypatch):
 @pytest.mark.parametrize(
     ("errors", "energy", "power"),
     [
-        ({"83": NOT_SUPPORTED}, True, True),  # the counter has a function of its own
-        ({"83": NOT_SUPPORTED, "call": NOT_SUPPORTED}, False, True),
-        ({"186": NOT_SUPPORTED}, True, False),
-        ({"fields": NOT_SUPPORTED}, True, False),
+        ({83: NOT_SUPPORTED}, True, True),  # the counter has a function of its own
+        ({83: NOT_SUPPORTED, CALL: NOT_SUPPORTED}, False, True),
+        ({186: NOT_SUPPORTED}, True, False),
+        ({FIELDS: NOT_SUPPORTED}, True, False),
     ],
 )
 def test_what_a_gpu_does_not_support_is_left_out(monkeypatch, errors, energy, power):
     gpu = fake_gpu(0, errors=errors)
-    install(monkeypatch, gpu).clock = lambda: 50.0
+    install(monkeypatch, gpu).now = 50.0
     meter = NvmlMeter(uuids(gpu))
     (row,) = meter.read()
     assert (row.energy_uj, row.power_mw) == (15_000_000_000 if energy else None, 300_000 if power else None)
@@ -150,7 +151,7 @@ def test_what_a_gpu_does_not_support_is_left_out(monkeypatch, errors, energy, po
 
 
 def test_a_gpu_that_reports_nothing_has_a_reason(monkeypatch):
-    gpu = fake_gpu(0, errors={"83": 3, "186": 3, "call": 3})
+    gpu = fake_gpu(0, errors={83: 3, 186: 3, CALL: 3})
     install(monkeypatch, gpu)
     assert NvmlMeter(uuids(gpu)).reason == f"{gpu['uuid']} reports neither energy nor power"
     assert NvmlMeter(["GPU-elsewhere"]).reason == "GPU-elsewhere: Not Found"
@@ -160,33 +161,33 @@ def test_a_gpu_that_reports_nothing_has_a_reason(monkeypatch):
 @pytest.mark.parametrize(
     ("errors", "left", "message"),
     [
-        ({"83": UNKNOWN}, (None, 300_000), "energy: Unknown Error"),
-        ({"186": UNKNOWN}, (30_000_000_000, None), "power: Unknown Error"),
-        ({"83": UNKNOWN, "186": UNKNOWN}, None, "power: Unknown Error; energy: Unknown Error"),
-        ({"fields": UNKNOWN}, None, "Unknown Error"),
-        ({"83": NOT_SUPPORTED}, (None, 300_000), "energy: Not Supported"),  # later on, it is an error
+        ({83: UNKNOWN}, (None, 300_000), "energy: Unknown Error"),
+        ({186: UNKNOWN}, (30_000_000_000, None), "power: Unknown Error"),
+        ({83: UNKNOWN, 186: UNKNOWN}, None, "power: Unknown Error; energy: Unknown Error"),
+        ({FIELDS: UNKNOWN}, None, "Unknown Error"),
+        ({83: NOT_SUPPORTED}, (None, 300_000), "energy: Not Supported"),  # later on, it is an error
     ],
 )
 def test_a_burst_of_errors_is_events_and_never_0(monkeypatch, errors, left, message):
     gpu = fake_gpu(0, errors=errors, errors_between=[100, 200])
     nvml = install(monkeypatch, gpu)
-    nvml.clock = lambda: 50.0
+    nvml.now = 50.0
     meter = NvmlMeter(uuids(gpu))
-    nvml.clock = lambda: 100.0
+    nvml.now = 100.0
     *rows, event = meter.read()
     assert [(r.energy_uj, r.power_mw) for r in rows] == ([left] if left else [])
     assert (event.event, event.message, event.device, event.energy_uj) == ("error", message, gpu["uuid"], None)
     assert meter.errors == 1
-    nvml.clock = lambda: 200.0
+    nvml.now = 200.0
     assert [r.event for r in meter.read()] == [None]
 
 
 def test_a_lost_gpu_does_not_take_the_others_along(monkeypatch):
     gpus = [fake_gpu(0, lost_at=10), fake_gpu(1)]
     nvml = install(monkeypatch, *gpus)
-    nvml.clock = lambda: 5.0
+    nvml.now = 5.0
     meter = NvmlMeter(uuids(*gpus))
-    nvml.clock = lambda: 15.0
+    nvml.now = 15.0
     rows = meter.read()
     assert [(r.device[:12], r.message) for r in rows] == [("GPU-00000000", "GPU is lost"), ("GPU-00000001", None)]
 

@@ -327,7 +327,8 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 def test_the_whole_sidecar_opens_no_connection_and_codecarbon_joins(tmp_path, monkeypatch, capfd):
     fake_machine(monkeypatch, fake_gpu(0))
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    paths = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("CODECARBON_PUE", "7")
     path = tmp_path / "a.jsonl"
 

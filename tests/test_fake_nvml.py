@@ -1,0 +1,400 @@
+"""The stand-in for NVML is exact, and what our meter makes of it through the real pynvml is near enough to the truth."""
+
+import bisect
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import numpy as np
+import pynvml
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.meters.nvml import NvmlMeter
+from bench.meters.sidecar import Sidecar
+from bench.meters.trace import Trace
+from tests.fake_nvml import LIBRARY, build, counter, environment, fake_gpu, install, truth
+
+S = 1_000_000_000
+WAVE = {"high": 700, "low": 200, "period": 0.35, "duty": 0.5}
+UNKNOWN, NOT_SUPPORTED, LOST = 999, 3, 15
+NO_COUNTER = {83: NOT_SUPPORTED, "nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED}
+
+
+def first():
+    """Initialise NVML and return the handle of the first GPU."""
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByIndex(0)
+
+
+def fields(handle, *wanted):
+    """Values of fields, or the code of the error."""
+    got = pynvml.nvmlDeviceGetFieldValues(handle, list(wanted))
+    kinds = {pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal", pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal"}
+    return [-v.nvmlReturn if v.nvmlReturn else getattr(v.value, kinds[v.valueType]) for v in got]
+
+
+# --- the library: energy and power
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    watts=st.tuples(st.integers(0, 1200), st.integers(0, 1200)),
+    period=st.floats(0.001, 10),
+    duty=st.floats(0, 1),
+    phase=st.floats(0, 20),
+    step=st.sampled_from([0, 0.02, 0.1, 0.7]),
+    reset_at=st.none() | st.floats(0, 2000),
+    t=st.floats(0, 1_000_000) | st.floats(0, 2000),
+)
+def test_the_counter_is_the_integral_of_power_to_the_millijoule(watts, period, duty, phase, step, reset_at, t):
+    wave = {"high": max(watts), "low": min(watts), "period": period, "duty": duty, "phase": phase}
+    gpu = fake_gpu(0, wave, period=step, reset_at=reset_at)
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, gpu).now = t
+        handle = first()
+        assert pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) == counter(gpu, t)
+        assert fields(handle, 83) == [counter(gpu, t)]
+
+
+def test_the_truth_is_the_sum_of_small_steps():
+    gpu = fake_gpu(0, {**WAVE, "duty": 0.3, "phase": 0.1})
+    steps = [700 if (t / 1000 + 0.1 + 1e-9) % 0.35 < 0.105 else 200 for t in range(250, 5250)]
+    assert float(truth(gpu, 0.25, 5.25)) == pytest.approx(sum(steps) / 1000, abs=1)
+    assert truth(gpu, 1, 2) + truth(gpu, 2, 7.5) == truth(gpu, 1, 7.5)
+    assert truth(fake_gpu(0, 300), 5, 15) == 3000
+
+
+@pytest.mark.parametrize("t", [1000.0, 1000.05, 1234.567])
+def test_power_is_instant_or_a_mean_over_the_sensor_s_window(monkeypatch, t):
+    continuous = fake_gpu(0, WAVE)
+    sensor = fake_gpu(1, WAVE, power_period=0.1, power_window=0.025)
+    install(monkeypatch, continuous, sensor).now = t
+    updated = Fraction(int(t * 10), 10)
+    part = int(truth(sensor, updated - Fraction(25, 1000), updated) / Fraction(25, 1000) * 1000)
+    second = int(truth(continuous, Fraction(round(t * 1000), 1000) - 1, Fraction(round(t * 1000), 1000)) * 1000)
+    assert fields(first(), 186, 185) == [700_000 if (t + 1e-9) % 0.35 < 0.175 else 200_000, second]
+    assert fields(pynvml.nvmlDeviceGetHandleByIndex(1), 186) == [part]
+
+
+def test_a_scope_has_power_of_its_own_or_none(monkeypatch):
+    install(monkeypatch, fake_gpu(0, 300, power_scopes={1: 150}), fake_gpu(1, 300))
+    assert fields(first(), (186, 0), (186, 1), (185, 1), (186, 2)) == [-3, 450_000, 450_000, -3]
+    assert fields(pynvml.nvmlDeviceGetHandleByIndex(1), (186, 0), (186, 1)) == [300_000, -3]
+
+
+def test_power_usage_shows_who_takes_it_for_instant_power(monkeypatch):
+    install(monkeypatch, fake_gpu(0, 300), fake_gpu(1, 300, architecture=pynvml.NVML_DEVICE_ARCH_VOLTA))
+    assert pynvml.nvmlDeviceGetPowerUsage(first()) > 1_000_000_000
+    old = pynvml.nvmlDeviceGetHandleByIndex(1)
+    assert pynvml.nvmlDeviceGetPowerUsage(old) == 300_000
+    assert fields(old, 185) == [-3]
+
+
+def test_a_field_that_fails_holds_garbage(monkeypatch):
+    nvml = install(monkeypatch, fake_gpu(0, 300, errors={186: UNKNOWN}, errors_between=(10, 20)))
+    nvml.now = 10.0
+    power, energy = pynvml.nvmlDeviceGetFieldValues(first(), [(186, 0), 83])
+    assert (power.nvmlReturn, power.valueType, power.value.ullVal) == (UNKNOWN, 99, 12345678)
+    assert (energy.nvmlReturn, energy.value.ullVal, energy.latencyUsec) == (0, 3_000_000, 20)
+    nvml.now = None
+    (energy,) = pynvml.nvmlDeviceGetFieldValues(first(), [83])
+    assert energy.timestamp == pytest.approx(time.time() * 1e6, abs=1e6)
+
+
+# --- the library: context, identity, failures
+
+
+def test_throttling_grows_counters_of_nanoseconds(monkeypatch):
+    gpu = fake_gpu(
+        0, throttle={74: 0.3, 269: 1}, throttled_between=(100, 110), event_reasons=4, sm_clock_throttled=1200
+    )
+    nvml = install(monkeypatch, gpu)
+    seen = []
+    for nvml.now in (50, 105, 200):
+        handle = first()
+        reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+        seen.append([*fields(handle, 74, 269, 270), reasons, pynvml.nvmlDeviceGetClockInfo(handle, 1)])
+    assert seen == [[0, 0, -3, 0, 1980], [1.5 * S, 5 * S, -3, 4, 1200], [3 * S, 10 * S, -3, 0, 1980]]
+
+
+def test_clocks_temperatures_and_limits(monkeypatch):
+    install(monkeypatch, fake_gpu(0, sm_clock=1500, limit=350, pstate=2, temperature=70))
+    handle = first()
+    assert [pynvml.nvmlDeviceGetClockInfo(handle, kind) for kind in (0, 1, 2)] == [1500, 1500, 2619]
+    assert [pynvml.nvmlDeviceGetMaxClockInfo(handle, kind) for kind in (1, 2)] == [1980, 2619]
+    assert pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU) == 70
+    assert fields(handle, 82) == [55]
+    assert pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) == 350_000
+    assert pynvml.nvmlDeviceGetPowerManagementLimit(handle) == 350_000
+    assert pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) == 700_000
+    assert pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle) == [200_000, 700_000]
+    assert pynvml.nvmlDeviceGetPerformanceState(handle) == 2
+
+
+def test_what_a_gpu_has_not_is_not_supported(monkeypatch):
+    absent = ("sm_clock", "memory_clock", "event_reasons", "temperature", "memory_temperature", "limit", "pstate")
+    install(monkeypatch, fake_gpu(0, **dict.fromkeys(absent)))
+    handle = first()
+    for question in (
+        lambda: pynvml.nvmlDeviceGetClockInfo(handle, 1),
+        lambda: pynvml.nvmlDeviceGetClockInfo(handle, 2),
+        lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+        lambda: pynvml.nvmlDeviceGetTemperatureV(handle, 0),
+        lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle),
+        lambda: pynvml.nvmlDeviceGetPerformanceState(handle),
+        lambda: pynvml.nvmlDeviceGetMigMode(handle),
+        lambda: pynvml.nvmlDeviceGetSamples(handle, 0, 0),
+    ):
+        with pytest.raises(pynvml.NVMLError_NotSupported):
+            question()
+    assert fields(handle, 82, 191) == [-3, -3]
+    with pytest.raises(pynvml.NVMLError_FunctionNotFound):
+        pynvml.nvmlDeviceGetUtilizationRates(handle)
+
+
+def test_a_gpu_has_an_identity_memory_and_processes(monkeypatch):
+    gpu = fake_gpu(1, memory=1000, memory_used=300, memory_reserved=50, pids={7: 200, 8: None}, graphics_pids=[9])
+    install(monkeypatch, fake_gpu(0), gpu, driver="570.1")
+    first()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu["uuid"])
+    pci = pynvml.nvmlDeviceGetPciInfo(handle)
+    assert (pci.busId, pci.bus, pci.domain) == (gpu["pci"], 2, 0)
+    assert pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByPciBusId(pci.busId)) == 1
+    assert (pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetArchitecture(handle)) == (gpu["name"], 9)
+    assert (pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetNVMLVersion()) == ("570.1", "13.570.1")
+    old, new = pynvml.nvmlDeviceGetMemoryInfo(handle), pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2)
+    assert (old.total, old.used, old.free) == (1000, 350, 650)
+    assert (new.total, new.used, new.free, new.reserved) == (1000, 300, 650, 50)
+    processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    assert [(p.pid, p.usedGpuMemory) for p in processes] == [(7, 200), (8, None)]
+    assert [p.pid for p in pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)] == [9]
+    assert pynvml.nvmlDeviceGetComputeRunningProcesses(first()) == []
+
+
+def test_a_slice_is_a_device_without_energy(monkeypatch):
+    install(monkeypatch, fake_gpu(0, mig=["MIG-a", "MIG-b"]), fake_gpu(1, mig=[]))
+    whole = first()
+    assert pynvml.nvmlDeviceGetMigMode(whole) == [1, 1]
+    assert pynvml.nvmlDeviceGetMigMode(pynvml.nvmlDeviceGetHandleByIndex(1)) == [0, 0]
+    part = pynvml.nvmlDeviceGetHandleByUUID("MIG-b")
+    assert pynvml.nvmlDeviceGetUUID(part) == "MIG-b"
+    assert pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)) == "MIG-a"
+    assert pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)) == 0
+    for question in (pynvml.nvmlDeviceGetTotalEnergyConsumption, pynvml.nvmlDeviceGetPowerUsage):
+        with pytest.raises(pynvml.NVMLError_NotSupported):
+            question(part)
+
+
+def test_nothing_is_answered_before_the_start_or_by_a_lost_gpu(monkeypatch):
+    nvml = install(monkeypatch, fake_gpu(0, lost_at=10, errors={"nvmlDeviceGetName": UNKNOWN}))
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetCount()
+    nvml.now = 9.9
+    handle = first()
+    with pytest.raises(pynvml.NVMLError_Unknown):
+        pynvml.nvmlDeviceGetName(handle)
+    with pytest.raises(pynvml.NVMLError_NotFound):
+        pynvml.nvmlDeviceGetHandleByUUID("GPU-elsewhere")
+    nvml.now = 10
+    for question in (pynvml.nvmlDeviceGetUUID, pynvml.nvmlDeviceGetTotalEnergyConsumption):
+        with pytest.raises(pynvml.NVMLError_GpuIsLost):
+            question(handle)
+    pynvml.nvmlShutdown()
+    assert nvml.started == 0
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetUUID(handle)
+    assert str(pynvml.NVMLError(77)) == "NVML error 77"
+
+
+FORKED = """
+import os, pynvml
+pynvml.nvmlInit()
+handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+print(pynvml.nvmlDeviceGetName(handle), open("/proc/self/maps").read().count("/libnvidia-ml.so.1") > 0, flush=True)
+if not os.fork():
+    try:
+        pynvml.nvmlDeviceGetName(handle)
+    except pynvml.NVMLError as error:
+        print(error, flush=True)
+    pynvml.nvmlInit()
+    print(pynvml.nvmlDeviceGetCount(), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_child_finds_the_library_by_its_name_and_a_fork_starts_anew():
+    variables = os.environ | environment(fake_gpu(0, name="Fake GPU"))
+    child = subprocess.run([sys.executable, "-c", FORKED], env=variables, capture_output=True, text=True, timeout=30)
+    assert child.stdout.splitlines() == ["Fake GPU True", "Uninitialized", "1"], child.stderr
+    assert build().name == LIBRARY
+
+
+def test_without_a_description_there_is_no_driver(monkeypatch):
+    install(monkeypatch, fake_gpu(0))
+    monkeypatch.delenv("FAKE_NVML")
+    with pytest.raises(pynvml.NVMLError_LibraryNotFound):
+        pynvml.nvmlInit()
+    assert ctypes.CDLL(str(build())).nvmlShutdown() == pynvml.NVML_ERROR_UNINITIALIZED
+
+
+def test_a_misspelt_key_is_refused():
+    with pytest.raises(TypeError, match="perod"):
+        fake_gpu(0, perod=1)
+
+
+# --- our meter and our trace against the truth
+
+
+def record(monkeypatch, gpu, times):
+    """Rows of our meter, read at these times in seconds."""
+    nvml, now = install(monkeypatch, gpu), [0]
+    monkeypatch.setattr("bench.meters.nvml.time.monotonic_ns", lambda: now[0])
+    meter, rows = None, []
+    for seconds in times:
+        now[0] = round(seconds * S)
+        nvml.now = Fraction(now[0], S)
+        meter = meter or NvmlMeter([gpu["uuid"]])
+        rows += meter.read()
+    meter.close()
+    return rows
+
+
+def ticks(seconds, interval=0.1, lag=0.0, dither=0.002, since=1000):
+    """Times of readings, a little late each, `lag` after the counter's steps."""
+    late = lag + dither * np.random.default_rng(7).random(int(seconds / interval))
+    return (since + interval * np.arange(len(late)) + late).tolist()
+
+
+def joules(gpu, t0, t1):
+    return float(truth(gpu, Fraction(t0, S), Fraction(t1, S)))
+
+
+def errors(gpu, rows, seconds, windows=150):
+    """Relative errors of windows at random times: of our readings, and of readings not interpolated. Sorted.
+
+    After its last step a counter is flat, so no window ends there.
+    """
+    trace, times = Trace(rows), [row.t_ns for row in rows]
+    ours, quantised = [], []
+    for t0 in np.random.default_rng(11).integers(times[0], times[-1] - seconds * S - S, windows).tolist():
+        t1 = t0 + seconds * S
+        true = joules(gpu, t0, t1)
+        (reading,) = trace.energy(t0, t1)
+        a, b = (rows[bisect.bisect_right(times, t) - 1].energy_uj for t in (t0, t1))
+        ours.append(abs(reading.energy_joules / true - 1))
+        quantised.append(abs((b - a) / 1e6 / true - 1))
+    return sorted(ours), sorted(quantised)
+
+
+@pytest.mark.parametrize(
+    ("interval", "lag", "limits"),
+    [
+        (0.1, 0.001, {2: 0.02, 10: 0.005, 60: 0.001}),  # read right after each step
+        (0.1, 0.03, {2: 0.03, 10: 0.006, 60: 0.001}),
+        (0.1, 0.09, {2: 0.06, 10: 0.011, 60: 0.002}),  # a step is seen 90 ms late
+        (0.02, 0.013, {2: 0.02, 10: 0.005, 60: 0.001}),
+    ],
+)
+def test_energy_of_a_square_wave_is_near_the_truth(monkeypatch, interval, lag, limits):
+    gpu = fake_gpu(0, WAVE)
+    rows = record(monkeypatch, gpu, ticks(130, interval, lag))
+    for seconds, limit in limits.items():
+        ours, quantised = errors(gpu, rows, seconds)
+        assert ours[-1] <= limit
+        assert ours[int(0.95 * len(ours))] < 0.9 * quantised[int(0.95 * len(quantised))]
+
+
+def test_energy_of_constant_power_is_exact(monkeypatch):
+    gpu = fake_gpu(0, 300)
+    rows = record(monkeypatch, gpu, ticks(30, dither=0))
+    (reading,) = Trace(rows).energy(1002 * S, 1022 * S)
+    assert reading.energy_joules == pytest.approx(6000, rel=1e-6)
+    assert (reading.provenance.value, reading.flags) == ("measured_counter", [])
+
+
+def test_a_gpu_without_counter_is_integrated_if_readings_do_not_keep_step_with_the_load(monkeypatch):
+    gpu = fake_gpu(0, WAVE, errors=NO_COUNTER)
+    window = (1002 * S, 1062 * S)
+    off = {}
+    for dither in (0.002, 0.1):
+        (reading,) = Trace(record(monkeypatch, gpu, ticks(70, dither=dither))).energy(*window)
+        assert (reading.provenance.value, reading.power_watts_max) == ("integrated_samples", 700)
+        off[dither] = abs(reading.energy_joules / joules(gpu, *window) - 1)
+    assert off[0.1] < 0.02
+    assert 0.05 < off[0.002] < 0.1  # 100 ms in 350 ms: four readings of seven meet the high power, or three
+
+
+def test_the_sidecar_measures_a_square_wave_in_real_time(tmp_path, monkeypatch):
+    gpu = fake_gpu(0, WAVE)
+    for name, value in environment(fake_gpu(1, 1000), gpu).items():
+        monkeypatch.setenv(name, value)
+    with Sidecar(["nvml"], gpus=[gpu["uuid"]]) as sidecar:
+        sidecar.open(tmp_path / "a.jsonl")
+        time.sleep(0.3)
+        t0 = time.monotonic_ns()
+        time.sleep(2.6)
+        t1 = time.monotonic_ns()
+        time.sleep(0.3)
+        sidecar.close()
+        assert (sidecar.error, "nvml" in sidecar.live) == (None, True)
+    (reading,) = Trace.read(tmp_path / "a.jsonl").energy(t0, t1)
+    true = joules(gpu, t0, t1)
+    assert abs(reading.energy_joules - true) <= 0.1 * true
+    assert abs(reading.energy_joules - true) <= 2 * reading.uncertainty_joules
+    assert (reading.device, reading.provenance.value) == (gpu["uuid"], "measured_counter_interp")
+
+
+# --- failures never become 0
+
+
+def test_a_reset_is_bridged_by_power_and_windows_beside_it_are_counted(monkeypatch):
+    gpu = fake_gpu(0, 400, reset_at=1030.05)
+    trace = Trace(record(monkeypatch, gpu, ticks(60)))
+    before, across, after = (trace.energy(a * S, b * S)[0] for a, b in ((1005, 1025), (1020, 1040), (1035, 1055)))
+    assert [r.energy_joules for r in (before, across, after)] == pytest.approx([8000] * 3, rel=0.002)
+    assert [r.provenance.value for r in (before, across, after)] == [
+        "measured_counter_interp",
+        "integrated_samples",
+        "measured_counter_interp",
+    ]
+    assert across.flags == ["counter_reset"]
+
+
+def test_a_reset_of_a_gpu_without_instant_power_is_absent_or_partial(monkeypatch):
+    gpu = fake_gpu(0, 400, reset_at=1030.05, power_scopes={})
+    trace = Trace(record(monkeypatch, gpu, ticks(60)))
+    assert trace.energy(1020 * S, 1040 * S) == []
+    assert trace.energy(1035 * S, 1055 * S)[0].energy_joules == pytest.approx(8000, rel=0.002)
+
+
+def test_a_lost_gpu_has_the_energy_until_then_or_none(monkeypatch):
+    gpu = fake_gpu(0, 400, lost_at=1030)
+    rows = record(monkeypatch, gpu, ticks(60))
+    assert {row.message for row in rows if row.event} == {"GPU is lost"}
+    trace = Trace(rows)
+    (reading,) = trace.energy(1015 * S, 1035 * S)
+    assert reading.energy_joules == pytest.approx(6000, rel=0.01)
+    assert reading.coverage == pytest.approx(0.75, abs=0.01)
+    assert trace.energy(1025 * S, 1045 * S) == []
+    assert trace.energy(1035 * S, 1045 * S) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [{83: UNKNOWN}, {186: UNKNOWN}, {83: UNKNOWN, 186: UNKNOWN}, {"nvmlDeviceGetFieldValues": UNKNOWN}],
+)
+def test_a_burst_of_errors_costs_no_energy(monkeypatch, planted):
+    gpu = fake_gpu(0, 400, errors=planted, errors_between=(1020, 1022.5))
+    trace = Trace(record(monkeypatch, gpu, ticks(60)))
+    (reading,) = trace.energy(1010 * S, 1030 * S)
+    assert reading.energy_joules == pytest.approx(8000, rel=0.002)
+    assert "gap" in reading.flags
+    assert reading.power_watts_max == 400
+    (beside,) = trace.energy(1030 * S, 1050 * S)
+    assert (beside.flags, len(trace.events)) == ([], 25)
