@@ -56,7 +56,7 @@ def test_constant_power_is_found_within_one_step_of_the_counter():
     trace = Trace(sampled(lambda t: 1000 + 300 * t, 20, jitter=0.02))
     reading = one(trace, 3.217, 9.951)
     assert reading.energy_joules == pytest.approx(300 * 6.734, abs=30)
-    assert abs(reading.energy_joules - 300 * 6.734) <= reading.uncertainty_joules <= 70
+    assert abs(reading.energy_joules - 300 * 6.734) <= reading.uncertainty_joules <= 130
     assert reading.power_watts_mean == pytest.approx(reading.energy_joules / 6.734)
     assert (reading.provenance, reading.coverage, reading.flags) == ("measured_counter_interp", 1.0, [])
     assert (reading.source, reading.component, reading.device) == ("nvml", "gpu", "GPU-0")
@@ -64,7 +64,7 @@ def test_constant_power_is_found_within_one_step_of_the_counter():
 
 
 def test_a_window_between_two_readings_is_a_plain_difference():
-    reading = one(Trace(sampled(lambda t: 250 * t, 10)), 2, 8)
+    reading = one(Trace(sampled(lambda t: 250 * t, 10, source="rapl", component="cpu")), 2, 8)
     assert (reading.energy_joules, reading.provenance) == (1500, "measured_counter")
 
 

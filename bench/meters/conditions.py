@@ -101,7 +101,7 @@ def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuC
 
 
 def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
-    """Share of the time by reason: from the cumulative counters, else as often as the bit was seen."""
+    """Share of the time by reason: by the cumulative counters, or as often as the bit was seen, whichever is more."""
     if len(found) < 2:
         return {}
     (t0, first), (t1, last) = found[0], found[-1]
@@ -113,7 +113,8 @@ def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
     begin, end = first.get("throttled_ns", {}), last.get("throttled_ns", {})
     for name in begin.keys() & end.keys():
         if end[name] >= begin[name]:
-            shares[name] = min(1.0, (end[name] - begin[name]) / (t1 - t0))
+            counted = min(1.0, (end[name] - begin[name]) / (t1 - t0))
+            shares[name] = max(shares.get(name, 0.0), counted)  # some drivers number these counters otherwise
     return {name: share for name, share in sorted(shares.items()) if share > 0}
 
 

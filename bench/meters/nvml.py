@@ -238,15 +238,16 @@ class NvmlMeter:
         """Find out once what the device supports, so that a missing counter is not an error ten times a second."""
         energy, power = self._codes(device)
         unsupported = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_INVALID_ARGUMENT)
-        if power in unsupported:
-            device.scope = MODULE_SCOPE
+        if power in unsupported and energy in unsupported:
+            device.scope = MODULE_SCOPE  # of no use beside a counter, which is that of the GPU alone
             energy, power = self._codes(device)
             if power not in unsupported:
                 device.mode = "module"
             elif _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetArchitecture(device.handle)) in range(AMPERE):
                 device.by_usage = _ask(self._nvml, lambda: self._usage(device)) is not None
         device.power = power not in unsupported or device.by_usage
-        device.by_call = energy in unsupported
+        device.by_call = energy in unsupported and device.mode != "module"
+        device.energy = energy not in unsupported
         if device.by_call:
             device.energy = _ask(self._nvml, lambda: self._energy_call(device)) is not None
 

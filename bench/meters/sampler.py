@@ -26,7 +26,7 @@ from bench.meters.estimate import CodecarbonMeter
 from bench.meters.nvml import NvmlMeter, list_gpus
 from bench.meters.rapl import RaplMeter
 from bench.meters.replay import ReplayMeter
-from bench.meters.trace import Row
+from bench.meters.trace import INTERVAL, Row
 
 SLOW_SECONDS = 1.0
 """Period of RAPL, whose counter wraps after minutes, of CodeCarbon, which averages the load itself, and of conditions."""
@@ -183,7 +183,7 @@ def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, M
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar on standard input and output."""
     parser = argparse.ArgumentParser(prog="python -P -m bench.meters.sampler", description=__doc__)
-    parser.add_argument("--interval", type=float, default=0.1, help="seconds between two readings of a GPU")
+    parser.add_argument("--interval", type=float, default=INTERVAL, help="seconds between two readings of a GPU")
     parser.add_argument("--meters", default="nvml,rapl,codecarbon")
     parser.add_argument("--gpus", help="UUIDs, separated by commas; all visible ones if not given")
     options = parser.parse_args(arguments)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from bench.meters.trace import INTERVAL
+
 START_SECONDS = 30.0
 """Loading NVML takes seconds on a machine of many GPUs without persistence mode."""
 ANSWER_SECONDS = 5.0
@@ -31,7 +33,7 @@ class Sidecar:
         self,
         meters: Sequence[str],
         gpus: Sequence[str] | None = None,
-        interval: float = 0.1,
+        interval: float = INTERVAL,
         *,
         answer: float = ANSWER_SECONDS,
     ) -> None:

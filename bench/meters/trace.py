@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Literal, Self, get_args
 
 from bench.schema import EnergyReading, Provenance
@@ -26,12 +26,18 @@ _SOURCES, _COMPONENTS = get_args(Source), get_args(Component)
 _INTEGERS = ("t_ns", "wall_ns", "energy_uj", "power_mw", "wrap_uj")
 
 SECOND = 1_000_000_000
+INTERVAL = 0.09
+"""Seconds between readings of a GPU: a little less than the 100 ms between two steps of its counter, so that none is missed
+and the times of the steps come out, which readings in step with it would not tell (see `_steps`)."""
 MIN_WINDOW_NS = 2 * SECOND
 """Below this, and below 20 periods of a GPU's counter, a reading carries the flag `window_too_short`."""
 MIN_WINDOW_PERIODS = 20
 DEFAULT_PERIOD_NS = 100_000_000
 """Period of an energy counter that was never seen to change twice: that of NVIDIA GPUs."""
 MIN_COVERAGE = 0.5
+MIN_STEPS, MAX_CHANGED_SHARE = 8, 0.97
+"""A counter is taken for one that is published in steps when so many were seen, and readings between them found none."""
+FIT_STEPS, MAX_OUTSIDE_SHARE = 300, 0.2
 MAX_GAP_NS = SECOND
 MAX_ERROR_SHARE = 0.01
 MAX_WRAP_GAP_NS = 10 * SECOND
@@ -95,36 +101,54 @@ class Row:
 class _Curve:
     """Cumulative energy of a device as a function of time, straight between knots: in integer microjoules.
 
-    A counter is published in steps (every 100 ms on NVIDIA GPUs), so its knots are where a new value was first seen;
-    after the last one it is flat. The knots of integrated power are its samples.
+    The knots of integrated power, and of a counter that is read more seldom than it is published, are its readings. Of a
+    counter that is published in steps (every 100 ms on NVIDIA GPUs) they are the steps, see `_steps`: the energy between
+    two of them is known exactly, and only that at the edges of a window is interpolated.
     """
 
-    def __init__(self, points: list[tuple[int, int]]) -> None:
-        """Take (time, cumulative energy) points, at least two, in order of time."""
+    def __init__(self, points: list[tuple[int, int]], *, late: bool = False) -> None:
+        """Take (time, cumulative energy) points, at least two, in order of time; `late`: a reading may be out of date."""
+        self.late = late
         self.times = [t for t, _ in points]
-        knots = [points[0], *(b for a, b in pairwise(points) if b[1] != a[1])]
-        self.knot_times = [t for t, _ in knots]
-        self.energies = [e for _, e in knots]
+        self.values = [e for _, e in points]
         self.start, self.end = self.times[0], self.times[-1]
+        changed = [i for i in range(1, len(points)) if self.values[i] != self.values[i - 1]]
+        self.stepped = late and MIN_STEPS <= len(changed) < MAX_CHANGED_SHARE * (len(points) - 1)
+        self.energies = [self.values[0], *(self.values[i] for i in changed)]
+        if self.stepped:
+            steps = _steps([(self.times[i - 1], self.times[i]) for i in changed])
+            self.knot_times = [2 * steps[0] - steps[1], *steps]
+            if self.end - steps[-1] <= 2 * self.period:  # it goes on: the last step is not the end of the energy
+                self.knot_times.append(2 * steps[-1] - steps[-2])
+                self.energies.append(2 * self.energies[-1] - self.energies[-2])
+        else:
+            self.knot_times = [self.start, *(self.times[i] for i in changed)]
 
     def at(self, t: int) -> int:
         """Return the energy until t, which lies between start and end, rounded down: so that differences add up."""
         i = bisect_right(self.knot_times, t) - 1
-        if i + 1 == len(self.knot_times):
-            return self.energies[i]
+        if i < 0 or i + 1 == len(self.knot_times):
+            return self.energies[max(i, 0)]
         t0, t1 = self.knot_times[i : i + 2]
         e0, e1 = self.energies[i : i + 2]
         return e0 + (e1 - e0) * (t - t0) // (t1 - t0)
 
     def edge_bound(self, t: int) -> int:
-        """Return the energy of the step around t: `at` errs by no more, as the true curve rises from knot to knot."""
-        i = min(max(bisect_left(self.knot_times, t), 1), len(self.knot_times) - 1)
-        return self.energies[i] - self.energies[i - 1]
+        """Return a bound of the error of `at`.
+
+        What was read until t had been drawn by then; what is read at t or later contains all that was, if only one period
+        later where readings may be out of date.
+        """
+        before = max(bisect_right(self.times, t) - 1, 0)
+        after = bisect_left(self.times, t + (self.period if self.late else 0))
+        low = self.values[before]
+        high = self.values[after] if after < len(self.values) else 2 * self.energies[-1] - self.energies[-2]
+        return max(self.at(t) - low, high - self.at(t))
 
     def exact(self, t: int) -> bool:
-        """Whether t is the time of a reading and not between two."""
-        i = bisect_left(self.knot_times, t)
-        return t == self.end or (i < len(self.knot_times) and self.knot_times[i] == t)
+        """Whether t is the time of a reading that was up to date, and not between two."""
+        i = bisect_left(self.times, t)
+        return not self.late and i < len(self.times) and self.times[i] == t
 
     def changes(self, t0: int, t1: int) -> int:
         """Count the new values seen after t0 until t1."""
@@ -152,6 +176,36 @@ class _Curve:
         return any(b - a > self.longest_gap for a, b in pairwise(inside))
 
 
+def _steps(brackets: list[tuple[int, int]]) -> list[int]:
+    """Estimate when a counter was published, from the times (before, after) of the readings between which it changed.
+
+    It is published at a steady pace and read at another, quicker one: so the line through the middles of the brackets finds
+    pace and phase to a few milliseconds (least squares). Where readings came late a step may have been missed: a new line
+    begins there. Each step stays within its bracket; where many would leave theirs the pace is not steady, and the
+    middles are taken.
+    """
+    pace = (brackets[-1][1] - brackets[0][1]) / (len(brackets) - 1)
+    stretches: list[list[tuple[int, int]]] = [[]]
+    for a, b in brackets:
+        if b - a > 1.5 * pace or len(stretches[-1]) == FIT_STEPS:
+            stretches.append([])
+        stretches[-1].append((a, b))
+    return [t for stretch in stretches for t in _on_a_line(stretch)]
+
+
+def _on_a_line(brackets: list[tuple[int, int]]) -> list[int]:
+    if not brackets:
+        return []
+    origin = brackets[0][0]
+    times = [(a + b) / 2 - origin for a, b in brackets]
+    if len(brackets) >= MIN_STEPS:
+        line = linear_regression(range(len(times)), times)
+        fitted = [line.intercept + line.slope * n for n in range(len(times))]
+        outside = sum(not a <= t + origin <= b for t, (a, b) in zip(fitted, brackets, strict=True))
+        times = fitted if outside <= MAX_OUTSIDE_SHARE * len(fitted) else times
+    return [min(max(origin + round(t), a), b) for t, (a, b) in zip(times, brackets, strict=True)]
+
+
 def _counter_curves(rows: list[Row]) -> list[_Curve]:
     """Return the curves through the counter of one device: one, and one more after every reset."""
     curves: list[list[tuple[int, int]]] = [[]]
@@ -170,7 +224,8 @@ def _counter_curves(rows: list[Row]) -> list[_Curve]:
                 offset = 0
         curves[-1].append((row.t_ns, row.energy_uj + offset))
         last = (row.t_ns, row.energy_uj)
-    return [_Curve(points) for points in curves if len(points) > 1]
+    late = rows[0].source == "nvml" if rows else False  # others are read more seldom than they are published
+    return [_Curve(points, late=late) for points in curves if len(points) > 1]
 
 
 def _plausible(step_uj: int, gap_ns: int, wrap_uj: int) -> bool:
@@ -231,7 +286,9 @@ class _Channel:
         period = curve.period if self.component == "gpu" and provenance is not Provenance.INTEGRATED_SAMPLES else 0
         if t1 - t0 < max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * period):
             flags.append("window_too_short")
-        errors = bisect_right(self.error_times, b) - bisect_left(self.error_times, a)
+        if self.component == "gpu" and not self.counters and provenance is Provenance.INTEGRATED_SAMPLES:
+            flags.append("sampled_power")
+        errors = bisect_right(self.error_times, t1) - bisect_left(self.error_times, t0)
         if curve.gap(a, b) or errors > MAX_ERROR_SHARE * (errors + curve.count(a, b)):
             flags.append("gap")
         return self._make(curve, a, b, t1 - t0, provenance, flags)
