@@ -41,6 +41,33 @@ def used(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> tuple[list[E
     return mine, [r for r in readings if r.component == "gpu" and r.device not in known]
 
 
+def joined(parts: list[list[EnergyReading]]) -> list[EnergyReading]:
+    """Add the readings of stretches of time that follow each other; a component that one stretch lacks is left out."""
+    if len(parts) == 1:
+        return parts[0]
+    out = []
+    for first in parts[0] if parts else []:
+        key = (first.source, first.component, first.device)
+        same = [r for part in parts for r in part if (r.source, r.component, r.device) == key]
+        if len(same) < len(parts):
+            continue
+        joules, seconds = sum(r.energy_joules for r in same), sum(r.seconds for r in same)
+        bounds = [r.uncertainty_joules for r in same if r.uncertainty_joules is not None]
+        update = {
+            "energy_joules": joules,
+            "seconds": seconds,
+            "power_watts_mean": joules / seconds,
+            "power_watts_max": max((r.power_watts_max for r in same if r.power_watts_max is not None), default=None),
+            "provenance": Provenance.worst([r.provenance for r in same]),
+            "coverage": seconds / sum(r.seconds / r.coverage for r in same),
+            "uncertainty_joules": sum(bounds) if len(bounds) == len(same) else None,
+            "samples": sum(r.samples for r in same),
+            "flags": sorted({flag for r in same for flag in r.flags}),
+        }
+        out.append(first.model_copy(update=update))
+    return out
+
+
 def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyReading]:
     """Put the readings of several nodes together, given as (boot id, readings).
 

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from bench import accounting
 from bench.cost import recost
 from bench.files import read_json, write_text
-from bench.meters.conditions import gpu_conditions, host_conditions
+from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
 from bench.meters.trace import Trace
 from bench.metrics import metrics, used_gpus
 from bench.quality import judge
 from bench.redact import redact
-from bench.schema import Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+from bench.schema import COMMAND, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
@@ -93,7 +93,8 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     if errors:
         first = min(errors, key=lambda error: (_WORST_FIRST.index(error["kind"]), error["rank"]))
         status = _STATUS.get(first["kind"], Status.FAILED)
-        message = redact(f"rank {first['rank']}: {first['message']}")
+        where = "" if spec.workload == COMMAND else f"rank {first['rank']}: "
+        message = redact(f"{where}{first['message']}")
         return status, Failure(type=first["type"], message=message, log_tail=tail)
     if codes:
         rank, code = next(iter(codes.items()))
@@ -163,21 +164,31 @@ def _devices(measured: Measurement | None) -> list[str]:
 
 def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: int) -> RunRecord:
     """Put the energy of the whole run, of its window and of its phases into a record, and what surrounded the window."""
-    meters, gpus, measured = record.spec.meters, used_gpus(record), record.measurement
+    meters, measured, events = record.spec.meters, record.measurement, trace.events if trace is not None else []
+    if record.spec.workload == COMMAND and record.spec.device_type == "cuda":
+        seen = [uuid for uuid in record.devices if used_by_run(events, uuid, start_ns, end_ns)]
+        record = record.model_copy(update={"devices": seen or record.devices})  # NVML may list no processes
+    gpus = used_gpus(record)
     whole, unused = accounting.used(accounting.energy(trace, start_ns, end_ns, meters), gpus)
     if measured is not None:
         phases = []
         for phase in accounting.contiguous(measured.phases, start_ns, end_ns):
             own, _ = accounting.used(accounting.energy(trace, phase.start_ns, phase.end_ns, meters), gpus)
             phases.append(phase.model_copy(update={"energy": own}))
-        steady = next(phase for phase in phases if phase.name == "steady")
-        edges, events = (steady.start_ns, steady.end_ns), trace.events if trace is not None else []
+        steady = [phase for phase in phases if phase.name == "steady"]
+        edges = steady[0].start_ns, steady[-1].end_ns
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
-        surroundings = {
-            "gpus": [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else [],
-            "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
-        }
-        measured = measured.model_copy(update={"energy": steady.energy, "phases": phases, **surroundings})
+        found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
+        memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
+        measured = measured.model_copy(
+            update={
+                "energy": accounting.joined([phase.energy for phase in steady]),
+                "phases": phases,
+                "gpus": found,
+                "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
+                "peak_memory_bytes": measured.peak_memory_bytes or memory,
+            }
+        )
     return record.model_copy(update={"energy": whole, "unused": unused, "measurement": measured})
 
 

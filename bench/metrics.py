@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from statistics import median, quantiles
 
-from bench.schema import EnergyReading, Measurement, Provenance, RunRecord, RunSpec, Scalar, Status
+from bench.schema import COMMAND, EnergyReading, Measurement, Provenance, RunRecord, RunSpec, Scalar, Status
 
 TEXT_COLUMNS = (
     "run_id",
@@ -105,6 +105,8 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
         flat["global_batch_size"] = spec.global_batch_size
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if name in ("parallelism", "precision", "optimizer"):
+            if spec.workload == COMMAND and f"{{{name}}}" not in str(spec.workload_args.get("argv")):
+                continue  # what the command is not told is not known of it
             choice = getattr(spec, name)
             flat[name] = choice.name
             flat |= {f"{name}.{key}": option for key, option in choice.options.items()}

@@ -34,10 +34,13 @@ from bench.accounting import IDLE_TIMES, IDLE_TRACE
 from bench.files import write_json
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans, die_with_parent
-from bench.schema import RunSpec
+from bench.schema import COMMAND, RunSpec
+from bench.workloads.command import run as run_command
 
 _SCRATCH = ".scratch"
 """Folder in that of a run, for what its processes need to find each other; gone at its end."""
+CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
+"""Variables by which the launcher says what it changed in the environment (JSON, null: was not there), and where it was."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -97,7 +100,7 @@ def _probe_cuda(sender: Connection) -> None:
         sender.send({"count": 0, "error": str(error).strip().splitlines()[0]})
 
 
-def measure_idle(node: Node, seconds: float) -> None:
+def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     """Record the meters while nothing runs, then while a forked process holds a CUDA context on each GPU, `seconds` each."""
     if node.sidecar is None or not seconds or not {"nvml", "rapl"} & set(node.sidecar.live):
         return
@@ -105,7 +108,7 @@ def measure_idle(node: Node, seconds: float) -> None:
     (folder / IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
     node.sidecar.open(folder / IDLE_TRACE)
     times = {"idle": _span(seconds)}
-    if node.gpus:
+    if node.gpus and with_context:
         receiver, sender = _FORK.Pipe(duplex=False)
         child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
         child.start()
@@ -140,6 +143,13 @@ def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
     time.sleep(3600)
 
 
+def user_environment() -> dict[str, str]:
+    """Return the variables as they were where `bench` was typed, for commands of the user; the GPUs of the run are set."""
+    changed = json.loads(os.environ.get(CHANGED, "{}"))
+    environment = {name: value for name, value in os.environ.items() if name not in {*changed, CHANGED, STARTED_IN}}
+    return environment | {name: value for name, value in changed.items() if value is not None}
+
+
 def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     """Lead one run: a session of its own, its log, its environment; then ranks by fork, or plain torchrun if cold."""
     os.setsid()
@@ -151,9 +161,13 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.chdir(folder)
     (folder / _SCRATCH).mkdir()
     os.environ |= {
-        "OMP_NUM_THREADS": str(spec.threads_per_device),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
+    }
+    if spec.workload == COMMAND:
+        sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
+    os.environ |= {
+        "OMP_NUM_THREADS": str(spec.threads_per_device),
         "WATTBENCH_STORE": str(folder / _SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
@@ -281,6 +295,20 @@ def _kill_strays(node: Node) -> None:
     psutil.wait_procs(strays, timeout=5)
 
 
+def _import(workloads: list[str]) -> dict[str, Any]:
+    """Import torch and what the workloads need, and return the versions; commands of the user need nothing."""
+    facts: dict[str, Any] = {"pid": os.getpid()}
+    if workloads:
+        import torch
+
+        import bench.worker  # noqa: F401
+
+        for name in workloads:
+            registry.preload(name)
+        facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+    return facts
+
+
 def main() -> None:
     """Serve runs until stdin ends."""
     parser = argparse.ArgumentParser(prog="bench.node", description=__doc__)
@@ -297,15 +325,9 @@ def main() -> None:
     meters = [meter for meter in args.meters.split(",") if meter]
     node = Node(answers, Sidecar(meters, gpus).start() if meters else None, gpus)
     try:
-        import torch
-
-        import bench.worker  # noqa: F401
-
-        for name in filter(None, args.workloads.split(",")):
-            registry.preload(name)
-        measure_idle(node, args.idle_seconds)
-        facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "pid": os.getpid()}
-        node.say(ready=facts | ({"cuda": cuda_facts()} if gpus else {}))
+        facts = _import([name for name in args.workloads.split(",") if name not in ("", COMMAND)])
+        measure_idle(node, args.idle_seconds, with_context="torch" in facts)
+        node.say(ready=facts | ({"cuda": cuda_facts()} if gpus and "torch" in facts else {}))
         while (message := node.next_line()) is not None:
             if "run" in message:
                 go_on = execute(node, Path(message["run"]))

@@ -14,7 +14,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 _BUILT_IN: dict[str, dict[str, str]] = {
-    "workload": {"decoder_lm": "bench.workloads.decoder_lm:DecoderLM"},
+    "workload": {
+        "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
+        "command": "bench.workloads.command:Command",
+    },
     "parallelism": {"ddp": "bench.strategies.parallelism:ddp"},
     "precision": {name: f"bench.strategies.precision:{name}" for name in ("fp32", "tf32", "bf16", "fp16")},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in ("adamw", "sgd")},

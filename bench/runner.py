@@ -22,7 +22,7 @@ from bench.collect import Context, collect, oom_kills, save, skipped
 from bench.environment import EnvironmentProblem, check_torch, describe
 from bench.files import read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
-from bench.schema import Environment, Machine, RunRecord, RunSpec, Status
+from bench.schema import COMMAND, Environment, Machine, RunRecord, RunSpec, Status
 from bench.suite import Plan
 from bench.tracking import Tracker
 
@@ -134,7 +134,7 @@ def estimate_seconds(spec: RunSpec, records: Iterable[RunRecord] = ()) -> float 
     known = [record.duration_seconds for record in same if record.status is Status.OK]
     if known:
         return max(known)
-    if spec.measure_seconds is None:
+    if spec.measure_seconds is None:  # so many steps, or a command
         return None
     start = RUN_OVERHEAD_SECONDS + (START_SECONDS if spec.cold else 0)
     return start + spec.warmup_seconds + 1.2 * spec.measure_seconds
@@ -207,7 +207,8 @@ class Runner:
 
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that are asked of it."""
-        needed = max((run.world_size for run in self.execution.plan.to_do if run.device_type == "cuda"), default=0)
+        runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
+        needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
         seen = facts.get("cuda", {"count": 0, "error": None})
         if needed and seen["count"] < needed:
@@ -269,7 +270,9 @@ def run_suite(
     """
     began = time.monotonic()
     progress = progress or Progress()
-    check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in plan.to_do))
+    trained = [run for run in plan.to_do if run.workload != COMMAND]
+    if trained:
+        check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in trained))
     environment = describe(machine)
     execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry)
     with _locked(execution.folder), _terminable():

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import registry, yamlfile
 from bench.metrics import parameters
-from bench.schema import Choice, Machine, RunSpec, Site, Suite
+from bench.schema import COMMAND, Choice, Machine, RunSpec, Site, Suite
 
 MAX_RUNS = 10_000
 _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat"}
@@ -195,21 +195,28 @@ def _argument_names(suite: Suite) -> set[str]:
         return set()
 
 
-def with_site(suite: Suite, given: dict[str, Any]) -> Suite:
-    """Put region, PUE and prices of the command line into a suite. Raises SuiteError naming the options."""
+def site_of(given: dict[str, Any]) -> Site:
+    """Check region, PUE and prices of the command line. Raises SuiteError naming the options."""
     options = {
         "region": "--region",
         "pue": "--pue",
         "usd_per_device_hour": "--price",
         "usd_per_kwh": "--electricity-price",
+        "usd_capital_per_device_hour": "--capital-price",
     }
     try:
-        return Suite.model_validate(suite.model_dump() | given, strict=True)
+        return Site.model_validate(given, strict=True)
     except ValidationError as error:
         messages = list(_messages(error))
         for name, option in options.items():
             messages = [message.replace(name, option) for message in messages]
         raise SuiteError(messages) from error
+
+
+def with_site(suite: Suite, given: dict[str, Any]) -> Suite:
+    """Put region, PUE and prices of the command line into a suite. Raises SuiteError naming the options."""
+    stated = suite.site.model_dump(exclude_none=True)
+    return suite.model_copy(update=site_of(stated | given).model_dump())
 
 
 def expand(suite: Suite, machine: Machine) -> Plan:
@@ -330,7 +337,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
             cell["batch_size_per_device"] = 1
         else:
             cell["batch_size_per_device"] = total // (devices * accumulation)
-    if cell.get("measure_steps") is None and cell.get("measure_seconds") is None:
+    if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in ("parallelism", "precision", "optimizer"):
         try:
@@ -347,7 +354,12 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
         mistakes += _messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
-    return spec.model_copy(update={"workload_args": arguments})
+    spec = spec.model_copy(update={"workload_args": arguments})
+    try:
+        getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)
+    except ValueError as error:
+        raise SuiteError([f"workload_args: {error}"]) from error
+    return spec
 
 
 def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
     origin = int(record.started_at.timestamp() * 1000)
     if record.measurement is not None:
         seconds = record.measurement.step_seconds
-        for step in range(0, len(seconds), -(-len(seconds) // _HISTORY_POINTS)):
+        for step in range(0, len(seconds), max(1, -(-len(seconds) // _HISTORY_POINTS))):
             yield "step_seconds", seconds[step], origin + step, step
     for path in sorted(folder.glob("meters-*.parquet")):
         from bench.meters.trace import Trace

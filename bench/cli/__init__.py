@@ -14,6 +14,7 @@ import click
 
 _VERBS = {
     "run": ("bench.cli.run:run", "Execute a suite: train, measure, record, and print the answer."),
+    "measure": ("bench.cli.measure:measure", "Run any command and measure it: time, energy, carbon, cost, memory."),
     "show": ("bench.cli.show:show", "List the runs that a suite means here, with time and cost; start nothing."),
     "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),

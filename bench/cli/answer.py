@@ -58,10 +58,13 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
     failed = df[~df["status"].isin(["ok"])]
     for _, run in failed.iterrows():
         console.print(f"  {run['status']}: {printable(run['run_id'], 160)}: {printable(run['error_message'], 300)}")
-    if len(results):
+    law = fit(df) if len(results) else None
+    if law is not None and law.series:
         console.print()
-        for sentence in fit(df).sentences():
+        for sentence in law.sentences():
             console.print(sentence)
+    elif law is not None:
+        console.print("  no law is fitted: these runs do not say how much work (FLOP) a sample takes")
 
 
 def _table(results: pd.DataFrame) -> Table:

@@ -54,7 +54,7 @@ def takes(asked: Asked) -> str:
     """Say in one line what the runs will take in time, and in rent where a price is given."""
     expected = estimate(asked)
     if expected["seconds"] is None:
-        return "time: unknown before it was run once, as measure_steps is given instead of measure_seconds"
+        return "time: unknown before it was run once (commands, and measure_steps instead of measure_seconds)"
     cost = "" if expected["cost_usd"] is None else f", cost: about {expected['cost_usd']:.3g} USD"
     return f"time: about {expected['seconds'] / 60:.1f} min{cost}"
 

@@ -60,7 +60,10 @@ class LocalLauncher:
         self._command = [sys.executable, "-P", "-m", "bench.node"]
         for name, values in arguments.items():
             self._command += [name, ",".join(values)]
-        self._environment = os.environ | _SILENT | {"OMP_NUM_THREADS": str(threads)}
+        ours = _SILENT | {"OMP_NUM_THREADS": str(threads)}
+        changed = {name: os.environ.get(name) for name in (*ours, "CUDA_DEVICE_ORDER")}
+        ours |= {"WATTBENCH_CHANGED_VARIABLES": json.dumps(changed), "WATTBENCH_STARTED_IN": str(Path.cwd())}
+        self._environment = os.environ | ours
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
 

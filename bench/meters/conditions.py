@@ -100,6 +100,11 @@ def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuC
     )
 
 
+def used_by_run(events: Iterable[Row], device: str, t0: int, t1: int) -> bool:
+    """Whether a process of the run was seen on a GPU between two times."""
+    return any(fact.get("own") for _, fact in _around(events, device, t0, t1))
+
+
 def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
     """Share of the time by reason: by the cumulative counters, or as often as the bit was seen, whichever is more."""
     if len(found) < 2:

@@ -2,7 +2,8 @@
 
 `python -P -m bench.meters.sampler --meters nvml,rapl,codecarbon` says `ready {...}` and then obeys one command a line:
 `open PATH` (absolute; from now on rows go there) and `close`. Each is answered by `ok` or `error ...` after a reading
-of all meters has been written, so that a run lies between two readings. The end of the input, or of the parent, ends
+of all meters has been written, so that a run lies between two readings. `wait SECONDS` is answered when no meter is
+starting any more, or after that time. The end of the input, or of the parent, ends
 it. It uses no network, and an error of a meter or of the disk never ends it. `bench.meters.sidecar` is the other end.
 """
 
@@ -88,8 +89,13 @@ class Sampler:
     def obey(self, line: str) -> str:
         """Do what a command says and return the answer. A file's last reading is also the first of the next one."""
         command, _, path = line.partition(" ")
+        if command == "wait" and path.isdecimal():
+            deadline = time.monotonic() + int(path)
+            while self.state["starting"] and time.monotonic() < deadline:
+                time.sleep(0.05)
+            return "ok"
         if command not in ("open", "close") or (command == "open" and not Path(path).is_absolute()):
-            return f"error: unknown command {line!r}, give open with an absolute path, or close"
+            return f"error: unknown command {line!r}, give open with an absolute path, close, or wait"
         rows = self._read(list(self._meters))
         self._write([*rows, self._event("stop")])
         problem = self._problem

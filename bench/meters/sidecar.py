@@ -77,6 +77,10 @@ class Sidecar:
             self.error = None
         self._tell(f"open {path.absolute()}")
 
+    def wait(self, seconds: float) -> None:
+        """Wait until no meter is starting any more, at most so long."""
+        self._tell(f"wait {round(seconds)}", seconds)
+
     def close(self) -> None:
         """Take a last reading of all meters and write no more."""
         self._tell("close")
@@ -99,7 +103,7 @@ class Sidecar:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _tell(self, command: str) -> None:
+    def _tell(self, command: str, patience: float = 0.0) -> None:
         if self._process is None or self._process.stdin is None:
             self.error = self.error or "the meter sidecar was not started"
             return
@@ -108,7 +112,7 @@ class Sidecar:
         except OSError:
             self._give_up("the meter sidecar has died")
             return
-        answer = self._line(self._answer_seconds)
+        answer = self._line(self._answer_seconds + patience)
         if answer is None:
             dead = self._process.poll() is not None
             self._give_up("the meter sidecar has died" if dead else "the meter sidecar does not answer")

@@ -1,0 +1,124 @@
+"""Measure one command as it is: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from bench import accounting
+from bench.collect import Context, collect
+from bench.environment import describe
+from bench.files import write_json, write_text
+from bench.meters.sidecar import Sidecar
+from bench.process import adopt_orphans
+from bench.redact import redact
+from bench.schema import COMMAND, Machine, RunRecord, RunSpec, Site
+from bench.workloads.command import STEPS_FILE, execute, failure_of, measurement
+
+SUITE = "measure"
+CODECARBON_SECONDS = 10.0
+"""How long a command waits for CodeCarbon to start, where nothing else can say anything about energy."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure and how. `pattern` finds steps in the output, `output` takes it where not the terminal."""
+
+    argv: list[str]
+    meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
+    site: Site = field(default_factory=Site)
+    warmup_steps: int = 3
+    idle_seconds: float = 2.0
+    pattern: str | None = None
+    output: IO[bytes] | None = None
+
+
+def specification(asked: Asked, machine: Machine) -> RunSpec:
+    """Describe the command as a run: on all GPUs that are visible, or one process of the CPU."""
+    text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
+    return RunSpec(
+        workload=COMMAND,
+        workload_args={"argv": text} | ({"step_pattern": asked.pattern} if asked.pattern else {}),
+        device_type=machine.device_type,
+        devices_per_node=max(1, len(machine.gpus)),
+        warmup_steps=asked.warmup_steps,
+        meters=list(asked.meters),
+        timeout_seconds=2_000_000,
+    )
+
+
+def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
+    """Run the command, with the terminal's input and output, and return its record and its folder.
+
+    Raises FileNotFoundError or PermissionError where the command cannot be started.
+    """
+    adopt_orphans()
+    environment, spec = describe(machine), specification(asked, machine)
+    gpus = [gpu.uuid for gpu in machine.gpus]
+    now = datetime.now(UTC)
+    execution = runs.absolute() / SUITE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
+    folder = execution / spec.run_id
+    folder.mkdir(parents=True)
+    write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+    sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
+    try:
+        if sidecar is not None:
+            _ready(sidecar, asked.idle_seconds, execution)
+            sidecar.open(folder / "meters-0.jsonl")
+        end, error = _execute(asked, spec, folder)
+    finally:
+        if sidecar is not None:
+            sidecar.close()
+            sidecar.stop()
+    if error is not None:
+        raise error
+    write_json(folder / "exit.json", end | {"sidecar_error": sidecar.error if sidecar is not None else None})
+    context = Context(SUITE, execution.name, asked.site, environment, gpus)
+    return collect(context, spec, folder), folder
+
+
+def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
+    """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
+    hardware = {"nvml", "rapl"} & set(sidecar.live)
+    if not hardware and sidecar.starting:
+        sidecar.wait(CODECARBON_SECONDS)
+    if hardware and idle_seconds:
+        sidecar.open(execution / accounting.IDLE_TRACE)
+        start = time.monotonic_ns()
+        time.sleep(idle_seconds)
+        write_json(execution / accounting.IDLE_TIMES, {"idle": [start, time.monotonic_ns()]})
+
+
+def _execute(asked: Asked, spec: RunSpec, folder: Path) -> tuple[dict[str, object], OSError | None]:
+    """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
+    steps, started = folder / STEPS_FILE, datetime.now(UTC)
+    interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+
+    def forward(process: subprocess.Popen[bytes]) -> None:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command too
+        signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+
+    try:
+        ended = execute(asked.argv, steps, pattern=asked.pattern, output=asked.output, started=forward)
+    except OSError as error:
+        return {}, error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
+    end: dict[str, object] = {"how": "ended", "exitcode": ended.exitcode, "started_at": started.isoformat()}
+    end |= {"start_ns": ended.start_ns, "end_ns": ended.end_ns}
+    if ended.exitcode == 0:
+        result = measurement(steps, ended, spec.warmup_steps, spec.device_type)
+        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+    else:
+        with suppress(OSError):
+            write_json(folder / "error-0.json", failure_of(ended.exitcode, folder / "worker.log"))
+    return end, None
