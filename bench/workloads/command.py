@@ -38,6 +38,8 @@ from bench.schema import Measurement, Phase, Rank, RunSpec
 from bench.steps import VARIABLE
 
 STEPS_FILE = "steps-command.jsonl"
+OUTPUT = -1
+"""In place of a rank: steps that were found in the output, which count where no process tells of its own."""
 NO_MEMORY = (
     "CUDA out of memory",
     "OutOfMemoryError",
@@ -166,7 +168,7 @@ def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Pa
                 continue
             found = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
             counts = {name: round(value) for name, value in found.items() if name != "loss"}
-            file.write(json.dumps({"t_ns": time.monotonic_ns(), "rank": 0, **found, **counts}) + "\n")
+            file.write(json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **found, **counts}) + "\n")
 
 
 def _number(text: str | None) -> float | None:
@@ -232,7 +234,8 @@ def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
             begun[str(line["phase"])] = t
         elif rank == 0 and str(line["phase"]) in begun:
             pauses.append(Phase(name=str(line["phase"]), start_ns=begun.pop(str(line["phase"])), end_ns=t))
-    return marks, pauses
+    found = marks.pop(OUTPUT, [])
+    return marks or ({0: found} if found else {}), pauses
 
 
 def _overlap(breaks: list[Phase], a: int, b: int) -> float:
