@@ -1,6 +1,0 @@
-"""Placeholder until merged."""
-
-
-def fresh(uuid: str, driver: str) -> bool:
-    """Whether checked."""
-    return False
