@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bench.files import read_json, write_json
 from bench.schema import Gpu, Model, Scalar
@@ -73,31 +74,15 @@ def version() -> str:
         return "source"
 
 
-def save(
-    gpu: Gpu,
-    driver: str,
-    results: Iterable[Check],
-    *,
-    commit: str | None = None,
-    counter_period_seconds: float | None = None,
-    counter_continuous: bool | None = None,
-    facts: dict[str, Scalar] | None = None,
-    now: datetime | None = None,
-) -> Path:
-    """Write the validation of a GPU in place of its older one by this driver and version; return its path."""
-    validation = Validation(
-        uuid=gpu.uuid,
-        name=gpu.name,
-        driver=driver,
-        wattbench=version(),
-        commit=commit,
-        date=now or datetime.now(UTC),
-        results=list(results),
-        counter_period_seconds=counter_period_seconds,
-        counter_continuous=counter_continuous,
-        facts=facts or {},
-    )
-    path = folder() / _file_name(validation.uuid, driver, validation.wattbench)
+def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
+    """Write the validation of a GPU in place of its older one by this driver and version; return its path.
+
+    `more` are further fields of Validation; its date is now if not given. Raises ValueError for what they do not allow.
+    """
+    key = {"uuid": gpu.uuid, "driver": driver, "wattbench": version()}
+    given = {"date": datetime.now(UTC), "facts": {}, **more}
+    validation = Validation(name=gpu.name, results=list(results), **key, **given)
+    path = folder() / _file_name(*key.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, validation.model_dump(mode="json"))
     return path

@@ -34,7 +34,7 @@ def test_what_is_saved_is_found(tmp_path):
         counter_period_seconds=0.1,
         counter_continuous=True,
         facts={"rise_seconds": 0.9},
-        now=NOW,
+        date=NOW,
     )
     assert path.parent == folder() == tmp_path / "validation"
     assert list(folder().iterdir()) == [path]
@@ -47,7 +47,7 @@ def test_what_is_saved_is_found(tmp_path):
 
 
 def test_it_is_fresh_for_30_days_with_the_same_gpu_and_driver():
-    save(GPU, "580", PASSED, now=NOW)
+    save(GPU, "580", PASSED, date=NOW)
     assert fresh(GPU.uuid, "580", NOW + timedelta(days=30))
     assert not fresh(GPU.uuid, "580", NOW + timedelta(days=30, seconds=1))
     assert not fresh(GPU.uuid, "580", NOW - timedelta(days=2))  # from the future: some clock was wrong
@@ -60,28 +60,28 @@ def test_it_is_fresh_for_30_days_with_the_same_gpu_and_driver():
 def test_required_checks_must_be_there_and_ok(missing):
     others = [check for check in PASSED if not check.check.startswith(f"{missing} ")]
     for lines in ([], [Check(check=missing, found="", ok=None)], [Check(check=missing, found="", ok=False)]):
-        save(GPU, "580", others + lines, now=NOW)
+        save(GPU, "580", others + lines, date=NOW)
         assert not fresh(GPU.uuid, "580", NOW)
     more = [Check(check=f"{missing} shown only", found="2"), Check(check=f"{missing}0 another", found="3", ok=False)]
-    save(GPU, "580", [*PASSED, *more], now=NOW)
+    save(GPU, "580", [*PASSED, *more], date=NOW)
     assert fresh(GPU.uuid, "580", NOW)
-    save(GPU, "580", [*PASSED, Check(check=f"{missing} too", found="3", ok=False)], now=NOW)
+    save(GPU, "580", [*PASSED, Check(check=f"{missing} too", found="3", ok=False)], date=NOW)
     assert not fresh(GPU.uuid, "580", NOW)
 
 
 def test_the_newest_decides_whatever_version_wrote_it(monkeypatch):
-    save(GPU, "580", PASSED, now=NOW)
+    save(GPU, "580", PASSED, date=NOW)
     monkeypatch.setattr(validation, "version", lambda: "9.0")
-    save(GPU, "580", [], now=NOW + timedelta(days=1))
+    save(GPU, "580", [], date=NOW + timedelta(days=1))
     assert len(list(folder().iterdir())) == 2
     assert not fresh(GPU.uuid, "580", NOW + timedelta(days=1))
-    save(GPU, "580", PASSED, now=NOW + timedelta(days=2))
+    save(GPU, "580", PASSED, date=NOW + timedelta(days=2))
     assert len(list(folder().iterdir())) == 2
     assert fresh(GPU.uuid, "580", NOW + timedelta(days=2))
 
 
 def test_damaged_and_foreign_files_are_ignored():
-    path = save(GPU, "580", PASSED, now=NOW)
+    path = save(GPU, "580", PASSED, date=NOW)
     whole = path.read_text()
     (folder() / "half.json").write_text(whole[:100])
     (folder() / "list.json").write_text("[1]")
@@ -98,13 +98,13 @@ def test_damaged_and_foreign_files_are_ignored():
 @pytest.mark.parametrize("uuid", ["../../etc/passwd", "GPU-a/b", ".hidden", "MIG 1\n", "", "é" * 300])
 def test_a_uuid_cannot_leave_the_folder(uuid):
     gpu = GPU.model_copy(update={"uuid": uuid})
-    path = save(gpu, "../5", PASSED, now=NOW)
+    path = save(gpu, "../5", PASSED, date=NOW)
     assert path.resolve().parent == folder().resolve()
     assert fresh(uuid, "../5", NOW)
 
 
 def test_like_names_stay_apart():
-    paths = {save(GPU.model_copy(update={"uuid": uuid}), "580", PASSED, now=NOW) for uuid in ("a/b", "a-b", "a b")}
+    paths = {save(GPU.model_copy(update={"uuid": uuid}), "580", PASSED, date=NOW) for uuid in ("a/b", "a-b", "a b")}
     assert len(paths) == 3
 
 
