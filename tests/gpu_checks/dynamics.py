@@ -90,7 +90,9 @@ def v5(session, seconds):
     known = [at_duty(f["counter_watts"], low, f["event_duty"], wanted) for f in periods]
     out.add("V5 counter by period", f"{spread(known):.2%} between {len(known)} periods")
     model = low + wanted * (high - low)
-    text = f"{mean(f['counter_watts'] for f in phases):.1f} W, duty {wanted:.1%} of {low:.0f} to {high:.0f} W: {model:.1f}"
+    text = (
+        f"{mean(f['counter_watts'] for f in phases):.1f} W, duty {wanted:.1%} of {low:.0f} to {high:.0f} W: {model:.1f}"
+    )
     out.add("V5 counter and duty", text)
     return out
 

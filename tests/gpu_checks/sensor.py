@@ -84,7 +84,9 @@ def v2(session, seconds):
     fell = falls(counter)
     out.add("V2 falls of the counter", f"{fell} in {len(counter)} reads", fell == 0, "0")
     if len(steps) < 3:
-        out.add("V2 period of the counter", f"{len(steps)} changes in {seconds:.0f} s", False, "10 to 200 ms, about 100")
+        out.add(
+            "V2 period of the counter", f"{len(steps)} changes in {seconds:.0f} s", False, "10 to 200 ms, about 100"
+        )
         return out
     periods = [(b[0] - a[0]) / 1e6 for a, b in pairwise(steps)]
     joules = [(b[1] - a[1]) / 1e3 for a, b in pairwise(steps)]
@@ -131,17 +133,16 @@ def _latencies(nvml, seconds):
 
 def _sidecar_share(uuid, seconds):
     """Return the share of a core that a reading sidecar takes."""
-    with Sidecar(["nvml", "rapl"], gpus=[uuid]) as sidecar:
-        with TemporaryDirectory() as folder:
-            sidecar.open(Path(folder) / "meters.jsonl")
-            if sidecar.error or sidecar.pid is None:
-                return None
-            process = psutil.Process(sidecar.pid)
-            before, began = sum(process.cpu_times()[:2]), time.monotonic()
-            time.sleep(seconds)
-            share = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
-            sidecar.close()
-            return share
+    with Sidecar(["nvml", "rapl"], gpus=[uuid]) as sidecar, TemporaryDirectory() as folder:
+        sidecar.open(Path(folder) / "meters.jsonl")
+        if sidecar.error or sidecar.pid is None:
+            return None
+        process = psutil.Process(sidecar.pid)
+        before, began = sum(process.cpu_times()[:2]), time.monotonic()
+        time.sleep(seconds)
+        share = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
+        sidecar.close()
+        return share
 
 
 def v3(session, seconds):

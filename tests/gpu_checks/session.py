@@ -96,10 +96,11 @@ class Nvml:
 class Load:
     """A child process that works on the GPU between `with` and its end. Raises Skipped where it cannot."""
 
-    def __init__(self, uuid, kind, **options):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": uuid} if uuid else dict(os.environ)
+    def __init__(self, visible, kind, /, **options):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible} if visible else dict(os.environ)
         command = [sys.executable, "-m", "tests.gpu_checks.load", kind, json.dumps(options)]
-        self.kind, self._log, self._pending = kind, tempfile.TemporaryFile(), b""
+        self.kind, self._pending = kind, b""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the load
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, cwd=ROOT, env=environment
         )
@@ -110,8 +111,9 @@ class Load:
     def wait_ready(self):
         line = self.line(START_SECONDS)
         if line != "ready":
+            reason = self._reason(line)
             self.stop()
-            raise Skipped(self._reason(line))
+            raise Skipped(reason)
         return self
 
     def line(self, seconds):
@@ -153,11 +155,11 @@ class Load:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process.stdout.close()
+        self._log.close()
 
     def __exit__(self, *_):
         self.stop()
-        self.process.stdout.close()
-        self._log.close()
 
 
 class NoLoad:
@@ -278,10 +280,10 @@ def driver_samples(nvml, since_us):
     }
 
 
-def job(uuid, kind, seconds, **options):
+def job(visible, kind, seconds, /, **options):
     """Let a child do a piece of work that ends by itself; return its answer. Raises Skipped with its reason."""
-    load = Load(uuid, kind, **options)
+    load = Load(visible, kind, **options)
     try:
         return load.answer(seconds)
     finally:
-        load.__exit__()
+        load.stop()
