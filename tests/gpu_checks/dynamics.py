@@ -7,7 +7,7 @@ from statistics import mean, median
 
 from bench.meters.trace import Row, Trace
 from tests.gpu_checks.figures import at_duty, duty, hold_mean, rise_seconds, spread
-from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, Nvml, Outcome, Skipped
+from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome, Skipped
 
 PHASES = 8
 RATIOS = {"1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4, "4/5": 4 / 5, "6/5": 6 / 5, "5/4": 5 / 4, "4/3": 4 / 3}
@@ -25,7 +25,7 @@ def _watched(session, programme, wanted, pause):
             if load.line_waits():
                 waves.append(load.answer(1))
             if time.monotonic() > end or (load.process.poll() is not None and not load.line_waits()):
-                raise Skipped("the square wave ended early")
+                raise LoadFailed("the square wave ended early")
         rows += nvml.watch(0.3, wanted, pause)[0]
     return waves, rows
 

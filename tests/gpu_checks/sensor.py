@@ -19,7 +19,7 @@ from tests.gpu_checks.figures import (
     summary,
     variation,
 )
-from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, Nvml, Outcome, Skipped
+from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome, Skipped
 
 FIELDS = (
     *(("energy counter", COUNTER), ("average power", (AVERAGE, 0)), ("instant power", (INSTANT, 0))),
@@ -153,8 +153,8 @@ def v3(session, seconds):
             with session.load(kind), Nvml(session.uuid) as nvml:
                 found = _latencies(nvml, seconds / 4)
                 share = _sidecar_share(session.uuid, seconds / 4)
-        except Skipped as reason:
-            out.add(f"V3 {kind}", f"not done: {reason}")
+        except (Skipped, LoadFailed) as reason:
+            out.add(f"V3 {kind}", f"not done: {reason}", False if isinstance(reason, LoadFailed) else None)
             continue
         both = found["fields 83, 186"]
         text = f"p50 {both['p50_ms']:.2f} ms, p99 {both['p99_ms']:.2f} ms"
@@ -179,8 +179,8 @@ def v4(session, seconds):
         length = seconds if session.no_load else seconds * share
         try:
             _agreement(out, session, kind, session.record(kind, length))
-        except Skipped as reason:
-            out.add(f"V4 {kind}", f"not done: {reason}")
+        except (Skipped, LoadFailed) as reason:
+            out.add(f"V4 {kind}", f"not done: {reason}", False if isinstance(reason, LoadFailed) else None)
     return out
 
 

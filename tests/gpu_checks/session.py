@@ -28,6 +28,10 @@ class Skipped(Exception):
     """A check cannot be done here; the message says why."""
 
 
+class LoadFailed(Exception):
+    """A load that should work does not; the message is the end of its log."""
+
+
 @dataclass
 class Outcome:
     """Lines of the table, and the figures that are kept in the results."""
@@ -94,7 +98,7 @@ class Nvml:
 
 
 class Load:
-    """A child process that works on the GPU between `with` and its end. Raises Skipped where it cannot."""
+    """A child process that works on the GPU between `with` and its end. Raises Skipped where there is no CUDA, LoadFailed."""
 
     def __init__(self, visible, kind, /, **options):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible} if visible else dict(os.environ)
@@ -111,9 +115,9 @@ class Load:
     def wait_ready(self):
         line = self.line(START_SECONDS)
         if line != "ready":
-            reason = self._reason(line)
+            problem = self._problem(line)
             self.stop()
-            raise Skipped(reason)
+            raise problem
         return self
 
     def line(self, seconds):
@@ -134,19 +138,18 @@ class Load:
         return b"\n" in self._pending or bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def answer(self, seconds):
-        """Return the next line as JSON. Raises Skipped with the reason that the child gives, or the end of its log."""
+        """Return the next line as JSON. Raises Skipped with the reason that the child gives, or LoadFailed."""
         line = self.line(seconds)
-        value = json.loads(line) if line and line.startswith("{") else {"reason": self._reason(line)}
-        if "reason" in value:
-            raise Skipped(value["reason"])
-        return value
+        if not line or not line.startswith("{") or line.startswith('{"reason"'):
+            raise self._problem(line)
+        return json.loads(line)
 
-    def _reason(self, line):
+    def _problem(self, line):
         if line and line.startswith('{"reason"'):
-            return json.loads(line)["reason"]
+            return Skipped(json.loads(line)["reason"])
         self._log.seek(0)
         tail = self._log.read().decode(errors="replace").strip().splitlines()
-        return f"the load {self.kind} did not work: {tail[-1][:200] if tail else line or 'it says nothing'}"
+        return LoadFailed(f"the load {self.kind} failed: {tail[-1][:200] if tail else line or 'it says nothing'}")
 
     def stop(self):
         self.process.stdin.close()
