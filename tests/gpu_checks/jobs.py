@@ -175,7 +175,7 @@ def two_gpus(session, seconds):
     if session.no_load:
         raise Skipped(session.no_load)
     out = Outcome()
-    settings = ("devices=2", "repeats=1", "precision=bf16", "workload_args.preset=gpt2-124m", "measure_seconds=5")
+    settings = ("devices=2", "repeats=1", "precision=[bf16]", "workload_args.preset=gpt2-124m", "measure_seconds=5")
     before = _counters(free)
     done, records = bench_run((*settings, "device_type=cuda"), seconds)
     raw = {uuid: e - before[uuid] for uuid, e in _counters(free).items()}
