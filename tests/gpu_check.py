@@ -1,249 +1,246 @@
-"""Check meters and runs on a machine with a real NVIDIA GPU: `python -m tests.gpu_check [--seconds 20]`.
+"""Check meters and runs on a machine with a real NVIDIA GPU: `python -m tests.gpu_check [--only V4,V8] [--seconds 540]`.
 
-Prints what was checked, what was found and whether it is as expected; ends with 0 if all of it is. Agreement between
-counter and power shows that the software is right: both come from one sensor, so it says nothing about its gain.
+Does the checks that are missing in the results folder, in order of importance, and keeps the results of each at once:
+what does not fit into the time is done by the next call. Prints what was checked, what was found and whether it is as
+expected; ends with 0 if all that was done is. When V2, V4, V6 and V10 are there, they are kept as the validation of this
+GPU's sensor (`bench.validation`). Agreement between counter and power shows that the software is right: both come from
+one sensor, so it says nothing about its gain.
 """
 
 import argparse
-import subprocess
+import math
+import os
+import re
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median, quantiles
 
-import psutil
+from bench import validation
+from bench.environment import commit, torch_build
+from bench.files import read_json, write_json
+from bench.meters.nvml import list_gpus
+from bench.validation import REQUIRED, Check
+from tests.gpu_checks import dynamics, jobs, sensor
+from tests.gpu_checks.figures import plan
+from tests.gpu_checks.session import ROOT, Outcome, Session, Skipped
 
-from bench.meters.nvml import NvmlMeter, list_gpus
-from bench.meters.sidecar import Sidecar
-from bench.meters.trace import Row, Trace
-from bench.metrics import metrics
-from bench.schema import RunRecord
-
-_failed: list[str] = []
-
-
-def report(check: str, found: str, ok: bool | None = None, expected: str = "") -> None:
-    """Print a line of the table; `ok` is None for what is only shown."""
-    verdict = {None: "", True: "ok", False: "NOT AS EXPECTED"}[ok]
-    print(f"{check:<34} {found:<44} {expected:<30} {verdict}", flush=True)
-    if ok is False:
-        _failed.append(check)
+LOAD_SECONDS = 12.0
+"""Start of a load: torch, CUDA, first kernels."""
+OTHER_SECONDS = 1.5
+"""Start and end of whatever else a check needs."""
 
 
-def check_inventory() -> str:
-    """V1: what is here. Returns the UUID of the GPU that is checked."""
-    gpus, driver, _ = list_gpus()
-    report("V1 driver", str(driver), driver is not None)
-    for gpu in gpus:
-        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else "memory unknown"
-        busy = f", used by {', '.join(gpu.used_by)}" if gpu.used_by else ""
-        report(f"V1 GPU {gpu.index}", f"{gpu.name}, {memory}{busy}", not gpu.used_by and not gpu.mig, "free, no MIG")
-    meter = NvmlMeter([gpus[0].uuid])
-    energies, powers = ([getattr(row, name) for row in meter.read()] for name in ("energy_uj", "power_mw"))
-    report("V1 energy counter, instant power", f"{energies} µJ, {powers} mW", all(energies + powers))
-    meter.close()
-    return gpus[0].uuid
+@dataclass(frozen=True)
+class Spec:
+    """A check: seconds of measuring, as specified and at least, and how many loads it starts.
+
+    `without` is its share of the time where nothing can work on the GPU; 0: then it is skipped at once. `shares` are
+    checks whose stretches it looks at.
+    """
+
+    title: str
+    function: object
+    full: float
+    least: float
+    loads: int = 0
+    without: float = 0.0
+    shares: tuple = ()
 
 
-def check_counter(uuid: str, seconds: float) -> None:
-    """V2 and V3: read as fast as it goes; period and step of the counter, latency of a read."""
-    meter = NvmlMeter([uuid])
-    rows: list[Row] = []
-    latencies = []
-    end = time.monotonic() + seconds
-    while (began := time.monotonic()) < end:
-        rows += meter.read()
-        latencies.append(time.monotonic() - began)
-        time.sleep(0.001)
-    meter.close()
-    counter = [(row.t_ns, row.energy_uj) for row in rows if row.energy_uj is not None]
-    changes = [b for a, b in pairwise(counter) if a[1] != b[1]]
-    falls = sum(b[1] < a[1] for a, b in pairwise(counter))
-    report("V10 counter never falls", f"{falls} falls in {len(counter)} reads", falls == 0, "0 falls")
-    if len(changes) > 2:
-        periods = [(b[0] - a[0]) / 1e6 for a, b in pairwise(changes)]
-        steps = [(b[1] - a[1]) / 1e6 for a, b in pairwise(changes)]
-        low, high = quantiles(periods, n=20)[0], quantiles(periods, n=20)[-1]
-        found = f"median {median(periods):.1f} ms (5-95 %: {low:.1f} to {high:.1f})"
-        report("V2 period of the counter", found, 10 < median(periods) < 200, "10 to 200 ms, about 100")
-        report("V2 step of the counter", f"median {median(steps):.2f} J")
-    p99 = quantiles(latencies, n=100)[-1]
-    report(
-        "V3 latency of a read",
-        f"median {median(latencies) * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms",
-        p99 < 0.05,
-        "p99 < 50 ms",
-    )
-    report(
-        "V3 failed reads", f"{meter.errors} of {len(latencies)}", meter.errors <= len(latencies) / 100, "at most 1 %"
-    )
+CHECKS = {
+    "V1": Spec("inventory", sensor.v1, 1, 1, without=1),
+    "V2": Spec("counter period", sensor.v2, 20, 2, without=1),
+    "V4": Spec("agreement", sensor.v4, 300, 30, 3, 0.1),
+    "V6": Spec("additivity", sensor.v6, 120, 5, 1, 1, ("V4",)),
+    "V10": Spec("plausibility", sensor.v10, 120, 5, 1, 1, ("V4", "V6")),
+    "V3": Spec("latency and cost of reading", sensor.v3, 40, 20, 1, 0.5),
+    "V5": Spec("part-time sampling", dynamics.v5, 340, 51, 1),
+    "V8": Spec("perturbation", jobs.v8, 320, 80, 2),
+    "RUN": Spec("main job", jobs.main_job, 120, 90),
+    "DDP": Spec("two GPUs", jobs.two_gpus, 90, 60),
+    "V9": Spec("step response", dynamics.v9, 16, 8, 1),
+    "V12": Spec("two ranks on a GPU", jobs.v12, 20, 6, 2),
+    "V14": Spec("nvidia-smi", dynamics.v14, 15, 6, 1),
+    "V7": Spec("repeatability", sensor.v7, 235, 35, 1),
+    "V13": Spec("CodeCarbon", jobs.v13, 120, 20, 2),
+    "V11": Spec("power limits", sensor.v11, 60, 27, 1),
+}
+OF_A_BOARD = ("V1", *REQUIRED)
+"""What is found out about one board; the rest holds for all of a model and driver."""
+SITE = "V15", "skipped: needs a site meter (PDU, Redfish, IPMI)"
 
 
-def measure(uuid: str, seconds: float, load: Callable[[], None] | None) -> tuple[Trace, int, int, float]:
-    """Record a stretch by the sidecar, as a run does. Returns its trace, its edges and the sidecar's CPU share."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while load is not None and not stop.is_set():
-            load()
-
-    worker = threading.Thread(target=work)
-    with tempfile.TemporaryDirectory() as folder, Sidecar(["nvml", "rapl"], gpus=[uuid]) as sidecar:
-        path = Path(folder) / "meters.jsonl"
-        worker.start()
-        time.sleep(2.0)
-        sidecar.open(path)
-        process = psutil.Process(sidecar.pid)
-        before, t0 = sum(process.cpu_times()[:2]), time.monotonic_ns()
-        time.sleep(seconds)
-        t1, after = time.monotonic_ns(), sum(process.cpu_times()[:2])
-        time.sleep(0.3)
-        sidecar.close()
-        stop.set()
-        worker.join()
-        report("sidecar", sidecar.error or "no error", sidecar.error is None)
-        return Trace.read(path), t0, t1, (after - before) / ((t1 - t0) / 1e9)
+def show(check, found, expected="", verdict=""):
+    print(f"{check:<34} {found:<56} {expected:<36} {verdict}".rstrip(), flush=True)
 
 
-def only(trace: Trace, what: str) -> Trace:
-    """Return the trace with nothing but counter (`energy_uj`) or power (`power_mw`) of the GPU."""
-    other = {"energy_uj": "power_mw", "power_mw": "energy_uj"}[what]
-    rows = [row for row in trace.rows if row.component == "gpu" and getattr(row, what) is not None]
-    return Trace(replace(row, **{other: None}) for row in rows)
+def costs(names, session):
+    """Return (least, full) seconds of checks, starts included."""
+    found = {}
+    for name in names:
+        spec = CHECKS[name]
+        if session.no_load:
+            least, full, starts = spec.least * spec.without, spec.full * spec.without, 0
+        else:
+            least, full, starts = spec.least, spec.full, spec.loads
+        if name in ("DDP",) and len(session.gpus) < 2:
+            least, full = 0.0, 0.0
+        if name == "V11" and not session.allow_power_limit:
+            least, full, starts = 0.0, 0.0, 0
+        if name == "V13" and jobs.absent(["codecarbon"]):
+            least, full, starts = 0.0, 0.0, 0
+        if spec.shares and (session.stretches or any(other in names for other in spec.shares)):
+            least, full, starts = 0.0, 0.0, 0
+        overhead = starts * LOAD_SECONDS + (OTHER_SECONDS if full else 0.0)
+        found[name] = (least + overhead, full + overhead)
+    return found
 
 
-def check_energy(name: str, uuid: str, seconds: float, load: Callable[[], None] | None, limit_watts: float) -> None:
-    """V4, V6 and V10 over one stretch, and the sidecar's own cost (V3)."""
-    trace, t0, t1, share = measure(uuid, seconds, load)
-    by_counter, by_power = only(trace, "energy_uj").energy(t0, t1), only(trace, "power_mw").energy(t0, t1)
-    if not by_counter or not by_power:
-        report(f"V4 {name}", "no energy by counter or by power", False)
-        return
-    counter, power = by_counter[0], by_power[0]
-    found = f"{counter.energy_joules:.1f} J counter, {power.energy_joules:.1f} J integral"
-    difference = abs(counter.energy_joules - power.energy_joules) / counter.energy_joules
-    report(f"V4 {name}: agreement", f"{found}: {difference:.2%}", difference <= 0.02, "at most 2 %")
-    edges = [*range(t0, t1 - 10**9, 2 * 10**9), t1]
-    parts = [reading for a, b in pairwise(edges) for reading in only(trace, "energy_uj").energy(a, b)]
-    total = sum(round(reading.energy_joules * 1e6) for reading in parts)
-    error = total - round(counter.energy_joules * 1e6)
-    report(
-        f"V6 {name}: sum of {len(parts)} windows",
-        f"{error} µJ off",
-        error == 0 and len(parts) == len(edges) - 1,
-        "0 µJ",
-    )
-    watts = counter.power_watts_mean
-    report(
-        f"V10 {name}: mean power",
-        f"{watts:.1f} W",
-        0 < watts <= 1.02 * limit_watts,
-        f"at most 1.02 x {limit_watts:.0f} W",
-    )
-    bound = counter.uncertainty_joules or 0.0
-    report(f"{name}: reading", f"{counter.provenance}, ±{bound:.1f} J at the edges, flags {counter.flags or 'none'}")
-    report(f"V3 {name}: sidecar", f"{share:.2%} of a core", share < 0.01, "below 1 %")
-
-
-def check_runs(settings: tuple[str, ...]) -> None:
-    """The main job, one run a precision: ranks forked warm can use the device, energy is measured, MFU is possible."""
-    suite = Path(__file__).parent.parent / "suites" / "scaling.yaml"
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", str(suite)]
-    for setting in ("devices=1", "repeats=1", *settings):
-        command += ["--set", setting]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        found = [RunRecord.model_validate_json(p.read_text()) for p in Path(folder).glob("runs/*/*/*/record.json")]
-    report(
-        "suites/scaling.yaml",
-        f"exit code {done.returncode}, {len(found)} runs",
-        done.returncode == 0 and len(found) > 0,
-    )
-    if done.returncode:
-        print(done.stderr[-2000:])
-    for record in sorted(found, key=lambda r: str(r.spec.precision)):
-        name = f"run {record.spec.precision} on {record.spec.device_type}"
-        if record.measurement is None:
-            report(
-                name,
-                f"{record.status}: {record.error.message[:80] if record.error else ''}",
-                record.status == "skipped",
-            )
-            continue
-        known = metrics(record)
-        report(
-            f"{name}: loss",
-            f"{known['loss_first']:.2f} -> {known['loss_last']:.2f}",
-            known["loss_last"] < known["loss_first"],
-        )
-        figures = (
-            f"{known['tokens_per_second']:.4g} tokens/s, {known.get('joules_per_token', float('nan')):.3g} J/token"
-        )
-        report(f"{name}: energy", figures, "joules_per_token" in known or record.spec.device_type == "cpu", "measured")
-        steps = sum(record.measurement.step_seconds) / record.measurement.window_seconds
-        report(f"{name}: steps / window", f"{steps:.4f}", 0.97 <= steps <= 1.01, "0.97 to 1.01")
-        share = known.get("model_flops_utilization")
-        report(
-            f"{name}: MFU",
-            "absent" if share is None else f"{share:.3f}",
-            share is None or 0.01 < share < 1,
-            "0.01 to 1",
-        )
-
-
-def gemm() -> Callable[[], None] | None:
-    """Return a bf16 load for the GPU, or None without CUDA."""
-    import torch
-
-    if not torch.cuda.is_available():
+def clean(value):
+    """Return a value that JSON can hold: what is not finite is None."""
+    if isinstance(value, dict):
+        return {str(k): clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-
-    def load() -> None:
-        for _ in range(10):
-            torch.mm(a, a)
-        torch.cuda.synchronize()
-
-    return load
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def power_limit(uuid: str) -> float:
-    """Return the enforced power limit in watts."""
-    import pynvml
+def do(name, session, seconds):
+    """Do a check and return its entry in the results. Whatever goes wrong in it is an entry too."""
+    began, spec = time.monotonic(), CHECKS[name]
+    entry = {"title": spec.title, "uuid": session.uuid, "commit": commit(), "date": datetime.now(UTC).isoformat()}
+    try:
+        outcome, state = spec.function(session, seconds), "done"
+    except Skipped as reason:
+        outcome, state = Outcome([Check(check=f"{name} {spec.title}", found=f"skipped: {reason}")]), "skipped"
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        outcome, state = Outcome([Check(check=f"{name} {spec.title}", found=message[:300], ok=False)]), "error"
+    entry |= {"state": state, "seconds": round(seconds, 1), "wall_seconds": round(time.monotonic() - began, 1)}
+    return entry | {"lines": [line.model_dump() for line in outcome.lines], "figures": clean(outcome.figures)}
 
-    pynvml.nvmlInit()
-    limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-    pynvml.nvmlShutdown()
-    return float(limit / 1e3)
+
+def overhead(name, session):
+    """Return the seconds of a check's plan that it does not measure in."""
+    spec = CHECKS[name]
+    least, _ = costs([name], session)[name]
+    return max(0.0, least - spec.least * (spec.without if session.no_load else 1.0))
 
 
-def main() -> int:
-    """Run all checks."""
+def is_missing(entry, name, uuid):
+    """Whether a check is still to be done: never, in vain, or on another board where that matters."""
+    return entry is None or entry["state"] != "done" or (name in OF_A_BOARD and entry["uuid"] != uuid)
+
+
+def show_entry(entry, earlier):
+    verdicts = {True: "ok", False: "NOT AS EXPECTED", None: ""}
+    for line in entry["lines"]:
+        undone = line["ok"] is None and line["found"].startswith("not done")
+        verdict = "skipped" if entry["state"] == "skipped" else "not done" if undone else verdicts[line["ok"]]
+        show(line["check"], line["found"], line["expected"], f"{verdict} (earlier)" if earlier else verdict)
+
+
+def validate(session, checks):
+    """Keep what is known of this board's sensor, once the required checks are there."""
+    here = {n: e for n, e in checks.items() if e["state"] == "done" and e["uuid"] == session.uuid}
+    if not set(REQUIRED) <= set(here):
+        return None
+    lines = [Check.model_validate(line) for entry in here.values() for line in entry["lines"]]
+    if set(here["V4"]["figures"]) <= {"idle"}:  # an idle GPU shows little: V4 counts when it was done under load
+        lines = [
+            line.model_copy(update={"ok": line.ok and None}) if line.check.startswith("V4 ") else line for line in lines
+        ]
+    facts = {f"{kind}_difference": figures["instant_difference"] for kind, figures in here["V4"]["figures"].items()}
+    for name, rises in here.get("V9", {}).get("figures", {}).items():
+        facts[name] = sorted(rises)[len(rises) // 2]
+    return validation.save(
+        session.gpu,
+        session.driver,
+        lines,
+        commit=commit(),
+        date=min(datetime.fromisoformat(here[name]["date"]) for name in REQUIRED),
+        counter_period_seconds=here["V2"]["figures"].get("counter_period_seconds"),
+        counter_continuous=here.get("V5", {}).get("figures", {}).get("counter_continuous"),
+        facts=facts,
+    )
+
+
+def options():
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each stretch")
-    seconds = parser.parse_args().seconds
-    gpus, _, reason = list_gpus()
+    parser.add_argument("--only", help=f"checks, separated by commas: {', '.join(CHECKS)}")
+    parser.add_argument("--seconds", type=float, default=540.0, help="time for all checks together")
+    parser.add_argument("--results", type=Path, default=ROOT / "tests" / "gpu_results", help="folder of the results")
+    parser.add_argument("--no-resume", action="store_true", help="do checks again that were done before")
+    parser.add_argument("--allow-power-limit", action="store_true", help="let V11 change the power limit (root)")
+    given = parser.parse_args()
+    given.names = [name.strip().upper() for name in given.only.split(",")] if given.only else list(CHECKS)
+    if unknown := [name for name in given.names if name not in CHECKS]:
+        parser.error(f"unknown check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
+    given.names = [name for name in CHECKS if name in given.names]
+    return given
+
+
+def why_no_load():
+    """Return why nothing can work on the GPU here; None where torch is built for CUDA."""
+    version, cuda = torch_build()
+    if version is None:
+        return "torch is not installed"
+    return None if cuda else f"no torch with CUDA here (torch {version})"
+
+
+def run(given, session, path):
+    """Do what is missing and fits, keep it, print all; return the entries of the checks that were asked for."""
+    known = read_json(path) or {}
+    checks = known.get("checks", {}) if not given.no_resume or given.only else {}
+    again = set(given.names) if given.no_resume else set()
+    missing = [n for n in given.names if n in again or is_missing(checks.get(n), n, session.uuid)]
+    session.earlier, entries = checks, {}
+    for name in given.names:
+        if name not in missing:
+            entries[name] = checks[name]
+            show_entry(checks[name], earlier=True)
+            continue
+        fits = plan(costs(missing, session), session.remaining())
+        missing.remove(name)
+        if name not in fits:
+            show(f"{name} {CHECKS[name].title}", "not done (time)", "", "not done")
+            continue
+        seconds = max(fits[name] - overhead(name, session), 0.0)
+        checks[name] = entries[name] = do(name, session, seconds)
+        show_entry(entries[name], earlier=False)
+        write_json(path, {"gpu": session.gpu.name, "driver": session.driver, "checks": checks})
+    if not given.only:
+        show(*SITE, "", "skipped")
+    return entries, checks
+
+
+def main():
+    """Run the checks that are asked for."""
+    given = options()
+    began = time.monotonic()
+    gpus, driver, reason = list_gpus()
     if not gpus:
         print(f"Nothing was checked: {reason}.")
         return 1
-    uuid = check_inventory()
-    limit = power_limit(uuid)
-    check_counter(uuid, seconds)
-    # Before this process itself uses the GPU: then it would be taken for somebody else's.
-    check_runs(("workload_args.preset=gpt2-124m", "measure_seconds=5", "device_type=cuda"))
-    check_energy("idle", uuid, seconds, None, limit)
-    load = gemm()
-    if load is None:
-        report("V4 bf16 GEMM", "left out: no torch with CUDA here")
-    else:
-        check_energy("bf16 GEMM", uuid, seconds, load, limit)
-    print(f"{len(_failed)} not as expected: {', '.join(_failed)}" if _failed else "All as expected.")
-    return 1 if _failed else 0
+    # Children find the source tree, installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    session = Session(gpus[0], gpus, driver or "", why_no_load(), began + given.seconds, given.allow_power_limit)
+    slug = re.sub(r"[^a-z0-9.]+", "-", f"{gpus[0].name} {session.driver}".lower()).strip("-")
+    given.results.mkdir(parents=True, exist_ok=True)
+    path = given.results.absolute() / f"{slug}.json"
+    entries, checks = run(given, session, path)
+    done = [line for entry in entries.values() for line in entry["lines"]]
+    failed = [line["check"] for line in done if line["ok"] is False]
+    if (kept := validate(session, checks)) is not None:
+        verdict = "passed" if validation.fresh(session.uuid, session.driver) else "not passed"
+        print(f"validation of this sensor: {verdict}, {kept}")
+    print(f"results: {path}")
+    print(f"{len(failed)} not as expected: {', '.join(failed)}" if failed else "All that was done is as expected.")
+    return 1 if failed or not done else 0
 
 
 if __name__ == "__main__":

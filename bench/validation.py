@@ -1,0 +1,115 @@
+"""Which GPU sensors were checked on this machine, when and with what result: one JSON file a GPU, driver and version.
+
+`python -m tests.gpu_check` writes them, and a run on a GPU without a fresh one was measured by an unchecked sensor. The
+folder is $WATTBENCH_VALIDATION, or `wattbench/validation` in the user's data folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.files import read_json, write_json
+from bench.schema import Gpu, Model, Scalar
+
+REQUIRED = ("V2", "V4", "V6", "V10")
+"""Period of the counter, agreement of counter and power, additivity, plausibility."""
+FRESH = timedelta(days=30)
+_SKEW = timedelta(days=1)
+
+
+class Check(Model):
+    """One line of the table. `ok` is None for what is only shown, or was not done."""
+
+    check: str
+    found: str
+    expected: str = ""
+    ok: bool | None = None
+
+
+class Validation(Model):
+    """What was found out about the sensor of one GPU; `check` of a result is an id (`V4`), perhaps with more words.
+
+    `counter_continuous` is False for an energy counter that sees a part of the time only, None where nobody looked.
+    `facts` are further figures, with their units in their names.
+    """
+
+    uuid: str
+    name: str
+    driver: str
+    wattbench: str
+    commit: str | None = None
+    date: datetime
+    results: list[Check]
+    counter_period_seconds: float | None = None
+    counter_continuous: bool | None = None
+    facts: dict[str, Scalar]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every required check was done with the expected result, and none of its lines had another."""
+        verdicts = [{r.ok for r in self.results if r.check.partition(" ")[0] == check} for check in REQUIRED]
+        return all(True in oks and False not in oks for oks in verdicts)
+
+
+def folder() -> Path:
+    """Where validations are kept."""
+    if given := os.environ.get("WATTBENCH_VALIDATION"):
+        return Path(given).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "wattbench" / "validation"
+
+
+def version() -> str:
+    """Version of the installed wattbench; `source` where only its source tree is there."""
+    try:
+        return metadata.version("wattbench")
+    except metadata.PackageNotFoundError:
+        return "source"
+
+
+def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
+    """Write the validation of a GPU in place of its older one by this driver and version; return its path.
+
+    `more` are further fields of Validation; its date is now if not given. Raises ValueError for what they do not allow.
+    """
+    key = {"uuid": gpu.uuid, "driver": driver, "wattbench": version()}
+    given = {"date": datetime.now(UTC), "facts": {}, **more}
+    validation = Validation(name=gpu.name, results=list(results), **key, **given)
+    path = folder() / _file_name(*key.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, validation.model_dump(mode="json"))
+    return path
+
+
+def _file_name(*key: str) -> str:
+    """Return a name that is safe whatever the key holds, and different for different keys."""
+    readable = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip(".")[:60] for part in key)
+    return f"{readable}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.json"
+
+
+def find(uuid: str, driver: str | None, now: datetime | None = None) -> Validation | None:
+    """Return the newest validation of a GPU with this driver that is not too old. Damaged files are ignored."""
+    now = now or datetime.now(UTC)
+    known = [v for path in folder().glob("*.json") if (v := _read(path)) and (v.uuid, v.driver) == (uuid, driver)]
+    return max((v for v in known if -_SKEW <= now - v.date <= FRESH), key=lambda v: v.date, default=None)
+
+
+def fresh(uuid: str, driver: str | None, now: datetime | None = None) -> bool:
+    """Whether the newest validation of a GPU with this driver is at most 30 days old and all required checks passed."""
+    validation = find(uuid, driver, now)
+    return validation is not None and validation.passed
+
+
+def _read(path: Path) -> Validation | None:
+    try:
+        validation = Validation.model_validate(read_json(path))
+    except (OSError, ValueError):
+        return None
+    return validation if validation.date.tzinfo is not None else None

@@ -1,0 +1,1 @@
+"""The checks of `python -m tests.gpu_check`, on a machine with a real NVIDIA GPU."""

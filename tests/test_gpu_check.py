@@ -1,0 +1,346 @@
+"""`tests.gpu_check` on the stand-in for NVML, and its pure figures."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench import validation
+from tests import gpu_check
+from tests.fake_nvml import environment, fake_gpu
+from tests.gpu_checks import figures, load
+from tests.gpu_checks.figures import (
+    abba,
+    at_duty,
+    duty,
+    falls,
+    histogram,
+    hold_mean,
+    plan,
+    rise_seconds,
+    slope,
+    spread,
+    summary,
+    t_quantile,
+    variation,
+)
+from tests.gpu_checks.session import ROOT, Load, Skipped
+
+DRIVER = "580.82.07"
+RESULTS = f"nvidia-h100-80gb-hbm3-{DRIVER}.json"
+
+
+def check(*arguments, gpus=None, **config):
+    """Run gpu_check on stand-ins in this test's folder; return the process."""
+    gpus = [fake_gpu(0)] if gpus is None else gpus
+    command = [sys.executable, "-m", "tests.gpu_check", "--results", str(Path.cwd() / "results"), *arguments]
+    variables = os.environ | environment(*gpus, **config)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def results():
+    return json.loads((Path("results") / RESULTS).read_text())["checks"]
+
+
+# --- the command
+
+
+def test_what_is_done_is_kept_and_not_done_again():
+    first = check("--only", "v1,V2", "--seconds", "4")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "V2 period of the counter           median" in first.stdout
+    assert "All that was done is as expected." in first.stdout
+    kept = results()
+    assert {name: entry["state"] for name, entry in kept.items()} == {"V1": "done", "V2": "done"}
+    assert kept["V2"]["figures"]["counter_period_seconds"] == pytest.approx(0.1, abs=0.01)
+    assert kept["V2"]["uuid"] == fake_gpu(0)["uuid"]
+    began = time.monotonic()
+    again = check("--only", "V1,V2", "--seconds", "4")
+    assert again.returncode == 0
+    assert time.monotonic() - began < 2
+    assert again.stdout.count("(earlier)") == first.stdout.count(" ok\n") + 2  # and the two that are only shown
+    assert results() == kept
+
+
+def test_another_board_is_checked_again_and_no_resume_too():
+    assert check("--only", "V1", "--seconds", "4").returncode == 0
+    first = results()["V1"]
+    assert "(earlier)" not in check("--only", "V1", "--seconds", "4", gpus=[fake_gpu(7)]).stdout
+    other = results()["V1"]
+    assert (other["uuid"], first["uuid"]) == (fake_gpu(7)["uuid"], fake_gpu(0)["uuid"])
+    assert "(earlier)" not in check("--only", "V1", "--no-resume", gpus=[fake_gpu(7)]).stdout
+
+
+def test_what_does_not_fit_is_said():
+    done = check("--only", "V1,V4", "--seconds", "3")
+    assert done.returncode == 0
+    assert "V4 agreement                       not done (time)" in done.stdout
+    assert set(results()) == {"V1"}
+    done = check("--only", "V4", "--seconds", "1")  # nothing at all was checked
+    assert done.returncode == 1
+
+
+def test_what_cannot_be_done_is_skipped_with_its_reason():
+    done = check("--only", "V5,DDP,V11", "--seconds", "10")
+    assert "skipped: no torch with CUDA here" in done.stdout
+    assert "skipped: not verified: one GPU" in done.stdout
+    assert "with --allow-power-limit" in done.stdout
+    assert {entry["state"] for entry in results().values()} == {"skipped"}
+    assert done.returncode == 0
+
+
+def test_no_gpu_is_one_clear_line():
+    done = check(gpus=[])
+    assert (done.returncode, done.stdout) == (1, "Nothing was checked: the NVIDIA driver lists no GPU.\n")
+
+
+def test_an_unknown_check_is_named():
+    done = check("--only", "V1,V99")
+    assert done.returncode == 2
+    assert "unknown check V99; there are V1, V2" in done.stderr
+
+
+def test_a_gpu_in_use_is_not_as_expected():
+    done = check("--only", "V1", gpus=[fake_gpu(0, pids=[1])])
+    assert done.returncode == 1
+    assert "NOT AS EXPECTED" in done.stdout
+    assert "1 not as expected: V1 GPU 0" in done.stdout
+
+
+def test_a_counter_that_falls_is_not_as_expected():
+    gpu = fake_gpu(0, reset_at=time.monotonic() + 2.5)
+    done = check("--only", "V2", "--seconds", "6", gpus=[gpu])
+    assert done.returncode == 1
+    line = next(line for line in done.stdout.splitlines() if line.startswith("V2 falls"))
+    assert line.endswith("NOT AS EXPECTED")
+    assert " 1 in " in line
+
+
+@pytest.mark.slow
+def test_a_sensor_is_validated_when_the_required_checks_are_there():
+    command = ("--only", "V1,V2,V6,V10", "--seconds", "20")
+    done = check(*command)
+    assert done.returncode == 0, done.stdout
+    for line in ("V1 driver", "V2 period", "V6 idle: sum of windows", "V10 idle: mean power"):
+        assert line in done.stdout
+    assert "NOT AS EXPECTED" not in done.stdout
+    kept = results()
+    assert check(*command).returncode == 0
+    assert results() == kept
+    assert validation.find(fake_gpu(0)["uuid"], DRIVER) is None  # V4 is missing
+    done = check("--only", "V4", "--seconds", "12")
+    assert done.returncode == 0, done.stdout
+    found = validation.find(fake_gpu(0)["uuid"], DRIVER)
+    assert found is not None
+    assert found.counter_period_seconds == pytest.approx(0.1, abs=0.01)
+    assert found.counter_continuous is None
+    assert {line.check.split()[0] for line in found.results} == {"V1", "V2", "V4", "V6", "V10"}
+    assert "validation of this sensor: not passed" in done.stdout  # an idle GPU alone is not enough
+    assert not validation.fresh(fake_gpu(0)["uuid"], DRIVER)
+
+
+@pytest.mark.slow
+def test_power_that_disagrees_with_the_counter_is_not_as_expected():
+    # Samples at 100 ms always meet the same part of a wave of 100 ms.
+    gpu = fake_gpu(0, watts={"high": 500, "low": 100, "period": 0.1, "duty": 0.5})
+    done = check("--only", "V4,V6", "--seconds", "15", gpus=[gpu])
+    assert done.returncode == 1
+    assert "1 not as expected: V4 idle: counter and INSTANT" in done.stdout
+    assert "V6 idle: sum of windows" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_counter_that_falls_while_recording_is_found_by_v10():
+    gpu = fake_gpu(0, reset_at=time.monotonic() + 5)
+    done = check("--only", "V6,V10", "--seconds", "14", gpus=[gpu])
+    assert done.returncode == 1
+    assert "V10 idle: falls of the counter" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_latency_of_calls_is_found():
+    done = check("--only", "V3", "--seconds", "15")
+    calls = results()["V3"]["figures"]["idle"]["calls"]
+    assert calls["fields 83, 186"]["p50_ms"] <= calls["fields 83, 186"]["p99_ms"] < 50
+    assert "V3 gemm                            not done: no torch with CUDA here" in done.stdout
+
+
+def test_a_validation_is_that_of_its_own_board_and_needs_a_load():
+    gpu = SimpleNamespace(uuid="GPU-1", name="NVIDIA H100")
+    session = SimpleNamespace(gpu=gpu, uuid="GPU-1", driver="580")
+    date = "2026-05-01T00:00:00+00:00"
+
+    def entry(name, uuid="GPU-1", **found):
+        line = {"check": f"{name} x", "found": "1", "expected": "", "ok": True}
+        return {"state": "done", "uuid": uuid, "date": date, "lines": [line], "figures": found}
+
+    checks = {name: entry(name) for name in ("V2", "V6", "V10")}
+    assert gpu_check.validate(session, checks) is None
+    checks["V4"] = entry("V4", "GPU-2", idle={"instant_difference": 0.0})
+    assert gpu_check.validate(session, checks) is None
+    checks["V4"] = entry("V4", idle={"instant_difference": 0.0})
+    assert gpu_check.validate(session, checks) is not None
+    found = validation.find("GPU-1", "580", validation.datetime.fromisoformat(date))
+    assert not found.passed
+    checks["V4"] = entry("V4", idle={"instant_difference": 0.0}, gemm={"instant_difference": 0.01})
+    checks["V5"] = entry("V5", counter_continuous=False)
+    checks["V9"] = entry("V9", average_rise_seconds=[0.9, 1.0, 0.8])
+    gpu_check.validate(session, checks)
+    found = validation.find("GPU-1", "580", validation.datetime.fromisoformat(date))
+    assert found.passed
+    assert found.counter_continuous is False
+    assert found.facts == {"idle_difference": 0.0, "gemm_difference": 0.01, "average_rise_seconds": 0.9}
+
+
+def test_an_error_in_a_check_is_a_line_and_is_done_again(monkeypatch):
+    def broken(session, seconds):
+        raise RuntimeError("boom")
+
+    spec = gpu_check.Spec("broken", broken, 1, 1)
+    monkeypatch.setitem(gpu_check.CHECKS, "V1", spec)
+    entry = gpu_check.do("V1", SimpleNamespace(uuid="GPU-1"), 1)
+    assert (entry["state"], entry["lines"][0]["ok"]) == ("error", False)
+    assert "RuntimeError: boom" in entry["lines"][0]["found"]
+    assert gpu_check.is_missing(entry, "V1", "GPU-1")
+
+
+def test_every_check_has_its_cost():
+    session = SimpleNamespace(no_load=None, gpus=[1], stretches={}, allow_power_limit=False)
+    found = gpu_check.costs(list(gpu_check.CHECKS), session)
+    assert all(0 <= least <= full for least, full in found.values())
+    assert set(plan(found, 560)) == set(gpu_check.CHECKS)  # one call can do all, if shorter
+    assert found["V6"] == found["V10"] == (0.0, 0.0)  # they look at what V4 recorded
+    alone = gpu_check.costs(["V6", "V10"], session)
+    assert alone["V6"][0] > 0 == alone["V10"][0]
+
+
+def test_figures_are_json():
+    assert gpu_check.clean({1: (math.nan, 2, True), "a": {"b": math.inf}}) == {"1": [None, 2, True], "a": {"b": None}}
+
+
+# --- loads
+
+
+def test_a_load_without_cuda_says_why():
+    with pytest.raises(Skipped, match="cannot use CUDA here"), Load(None, "nonsense"):
+        pass
+
+
+class FakeEvent:
+    def __init__(self, enable_timing):
+        self.at = 0
+
+    def record(self):
+        self.at = time.monotonic_ns()
+
+    def elapsed_time(self, other):
+        return (other.at - self.at) / 1e6
+
+
+FAKE_TORCH = SimpleNamespace(cuda=SimpleNamespace(synchronize=lambda: None, Event=FakeEvent))
+
+
+def test_a_wave_has_its_duty_and_phase(monkeypatch, capsys):
+    monkeypatch.setattr(load, "gemm_step", lambda torch, size: lambda: time.sleep(0.0005))
+    monkeypatch.setattr(load, "ended", lambda: False)
+    programme = [{"period": 0.1, "duty": d, "phase": f, "seconds": 0.5} for d, f in ((0.25, 0.5), (0.0, 0.0), (1.0, 0))]
+    assert load.waves(FAKE_TORCH, programme) == {}
+    ready, *said = capsys.readouterr().out.splitlines()
+    assert ready == "ready"
+    quarter, none, all_ = map(json.loads, said)
+    assert quarter["start_ns"] % 100_000_000 == 50_000_000
+    assert [len(wave["bursts"]) for wave in (quarter, none, all_)] == [5, 5, 5]
+    assert quarter["end_ns"] - quarter["start_ns"] == 500_000_000
+    host = duty(quarter["bursts"], quarter["start_ns"], quarter["end_ns"])
+    assert 0.24 < host < 0.35
+    assert quarter["event_duty"] == pytest.approx(host, abs=0.02)
+    assert none["event_duty"] < 0.02
+    assert all_["event_duty"] > 0.9
+
+
+# --- figures
+
+
+def test_the_plan_shares_what_is_left_and_drops_the_last():
+    costs = {"a": (10, 20), "b": (5, 5), "c": (10, 50)}
+    assert plan(costs, 100) == {"a": 20, "b": 5, "c": 50}
+    assert plan(costs, 50) == {"a": 15, "b": 5, "c": 30}
+    assert plan(costs, 25) == {"a": 10, "b": 5, "c": 10}
+    assert plan(costs, 24) == {"a": 19, "b": 5}
+    assert plan(costs, 9) == {"b": 5}
+    assert plan(costs, 0) == plan({}, 5) == {}
+
+
+def test_values_are_summarised():
+    assert summary([]) == {"n": 0}
+    found = summary([float(i) for i in range(1, 101)])
+    assert found == {"n": 100, "min": 1, "p5": 5, "p50": 50, "p95": 95, "p99": 99, "max": 100}
+    assert summary([7.0])["p99"] == 7
+    assert histogram([0.1, 4.9, 5.0, 99, 100.2], 5) == {"0": 2, "5": 1, "95": 1, "100": 1}
+    assert figures.changes([(0, 5), (1, 5), (2, 7), (3, 7), (4, 1)]) == [(2, 7), (4, 1)]
+    assert falls([(0, 5), (1, 5), (2, 7), (3, 1)]) == 1
+
+
+def test_samples_hold_until_the_next():
+    samples = [(0, 100), (10, 300), (20, 100)]
+    assert hold_mean(samples, 0, 20) == 200
+    assert hold_mean(samples, 5, 15) == 200
+    assert hold_mean(samples, 20, 40) == 100
+    assert hold_mean(samples, 12, 13) == 300
+    assert hold_mean(samples, -1, 5) is None
+    assert hold_mean([], 0, 1) is None
+
+
+def test_duty_is_that_of_the_part_inside():
+    assert duty([(0, 25), (100, 125)], 0, 200) == 0.25
+    assert duty([(-10, 10), (190, 300)], 0, 200) == 0.1
+    assert duty([], 0, 200) == 0
+    assert at_duty(power=200, low=100, real=0.2, wanted=0.25) == pytest.approx(225)
+
+
+def test_spread_variation_and_slope():
+    assert spread([99, 100, 101]) == pytest.approx(0.02)
+    assert variation([99, 100, 101]) == pytest.approx(0.01)
+    assert slope([(300, 290), (500, 480), (700, 670)]) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0])
+def test_a_linear_rise_takes_eight_tenths_from_10_to_90_percent(seconds):
+    samples = [
+        (t * 1_000_000, 100 + 500 * min(1.0, max(0.0, (t - 1000) / (1000 * seconds)))) for t in range(0, 3000, 3)
+    ]
+    assert rise_seconds(samples, 10**9, 3 * 10**9) == pytest.approx(0.8 * seconds, abs=0.006)
+    assert rise_seconds(samples, 10**9 * 5, 7 * 10**9) is None
+    assert rise_seconds([(t, 100) for t, _ in samples], 10**9, 3 * 10**9) is None
+
+
+@pytest.mark.parametrize("degrees", [1, 4, 9, 30])
+def test_the_quantile_of_t_is_that_of_scipy(degrees):
+    stats = pytest.importorskip("scipy.stats")
+    for probability in (0.9, 0.95, 0.975):
+        assert t_quantile(degrees, probability) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-5)
+
+
+def test_abba_is_free_of_drift_and_covers_the_truth():
+    drifting = [100 + i for i in range(8)]
+    ratio, low, high = abba(drifting)
+    assert ratio == pytest.approx(1, abs=1e-3)
+    slower = [t * (1.01 if i % 4 in (1, 2) else 1.0) for i, t in enumerate([100.0] * 8)]
+    ratio, low, high = abba(slower)
+    assert (ratio, low, high) == pytest.approx((1.01, 1.01, 1.01))
+    with pytest.raises(ValueError, match="two blocks"):
+        abba([1.0] * 7)
+    noise = random.Random(1)  # noqa: S311
+    inside = 0
+    for _ in range(400):
+        times = [math.exp(noise.gauss(0, 0.01)) * (1.003 if i % 4 in (1, 2) else 1.0) for i in range(40)]
+        _, low, high = abba(times)
+        inside += low <= 1.003 <= high
+    assert 0.92 <= inside / 400 <= 0.98
