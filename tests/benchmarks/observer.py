@@ -252,10 +252,11 @@ class Contender:
 
     def window(self, tracked: bool, seconds: float, beside: int | None = None) -> None:
         """Train for a window, with all that runs below or beside the training counted."""
-        before = self._others(beside)
+        before, start = self._others(beside), time.perf_counter()
         found = self.ask(do="train", tracked=tracked, seconds=seconds)
-        spent = self._others(beside) - before + found["other_cpu"]
-        self.windows.append(Window(tracked, found["steps"] / found["seconds"], spent / found["seconds"]))
+        others = (self._others(beside) - before) / (time.perf_counter() - start)  # the steps before the window included
+        cpu = others + found["other_cpu"] / found["seconds"]
+        self.windows.append(Window(tracked, found["steps"] / found["seconds"], cpu))
         if tracked:
             self.edges.append(found["edges"])
 
@@ -291,8 +292,8 @@ def contender(name: str, tracker: str, python: Path, folder: Path, meters: Seque
         found.windows, found.edges = [], []
         yield found
     finally:
-        if process.stdin:
-            process.stdin.close()
+        with contextlib.suppress(OSError):
+            (process.stdin or log).close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -381,7 +382,7 @@ def print_training(found: Sequence[Contender], pairs: int, seconds: float) -> No
     print(table(("", "speed", "95 % interval", "more CPU", "at rest", "start", "a window"), rows))
     print(
         "more CPU: of one core, beside the training thread; at rest: the same, where nothing trains;\n"
-        "start: until the tracker runs, the first time; a window: the tracker's calls before and after it, in the training thread"
+        "start: until the tracker runs, the first time; a window: the tracker's calls before and after it"
     )
     for each in found:
         print(verdict(each.name, speed_ratio(each.windows)))
