@@ -72,6 +72,7 @@ def test_the_gate_judges_one_gpu_or_rapl_and_needs_one_of_them():
     assert missed([gpu, Share("RAPL", True, 0.02)]) == ["RAPL: 2.00% of a core, limit 0.5%"]
     assert len(missed([Share("one GPU", True, math.nan)])) == 1
     assert missed([rapl, both]) == ["nothing was measured"]
+    assert missed([Share("one GPU", True, error="it died"), Share("RAPL", True, 0.001)]) == ["one GPU: it died"]
 
 
 @pytest.mark.parametrize(

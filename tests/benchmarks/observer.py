@@ -109,21 +109,26 @@ def difference(pairs: Sequence[tuple[float, float]], level: float = 0.95) -> tup
 
 @dataclass(frozen=True)
 class Share:
-    """What a sidecar costs: CPU seconds in a second, seconds from start to ready; `absent` says why it is not known."""
+    """What a sidecar costs: CPU seconds in a second, seconds from start to ready.
+
+    `absent` says why it cannot be known here, `error` what went wrong: that misses the gate.
+    """
 
     name: str
     gated: bool
     cpu: float = math.nan
     ready: float = math.nan
     absent: str = ""
+    error: str = ""
 
 
 def missed(shares: Sequence[Share], limit: float = LIMIT) -> list[str]:
-    """Return why the gate is missed: what costs too much, or that nothing was measured."""
+    """Return why the gate is missed: what costs too much, what went wrong, or that nothing was measured."""
     judged = [share for share in shares if share.gated and not share.absent]
     if not judged:
         return ["nothing was measured"]
-    return [f"{s.name}: {s.cpu:.2%} of a core, limit {limit:.1%}" for s in judged if not s.cpu <= limit]
+    dear = [f"{s.name}: {s.cpu:.2%} of a core, limit {limit:.1%}" for s in judged if not (s.error or s.cpu <= limit)]
+    return [f"{s.name}: {s.error}" for s in judged if s.error] + dear
 
 
 def verdict(name: str, speed: Estimate) -> str:
@@ -186,7 +191,12 @@ def sidecar(meters: Sequence[str], path: Path) -> Iterator[tuple[Sidecar, float]
         ready = time.perf_counter() - start
         process.open(path)
         deadline = time.monotonic() + JOIN_SECONDS
-        while process.starting and time.monotonic() < deadline and '"source":"codecarbon"' not in path.read_text():
+        while (
+            process.starting
+            and path.exists()
+            and time.monotonic() < deadline
+            and '"source":"codecarbon"' not in path.read_text()
+        ):
             time.sleep(0.1)
         yield process, ready
 
@@ -196,7 +206,9 @@ def share(name: str, meters: Sequence[str], gated: bool, folder: Path) -> Share:
     with sidecar(meters, folder / f"{name}.jsonl") as (process, ready):
         absent = [f"{meter}: {why}" for meter, why in process.absent.items()]
         if process.error or absent:
-            return Share(name, gated, absent=process.error or "; ".join(absent))
+            here = not process.error and set(process.absent) == {"rapl"}  # a GPU is there: the stand-in's
+            why = process.error or "; ".join(absent)
+            return Share(name, gated, absent=why) if here else Share(name, gated, error=why)
         time.sleep(SETTLE_SECONDS)
         before, start = cpu_seconds(process.pid), time.perf_counter()
         time.sleep(GATE_SECONDS)
@@ -356,16 +368,16 @@ def print_gate(shares: Sequence[Share]) -> list[str]:
     rows = []
     for s in shares:
         judged = ("missed" if missed([s]) else "kept") if s.gated else ""
-        if not s.absent:
+        if not (s.absent or s.error):
             rows.append((s.name, f"{s.cpu:.3%}", f"{s.ready:.2f} s", judged))
     print(f"\nThe sidecar, {GATE_SECONDS:.0f} s each, reading every 100 ms: CPU of one core (limit {LIMIT:.1%})")
     print(table(("meters", "CPU", "start", "gate"), rows))
-    by_name = {s.name: s for s in shares if not s.absent}
+    by_name = {s.name: s for s in shares if not (s.absent or s.error)}
     if "one GPU" in by_name and "one GPU and CodeCarbon" in by_name:
         print(f"CodeCarbon's part: {by_name['one GPU and CodeCarbon'].cpu - by_name['one GPU'].cpu:.3%}")
     for s in shares:
-        if s.absent:
-            print(f"{s.name}: not measured, {s.absent}")
+        if s.absent or s.error:
+            print(f"{s.name}: not measured, {s.absent or s.error}")
     return missed(shares)
 
 
