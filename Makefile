@@ -32,6 +32,7 @@ static: $(VENV)/.wattbench-dev
 
 benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
+	$(BIN)/python -m tests.benchmarks.observer
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -56,4 +57,4 @@ $(VENV)/.wattbench-dev: $(VENV)/.wattbench
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,113 @@
+"""The pure parts of the benchmark of the observer: pairs, gate, verdicts, table."""
+
+import math
+import os
+import time
+
+import pytest
+
+from analytics.stats import Estimate
+from tests.benchmarks.observer import (
+    ORDER,
+    Share,
+    Window,
+    cpu_seconds,
+    difference,
+    even,
+    extra_cpu,
+    fake_powercap,
+    missed,
+    speed_ratio,
+    table,
+    verdict,
+)
+
+
+def windows(blocks, effect, drift=1.0, cpu=0.0):
+    """Windows of a training that `effect` slows and that itself changes by `drift` from window to window."""
+    found = []
+    for i in range(blocks * len(ORDER)):
+        tracked = ORDER[i % len(ORDER)]
+        found.append(Window(tracked, 100 * drift**i * (effect if tracked else 1), 0.25 + (cpu if tracked else 0)))
+    return found
+
+
+def test_a_slow_drift_cancels_in_each_block():
+    speed = speed_ratio(windows(5, 0.97, drift=0.98))
+    assert (speed.value, speed.n) == (pytest.approx(0.97), 5)
+    assert speed.low == pytest.approx(0.97)
+    assert speed.high == pytest.approx(0.97)
+
+
+def test_the_interval_is_that_of_the_blocks():
+    factors = [0.98, 1.0, 1.02]
+    found = [w for factor in factors for w in windows(1, factor)]
+    logs = [math.log(f) for f in factors]
+    centre = sum(logs) / 3
+    spread = math.sqrt(sum((x - centre) ** 2 for x in logs) / 2)
+    assert speed_ratio(found).value == pytest.approx(math.exp(centre))
+    assert speed_ratio(found).low == pytest.approx(math.exp(centre - 4.302653 * spread / math.sqrt(3)))
+
+
+@pytest.mark.parametrize("wrong", [[], windows(1, 1)[:3], windows(2, 1)[1:5]])
+def test_half_a_block_is_refused(wrong):
+    with pytest.raises(ValueError, match="whole blocks"):
+        speed_ratio(wrong)
+
+
+def test_extra_cpu_is_what_the_tracker_adds():
+    assert extra_cpu(windows(2, 0.9, cpu=0.03)) == pytest.approx(0.03)
+
+
+def test_a_difference_has_an_interval():
+    assert difference([(3.0, 1.0), (3.5, 1.5)]) == (pytest.approx(2.0), pytest.approx(0.0))
+    assert difference([(2.0, 1.0), (4.0, 1.0)])[1] == pytest.approx(12.7062)
+
+
+def test_the_gate_judges_one_gpu_or_rapl_and_needs_one_of_them():
+    gpu, rapl = Share("one GPU", True, 0.0049), Share("RAPL", True, absent="no RAPL package")
+    both = Share("all three", False, 0.9)
+    assert missed([gpu, rapl, both]) == []
+    assert missed([Share("one GPU", True, 0.0051), rapl]) == ["one GPU: 0.51% of a core, limit 0.5%"]
+    assert missed([gpu, Share("RAPL", True, 0.02)]) == ["RAPL: 2.00% of a core, limit 0.5%"]
+    assert len(missed([Share("one GPU", True, math.nan)])) == 1
+    assert missed([rapl, both]) == ["nothing was measured"]
+    assert missed([Share("one GPU", True, error="it died"), Share("RAPL", True, 0.001)]) == ["one GPU: it died"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.95, 0.99, "slows the training by 1.00% to 5.00%"),
+        (0.996, 1.002, "no slowdown seen, one of more than 0.40% is excluded"),
+        (1.01, 1.03, "noise"),
+        (None, None, "nothing can be said"),
+    ],
+)
+def test_a_verdict_says_what_the_interval_says(low, high, said):
+    assert said in verdict("zeus", Estimate(1.0, low, high, 5))
+
+
+def test_a_table_is_aligned():
+    assert table(("", "CPU"), [("one GPU", "1%"), ("a", "100%")]) == "          CPU\none GPU    1%\na        100%"
+
+
+def test_an_odd_number_of_pairs_is_refused():
+    assert even("4") == 4
+    for text in ("3", "0", "-2"):
+        with pytest.raises(Exception, match="even number"):
+            even(text)
+
+
+def test_cpu_time_of_a_process_counts_its_work():
+    before, spent = cpu_seconds(os.getpid()), time.process_time()
+    while time.process_time() - spent < 0.2:
+        pass
+    assert 0.19 <= cpu_seconds(os.getpid()) - before <= 1.0
+
+
+def test_the_fake_powercap_tree_is_one_that_the_meter_reads(tmp_path):
+    from bench.meters.rapl import RaplMeter
+
+    meter = RaplMeter(fake_powercap(tmp_path))
+    assert [row.component for row in meter.read()] == ["cpu", "dram"]
