@@ -264,7 +264,8 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
     if count > MAX_RUNS:
         raise SuiteError([f"matrix: {count} configurations; at most {MAX_RUNS} runs are allowed"])
     excluded = [_for_device_type(rule, device_type) for rule in suite.exclude]
-    for combination in itertools.product(*axes) if axes else []:
+    # Without an axis the defaults alone are the one configuration, unless others are listed.
+    for combination in itertools.product(*axes) if axes or not suite.include else []:
         for cell in _with_devices(_merged(defaults, dict(combination)), machine, notes):
             if not any(rule and _matches(cell, rule) for rule in excluded):
                 yield cell

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.meters.replay import ReplayMeter
-from bench.meters.sampler import Sampler, make_meters
+from bench.meters.sampler import FLUSH_SECONDS, Sampler, make_meters
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Row, Trace
 from tests.fake_nvml import environment, fake_gpu
@@ -223,7 +223,7 @@ def test_a_killed_sidecar_is_survived(tmp_path, monkeypatch):
     fake_machine(monkeypatch, fake_gpu(0))
     sidecar = Sidecar(["nvml"]).start()
     sidecar.open(tmp_path / "a.jsonl")
-    time.sleep(0.35)
+    time.sleep(2 * FLUSH_SECONDS)
     os.kill(sidecar.pid, signal.SIGKILL)
     time.sleep(0.1)
     began = time.monotonic()

@@ -33,34 +33,47 @@ class ConditionsMeter:
         self.errors = 0
         self._nvml = nvml
         self._root_pid = root_pid
-        self._proc = proc
+        self._files = open_host_files(proc)
 
     def read(self) -> list[Row]:
         """Return an event row of the host, and one of each GPU."""
         rows = self._nvml.conditions(self._root_pid) if self._nvml is not None else []
-        facts = host_facts(self._proc)
+        facts = host_facts(self._files)
         if facts:
             t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
             rows.append(Row(t_ns=t_ns, wall_ns=wall_ns, device=HOST, event=EVENT, message=json.dumps(facts)))
         return rows
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Close the files of the host."""
+        for file in self._files:
+            os.close(file)
 
 
-def host_facts(proc: Path = Path("/proc")) -> dict[str, float]:
+def open_host_files(proc: Path = Path("/proc")) -> list[int]:
+    """Open what `host_facts` reads, once: as far as it is there."""
+    files: list[int] = []
+    for name in ("stat", "loadavg", "pressure/cpu"):
+        try:
+            files.append(os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            break
+    return files
+
+
+def host_facts(files: list[int]) -> dict[str, float]:
     """Seconds of all processors since boot (busy, stolen, all), the load, and seconds that tasks waited for a CPU."""
     facts: dict[str, float] = {}
     try:
-        ticks = [int(word) for word in (proc / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+        texts = [os.pread(file, 512, 0).decode() for file in files]
+        ticks = [int(word) for word in texts[0].split("\n", 1)[0].split()[1:9]]
         user, nice, system, idle, waiting, irq, softirq, steal = ticks
         hertz = os.sysconf("SC_CLK_TCK")
         facts["busy"] = (user + nice + system + irq + softirq) / hertz
         facts["steal"] = steal / hertz
         facts["all"] = facts["busy"] + facts["steal"] + (idle + waiting) / hertz
-        facts["load"] = float((proc / "loadavg").read_text().split()[0])
-        some = (proc / "pressure" / "cpu").read_text().split("\n", 1)[0]
-        facts["waited"] = int(some.rpartition("total=")[2]) / 1e6
+        facts["load"] = float(texts[1].split()[0])
+        facts["waited"] = int(texts[2].split("\n", 1)[0].rpartition("total=")[2]) / 1e6
     except (OSError, ValueError, IndexError):
         pass  # what could be read before is kept
     return facts

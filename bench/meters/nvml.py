@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Sequence
+from ctypes import byref, c_int32
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +175,8 @@ class _Device:
     energy: bool = True
     power: bool = True
     scope: int = GPU_SCOPE
+    fields: Any = None
+    """Values of energy and power, and the call that asks for them anew."""
     by_usage: bool = False
     """Power is read by nvmlDeviceGetPowerUsage, which is instant power on this old chip."""
 
@@ -239,7 +242,10 @@ class NvmlMeter:
         energy, power = self._codes(device)
         unsupported = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_INVALID_ARGUMENT)
         if power in unsupported and energy in unsupported:
-            device.scope = MODULE_SCOPE  # of no use beside a counter, which is that of the GPU alone
+            device.scope, device.fields = (
+                MODULE_SCOPE,
+                None,
+            )  # of no use beside a counter, which is that of the GPU alone
             energy, power = self._codes(device)
             if power not in unsupported:
                 device.mode = "module"
@@ -259,7 +265,20 @@ class NvmlMeter:
         return energy.nvmlReturn, power.nvmlReturn
 
     def _fields(self, device: _Device) -> Any:
-        return self._nvml.nvmlDeviceGetFieldValues(device.handle, [ENERGY_FIELD, (POWER_FIELD, device.scope)])
+        """Ask for energy and power in one call.
+
+        The arguments are made once and the library's function is called as pynvml calls it: its own wrapper takes more
+        time than all the rest of a reading.
+        """
+        if device.fields is None:
+            fields = (self._nvml.c_nvmlFieldValue_t * 2)()
+            fields[0].fieldId = ENERGY_FIELD
+            fields[1].fieldId, fields[1].scopeId = POWER_FIELD, device.scope
+            function = self._nvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
+            device.fields = fields, lambda: function(device.handle, c_int32(2), byref(fields))
+        values, call = device.fields
+        self._nvml._nvmlCheckReturn(call())
+        return values
 
     def _usage(self, device: _Device) -> int:
         return int(self._nvml.nvmlDeviceGetPowerUsage(device.handle))

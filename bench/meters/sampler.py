@@ -32,6 +32,10 @@ from bench.meters.trace import INTERVAL, Row
 SLOW_SECONDS = 1.0
 """Period of RAPL, whose counter wraps after minutes, of CodeCarbon, which averages the load itself, and of conditions."""
 SLOW_METERS = ("rapl", "codecarbon", "conditions")
+FLUSH_SECONDS = 0.5
+"""Rows are held back so long and written together: half of the sidecar's time went into single writes. What is lost if the
+sidecar itself is killed is no more than that.
+"""
 NICENESS = 5
 
 
@@ -57,6 +61,8 @@ class Sampler:
         self._file: int | None = None
         self._problem = ""
         self._torn = False
+        self._held: list[str] = []
+        self._flush_at = 0.0
 
     @property
     def state(self) -> dict[str, object]:
@@ -74,17 +80,20 @@ class Sampler:
         parent = os.getppid()
         pending = b""
         while os.getppid() == parent:
-            next_tick = min(self._due.values(), default=math.inf) if self._file is not None else math.inf
+            # Slow meters wait for the next reading of a quick one: waking up costs more than reading.
+            quick = [at for name, at in self._due.items() if name not in SLOW_METERS and at < math.inf]
+            next_tick = min(quick or self._due.values(), default=math.inf) if self._file is not None else math.inf
             wait = min(max(0.0, next_tick - time.monotonic()), SLOW_SECONDS)
             if select.select([commands], [], [], wait)[0]:
                 data = os.read(commands, 65536)
                 if not data:
-                    return
+                    break
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     reply(self.obey(os.fsdecode(line)))
             else:
                 self.tick(time.monotonic())
+        self._flush()
 
     def obey(self, line: str) -> str:
         """Do what a command says and return the answer. A file's last reading is also the first of the next one."""
@@ -98,6 +107,7 @@ class Sampler:
             return f"error: unknown command {line!r}, give open with an absolute path, close, or wait"
         rows = self._read(list(self._meters))
         self._write([*rows, self._event("stop")])
+        self._flush()
         problem = self._problem
         if self._file is not None:
             os.close(self._file)
@@ -109,6 +119,7 @@ class Sampler:
                 return f"error: {error}"
             self._torn = os.fstat(self._file).st_size > 0  # whoever wrote it before may have died in a line
             self._write([self._event("start"), *rows])
+            self._flush()
             problem = self._problem
             now = time.monotonic()
             self._due = {name: now + self._period(name) for name in self._meters}
@@ -123,6 +134,8 @@ class Sampler:
             period = self._period(name)
             self._due[name] += period * (math.floor((now - self._due[name]) / period) + 1)
         self._write(self._read(due))
+        if now >= self._flush_at:
+            self._flush()
 
     def _period(self, name: str) -> float:
         if self._meters[name].reason is not None:
@@ -143,10 +156,17 @@ class Sampler:
         return Row(t_ns=time.monotonic_ns(), wall_ns=time.time_ns(), event=event, message=message)
 
     def _write(self, rows: list[Row]) -> None:
-        """Append rows by one write: a crash leaves whole lines. What the disk refuses is lost, and said once."""
-        if self._file is None or not rows:
+        """Hold rows for the next flush."""
+        if self._file is not None:
+            self._held += [row.to_json() for row in rows]
+
+    def _flush(self) -> None:
+        """Append what is held by one write: a crash leaves whole lines. What the disk refuses is lost, and said once."""
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+        if self._file is None or not self._held:
             return
-        data = "".join(["\n" if self._torn else "", *(f"{row.to_json()}\n" for row in rows)]).encode()
+        data = "".join(["\n" if self._torn else "", *(f"{line}\n" for line in self._held)]).encode()
+        self._held = []
         problem = ""
         try:
             written = os.write(self._file, data)
