@@ -81,7 +81,7 @@ def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_p
     rows = [Trace.read(path).rows for path in (first, second)]
     assert [[r.event or r.energy_uj for r in file] for file in rows] == [
         [1, "start", 2, "stop"],
-        [2, "start", 3, "stop"],
+        [2, "start", 3, 4, 5, 6, "stop"],  # at the end a GPU's counter is given time to show all
     ]
     assert rows[0][2] == rows[1][0]
     assert json.loads(rows[0][1].message) == {"live": ["nvml"], "starting": [], "absent": {}}
@@ -130,7 +130,7 @@ def test_half_a_line_is_not_continued(tmp_path, monkeypatch):
         sampler.tick(time.monotonic() + 60)
     assert sampler.obey("close") == "ok"
     trace = Trace.read(path)
-    assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 3]
+    assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 3, 4, 5, 6]
     assert trace.damaged_lines == 2
 
 

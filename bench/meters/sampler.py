@@ -36,6 +36,8 @@ FLUSH_SECONDS = 0.5
 """Rows are held back so long and written together: half of the sidecar's time went into single writes. What is lost if the
 sidecar itself is killed is no more than that.
 """
+LATE_READINGS, LATE_SECONDS = 3, 0.04
+"""After the end of a run until more than one period of a GPU's counter has passed: the last holds all that was drawn."""
 NICENESS = 5
 
 
@@ -106,7 +108,11 @@ class Sampler:
         if command not in ("open", "close") or (command == "open" and not Path(path).is_absolute()):
             return f"error: unknown command {line!r}, give open with an absolute path, close, or wait"
         rows = self._read(list(self._meters))
-        self._write([*rows, self._event("stop")])
+        self._write(rows)
+        for _ in range(LATE_READINGS if command == "close" and self._file is not None and self._late else 0):
+            time.sleep(LATE_SECONDS)
+            self._write(self._read(self._late))
+        self._write([self._event("stop")])
         self._flush()
         problem = self._problem
         if self._file is not None:
@@ -136,6 +142,11 @@ class Sampler:
         self._write(self._read(due))
         if now >= self._flush_at:
             self._flush()
+
+    @property
+    def _late(self) -> list[str]:
+        """Live meters whose counter shows the energy until now a little later only."""
+        return [name for name, meter in self._meters.items() if name == "nvml" and meter.reason is None]
 
     def _period(self, name: str) -> float:
         if self._meters[name].reason is not None:

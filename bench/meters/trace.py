@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import median
 from typing import Literal, Self, get_args
 
 from bench.schema import EnergyReading, Provenance
@@ -35,9 +35,9 @@ MIN_WINDOW_PERIODS = 20
 DEFAULT_PERIOD_NS = 100_000_000
 """Period of an energy counter that was never seen to change twice: that of NVIDIA GPUs."""
 MIN_COVERAGE = 0.5
-MIN_STEPS, MAX_CHANGED_SHARE = 8, 0.97
+MIN_STEPS, MAX_CHANGED_SHARE = 8, 0.98
 """A counter is taken for one that is published in steps when so many were seen, and readings between them found none."""
-FIT_STEPS, MAX_OUTSIDE_SHARE = 300, 0.2
+FIT_STEPS, MAX_OUTSIDE_SHARE = 300, 0.1
 MAX_GAP_NS = SECOND
 MAX_ERROR_SHARE = 0.01
 MAX_WRAP_GAP_NS = 10 * SECOND
@@ -181,31 +181,40 @@ class _Curve:
 def _steps(brackets: list[tuple[int, int]]) -> list[int]:
     """Estimate when a counter was published, from the times (before, after) of the readings between which it changed.
 
-    It is published at a steady pace and read at another, quicker one: so the line through the middles of the brackets finds
-    pace and phase to a few milliseconds (least squares). Where readings came late a step may have been missed: a new line
-    begins there. Each step stays within its bracket; where many would leave theirs the pace is not steady, and the
-    middles are taken.
+    It is published at a steady pace and read at another, quicker one: so there is next to one line only, time over number
+    of the step, that goes through all brackets, and it tells the steps to a few milliseconds. Where readings came late
+    a step may have been missed: a new line begins there. Where the pace is not steady the middles are taken.
     """
     pace = (brackets[-1][1] - brackets[0][1]) / (len(brackets) - 1)
     stretches: list[list[tuple[int, int]]] = [[]]
     for a, b in brackets:
-        if b - a > 1.5 * pace or len(stretches[-1]) == FIT_STEPS:
+        if b - a > 1.2 * pace or len(stretches[-1]) == FIT_STEPS:
             stretches.append([])
         stretches[-1].append((a, b))
-    return [t for stretch in stretches for t in _on_a_line(stretch)]
+    return [t for stretch in stretches for t in _on_a_line(stretch, pace)]
 
 
-def _on_a_line(brackets: list[tuple[int, int]]) -> list[int]:
-    if not brackets:
-        return []
-    origin = brackets[0][0]
-    times = [(a + b) / 2 - origin for a, b in brackets]
-    if len(brackets) >= MIN_STEPS:
-        line = linear_regression(range(len(times)), times)
-        fitted = [line.intercept + line.slope * n for n in range(len(times))]
-        outside = sum(not a <= t + origin <= b for t, (a, b) in zip(fitted, brackets, strict=True))
-        times = fitted if outside <= MAX_OUTSIDE_SHARE * len(fitted) else times
-    return [min(max(origin + round(t), a), b) for t, (a, b) in zip(times, brackets, strict=True)]
+def _on_a_line(brackets: list[tuple[int, int]], pace: float) -> list[int]:
+    """Put steps on the line that leaves most room within all brackets; each stays within its own."""
+    middles = [(a + b) // 2 for a, b in brackets]
+    if len(brackets) < MIN_STEPS:
+        return middles
+
+    def room(slope: float) -> tuple[float, float]:
+        """Least and greatest start of a line of this slope; the distance is a concave function of it."""
+        starts = [(a - slope * n, b - slope * n) for n, (a, b) in enumerate(brackets)]
+        return max(a for a, _ in starts), min(b for _, b in starts)
+
+    low, high = 0.8 * pace, 1.2 * pace
+    while high - low > 1_000:  # a microsecond
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        (a0, b0), (a1, b1) = room(left), room(right)
+        low, high = (left, high) if b0 - a0 < b1 - a1 else (low, right)
+    first, last = room(low)
+    if first - last > MAX_OUTSIDE_SHARE * pace:
+        return middles
+    start = (first + last) / 2
+    return [min(max(round(start + low * n), a), b) for n, (a, b) in enumerate(brackets)]
 
 
 def _counter_curves(rows: list[Row]) -> list[_Curve]:
