@@ -76,8 +76,14 @@ def test_show_as_json() -> None:
         (["show", SCALING, "--pue", "0.5"], "bench: --pue: Input should be greater than or equal to 1"),
         (["show", SCALING, "--price", "1", "--electricity-price", "1"], "give --price (rented) or --electricity-price"),
         (["show", SCALING, "--price", "1", "--capital-price", "1"], "give --price (rented) or --capital-price (owned)"),
-        (["show", SCALING, "--capital-price", "-1"], "bench: --capital-price: Input should be greater than or equal to 0"),
-        (["show", SCALING, "--price-note", "x" * 201], "bench: --price-note: String should have at most 200 characters"),
+        (
+            ["show", SCALING, "--capital-price", "-1"],
+            "bench: --capital-price: Input should be greater than or equal to 0",
+        ),
+        (
+            ["show", SCALING, "--price-note", "x" * 201],
+            "bench: --price-note: String should have at most 200 characters",
+        ),
         (["run", SCALING, "--max-minutes", "nan"], "not a number of minutes"),
         (["run", SCALING, "--max-minutes", "-1"], "max-minutes"),
         (["run", SCALING, "--gpus", "17"], "--gpus names '17', which is not visible here"),
