@@ -22,7 +22,7 @@ from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, check_
 from bench.meters.conditions import REASON_BITS, host_facts, sees_all_processes
 from bench.meters.nvml import NvmlMeter
 from bench.meters.rapl import POWERCAP, RaplMeter
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import MAX_ERROR_SHARE, Row, Trace
 from bench.metrics import SLOWDOWNS
 from bench.quality import FOREIGN_BYTES, NOISE_SHARE, OTHER_SHARE
 from bench.schema import Gpu, Machine
@@ -212,8 +212,8 @@ def _gpus(watch: Watch, machine: Machine, no_gpu: str | None) -> Iterator[Findin
             why = reason or next(iter(watch.errors(gpu.uuid)), "it was not read")
             yield Finding(f"{name} energy", "absent", why, "nvidia-smi should show its power; if not, mend the driver")
             continue
-        yield _gpu_counter(name, rows, watch.errors(gpu.uuid))
-        yield _gpu_power(name, rows)
+        yield _gpu_counter(name, rows, [said for said in watch.errors(gpu.uuid) if not _of_power_alone(said)])
+        yield _gpu_power(name, rows, [said for said in watch.errors(gpu.uuid) if "energy: " not in said])
         yield _gpu_clocks(name, facts)
         checked = fresh(gpu.uuid, machine.driver_version or "")
         said = "checked here in the last 30 days" if checked else "not checked here in the last 30 days"
@@ -253,7 +253,7 @@ _SCOPES = {
 
 def _gpu_counter(name: str, rows: list[Row], errors: list[str]) -> Finding:
     subject, points = f"{name} energy counter", _counter(rows)
-    failed = f"; {len(errors)} of {len(rows) + len(errors)} readings failed: {errors[0]}" if errors else ""
+    failed = _failed(points, errors)
     if not points:
         detail = "this GPU has none (older than Volta, or a virtual GPU)"
         return Finding(subject, "absent", detail + failed, "its power is read ten times a second and summed up instead")
@@ -263,16 +263,28 @@ def _gpu_counter(name: str, rows: list[Row], errors: list[str]) -> Finding:
     moves = bool(changes(points))
     remedy = "" if moves else "power samples are summed up where a counter stands still"
     values = _figures(energy_joules=joules, power_watts=watts, period_seconds=period(points))
-    return Finding(subject, "ok" if moves and not errors else "problem", detail + failed, remedy, values)
+    return Finding(subject, "ok" if moves and not failed else "problem", detail + failed, remedy, values)
 
 
-def _gpu_power(name: str, rows: list[Row]) -> Finding:
+def _of_power_alone(error: str) -> bool:
+    return error.startswith("power: ") and "energy: " not in error
+
+
+def _failed(points: list[tuple[int, int]], errors: list[str]) -> str:
+    """Say how many readings failed; a few of so many in a second are nothing."""
+    share = len(errors) / max(1, len(points) + len(errors))
+    return f"; {share:.0%} of the readings failed: {errors[0]}" if share > MAX_ERROR_SHARE else ""
+
+
+def _gpu_power(name: str, rows: list[Row], errors: list[str]) -> Finding:
     points = [(row.t_ns, row.power_mw) for row in rows if row.power_mw is not None]
+    failed = _failed(points, errors)
     if not points:
-        return Finding(f"{name} power", "absent", "this GPU reports no instant power", "its counter is enough")
+        return Finding(f"{name} power", "absent", "this GPU reports no instant power" + failed, "its counter is enough")
     watts = points[-1][1] / 1e3
-    detail = f"{watts:.4g} W now, {_pace(points)}, {_SCOPES[rows[-1].mode]}"
-    return Finding(f"{name} power", "ok", detail, "", _figures(power_watts=watts, period_seconds=period(points)))
+    detail = f"{watts:.4g} W now, {_pace(points)}, {_SCOPES[rows[-1].mode]}{failed}"
+    values = _figures(power_watts=watts, period_seconds=period(points))
+    return Finding(f"{name} power", "problem" if failed else "ok", detail, "", values)
 
 
 def _gpu_clocks(name: str, facts: dict[str, Any]) -> Finding:

@@ -148,6 +148,7 @@ def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimat
     said = found(monkeypatch, fake_gpu(0, errors={83: 999}, errors_between=(now + 0.5, None)))
     assert said["GPU 0 energy counter"].state == "problem"
     assert "readings failed: energy: " in said["GPU 0 energy counter"].detail
+    assert said["GPU 0 power"].state == "ok"
     still = found(monkeypatch, fake_gpu(0, period=1000), seconds=0.1)["GPU 0 energy counter"]
     assert still.state == "problem"
     assert "did not change" in still.detail

@@ -38,18 +38,24 @@ def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def site_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add region, PUE and prices; `site_fields` takes what they give."""
-    for decorate in (
-        click.option("--region", help="Where the power comes from: FR, FRA, US-CA."),
-        click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
-        click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour."),
-        click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."),
-        click.option(
-            "--capital-price",
-            type=float,
-            metavar="USD",
-            help="What one hour of a device you own costs: its price / the hours of its use.",
-        ),
-        click.option("--price-note", metavar="TEXT", help="Whose price it is: provider, date, spot."),
+    for decorate in reversed(
+        (  # the last one added is the first in the help
+            click.option(
+                "--region", help="Where the power comes from: FR, FRA, US-CA. For new runs otherwise WATTBENCH_REGION."
+            ),
+            click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
+            click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour."),
+            click.option(
+                "--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."
+            ),
+            click.option(
+                "--capital-price",
+                type=float,
+                metavar="USD",
+                help="What one hour of a device you own costs: its price / the hours of its use.",
+            ),
+            click.option("--price-note", metavar="TEXT", help="Whose price it is: provider, date, spot."),
+        )
     ):
         command = decorate(command)
     return command
@@ -63,19 +69,23 @@ def site_fields(options: dict[str, Any]) -> dict[str, Any]:
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the suite and what fits it to the machine and the day."""
-    for decorate in (
-        click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
-        click.option(
-            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix a field, or give a list of values."
-        ),
-        click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
-        click.option(
-            "--publish",
-            is_flag=True,
-            help="Measure what is fit to be published: windows of 60 s, warm-up of 30 s, 5 repeats or more.",
-        ),
-        click.option("--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too."),
-        site_options,
+    for decorate in reversed(
+        (
+            click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
+            click.option(
+                "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix a field, or give a list of values."
+            ),
+            click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
+            click.option(
+                "--publish",
+                is_flag=True,
+                help="Measure what is fit to be published: windows of 60 s, warm-up of 30 s, 5 repeats or more.",
+            ),
+            click.option(
+                "--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too."
+            ),
+            site_options,
+        )
     ):
         command = decorate(command)
     return command

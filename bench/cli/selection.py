@@ -15,11 +15,13 @@ from bench.schema import Scalar
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add SUITE, --execution, --all and --store: the arguments of `select`."""
-    for decorate in (
-        click.argument("suite", required=False),
-        click.option("--execution", help="One execution by its name; otherwise the newest of each suite."),
-        click.option("--all", "everything", is_flag=True, help="All executions, not the newest alone."),
-        store_option,
+    for decorate in reversed(
+        (
+            click.argument("suite", required=False),
+            click.option("--execution", help="One execution by its name; otherwise the newest of each suite."),
+            click.option("--all", "everything", is_flag=True, help="All executions, not the newest alone."),
+            store_option,
+        )
     ):
         command = decorate(command)
     return command
