@@ -83,8 +83,12 @@ def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"]
     return ("estimated", model) if model else None
 
 
-def carbon(energy: list[EnergyReading], site: Site, gpus: list[str]) -> Carbon | None:
+def carbon(
+    energy: list[EnergyReading], site: Site, gpus: list[str], factor: CarbonIntensity | None = None
+) -> Carbon | None:
     """Emissions of a run whose whole energy is given; None without a region or without any energy figure.
+
+    The intensity is `factor` if given, else that of the site's region.
 
     `gpus` are the UUIDs of the GPUs that the run used: with them what is missing is named. Without a PUE the factor is 1.0
     and its label `absent`: then the figure is that of the IT equipment alone.
@@ -94,7 +98,7 @@ def carbon(energy: list[EnergyReading], site: Site, gpus: list[str]) -> Carbon |
         return None
     kind, readings = chosen
     joules = sum(reading.energy_joules for reading in readings)
-    factor = intensity(site.region)
+    factor = factor or intensity(site.region)
     pue = site.pue if site.pue is not None else 1.0
     return Carbon(
         energy_joules=joules,

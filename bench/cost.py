@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.carbon import basis, carbon
 from bench.metrics import missing_components, used_gpus
-from bench.schema import Cost, EnergyReading, RunRecord, Site
+from bench.schema import CarbonIntensity, Cost, EnergyReading, Provenance, RunRecord, Site
 
 
 def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], gpus: list[str]) -> Cost | None:
@@ -45,10 +45,11 @@ def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], 
     )
 
 
-def recost(record: RunRecord, site: Site) -> RunRecord:
+def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None) -> RunRecord:
     """Return the record with carbon and cost by another region, PUE and prices; what was measured stays as it is.
 
-    Raises ValueError for a region that is not known.
+    `factor` is the carbon intensity to use where it is not to be looked up anew. Raises ValueError for a region that is
+    not known.
     """
     gpus = used_gpus(record)
     flags = [flag for flag in record.flags if flag != "pue_unknown"]
@@ -56,8 +57,27 @@ def recost(record: RunRecord, site: Site) -> RunRecord:
         flags = sorted([*flags, "pue_unknown"])
     return record.model_copy(
         update={
-            "carbon": carbon(record.energy, site, gpus),
+            "carbon": carbon(record.energy, site, gpus, factor),
             "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
             "flags": flags,
         }
     )
+
+
+def recorded_site(record: RunRecord) -> Site:
+    """Return region, PUE and prices as far as the carbon and the cost of a record hold them.
+
+    A PUE that was not given is absent, though 1.0 was used.
+    """
+    fields: dict[str, float | str | None] = {}
+    if record.carbon is not None:
+        fields["region"] = record.carbon.intensity.region
+        if record.carbon.pue_provenance is not Provenance.ABSENT:
+            fields["pue"] = record.carbon.pue
+    if record.cost is not None:
+        prices = ("usd_per_device_hour", "usd_per_kwh", "usd_capital_per_device_hour")
+        fields |= {name: getattr(record.cost, name) for name in prices}
+        fields["price_note"] = record.cost.note
+        if record.carbon is None and record.cost.pue != 1:
+            fields["pue"] = record.cost.pue
+    return Site.model_validate(fields)

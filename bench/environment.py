@@ -1,4 +1,4 @@
-"""Facts of the machine and its software, from an allow-list; what `bench doctor` says."""
+"""Facts of the machine and its software, from an allow-list."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import platform
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import psutil
 
 from bench.meters.nvml import list_gpus
-from bench.meters.rapl import RaplMeter
 from bench.redact import redact
 from bench.schema import Environment, Gpu, Machine
 
@@ -169,58 +167,3 @@ def check_torch(machine: Machine, *, for_gpus: bool) -> None:
             f"{len(machine.gpus)} NVIDIA GPU(s) are here, but the installed torch {version} is built without CUDA.\n"
             "Install a CUDA build of torch, or measure the CPU on purpose: --set device_type=cpu"
         )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of `bench doctor`: what, how it stands here (ok, absent, problem), from where or why, and a remedy."""
-
-    subject: str
-    state: str
-    detail: str
-    remedy: str = ""
-
-
-def findings() -> list[Finding]:
-    """Say what can be measured here, from which source, and what to do about what cannot."""
-    machine, no_gpu = find_machine()
-    out = [Finding("processors", "ok", f"{machine.cpu_count} usable, {machine.cpu_model}")]
-    if no_gpu or not machine.gpus:
-        detail = no_gpu or "no GPU is visible (CUDA_VISIBLE_DEVICES hides all, or none is installed)"
-        try:
-            check_no_gpu_is_hidden(no_gpu)
-            out.append(Finding("GPUs", "absent", detail, "runs use CPU processes"))
-        except EnvironmentProblem as error:
-            out.append(Finding("GPUs", "problem", detail, str(error).splitlines()[1]))
-    for gpu in machine.gpus:
-        used = f"used by {', '.join(gpu.used_by)}: left out unless named with --gpus {gpu.index}" if gpu.used_by else ""
-        state = "problem" if gpu.used_by else "ok"
-        mig = "; MIG is on: energy is that of the whole board" if gpu.mig else ""
-        out.append(Finding(f"GPU {gpu.index}", state, f"{gpu.name}, {gpu.uuid}, energy from NVML{mig}", used))
-    version, cuda = torch_build()
-    try:
-        check_torch(machine, for_gpus=True)
-        out.append(Finding("torch", "ok", f"{version}, {f'CUDA {cuda}' if cuda else 'built for CPU'}"))
-    except EnvironmentProblem as error:
-        what, _, remedy = str(error).partition("\n")
-        out.append(Finding("torch", "problem", what, remedy))
-    rapl = RaplMeter()
-    if rapl.reason:
-        out.append(
-            Finding("CPU and DRAM energy", "absent", rapl.reason, "CodeCarbon's model gives an estimate instead")
-        )
-    else:
-        zones = ", ".join(sorted({str(row.component) for row in rapl.read() if row.component}))
-        out.append(Finding("CPU and DRAM energy", "ok", f"RAPL: {zones}"))
-    rapl.close()
-    try:
-        shipped = metadata.version("codecarbon")
-        out.append(Finding("energy estimate", "ok", f"codecarbon {shipped}: a model, labelled as estimated"))
-        out.append(Finding("carbon", "ok", "needs a region: key `region` of the suite, --region, or WATTBENCH_REGION"))
-    except metadata.PackageNotFoundError:
-        out.append(Finding("energy estimate", "absent", "codecarbon is not installed", "pip install codecarbon"))
-        out.append(Finding("carbon", "absent", "codecarbon ships the intensities", "pip install codecarbon"))
-    for package in ("bench", "analytics", "app"):
-        origin = getattr(util.find_spec(package), "origin", None)
-        out.append(Finding(f"import {package}", "ok", str(Path(origin).parent) if origin else "not importable"))
-    return out

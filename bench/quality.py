@@ -19,6 +19,12 @@ Grade = Literal["A", "B", "C"]
 
 PUBLISH_SECONDS, PUBLISH_STEPS = 60.0, 50
 """MLPerf Training's power rules ask for 60 samples at one a second; 50 steps make a distribution."""
+PUBLISH_WARMUP_SECONDS, PUBLISH_WARMUP_STEPS = 30.0, 10
+"""Before a steady state may be expected: caches, autotuning and clocks have settled, and the GPUs are warm."""
+PUBLISH_REPEATS = 5
+"""Independent runs, with which an interval of 95 % is about 1.2 standard deviations to each side."""
+PUBLISH_IDLE_SECONDS = 60.0
+PUBLISH_TIMEOUT_SECONDS = 600.0
 STEADY_SHARE = 0.02
 """Blocks of steps vary by less in a steady state; a drift of half of it over the window is none."""
 TEMPERATURE_DRIFT = 2.0

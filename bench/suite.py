@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +17,17 @@ from bench.metrics import parameters
 from bench.schema import COMMAND, Choice, Machine, RunSpec, Site, Suite
 
 MAX_RUNS = 10_000
+SITE_OPTIONS = {
+    "region": "--region",
+    "pue": "--pue",
+    "usd_per_device_hour": "--price",
+    "usd_per_kwh": "--electricity-price",
+    "usd_capital_per_device_hour": "--capital-price",
+    "price_note": "--price-note",
+}
+"""Fields of Site, and the options of the command line that give them."""
+_RENTED, _OWNED = {"usd_per_device_hour"}, {"usd_per_kwh", "usd_capital_per_device_hour"}
+_AnySite = TypeVar("_AnySite", bound=Site)
 _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
 
@@ -121,31 +132,33 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
         for name, value in cell.items():
             if name.partition(".")[0] not in FIELDS:
                 yield f"{where}: unknown field {name!r}: {registry.did_you_mean(name, FIELDS)}"
-            for branch in _branches(value):
+            for branch in branches(value):
                 if where == "matrix" and branch != "auto" and not isinstance(branch, list):
                     yield f"matrix: {name!r} must be a list of values, not {branch!r}"
                 if where == "matrix" and branch == []:
                     yield f"matrix: {name!r} is empty; give at least one value or leave the line out"
                 if branch == "auto" and name != "devices":
                     yield f"{where}: 'auto' is understood for devices only, not for {name!r}"
-            if isinstance(value, dict) and "on" in value and (set(value) != {"on"} or not _is_by_machine(value)):
+            if isinstance(value, dict) and "on" in value and (set(value) != {"on"} or not is_by_machine(value)):
                 yield f"{where}: {name!r}: 'on' takes a mapping with cpu and/or cuda, and stands alone"
 
 
-def _is_by_machine(value: Any) -> bool:
+def is_by_machine(value: Any) -> bool:
+    """Whether a value differs by machine: `{on: {cpu: ..., cuda: ...}}`."""
     inner = value.get("on") if isinstance(value, dict) else None
     return isinstance(inner, dict) and bool(inner) and set(inner) <= {"cpu", "cuda"}
 
 
-def _branches(value: Any) -> list[Any]:
-    return list(value["on"].values()) if _is_by_machine(value) else [value]
+def branches(value: Any) -> list[Any]:
+    """Return what a value is, on each kind of machine that it names."""
+    return list(value["on"].values()) if is_by_machine(value) else [value]
 
 
-def _for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
+def for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
     """Resolve `on: {cpu: ..., cuda: ...}`; a field that says nothing about this type is left to its default."""
     out: dict[str, Any] = {}
     for name, value in cell.items():
-        if not _is_by_machine(value):
+        if not is_by_machine(value):
             out[name] = value
         elif device_type in value["on"]:
             out[name] = value["on"][device_type]
@@ -155,10 +168,10 @@ def _for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
 def override(suite: Suite, settings: Iterable[str]) -> Suite:
     """Apply `key=value` settings of the command line: a list replaces or adds an axis, one value fixes the field.
 
-    `repeats`, `region`, `pue`, `usd_per_device_hour`, `usd_per_kwh` and all fields of a run are keys. Values are YAML.
+    `repeats`, `idle_seconds`, the fields of Site and all fields of a run are keys. Values are YAML.
     """
     defaults, matrix, top, mistakes = dict(suite.defaults), dict(suite.matrix), {}, []
-    top_level = {"repeats", *Site.model_fields}
+    top_level = {"repeats", "idle_seconds", *Site.model_fields}
     for setting in settings:
         key, equals, text = setting.partition("=")
         try:
@@ -171,12 +184,9 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
         elif key in top_level:
             top[key] = value
         elif key in _argument_names(suite):
-            key = f"workload_args.{key}"
-            matrix.pop(key, None)
-            (matrix if isinstance(value, list) else defaults)[key] = value
+            _fix(f"workload_args.{key}", value, defaults, matrix)
         else:
-            matrix.pop(key, None)
-            (matrix if isinstance(value, list) or value == "auto" else defaults)[key] = value
+            _fix(key, value, defaults, matrix)
     try:
         changed = Suite.model_validate(suite.model_dump() | top | {"defaults": defaults, "matrix": matrix}, strict=True)
     except ValidationError as error:
@@ -187,6 +197,12 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
     return changed
 
 
+def _fix(name: str, value: Any, defaults: dict[str, Any], matrix: dict[str, Any]) -> None:
+    """Set a field for all runs: a list, or `auto`, becomes the axis; one value takes its place."""
+    matrix.pop(name, None)
+    (matrix if isinstance(value, list) or value == "auto" else defaults)[name] = value
+
+
 def _argument_names(suite: Suite) -> set[str]:
     """Names of the arguments of the suite's workload, which may be set and filtered by their short names."""
     try:
@@ -195,28 +211,24 @@ def _argument_names(suite: Suite) -> set[str]:
         return set()
 
 
-def site_of(given: dict[str, Any]) -> Site:
-    """Check region, PUE and prices of the command line. Raises SuiteError naming the options."""
-    options = {
-        "region": "--region",
-        "pue": "--pue",
-        "usd_per_device_hour": "--price",
-        "usd_per_kwh": "--electricity-price",
-        "usd_capital_per_device_hour": "--capital-price",
-    }
+def with_site(site: _AnySite, given: dict[str, Any]) -> _AnySite:
+    """Put region, PUE and prices of the command line into a suite or a site. Raises SuiteError naming the options.
+
+    A rental price takes the place of those of an owned device, and the other way round; with a new price the note on the
+    old one goes.
+    """
+    dropped: set[str] = set()
+    if given.keys() & (_RENTED | _OWNED):
+        dropped.add("price_note")
+        dropped |= _OWNED if given.keys() & _RENTED else _RENTED
     try:
-        return Site.model_validate(given, strict=True)
+        kept = site.model_dump(exclude=dropped)
+        return type(site).model_validate(kept | given, strict=True)
     except ValidationError as error:
         messages = list(_messages(error))
-        for name, option in options.items():
+        for name, option in SITE_OPTIONS.items():
             messages = [message.replace(name, option) for message in messages]
         raise SuiteError(messages) from error
-
-
-def with_site(suite: Suite, given: dict[str, Any]) -> Suite:
-    """Put region, PUE and prices of the command line into a suite. Raises SuiteError naming the options."""
-    stated = suite.site.model_dump(exclude_none=True)
-    return suite.model_copy(update=site_of(stated | given).model_dump())
 
 
 def expand(suite: Suite, machine: Machine) -> Plan:
@@ -251,8 +263,8 @@ def expand(suite: Suite, machine: Machine) -> Plan:
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
     """All cells of one device type: matrix less exclude, then include, with `devices: auto` made numbers."""
-    defaults = _for_device_type(suite.defaults, device_type) | {"device_type": device_type}
-    matrix = _for_device_type(suite.matrix, device_type)
+    defaults = for_device_type(suite.defaults, device_type) | {"device_type": device_type}
+    matrix = for_device_type(suite.matrix, device_type)
     matrix.pop("device_type", None)
     axes = [
         [(name, value) for value in (values if isinstance(values, list) else [values])]
@@ -263,14 +275,14 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
         count *= len(axis)
     if count > MAX_RUNS:
         raise SuiteError([f"matrix: {count} configurations; at most {MAX_RUNS} runs are allowed"])
-    excluded = [_for_device_type(rule, device_type) for rule in suite.exclude]
+    excluded = [for_device_type(rule, device_type) for rule in suite.exclude]
     # Without an axis the defaults alone are the one configuration, unless others are listed.
     for combination in itertools.product(*axes) if axes or not suite.include else []:
         for cell in _with_devices(_merged(defaults, dict(combination)), machine, notes):
             if not any(rule and _matches(cell, rule) for rule in excluded):
                 yield cell
     for extra in suite.include:
-        yield from _with_devices(_merged(defaults, _for_device_type(extra, device_type)), machine, notes)
+        yield from _with_devices(_merged(defaults, for_device_type(extra, device_type)), machine, notes)
 
 
 def _merged(defaults: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import labels, metrics, parameters
@@ -32,6 +33,8 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -231,15 +234,61 @@ def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Sca
     Runs of other tools in the same store are passed over. Raises StoreError; never creates a store.
     """
     uri = location(uri)
+    return [row for run in _runs(_reader(uri), uri, "", suite) if (row := _row(run)) is not None]
+
+
+def records(rows: Iterable[dict[str, Scalar]], uri: str | None = None) -> list[RunRecord]:
+    """Return the records of some rows of `load`, in their order, from the artifacts `record.json`.
+
+    Raises StoreError where one cannot be had; never creates or changes a store.
+    """
+    uri = location(uri)
+    client = _reader(uri)
+    wanted = [_identity(row) for row in rows]
+    found: dict[tuple[str, ...], RunRecord] = {}
+    for execution in dict.fromkeys(execution for _, execution, *_ in wanted):
+        for run in _runs(client, uri, f" and tags.`bench.execution` = '{execution}'"):
+            row = _row(run)
+            if row is not None and (identity := _identity(row)) in wanted:
+                found[identity] = _record(client, run.info.run_id, f"{identity[2]} at {shown(uri)}")
+    lost = [identity for identity in wanted if identity not in found]
+    if lost:
+        raise StoreError(f"the run {lost[0][2]} is not at {shown(uri)} any more")
+    return [found[identity] for identity in wanted]
+
+
+def _identity(row: dict[str, Scalar]) -> tuple[str, ...]:
+    return tuple(str(row.get(name)) for name in ("suite", "execution", "run_id", "started_at"))
+
+
+def _record(client: MlflowClient, mlflow_run: str, which: str) -> RunRecord:
+    remedy = "bench sync --store URI makes another store from the folder of the runs"
+    try:
+        with TemporaryDirectory() as folder:
+            text = Path(client.download_artifacts(mlflow_run, "record.json", folder)).read_text()
+    except Exception as error:
+        raise StoreError(f"no record.json of {which}: {_reason(error)}\n{remedy}") from error
+    try:
+        return RunRecord.model_validate_json(text)
+    except ValueError as error:
+        raise StoreError(f"record.json of {which} is no record that this version can read\n{remedy}") from error
+
+
+def _reader(uri: str) -> MlflowClient:
     _require_store(uri)
     try:
-        client = _client(uri)
+        return _client(uri)
+    except Exception as error:
+        raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
+
+
+def _runs(client: MlflowClient, uri: str, where: str, suite: str | None = None) -> list[Any]:
+    """All runs of ours in the store, of one suite or of all, that fulfil a further condition on tags."""
+    try:
         experiments = _pages(lambda token: client.search_experiments(page_token=token))
         ids = [e.experiment_id for e in experiments if suite is None or e.name == suite]
-        runs = (
-            _pages(lambda token: client.search_runs(ids, "tags.`bench.kind` = 'run'", page_token=token)) if ids else []
-        )
-        return [row for run in runs if (row := _row(run)) is not None]
+        query = f"tags.`bench.kind` = 'run'{where}"
+        return _pages(lambda token: client.search_runs(ids, query, page_token=token)) if ids else []
     except Exception as error:
         raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
 

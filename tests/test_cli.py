@@ -75,6 +75,15 @@ def test_show_as_json() -> None:
         (["show", SCALING, "--region", "Narnia"], "region 'Narnia' is not known"),
         (["show", SCALING, "--pue", "0.5"], "bench: --pue: Input should be greater than or equal to 1"),
         (["show", SCALING, "--price", "1", "--electricity-price", "1"], "give --price (rented) or --electricity-price"),
+        (["show", SCALING, "--price", "1", "--capital-price", "1"], "give --price (rented) or --capital-price (owned)"),
+        (
+            ["show", SCALING, "--capital-price", "-1"],
+            "bench: --capital-price: Input should be greater than or equal to 0",
+        ),
+        (
+            ["show", SCALING, "--price-note", "x" * 201],
+            "bench: --price-note: String should have at most 200 characters",
+        ),
         (["run", SCALING, "--max-minutes", "nan"], "not a number of minutes"),
         (["run", SCALING, "--max-minutes", "-1"], "max-minutes"),
         (["run", SCALING, "--gpus", "17"], "--gpus names '17', which is not visible here"),
@@ -106,3 +115,18 @@ def test_the_region_comes_from_the_environment_too(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WATTBENCH_REGION", "SE")
     assert json.loads(bench("show", SCALING, "--json").stdout)["suite"]["region"] == "SE"
     assert json.loads(bench("show", SCALING, "--json", "--region", "NO").stdout)["suite"]["region"] == "NO"
+
+
+def test_show_of_a_suite_to_be_published() -> None:
+    given = ["--publish", "--capital-price", "1.5", "--electricity-price", "0.2", "--price-note", "list price, 2026"]
+    document = json.loads(bench("show", SCALING, "--set", "device_type=cpu", "--json", *given).stdout)
+    suite = document["suite"]
+    assert (suite["usd_capital_per_device_hour"], suite["usd_per_kwh"], suite["price_note"]) == (
+        1.5,
+        0.2,
+        "list price, 2026",
+    )
+    assert (suite["repeats"], suite["idle_seconds"]) == (5, 60)
+    for run in document["runs"]:
+        assert (run["warmup_steps"], run["warmup_seconds"], run["measure_seconds"]) == (10, 30, 60)
+    assert document["estimate"]["seconds"] > len(document["runs"]) * 90 + 60

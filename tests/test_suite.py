@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench.schema import Gpu, Machine, RunSpec
-from bench.suite import Plan, SuiteError, expand, load_suite, only, override
+from bench.schema import Gpu, Machine, RunSpec, Site
+from bench.suite import Plan, SuiteError, expand, load_suite, only, override, with_site
 from bench.yamlfile import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,10 @@ BAD = {
     "unknown workload": (HEAD + "include: [{workload: decoder_ml}]\n", ["unknown workload 'decoder_ml': did you mean"]),
     "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: String should match pattern"]),
     "empty matrix axis": (HEAD + "matrix: {devices: []}\n", ["matrix: 'devices' is empty"]),
-    "nothing at all": (HEAD, ["suite 's' has no runs on this machine"]),
+    "all is excluded": (
+        HEAD + "matrix: {devices: [1]}\nexclude: [{devices: 1}]\n",
+        ["suite 's' has no runs on this machine"],
+    ),
     "axis is no list": (HEAD + "matrix: {devices: 2}\n", ["matrix: 'devices' must be a list of values, not 2"]),
     "negative steps": (
         HEAD + "matrix: {measure_steps: [-1]}\n",
@@ -319,3 +322,24 @@ def test_the_spec_survives_its_file(tmp_path: Path) -> None:
     assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
     assert spec.workload_args["sequence_length"] == 128
     assert str(spec.optimizer) == "sgd-momentum=0.5"
+
+
+def test_a_suite_whose_axes_are_all_fixed_has_one_run(tmp_path: Path) -> None:
+    suite = load_suite(ROOT / "suites" / "scaling.yaml")
+    (run,) = expand(override(suite, ["preset=tiny", "precision=fp32", "devices=1", "repeats=1"]), CPU).runs
+    assert (run.workload_args["preset"], run.precision.name, run.world_size) == ("tiny", "fp32", 1)
+
+
+def test_a_price_takes_the_place_of_the_other_kind() -> None:
+    owned = Site(usd_per_kwh=0.2, usd_capital_per_device_hour=1.5, price_note="ours", region="FR")
+    rented = with_site(owned, {"usd_per_device_hour": 2.1})
+    assert rented == Site(usd_per_device_hour=2.1, region="FR")
+    assert with_site(rented, {"usd_per_kwh": 0.3, "price_note": "2026"}) == Site(
+        usd_per_kwh=0.3, price_note="2026", region="FR"
+    )
+    assert with_site(owned, {"usd_per_kwh": 0.3}).usd_capital_per_device_hour == 1.5
+    assert with_site(owned, {"pue": 1.2}).price_note == "ours"
+    with pytest.raises(SuiteError, match=r"give --price \(rented\) or --capital-price \(owned\), not both"):
+        with_site(owned, {"usd_per_device_hour": 2.1, "usd_capital_per_device_hour": 1.0})
+    with pytest.raises(SuiteError, match=r"--capital-price: Input should be greater than or equal to 0"):
+        with_site(owned, {"usd_capital_per_device_hour": -1.0})

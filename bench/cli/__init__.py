@@ -17,6 +17,10 @@ _VERBS = {
     "measure": ("bench.cli.measure:measure", "Run any command and measure it: time, energy, carbon, cost, memory."),
     "show": ("bench.cli.show:show", "List the runs that a suite means here, with time and cost; start nothing."),
     "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
+    "report": (
+        "bench.cli.report:report",
+        "Print the results of stored runs with carbon and cost by another region, PUE and prices.",
+    ),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
     "doctor": (
         "bench.cli.doctor:doctor",

@@ -142,10 +142,13 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(_ESTIMATED)
     elif not measured.all():
         out.append("no energy: no meter could read any (bench doctor says why)")
-    if results["emissions_kg_per_million_tokens"].isna().all():
-        out.append("no carbon: give a region (--region FR), the power of which is used")
-    if results["cost_usd_per_million_tokens"].isna().all():
-        out.append("no cost: give --price USD per device-hour, or --electricity-price USD per kWh")
+    energy = measured | results["joules_per_sample_estimated"].notna()
+    if energy.any() and results["emissions_kg"].isna().all():
+        out.append("no carbon: give a region, the power of which is used (bench report --region FR)")
+    if results["cost_usd"].isna().all():
+        out.append(
+            "no cost: give USD per device-hour (bench report --price 2.10) or per kWh (--electricity-price 0.20)"
+        )
     out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")

@@ -15,7 +15,7 @@ from bench.cli.options import json_option, store_option
 @json_option
 def doctor(store: str | None, as_json: bool) -> None:
     """Say what can be measured on this machine, from which source, and what to do about what cannot."""
-    from bench.environment import Finding, findings
+    from bench.doctor import Finding, findings
     from bench.tracking import location, shown, writable
 
     where = Finding("MLflow store", "ok", shown(store))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import fail
-from bench.cli.options import json_option, runs_option, store_option
+from bench.cli.options import json_option, runs_option, site_fields, site_options, store_option
 
 if TYPE_CHECKING:
     from bench.schema import RunRecord, Site
@@ -30,10 +30,7 @@ def _pattern(context: click.Context, parameter: click.Parameter, value: str | No
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--region", help="Where the power comes from: FR, FRA, US-CA. Otherwise WATTBENCH_REGION.")
-@click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more.")
-@click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour.")
-@click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own.")
+@site_options
 @click.option("--gpus", metavar="0,1", help="Count these GPUs only (indices or UUIDs); otherwise all visible ones.")
 @click.option(
     "--warmup-steps", type=click.IntRange(0), default=3, show_default=True, help="Reported steps to leave out."
@@ -85,16 +82,14 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
 
 def _site(options: dict[str, Any]) -> Site:
     from bench.carbon import intensity
-    from bench.suite import SuiteError, site_of
+    from bench.schema import Site
+    from bench.suite import SuiteError, with_site
 
-    given = {
-        "region": options["region"] or os.environ.get("WATTBENCH_REGION"),
-        "pue": options["pue"],
-        "usd_per_device_hour": options["price"],
-        "usd_per_kwh": options["electricity_price"],
-    }
+    given = site_fields(options)
+    if region := os.environ.get("WATTBENCH_REGION"):
+        given.setdefault("region", region)
     try:
-        site = site_of({name: value for name, value in given.items() if value is not None})
+        site = with_site(Site(), given)
         if site.region is not None:
             intensity(site.region)
     except SuiteError as error:

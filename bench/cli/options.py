@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from bench.cli import fail
+from bench.publish import publishable
 from bench.schema import Machine
-from bench.suite import Plan, SuiteError, expand, load_suite, only, override, with_site
+from bench.suite import SITE_OPTIONS, Plan, SuiteError, expand, load_suite, only, override, with_site
 
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
@@ -35,19 +36,56 @@ def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def site_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add region, PUE and prices; `site_fields` takes what they give."""
+    for decorate in reversed(
+        (  # the last one added is the first in the help
+            click.option(
+                "--region", help="Where the power comes from: FR, FRA, US-CA. For new runs otherwise WATTBENCH_REGION."
+            ),
+            click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
+            click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour."),
+            click.option(
+                "--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."
+            ),
+            click.option(
+                "--capital-price",
+                type=float,
+                metavar="USD",
+                help="What one hour of a device you own costs: its price / the hours of its use.",
+            ),
+            click.option("--price-note", metavar="TEXT", help="Whose price it is: provider, date, spot."),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+def site_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what `site_options` adds out of the options of a command; return it by field of Site, what is given only."""
+    values = {field: options.pop(option.removeprefix("--").replace("-", "_")) for field, option in SITE_OPTIONS.items()}
+    return {field: value for field, value in values.items() if value is not None}
+
+
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the suite and what fits it to the machine and the day."""
-    for decorate in (
-        click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
-        click.option(
-            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix a field, or give a list of values."
-        ),
-        click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
-        click.option("--region", help="Where the power comes from: FR, FRA, US-CA. Otherwise WATTBENCH_REGION."),
-        click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
-        click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour."),
-        click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."),
-        click.option("--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too."),
+    for decorate in reversed(
+        (
+            click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
+            click.option(
+                "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix a field, or give a list of values."
+            ),
+            click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
+            click.option(
+                "--publish",
+                is_flag=True,
+                help="Measure what is fit to be published: windows of 60 s, warm-up of 30 s, 5 repeats or more.",
+            ),
+            click.option(
+                "--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too."
+            ),
+            site_options,
+        )
     ):
         command = decorate(command)
     return command
@@ -66,23 +104,27 @@ def read_suite(
     suite: Path,
     settings: tuple[str, ...],
     filters: tuple[str, ...],
-    region: str | None,
-    pue: float | None,
-    price: float | None,
-    electricity_price: float | None,
     gpus: str | None,
+    *,
+    publish: bool,
+    **site: Any,
 ) -> Asked:
-    """Read, override and expand a suite; every mistake ends the command with exit code 2 and all messages."""
+    """Read, override and expand a suite; every mistake ends the command with exit code 2 and all messages.
+
+    `site` are the values of `site_options`; without --region the variable WATTBENCH_REGION counts, then the suite's.
+    """
     from bench.carbon import intensity
     from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
 
-    region = region or os.environ.get("WATTBENCH_REGION")
-    given = {"region": region, "pue": pue, "usd_per_device_hour": price, "usd_per_kwh": electricity_price}
+    given = site_fields(site)
+    region = os.environ.get("WATTBENCH_REGION")
+    if region:
+        given.setdefault("region", region)
     try:
         machine, no_gpu = find_machine(gpus)
-        asked = with_site(
-            override(load_suite(suite), settings), {name: value for name, value in given.items() if value is not None}
-        )
+        asked = with_site(override(load_suite(suite), settings), given)
+        if publish:
+            asked = publishable(asked)
         if "device_type" not in {**asked.defaults, **asked.matrix}:
             check_no_gpu_is_hidden(no_gpu)
         plan = expand(asked, machine)

@@ -26,11 +26,20 @@ def estimate(asked: Asked) -> dict[str, Any]:
     seconds = [estimate_seconds(run) for run in runs]
     price = asked.plan.suite.usd_per_device_hour
     known = [s for s in seconds if s is not None]
-    total = START_SECONDS + sum(known) if len(known) == len(seconds) else None
+    total = START_SECONDS + _idle_seconds(asked) + sum(known) if len(known) == len(seconds) else None
     cost = None
     if price is not None and total is not None:
         cost = sum(s * run.world_size for s, run in zip(known, runs, strict=True)) / 3600 * price
     return {"seconds": total, "cost_usd": cost}
+
+
+def _idle_seconds(asked: Asked) -> float:
+    """Seconds in which idle power is measured before the runs: on GPUs without and with a context."""
+    from bench.meters.rapl import RaplMeter
+
+    if asked.machine.gpus:
+        return 2 * asked.plan.suite.idle_seconds
+    return 0.0 if RaplMeter().reason else asked.plan.suite.idle_seconds
 
 
 def lines(asked: Asked) -> list[str]:

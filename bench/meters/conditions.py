@@ -140,12 +140,13 @@ def _shared(facts: list[dict[str, Any]]) -> bool | None:
     """Whether others used the GPU; None where NVML lists no process of ours, so that it cannot be trusted to list theirs."""
     listed = [fact for fact in facts if "own" in fact]
     foreign = any(fact["foreign"] for fact in listed)
-    if any(fact["own"] for fact in listed) or (foreign and _sees_all_processes()):
+    if any(fact["own"] for fact in listed) or (foreign and sees_all_processes()):
         return foreign
     return None
 
 
-def _sees_all_processes() -> bool:
+def sees_all_processes() -> bool:
+    """Whether process ids here are those of the machine, as NVML lists them: not so in most containers."""
     try:
         return str(Path("/proc/self/ns/pid").readlink()) == _INITIAL_PID_NAMESPACE
     except OSError:

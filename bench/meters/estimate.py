@@ -6,6 +6,7 @@ configuration, no carbon factor; only its energy totals are used (its mean power
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -157,3 +158,28 @@ def _forget_settings() -> None:
             del os.environ[name]
     os.environ["HOME"] = "/"
     os.chdir("/")
+
+
+def main() -> None:
+    """Print as one line of JSON what CodeCarbon estimates now: component, mode and watts, or the reason why not."""
+    meter = CodecarbonMeter()
+    meter.wait(60)
+    before = meter.read()
+    time.sleep(0.3)
+    after = meter.read()
+    estimates = [
+        {
+            "component": first.component,
+            "mode": first.mode,
+            "power_watts": (last.energy_uj - first.energy_uj) * 1e3 / (last.t_ns - first.t_ns),
+        }
+        for first, last in zip(before, after, strict=False)
+        if first.energy_uj is not None and last.energy_uj is not None
+    ]
+    reason = meter.reason or ("" if estimates else "CodeCarbon estimated nothing")
+    meter.close()
+    print(json.dumps({"reason": reason, "estimates": estimates}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""`bench report`: carbon and cost of stored runs by other factors, each with its label; the store stays as it is."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bench import tracking
+from bench.carbon import intensity
+from bench.cli import cli
+from bench.cost import recorded_site, recost
+from bench.schema import Provenance, RunRecord, Site, Status
+from bench.tracking import StoreError
+from tests import rows
+from tests.test_tracking import logged
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
+]
+
+OTHER = "20260103T030405-bbbb"
+
+
+def priced(record: RunRecord, site: Site) -> RunRecord:
+    return recost(record, site).model_copy(update={"quality": "B"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    owned = Site(region="DE", usd_per_kwh=0.3, usd_capital_per_device_hour=1.0, price_note="ours")
+    logged(tmp_path, [priced(rows.record(1, repeat=r, execution=OTHER), owned) for r in range(2)])
+    records = [rows.record(2, repeat=0), rows.record(1, readings="e", repeat=1)]
+    failed = rows.record(4, status=Status.FAILED)
+    return logged(tmp_path, [*records, failed])
+
+
+def report(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["report", *arguments])
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    done = report("--json", *arguments)
+    assert done.exit_code == 0, done.output
+    made: dict[str, Any] = json.loads(done.stdout)
+    return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_nothing_given_shows_what_is_stored(store: str) -> None:
+    done = document("synthetic", "--store", store, "--execution", rows.make()["execution"])
+    execution = str(rows.make()["execution"])
+    fitted = CliRunner().invoke(cli, ["fit", "synthetic", "--store", store, "--json", "--execution", execution])
+    assert done["factors"]["intensity"][0]["region"] == "XX"
+    assert done["factors"]["intensity"][0]["kg_per_kwh"] == 0.4
+    assert done["factors"]["price"] == [{"mode": "rental", "usd_per_device_hour": 3.6, "runs": 3}]
+    assert [(e["basis"], e["provenance"], e["runs"]) for e in done["factors"]["energy"]] == [
+        ("measured", "measured_counter", 2),
+        ("estimated", "estimated_model", 1),
+    ]
+    stored = {run["run_id"]: run for run in json.loads(fitted.stdout)["runs"]}
+    for run in done["runs"]:
+        assert run["carbon"]["intensity"]["region"] == "XX"
+        assert {k: v for k, v in run.items() if k not in ("carbon", "cost")} == stored[run["run_id"]]
+    assert set(done) == {"factors", "runs", "configurations", "fit"}
+
+
+def test_other_factors_and_an_unchanged_store(store: str, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    where = ["--store", store, "--execution", OTHER]
+    done = document(*where, "--region", "FR", "--pue", "1.2", "--price", "2.1", "--price-note", "spot")
+    factor = intensity("FR")
+    for run in done["runs"]:
+        joules = run["carbon"]["energy_joules"]
+        assert joules == 100
+        assert run["emissions_kg"] == pytest.approx(joules / 3.6e6 * 1.2 * factor.kg_per_kwh)
+        assert run["cost_usd"] == pytest.approx(run["cost"]["devices"] * 10 / 3600 * 2.1)
+        assert (run["cost"]["mode"], run["cost"]["usd_per_kwh"], run["cost"]["note"]) == ("rental", None, "spot")
+        assert "pue_unknown" not in (run["flags"] or "")
+    assert done["factors"]["pue"] == [{"pue": 1.2, "provenance": "user_supplied", "runs": 2}]
+    assert done["factors"]["intensity"][0]["source"] == factor.source
+    assert contents(tmp_path) == before
+
+
+def test_what_is_not_given_stays(store: str) -> None:
+    where = ["--store", store, "--execution", OTHER]
+    (price,) = document(*where, "--electricity-price", "0.5")["factors"]["price"]
+    assert price == {"mode": "owned", "usd_per_kwh": 0.5, "usd_capital_per_device_hour": 1.0, "runs": 2}
+    run = document(*where, "--pue", "1.5")["runs"][0]
+    kwh = 100 / 3.6e6
+    assert run["cost_usd"] == pytest.approx(10 / 3600 * 1.0 + kwh * 1.5 * 0.3)
+    assert run["emissions_kg"] == pytest.approx(kwh * 1.5 * intensity("DE").kg_per_kwh)
+    assert run["cost"]["note"] == "ours"
+    kept = document("--store", store, "--execution", rows.make()["execution"], "--pue", "1.1")["factors"]
+    assert kept["intensity"][0]["region"] == "XX"  # a region that no table has: its stored intensity is used
+
+
+def test_the_grade_follows_the_flags(store: str) -> None:
+    where = ["--store", store, "--execution", OTHER]
+    assert {run["quality"] for run in document(*where)["runs"]} == {"B"}
+    assert {run["quality"] for run in document(*where, "--pue", "1.2")["runs"]} == {"A"}
+
+
+def test_the_factors_in_words(store: str) -> None:
+    done = report("--store", store, "--all", "--region", "SE")
+    assert done.exit_code == 0, done.output
+    first, second, third = done.output.splitlines()[:3]
+    assert first.startswith("carbon = energy measured (measured_counter, lacks dram) in 4 runs / estimated")
+    assert "PUE 1 (user_supplied) in 3 runs / absent (1.0 is used: cooling is left out) in 2 runs" in first
+    assert "kg CO2e/kWh (SWE, 2" in first
+    assert "codecarbon" in first
+    assert "rented at 3.6 USD per device-hour, power inside in 3 runs / owned, 1 USD per device-hour + energy" in second
+    assert third.startswith("sum of whole runs: ")
+    assert "samples/s" in done.output
+
+
+def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
+    bare = rows.record(1).model_copy(update={"carbon": None, "cost": None})
+    store = logged(tmp_path, [bare])
+    done = report("--store", store)
+    assert "intensity absent (no region: give --region FR)" in done.output
+    assert "no price is known: give --price, or --electricity-price and --capital-price" in done.output
+    assert "bench report --region FR" in done.output
+    assert document("--store", store)["runs"][0]["carbon"] is None
+    assert document("--store", store, "--region", "FR")["runs"][0]["carbon"]["intensity"]["region"] == "FRA"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--region", "Narnia"], "region 'Narnia' is not known"),
+        (["scalling"], "no runs of suite 'scalling' in"),
+        (["--execution", "x"], "no execution 'x': "),
+        (["--price", "1", "--capital-price", "2"], "give --price (rented) or --capital-price (owned), not both"),
+        (["--pue", "0.5"], "--pue: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_use(store: str, arguments: list[str], said: str) -> None:
+    done = report("--store", store, *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert done.stdout == ""
+
+
+def test_only_the_runs_selected_are_fetched(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    real = tracking._record
+    monkeypatch.setattr(tracking, "_record", lambda *given: fetched.append(given[1]) or real(*given))
+    selected = [row for row in tracking.load(store) if row["execution"] == OTHER]
+    found = tracking.records(selected, store)
+    assert [record.run_id for record in found] == [row["run_id"] for row in selected]
+    assert len(fetched) == 2
+    assert tracking.records([], store) == []
+    with pytest.raises(StoreError, match="is not at sqlite:"):
+        tracking.records([{**selected[0], "run_id": "gone"}], store)
+
+
+def test_an_artifact_that_cannot_be_had(store: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "store" / "mlartifacts").rglob("record.json"):
+        path.write_text('{"schema_version": 99}')
+    done = report("--store", store)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is no record that this version can read" in done.stderr
+    shutil.rmtree(tmp_path / "store" / "mlartifacts")
+    done = report("--store", store)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("bench: no record.json of synthetic")
+    assert "bench sync --store" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_the_site_of_a_record() -> None:
+    assert recorded_site(rows.record(1)) == Site(region="XX", pue=1.0, usd_per_device_hour=3.6)
+    site = Site(region="DEU", usd_per_kwh=0.3, price_note="ours")
+    made = recost(rows.record(1), site)
+    assert recorded_site(made) == site
+    assert made.carbon is not None
+    assert made.carbon.pue_provenance is Provenance.ABSENT
+    assert recorded_site(recost(rows.record(1), Site(pue=1.3, usd_per_kwh=0.3))) == Site(pue=1.3, usd_per_kwh=0.3)
+    assert recorded_site(rows.record(1, readings="")) == Site()
