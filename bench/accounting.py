@@ -59,7 +59,7 @@ def joined(parts: list[list[EnergyReading]]) -> list[EnergyReading]:
             "power_watts_mean": joules / seconds,
             "power_watts_max": max((r.power_watts_max for r in same if r.power_watts_max is not None), default=None),
             "provenance": Provenance.worst([r.provenance for r in same]),
-            "coverage": seconds / sum(r.seconds / r.coverage for r in same),
+            "coverage": min(1.0, seconds / sum(r.seconds / r.coverage for r in same)),
             "uncertainty_joules": sum(bounds) if len(bounds) == len(same) else None,
             "samples": sum(r.samples for r in same),
             "flags": sorted({flag for r in same for flag in r.flags}),

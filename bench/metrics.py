@@ -219,8 +219,9 @@ def _phases(measured: Measurement) -> dict[str, float]:
             out[name] = out.get(name, 0) + value
     before = [phase for phase in measured.phases if phase.name in STARTUP_PHASES]
     for ending in ("seconds", "energy_joules", "energy_estimated_joules"):
-        parts = [out[name] for phase in before if (name := f"phase_{phase.name}_{ending}") in out]
-        if parts and len(parts) == len(before):
+        names = dict.fromkeys(f"phase_{phase.name}_{ending}" for phase in before)
+        parts = [out[name] for name in names if name in out]
+        if parts and len(parts) == len(names):
             out[f"startup_{ending}"] = sum(parts)
     return out
 
@@ -358,5 +359,5 @@ def headline(record: RunRecord) -> str:
         return f"{record.status}: {message}"
     known = metrics(record)
     rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
-    loss = f"loss {known['loss_first']:.3f} -> {known['loss_last']:.3f}" if "loss_first" in known else ""
+    loss = f"loss {known['loss_first']:.3f} -> {known.get('loss_last', math.nan):.3f}" if "loss_first" in known else ""
     return ", ".join(filter(None, [rate, loss])) or f"{known['duration_seconds']:.4g} s"

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -58,11 +59,13 @@ def host_facts(proc: Path = Path("/proc")) -> dict[str, float]:
         facts["busy"] = (user + nice + system + irq + softirq) / hertz
         facts["steal"] = steal / hertz
         facts["all"] = facts["busy"] + facts["steal"] + (idle + waiting) / hertz
+    except (OSError, ValueError, IndexError):
+        facts = {}
+    with suppress(OSError, ValueError, IndexError):
         facts["load"] = float((proc / "loadavg").read_text().split()[0])
+    with suppress(OSError, ValueError):
         some = (proc / "pressure" / "cpu").read_text().split("\n", 1)[0]
         facts["waited"] = int(some.rpartition("total=")[2]) / 1e6
-    except (OSError, ValueError, IndexError):
-        pass  # what could be read before is kept
     return facts
 
 
@@ -76,12 +79,17 @@ def _around(events: Iterable[Row], device: str, t0: int, t1: int) -> list[tuple[
 
 
 def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuConditions:
-    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds)."""
+    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds).
+
+    Of what is read at an instant, such as clocks, only readings inside the window count, if there are any: the next one
+    may be of a GPU that is idle again. Cumulative counters need one on either side.
+    """
     found = _around(events, device, t0, t1)
     facts = [fact for _, fact in found]
+    inside = [fact for t, fact in found if t0 <= t <= t1] or facts
 
     def values(name: str) -> list[float]:
-        return [fact[name] for fact in facts if name in fact]
+        return [fact[name] for fact in inside if name in fact]
 
     temperatures, clocks, memory_clocks = values("temperature"), values("sm_mhz"), values("memory_mhz")
     half = len(clocks) // 2
@@ -95,7 +103,7 @@ def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuC
         memory_clock_hz_mean=mean(memory_clocks) * 1e6 if memory_clocks else None,
         power_limit_watts=min(values("limit_mw")) / 1e3 if values("limit_mw") else None,
         memory_used_bytes_max=int(max(values("memory_used"))) if values("memory_used") else None,
-        throttled_share=_throttled(found),
+        throttled_share=_throttled(found, [fact["reasons"] for fact in inside if "reasons" in fact]),
         shared=_shared(facts),
     )
 
@@ -105,13 +113,12 @@ def used_by_run(events: Iterable[Row], device: str, t0: int, t1: int) -> bool:
     return any(fact.get("own") for _, fact in _around(events, device, t0, t1))
 
 
-def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
+def _throttled(found: list[tuple[int, dict[str, Any]]], masks: list[int]) -> dict[str, float]:
     """Share of the time by reason: by the cumulative counters, or as often as the bit was seen, whichever is more."""
-    if len(found) < 2:
+    if len(found) < 2 or found[0][0] == found[-1][0]:
         return {}
     (t0, first), (t1, last) = found[0], found[-1]
     shares: dict[str, float] = {}
-    masks = [fact["reasons"] for _, fact in found if "reasons" in fact]
     for bit, name in REASON_BITS.items():
         if masks:
             shares[name] = sum(bool(mask & bit) for mask in masks) / len(masks)
