@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from statistics import median, quantiles
+from string import Formatter
 
 from bench.schema import COMMAND, EnergyReading, Measurement, Provenance, RunRecord, RunSpec, Scalar, Status
 
@@ -105,7 +108,7 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
         flat["global_batch_size"] = spec.global_batch_size
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if name in ("parallelism", "precision", "optimizer"):
-            if spec.workload == COMMAND and f"{{{name}}}" not in str(spec.workload_args.get("argv")):
+            if spec.workload == COMMAND and name not in _names_in_braces(str(spec.workload_args.get("argv"))):
                 continue  # what the command is not told is not known of it
             choice = getattr(spec, name)
             flat[name] = choice.name
@@ -116,6 +119,13 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
             flat[name] = value
     flat["meters"] = " ".join(spec.meters)
     return flat
+
+
+def _names_in_braces(text: str) -> set[str]:
+    """Names that `str.format` would look up in a text; none where its braces do not fit."""
+    with suppress(ValueError):
+        return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}
+    return set()
 
 
 def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
