@@ -189,4 +189,4 @@ def steady(step_seconds: Sequence[float]) -> bool | None:
     means = [mean(step_seconds[a:b]) for a, b in pairwise(borders)]
     slope, _, low, high = theilslopes(means, range(blocks), alpha=0.95)
     drift = abs(slope) * (blocks - 1) / median(means)
-    return stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2)
+    return bool(stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2))
