@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from bench.files import read_json
 from bench.meters.trace import Trace
+from bench.metrics import STARTUP_PHASES
 from bench.schema import EnergyReading, IdlePower, Phase, Provenance
 
 IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
@@ -117,6 +119,15 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
     if end_ns > out[-1].end_ns:
         out.append(Phase(name="tail", start_ns=out[-1].end_ns, end_ns=end_ns))
     return out
+
+
+def before_steps(phases: list[Phase]) -> list[tuple[int, int]]:
+    """Return the stretches of time that a run pays once, before its steps: neighbouring phases in one.
+
+    One may be too short for a meter by itself.
+    """
+    runs = [(paid, list(some)) for paid, some in groupby(phases, key=lambda phase: phase.name in STARTUP_PHASES)]
+    return [(some[0].start_ns, some[-1].end_ns) for paid, some in runs if paid]
 
 
 def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:

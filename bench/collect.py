@@ -19,7 +19,7 @@ from bench.metrics import metrics, used_gpus
 from bench.process import signal_name
 from bench.quality import judge
 from bench.redact import redact
-from bench.schema import COMMAND, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+from bench.schema import COMMAND, EnergyReading, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
@@ -172,10 +172,14 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
     gpus = used_gpus(record)
     whole, unused = accounting.used(accounting.energy(trace, start_ns, end_ns, meters), gpus)
     if measured is not None:
-        phases = []
-        for phase in accounting.contiguous(measured.phases, start_ns, end_ns):
-            own, _ = accounting.used(accounting.energy(trace, phase.start_ns, phase.end_ns, meters), gpus)
-            phases.append(phase.model_copy(update={"energy": own}))
+
+        def own(start: int, end: int) -> list[EnergyReading]:
+            return accounting.used(accounting.energy(trace, start, end, meters), gpus)[0]
+
+        phases = [
+            phase.model_copy(update={"energy": own(phase.start_ns, phase.end_ns)})
+            for phase in accounting.contiguous(measured.phases, start_ns, end_ns)
+        ]
         steady = [phase for phase in phases if phase.name == "steady"]
         edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (start_ns, end_ns)
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
@@ -184,6 +188,7 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         measured = measured.model_copy(
             update={
                 "energy": accounting.joined([phase.energy for phase in steady]),
+                "startup": accounting.joined([own(*edges) for edges in accounting.before_steps(phases)]),
                 "phases": phases,
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),

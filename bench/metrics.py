@@ -218,7 +218,10 @@ def _above_idle(record: RunRecord, hardware: list[EnergyReading]) -> float | Non
 
 
 def _phases(measured: Measurement) -> dict[str, float]:
-    """Seconds and joules by phase; `startup` is all that was paid before the first measured step."""
+    """Seconds and joules by phase; `startup` is all that was paid before the first measured step.
+
+    Its energy is absent where it lacks a component of the window's.
+    """
     out: dict[str, float] = {}
     for phase in measured.phases:
         sums = {f"phase_{phase.name}_seconds": phase.seconds}
@@ -227,12 +230,16 @@ def _phases(measured: Measurement) -> dict[str, float]:
                 sums[f"phase_{phase.name}_{tag}_joules"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
-    before = [phase for phase in measured.phases if phase.name in STARTUP_PHASES]
-    for ending in ("seconds", "energy_joules", "energy_estimated_joules"):
-        names = dict.fromkeys(f"phase_{phase.name}_{ending}" for phase in before)
-        parts = [out[name] for name in names if name in out]
-        if parts and len(parts) == len(names):
-            out[f"startup_{ending}"] = sum(parts)
+    before = [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]
+    if before:
+        out["startup_seconds"] = sum(before)
+    pairs = zip(
+        split_energy(measured.startup), split_energy(measured.energy), ("energy", "energy_estimated"), strict=True
+    )
+    for readings, window, tag in pairs:
+        known, wanted = ({(r.component, r.device) for r in some} for some in (readings, window))
+        if known and known >= wanted:
+            out[f"startup_{tag}_joules"] = sum(r.energy_joules for r in readings)
     return out
 
 

@@ -202,6 +202,18 @@ def test_phases_fill_the_run_and_their_energies_add_up_to_it(tmp_path: Path) -> 
     assert [(r.device, r.energy_joules) for r in record.unused] == [("GPU-2", pytest.approx(300 * 39))]
 
 
+def test_the_startup_is_measured_as_one_even_if_a_part_of_it_is_too_short_for_a_meter(tmp_path: Path) -> None:
+    parts = [phase("start", 11.3, 11.4), phase("probe", 11.4, 12), phase("build", 12, 12.2), phase("warmup", 12.2, 20)]
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=[*parts, *PHASES[2:]])
+    assert record.measurement is not None
+    assert [r.component for r in record.measurement.startup] == ["gpu", "gpu"]  # 0.4 s have no reading of RAPL
+    assert "startup_energy_joules" not in metrics(record)
+    shorter = [phase("start", 11.3, 11.4), phase("warmup", 11.4, 20)]
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=[*shorter, *PHASES[2:]])
+    assert metrics(record)["startup_energy_joules"] == pytest.approx(340 * 9, rel=0.01)
+    assert metrics(record)["startup_seconds"] == pytest.approx(9)
+
+
 def test_the_energy_of_the_window_leaves_its_pauses_out(tmp_path: Path) -> None:
     record = ended_well(tmp_path, everything(), on_gpus())
     assert record.measurement is not None

@@ -284,15 +284,20 @@ def test_phases_are_summed_by_name_and_startup_is_what_was_paid_before() -> None
     found = metrics(measured_with(rows.record(), phases=parts))
     assert (found["phase_steady_seconds"], found["phase_steady_energy_joules"]) == (20, 200)
     assert (found["phase_probe_energy_joules"], found["phase_probe_energy_estimated_joules"]) == (2, 14)
-    assert (found["startup_seconds"], found["startup_energy_joules"]) == (8, 105)
-    assert found["startup_energy_estimated_joules"] == 28
-    lacking = [p.model_copy(update={"energy": p.energy[-1:]}) if p.name == "launch" else p for p in parts]
-    found = metrics(measured_with(rows.record(), phases=lacking))
-    assert "startup_energy_joules" not in found  # that of the launch is not known
     assert found["startup_seconds"] == 8
+    assert "startup_energy_joules" not in found
     twice = [part("warmup", 0, 1, 10), part("warmup", 1, 3, 20), part("steady", 3, 9, 50)]
-    found = metrics(measured_with(rows.record(), phases=twice))
-    assert (found["startup_seconds"], found["startup_energy_joules"]) == (3, 30)  # and not twice
+    assert metrics(measured_with(rows.record(), phases=twice))["startup_seconds"] == 3
+
+
+def test_energy_of_the_startup_that_lacks_a_component_is_absent() -> None:
+    counter = Provenance.MEASURED_COUNTER
+    window = [reading(500, counter, "cpu", "p"), reading(50, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
+    startup = [reading(100, counter, "cpu", "p"), reading(10, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
+    found = metrics(measured_with(rows.record(), energy=window, startup=startup))
+    assert (found["startup_energy_joules"], found["startup_energy_estimated_joules"]) == (110, 7)
+    found = metrics(measured_with(rows.record(), energy=window, startup=startup[1:]))
+    assert ("startup_energy_joules" in found, found["startup_energy_estimated_joules"]) == (False, 7)
 
 
 def test_the_slowest_rank_is_told_against_the_others() -> None:
