@@ -21,8 +21,11 @@ from bench.accounting import (
     step_window,
     used,
 )
+from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Row, Trace
+from bench.node import Node, measure_idle
 from bench.schema import EnergyReading, Phase, Provenance
+from tests.fake_nvml import environment, fake_gpu
 
 S = 10**9
 
@@ -266,3 +269,21 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     assert idle_power(tmp_path, METERS) == []
     (tmp_path / IDLE_TIMES).write_text('{"idle": [1')
     assert idle_power(tmp_path, METERS) == []
+
+
+def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = fake_gpu(0, 150)
+    for name, value in environment(gpu).items():
+        monkeypatch.setenv(name, value)
+    measure_idle(Node(None, None, []), 1.0, with_context=False)
+    with Sidecar(["nvml"], [gpu["uuid"]]) as sidecar:
+        node_ = Node(None, sidecar, [gpu["uuid"]])
+        measure_idle(node_, 0.0, with_context=False)
+        assert list(tmp_path.iterdir()) == []
+        measure_idle(node_, 1.2, with_context=False)
+    (found,) = idle_power(tmp_path, ["nvml"])
+    assert (found.device, found.power_watts_context) == (gpu["uuid"], None)
+    assert found.power_watts == pytest.approx(150, rel=0.15)
+    assert found.seconds == pytest.approx(1.2, abs=0.2)
