@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from bench.files import read_json
 from bench.meters.trace import Trace
+from bench.metrics import STARTUP_PHASES
 from bench.schema import EnergyReading, IdlePower, Phase, Provenance
 
 IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
@@ -59,7 +61,7 @@ def joined(parts: list[list[EnergyReading]]) -> list[EnergyReading]:
             "power_watts_mean": joules / seconds,
             "power_watts_max": max((r.power_watts_max for r in same if r.power_watts_max is not None), default=None),
             "provenance": Provenance.worst([r.provenance for r in same]),
-            "coverage": seconds / sum(r.seconds / r.coverage for r in same),
+            "coverage": min(1.0, seconds / sum(r.seconds / r.coverage for r in same)),
             "uncertainty_joules": sum(bounds) if len(bounds) == len(same) else None,
             "samples": sum(r.samples for r in same),
             "flags": sorted({flag for r in same for flag in r.flags}),
@@ -117,6 +119,15 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
     if end_ns > out[-1].end_ns:
         out.append(Phase(name="tail", start_ns=out[-1].end_ns, end_ns=end_ns))
     return out
+
+
+def before_steps(phases: list[Phase]) -> list[tuple[int, int]]:
+    """Return the stretches of time that a run pays once, before its steps: neighbouring phases in one.
+
+    One may be too short for a meter by itself.
+    """
+    runs = [(paid, list(some)) for paid, some in groupby(phases, key=lambda phase: phase.name in STARTUP_PHASES)]
+    return [(some[0].start_ns, some[-1].end_ns) for paid, some in runs if paid]
 
 
 def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:

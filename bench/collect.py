@@ -16,9 +16,10 @@ from bench.files import read_json, write_text
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
 from bench.meters.trace import Trace
 from bench.metrics import metrics, used_gpus
+from bench.process import signal_name
 from bench.quality import judge
 from bench.redact import redact
-from bench.schema import COMMAND, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+from bench.schema import COMMAND, EnergyReading, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
@@ -85,7 +86,7 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     signals = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if signals and not any(error["kind"] != "peer" for error in errors):
         rank, number = next(iter(signals.items()))
-        name = signal.Signals(number).name
+        name = signal_name(number)
         killed_for_memory = killed_for_memory and number == signal.SIGKILL
         why = " (the kernel ran out of memory)" if killed_for_memory else ""
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
@@ -171,18 +172,23 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
     gpus = used_gpus(record)
     whole, unused = accounting.used(accounting.energy(trace, start_ns, end_ns, meters), gpus)
     if measured is not None:
-        phases = []
-        for phase in accounting.contiguous(measured.phases, start_ns, end_ns):
-            own, _ = accounting.used(accounting.energy(trace, phase.start_ns, phase.end_ns, meters), gpus)
-            phases.append(phase.model_copy(update={"energy": own}))
+
+        def own(start: int, end: int) -> list[EnergyReading]:
+            return accounting.used(accounting.energy(trace, start, end, meters), gpus)[0]
+
+        phases = [
+            phase.model_copy(update={"energy": own(phase.start_ns, phase.end_ns)})
+            for phase in accounting.contiguous(measured.phases, start_ns, end_ns)
+        ]
         steady = [phase for phase in phases if phase.name == "steady"]
-        edges = steady[0].start_ns, steady[-1].end_ns
+        edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (start_ns, end_ns)
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
         found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
         memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
         measured = measured.model_copy(
             update={
                 "energy": accounting.joined([phase.energy for phase in steady]),
+                "startup": accounting.joined([own(*edges) for edges in accounting.before_steps(phases)]),
                 "phases": phases,
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.carbon import basis, carbon
 from bench.metrics import missing_components, used_gpus
+from bench.quality import grade, site_flags
 from bench.schema import CarbonIntensity, Cost, EnergyReading, Provenance, RunRecord, Site
 
 
@@ -48,18 +49,17 @@ def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], 
 def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None) -> RunRecord:
     """Return the record with carbon and cost by another region, PUE and prices; what was measured stays as it is.
 
-    `factor` is the carbon intensity to use where it is not to be looked up anew. Raises ValueError for a region that is
-    not known.
+    A record that has a grade gets the one that follows from its flags now. `factor` is the carbon intensity to use where
+    it is not to be looked up anew. Raises ValueError for a region that is not known.
     """
     gpus = used_gpus(record)
-    flags = [flag for flag in record.flags if flag != "pue_unknown"]
-    if site.region is not None and site.pue is None:
-        flags = sorted([*flags, "pue_unknown"])
+    flags = sorted({*record.flags} - {"pue_unknown"} | site_flags(site))
     return record.model_copy(
         update={
             "carbon": carbon(record.energy, site, gpus, factor),
             "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
             "flags": flags,
+            "quality": grade(flags) if record.quality is not None else None,
         }
     )
 

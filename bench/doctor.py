@@ -91,7 +91,7 @@ class Watch:
         self.seconds = time.monotonic() - began
         self.own_cpu_seconds = time.process_time() - own
         self.host_after = host_facts(files)
-        for file in files:
+        for file in files.values():
             os.close(file)
         for meter in (self.nvml, self.rapl):
             if meter is not None:

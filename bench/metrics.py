@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from statistics import median, quantiles
+from string import Formatter
 
 from bench.schema import COMMAND, EnergyReading, Measurement, Provenance, RunRecord, RunSpec, Scalar, Status
 
@@ -105,7 +108,7 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
         flat["global_batch_size"] = spec.global_batch_size
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if name in ("parallelism", "precision", "optimizer"):
-            if spec.workload == COMMAND and f"{{{name}}}" not in str(spec.workload_args.get("argv")):
+            if spec.workload == COMMAND and name not in _names_in_braces(str(spec.workload_args.get("argv"))):
                 continue  # what the command is not told is not known of it
             choice = getattr(spec, name)
             flat[name] = choice.name
@@ -116,6 +119,13 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
             flat[name] = value
     flat["meters"] = " ".join(spec.meters)
     return flat
+
+
+def _names_in_braces(text: str) -> set[str]:
+    """Names that `str.format` would look up in a text; none where its braces do not fit."""
+    with suppress(ValueError):
+        return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}
+    return set()
 
 
 def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
@@ -208,7 +218,10 @@ def _above_idle(record: RunRecord, hardware: list[EnergyReading]) -> float | Non
 
 
 def _phases(measured: Measurement) -> dict[str, float]:
-    """Seconds and joules by phase; `startup` is all that was paid before the first measured step."""
+    """Seconds and joules by phase; `startup` is all that was paid before the first measured step.
+
+    Its energy is absent where it lacks a component of the window's.
+    """
     out: dict[str, float] = {}
     for phase in measured.phases:
         sums = {f"phase_{phase.name}_seconds": phase.seconds}
@@ -217,11 +230,16 @@ def _phases(measured: Measurement) -> dict[str, float]:
                 sums[f"phase_{phase.name}_{tag}_joules"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
-    before = [phase for phase in measured.phases if phase.name in STARTUP_PHASES]
-    for ending in ("seconds", "energy_joules", "energy_estimated_joules"):
-        parts = [out[name] for phase in before if (name := f"phase_{phase.name}_{ending}") in out]
-        if parts and len(parts) == len(before):
-            out[f"startup_{ending}"] = sum(parts)
+    before = [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]
+    if before:
+        out["startup_seconds"] = sum(before)
+    pairs = zip(
+        split_energy(measured.startup), split_energy(measured.energy), ("energy", "energy_estimated"), strict=True
+    )
+    for readings, window, tag in pairs:
+        known, wanted = ({(r.component, r.device) for r in some} for some in (readings, window))
+        if known and known >= wanted:
+            out[f"startup_{tag}_joules"] = sum(r.energy_joules for r in readings)
     return out
 
 
@@ -358,5 +376,5 @@ def headline(record: RunRecord) -> str:
         return f"{record.status}: {message}"
     known = metrics(record)
     rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
-    loss = f"loss {known['loss_first']:.3f} -> {known['loss_last']:.3f}" if "loss_first" in known else ""
+    loss = f"loss {known['loss_first']:.3f} -> {known.get('loss_last', math.nan):.3f}" if "loss_first" in known else ""
     return ", ".join(filter(None, [rate, loss])) or f"{known['duration_seconds']:.4g} s"

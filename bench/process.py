@@ -25,6 +25,14 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def signal_name(number: int) -> str:
+    """Name of a signal, `SIGKILL`; real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def adopt_orphans() -> None:
     """Ask the kernel to make this process the parent of descendants whose own parent ends; on Linux only."""
     if sys.platform.startswith("linux"):

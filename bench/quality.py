@@ -71,7 +71,9 @@ FLAGS = {
     "not_steady": Flag("B", "speed, temperature or clocks changed during the window: warm up or measure longer"),
     "noisy_host": Flag("B", "others took processor time, or the machine itself changed its speed, during the run"),
     "straggler": Flag("B", "one rank takes more than 10 % longer for a forward pass than the others, who wait for it"),
-    "no_steps": Flag("B", "the command reported no steps: the window is all of it, start and end included"),
+    "no_steps": Flag(
+        "B", "the command reported no steps beyond its warm-up: the window is all of it, start and end included"
+    ),
     "pue_unknown": Flag("B", "the power of cooling is left out, as no PUE was given (--pue)"),
 }
 
@@ -86,6 +88,12 @@ def meaning(flag: str) -> str:
     return FLAGS[flag].meaning if flag in FLAGS else "see the record"
 
 
+def site_flags(site: Site) -> set[str]:
+    """Flags that follow from what is known of the place: carbon and the price of electricity take a PUE."""
+    asked = site.region is not None or site.usd_per_kwh is not None
+    return {"pue_unknown"} if asked and site.pue is None else set()
+
+
 def judge(record: RunRecord, site: Site, *, meter_failed: bool) -> RunRecord:
     """Return the record with the flags of its measurement and the grade; one without a measurement is not graded."""
     if record.measurement is None:
@@ -93,8 +101,7 @@ def judge(record: RunRecord, site: Site, *, meter_failed: bool) -> RunRecord:
     flags = {*_energy_flags(record), *_condition_flags(record), *_speed_flags(record)}
     if meter_failed:
         flags.add("meter_failed")
-    if site.region is not None and site.pue is None:
-        flags.add("pue_unknown")
+    flags |= site_flags(site)
     return record.model_copy(update={"flags": sorted(flags), "quality": grade(flags)})
 
 
@@ -105,7 +112,7 @@ def _energy_flags(record: RunRecord) -> Iterator[str]:
     hardware, model = split_energy(measured.energy)
     for reading in hardware or model:
         yield from reading.flags
-    if any(reading.coverage < 0.98 for reading in measured.energy):
+    if any(reading.coverage < 0.98 for reading in hardware or model):
         yield "energy_partly_covered"
     if not record.spec.meters:
         return
@@ -159,7 +166,8 @@ def _speed_flags(record: RunRecord) -> Iterator[str]:
     state = steady(steps)
     if state is not True and steps:
         yield "steady_unknown" if state is None else "not_steady"
-    if measured.loss_first is not None and measured.loss_last is not None and measured.loss_last >= measured.loss_first:
+    first, last = measured.loss_first, measured.loss_last
+    if first is not None and (last is None or last >= first):
         yield "loss_not_decreasing"
     try:
         known = metrics(record)
@@ -187,4 +195,4 @@ def steady(step_seconds: Sequence[float]) -> bool | None:
     means = [mean(step_seconds[a:b]) for a, b in pairwise(borders)]
     slope, _, low, high = theilslopes(means, range(blocks), alpha=0.95)
     drift = abs(slope) * (blocks - 1) / median(means)
-    return stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2)
+    return bool(stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2))

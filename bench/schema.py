@@ -377,7 +377,7 @@ class Measurement(Model):
     The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
     `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by. A command of the user tells
-    what it likes: without steps the window is all of it.
+    what it likes: without steps the window is all of it. `startup` is the energy of all that was paid before it.
     """
 
     step_seconds: list[Positive] = []
@@ -395,6 +395,7 @@ class Measurement(Model):
     dataset_digest: str | None = None
     ranks: list[Rank] = []
     energy: list[EnergyReading] = []
+    startup: list[EnergyReading] = []
     phases: list[Phase] = []
     gpus: list[GpuConditions] = []
     host: HostConditions | None = None

@@ -22,11 +22,13 @@ def _append(**line: object) -> None:
     path = os.environ.get(VARIABLE)
     if not path:
         return
-    line = {"t_ns": time.monotonic_ns(), "rank": int(_RANK), **line}
+    line = {"t_ns": time.monotonic_ns(), "rank": int(_RANK) if _RANK.isdecimal() else 0, **line}
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(file, (json.dumps({k: v for k, v in line.items() if v is not None}) + "\n").encode())
-        os.close(file)
+        try:
+            os.write(file, (json.dumps({k: v for k, v in line.items() if v is not None}) + "\n").encode())
+        finally:
+            os.close(file)
     except OSError:
         return  # a full disk must not end a training
 
@@ -37,7 +39,9 @@ def step(*, samples: int | None = None, tokens: int | None = None, loss: float |
     Call it once a step in every process. `loss` is a number: making one of a tensor on a GPU waits for the GPU. Nothing
     here waits; on a GPU the host runs ahead of the device by a constant number of steps, which cancels over a window.
     """
-    _append(samples=samples, tokens=tokens, loss=None if loss is None else float(loss))
+    counts = {"samples": samples, "tokens": tokens}
+    whole = {name: None if count is None else int(count) for name, count in counts.items()}
+    _append(**whole, loss=None if loss is None else float(loss))
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from bench.collect import Context, collect, log_tail
+from bench.metrics import metrics
 from bench.redact import redact
-from bench.schema import RunSpec, Site, Status
+from bench.schema import RunRecord, RunSpec, Site, Status
 from tests import rows
 
+S = 10**9
 SPEC = RunSpec(workload="synthetic", device_type="cpu", devices_per_node=2, batch_size_per_device=1, measure_steps=1)
 END = {"how": "ended", "exitcode": 1, "start_ns": 10**9, "end_ns": 3 * 10**9, "started_at": "2026-01-02T03:04:05+00:00"}
 
@@ -136,3 +138,141 @@ def test_credentials_are_taken_out(text: str, secret: str) -> None:
 def test_other_text_stays() -> None:
     for text in ("tokens_per_second 12.5", "12 tokens", "/home/x/y.py:12", "the tokenizer of user@host", "a=1 b=2"):
         assert redact(text) == text
+
+
+# --- the energy of a run that ended well
+
+
+def counter(device: str, watts: float, source: str = "nvml", component: str = "gpu", until: int = 60) -> list[str]:
+    interval = 0.09 if source == "nvml" else 1.0
+    times = [10 + i * interval for i in range(int((until - 10) / interval) + 1)]
+    common = {"wall_ns": 0, "source": source, "component": component, "device": device}
+    return [json.dumps({"t_ns": round(t * S), "energy_uj": round(watts * t * 1e6), **common}) for t in times]
+
+
+def seen(device: str, **facts: Any) -> list[str]:
+    common = {"wall_ns": 0, "device": device, "event": "conditions", "message": json.dumps(facts)}
+    return [json.dumps({"t_ns": t * S, **common}) for t in range(10, 61)]
+
+
+def phase(name: str, start: float, end: float) -> dict[str, Any]:
+    return {"name": name, "start_ns": round(start * S), "end_ns": round(end * S)}
+
+
+PHASES = [phase("start", 12, 15), phase("warmup", 15, 20), phase("steady", 20, 30), phase("eval", 30, 33)]
+PHASES += [phase("steady", 33, 40)]
+GPUS = [f"GPU-{i}" for i in range(3)]
+
+
+def ended_well(
+    folder: Path, lines: list[str], spec: RunSpec = SPEC, site: Site | None = None, **changes: Any
+) -> RunRecord:
+    measured = rows.record(2, readings="").measurement
+    assert measured is not None
+    result = measured.model_dump(mode="json") | {"phases": PHASES, "window_seconds": 17} | changes
+    end = {"exitcode": 0, "start_ns": 11 * S, "end_ns": 50 * S}
+    left(folder, end, **{"result.json": result, "meters-0.jsonl": "\n".join(lines) + "\n"})
+    record = collect(Context("s", "e", site or Site(), rows.environment(), gpus=GPUS), spec, folder)
+    assert RunRecord.model_validate_json((folder / "record.json").read_text()) == record
+    return record
+
+
+def on_gpus(workload: str = "synthetic", devices: int = 2) -> RunSpec:
+    changes = {"workload": workload, "device_type": "cuda", "devices_per_node": devices}
+    batch = {"batch_size_per_device": None, "measure_steps": None} if workload == "command" else {}
+    return RunSpec.model_validate(SPEC.model_dump() | changes | batch)
+
+
+def everything() -> list[str]:
+    return [line for i, uuid in enumerate(GPUS) for line in counter(uuid, 100 * (i + 1))] + counter(
+        "p0", 40, "rapl", "cpu"
+    )
+
+
+def test_phases_fill_the_run_and_their_energies_add_up_to_it(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, everything(), on_gpus())
+    assert record.measurement is not None
+    parts = record.measurement.phases
+    assert [p.name for p in parts] == ["launch", "start", "warmup", "steady", "eval", "steady", "tail"]
+    for index in range(3):
+        sums = sum(round(p.energy[index].energy_joules * 1e6) for p in parts)
+        assert sums == round(record.energy[index].energy_joules * 1e6)
+    whole = {r.device: r.energy_joules for r in record.energy}
+    assert whole == {"GPU-0": pytest.approx(3900), "GPU-1": pytest.approx(7800), "p0": pytest.approx(1560)}
+    assert [(r.device, r.energy_joules) for r in record.unused] == [("GPU-2", pytest.approx(300 * 39))]
+
+
+def test_the_startup_is_measured_as_one_even_if_a_part_of_it_is_too_short_for_a_meter(tmp_path: Path) -> None:
+    parts = [phase("start", 11.3, 11.4), phase("probe", 11.4, 12), phase("build", 12, 12.2), phase("warmup", 12.2, 20)]
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=[*parts, *PHASES[2:]])
+    assert record.measurement is not None
+    assert [r.component for r in record.measurement.startup] == ["gpu", "gpu"]  # 0.4 s have no reading of RAPL
+    assert "startup_energy_joules" not in metrics(record)
+    shorter = [phase("start", 11.3, 11.4), phase("warmup", 11.4, 20)]
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=[*shorter, *PHASES[2:]])
+    assert metrics(record)["startup_energy_joules"] == pytest.approx(340 * 9, rel=0.01)
+    assert metrics(record)["startup_seconds"] == pytest.approx(9)
+
+
+def test_the_energy_of_the_window_leaves_its_pauses_out(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, everything(), on_gpus())
+    assert record.measurement is not None
+    assert [r.energy_joules for r in record.measurement.energy] == pytest.approx([1700, 3400, 680], rel=1e-3)
+    assert [r.seconds for r in record.measurement.energy] == [17, 17, 17]
+    assert metrics(record)["power_watts"] == pytest.approx(340, rel=1e-3)
+
+
+def test_a_command_used_the_gpus_on_which_its_processes_were_seen(tmp_path: Path) -> None:
+    lines = everything() + seen("GPU-0", own=0, foreign=0, unknown=0) + seen("GPU-1", own=1, foreign=0, unknown=0)
+    record = ended_well(tmp_path, lines, on_gpus("command", 3), ranks=[])
+    assert (record.devices, [r.device for r in record.energy]) == (["GPU-1"], ["GPU-1", "p0"])
+    assert [r.device for r in record.unused] == ["GPU-0", "GPU-2"]
+    assert record.measurement is not None
+    assert [(gpu.device, gpu.shared) for gpu in record.measurement.gpus] == [("GPU-1", False)]
+
+
+def test_a_command_whose_processes_cannot_be_seen_used_all_gpus(tmp_path: Path) -> None:
+    lines = everything() + seen("GPU-0", own=0, foreign=0, unknown=2)
+    record = ended_well(tmp_path, lines, on_gpus("command", 3), ranks=[])
+    assert (record.devices, record.unused) == (GPUS, [])
+    assert "exclusivity_unknown" in record.flags
+
+
+def test_a_cpu_run_beside_idle_gpus_does_not_take_their_energy(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, everything())
+    assert [r.device for r in record.energy] == ["p0"]
+    assert [r.device for r in record.unused] == GPUS
+    assert record.measurement is not None
+    assert record.measurement.gpus == []
+
+
+@pytest.mark.parametrize(
+    "lines", [[], ['{"torn'], counter("GPU-0", 100)[:1], seen("GPU-0", own=1, foreign=0), seen("host", busy=1)]
+)
+def test_a_trace_that_tells_nothing_is_no_energy_and_no_error(tmp_path: Path, lines: list[str]) -> None:
+    record = ended_well(tmp_path, lines, on_gpus())
+    assert (record.status, record.energy, record.unused) == (Status.OK, [], [])
+    assert "energy_absent" in record.flags
+
+
+def test_a_result_without_phases_has_the_energy_of_the_run_alone(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=[])
+    assert record.status is Status.OK
+    assert record.measurement is not None
+    assert (record.measurement.energy, len(record.energy)) == ([], 3)
+
+
+def test_a_measurement_is_graded_and_a_failed_meter_is_told(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, everything(), on_gpus())
+    assert (record.quality, "meter_failed" in record.flags) == ("B", False)
+    (tmp_path / "exit.json").write_text(
+        json.dumps(END | {"exitcode": 0, "sidecar_error": "the meter sidecar has died"})
+    )
+    again = collect(context(), on_gpus(), tmp_path)
+    assert (again.quality, "meter_failed" in again.flags) == ("C", True)
+
+
+def test_a_rank_that_was_ended_by_a_signal_without_a_name_is_told(tmp_path: Path) -> None:
+    record = collect(context(), SPEC, left(tmp_path, **{"ranks.json": [{"rank": 1, "exitcode": -40}]}))
+    assert record.error is not None
+    assert record.error.message == "rank 1 was ended by signal 40"

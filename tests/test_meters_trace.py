@@ -140,6 +140,17 @@ def test_a_counter_that_stands_still_is_0_only_in_a_long_window_and_without_powe
     assert (stuck.energy_joules, stuck.provenance, stuck.flags) == (300, "integrated_samples", ["counter_stuck"])
 
 
+def test_a_counter_that_stops_while_power_flows_is_not_believed():
+    rows = [row(0.09 * i, energy=300 * min(int(0.9 * i) / 10, 10), watts=300) for i in range(400)]
+    for t0, t1 in ((2, 30), (12, 30), (5, 14)):
+        reading = one(Trace(rows), t0, t1)
+        assert reading.energy_joules == pytest.approx(300 * (t1 - t0), rel=0.002)
+        assert (reading.provenance, reading.flags) == ("integrated_samples", ["counter_stuck"])
+    assert one(Trace(rows), 2, 9).flags == []
+    off = [row(0.09 * i, energy=300 * min(int(0.9 * i) / 10, 10), watts=300 if i < 111 else 0) for i in range(400)]
+    assert one(Trace(off), 12, 30).energy_joules == 0  # it may: no power flows
+
+
 def test_windows_without_readings_are_absent():
     trace = Trace(sampled(lambda t: 300 * t, 10))
     for t0, t1 in ((11, 15), (-5, -1), (9, 12), (-7, 4)):

@@ -1,12 +1,28 @@
 """Derived numbers: throughput, energy, MFU; and carbon and cost with their factors."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from bench.carbon import carbon, intensity
-from bench.cost import cost
-from bench.metrics import labels, metrics, missing_components, parameters, peak_flops, row
-from bench.schema import EnergyReading, Gpu, Machine, Measurement, Provenance, RunRecord, RunSpec, Site, Status
+from bench.cost import cost, recost
+from bench.metrics import headline, labels, metrics, missing_components, parameters, peak_flops, row, systematic
+from bench.schema import (
+    EnergyReading,
+    Gpu,
+    GpuConditions,
+    IdlePower,
+    Machine,
+    Measurement,
+    Phase,
+    Provenance,
+    Rank,
+    RunRecord,
+    RunSpec,
+    Site,
+    Status,
+)
 from tests import rows
 
 
@@ -201,3 +217,172 @@ def test_cost_of_estimated_energy_says_so() -> None:
     record = rows.record(readings="e")
     power = cost(Site(usd_per_kwh=0.2), 1, 10, record.energy, [])
     assert labels(record.model_copy(update={"cost": power}))["cost_basis"] == "owned_estimated"
+
+
+# --- energy of a window, a run and its phases
+
+
+def measured_with(record: RunRecord, **changes: Any) -> RunRecord:
+    assert record.measurement is not None
+    return record.model_copy(update={"measurement": record.measurement.model_copy(update=changes)})
+
+
+def bounded(component: str, joules: float, gain: float, edge: float | None, device: str) -> EnergyReading:
+    found = reading(joules, Provenance.MEASURED_COUNTER, component, device)
+    return found.model_copy(update={"gain_share": gain, "uncertainty_joules": edge})
+
+
+def test_gains_of_one_kind_add_up_and_the_rest_adds_in_quadrature() -> None:
+    parts = [
+        bounded("gpu", 100, 0.05, 1, "GPU-0"),
+        bounded("gpu", 300, 0.05, 2, "GPU-1"),
+        bounded("cpu", 50, 0.1, None, "p"),
+    ]
+    assert systematic(parts) == pytest.approx((20**2 + 5**2 + 1 + 2**2) ** 0.5)
+    assert systematic([]) == 0
+    assert metrics(measured_with(rows.record(), energy=parts))["energy_systematic_joules"] == pytest.approx(
+        systematic(parts)
+    )
+
+
+def idle(component: str, device: str, watts: float, context: float | None = None) -> IdlePower:
+    return IdlePower(
+        component=component, device=device, power_watts=watts, power_watts_context=context, seconds=3,
+        provenance=Provenance.MEASURED_COUNTER,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_energy_above_idle_takes_the_idle_power_with_a_context() -> None:
+    parts = [
+        reading(1000, Provenance.MEASURED_COUNTER, "gpu", "GPU-0"),
+        reading(500, Provenance.MEASURED_COUNTER, "cpu", "p"),
+    ]
+    record = measured_with(rows.record(), energy=parts)
+    known = record.model_copy(
+        update={"idle": [idle("gpu", "GPU-0", 50, 70), idle("cpu", "p", 20), idle("gpu", "GPU-1", 50)]}
+    )
+    found = metrics(known)
+    assert found["energy_above_idle_joules"] == pytest.approx(1500 - 700 - 200)  # over 10 s
+    assert found["idle_power_watts"] == 120
+    for part in ([idle("gpu", "GPU-0", 50, 70)], [idle("cpu", "GPU-0", 50), idle("cpu", "p", 20)], []):
+        assert "energy_above_idle_joules" not in metrics(record.model_copy(update={"idle": part}))
+    above = record.model_copy(update={"idle": [idle("gpu", "GPU-0", 150), idle("cpu", "p", 20)]})
+    assert "energy_above_idle_joules" not in metrics(above)  # negative: idle was not idle
+
+
+def test_phases_are_summed_by_name_and_startup_is_what_was_paid_before() -> None:
+    def part(name: str, start: float, end: float, *joules: float) -> Phase:
+        energy = [reading(j, Provenance.MEASURED_COUNTER, "cpu", f"p{i}") for i, j in enumerate(joules)]
+        energy += rows.energy(False, 1, 7)
+        return Phase(name=name, start_ns=round(start * 1e9), end_ns=round(end * 1e9), energy=energy)
+
+    parts = [
+        part("launch", 0, 1, 10), part("start", 1, 3, 20, 5), part("probe", 3, 4, 1), part("build", 4, 5, 30),
+        part("warmup", 5, 9, 40), part("steady", 9, 19, 100), part("eval", 19, 20, 8), part("steady", 20, 30, 100),
+        part("probe", 30, 31, 1),
+    ]  # fmt: skip
+    found = metrics(measured_with(rows.record(), phases=parts))
+    assert (found["phase_steady_seconds"], found["phase_steady_energy_joules"]) == (20, 200)
+    assert (found["phase_probe_energy_joules"], found["phase_probe_energy_estimated_joules"]) == (2, 14)
+    assert found["startup_seconds"] == 8
+    assert "startup_energy_joules" not in found
+    twice = [part("warmup", 0, 1, 10), part("warmup", 1, 3, 20), part("steady", 3, 9, 50)]
+    assert metrics(measured_with(rows.record(), phases=twice))["startup_seconds"] == 3
+
+
+def test_energy_of_the_startup_that_lacks_a_component_is_absent() -> None:
+    counter = Provenance.MEASURED_COUNTER
+    window = [reading(500, counter, "cpu", "p"), reading(50, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
+    startup = [reading(100, counter, "cpu", "p"), reading(10, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
+    found = metrics(measured_with(rows.record(), energy=window, startup=startup))
+    assert (found["startup_energy_joules"], found["startup_energy_estimated_joules"]) == (110, 7)
+    found = metrics(measured_with(rows.record(), energy=window, startup=startup[1:]))
+    assert ("startup_energy_joules" in found, found["startup_energy_estimated_joules"]) == (False, 7)
+
+
+def test_the_slowest_rank_is_told_against_the_others() -> None:
+    def ratio(*seconds: float | None) -> float | None:
+        ranks = [Rank(rank=i, window_seconds=1, forward_seconds_median=s) for i, s in enumerate(seconds)]
+        return metrics(measured_with(rows.record(), ranks=ranks)).get("straggler_ratio")
+
+    assert ratio(1.0, 1.0, 1.0, 1.3) == pytest.approx(1.3)
+    assert ratio(1.0, 1.3) == ratio(1.3, 1.0) == pytest.approx(1.3)
+    assert ratio(1.3) is ratio(None, 1.3) is ratio() is None
+
+
+def test_utilization_against_products_measured_on_the_device() -> None:
+    ranks = [Rank(rank=i, window_seconds=1, matmul_flops_per_second=[3 * rows.V, 4 * rows.V]) for i in range(2)]
+    found = metrics(measured_with(rows.record(2), ranks=ranks))
+    assert found["matmul_flops_per_second"] == 4 * rows.V
+    assert found["matmul_utilization"] == pytest.approx(0.25)
+    assert "matmul_utilization" not in metrics(rows.record(2))
+
+
+def test_gpus_that_were_not_used_are_apart() -> None:
+    unused = [reading(70, Provenance.MEASURED_COUNTER, "gpu", f"GPU-{i}") for i in (4, 5)]
+    record = rows.record(readings="m")
+    found = metrics(record.model_copy(update={"unused": unused}))
+    assert (found["unused_devices"], found["unused_energy_joules"]) == (2, 140)
+    assert {key: found[key] for key in metrics(record)} == metrics(record)
+
+
+def test_a_module_is_a_whole_and_is_not_missing_its_processor() -> None:
+    module = reading(100, Provenance.INTEGRATED_SAMPLES, "gpu", "GPU-0").model_copy(update={"scope": "module"})
+    assert missing_components([module], ["GPU-0"]) == []
+    assert missing_components([module], ["GPU-0", "GPU-1"]) == ["gpu(1/2)"]
+    plain = module.model_copy(update={"scope": "gpu"})
+    assert missing_components([plain], ["GPU-0"]) == ["cpu", "dram"]
+
+
+def test_the_worst_of_the_conditions_is_shown() -> None:
+    gpus = [
+        GpuConditions(device="GPU-0", temperature_celsius_max=60, sm_clock_hz_mean=1.9e9, power_limit_watts=700),
+        GpuConditions(device="GPU-1", temperature_celsius_max=80, throttled_share={"hw_thermal": 0.3}),
+        GpuConditions(device="GPU-2", sm_clock_hz_mean=1.5e9, throttled_share={"sw_power_cap": 1.0}),
+    ]
+    found = metrics(measured_with(rows.record(), gpus=gpus))
+    assert (found["temperature_celsius_max"], found["sm_clock_hz_mean"]) == (80, 1.5e9)
+    assert (found["power_limit_watts"], found["throttled_share"]) == (700, 0.3)
+
+
+def test_a_sum_over_every_pair_of_labels_never_gets_better() -> None:
+    order = list(Provenance)
+    for first in Provenance:
+        for second in Provenance:
+            parts = [reading(1, first, "cpu", "a"), reading(2, second, "cpu", "b")]
+            found = metrics(measured_with(rows.record(), energy=parts))
+            measured = [p for p in parts if p.provenance.measured]
+            assert found.get("energy_joules", 0) == sum(p.energy_joules for p in measured)
+            assert found.get("energy_estimated_joules", 0) == 3 - sum(p.energy_joules for p in measured)
+            shown = labels(measured_with(rows.record(), energy=parts))["energy_provenance"]
+            known = [p.provenance for p in measured] or [first, second]
+            assert shown == str(max(known, key=order.index))
+
+
+# --- another place
+
+
+def test_another_place_changes_carbon_cost_and_grade_and_nothing_that_was_measured() -> None:
+    record = rows.record(readings="m").model_copy(update={"flags": ["pue_unknown"], "quality": "B", "carbon": None})
+    found = recost(record, Site(region="FR", pue=1.2, usd_per_kwh=0.5))
+    assert (found.flags, found.quality) == ([], "A")
+    assert found.carbon is not None
+    assert found.carbon.emissions_kg == pytest.approx(100 / 3.6e6 * 1.2 * intensity("FR").kg_per_kwh)
+    assert found.cost is not None
+    assert found.cost.cost_usd == pytest.approx(100 / 3.6e6 * 1.2 * 0.5)
+    nowhere = recost(found, Site())
+    assert (nowhere.carbon, nowhere.cost, nowhere.flags, nowhere.quality) == (None, None, [], "A")
+    for site in (Site(region="FR"), Site(usd_per_kwh=0.5)):
+        again = recost(found, site)
+        assert (again.flags, again.quality) == (["pue_unknown"], "B")
+    assert recost(recost(record, Site(region="FR")), Site(region="FR")).flags == ["pue_unknown"]
+    assert found.measurement == record.measurement
+    worse = recost(record.model_copy(update={"flags": ["gap"], "quality": "C"}), Site(region="FR"))
+    assert (worse.flags, worse.quality) == (["gap", "pue_unknown"], "C")
+    assert recost(rows.record(status=Status.FAILED), Site(region="FR")).quality is None
+    with pytest.raises(ValueError, match="is not known"):
+        recost(record, Site(region="XX"))
+
+
+def test_a_loss_that_is_no_number_any_more_is_told() -> None:
+    assert "loss 5.000 -> nan" in headline(measured_with(rows.record(), loss_last=None))

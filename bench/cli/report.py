@@ -49,7 +49,6 @@ def report(store: str | None, as_json: bool, **options: Any) -> None:
 def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]:
     """Make carbon and cost anew where something is given; a mistake ends the command with exit code 2."""
     from bench.cost import recorded_site, recost
-    from bench.quality import grade
     from bench.suite import SuiteError, with_site
 
     out = []
@@ -60,9 +59,7 @@ def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]
                 out.append((record, site))
                 continue
             kept = record.carbon.intensity if record.carbon is not None and "region" not in given else None
-            anew = recost(record, site, kept)
-            quality = None if record.quality is None else grade(anew.flags)
-            out.append((anew.model_copy(update={"quality": quality}), site))
+            out.append((recost(record, site, kept), site))
     except SuiteError as error:
         fail(*error.messages)
     except ValueError as error:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -46,36 +47,39 @@ class ConditionsMeter:
 
     def close(self) -> None:
         """Close the files of the host."""
-        for file in self._files:
+        for file in self._files.values():
             os.close(file)
 
 
-def open_host_files(proc: Path = Path("/proc")) -> list[int]:
-    """Open what `host_facts` reads, once: as far as it is there."""
-    files: list[int] = []
+def open_host_files(proc: Path = Path("/proc")) -> dict[str, int]:
+    """Open what `host_facts` reads, once: as far as it is there. By name."""
+    files: dict[str, int] = {}
     for name in ("stat", "loadavg", "pressure/cpu"):
-        try:
-            files.append(os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError:
-            break
+        with suppress(OSError):
+            files[name] = os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC)
     return files
 
 
-def host_facts(files: list[int]) -> dict[str, float]:
+def _read(file: int) -> str:
+    return os.pread(file, 512, 0).decode()
+
+
+def host_facts(files: dict[str, int]) -> dict[str, float]:
     """Seconds of all processors since boot (busy, stolen, all), the load, and seconds that tasks waited for a CPU."""
     facts: dict[str, float] = {}
     try:
-        texts = [os.pread(file, 512, 0).decode() for file in files]
-        ticks = [int(word) for word in texts[0].split("\n", 1)[0].split()[1:9]]
+        ticks = [int(word) for word in _read(files["stat"]).split("\n", 1)[0].split()[1:9]]
         user, nice, system, idle, waiting, irq, softirq, steal = ticks
         hertz = os.sysconf("SC_CLK_TCK")
         facts["busy"] = (user + nice + system + irq + softirq) / hertz
         facts["steal"] = steal / hertz
         facts["all"] = facts["busy"] + facts["steal"] + (idle + waiting) / hertz
-        facts["load"] = float(texts[1].split()[0])
-        facts["waited"] = int(texts[2].split("\n", 1)[0].rpartition("total=")[2]) / 1e6
-    except (OSError, ValueError, IndexError):
-        pass  # what could be read before is kept
+    except (KeyError, OSError, ValueError, IndexError):
+        facts = {}
+    with suppress(KeyError, OSError, ValueError, IndexError):
+        facts["load"] = float(_read(files["loadavg"]).split()[0])
+    with suppress(KeyError, OSError, ValueError):
+        facts["waited"] = int(_read(files["pressure/cpu"]).split("\n", 1)[0].rpartition("total=")[2]) / 1e6
     return facts
 
 
@@ -89,12 +93,17 @@ def _around(events: Iterable[Row], device: str, t0: int, t1: int) -> list[tuple[
 
 
 def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuConditions:
-    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds)."""
+    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds).
+
+    Of what is read at an instant, such as clocks, only readings inside the window count, if there are any: the next one
+    may be of a GPU that is idle again. Cumulative counters need one on either side.
+    """
     found = _around(events, device, t0, t1)
     facts = [fact for _, fact in found]
+    inside = [fact for t, fact in found if t0 <= t <= t1] or facts
 
     def values(name: str) -> list[float]:
-        return [fact[name] for fact in facts if name in fact]
+        return [fact[name] for fact in inside if name in fact]
 
     temperatures, clocks, memory_clocks = values("temperature"), values("sm_mhz"), values("memory_mhz")
     half = len(clocks) // 2
@@ -108,7 +117,7 @@ def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuC
         memory_clock_hz_mean=mean(memory_clocks) * 1e6 if memory_clocks else None,
         power_limit_watts=min(values("limit_mw")) / 1e3 if values("limit_mw") else None,
         memory_used_bytes_max=int(max(values("memory_used"))) if values("memory_used") else None,
-        throttled_share=_throttled(found),
+        throttled_share=_throttled(found, [fact["reasons"] for fact in inside if "reasons" in fact]),
         shared=_shared(facts),
     )
 
@@ -118,13 +127,12 @@ def used_by_run(events: Iterable[Row], device: str, t0: int, t1: int) -> bool:
     return any(fact.get("own") for _, fact in _around(events, device, t0, t1))
 
 
-def _throttled(found: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
+def _throttled(found: list[tuple[int, dict[str, Any]]], masks: list[int]) -> dict[str, float]:
     """Share of the time by reason: by the cumulative counters, or as often as the bit was seen, whichever is more."""
-    if len(found) < 2:
+    if len(found) < 2 or found[0][0] == found[-1][0]:
         return {}
     (t0, first), (t1, last) = found[0], found[-1]
     shares: dict[str, float] = {}
-    masks = [fact["reasons"] for _, fact in found if "reasons" in fact]
     for bit, name in REASON_BITS.items():
         if masks:
             shares[name] = sum(bool(mask & bit) for mask in masks) / len(masks)

@@ -160,6 +160,14 @@ class _Curve:
         """Count the readings from t0 to t1."""
         return bisect_right(self.times, t1) - bisect_left(self.times, t0)
 
+    def still(self, t0: int, t1: int) -> tuple[int, int]:
+        """Return the first and the last time of the longest stretch of readings from t0 to t1 that show one value."""
+        found, begin = (0, 0), bisect_left(self.times, t0)
+        for i in range(begin, bisect_right(self.times, t1)):
+            begin = begin if self.values[i] == self.values[begin] else i
+            found = max(found, (self.times[begin], self.times[i]), key=lambda edges: edges[1] - edges[0])
+        return found
+
     @cached_property
     def period(self) -> int:
         """Median time between changes in nanoseconds."""
@@ -313,8 +321,17 @@ class _Channel:
                 long = curve.end - curve.start >= 2 * curve.period
                 if long and len(curve.knot_times) == 1 and self.integral is not None and self.integral.energies[-1]:
                     return None, ["counter_stuck"]  # it stands still while power flows
-                return curve, []
+                return (None, ["counter_stuck"]) if self._stuck(curve, t0, t1) else (curve, [])
         return None, ["counter_reset"] if self.counters else []
+
+    def _stuck(self, curve: _Curve, t0: int, t1: int) -> bool:
+        """Whether a GPU's counter stands still for too long in the window while its power samples say that power flows."""
+        if self.integral is None or self.source != "nvml":
+            return False
+        a, b = curve.still(t0, t1)
+        a, b = max(a, self.integral.start), min(b, self.integral.end)
+        patience = max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * curve.period)
+        return b - a > patience and self.integral.at(b) > self.integral.at(a)
 
     def _provenance(self, counter: _Curve | None, t0: int, t1: int) -> Provenance:
         if self.source == "replay":

@@ -19,25 +19,30 @@ import os
 import re
 import resource
 import shlex
-import signal
 import subprocess
 import sys
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from bench.files import write_json, write_text
-from bench.metrics import parameters
+from bench.metrics import STARTUP_PHASES, parameters
+from bench.process import signal_name
 from bench.registry import did_you_mean
 from bench.schema import Measurement, Phase, Rank, RunSpec
 from bench.steps import VARIABLE
 
 STEPS_FILE = "steps-command.jsonl"
+OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
+"""Names of phases that have a meaning of their own; one of the user's that is called so becomes `user_...`."""
+LONGEST_LINE = 65_536
 OUTPUT = -1
 """In place of a rank: steps that were found in the output, which count where no process tells of its own."""
 NO_MEMORY = (
@@ -78,6 +83,13 @@ class CommandArgs(BaseModel):
             raise ValueError(f"groups are samples, tokens and loss, not {', '.join(sorted(known))}")
         return value
 
+    @model_validator(mode="after")
+    def _own_names(self) -> Self:
+        taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another one")
+        return self
+
 
 class Command:
     """The workload; it builds nothing, `execute` runs it."""
@@ -102,7 +114,7 @@ def fill(spec: RunSpec) -> list[str]:
         raise ValueError(
             f"argv: {{{error.args[0]}}} is not known; {did_you_mean(str(error.args[0]), set(values) - own)}"
         ) from error
-    except (IndexError, AttributeError, ValueError) as error:
+    except (IndexError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"argv: {error}; write {{{{ and }}}} for braces that are meant") from error
 
 
@@ -133,7 +145,8 @@ def execute(
 ) -> Ended:
     """Run a command to its end, blocking; its steps go into the file `steps`. Raises OSError where it cannot be started.
 
-    Output goes where this process's does, or to `output`; with a `pattern` it is looked at on its way.
+    Output goes where this process's does, or to `output`; with a `pattern` it is looked at on its way, line by line (what
+    a progress bar draws over is a line too).
     """
     env = {**(os.environ if environment is None else environment), VARIABLE: str(steps)}
     piped = subprocess.PIPE if pattern else output
@@ -157,18 +170,34 @@ def execute(
 
 
 def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Path, output: IO[bytes]) -> None:
-    """Pass the output on, and note a step for each line that matches."""
+    """Pass the output on as it comes, and note a step for each line that matches.
+
+    Neither a reader that is gone nor a full disk ends the command.
+    """
     assert process.stdout is not None  # noqa: S101  asked for above
-    with process.stdout, steps.open("a") as file:
-        for line in process.stdout:
-            output.write(line)
-            output.flush()
-            match = pattern.search(line.decode(errors="replace"))
-            if match is None:
-                continue
-            found = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
-            counts = {name: round(value) for name, value in found.items() if name != "loss"}
-            file.write(json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **found, **counts}) + "\n")
+    unfinished = b""
+    with process.stdout, steps.open("ab", buffering=0) as file:
+        while chunk := os.read(process.stdout.fileno(), LONGEST_LINE):
+            with suppress(OSError):
+                output.write(chunk)
+                output.flush()
+            *lines, unfinished = re.split(rb"[\r\n]", unfinished + chunk)
+            unfinished = unfinished[-LONGEST_LINE:]
+            with suppress(OSError):
+                for line in lines:
+                    file.write(_step(pattern, line))
+        with suppress(OSError):
+            file.write(_step(pattern, unfinished))
+
+
+def _step(pattern: re.Pattern[str], line: bytes) -> bytes:
+    """Return the line of the steps' file for a line of output; nothing where it tells of no step."""
+    match = pattern.search(line.decode(errors="replace")) if line else None
+    if match is None:
+        return b""
+    found = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
+    counts = {name: round(value) for name, value in found.items() if name != "loss"}
+    return (json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **found, **counts}) + "\n").encode()
 
 
 def _number(text: str | None) -> float | None:
@@ -183,7 +212,8 @@ def _number(text: str | None) -> float | None:
 def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) -> Measurement:
     """What a command that ended well tells of itself: from its steps less `warmup_steps`, or as a whole if there are none.
 
-    The marks are ends of steps, so the window begins with one; evaluation and checkpoints in it are phases of their own.
+    The marks are ends of steps, so the window begins with one; evaluation and checkpoints in it are phases of their own,
+    unless steps end in them. A loss that is no number is left out: one that was there at first is then missing at last.
     """
     marks, pauses = _read(steps)
     peak = [ended.peak_memory_bytes] if device_type == "cpu" and ended.peak_memory_bytes else []
@@ -197,11 +227,17 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
     chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
     leader = next(iter(chosen.values()))
     times = [line["t_ns"] for line in leader]
-    breaks = [pause for pause in pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
+    breaks = [
+        pause
+        for pause in pauses
+        if times[0] <= pause.start_ns
+        and pause.end_ns <= times[-1]
+        and bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)
+    ]
     lengths = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
-    paused = _overlap(breaks, times[0], times[-1])
-    windows = {rank: (lines[-1]["t_ns"] - lines[0]["t_ns"]) / 1e9 - paused for rank, lines in chosen.items()}
-    losses = [line["loss"] for line in leader if line.get("loss") is not None]
+    edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
+    windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
+    losses = [line["loss"] if math.isfinite(line["loss"]) else None for line in leader if "loss" in line]
     return Measurement(
         step_seconds=lengths,
         window_seconds=max(windows.values()),
@@ -217,7 +253,7 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
 
 
 def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
-    """Marks of steps by rank, and the pauses of the first rank; damaged lines are left out."""
+    """Marks of steps by rank, and the pauses of rank 0, in order of time; damaged lines are left out."""
     marks: dict[int, list[dict[str, Any]]] = {}
     pauses: list[Phase] = []
     begun: dict[str, int] = {}
@@ -226,16 +262,40 @@ def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
         try:
             line = json.loads(text)
             rank, t = int(line["rank"]), int(line["t_ns"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
+        name = _phase_name(line.get("phase", ""))
         if "phase" not in line:
-            marks.setdefault(rank, []).append(line)
+            marks.setdefault(rank, []).append({"t_ns": t, **_said(line)})
         elif rank == 0 and line.get("begin"):
-            begun[str(line["phase"])] = t
-        elif rank == 0 and str(line["phase"]) in begun:
-            pauses.append(Phase(name=str(line["phase"]), start_ns=begun.pop(str(line["phase"])), end_ns=t))
-    found = marks.pop(OUTPUT, [])
-    return marks or ({0: found} if found else {}), pauses
+            begun[name] = t
+        elif rank == 0 and name in begun:
+            pauses.append(Phase(name=name, start_ns=begun.pop(name), end_ns=t))
+    ordered = {rank: [at[t] for t in sorted(at)] for rank, ms in marks.items() if (at := {m["t_ns"]: m for m in ms})}
+    found = ordered.pop(OUTPUT, [])
+    return ordered or ({0: found} if found else {}), _apart(pauses)
+
+
+def _said(line: dict[str, Any]) -> dict[str, Any]:
+    """What a mark says beside its time, as far as these are numbers; only a loss may be none (NaN)."""
+    numbers = {name: line[name] for name in ("samples", "tokens", "loss") if type(line.get(name)) in (int, float)}
+    return {name: n for name, n in numbers.items() if name == "loss" or (math.isfinite(n) and n >= 0)}
+
+
+def _phase_name(name: Any) -> str:
+    """Name of a phase of the user, fit to be part of a metric's name."""
+    plain = re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")[:40] or "pause"
+    return f"user_{plain}" if plain in OWN_PHASES else plain
+
+
+def _apart(pauses: list[Phase]) -> list[Phase]:
+    """Pauses in order of time, none within another: what is inside an outer one belongs to that."""
+    out: list[Phase] = []
+    for pause in sorted(pauses, key=lambda pause: (pause.start_ns, -pause.end_ns)):
+        start = max(pause.start_ns, out[-1].end_ns) if out else pause.start_ns
+        if pause.end_ns > start:
+            out.append(pause.model_copy(update={"start_ns": start}))
+    return out
 
 
 def _overlap(breaks: list[Phase], a: int, b: int) -> float:
@@ -256,7 +316,7 @@ def _phases(ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[in
     if first < times[0]:
         out.append(Phase(name="warmup", start_ns=first, end_ns=times[0]))
     begin = times[0]
-    for pause in sorted(breaks, key=lambda pause: pause.start_ns):
+    for pause in breaks:
         if pause.start_ns > begin:
             out.append(Phase(name="steady", start_ns=begin, end_ns=pause.start_ns))
         out.append(pause)
@@ -287,7 +347,7 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
 def failure_of(exitcode: int, log: Path) -> dict[str, Any]:
     """How a command failed, as a rank would tell it; out of memory where the end of its log says so."""
     text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
-    how = f"exit code {exitcode}" if exitcode >= 0 else f"signal {signal.Signals(-exitcode).name}"
+    how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
     if any(word in text for word in NO_MEMORY):
         return {
             "kind": "out_of_memory",
