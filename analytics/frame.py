@@ -14,6 +14,7 @@ import pandas as pd
 from analytics import stats
 from analytics.words import printable
 from bench.metrics import TEXT_COLUMNS
+from bench.quality import grade
 from bench.schema import Provenance, RunSpec, Scalar, Status
 
 IDENTITY = ("suite", "execution", "environment", "config_id")
@@ -56,6 +57,10 @@ MEDIANS = (
     "startup_seconds",
     "startup_energy_joules",
     "startup_energy_estimated_joules",
+    "energy_joules",
+    "energy_systematic_joules",
+    "idle_power_watts",
+    "power_watts",
     "energy_above_idle_joules",
     "loss_first",
     "loss_last",
@@ -70,9 +75,7 @@ NUMBERS = (
     "timeout_seconds",
     "run_energy_joules",
     "run_energy_estimated_joules",
-    "energy_joules",
     "energy_estimated_joules",
-    "power_watts",
     "power_estimated_watts",
     "peak_memory_bytes",
     "samples_per_second_per_device",
@@ -152,10 +155,10 @@ def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
     known = [Provenance(label) for label in ok["energy_provenance"].dropna() if label in set(Provenance)]
     row["energy_provenance"] = str(Provenance.worst(known)) if known else None
     row |= {name: _union(ok[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
-    grades = sorted(ok["quality"].dropna())
-    row["quality"] = grades[-1] if grades else None
     mixed = ["energy_components_differ"] if ok["energy_components"].nunique(dropna=False) > 1 else []
     row["flags"] = " ".join([*_union(ok["flags"]).split(), *mixed])
+    grades = [*ok["quality"].dropna(), *([grade(mixed)] if mixed else [])]
+    row["quality"] = max(grades, default=None)
     return row
 
 

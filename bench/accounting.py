@@ -15,6 +15,10 @@ IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
 """Files of an execution: when it was idle without (`idle`) and with (`context`) a CUDA context, and the meters' rows."""
 
 
+CODECARBON_SECONDS = 10.0
+"""How long at most is waited for CodeCarbon to start."""
+
+
 class CountedTwice(ValueError):
     """The energy of one component was about to be added a second time."""
 
@@ -140,7 +144,7 @@ def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:
     busy = {(r.component, r.device): r for r in energy(trace, context[0], context[1], meters)} if context else {}
     out = []
     for reading in energy(trace, times["idle"][0], times["idle"][1], meters):
-        if not reading.provenance.measured:
+        if not reading.provenance.measured or {"gap", "window_too_short"} & set(reading.flags):
             continue
         with_context = busy.get((reading.component, reading.device)) if reading.component == "gpu" else None
         out.append(

@@ -170,7 +170,9 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         seen = [uuid for uuid in record.devices if used_by_run(events, uuid, start_ns, end_ns)]
         record = record.model_copy(update={"devices": seen or record.devices})  # NVML may list no processes
     gpus = used_gpus(record)
-    whole, unused = accounting.used(accounting.energy(trace, start_ns, end_ns, meters), gpus)
+    boot_id = record.environment.boot_id or record.environment.host
+    readings = accounting.over_nodes([(boot_id, accounting.energy(trace, start_ns, end_ns, meters))])
+    whole, unused = accounting.used(readings, gpus)
     if measured is not None:
 
         def own(start: int, end: int) -> list[EnergyReading]:

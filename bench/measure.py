@@ -24,8 +24,6 @@ from bench.schema import COMMAND, Machine, RunRecord, RunSpec, Site
 from bench.workloads.command import STEPS_FILE, execute, failure_of, measurement
 
 SUITE = "measure"
-CODECARBON_SECONDS = 10.0
-"""How long a command waits for CodeCarbon to start, where nothing else can say anything about energy."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
 def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
     """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
     hardware = {"nvml", "rapl"} & set(sidecar.live)
-    if not hardware and sidecar.starting:
-        sidecar.wait(CODECARBON_SECONDS)
+    if sidecar.starting and "nvml" not in hardware:  # nothing else could say anything, or its start is work for the CPU
+        sidecar.wait(accounting.CODECARBON_SECONDS)
     if hardware and idle_seconds:
         sidecar.open(execution / accounting.IDLE_TRACE)
         start = time.monotonic_ns()

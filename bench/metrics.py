@@ -45,9 +45,13 @@ TEXT_COLUMNS = (
     "environment",
 )
 
+UNKNOWN_OF_COMMANDS = (
+    *("parallelism", "precision", "optimizer", "threads_per_device", "gradient_accumulation_steps"),
+    *("seed", "cold", "warmup_seconds"),
+)
 STARTUP_PHASES = ("launch", "start", "build", "warmup")
 """What a run pays once: processes, importing and building, then compiling and warming up."""
-SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "power_brake")
+SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "thermal_policy", "power_brake")
 """Reasons of lower clocks that make a measurement unfit. A software power cap is normal on a part at its power limit."""
 
 
@@ -106,10 +110,11 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
     flat: dict[str, Scalar] = {"devices": spec.world_size}
     if spec.global_batch_size is not None:
         flat["global_batch_size"] = spec.global_batch_size
+    told = _names_in_braces(str(spec.workload_args.get("argv")))
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
+        if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in told:
+            continue  # what the command is not told is not known of it
         if name in ("parallelism", "precision", "optimizer"):
-            if spec.workload == COMMAND and name not in _names_in_braces(str(spec.workload_args.get("argv"))):
-                continue  # what the command is not told is not known of it
             choice = getattr(spec, name)
             flat[name] = choice.name
             flat |= {f"{name}.{key}": option for key, option in choice.options.items()}

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from bench import registry
-from bench.accounting import IDLE_TIMES, IDLE_TRACE
+from bench.accounting import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
 from bench.files import write_json
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans, die_with_parent
@@ -104,6 +104,8 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     """Record the meters while nothing runs, then while a forked process holds a CUDA context on each GPU, `seconds` each."""
     if node.sidecar is None or not seconds or not {"nvml", "rapl"} & set(node.sidecar.live):
         return
+    if "rapl" in node.sidecar.live:
+        node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     folder = Path.cwd()
     (folder / IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
     node.sidecar.open(folder / IDLE_TRACE)

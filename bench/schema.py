@@ -181,7 +181,7 @@ class RunSpec(Model):
     def run_id(self) -> str:
         """Folder name of the run, unique in its execution."""
         readable = re.sub(r"[^a-z0-9_]+", "-", self.label.lower())[:80]
-        return f"{readable}-{self.config_id}-r{self.repeat}"
+        return f"{readable.lstrip('-')}-{self.config_id}-r{self.repeat}"
 
 
 class Site(Model):

@@ -282,8 +282,8 @@ def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
         node_ = Node(None, sidecar, [gpu["uuid"]])
         measure_idle(node_, 0.0, with_context=False)
         assert list(tmp_path.iterdir()) == []
-        measure_idle(node_, 1.2, with_context=False)
+        measure_idle(node_, 2.1, with_context=False)
     (found,) = idle_power(tmp_path, ["nvml"])
     assert (found.device, found.power_watts_context) == (gpu["uuid"], None)
     assert found.power_watts == pytest.approx(150, rel=0.15)
-    assert found.seconds == pytest.approx(1.2, abs=0.2)
+    assert found.seconds == pytest.approx(2.1, abs=0.2)

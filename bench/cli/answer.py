@@ -124,6 +124,22 @@ def _energy(row: pd.Series) -> str:
     return _number(row["joules_per_sample_estimated"], "~")
 
 
+def _systematic(measured: pd.DataFrame) -> list[str]:
+    """What repeats do not show of measured energy, what of it is idle power, and what a start takes."""
+    out = []
+    share = (measured["energy_systematic_joules"] / measured["energy_joules"]).max()
+    if share > 0:
+        out.append(f"measured energy: repeats aside, ±{100 * share:.2g} % (gain of the sensors, assumed, and edges)")
+    idle = (1 - measured["energy_above_idle_joules"] / measured["energy_joules"]).median()
+    if not math.isnan(idle):
+        out.append(f"of it {100 * idle:.2g} % would be drawn idle too (attributed: idle power × time)")
+    joules = measured["startup_energy_joules"].median()
+    if not math.isnan(joules):
+        seconds = measured["startup_seconds"].median()
+        out.append(f"a start takes {seconds:.2g} s and {joules:.3g} J, once (median), and is not in the figures above")
+    return out
+
+
 def _remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
     from analytics.words import printable
@@ -142,6 +158,7 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(_ESTIMATED)
     elif not measured.all():
         out.append("no energy: no meter could read any (bench doctor says why)")
+    out += _systematic(results[measured])
     energy = measured | results["joules_per_sample_estimated"].notna()
     if energy.any() and results["emissions_kg"].isna().all():
         out.append("no carbon: give a region, the power of which is used (bench report --region FR)")

@@ -300,7 +300,7 @@ class _Channel:
         a, b = max(t0, curve.start), min(t1, curve.end)
         if b <= a or (b - a) / (t1 - t0) < MIN_COVERAGE:
             return None
-        if not curve.changes(a, b) and b - a < 2 * curve.period:
+        if curve.late and not curve.changes(a, b) and b - a < 2 * curve.period:
             return None  # not read inside the window, or read and not published: unknown, not 0
         period = curve.period if self.component == "gpu" and provenance is not Provenance.INTEGRATED_SAMPLES else 0
         if t1 - t0 < max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * period):
