@@ -34,7 +34,7 @@ class Asked:
     meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
     site: Site = field(default_factory=Site)
     warmup_steps: int = 3
-    idle_seconds: float = 2.0
+    idle_seconds: float = 3.0
     pattern: str | None = None
     output: IO[bytes] | None = None
 

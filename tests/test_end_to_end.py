@@ -369,3 +369,50 @@ def test_gpus_that_torch_cannot_use_are_an_error_not_a_cpu_run(tmp_path: Path) -
     assert "1 NVIDIA GPU(s) are here, but the installed torch" in process.stderr
     assert "--set device_type=cpu" in process.stderr
     assert not list(tmp_path.glob("runs/*/*/*/record.json"))
+
+
+COMMANDS = """
+name: own
+idle_seconds: 2.5
+defaults:
+  workload: command
+  workload_args.argv: sh -c 'echo visible=$CUDA_VISIBLE_DEVICES safe=$PYTHONSAFEPATH; sleep {seconds}; exit {code}'
+  workload_args.seconds: 3
+  workload_args.code: 0
+matrix:
+  devices: [1, 2]
+include:
+  - {devices: 1, workload_args.code: 5}
+"""
+
+
+def test_commands_of_the_user_run_on_gpus_that_are_named_by_uuid(tmp_path: Path) -> None:
+    """GPUs in another order than NVML's: energy, idle power and unused GPUs are told apart by UUID, never by place."""
+    gpus = [fake_gpu(number, watts) for number, watts in ((0, 100), (1, 200), (2, 400))]
+    variables = os.environ | with_fake_gpus(*gpus) | {"CUDA_VISIBLE_DEVICES": "2,0,1"}
+    (tmp_path / "own.yaml").write_text(COMMANDS)
+    process = bench(tmp_path, "run", "own.yaml", "--price", "3600", env=variables)
+    assert process.returncode == 1, process.stderr
+    found = {(r.spec.world_size, r.spec.workload_args["code"]): r for r in records(tmp_path).values()}
+    one, two, failed = (found[key] for key in ((1, 0), (2, 0), (1, 5)))
+    uuids = [gpus[place]["uuid"] for place in (2, 0, 1)]
+    assert (one.devices, two.devices) == (uuids[:1], uuids[:2])
+    for record in (one, two):
+        log = (tmp_path / f"runs/own/{record.execution}/{record.run_id}/worker.log").read_text()
+        assert log == f"visible={','.join(record.devices)} safe=\n"
+        assert record.measurement is not None
+        watts = {r.device: r.power_watts_mean for r in record.energy if r.source == "nvml"}
+        true = dict(zip(uuids, (400, 100), strict=False))
+        assert watts == pytest.approx({uuid: true[uuid] for uuid in record.devices}, rel=0.01)
+        assert {r.device for r in record.unused} == set(uuids) - set(record.devices)
+        idle = {part.device: part.power_watts for part in record.idle if part.component == "gpu"}
+        assert idle == pytest.approx(dict(zip(uuids, (400, 100, 200), strict=True)), rel=0.01)
+        assert record.cost is not None
+        assert record.cost.cost_usd == pytest.approx(record.spec.world_size * record.duration_seconds)
+        assert "exclusivity_unknown" in record.flags
+        assert record.quality == "B", record.flags
+    assert failed.status is Status.FAILED
+    assert failed.error is not None
+    assert failed.error.message == "the command ended with exit code 5"
+    assert sum(r.energy_joules for r in failed.energy if r.source == "nvml") == pytest.approx(400 * 3, rel=0.1)
+    assert "no law is fitted" in process.stdout

@@ -64,6 +64,16 @@ def test_only_visible_gpus_are_listed(monkeypatch, visible, indices):
     assert (reason is None) == bool(indices)
 
 
+def test_no_program_of_the_driver_is_needed(monkeypatch):
+    """Trap: a tool that looks for the nvidia-smi program first counts no GPU, and 0 J, where it is missing."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpu = fake_gpu(0, 300)
+    install(monkeypatch, gpu)
+    assert [found.uuid for found in list_gpus()[0]] == [gpu["uuid"]]
+    assert NvmlMeter([gpu["uuid"]]).read()[0].power_mw == 300_000
+
+
 def test_processes_of_others_are_named_and_ours_are_not(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -37,7 +37,11 @@ def _pattern(context: click.Context, parameter: click.Parameter, value: str | No
 )
 @click.option("--step-pattern", callback=_pattern, metavar="REGEX", help="A line of output that ends a step.")
 @click.option(
-    "--idle-seconds", type=click.FloatRange(0, 600), default=2.0, show_default=True, help="Idle power, first."
+    "--idle-seconds",
+    type=click.FloatRange(0, 600),
+    default=3.0,
+    show_default=True,
+    help="Idle power, first: 2.5 s or more, or 0.",
 )
 @runs_option
 @store_option
