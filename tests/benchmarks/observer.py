@@ -4,7 +4,7 @@
 
 Three parts, on a CPU, with a stand-in for NVML (one GPU) and for RAPL where the sidecar can be told of it:
 
-1. CPU time of the sidecar as a share of one core, reading every 100 ms, after its start is over. Exit code 1 where it is
+1. CPU time of the sidecar as a share of one core, at its usual pace, after its start is over. Exit code 1 where it is
    more than `LIMIT` for one GPU or for RAPL. It is what the kernel counted for the process and its children.
 2. Speed of a training with and without each tracker. A process a contender, all alive, one busy at a time; the windows
    of a block are ABBA (without, with, with, without) in that one process, and the contenders take turns block by block.
@@ -36,6 +36,7 @@ import yaml
 
 from analytics.stats import Estimate, geometric_mean, t_quantile
 from bench.meters.sidecar import Sidecar
+from bench.meters.trace import INTERVAL
 from bench.metrics import metrics
 from bench.schema import RunRecord
 from tests.benchmarks.peers import peers_python
@@ -370,7 +371,8 @@ def print_gate(shares: Sequence[Share]) -> list[str]:
         judged = ("missed" if missed([s]) else "kept") if s.gated else ""
         if not (s.absent or s.error):
             rows.append((s.name, f"{s.cpu:.3%}", f"{s.ready:.2f} s", judged))
-    print(f"\nThe sidecar, {GATE_SECONDS:.0f} s each, reading every 100 ms: CPU of one core (limit {LIMIT:.1%})")
+    pace = f"reading every {INTERVAL * 1000:.0f} ms"
+    print(f"\nThe sidecar, {GATE_SECONDS:.0f} s each, {pace}: CPU of one core (limit {LIMIT:.1%})")
     print(table(("meters", "CPU", "start", "gate"), rows))
     by_name = {s.name: s for s in shares if not (s.absent or s.error)}
     if "one GPU" in by_name and "one GPU and CodeCarbon" in by_name:
