@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import validation
+from bench.meters.trace import INTERVAL
 from tests import gpu_check
 from tests.fake_nvml import environment, fake_gpu
 from tests.gpu_checks import figures, load
@@ -148,8 +149,8 @@ def test_a_sensor_is_validated_when_the_required_checks_are_there():
 
 @pytest.mark.slow
 def test_power_that_disagrees_with_the_counter_is_not_as_expected():
-    # Samples at 100 ms always meet the same part of a wave of 100 ms.
-    gpu = fake_gpu(0, watts={"high": 500, "low": 100, "period": 0.1, "duty": 0.5})
+    # Readings in step with a wave always meet the same part of it.
+    gpu = fake_gpu(0, watts={"high": 500, "low": 100, "period": INTERVAL, "duty": 0.5})
     done = check("--only", "V4,V6", "--seconds", "15", gpus=[gpu])
     assert done.returncode == 1
     assert "1 not as expected: V4 idle: counter and INSTANT" in done.stdout
