@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.files import read_json
 from bench.meters.trace import Trace
-from bench.metrics import STARTUP_PHASES
 from bench.schema import EnergyReading, IdlePower, Phase, Provenance
 
 IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
@@ -32,12 +30,17 @@ def read_trace(folder: Path, node: int = 0) -> Trace | None:
     return Trace.read(kept) if kept.exists() else None
 
 
-def energy(trace: Trace | None, start_ns: int, end_ns: int, meters: Iterable[str]) -> list[EnergyReading]:
-    """Energy of a node by component between two times, of the meters that were asked for: all its GPUs, used or not."""
+def energy(
+    trace: Trace | None, start_ns: int, end_ns: int, meters: Iterable[str], without: Sequence[tuple[int, int]] = ()
+) -> list[EnergyReading]:
+    """Energy of a node by component between two times, of the meters that were asked for: all its GPUs, used or not.
+
+    `without` are pauses, (from, to), that are left out.
+    """
     if trace is None or end_ns <= start_ns:
         return []
     wanted = {meter.partition(":")[0] for meter in meters}
-    return [reading for reading in trace.energy(start_ns, end_ns) if reading.source in wanted]
+    return [reading for reading in trace.energy(start_ns, end_ns, without) if reading.source in wanted]
 
 
 def used(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> tuple[list[EnergyReading], list[EnergyReading]]:
@@ -45,33 +48,6 @@ def used(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> tuple[list[E
     known, readings = set(gpus), list(readings)
     mine = [r for r in readings if r.component != "gpu" or r.device in known]
     return mine, [r for r in readings if r.component == "gpu" and r.device not in known]
-
-
-def joined(parts: list[list[EnergyReading]]) -> list[EnergyReading]:
-    """Add the readings of stretches of time that follow each other; a component that one stretch lacks is left out."""
-    if len(parts) == 1:
-        return parts[0]
-    out = []
-    for first in parts[0] if parts else []:
-        key = (first.source, first.component, first.device)
-        same = [r for part in parts for r in part if (r.source, r.component, r.device) == key]
-        if len(same) < len(parts):
-            continue
-        joules, seconds = sum(r.energy_joules for r in same), sum(r.seconds for r in same)
-        bounds = [r.uncertainty_joules for r in same if r.uncertainty_joules is not None]
-        update = {
-            "energy_joules": joules,
-            "seconds": seconds,
-            "power_watts_mean": joules / seconds,
-            "power_watts_max": max((r.power_watts_max for r in same if r.power_watts_max is not None), default=None),
-            "provenance": Provenance.worst([r.provenance for r in same]),
-            "coverage": min(1.0, seconds / sum(r.seconds / r.coverage for r in same)),
-            "uncertainty_joules": sum(bounds) if len(bounds) == len(same) else None,
-            "samples": sum(r.samples for r in same),
-            "flags": sorted({flag for r in same for flag in r.flags}),
-        }
-        out.append(first.model_copy(update=update))
-    return out
 
 
 def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyReading]:
@@ -123,15 +99,6 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
     if end_ns > out[-1].end_ns:
         out.append(Phase(name="tail", start_ns=out[-1].end_ns, end_ns=end_ns))
     return out
-
-
-def before_steps(phases: list[Phase]) -> list[tuple[int, int]]:
-    """Return the stretches of time that a run pays once, before its steps: neighbouring phases in one.
-
-    One may be too short for a meter by itself.
-    """
-    runs = [(paid, list(some)) for paid, some in groupby(phases, key=lambda phase: phase.name in STARTUP_PHASES)]
-    return [(some[0].start_ns, some[-1].end_ns) for paid, some in runs if paid]
 
 
 def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +15,24 @@ from bench import accounting
 from bench.cost import recost
 from bench.files import read_json, write_text
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
-from bench.meters.trace import Trace
+from bench.meters.trace import Row, Trace
 from bench.metrics import metrics, used_gpus
 from bench.process import signal_name
 from bench.quality import judge
 from bench.redact import redact
-from bench.schema import COMMAND, EnergyReading, Environment, Failure, Measurement, RunRecord, RunSpec, Site, Status
+from bench.schema import (
+    COMMAND,
+    MEASURE,
+    EnergyReading,
+    Environment,
+    Failure,
+    Measurement,
+    Phase,
+    RunRecord,
+    RunSpec,
+    Site,
+    Status,
+)
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
@@ -167,16 +180,16 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
     """Put the energy of the whole run, of its window and of its phases into a record, and what surrounded the window."""
     meters, measured, events = record.spec.meters, record.measurement, trace.events if trace is not None else []
     if record.spec.workload == COMMAND and record.spec.device_type == "cuda":
-        seen = [uuid for uuid in record.devices if used_by_run(events, uuid, start_ns, end_ns)]
-        record = record.model_copy(update={"devices": seen or record.devices})  # NVML may list no processes
+        record = _seen_devices(record, events, start_ns, end_ns)
     gpus = used_gpus(record)
     boot_id = record.environment.boot_id or record.environment.host
     readings = accounting.over_nodes([(boot_id, accounting.energy(trace, start_ns, end_ns, meters))])
     whole, unused = accounting.used(readings, gpus)
     if measured is not None:
 
-        def own(start: int, end: int) -> list[EnergyReading]:
-            return accounting.used(accounting.energy(trace, start, end, meters), gpus)[0]
+        def own(start: int, end: int, without: Sequence[Phase] = ()) -> list[EnergyReading]:
+            pauses = [(phase.start_ns, phase.end_ns) for phase in without]
+            return accounting.used(accounting.energy(trace, start, end, meters, pauses), gpus)[0]
 
         phases = [
             phase.model_copy(update={"energy": own(phase.start_ns, phase.end_ns)})
@@ -184,13 +197,15 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         ]
         steady = [phase for phase in phases if phase.name == "steady"]
         edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (start_ns, end_ns)
+        pauses = [phase for phase in phases if phase.name != "steady" and edges[0] <= phase.start_ns < edges[1]]
+        probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
         found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
         memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
         measured = measured.model_copy(
             update={
-                "energy": accounting.joined([phase.energy for phase in steady]),
-                "startup": accounting.joined([own(*edges) for edges in accounting.before_steps(phases)]),
+                "energy": own(*edges, pauses) if steady else [],
+                "startup": own(start_ns, edges[0], probes) if steady else [],
                 "phases": phases,
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
@@ -198,6 +213,18 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
             }
         )
     return record.model_copy(update={"energy": whole, "unused": unused, "measurement": measured})
+
+
+def _seen_devices(record: RunRecord, events: list[Row], start_ns: int, end_ns: int) -> RunRecord:
+    """Name the GPUs that a command was seen to use; where its processes cannot be seen those that it was given.
+
+    What is measured without having been asked for so many devices (bench measure) has as many as it was seen to use.
+    """
+    devices = [uuid for uuid in record.devices if used_by_run(events, uuid, start_ns, end_ns)] or record.devices
+    spec = record.spec
+    if record.suite == MEASURE:
+        spec = spec.model_copy(update={"devices_per_node": len(devices)})
+    return record.model_copy(update={"devices": devices, "spec": spec})
 
 
 def _checked(record: RunRecord) -> RunRecord:

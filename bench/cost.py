@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.carbon import basis, carbon
 from bench.metrics import missing_components, used_gpus
 from bench.quality import grade, site_flags
-from bench.schema import CarbonIntensity, Cost, EnergyReading, Provenance, RunRecord, Site
+from bench.schema import CarbonIntensity, Cost, EnergyReading, RunRecord, Site
 
 
 def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], gpus: list[str]) -> Cost | None:
@@ -53,31 +53,15 @@ def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None)
     it is not to be looked up anew. Raises ValueError for a region that is not known.
     """
     gpus = used_gpus(record)
-    flags = sorted({*record.flags} - {"pue_unknown"} | site_flags(site))
+    flags = {*record.flags} - {"pue_unknown", "electricity_unknown"} | site_flags(site)
+    if site.usd_per_kwh is not None and basis(record.energy) is None:
+        flags.add("electricity_unknown")
     return record.model_copy(
         update={
+            "site": site,
             "carbon": carbon(record.energy, site, gpus, factor),
             "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
-            "flags": flags,
+            "flags": sorted(flags),
             "quality": grade(flags) if record.quality is not None else None,
         }
     )
-
-
-def recorded_site(record: RunRecord) -> Site:
-    """Return region, PUE and prices as far as the carbon and the cost of a record hold them.
-
-    A PUE that was not given is absent, though 1.0 was used.
-    """
-    fields: dict[str, float | str | None] = {}
-    if record.carbon is not None:
-        fields["region"] = record.carbon.intensity.region
-        if record.carbon.pue_provenance is not Provenance.ABSENT:
-            fields["pue"] = record.carbon.pue
-    if record.cost is not None:
-        prices = ("usd_per_device_hour", "usd_per_kwh", "usd_capital_per_device_hour")
-        fields |= {name: getattr(record.cost, name) for name in prices}
-        fields["price_note"] = record.cost.note
-        if record.carbon is None and record.cost.pue != 1:
-            fields["pue"] = record.cost.pue
-    return Site.model_validate(fields)

@@ -20,10 +20,8 @@ from bench.files import write_json, write_text
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
 from bench.redact import redact
-from bench.schema import COMMAND, Machine, RunRecord, RunSpec, Site
+from bench.schema import COMMAND, MEASURE, Machine, RunRecord, RunSpec, Site
 from bench.workloads.command import STEPS_FILE, execute, failure_of, measurement
-
-SUITE = "measure"
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,18 @@ class Asked:
     output: IO[bytes] | None = None
 
 
+def _gpus(machine: Machine) -> list[str]:
+    return [gpu.uuid for gpu in machine.gpus if not gpu.used_by]
+
+
 def specification(asked: Asked, machine: Machine) -> RunSpec:
-    """Describe the command as a run: on all GPUs that are visible, or one process of the CPU."""
+    """Describe the command as a run: on all GPUs that are visible and not used by others, or one process of the CPU."""
     text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
         workload_args={"argv": text} | ({"step_pattern": asked.pattern} if asked.pattern else {}),
-        device_type=machine.device_type,
-        devices_per_node=max(1, len(machine.gpus)),
+        device_type="cuda" if _gpus(machine) else "cpu",
+        devices_per_node=max(1, len(_gpus(machine))),
         warmup_steps=asked.warmup_steps,
         meters=list(asked.meters),
         timeout_seconds=2_000_000,
@@ -60,9 +62,9 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
     """
     adopt_orphans()
     environment, spec = describe(machine), specification(asked, machine)
-    gpus = [gpu.uuid for gpu in machine.gpus]
+    gpus = _gpus(machine)
     now = datetime.now(UTC)
-    execution = runs.absolute() / SUITE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
+    execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
     folder = execution / spec.run_id
     folder.mkdir(parents=True)
     write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
@@ -79,7 +81,7 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
     if error is not None:
         raise error
     write_json(folder / "exit.json", end | {"sidecar_error": sidecar.error if sidecar is not None else None})
-    context = Context(SUITE, execution.name, asked.site, environment, gpus)
+    context = Context(MEASURE, execution.name, asked.site, environment, gpus)
     return collect(context, spec, folder), folder
 
 

@@ -91,6 +91,7 @@ def cuda_facts() -> dict[str, Any]:
 
 
 def _probe_cuda(sender: Connection) -> None:
+    die_with_parent()
     import torch
 
     try:
@@ -132,6 +133,7 @@ def _span(seconds: float) -> list[int]:
 
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
     """Make a context on each GPU, say so, and wait to be ended."""
+    die_with_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     import torch
 
@@ -142,7 +144,7 @@ def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
         sender.send(True)
     except (RuntimeError, AssertionError):
         sender.send(False)
-    time.sleep(3600)
+    signal.pause()
 
 
 def user_environment() -> dict[str, str]:

@@ -59,6 +59,10 @@ FLAGS = {
         "B", "this GPU's sensor was not checked in the last 30 days (python -m tests.gpu_check)"
     ),
     "sampled_power": Flag("B", "power samples of the GPU were integrated: a load in step with them can be far off"),
+    "wide_edges": Flag(
+        "B", "the readings leave more than 10 % of the window's energy open at its edges: measure longer"
+    ),
+    "electricity_unknown": Flag("B", "the cost lacks electricity: no meter could say anything about energy"),
     "counter_reset": Flag("B", "the energy counter was reset; power samples were used"),
     "counter_stuck": Flag("B", "the energy counter stood still; power samples were used"),
     "module_scope": Flag("B", "the GPU's sensor spans its whole module, the CPU beside it included"),

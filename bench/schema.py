@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """A name that is also a folder: lower-case letters, digits, - and _, so that it cannot leave its place."""
+METERS = r"^(nvml|rapl|codecarbon|replay:/[^,]+)$"
+"""Names of meters; `replay:/path` plays a recorded trace in place of hardware."""
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -99,6 +101,8 @@ class Choice(Model):
         return "-".join([self.name, *(f"{k}={v}" for k, v in sorted(self.options.items()))])
 
 
+MEASURE = "measure"
+"""The suite of the commands that `bench measure` runs."""
 COMMAND = "command"
 """The workload that runs a command of the user: its batch and its length are its own business."""
 
@@ -127,7 +131,7 @@ class RunSpec(Model):
     warmup_seconds: NonNegative = 0.5
     measure_steps: Count | None = None
     measure_seconds: Positive | None = None
-    meters: list[Literal["nvml", "rapl", "codecarbon"]] = ["nvml", "rapl", "codecarbon"]
+    meters: list[Annotated[str, StringConstraints(pattern=METERS)]] = ["nvml", "rapl", "codecarbon"]
     cold: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     repeat: Annotated[int, Field(ge=0, lt=1000)] = 0
@@ -485,7 +489,8 @@ class RunRecord(Model):
 
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
     those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
-    allocated and idle during the run. `quality` grades the measurement by its flags, see bench.quality.
+    allocated and idle during the run. Carbon and cost are made with `site`. `quality` grades the measurement by its
+    flags, see bench.quality.
     """
 
     schema_version: Literal[1] = 1
@@ -501,6 +506,7 @@ class RunRecord(Model):
     devices: list[str] = []
     energy: list[EnergyReading] = []
     unused: list[EnergyReading] = []
+    site: Site = Site()
     idle: list[IdlePower] = []
     measurement: Measurement | None = None
     carbon: Carbon | None = None

@@ -144,8 +144,10 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
                 torch.cuda.synchronize(device)
             speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
         del a, b, out
-    except torch.OutOfMemoryError:
-        speeds = []
+    except RuntimeError as error:
+        if classify(error) != "out_of_memory":
+            raise
+        speeds = []  # no room for the probe: the training goes on without
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return speeds
@@ -284,17 +286,19 @@ def _quartiles_apart(speeds: list[float]) -> float:
 def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     """Do one run on this rank, from nothing to its files."""
     device = _connect(spec, rank, local_rank)
+    synchronize(device)  # what the first collective sets up belongs to the start
     clock = Clock(device)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
     precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
-    speeds = [matmul_speeds(device, precision.compute_dtype)]
-    now = clock.phase("probe", now)
     before = reset_peak_memory(device)
     trainer = build(spec, device, precision)
     now = clock.phase("build", now)
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
+    speeds = [matmul_speeds(device, precision.compute_dtype)]  # as warm as after the window
+    clock.phase("probe", now)
+    reset_peak_memory(device)
     warmup_steps = len(trainer.losses)
     cpu_seconds = time.process_time()
     start, end = measure(trainer, clock, step_seconds)

@@ -21,6 +21,7 @@ from bench.schema import (
     RunRecord,
     RunSpec,
     Scalar,
+    Site,
     Status,
 )
 
@@ -135,6 +136,7 @@ def record(
         devices=["cpu"] * devices,
         energy=whole,
         measurement=measurement,
+        site=Site(region="XX", pue=1.0, usd_per_device_hour=3.6) if whole else Site(),
         carbon=carbon,
         cost=cost,
         environment=environment(host, cpu),

@@ -1,6 +1,9 @@
 """Energy of a run by window, phase and node: every joule once."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +18,6 @@ from bench.accounting import (
     contiguous,
     energy,
     idle_power,
-    joined,
     over_nodes,
     read_trace,
     step_window,
@@ -27,6 +29,7 @@ from bench.node import Node, measure_idle
 from bench.schema import EnergyReading, Phase, Provenance
 from tests.fake_nvml import environment, fake_gpu
 
+ROOT = Path(__file__).parent.parent
 S = 10**9
 
 
@@ -96,29 +99,24 @@ def test_two_sidecars_on_one_node_are_an_error_and_not_twice_the_energy() -> Non
     assert over_nodes([]) == []
 
 
-# --- stretches of time
+# --- pauses
 
 
-def test_stretches_that_follow_each_other_are_added() -> None:
-    a = reading(joules=100, seconds=10, power_watts_max=50, uncertainty_joules=1, samples=5, flags=["gap"])
-    b = reading(joules=60, seconds=30, power_watts_max=90, uncertainty_joules=2, samples=7, coverage=0.5)
-    b = b.model_copy(update={"provenance": Provenance.INTEGRATED_SAMPLES, "flags": ["counter_reset"]})
-    (found,) = joined([[a], [b]])
-    assert (found.energy_joules, found.seconds, found.power_watts_mean) == (160, 40, 4)
-    assert (found.power_watts_max, found.uncertainty_joules, found.samples) == (90, 3, 12)
-    assert (found.provenance, found.flags) == (Provenance.INTEGRATED_SAMPLES, ["counter_reset", "gap"])
-    assert found.coverage == pytest.approx(40 / 70)
-    unbounded = joined([[a], [b.model_copy(update={"uncertainty_joules": None})]])
-    assert unbounded[0].uncertainty_joules is None
-    assert EnergyReading.model_validate_json(found.model_dump_json()) == found
-
-
-def test_a_component_that_one_stretch_lacks_is_left_out_and_not_too_small() -> None:
-    both, one = [reading(), reading("cpu", "p0")], [reading()]
-    assert [(r.component, r.energy_joules) for r in joined([both, one])] == [("gpu", 200)]
-    assert [r.component for r in joined([one, both])] == ["gpu"]
-    assert joined([both, []]) == joined([[], both]) == joined([]) == []
-    assert joined([both]) == both
+def test_pauses_are_left_out_however_near_they_are_to_each_other() -> None:
+    """Evaluation and, a hair later, a checkpoint: what lies between them is too short for a reading of its own."""
+    trace = Trace([gpu(t * 0.095, 300 * (t * 95 // 100) * 0.1) for t in range(400)])
+    pauses = [(10 * S, 12 * S), (12 * S + 180_000, 15 * S), (20 * S, 20 * S + 50_000_000)]
+    (found,) = energy(trace, 5 * S, 25 * S, ["nvml"], pauses)
+    trained = 20 - 5 - 0.05 + 180e-6
+    assert found.seconds == pytest.approx(trained)
+    assert found.energy_joules == pytest.approx(300 * trained, rel=0.002)
+    assert (found.coverage, found.flags) == (1, [])
+    assert found.uncertainty_joules == pytest.approx(
+        sum(r.uncertainty_joules or 0 for a, b in [(5 * S, 25 * S), *pauses] for r in trace.energy(a, b)), rel=0.5
+    )
+    (short,) = energy(trace, 5 * S, 25 * S, ["nvml"], [(5 * S, 24 * S)])
+    assert "window_too_short" in short.flags
+    assert energy(trace, 5 * S, 25 * S, ["nvml"], [(5 * S, 25 * S)]) == []
 
 
 # --- phases
@@ -161,9 +159,9 @@ def test_phases_add_up_to_the_whole_run_to_the_microjoule(
     assume(all(parts))  # a phase without a reading inside is absent, not 0
     (whole,) = energy(trace, first, last, meters)
     assert sum(round(r.energy_joules * 1e6) for (r,) in parts) == round(whole.energy_joules * 1e6)
-    (again,) = joined(parts)
-    assert again.energy_joules == pytest.approx(whole.energy_joules, rel=1e-12)
-    assert again.seconds == pytest.approx(whole.seconds)
+    (rest,) = energy(trace, first, last, meters, [(p.start_ns, p.end_ns) for p in filled[1::2]])
+    assert rest.energy_joules == pytest.approx(sum(r.energy_joules for (r,) in parts[::2]), abs=2e-6)
+    assert rest.seconds == pytest.approx(sum(p.seconds for p in filled[::2]))
 
 
 def test_the_property_above_meets_phases_of_a_counter_in_steps() -> None:
@@ -287,3 +285,48 @@ def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
     assert (found.device, found.power_watts_context) == (gpu["uuid"], None)
     assert found.power_watts == pytest.approx(150, rel=0.15)
     assert found.seconds == pytest.approx(2.1, abs=0.2)
+
+
+FAKE_TORCH = """
+import os
+def zeros(*_, device): return device
+class cuda:
+    @staticmethod
+    def synchronize(index): pass
+"""
+
+
+def test_idle_power_is_measured_with_a_context_too_and_its_process_ends(tmp_path: Path) -> None:
+    """In a process of its own, as its child is forked: the context's process is gone afterwards, and with its parent."""
+    script = (
+        "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nfrom bench import node\n"
+        "from bench.meters.sidecar import Sidecar\n"
+        "with Sidecar(['nvml'], sys.argv[1:]) as sidecar:\n"
+        "    node.measure_idle(node.Node(None, sidecar, sys.argv[1:]), 2.2, with_context=True)\n"
+        "    children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()\n"
+        "    print(len(children), flush=True)\n"
+    )
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
+    given = fake_gpu(0, 150)
+    done = subprocess.run(
+        [sys.executable, "-c", script, given["uuid"]],
+        env=os.environ | environment(given) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "1", done.stderr  # the sidecar alone
+    (found,) = idle_power(tmp_path, ["nvml"])
+    assert found.power_watts == pytest.approx(150, rel=0.02)
+    assert found.power_watts_context == pytest.approx(150, rel=0.02)
+
+
+def test_idle_power_is_known_from_a_counter_that_is_a_little_slower(tmp_path: Path) -> None:
+    rows = [gpu(t * 0.095, 150 * (t * 95 // 105) * 0.105) for t in range(40)]
+    (tmp_path / "idle.jsonl").write_text("".join(row.to_json() + "\n" for row in rows))
+    (tmp_path / "idle.json").write_text(json.dumps({"idle": [S // 5, S // 5 + 3 * S]}))
+    (found,) = idle_power(tmp_path, ["nvml"])
+    assert found.power_watts == pytest.approx(150, rel=0.02)
+    (tmp_path / "idle.json").write_text(json.dumps({"idle": [S // 5, S // 5 + S]}))
+    assert idle_power(tmp_path, ["nvml"]) == []  # too short to tell

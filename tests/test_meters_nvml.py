@@ -212,3 +212,28 @@ def test_a_mig_gpu_is_read_as_a_whole_and_says_so(monkeypatch):
     gpu = fake_gpu(0, mig=["MIG-a"])
     install(monkeypatch, gpu)
     assert NvmlMeter(uuids(gpu)).read()[0].mode == "mig"
+
+
+def test_a_superchip_that_knows_its_module_only_is_read_by_that_and_says_so(monkeypatch):
+    gpu = fake_gpu(0, 300, power_scopes={1: 150}, errors={83: NOT_SUPPORTED, "nvmlDeviceGetTotalEnergyConsumption": 3})
+    install(monkeypatch, gpu)
+    (row,) = NvmlMeter(uuids(gpu)).read()
+    assert (row.power_mw, row.energy_uj, row.mode) == (450_000, None, "module")
+    with_counter = fake_gpu(0, 300, power_scopes={1: 150})
+    install(monkeypatch, with_counter)
+    (row,) = NvmlMeter(uuids(with_counter)).read()
+    assert (row.power_mw, row.mode) == (
+        None,
+        None,
+    )  # its counter is that of the GPU: no power of another scope beside it
+    assert row.energy_uj > 0
+
+
+def test_instant_power_of_an_old_chip_is_read_by_the_old_function(monkeypatch):
+    old = fake_gpu(0, 300, architecture=6, power_scopes={}, errors={83: 3, "nvmlDeviceGetTotalEnergyConsumption": 3})
+    install(monkeypatch, old)
+    (row,) = NvmlMeter(uuids(old)).read()
+    assert (row.power_mw, row.energy_uj) == (300_000, None)
+    new = fake_gpu(0, 300, architecture=9, power_scopes={}, errors={83: 3, "nvmlDeviceGetTotalEnergyConsumption": 3})
+    install(monkeypatch, new)
+    assert "reports neither energy nor power" in NvmlMeter(uuids(new)).reason

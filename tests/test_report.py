@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from bench import tracking
 from bench.carbon import intensity
 from bench.cli import cli
-from bench.cost import recorded_site, recost
-from bench.schema import Provenance, RunRecord, Site, Status
+from bench.cost import recost
+from bench.schema import RunRecord, Site, Status
 from bench.tracking import StoreError
 from tests import rows
 from tests.test_tracking import logged
@@ -123,7 +123,7 @@ def test_the_factors_in_words(store: str) -> None:
 
 
 def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
-    bare = rows.record(1).model_copy(update={"carbon": None, "cost": None})
+    bare = rows.record(1).model_copy(update={"carbon": None, "cost": None, "site": Site()})
     store = logged(tmp_path, [bare])
     done = report("--store", store)
     assert "intensity absent (no region: give --region FR)" in done.output
@@ -178,12 +178,15 @@ def test_an_artifact_that_cannot_be_had(store: str, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_the_site_of_a_record() -> None:
-    assert recorded_site(rows.record(1)) == Site(region="XX", pue=1.0, usd_per_device_hour=3.6)
-    site = Site(region="DEU", usd_per_kwh=0.3, price_note="ours")
-    made = recost(rows.record(1), site)
-    assert recorded_site(made) == site
-    assert made.carbon is not None
-    assert made.carbon.pue_provenance is Provenance.ABSENT
-    assert recorded_site(recost(rows.record(1), Site(pue=1.3, usd_per_kwh=0.3))) == Site(pue=1.3, usd_per_kwh=0.3)
-    assert recorded_site(rows.record(1, readings="")) == Site()
+def test_the_site_of_a_record_is_what_was_said_whether_it_was_of_use_or_not() -> None:
+    for site in (
+        Site(pue=1.3, usd_per_device_hour=2),
+        Site(pue=1.0, usd_per_kwh=0.2),
+        Site(region="FR", price_note="x"),
+    ):
+        assert recost(rows.record(1), site).site == recost(rows.record(1, readings=""), site).site == site
+    lacking = recost(rows.record(1, readings=""), Site(pue=1.0, usd_per_kwh=0.2, usd_capital_per_device_hour=1))
+    assert lacking.cost is not None
+    assert lacking.cost.usd_per_kwh is None
+    assert "electricity_unknown" in lacking.flags
+    assert "electricity_unknown" not in recost(lacking, Site(usd_per_device_hour=1)).flags

@@ -48,13 +48,13 @@ def report(store: str | None, as_json: bool, **options: Any) -> None:
 
 def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]:
     """Make carbon and cost anew where something is given; a mistake ends the command with exit code 2."""
-    from bench.cost import recorded_site, recost
+    from bench.cost import recost
     from bench.suite import SuiteError, with_site
 
     out = []
     try:
         for record in records:
-            site = with_site(recorded_site(record), given)
+            site = with_site(record.site, given)
             if not given:
                 out.append((record, site))
                 continue

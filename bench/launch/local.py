@@ -30,6 +30,10 @@ _SILENT = {
 }
 
 
+START_SECONDS = 240.0
+"""The longest that importing torch and asking the meters and CUDA may take; idle power is measured on top of it."""
+
+
 class LaunchError(Exception):
     """Runs cannot be started on this machine; the message says why and what to do."""
 
@@ -57,6 +61,7 @@ class LocalLauncher:
             "--gpus": gpus,
             "--idle-seconds": [str(idle_seconds)],
         }
+        self._start_seconds = START_SECONDS + 2 * idle_seconds
         self._command = [sys.executable, "-P", "-m", "bench.node"]
         for name, values in arguments.items():
             self._command += [name, ",".join(values)]
@@ -67,7 +72,7 @@ class LocalLauncher:
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
 
-    def start(self, timeout_seconds: float = 180, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def start(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Start the node and wait until it has imported torch; return its facts. Raises LaunchError."""
         with (self.folder / "node.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -79,7 +84,7 @@ class LocalLauncher:
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the runner, which then cancels
             )
-        answer = self._answer(timeout_seconds, tick)
+        answer = self._answer(self._start_seconds, tick)
         if answer is None or "ready" not in answer:
             self.close()
             raise LaunchError(f"the node process did not start; its log is {self.folder / 'node.log'}:\n{self._tail()}")

@@ -298,7 +298,7 @@ class NvmlMeter:
                 if fields_power:
                     power, problem = self._decode(power_field)
                     trouble += [f"power: {problem}"] if problem else []
-                if not device.by_call:
+                if device.energy and not device.by_call:
                     energy, problem = self._decode(energy_field)
                     trouble += [f"energy: {problem}"] if problem else []
             if device.by_usage:

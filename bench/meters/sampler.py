@@ -30,7 +30,9 @@ from bench.meters.replay import ReplayMeter
 from bench.meters.trace import INTERVAL, Row
 
 SLOW_SECONDS = 1.0
-"""Period of RAPL, whose counter wraps after minutes, of CodeCarbon, which averages the load itself, and of conditions."""
+"""Period of CodeCarbon, which averages the load itself, and of conditions."""
+RAPL_SECONDS = 0.5
+"""Its counter is always up to date: so often, the edges of a window of some seconds are known well enough."""
 SLOW_METERS = ("rapl", "codecarbon", "conditions")
 FLUSH_SECONDS = 0.5
 """Rows are held back so long and written together: half of the sidecar's time went into single writes. What is lost if the
@@ -151,6 +153,8 @@ class Sampler:
     def _period(self, name: str) -> float:
         if self._meters[name].reason is not None:
             return math.inf
+        if name == "rapl":
+            return RAPL_SECONDS
         return SLOW_SECONDS if name in SLOW_METERS else self._interval
 
     def _read(self, names: Sequence[str]) -> list[Row]:

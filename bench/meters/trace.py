@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
@@ -39,6 +39,8 @@ MIN_STEPS, MAX_CHANGED_SHARE = 8, 0.98
 """A counter is taken for one that is published in steps when so many were seen, and readings between them found none."""
 FIT_STEPS, MAX_OUTSIDE_SHARE = 300, 0.1
 MAX_GAP_NS = SECOND
+WIDE_EDGES = 0.1
+"""Share of the energy of a window that the bound of its edges may be before the reading says so."""
 MAX_ERROR_SHARE = 0.01
 MAX_WRAP_GAP_NS = 10 * SECOND
 MAX_ZONE_WATTS = 1000
@@ -290,8 +292,8 @@ class _Channel:
         mine, theirs = self.counters[0].energies, other.counters[0].energies
         return abs(mine[0] - theirs[0]) <= MIRROR_UJ and abs(mine[-1] - mine[0] - theirs[-1] + theirs[0]) <= MIRROR_UJ
 
-    def reading(self, t0: int, t1: int) -> EnergyReading | None:
-        """Return the energy between t0 and t1, or None when the rows do not tell."""
+    def reading(self, t0: int, t1: int, without: Sequence[tuple[int, int]] = ()) -> EnergyReading | None:
+        """Return the energy between t0 and t1 less that of the pauses `without`, or None when the rows do not tell."""
         counter, flags = self._whole_counter(t0, t1)
         provenance = self._provenance(counter, t0, t1)
         curve = counter or self.integral
@@ -303,14 +305,18 @@ class _Channel:
         if curve.late and not curve.changes(a, b) and b - a < 2 * curve.period:
             return None  # not read inside the window, or read and not published: unknown, not 0
         period = curve.period if self.component == "gpu" and provenance is not Provenance.INTEGRATED_SAMPLES else 0
-        if t1 - t0 < max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * period):
+        if self.source == "rapl" and not curve.changes(a, b) and b - a > MIN_WINDOW_NS:
+            return None  # a processor that runs draws something: this zone is not counting
+        paused = sum(max(0, min(t1, end) - max(t0, start)) for start, end in without)
+        if t1 - t0 - paused < max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * period):
             flags.append("window_too_short")
         if self.component == "gpu" and not self.counters and provenance is Provenance.INTEGRATED_SAMPLES:
             flags.append("sampled_power")
         errors = bisect_right(self.error_times, t1) - bisect_left(self.error_times, t0)
         if curve.gap(a, b) or errors > MAX_ERROR_SHARE * (errors + curve.count(a, b)):
             flags.append("gap")
-        return self._make(curve, a, b, t1 - t0, provenance, flags)
+        pauses = [(max(a, start), min(b, end)) for start, end in without if max(a, start) < min(b, end)]
+        return self._make(curve, a, b, t1 - t0 - paused, provenance, flags, pauses)
 
     def _whole_counter(self, t0: int, t1: int) -> tuple[_Curve | None, list[str]]:
         """Return the counter curve that holds for the whole window, or why there is none."""
@@ -345,14 +351,27 @@ class _Channel:
         return Provenance.MEASURED_COUNTER if exact else Provenance.MEASURED_COUNTER_INTERP
 
     def _make(
-        self, curve: _Curve, a: int, b: int, window: int, provenance: Provenance, flags: list[str]
-    ) -> EnergyReading:
-        joules, seconds = (curve.at(b) - curve.at(a)) / 1e6, (b - a) / 1e9
+        self,
+        curve: _Curve,
+        a: int,
+        b: int,
+        window: int,
+        provenance: Provenance,
+        flags: list[str],
+        pauses: list[tuple[int, int]],
+    ) -> EnergyReading | None:
+        edges = [a, b, *(edge for pause in pauses for edge in pause)]
+        joules = (curve.at(b) - curve.at(a) - sum(curve.at(end) - curve.at(start) for start, end in pauses)) / 1e6
+        seconds = (b - a - sum(end - start for start, end in pauses)) / 1e9
+        if seconds <= 0:
+            return None
         powers = [row.power_mw for row in self.rows if row.power_mw is not None and a <= row.t_ns <= b]
         mode = self.rows[-1].mode
         if mode in ("mig", "module"):
             flags.append(f"{mode}_shared" if mode == "mig" else "module_scope")
-        bound = (curve.edge_bound(a) + curve.edge_bound(b)) / 1e6 if len(curve.knot_times) > 1 else None
+        bound = sum(map(curve.edge_bound, edges)) / 1e6 if len(curve.knot_times) > 1 else None
+        if provenance.measured and bound is not None and bound > WIDE_EDGES * joules:
+            flags.append("wide_edges")
         return EnergyReading(
             component=self.component,
             device=self.device,
@@ -362,7 +381,7 @@ class _Channel:
             power_watts_max=max(powers) / 1e3 if powers else None,
             source=self.source,
             provenance=provenance,
-            coverage=(b - a) / window,
+            coverage=min(1.0, seconds * 1e9 / window),
             uncertainty_joules=bound if provenance.measured else None,
             gain_share=GAIN_SHARE[self.component] if provenance.measured else None,
             scope=self._scope(mode),
@@ -437,19 +456,20 @@ class Trace:
         """Source, component and device of everything that was read; mirrored RAPL packages once."""
         return [(c.source, c.component, c.device) for c in self._channels]
 
-    def energy(self, t0_ns: int, t1_ns: int) -> list[EnergyReading]:
+    def energy(self, t0_ns: int, t1_ns: int, without: Sequence[tuple[int, int]] = ()) -> list[EnergyReading]:
         """Return one reading for each source, component and device that can tell its energy between the two times.
 
         Counters are differences, interpolated between the changes around each edge; where there is no counter, or a
         reset inside the window, power samples are integrated. A reading that spans less than half of the window, or a
         counter that did not move in less than two of its periods, is left out: absent, never 0. `energy_joules` and
         `seconds` are those of the part that the readings span (`coverage`). `uncertainty_joules` is the energy of the
-        two steps of the curve that hold the edges; estimates carry none, their model errs by more. Raises ValueError
-        for an empty window.
+        steps of the curve that hold the edges; estimates carry none, their model errs by more. `without` are pauses in
+        the window, from and to, that do not overlap: their energy and time are left out, however short they are. Raises
+        ValueError for an empty window.
         """
         if t1_ns <= t0_ns:
             raise ValueError(f"a window ends after it starts, not {t0_ns} to {t1_ns}")
-        readings = (channel.reading(t0_ns, t1_ns) for channel in self._channels)
+        readings = (channel.reading(t0_ns, t1_ns, without) for channel in self._channels)
         return [reading for reading in readings if reading is not None]
 
     def power(self, component: Component, device: str) -> list[tuple[int, float]]:

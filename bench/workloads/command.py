@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from bench.files import write_json, write_text
 from bench.metrics import STARTUP_PHASES, parameters
-from bench.process import signal_name
+from bench.process import die_with_parent, signal_name
 from bench.registry import did_you_mean
 from bench.schema import Measurement, Phase, Rank, RunSpec
 from bench.steps import VARIABLE
@@ -142,6 +142,7 @@ def execute(
     environment: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    first: Callable[[], None] | None = None,
 ) -> Ended:
     """Run a command to its end, blocking; its steps go into the file `steps`. Raises OSError where it cannot be started.
 
@@ -154,7 +155,9 @@ def execute(
         env.setdefault("PYTHONUNBUFFERED", "1")  # or lines would come in bunches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic_ns()
-    process = subprocess.Popen(argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if pattern else None)
+    process = subprocess.Popen(
+        argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if pattern else None, preexec_fn=first
+    )
     started(process)
     if pattern:
         _watch(process, re.compile(pattern), steps, output or sys.stdout.buffer)
@@ -330,7 +333,12 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
     pattern = spec.workload_args.get("step_pattern")
     try:
         ended = execute(
-            fill(spec), steps, pattern=str(pattern) if pattern else None, folder=str(where), environment=environment
+            fill(spec),
+            steps,
+            pattern=str(pattern) if pattern else None,
+            folder=str(where),
+            environment=environment,
+            first=die_with_parent,
         )
     except OSError as error:
         failure = {"kind": "failed", "type": type(error).__name__, "message": f"the command cannot be started: {error}"}
