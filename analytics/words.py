@@ -67,7 +67,10 @@ def scale(value: float, unit: str) -> tuple[float, str]:
 def fit_sentences(fit: ScalingFit) -> list[str]:
     """Say what was found: in short, then the law, then series by series, then what precision gains."""
     if not fit.series:
-        return ["No run ended well, so there is nothing to fit. Run a suite first: bench run suites/scaling.yaml"]
+        return [
+            "There is nothing to fit: no run ended well, or none says how much work (FLOP) a sample takes. "
+            "Make some with: bench run suites/scaling.yaml"
+        ]
     lines = [*in_short(fit.series), *LAW]
     for series in fit.series:
         head = f"{series.name}: " if len(fit.series) > 1 else ""

@@ -152,7 +152,7 @@ def describe(machine: Machine) -> Environment:
         machine=machine,
         torch_cuda=cuda,
         variables=kept,
-        argv=redact(" ".join(sys.argv)).split(" "),
+        argv=redact("\0".join(sys.argv)).split("\0"),
         load_average=round(os.getloadavg()[0], 2),
     )
 

@@ -15,7 +15,7 @@ from typing import IO
 
 from bench import accounting
 from bench.collect import Context, collect
-from bench.environment import describe
+from bench.environment import EnvironmentProblem, describe
 from bench.files import write_json, write_text
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
@@ -58,7 +58,8 @@ def specification(asked: Asked, machine: Machine) -> RunSpec:
 def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command, with the terminal's input and output, and return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError where the command cannot be started.
+    Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
+    be kept.
     """
     adopt_orphans()
     environment, spec = describe(machine), specification(asked, machine)
@@ -66,7 +67,12 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
     now = datetime.now(UTC)
     execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
     folder = execution / spec.run_id
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
+        ) from problem
     write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
     sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
     try:

@@ -110,7 +110,7 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
     flat: dict[str, Scalar] = {"devices": spec.world_size}
     if spec.global_batch_size is not None:
         flat["global_batch_size"] = spec.global_batch_size
-    told = _names_in_braces(str(spec.workload_args.get("argv")))
+    told = names_in_braces(str(spec.workload_args.get("argv")))
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in told:
             continue  # what the command is not told is not known of it
@@ -126,7 +126,7 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
     return flat
 
 
-def _names_in_braces(text: str) -> set[str]:
+def names_in_braces(text: str) -> set[str]:
     """Names that `str.format` would look up in a text; none where its braces do not fit."""
     with suppress(ValueError):
         return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}

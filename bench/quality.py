@@ -33,6 +33,8 @@ NOISE_SHARE = 0.02
 """Share of the processors' time that went to other virtual machines, or change of speed of a fixed matrix product."""
 OTHER_SHARE = 0.05
 STRAGGLER_RATIO = 1.1
+COVERED = 0.98
+"""Share of a window that readings must span to be taken for all of it."""
 FOREIGN_BYTES = 200 * 2**20
 
 
@@ -54,7 +56,7 @@ FLAGS = {
     "mig_shared": Flag("C", "the GPU is cut into slices: its energy is that of the whole board"),
     "loss_not_decreasing": Flag("C", "the loss did not go down: the training does not learn, however fast it is"),
     "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
-    "exclusivity_unknown": Flag("B", "whether others used the GPU cannot be told here (a container without host pids)"),
+    "exclusivity_unknown": Flag("B", "whether others used the GPU cannot be told: NVML lists no process of the run"),
     "unvalidated_sensor": Flag(
         "B", "this GPU's sensor was not checked in the last 30 days (python -m tests.gpu_check)"
     ),
@@ -116,7 +118,7 @@ def _energy_flags(record: RunRecord) -> Iterator[str]:
     hardware, model = split_energy(measured.energy)
     for reading in hardware or model:
         yield from reading.flags
-    if any(reading.coverage < 0.98 for reading in hardware or model):
+    if any(reading.coverage < COVERED for reading in hardware or model):
         yield "energy_partly_covered"
     if not record.spec.meters:
         return

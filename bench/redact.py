@@ -9,7 +9,7 @@ _PATTERNS = (
     (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(?:bearer\s+|basic\s+)?\S+"), r"\1***"),
     (
         re.compile(
-            r"(?i)([\w.-]*(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key|credential)s?)(\"?'?\s*[=:]\s*|\s+)"
+            r"(?i)([\w.-]{0,60}(?:passw(?:or)?d|secret|token|api[_-]?key|access[_-]?key|credential)s?)(\"?'?\s*[=:]\s*|\s+)"
             r"(?!\s)(\"[^\"]*\"|'[^']*'|\S+)"
         ),
         r"\1\2***",

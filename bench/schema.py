@@ -171,10 +171,11 @@ class RunSpec(Model):
     def label(self) -> str:
         """A readable name of the configuration; not unique by itself."""
         if self.workload == COMMAND:
-            own = [
-                f"{k}={v}" for k, v in sorted(self.workload_args.items()) if k not in ("argv", "step_pattern", "folder")
-            ]
-            return " ".join([str(self.workload_args.get("argv", COMMAND))[:60], *own, f"d{self.world_size}"])
+            told = {"devices": self.world_size, "precision": self.precision, **self.workload_args}
+            argv = str(self.workload_args.get("argv", COMMAND))
+            filled = re.sub(r"\{(\w+)[^{}]*\}", lambda name: str(told.get(name[1], name[0])), argv)
+            own = [f"{k}={v}" for k, v in sorted(self.workload_args.items()) if f"{{{k}" in argv]
+            return " ".join([filled if len(filled) <= 60 else f"{filled[:60]} {' '.join(own)}", f"d{self.world_size}"])
         args = [str(v) for k, v in sorted(self.workload_args.items()) if k in ("preset", "architecture")]
         batch = f"b{self.global_batch_size}"
         return " ".join(

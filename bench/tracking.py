@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,8 @@ class Tracker:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not writable(self.uri):  # MLflow would try for minutes
                 raise PermissionError(f"{path} cannot be written")
+            with closing(sqlite3.connect(path, timeout=5)) as connection:
+                connection.execute("pragma schema_version")
         self._client = client = _client(self.uri)
         found = client.get_experiment_by_name(self.suite)
         self._experiment = found.experiment_id if found else client.create_experiment(self.suite, self._artifacts())
@@ -159,7 +162,8 @@ class Tracker:
         text, numbers = labels(record), metrics(record)
         asked = parameters(record.spec)
         text["error_message"] = text.get("error_message", "")[:1000]
-        row = json.dumps({key: value for key, value in {**asked, **text}.items() if value != ""})
+        short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
+        row = json.dumps({key: value for key, value in short.items() if value != ""})
         tags = [RunTag(f"bench.{key}", value[:5000]) for key, value in text.items() if value]
         batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
         batch += [Metric(*point) for point in _history(folder, record)]

@@ -40,7 +40,7 @@ def python(code: str) -> list[str]:
 # --- the words of a command
 
 
-def test_names_in_braces_become_values() -> None:
+def testnames_in_braces_become_values() -> None:
     argv = "torchrun --n={devices} train.py --precision {precision} --layers {layers:03d} --seed {seed} {{kept}}"
     words = fill(command(argv, devices=4, precision="bf16", layers=12, seed=7))
     assert words == ["torchrun", "--n=4", "train.py", "--precision", "bf16", "--layers", "012", "--seed", "7", "{kept}"]
@@ -347,7 +347,10 @@ def test_a_pause_in_the_window_is_a_phase_of_its_own_and_no_time_of_a_step(tmp_p
     found = told(tmp_path, *[mark(t) for t in (1, 2, 3, 4)], *pause, *before, *after, *of_others, end=5)
     assert found.step_seconds == pytest.approx([1, 0.5, 1])
     assert found.window_seconds == pytest.approx(sum(found.step_seconds))
-    assert names(found) == [("start", 0, 1), ("steady", 1, 2.2), ("eval", 2.2, 2.7), ("steady", 2.7, 4)]
+    assert names(found) == [
+        *[("start", 0, 1), ("steady", 1, 2.2), ("eval", 2.2, 2.7), ("steady", 2.7, 4)],
+        *[("tail", 4, 4.2), ("checkpoint", 4.2, 4.7)],  # after the last step
+    ]
 
 
 def test_a_pause_within_a_pause_is_counted_once(tmp_path: Path) -> None:

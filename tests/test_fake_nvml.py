@@ -365,7 +365,7 @@ def test_a_reset_is_bridged_by_power_and_windows_beside_it_are_counted(monkeypat
         "integrated_samples",
         "measured_counter_interp",
     ]
-    assert across.flags == ["counter_reset"]
+    assert (across.flags, across.uncertainty_joules) == (["counter_reset", "sampled_power"], None)
 
 
 def test_a_reset_of_a_gpu_without_instant_power_is_absent_or_partial(monkeypatch):

@@ -137,7 +137,11 @@ def test_a_counter_that_did_not_move_in_a_short_window_is_absent():
 def test_a_counter_that_stands_still_is_0_only_in_a_long_window_and_without_power():
     assert one(Trace([row(t / 10, energy=5) for t in range(50)]), 1, 4).energy_joules == 0
     stuck = one(Trace([row(t / 10, energy=5, watts=100) for t in range(50)]), 1, 4)
-    assert (stuck.energy_joules, stuck.provenance, stuck.flags) == (300, "integrated_samples", ["counter_stuck"])
+    assert (stuck.energy_joules, stuck.provenance, stuck.flags) == (
+        300,
+        "integrated_samples",
+        ["counter_stuck", "sampled_power"],
+    )
 
 
 def test_a_counter_that_stops_while_power_flows_is_not_believed():
@@ -145,7 +149,7 @@ def test_a_counter_that_stops_while_power_flows_is_not_believed():
     for t0, t1 in ((2, 30), (12, 30), (5, 14)):
         reading = one(Trace(rows), t0, t1)
         assert reading.energy_joules == pytest.approx(300 * (t1 - t0), rel=0.002)
-        assert (reading.provenance, reading.flags) == ("integrated_samples", ["counter_stuck"])
+        assert (reading.provenance, reading.flags) == ("integrated_samples", ["counter_stuck", "sampled_power"])
     assert one(Trace(rows), 2, 9).flags == []
     off = [row(0.09 * i, energy=300 * min(int(0.9 * i) / 10, 10), watts=300 if i < 111 else 0) for i in range(400)]
     assert one(Trace(off), 12, 30).energy_joules == 0  # it may: no power flows
@@ -174,7 +178,7 @@ def test_a_reset_counter_is_integrated_from_power_or_absent():
     after = sampled(lambda t: 300 * (t - 5), 10, start=5.1, watts=290)
     reading = one(Trace(before + after), 3, 8)
     assert reading.energy_joules == pytest.approx(290 * 5)
-    assert (reading.provenance, reading.flags) == ("integrated_samples", ["counter_reset"])
+    assert (reading.provenance, reading.flags) == ("integrated_samples", ["counter_reset", "sampled_power"])
     trace = Trace([dataclasses.replace(r, power_mw=None) for r in before + after])
     assert trace.energy(3 * S, 8 * S) == []
     assert one(trace, 1, 4).energy_joules == pytest.approx(900, abs=30)

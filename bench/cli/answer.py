@@ -74,6 +74,7 @@ def _table(results: pd.DataFrame) -> Table:
     columns: dict[str, list[str]] = {
         "runs": [str(count) for count in results["repeats"]],
         "seconds (95 %)": _whole_runs(results),
+        **_of_whole_runs(results),
         "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
         "J/sample": [_energy(row) for _, row in results.iterrows()],
         "g CO2e/Mtoken": _figures(results["emissions_kg_per_million_tokens"] * 1000, results["emissions_basis"]),
@@ -108,6 +109,20 @@ def _whole_runs(results: pd.DataFrame) -> list[str]:
     if results["samples_per_second"].notna().all():
         return ["-"] * len(results)
     return [_with_interval(row, "duration_seconds") for _, row in results.iterrows()]
+
+
+def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
+    """Energy, carbon and money of a whole run, for the same runs as `_whole_runs`."""
+    if results["samples_per_second"].notna().all():
+        return {}
+    joules = results["run_energy_joules"]
+    energy = joules.fillna(results["run_energy_estimated_joules"])
+    basis = joules.notna().map({True: "measured", False: "estimated"})
+    return {
+        "J": _figures(energy, basis),
+        "g CO2e": _figures(results["emissions_kg"] * 1000, results["emissions_basis"]),
+        "USD": _figures(results["cost_usd"], results["cost_basis"]),
+    }
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
@@ -146,7 +161,8 @@ def _remarks(results: pd.DataFrame) -> list[str]:
     from bench.quality import meaning
 
     out = []
-    measured = results["joules_per_sample"].notna()
+    measured = results["energy_joules"].notna()
+    estimated = results["run_energy_estimated_joules"].notna()
     missing = " ".join(
         sorted({word for text in results.loc[measured, "energy_missing"].dropna() for word in text.split()})
     )
@@ -154,12 +170,12 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(
             f"energy is a partial total: {missing.replace(' ', ' and ')} could not be measured (bench doctor says why)"
         )
-    if (~measured & results["joules_per_sample_estimated"].notna()).any():
+    if (~measured & estimated).any():
         out.append(_ESTIMATED)
     elif not measured.all():
         out.append("no energy: no meter could read any (bench doctor says why)")
     out += _systematic(results[measured])
-    energy = measured | results["joules_per_sample_estimated"].notna()
+    energy = measured | estimated
     if energy.any() and results["emissions_kg"].isna().all():
         out.append("no carbon: give a region, the power of which is used (bench report --region FR)")
     if results["cost_usd"].isna().all():

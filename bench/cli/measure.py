@@ -124,8 +124,8 @@ def _exit_code(folder: Path) -> int:
 def lines(record: RunRecord) -> list[str]:
     """The record in words: each figure with its unit and where it comes from."""
     from analytics.words import number, scale
-    from bench.metrics import labels, metrics, split_energy
-    from bench.quality import meaning
+    from bench.metrics import labels, metrics, split_energy, systematic
+    from bench.quality import COVERED, meaning
 
     known, texts = metrics(record), labels(record)
     ended = "" if record.error is None else f", {record.error.message}"
@@ -135,8 +135,16 @@ def lines(record: RunRecord) -> list[str]:
         parts = ", ".join(f"{r.component} {number(r.energy_joules)} J" for r in readings)
         if readings:
             divisor, unit = scale(joules, "J")
-            watts = joules / record.duration_seconds
-            out.append(f"  energy, {label}: {number(joules / divisor)} {unit} ({number(watts)} W mean): {parts}")
+            watts = sum(reading.power_watts_mean for reading in readings)
+            spread = f" ± {number(systematic(readings))} J" if label == "measured" else ""
+            out.append(
+                f"  energy, {label}: {number(joules / divisor)} {unit}{spread} ({number(watts)} W mean): {parts}"
+            )
+            out += [
+                f"    {r.component} {r.device} was read for {100 * r.coverage:.0f} % of the time only: all sums are too low"
+                for r in readings
+                if r.coverage < COVERED
+            ]
     if not record.energy:
         out.append("  energy: none, no meter could read any (bench doctor says why)")
     elif texts.get("energy_total") == "partial_total":
@@ -147,7 +155,9 @@ def lines(record: RunRecord) -> list[str]:
         basis = f"{carbon.energy_basis} energy"
         out.append(f"  carbon: {number(1000 * carbon.emissions_kg)} g CO2e ({basis} × {factors})")
     if record.cost is not None:
-        out.append(f"  cost: {number(record.cost.cost_usd)} USD ({record.cost.mode}, {record.cost.devices} devices)")
+        lacking = record.cost.mode == "owned" and record.cost.usd_per_kwh is None
+        how = f"{record.cost.mode}, devices: {record.cost.devices}{', electricity not in it' if lacking else ''}"
+        out.append(f"  cost: {number(record.cost.cost_usd)} USD ({how})")
     if "peak_memory_bytes" in known:
         divisor, unit = scale(known["peak_memory_bytes"], "B")
         of = "of all processes on a GPU" if record.spec.device_type == "cuda" else "of the largest process"
@@ -156,7 +166,15 @@ def lines(record: RunRecord) -> list[str]:
         units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in known]
         rates = [f"{number(known[f'{unit}_per_second'])} {unit}/s" for unit in units]
         rates.append(f"{number(known['step_seconds_median'])} s a step")
+        names = {"joules_per_sample": "J a sample", "joules_per_token": "J a token"}
+        rates += [f"{number(known[name])} {unit}" for name, unit in names.items() if name in known]
+        names = {f"{name}_estimated": unit for name, unit in names.items()}
+        rates += [f"~{number(known[name])} {unit} (estimated)" for name, unit in names.items() if name in known]
         out.append(f"  {known['steps']:.0f} steps in {number(known['window_seconds'])} s: {', '.join(rates)}")
+    phases = [name for name in known if name.startswith("phase_") and name.endswith("_seconds")]
+    if len(phases) > 1 and known.get("steps"):
+        told = [f"{name.removeprefix('phase_').removesuffix('_seconds')} {number(known[name])} s" for name in phases]
+        out.append(f"  phases: {', '.join(told)}")
     if record.quality is not None:
         out.append(f"  quality {record.quality}")
         out += [f"    {flag}: {meaning(flag)}" for flag in record.flags]

@@ -310,7 +310,7 @@ class _Channel:
         paused = sum(max(0, min(t1, end) - max(t0, start)) for start, end in without)
         if t1 - t0 - paused < max(MIN_WINDOW_NS, MIN_WINDOW_PERIODS * period):
             flags.append("window_too_short")
-        if self.component == "gpu" and not self.counters and provenance is Provenance.INTEGRATED_SAMPLES:
+        if self.component == "gpu" and provenance is Provenance.INTEGRATED_SAMPLES:
             flags.append("sampled_power")
         errors = bisect_right(self.error_times, t1) - bisect_left(self.error_times, t0)
         if curve.gap(a, b) or errors > MAX_ERROR_SHARE * (errors + curve.count(a, b)):
@@ -382,7 +382,8 @@ class _Channel:
             source=self.source,
             provenance=provenance,
             coverage=min(1.0, seconds * 1e9 / window),
-            uncertainty_joules=bound if provenance.measured else None,
+            # Samples say nothing of what was drawn between them, so they have no bound.
+            uncertainty_joules=bound if provenance.measured and "sampled_power" not in flags else None,
             gain_share=GAIN_SHARE[self.component] if provenance.measured else None,
             scope=self._scope(mode),
             samples=curve.count(a, b),

@@ -33,7 +33,7 @@ from typing import IO, Any, Self
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from bench.files import write_json, write_text
-from bench.metrics import STARTUP_PHASES, parameters
+from bench.metrics import STARTUP_PHASES, names_in_braces, parameters
 from bench.process import die_with_parent, signal_name
 from bench.registry import did_you_mean
 from bench.schema import Measurement, Phase, Rank, RunSpec
@@ -99,8 +99,14 @@ class Command:
 
     @staticmethod
     def check(spec: RunSpec) -> None:
-        """Raise ValueError where the command cannot be put together."""
+        """Raise ValueError where the command cannot be put together, or is not told an argument of the suite's own."""
         fill(spec)
+        unused = (
+            set(spec.workload_args) - {*CommandArgs.model_fields} - names_in_braces(str(spec.workload_args["argv"]))
+        )
+        if unused:
+            name = sorted(unused)[0]
+            raise ValueError(f"argv does not use {name!r}: all its values would run the same command; write {{{name}}}")
 
 
 def fill(spec: RunSpec) -> list[str]:
@@ -251,7 +257,7 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
         loss_last=losses[-1] if losses else None,
         peak_memory_bytes=peak,
         ranks=[Rank(rank=rank, window_seconds=seconds) for rank, seconds in windows.items()],
-        phases=_phases(ended, marks, times, breaks),
+        phases=_phases(ended, marks, times, breaks, [pause for pause in pauses if pause.start_ns >= times[-1]]),
     )
 
 
@@ -312,8 +318,10 @@ def _sum(chosen: dict[int, list[dict[str, Any]]], name: str) -> int | None:
     return sum(known) or None if len(known) == len(counts) else None
 
 
-def _phases(ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[int], breaks: list[Phase]) -> list[Phase]:
-    """`start` until the first step has ended, `warmup`, and the window cut by its pauses."""
+def _phases(
+    ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[int], breaks: list[Phase], later: list[Phase]
+) -> list[Phase]:
+    """`start` until the first step has ended, `warmup`, the window cut by its pauses, and what came after it."""
     first = min(lines[0]["t_ns"] for lines in marks.values())
     out = [Phase(name="start", start_ns=ended.start_ns, end_ns=first)]
     if first < times[0]:
@@ -324,7 +332,11 @@ def _phases(ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[in
             out.append(Phase(name="steady", start_ns=begin, end_ns=pause.start_ns))
         out.append(pause)
         begin = pause.end_ns
-    return [*out, Phase(name="steady", start_ns=begin, end_ns=times[-1])] if times[-1] > begin else out
+    if times[-1] > begin:
+        out.append(Phase(name="steady", start_ns=begin, end_ns=times[-1]))
+    for pause in later:
+        out += [Phase(name="tail", start_ns=out[-1].end_ns, end_ns=pause.start_ns), pause]
+    return out
 
 
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
