@@ -63,6 +63,7 @@ ORDER = (False, True, True, False)
 PEERS = ["codecarbon", "zeus", "carbontracker"]
 SUITE = {
     "name": "observer",
+    "idle_seconds": 0,  # idle power is waited for on purpose, once an execution
     "defaults": {
         "workload": "decoder_lm",
         "workload_args": {"preset": "tiny"},
