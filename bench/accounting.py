@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.files import read_json
 from bench.meters.trace import Trace
-from bench.schema import EnergyReading, IdlePower, Phase, Provenance
+from bench.schema import EnergyReading, IdlePower, Phase
 
 IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
 """Files of an execution: when it was idle without (`idle`) and with (`context`) a CUDA context, and the meters' rows."""
@@ -121,7 +121,7 @@ def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:
                 power_watts=reading.power_watts_mean,
                 power_watts_context=with_context.power_watts_mean if with_context else None,
                 seconds=reading.seconds,
-                provenance=Provenance.worst([reading.provenance]),
+                provenance=reading.provenance,
             )
         )
     return out

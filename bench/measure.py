@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
 from bench.redact import redact
 from bench.schema import COMMAND, MEASURE, Machine, RunRecord, RunSpec, Site
-from bench.workloads.command import STEPS_FILE, execute, failure_of, measurement
+from bench.workloads.command import STEPS_FILE, execute, leave
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,5 @@ def _execute(asked: Asked, spec: RunSpec, folder: Path) -> tuple[dict[str, objec
         signal.signal(signal.SIGTERM, terminate)
     end: dict[str, object] = {"how": "ended", "exitcode": ended.exitcode, "started_at": started.isoformat()}
     end |= {"start_ns": ended.start_ns, "end_ns": ended.end_ns}
-    if ended.exitcode == 0:
-        result = measurement(steps, ended, spec.warmup_steps, spec.device_type)
-        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
-    else:
-        with suppress(OSError):
-            write_json(folder / "error-0.json", failure_of(ended.exitcode, folder / "worker.log"))
+    leave(spec, ended, folder)
     return end, None

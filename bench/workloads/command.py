@@ -356,12 +356,17 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
         failure = {"kind": "failed", "type": type(error).__name__, "message": f"the command cannot be started: {error}"}
         write_json(folder / "error-0.json", failure | {"rank": 0})
         return 1
+    leave(spec, ended, folder)
+    return 0 if ended.exitcode == 0 else 1
+
+
+def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
+    """Write what a command that has ended tells of itself: `result.json`, or how it failed."""
     if ended.exitcode == 0:
-        result = measurement(steps, ended, spec.warmup_steps, spec.device_type)
+        result = measurement(folder / STEPS_FILE, ended, spec.warmup_steps, spec.device_type)
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
     else:
         write_json(folder / "error-0.json", failure_of(ended.exitcode, folder / "worker.log"))
-    return 0 if ended.exitcode == 0 else 1
 
 
 def failure_of(exitcode: int, log: Path) -> dict[str, Any]:
