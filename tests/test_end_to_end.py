@@ -402,11 +402,11 @@ def test_commands_of_the_user_run_on_gpus_that_are_named_by_uuid(tmp_path: Path)
         assert log == f"visible={','.join(record.devices)} safe=\n"
         assert record.measurement is not None
         watts = {r.device: r.power_watts_mean for r in record.energy if r.source == "nvml"}
-        true = dict(zip(uuids, (400, 100), strict=False))
-        assert watts == pytest.approx({uuid: true[uuid] for uuid in record.devices}, rel=0.01)
+        true = dict(zip(uuids, (400, 100), strict=False))  # windows of 2 to 3 s, of which each edge may be off by 50 ms
+        assert watts == pytest.approx({uuid: true[uuid] for uuid in record.devices}, rel=0.05)
         assert {r.device for r in record.unused} == set(uuids) - set(record.devices)
         idle = {part.device: part.power_watts for part in record.idle if part.component == "gpu"}
-        assert idle == pytest.approx(dict(zip(uuids, (400, 100, 200), strict=True)), rel=0.01)
+        assert idle == pytest.approx(dict(zip(uuids, (400, 100, 200), strict=True)), rel=0.05)
         assert record.cost is not None
         assert record.cost.cost_usd == pytest.approx(record.spec.world_size * record.duration_seconds)
         assert "exclusivity_unknown" in record.flags
