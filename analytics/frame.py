@@ -15,7 +15,8 @@ from analytics import stats
 from analytics.words import printable
 from bench.metrics import TEXT_COLUMNS
 from bench.quality import grade
-from bench.schema import Provenance, RunSpec, Scalar, Status
+from bench.record import Provenance, Status
+from bench.schema import RunSpec, Scalar
 
 IDENTITY = ("suite", "execution", "environment", "config_id")
 """What repeats of one configuration share. Runs of other executions, hosts, drivers or commits are never pooled."""

@@ -23,7 +23,7 @@ from analytics import stats, words
 from analytics.frame import IDENTITY, asked, summary
 from analytics.stats import LOSS, REACH, SAME
 from analytics.words import printable
-from bench.schema import Status
+from bench.record import Status
 
 RATE = "flops_per_second_per_device"
 SERIES = ("suite", "execution", "environment", "host", "device_type", "device_name", "workload", "threads_per_device")

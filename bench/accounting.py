@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.files import read_json
 from bench.meters.trace import Trace
-from bench.schema import EnergyReading, IdlePower, Phase
+from bench.record import EnergyReading, IdlePower, Phase
 
 IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
 """Files of an execution: when it was idle without (`idle`) and with (`context`) a CUDA context, and the meters' rows."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.metrics import missing_components, split_energy
-from bench.schema import Carbon, CarbonIntensity, EnergyReading, Provenance, Site
+from bench.record import Carbon, CarbonIntensity, EnergyReading, Provenance
+from bench.schema import Site
 
 _KG_PER_POUND = 0.45359237
 

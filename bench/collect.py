@@ -19,20 +19,9 @@ from bench.meters.trace import Row, Trace
 from bench.metrics import metrics, used_gpus
 from bench.process import signal_name
 from bench.quality import judge
+from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, RunRecord, Status
 from bench.redact import redact
-from bench.schema import (
-    COMMAND,
-    MEASURE,
-    EnergyReading,
-    Environment,
-    Failure,
-    Measurement,
-    Phase,
-    RunRecord,
-    RunSpec,
-    Site,
-    Status,
-)
+from bench.schema import COMMAND, MEASURE, RunSpec, Site
 
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}

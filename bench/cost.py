@@ -5,7 +5,8 @@ from __future__ import annotations
 from bench.carbon import basis, carbon
 from bench.metrics import missing_components, used_gpus
 from bench.quality import grade, site_flags
-from bench.schema import CarbonIntensity, Cost, EnergyReading, RunRecord, Site
+from bench.record import CarbonIntensity, Cost, EnergyReading, RunRecord
+from bench.schema import Site
 
 
 def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], gpus: list[str]) -> Cost | None:

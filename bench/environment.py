@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 
 from bench.meters.nvml import list_gpus
+from bench.record import Environment
 from bench.redact import redact
-from bench.schema import Environment, Gpu, Machine
+from bench.schema import Gpu, Machine
 
 PACKAGES = ("wattbench", "torch", "transformers", "numpy", "nvidia-ml-py", "codecarbon", "mlflow")
 VARIABLES = (

@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+NEEDS = "needs.json"
+"""File in a run's folder that names the folder of the run that it needs."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""

@@ -18,8 +18,9 @@ from bench.environment import EnvironmentProblem, describe
 from bench.files import write_json, write_text
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
+from bench.record import RunRecord
 from bench.redact import redact
-from bench.schema import COMMAND, MEASURE, Machine, RunRecord, RunSpec, Site
+from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 from bench.workloads.command import STEPS_FILE, execute, leave
 
 

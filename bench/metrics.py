@@ -17,7 +17,8 @@ from importlib import resources
 from statistics import median, quantiles
 from string import Formatter
 
-from bench.schema import COMMAND, EnergyReading, Measurement, Provenance, RunRecord, RunSpec, Scalar, Status
+from bench.record import EnergyReading, Measurement, Provenance, RunRecord, Status
+from bench.schema import AXES, COMMAND, RunSpec, Scalar
 
 TEXT_COLUMNS = (
     "run_id",
@@ -46,8 +47,9 @@ TEXT_COLUMNS = (
 )
 
 UNKNOWN_OF_COMMANDS = (
-    *("parallelism", "precision", "optimizer", "threads_per_device", "gradient_accumulation_steps"),
-    *("seed", "cold", "warmup_seconds"),
+    *AXES,
+    *("threads_per_device", "gradient_accumulation_steps", "seed", "cold", "warmup_seconds"),
+    *("validation", "inference_seconds"),
 )
 STARTUP_PHASES = ("launch", "start", "build", "warmup")
 """What a run pays once: processes, importing and building, then compiling and warming up."""
@@ -114,12 +116,12 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
         if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in told:
             continue  # what the command is not told is not known of it
-        if name in ("parallelism", "precision", "optimizer"):
+        if name in AXES:
             choice = getattr(spec, name)
             flat[name] = choice.name
             flat |= {f"{name}.{key}": option for key, option in choice.options.items()}
         elif isinstance(value, dict):
-            flat |= {f"{name}.{key}": entry for key, entry in value.items()}
+            flat |= {f"{name}.{key}": entry for key, entry in value.items() if entry is not None}
         elif value is not None:
             flat[name] = value
     flat["meters"] = " ".join(spec.meters)

@@ -12,7 +12,8 @@ from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
 from bench.metrics import SLOWDOWNS, metrics, missing_components, split_energy, used_gpus
-from bench.schema import Gpu, RunRecord, Site
+from bench.record import RunRecord
+from bench.schema import Gpu, Site
 from bench.validation import fresh
 
 Grade = Literal["A", "B", "C"]

@@ -1,4 +1,4 @@
-"""Names -> code, imported on demand: workloads, parallelism, precisions, optimizers.
+"""Names -> code, imported on demand: workloads, and the strategies of each axis.
 
 A name stands for `module:attribute`. Installed packages add workloads of their own by entry points of the group
 `wattbench.workloads`; a suite can only name what is listed here or installed, it cannot name code to import.
@@ -13,14 +13,24 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+_PARALLELISM = {"single": "Single", "ddp": "Ddp"}
+_UNCHANGED = "bench.strategies.parts:unchanged"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
         "command": "bench.workloads.command:Command",
     },
-    "parallelism": {"ddp": "bench.strategies.parallelism:ddp"},
+    "parallelism": {name: f"bench.strategies.parallelism:{code}" for name, code in _PARALLELISM.items()},
     "precision": {name: f"bench.strategies.precision:{name}" for name in ("fp32", "tf32", "bf16", "fp16")},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in ("adamw", "sgd")},
+    "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},
+    "memory": {"none": _UNCHANGED},
+    "compile": {"eager": "bench.strategies.graph:eager"},
+    "attention": {"sdpa": "bench.strategies.graph:sdpa"},
+    "finetune": {"full": _UNCHANGED},
+    "pruning": {"none": _UNCHANGED},
+    "quantization": {"none": _UNCHANGED},
+    "distillation": {"none": _UNCHANGED},
 }
 
 

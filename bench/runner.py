@@ -22,7 +22,8 @@ from bench.collect import Context, collect, oom_kills, save, skipped
 from bench.environment import EnvironmentProblem, check_torch, describe
 from bench.files import read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
-from bench.schema import COMMAND, Environment, Machine, RunRecord, RunSpec, Status
+from bench.record import Environment, RunRecord, Status
+from bench.schema import COMMAND, Machine, RunSpec
 from bench.suite import Plan
 from bench.tracking import Tracker
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import registry, yamlfile
 from bench.metrics import parameters
-from bench.schema import COMMAND, Choice, Machine, RunSpec, Site, Suite
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite
 
 MAX_RUNS = 10_000
 SITE_OPTIONS = {
@@ -352,7 +352,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
             cell["batch_size_per_device"] = total // (devices * accumulation)
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
-    for kind in ("parallelism", "precision", "optimizer"):
+    for kind in AXES:
         try:
             if kind in cell:
                 _check_options(kind, Choice.model_validate(cell[kind]))

@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import labels, metrics, parameters
+from bench.record import RunRecord, Status
 from bench.redact import redact
-from bench.schema import RunRecord, Scalar, Status
+from bench.schema import Scalar
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

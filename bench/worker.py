@@ -10,26 +10,32 @@ import faulthandler
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from bench import registry
-from bench.files import write_json, write_text
+from bench.files import NEEDS, read_json, write_json, write_text
+from bench.probes import (
+    communication_shares,
+    is_out_of_memory,
+    matmul_speeds,
+    peak_memory,
+    quartiles_apart,
+    reset_peak_memory,
+)
 from bench.process import die_with_parent
-from bench.schema import Measurement, Phase, Rank, RunSpec
-from bench.strategies.precision import Precision, Unsupported
+from bench.record import Measurement, Rank
+from bench.schema import RunSpec
+from bench.strategies.precision import Unsupported
+from bench.training import Clock, Window, build, synchronize, warm_up
 
 _KEPT: list[Any] = []
 """What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be
@@ -40,215 +46,6 @@ which it does without destructors: forked ranks by nature, cold ones by os._exit
 
 class InvalidResult(Exception):
     """The training ran, but what it computed cannot be right."""
-
-
-@dataclass
-class Clock:
-    """Times of one rank: phases of the run, and the steps of the window without any synchronisation in between."""
-
-    device: torch.device
-    phases: list[Phase] = field(default_factory=list)
-    marks: list[tuple[int, Any]] = field(default_factory=list)
-    forwards: list[tuple[int, Any]] = field(default_factory=list)
-
-    def phase(self, name: str, start_ns: int) -> int:
-        """Close a phase that began at `start_ns`; return the time now, where the next one begins."""
-        now = time.monotonic_ns()
-        self.phases.append(Phase(name=name, start_ns=start_ns, end_ns=now))
-        return now
-
-    def _now(self) -> tuple[int, Any]:
-        event = None
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-        return time.monotonic_ns(), event
-
-    def mark(self) -> None:
-        """Note the border between two steps: host time, and on a GPU an event that is resolved after the window."""
-        self.marks.append(self._now())
-
-    def mark_forward(self) -> None:
-        """Note the end of the first forward pass of a step: up to there ranks do not wait for each other."""
-        self.forwards.append(self._now())
-
-    def _between(self, pairs: Any) -> list[float]:
-        if self.device.type == "cuda":
-            return [a.elapsed_time(b) / 1e3 for (_, a), (_, b) in pairs]
-        return [(b - a) / 1e9 for (a, _), (b, _) in pairs]
-
-    def step_seconds(self) -> list[float]:
-        """Length of each measured step in seconds."""
-        return self._between(zip(self.marks, self.marks[1:], strict=False))
-
-    def forward_seconds(self) -> list[float]:
-        """Length of the first forward pass of each measured step, its data included, in seconds."""
-        return self._between(zip(self.marks, self.forwards, strict=False))
-
-
-@dataclass
-class Trainer:
-    """Everything that one step of the optimizer needs."""
-
-    spec: RunSpec
-    device: torch.device
-    workload: Any
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    batches: Any
-    after_forward: Callable[[], None] = lambda: None
-    data_wait_ns: int = 0
-    losses: list[torch.Tensor] = field(default_factory=list)
-
-    def step(self) -> None:
-        """Train on `gradient_accumulation_steps` micro-batches, then update. Never waits for the device."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        accumulate = self.spec.gradient_accumulation_steps
-        for micro in range(accumulate):
-            asked = time.monotonic_ns()
-            batch = next(self.batches).to(self.device, non_blocking=True)
-            self.data_wait_ns += time.monotonic_ns() - asked
-            last = micro == accumulate - 1
-            with nullcontext() if last else self.model.no_sync():
-                with self.precision.context():
-                    loss = self.workload.loss(self.model, batch) / accumulate
-                if micro == 0:
-                    self.after_forward()
-                self.precision.backward(loss)
-            total += loss.detach()
-        self.precision.step(self.optimizer)
-        self.losses.append(total)
-
-
-def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
-    """Speeds in FLOP/s of equal square matrix products, for about 0.15 s; empty where they do not fit into memory.
-
-    The greatest is what plain products reach on this device; made before and after the training, they tell whether the
-    machine itself changed its speed.
-    """
-    size = 8192 if device.type == "cuda" else 768
-    speeds: list[float] = []
-    synchronize(device)
-    try:
-        a, b = (torch.ones(size, size, device=device, dtype=torch.float32).uniform_(-1, 1).to(dtype) for _ in range(2))
-        out = torch.mm(a, b)
-        began = time.monotonic()
-        while len(speeds) < 3 or time.monotonic() - began < 0.15:
-            clock = Clock(device)
-            clock.mark()
-            torch.mm(a, b, out=out)
-            clock.mark()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
-        del a, b, out
-    except RuntimeError as error:
-        if classify(error) != "out_of_memory":
-            raise
-        speeds = []  # no room for the probe: the training goes on without
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return speeds
-
-
-def build(spec: RunSpec, device: torch.device, precision: Precision) -> Trainer:
-    """Build the model with the same random weights on every rank, and wrap it."""
-    torch.manual_seed(spec.seed)
-    workload = registry.load("workload", spec.workload)(spec.workload_args)
-    with device:
-        model = workload.build()
-    model.train()
-    wrapped = registry.load("parallelism", spec.parallelism.name)(model, device, **spec.parallelism.options)
-    optimizer = registry.load("optimizer", spec.optimizer.name)(wrapped.parameters(), **spec.optimizer.options)
-    batches = workload.batches(spec.batch_size_per_device or 1, seed=spec.seed * 65_537 + dist.get_rank())
-    return Trainer(spec, device, workload, wrapped, optimizer, precision, batches)
-
-
-def agree(value: float, device: torch.device, how: Any = dist.ReduceOp.MAX) -> float:
-    """Return the same number on all ranks: their greatest, or what `how` makes of them. Waits for all."""
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(shared, op=how)
-    return float(shared.item())
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work, and until all ranks are here."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    agree(0, device)
-
-
-def warm_up(trainer: Trainer) -> float:
-    """Train outside the window for `warmup_steps` and `warmup_seconds`; return the median seconds of its later steps."""
-    spec, seconds = trainer.spec, []
-    began = time.monotonic_ns()
-    while True:
-        start = time.monotonic_ns()
-        trainer.step()
-        synchronize(trainer.device)
-        seconds.append((time.monotonic_ns() - start) / 1e9)
-        enough = len(seconds) >= spec.warmup_steps and (time.monotonic_ns() - began) / 1e9 >= spec.warmup_seconds
-        if agree(0 if enough else 1, trainer.device) == 0:
-            later = sorted(seconds[len(seconds) // 2 :])
-            return agree(later[len(later) // 2], trainer.device)
-
-
-def measure(trainer: Trainer, clock: Clock, step_seconds: float) -> tuple[int, int]:
-    """Run the measured steps between two edges (synchronise, barrier) and return the edges in monotonic nanoseconds.
-
-    With `measure_seconds` the number of steps comes from the warm-up, the same for all ranks; should that have been too
-    few, ranks agree on more at the end of the window, which costs one reduction.
-    """
-    spec = trainer.spec
-    steps = spec.measure_steps or max(1, math.ceil(1.03 * (spec.measure_seconds or 0) / step_seconds))
-    trainer.data_wait_ns = 0
-    trainer.after_forward = clock.mark_forward
-    synchronize(trainer.device)
-    start = time.monotonic_ns()
-    clock.mark()
-    while steps:
-        for _ in range(steps):
-            trainer.step()
-            clock.mark()
-        synchronize(trainer.device)
-        end = time.monotonic_ns()
-        missing = (spec.measure_seconds or 0) - (end - start) / 1e9
-        steps = math.ceil(agree(missing, trainer.device) / step_seconds) if spec.measure_seconds else 0
-        steps = max(steps, 0)
-    return start, end
-
-
-def reset_peak_memory(device: torch.device) -> int:
-    """Start the peak of memory anew; return the bytes that are in use now and are not of the training."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return 0
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set becomes its present size
-    except OSError:
-        return 0  # not Linux, or a sandbox: then the peak is that of the whole process
-    return _memory("RssAnon")
-
-
-def peak_memory(device: torch.device, before: int) -> int:
-    """Greatest memory in bytes since the reset: allocated on the GPU, or what the process itself has grown by.
-
-    The kernel keeps the peak of the whole resident set; pages of files (libraries, which a forked rank maps anew) are
-    taken off as they are now.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return max(1, _memory("VmHWM") - _memory("RssFile") - _memory("RssShmem") - before)
-
-
-def _memory(name: str) -> int:
-    """Return a figure of /proc/self/status in bytes; without it the peak of the process, or 0 for its parts."""
-    try:
-        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if name == "VmHWM" else 0
 
 
 def gather(mine: Rank) -> list[Rank]:
@@ -278,11 +75,6 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     return device
 
 
-def _quartiles_apart(speeds: list[float]) -> float:
-    low, _, high = quantiles(speeds, n=4, method="inclusive")
-    return (high - low) / median(speeds)
-
-
 def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     """Do one run on this rank, from nothing to its files."""
     device = _connect(spec, rank, local_rank)
@@ -290,41 +82,50 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     clock = Clock(device)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
-    precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
     before = reset_peak_memory(device)
-    trainer = build(spec, device, precision)
+    needed = read_json(folder / NEEDS)
+    trainer = build(spec, device, Path(needed["folder"]) if needed else None)
     now = clock.phase("build", now)
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
-    speeds = [matmul_speeds(device, precision.compute_dtype)]  # as warm as after the window
-    clock.phase("probe", now)
+    dtype = trainer.parts.precision.compute_dtype
+    speeds = [matmul_speeds(device, dtype)]  # as warm as after the window
+    trainer.probed_ns = clock.phase("probe", now) - now
     reset_peak_memory(device)
     warmup_steps = len(trainer.losses)
     cpu_seconds = time.process_time()
-    start, end = measure(trainer, clock, step_seconds)
-    clock.phases.append(Phase(name="steady", start_ns=start, end_ns=end))
+    window = Window(trainer, clock, step_seconds)
+    window.measure()
     cpu_seconds, peak = time.process_time() - cpu_seconds, peak_memory(device, before)
-    speeds.append(matmul_speeds(device, precision.compute_dtype))
-    clock.phase("probe", end)
-    ends = trainer.losses[0], trainer.losses[-1]
-    losses = [agree(float(loss), device, dist.ReduceOp.SUM) / spec.world_size for loss in ends]
+    data_wait, trained = trainer.data_wait_ns / 1e9, len(trainer.losses)
+    losses = trainer.mean_loss(0), trainer.mean_loss(-1)
     if not all(math.isfinite(loss) for loss in losses):
-        raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {len(trainer.losses)} steps")
+        raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {trained} steps")
+    now = time.monotonic_ns()
+    if not trainer.quality or trainer.quality[-1].step != trained:
+        trainer.validate()
+        now = clock.phase("validation", now)
+    speeds.append(matmul_speeds(device, dtype))
+    shares = communication_shares(trainer)
+    clock.phase("probe", now)
     mine = Rank(
         rank=rank,
         device=device_id(device),
-        window_seconds=(end - start) / 1e9,
-        forward_seconds_median=median(clock.forward_seconds()),
-        data_wait_seconds=trainer.data_wait_ns / 1e9,
+        window_seconds=window.seconds,
+        forward_seconds_median=median(clock.forward_seconds()) if trainer.parallel.apart else None,
+        data_wait_seconds=data_wait,
         cpu_seconds=cpu_seconds,
         peak_memory_bytes=peak,
         matmul_flops_per_second=[median(probe) for probe in speeds if probe],
-        matmul_spread=max((_quartiles_apart(probe) for probe in speeds if probe), default=None),
+        matmul_spread=max((quartiles_apart(probe) for probe in speeds if probe), default=None),
+        communication_share=shares.communication if shares else None,
+        exposed_communication_share=shares.exposed if shares else None,
+        busy_share=shares.busy if shares else None,
     )
     ranks = gather(mine)
-    _write_steps(folder / f"steps-{rank}.jsonl", clock, clock.step_seconds(), trainer.losses[warmup_steps:])
+    _write_steps(folder / f"steps-{rank}.jsonl", clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        result = _result(trainer, clock, ranks, losses)
+        result = _result(window, ranks, losses)
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
     dist.barrier()
     if device.type == "cuda":
@@ -332,30 +133,36 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     _KEPT.append(trainer)
 
 
-def _result(trainer: Trainer, clock: Clock, ranks: list[Rank], losses: list[float]) -> Measurement:
-    model, seconds = trainer.model.module, clock.step_seconds()
-    samples = len(seconds) * (trainer.spec.global_batch_size or 1)
+def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> Measurement:
+    trainer, clock = window.trainer, window.clock
+    workload = trainer.parts.workload
+    samples = window.steps * trainer.samples_per_step
     return Measurement(
-        step_seconds=seconds,
+        step_seconds=clock.step_seconds(),
         window_seconds=max(rank.window_seconds for rank in ranks),
-        steps=len(seconds),
+        steps=window.steps,
         samples=samples,
-        tokens=samples * trainer.workload.tokens_per_sample,
+        tokens=samples * workload.tokens_per_sample if workload.tokens_per_sample else None,
         data_wait_seconds=max(rank.data_wait_seconds or 0 for rank in ranks),
         peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
-        parameters=sum(p.numel() for p in model.parameters()),
-        flops_per_sample=trainer.workload.flops_per_sample(model),
+        batch_size_per_device=trainer.batch_size,
+        parameters=trainer.parameters,
+        trainable_parameters=trainer.trainable_parameters,
+        flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
         loss_first=losses[0],
         loss_last=losses[1],
-        dataset=trainer.workload.dataset,
-        dataset_digest=trainer.workload.dataset_digest,
+        quality=trainer.quality,
+        stopped_by=window.stopped_by,
+        dataset=workload.dataset,
+        dataset_digest=workload.dataset_digest,
         ranks=ranks,
         phases=clock.phases,
+        notes=trainer.parts.notes,
     )
 
 
-def _write_steps(path: Path, clock: Clock, seconds: list[float], losses: list[torch.Tensor]) -> None:
-    rows = zip(clock.marks, seconds, losses, strict=False)
+def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:
+    rows = zip(clock.starts, clock.step_seconds(), losses, strict=True)
     lines = [json.dumps({"start_ns": t, "step_seconds": s, "loss": round(float(loss), 6)}) for (t, _), s, loss in rows]
     write_text(path, "\n".join(lines) + "\n")
 
@@ -363,8 +170,7 @@ def _write_steps(path: Path, clock: Clock, seconds: list[float], losses: list[to
 def classify(error: BaseException) -> str:
     """Kind of a failure: out_of_memory, unsupported, invalid, peer (another rank went first), failed."""
     text = str(error)
-    no_memory = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text for word in no_memory):
+    if is_out_of_memory(error):
         return "out_of_memory"
     if isinstance(error, Unsupported):
         return "unsupported"

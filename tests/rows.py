@@ -8,22 +8,19 @@ from typing import Any
 import numpy as np
 
 from bench.metrics import row
-from bench.schema import (
+from bench.record import (
     Carbon,
     CarbonIntensity,
     Cost,
     EnergyReading,
     Environment,
     Failure,
-    Machine,
     Measurement,
     Provenance,
     RunRecord,
-    RunSpec,
-    Scalar,
-    Site,
     Status,
 )
+from bench.schema import Machine, RunSpec, Scalar, Site
 
 V = 2e9
 """Planted FLOP/s of one device."""

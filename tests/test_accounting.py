@@ -26,7 +26,7 @@ from bench.accounting import (
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Row, Trace
 from bench.node import Node, measure_idle
-from bench.schema import EnergyReading, Phase, Provenance
+from bench.record import EnergyReading, Phase, Provenance
 from tests.fake_nvml import environment, fake_gpu
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from analytics.frame import frame
 from analytics.scaling import fit
 from app import charts, page, serve
 from bench import tracking
-from bench.schema import Status
+from bench.record import Status
 from tests import rows
 
 MAIN = Path(serve.__file__).with_name("main.py")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.schema import Status
+from bench.record import Status
 from bench.tracking import Tracker
 from tests import rows
 

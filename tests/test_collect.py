@@ -8,8 +8,9 @@ import pytest
 
 from bench.collect import Context, collect, log_tail
 from bench.metrics import metrics
+from bench.record import RunRecord, Status
 from bench.redact import redact
-from bench.schema import RunRecord, RunSpec, Site, Status
+from bench.schema import RunSpec, Site
 from tests import rows
 
 S = 10**9

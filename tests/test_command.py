@@ -17,7 +17,8 @@ from bench import steps as reporter
 from bench.launch.local import LocalLauncher
 from bench.metrics import parameters
 from bench.node import CHANGED, STARTED_IN, user_environment
-from bench.schema import Machine, Measurement, RunSpec
+from bench.record import Measurement
+from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
 from bench.suite import SuiteError, expand, load_suite, override
 from bench.workloads.command import CommandArgs, Ended, execute, failure_of, fill, measurement, run

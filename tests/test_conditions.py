@@ -26,7 +26,7 @@ from bench.meters.nvml import NvmlMeter
 from bench.meters.trace import Row, Trace
 from bench.metrics import SLOWDOWNS
 from bench.quality import THROTTLED_SHARE
-from bench.schema import GpuConditions
+from bench.record import GpuConditions
 from tests.fake_nvml import fake_gpu, install
 
 S = 10**9

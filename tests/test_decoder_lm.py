@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from bench.workloads.base import training_batches, validation_batches
 from bench.workloads.decoder_lm import DecoderLM, DecoderLMArgs, read_text
 
 torch = pytest.importorskip("torch")
@@ -68,21 +69,34 @@ def test_flops_agree_with_those_that_torch_counts(length: int) -> None:
     work = DecoderLM({"layers": 3, "hidden": 64, "heads": 2, "sequence_length": length})
     with torch.device("meta"):
         model = work.build()
-        batch = torch.zeros((2, length + 1), dtype=torch.int64)
+        batch = (torch.zeros((2, length + 1), dtype=torch.int64),)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work.loss(model, batch).backward()
     # What the formula has and the counter has not: 6 for each bias and norm parameter. That is little.
-    assert work.flops_per_sample(model) == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
+    assert work.flops_per_sample() == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
 
 
 def test_batches_are_of_the_text_and_of_the_seed() -> None:
     work = DecoderLM({"preset": "tiny"})
-    batch = next(work.batches(3, seed=1))
+
+    def first(seed: int) -> torch.Tensor:
+        return next(training_batches(work, 3, seed, on_gpu=False))[0]
+
+    batch = first(1)
     assert batch.shape == (3, 129)
     _, text = read_text(None)
     assert bytes(batch[0].tolist()) in text
-    assert torch.equal(batch, next(work.batches(3, seed=1)))
-    assert not torch.equal(batch, next(work.batches(3, seed=2)))
+    assert torch.equal(batch, first(1))
+    assert not torch.equal(batch, first(2))
+
+
+def test_what_is_validated_on_was_not_trained_on() -> None:
+    work = DecoderLM({"preset": "tiny"})
+    assert len(work.train.text) + len(work.validation.text) == len(read_text(None)[1])
+    shares = [list(validation_batches(work, 7, 2, rank, 3)) for rank in range(3)]
+    assert [[len(batch[0]) for batch in share] for share in shares] == [[2]] * 3  # 7 over 3 ranks: one is left out
+    whole = torch.cat([batch[0] for batch in validation_batches(work, 6, 6, 0, 1)])
+    assert torch.equal(torch.cat([batch[0] for (batch,) in shares])[[0, 2, 4, 1, 3, 5]], whole)
 
 
 def test_the_loss_goes_down() -> None:
@@ -91,7 +105,7 @@ def test_the_loss_goes_down() -> None:
     model = work.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for batch, _ in zip(work.batches(8, seed=0), range(20), strict=False):
+    for batch, _ in zip(training_batches(work, 8, 0, on_gpu=False), range(20), strict=False):
         loss = work.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -104,7 +118,7 @@ def test_the_loss_goes_down() -> None:
 def test_the_model_does_not_see_what_comes_next() -> None:
     work = DecoderLM({"preset": "tiny", "sequence_length": 16})
     model = work.build().eval()
-    batch = next(work.batches(1, seed=0))[:, :-1].long()
+    batch = next(training_batches(work, 1, 0, on_gpu=False))[0][:, :-1].long()
     changed = batch.clone()
     changed[0, -1] = (changed[0, -1] + 1) % 256
     before, after = model(input_ids=batch).logits, model(input_ids=changed).logits

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.schema import RunRecord, Status
+from bench.record import RunRecord, Status
 from bench.tracking import load
 from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu

@@ -15,7 +15,8 @@ import pytest
 from bench.collect import with_energy
 from bench.meters.trace import Row, Trace
 from bench.metrics import metrics
-from bench.schema import RunRecord, RunSpec
+from bench.record import RunRecord
+from bench.schema import RunSpec
 from tests import rows as rows_of_tests
 from tests.fake_nvml import environment, fake_gpu, truth
 from tests.test_meters_rapl import Powercap

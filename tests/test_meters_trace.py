@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.meters.trace import Row, Trace
-from bench.schema import Provenance
+from bench.record import Provenance
 
 S = 1_000_000_000
 

@@ -8,21 +8,18 @@ from pydantic import ValidationError
 from bench.carbon import carbon, intensity
 from bench.cost import cost, recost
 from bench.metrics import headline, labels, metrics, missing_components, parameters, peak_flops, row, systematic
-from bench.schema import (
+from bench.record import (
     EnergyReading,
-    Gpu,
     GpuConditions,
     IdlePower,
-    Machine,
     Measurement,
     Phase,
     Provenance,
     Rank,
     RunRecord,
-    RunSpec,
-    Site,
     Status,
 )
+from bench.schema import Gpu, Machine, RunSpec, Site
 from tests import rows
 
 

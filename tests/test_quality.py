@@ -8,20 +8,8 @@ import pytest
 
 from bench import quality
 from bench.quality import FLAGS, grade, judge, meaning, steady
-from bench.schema import (
-    EnergyReading,
-    Gpu,
-    GpuConditions,
-    HostConditions,
-    IdlePower,
-    Machine,
-    Provenance,
-    Rank,
-    RunRecord,
-    RunSpec,
-    Site,
-    Status,
-)
+from bench.record import EnergyReading, GpuConditions, HostConditions, IdlePower, Provenance, Rank, RunRecord, Status
+from bench.schema import Gpu, Machine, RunSpec, Site
 from tests import rows
 
 UUID = "GPU-0"

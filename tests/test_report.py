@@ -12,7 +12,8 @@ from bench import tracking
 from bench.carbon import intensity
 from bench.cli import cli
 from bench.cost import recost
-from bench.schema import RunRecord, Site, Status
+from bench.record import RunRecord, Status
+from bench.schema import Site
 from bench.tracking import StoreError
 from tests import rows
 from tests.test_tracking import logged

@@ -7,7 +7,8 @@ import pytest
 from analytics.frame import frame
 from analytics.scaling import ScalingFit, SeriesFit, fit
 from analytics.words import FLAGS
-from bench.schema import Scalar, Status
+from bench.record import Status
+from bench.schema import Scalar
 from tests import rows
 
 Rows = list[dict[str, Scalar]]

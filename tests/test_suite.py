@@ -207,7 +207,7 @@ def test_mistakes_are_told_in_at_most_two_lines_each(tmp_path: Path, name: str) 
     for part in expected:
         assert any(part in message for message in found), found
     assert all(len(message.splitlines()) <= 2 for message in found)
-    assert all(len(message) < 400 for message in found)
+    assert all(len(message) < 700 for message in found)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

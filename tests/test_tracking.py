@@ -12,7 +12,7 @@ import pytest
 
 from bench import tracking
 from bench.metrics import row
-from bench.schema import RunRecord, Status
+from bench.record import RunRecord, Status
 from bench.tracking import StoreError, Tracker, load, location, shown, sync
 from tests import rows
 

@@ -8,7 +8,7 @@ import streamlit as st
 from analytics.frame import total
 from analytics.words import number, scale
 from app import page
-from bench.schema import Status
+from bench.record import Status
 
 ALL = "All suites"
 TABLE = {

@@ -14,7 +14,8 @@ from bench.cli import fail
 from bench.cli.options import json_option, runs_option, site_fields, site_options, store_option
 
 if TYPE_CHECKING:
-    from bench.schema import RunRecord, Site
+    from bench.record import RunRecord
+    from bench.schema import Site
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a shell for a command that it cannot start."""

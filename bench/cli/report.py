@@ -12,7 +12,8 @@ import click
 from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
 from bench.cli.selection import select, selection_options
-from bench.schema import CarbonIntensity, Provenance, RunRecord, Site, Status
+from bench.record import CarbonIntensity, Provenance, RunRecord, Status
+from bench.schema import Site
 
 Priced = tuple[RunRecord, Site]
 """A record, and the region, PUE and prices that its carbon and cost were made with."""

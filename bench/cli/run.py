@@ -14,8 +14,9 @@ import click
 from bench.cli import fail, program
 from bench.cli.options import json_option, read_suite, runs_option, store_option, suite_options
 from bench.metrics import headline, row
+from bench.record import RunRecord, Status
 from bench.runner import Busy, Execution, Progress, run_suite
-from bench.schema import RunRecord, RunSpec, Status
+from bench.schema import RunSpec
 
 if TYPE_CHECKING:
     from bench.cli.options import Asked

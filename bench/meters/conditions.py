@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.meters.nvml import NvmlMeter
 from bench.meters.trace import Row
-from bench.schema import GpuConditions, HostConditions
+from bench.record import GpuConditions, HostConditions
 
 EVENT = "conditions"
 HOST = "host"

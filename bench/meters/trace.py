@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, Self, get_args
 
-from bench.schema import EnergyReading, Provenance
+from bench.record import EnergyReading, Provenance
 
 Source = Literal["nvml", "rapl", "codecarbon", "replay"]
 Component = Literal["gpu", "cpu", "dram", "node"]

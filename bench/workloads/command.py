@@ -35,8 +35,9 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from bench.files import write_json, write_text
 from bench.metrics import STARTUP_PHASES, names_in_braces, parameters
 from bench.process import die_with_parent, signal_name
+from bench.record import Measurement, Phase, Rank
 from bench.registry import did_you_mean
-from bench.schema import Measurement, Phase, Rank, RunSpec
+from bench.schema import RunSpec
 from bench.steps import VARIABLE
 
 STEPS_FILE = "steps-command.jsonl"

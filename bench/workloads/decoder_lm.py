@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from bench.registry import did_you_mean
-from bench.schema import Count, Model
+from bench.schema import Count
+from bench.workloads.base import Workload, WorkloadArgs
 
 if TYPE_CHECKING:
     import torch
+
+    from bench.workloads.base import Batch
 
 PRESETS: dict[str, tuple[int, int, int, int]] = {
     # name: layers, hidden size, heads, vocabulary. Bytes need 256; the GPT-2 shapes keep their own vocabulary and head.
@@ -34,7 +37,7 @@ PRESETS: dict[str, tuple[int, int, int, int]] = {
 MAX_TEXT_BYTES = 1 << 30
 
 
-class DecoderLMArgs(Model):
+class DecoderLMArgs(WorkloadArgs):
     """What may be chosen: a preset, or `layers`, `hidden` and `heads` one by one; the length of a sequence; the text."""
 
     architecture: Literal["gpt2"] = "gpt2"
@@ -126,24 +129,44 @@ def read_text(source: str | None) -> tuple[str, bytes]:
     return path.name, b"\n".join(parts)
 
 
-class DecoderLM:
+class Windows:
+    """Stretches of `length` bytes of a text, one beginning at every byte: batches of shape (samples, length), uint8."""
+
+    weights = None
+
+    def __init__(self, text: torch.Tensor, length: int, step: int = 1) -> None:
+        self.text, self.length, self.step = text, length, step
+
+    def __len__(self) -> int:
+        return (len(self.text) - self.length) // self.step + 1
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        import torch
+
+        starts = torch.tensor(indices).unsqueeze(1) * self.step
+        return (self.text[starts + torch.arange(self.length)],)  # bytes: small enough to travel without waiting
+
+
+class DecoderLM(Workload):
     """The workload of one rank. A sample is one sequence of `sequence_length` bytes, each with a byte to predict."""
 
     Args = DecoderLMArgs
     modules = ("transformers.models.gpt2.modeling_gpt2",)
-    """What the node imports before it forks, so that a run starts warm."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         import torch
 
-        self.args = DecoderLMArgs.model_validate(args)
+        super().__init__(args)
         self.dataset, text = read_text(self.args.text)
         self.dataset_digest = hashlib.sha256(text).hexdigest()
-        if len(text) <= self.args.sequence_length:
-            raise ValueError(
-                f"the text {self.dataset} has {len(text)} bytes, a sequence {self.args.sequence_length} + 1"
-            )
-        self._text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        length = self.args.sequence_length + 1
+        if len(text) < length:
+            raise ValueError(f"the text {self.dataset} has {len(text)} bytes, a sequence {length}")
+        held = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        # The last tenth is held out, or one sequence of a text that is too short for that.
+        border = max(length, min(len(held) - len(held) // 10, len(held) - length))
+        self.train = Windows(held[:border], length)
+        self.validation = Windows(held[border:] if len(held) - border >= length else held, length, step=length)
         self.tokens_per_sample = self.args.sequence_length
 
     def build(self) -> torch.nn.Module:
@@ -171,34 +194,37 @@ class DecoderLM:
         )
         return GPT2LMHeadModel(config)
 
-    def flops_per_sample(self, model: torch.nn.Module) -> float:
+    def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """Return the transformer layers."""
+        return list(model.transformer.h)
+
+    def flops_per_sample(self) -> float:
         """Model FLOP of one sequence, forward and backward: T (6 N + 12 L h T).
 
         PaLM, appendix B (Chowdhery et al. 2022): 6 for each parameter that is multiplied with, and 12 L h T a token for
-        attention, not halved for the causal mask. N leaves out the position embedding, which is looked up; the token
+        attention, not halved for the causal mask. The position embedding, which is looked up, is left out; the token
         embedding stays, as it is also the output projection.
         """
-        layers, hidden, _, _ = self.args.shape
-        looked_up = self.args.sequence_length * hidden
-        multiplied = sum(p.numel() for p in model.parameters()) - looked_up
-        tokens = self.args.sequence_length
-        return float(tokens * (6 * multiplied + 12 * layers * hidden * tokens))
-
-    def batches(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Yield batches of shape (batch_size, sequence_length + 1), uint8, cut from the text at random places for ever."""
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
-        length = self.args.sequence_length + 1
-        offsets = torch.arange(length)
-        while True:
-            starts = torch.randint(0, len(self._text) - length + 1, (batch_size, 1), generator=generator)
-            yield self._text[starts + offsets]  # bytes: small enough to travel to a GPU without waiting for it
+        layers, hidden, _, _ = self.args.shape
+        tokens = self.args.sequence_length
+        with torch.device("meta"):
+            multiplied = sum(p.numel() for p in self.build().parameters()) - tokens * hidden
+        return float(tokens * (6 * multiplied + 12 * layers * hidden * tokens))
 
-    def loss(self, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Scores of each next byte, of shape (samples, sequence_length, vocabulary)."""
+        logits: torch.Tensor = model(input_ids=batch[0][:, :-1].long()).logits
+        return logits
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The next bytes."""
+        return batch[0][:, 1:].long()
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy in nats of predicting each next byte."""
         import torch
 
-        batch = batch.long()
-        logits = model(input_ids=batch[:, :-1]).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        logits = self.logits(model, batch)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), self.labels(batch).flatten())

@@ -38,7 +38,7 @@ from analytics.stats import Estimate, geometric_mean, t_quantile
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import INTERVAL
 from bench.metrics import metrics
-from bench.schema import RunRecord
+from bench.record import RunRecord
 from tests.benchmarks.peers import peers_python
 from tests.benchmarks.warm_start import phase
 from tests.fake_nvml import environment, fake_gpu

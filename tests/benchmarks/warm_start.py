@@ -18,7 +18,7 @@ import yaml
 
 from analytics.stats import ratio
 from bench.metrics import metrics
-from bench.schema import Phase, RunRecord
+from bench.record import Phase, RunRecord
 
 SUITE = {
     "name": "warm-start",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.meters.trace import INTERVAL
 from bench.metrics import metrics, split_energy
-from bench.schema import RunRecord
+from bench.record import RunRecord
 from tests.gpu_checks.figures import abba
 from tests.gpu_checks.session import ROOT, Load, Nvml, Outcome, Skipped, job, record
 

@@ -1,0 +1,160 @@
+"""What a rank finds out about itself outside the window: its device's speed, its memory, its share of communication."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import torch
+
+from bench.training import Clock, Trainer, synchronize
+
+_COMMUNICATION = ("gloo:", "nccl:", "nccldevkernel", "ncclkernel", "c10d::", "_c10d_functional::", "record_param_comms")
+PROFILED_STEPS = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left."""
+    no_memory = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in no_memory)
+
+
+def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
+    """Speeds in FLOP/s of equal square matrix products, for about 0.15 s; empty where they do not fit into memory.
+
+    The greatest is what plain products reach on this device; made before and after the training, they tell whether the
+    machine itself changed its speed.
+    """
+    size = 8192 if device.type == "cuda" else 768
+    speeds: list[float] = []
+    synchronize(device)
+    try:
+        a, b = (torch.ones(size, size, device=device, dtype=torch.float32).uniform_(-1, 1).to(dtype) for _ in range(2))
+        out = torch.mm(a, b)
+        began = time.monotonic()
+        while len(speeds) < 3 or time.monotonic() - began < 0.15:
+            clock = Clock(device)
+            clock.begin()
+            torch.mm(a, b, out=out)
+            clock.mark()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
+        del a, b, out
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        speeds = []  # no room for the probe: the training goes on without
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return speeds
+
+
+def quartiles_apart(speeds: list[float]) -> float:
+    """Return the distance of the quartiles over the median."""
+    low, _, high = quantiles(speeds, n=4, method="inclusive")
+    return (high - low) / median(speeds)
+
+
+def reset_peak_memory(device: torch.device) -> int:
+    """Start the peak of memory anew; return the bytes that are in use now and are not of the training."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set becomes its present size
+    except OSError:
+        return 0  # not Linux, or a sandbox: then the peak is that of the whole process
+    return _memory("RssAnon")
+
+
+def peak_memory(device: torch.device, before: int) -> int:
+    """Greatest memory in bytes since the reset: allocated on the GPU, or what the process itself has grown by.
+
+    The kernel keeps the peak of the whole resident set; pages of files (libraries, which a forked rank maps anew) are
+    taken off as they are now.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return max(1, _memory("VmHWM") - _memory("RssFile") - _memory("RssShmem") - before)
+
+
+def _memory(name: str) -> int:
+    """Return a figure of /proc/self/status in bytes; without it the peak of the process, or 0 for its parts."""
+    try:
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if name == "VmHWM" else 0
+
+
+class Shares(NamedTuple):
+    """Shares of the time of some steps: see `bench.record.Rank`."""
+
+    communication: float
+    exposed: float
+    busy: float
+
+
+Interval = tuple[float, float]
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Join intervals that overlap; returned in order."""
+    out: list[Interval] = []
+    for start, end in sorted(intervals):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
+
+
+def _length(intervals: Iterable[Interval]) -> float:
+    return sum(end - start for start, end in intervals)
+
+
+def communication_shares(trainer: Trainer) -> Shares | None:
+    """Profile a few more steps; None for one rank. All ranks call it, and the training goes on a little by it.
+
+    On a GPU the kernels of NCCL and the others are told apart; on a CPU the work of gloo's threads and the operations of
+    this rank's, of which waiting for a collective is none.
+    """
+    if torch.distributed.get_world_size() < 2:
+        return None
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = trainer.device.type == "cuda"
+    synchronize(trainer.device)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
+        began = time.monotonic_ns()
+        for _ in range(PROFILED_STEPS):
+            trainer.step()
+        if gpu:
+            torch.cuda.synchronize(trainer.device)
+        ended = time.monotonic_ns()
+    synchronize(trainer.device)
+    talking, computing = [], []
+    for event in profiler.events():
+        name, span = event.name.lower(), (event.time_range.start, event.time_range.end)
+        if gpu != (event.device_type == DeviceType.CUDA):
+            continue
+        if any(word in name for word in _COMMUNICATION):
+            # On a CPU the asynchronous event is the collective itself; the others are calls that start it.
+            if gpu or name.startswith("gloo:"):
+                talking.append(span)
+        elif gpu or name.startswith("aten::"):
+            computing.append(span)
+    total = (ended - began) / 1e3
+    return shares(talking, computing, total)
+
+
+def shares(talking: Iterable[Interval], computing: Iterable[Interval], total: float) -> Shares:
+    """Return the shares of `total` in which there was communication, nothing else but it, and computing."""
+    talk, compute = union(talking), union(computing)
+    both = _length(talk) + _length(compute) - _length(union([*talk, *compute]))
+    return Shares(_length(talk) / total, (_length(talk) - both) / total, _length(compute) / total)

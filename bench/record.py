@@ -1,0 +1,369 @@
+"""What happened: readings of energy, the measurement of a window, the record of a run.
+
+The models are those of `bench.schema`: frozen, without unknown fields, NaN or infinity. What is not known is absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bench.schema import Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
+
+
+class Status(StrEnum):
+    """How a run ended. Only `ok` carries a measurement."""
+
+    OK = "ok"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+    INVALID = "invalid"
+    SKIPPED = "skipped"
+
+
+class Provenance(StrEnum):
+    """Where a figure comes from, best first. A sum has the worst label of its parts."""
+
+    MEASURED_COUNTER = "measured_counter"
+    MEASURED_COUNTER_INTERP = "measured_counter_interp"
+    INTEGRATED_SAMPLES = "integrated_samples"
+    MEASURED_EXTERNAL = "measured_external"
+    ATTRIBUTED = "attributed"
+    ESTIMATED_MODEL = "estimated_model"
+    ESTIMATED_TDP = "estimated_tdp"
+    USER_SUPPLIED = "user_supplied"
+    IMPORTED = "imported"
+    ABSENT = "absent"
+
+    @property
+    def measured(self) -> bool:
+        """Whether the figure was read from hardware, and so may enter `energy_joules`."""
+        return self in _MEASURED
+
+    @staticmethod
+    def worst(labels: list[Provenance]) -> Provenance:
+        """Return the label of a sum of parts with these labels; `absent` for no parts."""
+        order = list(Provenance)
+        return max(labels, key=order.index, default=Provenance.ABSENT)
+
+
+_MEASURED = {
+    Provenance.MEASURED_COUNTER,
+    Provenance.MEASURED_COUNTER_INTERP,
+    Provenance.INTEGRATED_SAMPLES,
+    Provenance.MEASURED_EXTERNAL,
+}
+
+
+class EnergyReading(Model):
+    """Energy of one component of one node over a stated window. Absent readings are not listed.
+
+    `energy_joules` over `seconds`; `coverage` is the share of the window that the source's readings span. Two bounds of the
+    error: `uncertainty_joules` of the edges of the window (quantisation of the counter), `gain_share` of the sensor
+    (assumed, not measured on this device). `scope` is what the sensor spans: `module` is a GPU and its CPU in one.
+    """
+
+    component: Literal["gpu", "cpu", "dram", "node"]
+    device: str
+    energy_joules: NonNegative
+    seconds: Positive
+    power_watts_mean: NonNegative
+    power_watts_max: NonNegative | None = None
+    source: Literal["nvml", "rapl", "codecarbon", "replay"]
+    provenance: Provenance
+    coverage: Annotated[float, Field(ge=0, le=1)] = 1.0
+    uncertainty_joules: NonNegative | None = None
+    gain_share: NonNegative | None = None
+    scope: Literal["gpu", "module", "package", "dram", "machine"] | None = None
+    samples: Annotated[int, Field(ge=0)] = 0
+    detail: str = ""
+    flags: list[str] = []
+
+
+class IdlePower(Model):
+    """Power of one component while nothing runs, measured before the runs of an execution.
+
+    `power_watts_context` is that with a CUDA context on the GPU, which raises its clocks; None where there is none.
+    """
+
+    component: Literal["gpu", "cpu", "dram", "node"]
+    device: str
+    power_watts: NonNegative
+    power_watts_context: NonNegative | None = None
+    seconds: Positive
+    provenance: Provenance
+
+
+class GpuConditions(Model):
+    """What surrounded a window on one GPU, read once a second; absent where the GPU does not say.
+
+    `throttled_share` maps a reason (`hw_slowdown`, `hw_thermal`, `sw_thermal`, `power_brake`, `sw_power_cap`) to the share of
+    the window; `shared` says whether processes of others used the GPU, None where that cannot be told.
+    """
+
+    device: str
+    temperature_celsius_max: float | None = None
+    temperature_celsius_drift: float | None = None
+    memory_temperature_celsius_max: float | None = None
+    sm_clock_hz_mean: float | None = None
+    sm_clock_drift: float | None = None
+    memory_clock_hz_mean: float | None = None
+    power_limit_watts: float | None = None
+    memory_used_bytes_max: int | None = None
+    throttled_share: dict[str, float] = {}
+    shared: bool | None = None
+
+
+class HostConditions(Model):
+    """What surrounded a window on the host: load, and shares of all processors' time that others took.
+
+    `steal_share` went to other virtual machines, `other_share` to processes that are not of the run.
+    """
+
+    load_average: float | None = None
+    steal_share: float | None = None
+    other_share: float | None = None
+    pressure_share: float | None = None
+
+
+class Phase(Model):
+    """A part of a run by the clock of its node (CLOCK_MONOTONIC in nanoseconds), and its energy where it was read."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    energy: list[EnergyReading] = []
+
+    @property
+    def seconds(self) -> float:
+        """Length of the phase."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+class Rank(Model):
+    """What one rank did in the window.
+
+    `forward_seconds_median` is the time of a forward pass with its data, in which ranks do not wait for each other, so that
+    a slow one shows. `matmul_flops_per_second` are matrix products in the run's precision on this device, just before
+    and just after the training; `matmul_spread` is the relative spread of one of these probes. The three shares are those
+    of a few profiled steps after the window: time in which a collective was under way, that of it in which the device did
+    nothing else, and time in which the device computed.
+    """
+
+    rank: int
+    device: str = ""
+    window_seconds: Positive
+    forward_seconds_median: Positive | None = None
+    data_wait_seconds: NonNegative | None = None
+    cpu_seconds: NonNegative | None = None
+    peak_memory_bytes: Count | None = None
+    matmul_flops_per_second: list[Positive] = []
+    matmul_spread: NonNegative | None = None
+    communication_share: NonNegative | None = None
+    exposed_communication_share: NonNegative | None = None
+    busy_share: NonNegative | None = None
+
+
+class Quality(Model):
+    """Quality on held-out samples after so many steps of the optimizer (warm-up included).
+
+    `seconds` and `energy_joules` are those of the training so far, from its first step on: validations included, probes of
+    the machine's speed left out. `read_ns` is the time of the clock of the node at which the validation ended.
+    """
+
+    step: Annotated[int, Field(ge=0)]
+    read_ns: int
+    seconds: NonNegative
+    energy_joules: NonNegative | None = None
+    energy_estimated_joules: NonNegative | None = None
+    samples: Count
+    loss: float
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def reaches(self, target: Target) -> bool:
+        """Whether it is at least as good as the target."""
+        if target.metric == "validation_loss":
+            return self.loss <= target.value
+        return self.accuracy is not None and self.accuracy >= target.value
+
+
+class Inference(Model):
+    """The trained model in use: forward passes alone, of the form in which it would be served.
+
+    `model_bytes` is the size of its weights on disk; `quality` that of this form, beside that before it was compressed in
+    Measurement. `zeros_share` is the share of its weights that are 0.
+    """
+
+    samples: Count
+    seconds: Positive
+    energy: list[EnergyReading] = []
+    start_ns: int
+    end_ns: int
+    model_bytes: Count
+    zeros_share: Annotated[float, Field(ge=0, le=1)]
+    loss: float | None = None
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Measurement(Model):
+    """Raw quantities of the measured window; derived numbers are made in `bench.metrics` only.
+
+    The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
+    `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
+    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by. A command of the user tells
+    what it likes: without steps the window is all of it. `startup` is the energy of all that was paid before it. `notes` are
+    facts that a strategy or workload tells of itself.
+    """
+
+    step_seconds: list[Positive] = []
+    window_seconds: Positive
+    steps: Annotated[int, Field(ge=0)] = 0
+    samples: Count | None = None
+    tokens: Count | None = None
+    data_wait_seconds: NonNegative | None = None
+    peak_memory_bytes: list[Count] = []
+    batch_size_per_device: Count | None = None
+    parameters: Count | None = None
+    trainable_parameters: Count | None = None
+    memory_estimated_bytes: Count | None = None
+    flops_per_sample: Positive | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    quality: list[Quality] = []
+    stopped_by: Literal["target", "patience"] | None = None
+    inference: Inference | None = None
+    notes: dict[str, Scalar] = {}
+    dataset: str | None = None
+    dataset_digest: str | None = None
+    ranks: list[Rank] = []
+    energy: list[EnergyReading] = []
+    startup: list[EnergyReading] = []
+    phases: list[Phase] = []
+    gpus: list[GpuConditions] = []
+    host: HostConditions | None = None
+
+
+class CarbonIntensity(Model):
+    """Carbon per energy of a grid, as a source states it."""
+
+    kg_per_kwh: NonNegative
+    region: str
+    year: int | None = None
+    unit: Literal["CO2", "CO2e"] = "CO2e"
+    source: str
+
+
+class Carbon(Model):
+    """Emissions of the whole run: energy × PUE × intensity, three factors with a label each."""
+
+    energy_joules: NonNegative
+    energy_basis: Literal["measured", "estimated"]
+    energy_provenance: Provenance
+    energy_missing: list[str] = []
+    pue: Positive
+    pue_provenance: Provenance
+    intensity: CarbonIntensity
+    emissions_kg: NonNegative
+
+
+class Cost(Model):
+    """Money of the whole run, from allocation to its end.
+
+    `rental`: devices × hours × `usd_per_device_hour`. `owned`: devices × hours × `usd_capital_per_device_hour` + energy × PUE
+    × `usd_per_kwh`, as far as they are given. Prices are the user's; `note` is what was said about them.
+    """
+
+    mode: Literal["rental", "owned"]
+    usd_per_device_hour: NonNegative | None = None
+    usd_capital_per_device_hour: NonNegative | None = None
+    usd_per_kwh: NonNegative | None = None
+    devices: Count
+    billed_seconds: NonNegative
+    energy_joules: NonNegative | None = None
+    energy_basis: Literal["measured", "estimated"] | None = None
+    energy_missing: list[str] = []
+    pue: Positive = 1.0
+    cost_usd: NonNegative
+    provenance: Provenance = Provenance.USER_SUPPLIED
+    note: str = ""
+
+
+class Failure(Model):
+    """Why a run did not end well."""
+
+    type: str
+    message: str
+    log_tail: str = ""
+    attempted_bytes: Count | None = None
+
+
+class Environment(Model):
+    """Facts of the machine and the software, from an allow-list; nothing secret, no whole environment."""
+
+    host: str
+    boot_id: str | None = None
+    os: str
+    kernel: str
+    python: str
+    packages: dict[str, str]
+    wattbench_commit: str | None = None
+    machine: Machine
+    torch_cuda: str | None = None
+    variables: dict[str, str] = {}
+    argv: list[str] = []
+    load_average: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
+        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id"})
+        for gpu in facts["machine"]["gpus"]:
+            gpu.pop("used_by")
+            gpu.pop("foreign_memory_bytes")
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+class RunRecord(Model):
+    """One run, whatever became of it: one `record.json`.
+
+    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
+    those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
+    allocated and idle during the run. Carbon and cost are made with `site`. `quality` grades the measurement by its
+    flags, see bench.quality.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    config_id: str
+    suite: Slug
+    execution: str
+    spec: RunSpec
+    status: Status
+    error: Failure | None = None
+    started_at: datetime
+    duration_seconds: NonNegative
+    devices: list[str] = []
+    energy: list[EnergyReading] = []
+    unused: list[EnergyReading] = []
+    site: Site = Site()
+    idle: list[IdlePower] = []
+    measurement: Measurement | None = None
+    carbon: Carbon | None = None
+    cost: Cost | None = None
+    flags: list[str] = []
+    quality: Literal["A", "B", "C"] | None = None
+    environment: Environment
+
+    @model_validator(mode="after")
+    def _measurement_only_if_ok(self) -> Self:
+        if (self.status is Status.OK) != (self.measurement is not None):
+            raise ValueError(f"status {self.status}: a measurement belongs to a run that is ok, and to no other")
+        if (self.status is Status.OK) == (self.error is not None):
+            raise ValueError(f"status {self.status}: an error belongs to a run that is not ok, and to no other")
+        return self

@@ -1,0 +1,306 @@
+"""The training of one rank: put together from its strategies, warmed up, measured, validated."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from bench import registry
+from bench.record import Phase, Quality
+from bench.schema import RunSpec
+from bench.strategies.parts import Parallelism, Parts
+from bench.workloads.base import training_batches, validation_batches
+
+if TYPE_CHECKING:
+    from bench.workloads.base import Batch
+
+_CHANGES = ("finetune", "pruning", "quantization", "distillation", "attention", "memory")
+"""Axes whose strategies change the parts of a training, in the order in which they do."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work, and until all ranks are here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    agree(0, device)
+
+
+def agree(value: float, device: torch.device, how: Any = dist.ReduceOp.MAX) -> float:
+    """Return the same number on all ranks: their greatest, or what `how` makes of them. Waits for all."""
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=how)
+    return float(shared.item())
+
+
+@dataclass
+class Clock:
+    """Times of one rank: phases of the run, and the steps of the window without any synchronisation in between.
+
+    The window consists of stretches of steps; between two of them the training was validated.
+    """
+
+    device: torch.device
+    phases: list[Phase] = field(default_factory=list)
+    stretches: list[list[tuple[int, Any]]] = field(default_factory=list)
+    forwards: list[tuple[int, Any]] = field(default_factory=list)
+
+    def phase(self, name: str, start_ns: int) -> int:
+        """Close a phase that began at `start_ns`; return the time now, where the next one begins."""
+        now = time.monotonic_ns()
+        self.phases.append(Phase(name=name, start_ns=start_ns, end_ns=now))
+        return now
+
+    def _now(self) -> tuple[int, Any]:
+        event = None
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        return time.monotonic_ns(), event
+
+    def begin(self) -> None:
+        """Begin a stretch of steps."""
+        self.stretches.append([self._now()])
+
+    def mark(self) -> None:
+        """Note the end of a step: host time, and on a GPU an event that is resolved after the window."""
+        self.stretches[-1].append(self._now())
+
+    def mark_forward(self) -> None:
+        """Note the end of the first forward pass of a step."""
+        self.forwards.append(self._now())
+
+    def _between(self, pairs: Any) -> list[float]:
+        if self.device.type == "cuda":
+            return [a.elapsed_time(b) / 1e3 for (_, a), (_, b) in pairs]
+        return [(b - a) / 1e9 for (a, _), (b, _) in pairs]
+
+    @property
+    def starts(self) -> list[tuple[int, Any]]:
+        """Begin of each measured step."""
+        return [mark for stretch in self.stretches for mark in stretch[:-1]]
+
+    def step_seconds(self) -> list[float]:
+        """Length of each measured step in seconds."""
+        return self._between((a, b) for stretch in self.stretches for a, b in pairwise(stretch))
+
+    def forward_seconds(self) -> list[float]:
+        """Length of the first forward pass of each measured step, its data included, in seconds."""
+        return self._between(zip(self.starts, self.forwards, strict=False))
+
+
+@dataclass
+class Trainer:
+    """Everything that one step of the optimizer needs, and what has come of the steps so far."""
+
+    parts: Parts
+    parallel: Parallelism
+    optimizer: torch.optim.Optimizer
+    source: Iterator[Batch]
+    batch_size: int
+    scheduler: Any = None
+    after_forward: Callable[[], None] = lambda: None
+    data_wait_ns: int = 0
+    losses: list[torch.Tensor] = field(default_factory=list)
+    quality: list[Quality] = field(default_factory=list)
+    began_ns: int = 0
+    probed_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.batches = self._on_device()
+        self.parameters, self.trainable_parameters = self.parts.count
+
+    @property
+    def spec(self) -> RunSpec:
+        """What was asked."""
+        return self.parts.spec
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.parts.device
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all ranks together train on in a step of the optimizer."""
+        copies: int = self.parallel.data_ranks
+        return copies * self.batch_size * self.spec.gradient_accumulation_steps
+
+    def _on_device(self) -> Iterator[Batch]:
+        while True:
+            asked = time.monotonic_ns()
+            batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in next(self.source))
+            self.data_wait_ns += time.monotonic_ns() - asked
+            yield batch
+
+    def step(self) -> None:
+        """Train on `gradient_accumulation_steps` micro-batches, then update. Never waits for the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.parallel.gradients(self.batches, self.after_forward)
+        self.parts.precision.step(self.optimizer)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.losses.append(loss)
+        for after in self.parts.after_step:
+            after(len(self.losses))
+
+    def schedule(self, steps: int) -> None:
+        """Let the learning rate follow the schedule that was asked for, over so many more steps."""
+        chosen = self.spec.schedule
+        self.scheduler = registry.load("schedule", chosen.name)(self.optimizer, steps, **chosen.options)
+
+    def mean_loss(self, step: int) -> float:
+        """Return the loss of a step over all ranks, which all call this."""
+        ranks: int = self.parallel.loss_ranks
+        return agree(float(self.losses[step]), self.device, dist.ReduceOp.SUM) / ranks
+
+    def validate(self) -> Quality | None:
+        """Measure quality on held-out samples, the same on all ranks; None where none are asked for or there."""
+        sums, parts = torch.zeros(3, dtype=torch.float64, device=self.device), self.parts
+        shares = self.parallel.data_rank, self.parallel.data_ranks
+        parts.model.eval()
+        with torch.no_grad():
+            for batch in validation_batches(parts.workload, self.spec.validation.samples, self.batch_size, *shares):
+                moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+                with parts.precision.context():
+                    sums += torch.stack([part.double() for part in self.parallel.score(moved)])
+        parts.model.train()
+        dist.all_reduce(sums)
+        loss, correct, asked = sums.tolist()
+        if not asked:
+            return None
+        now = time.monotonic_ns()
+        found = Quality(
+            step=len(self.losses),
+            read_ns=now,
+            seconds=(now - self.began_ns - self.probed_ns) / 1e9,
+            samples=min(self.spec.validation.samples, len(parts.workload.validation)),
+            loss=loss / asked,
+            accuracy=correct / asked,
+        )
+        self.quality.append(found)
+        return found
+
+
+def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
+    """Build the model with the same random weights on every rank, and apply the strategies."""
+    torch.manual_seed(spec.seed)
+    precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
+    workload = registry.load("workload", spec.workload)(spec.workload_args)
+    with device:
+        model = workload.build()
+    model.train()
+    parts = Parts(spec, device, workload, model, precision, needed)
+    for axis in _CHANGES:
+        choice = getattr(spec, axis)
+        registry.load(axis, choice.name)(parts, **choice.options)
+    held = list(parts.model.parameters())
+    parts.count = sum(p.numel() for p in held), sum(p.numel() for p in held if p.requires_grad)
+    parallel = registry.load("parallelism", spec.parallelism.name)(parts, **spec.parallelism.options)
+    registry.load("compile", spec.compile.name)(parts, parallel, **spec.compile.options)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = registry.load("optimizer", spec.optimizer.name)(
+            parameters, **spec.optimizer.options
+        )
+        return made
+
+    batch_size = int(spec.batch_size_per_device or 1)
+    seed = spec.seed * 65_537 + parallel.data_rank
+    source = training_batches(workload, batch_size, seed, on_gpu=device.type == "cuda")
+    trainer = Trainer(parts, parallel, parallel.optimizer(make), source, batch_size)
+    if spec.measure_steps:
+        trainer.schedule(spec.warmup_steps + spec.measure_steps)
+    return trainer
+
+
+def warm_up(trainer: Trainer) -> float:
+    """Train outside the window for `warmup_steps` and `warmup_seconds`; return the median seconds of its later steps."""
+    spec, seconds = trainer.spec, []
+    began = trainer.began_ns = time.monotonic_ns()
+    while True:
+        start = time.monotonic_ns()
+        trainer.step()
+        synchronize(trainer.device)
+        seconds.append((time.monotonic_ns() - start) / 1e9)
+        enough = len(seconds) >= spec.warmup_steps and (time.monotonic_ns() - began) / 1e9 >= spec.warmup_seconds
+        if agree(0 if enough else 1, trainer.device) == 0:
+            later = sorted(seconds[len(seconds) // 2 :])
+            return agree(later[len(later) // 2], trainer.device)
+
+
+class Window:
+    """The measured steps: stretches between two edges (synchronise, barrier), with validations in between."""
+
+    def __init__(self, trainer: Trainer, clock: Clock, step_seconds: float) -> None:
+        self.trainer, self.clock, self.step_seconds = trainer, clock, step_seconds
+        self.seconds = 0.0
+        self.steps = 0
+        self.stopped_by: str | None = None
+
+    def missing(self) -> int:
+        """Steps that are still to do, the same for all ranks.
+
+        With `measure_seconds` their number comes from the speed so far; should it have been too few, ranks agree on more
+        at the end of a stretch, which costs one reduction.
+        """
+        spec = self.trainer.spec
+        if spec.measure_steps is not None:
+            return spec.measure_steps - self.steps
+        left = (spec.measure_seconds or 0) - self.seconds
+        if not self.steps:
+            return max(1, math.ceil(1.03 * left / self.step_seconds))
+        return max(0, math.ceil(agree(left, self.trainer.device) / self.step_seconds))
+
+    def measure(self) -> None:
+        """Run the measured steps; they end early where the target is reached or patience is at its end."""
+        trainer, every = self.trainer, self.trainer.spec.validation.every_steps
+        trainer.data_wait_ns = 0
+        while (steps := self.missing()) > 0 and self.stopped_by is None:
+            if self.steps == 0 and trainer.scheduler is None:
+                trainer.schedule(steps)
+            self._stretch(steps)
+            if every is not None and self.steps % every == 0:
+                start = time.monotonic_ns()
+                trainer.validate()
+                synchronize(trainer.device)
+                self.clock.phase("validation", start)
+                self.stopped_by = self._stops()
+
+    def _stretch(self, steps: int) -> None:
+        """Train for so many steps, for more if they took less time than was asked for, and no further than a validation."""
+        trainer, clock, before = self.trainer, self.clock, self.seconds
+        every = trainer.spec.validation.every_steps
+        trainer.after_forward = clock.mark_forward
+        synchronize(trainer.device)
+        start = time.monotonic_ns()
+        clock.begin()
+        while steps:
+            steps = steps if every is None else min(steps, every - self.steps % every)
+            for _ in range(steps):
+                trainer.step()
+                clock.mark()
+            synchronize(trainer.device)
+            end = time.monotonic_ns()
+            self.seconds = before + (end - start) / 1e9
+            self.steps += steps
+            steps = 0 if every is not None and self.steps % every == 0 else self.missing()
+        clock.phases.append(Phase(name="steady", start_ns=start, end_ns=end))
+        trainer.after_forward = lambda: None
+
+    def _stops(self) -> str | None:
+        spec, quality = self.trainer.spec, self.trainer.quality
+        if spec.target is not None and quality[-1:] and quality[-1].reaches(spec.target):
+            return "target"
+        losses = [point.loss for point in quality]
+        patience = spec.validation.patience
+        if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
+            return "patience"
+        return None
