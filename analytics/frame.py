@@ -16,12 +16,12 @@ from analytics.words import printable
 from bench.metrics import TEXT_COLUMNS
 from bench.quality import grade
 from bench.record import Provenance, Status
-from bench.schema import RunSpec, Scalar
+from bench.schema import AXES, RunSpec, Scalar
 
 IDENTITY = ("suite", "execution", "environment", "config_id")
 """What repeats of one configuration share. Runs of other executions, hosts, drivers or commits are never pooled."""
 
-WORDS = ("workload", "parallelism", "precision", "optimizer", "launcher", "device_type", "meters")
+WORDS = ("workload", *AXES, "launcher", "device_type", "meters")
 COUNTS = (
     "devices",
     "num_nodes",
@@ -34,6 +34,7 @@ COUNTS = (
     "measure_steps",
     "seed",
     "repeat",
+    "ladder",
 )
 INTERVALS = (
     "samples_per_second",
@@ -53,6 +54,20 @@ MEDIANS = (
     "emissions_kg_per_million_tokens",
     "cost_usd",
     "cost_usd_per_million_tokens",
+    "emissions_kg_per_million_samples",
+    "cost_usd_per_million_samples",
+    "validation_loss",
+    "validation_accuracy",
+    "target_reached",
+    "seconds_to_target",
+    "steps_to_target",
+    "energy_to_target_joules",
+    "energy_to_target_estimated_joules",
+    "emissions_to_target_kg",
+    "cost_to_target_usd",
+    "communication_share",
+    "exposed_communication_share",
+    "busy_share",
     "model_flops_utilization",
     "matmul_utilization",
     "startup_seconds",
@@ -81,6 +96,7 @@ NUMBERS = (
     "peak_memory_bytes",
     "samples_per_second_per_device",
     "window_seconds",
+    "steps",
     "data_wait_share",
 )
 
@@ -118,7 +134,7 @@ def frame(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
 
 def asked(df: pd.DataFrame) -> list[str]:
     """Name the columns that hold what was asked of a run (fields of RunSpec, flat), without seed and repeat."""
-    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat"}
+    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat", "ladder"}
     return [name for name in df.columns if name in fields or name.split(".")[0] in fields]
 
 
@@ -127,6 +143,9 @@ def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
     begun = df.groupby(["suite", "execution"], dropna=False)[["started_at"]].min().reset_index()
     last = begun.sort_values(["started_at", "execution"], kind="stable").drop_duplicates("suite", keep="last")
     return df.merge(last[["suite", "execution"]], on=["suite", "execution"])
+
+
+_ABOUT = ("host", "device_name", "label", "ladder")
 
 
 def _estimate(values: pd.Series) -> stats.Estimate | None:
@@ -145,7 +164,7 @@ def _union(texts: pd.Series) -> str:
 def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
     """Summarise the repeats of one configuration; `ok` are those that ended well, at least one."""
     first = ok.iloc[0]
-    row: dict[str, Any] = {name: first[name] for name in (*IDENTITY, "host", "device_name", "label", *asked(ok))}
+    row: dict[str, Any] = {name: first[name] for name in (*IDENTITY, *_ABOUT, *asked(ok))}
     row |= {"repeats": len(ok), "failures": len(runs) - len(ok)}
     for name in INTERVALS:
         found = _estimate(ok[name])
@@ -178,15 +197,15 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
             rows.append(_configuration(runs, ok))
     figures = [name + tail for name in INTERVALS for tail in ("", "_low", "_high")]
     texts = ["energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "quality"]
-    wanted = [*IDENTITY, "host", "device_name", "label", *asked(df), "repeats", "failures", *figures, *MEDIANS]
+    wanted = [*IDENTITY, *_ABOUT, *asked(df), "repeats", "failures", *figures, *MEDIANS]
     table = pd.DataFrame(rows, columns=[*wanted, "peak_memory_bytes", *texts])
     counts = ["repeats", "failures"]
     types: dict[str, Any] = dict.fromkeys(counts, "Int64") | dict.fromkeys(
         [*figures, *MEDIANS, "peak_memory_bytes"], "float64"
     )
     types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *texts], "str")
-    types |= {name: df[name].dtype for name in asked(df)}
-    order = ["suite", "execution", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
+    types |= {name: df[name].dtype for name in ("ladder", *asked(df))}
+    order = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
     table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
     table.insert(0, "name", names(table))
     return table

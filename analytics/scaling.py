@@ -24,10 +24,10 @@ from analytics.frame import IDENTITY, asked, summary
 from analytics.stats import LOSS, REACH, SAME
 from analytics.words import printable
 from bench.record import Status
+from bench.schema import AXES
 
 RATE = "flops_per_second_per_device"
 SERIES = ("suite", "execution", "environment", "host", "device_type", "device_name", "workload", "threads_per_device")
-CHOICES = ("parallelism", "precision", "optimizer")
 SIZES = (
     *("devices", "num_nodes", "devices_per_node", "timeout_seconds"),
     *("batch_size_per_device", "global_batch_size", "gradient_accumulation_steps"),
@@ -251,7 +251,7 @@ def fit(df: pd.DataFrame) -> ScalingFit:
     table = summary(usable)
     if table.empty:
         return ScalingFit((), ())
-    options = [c for c in asked(table) if c.split(".")[0] in CHOICES]
+    options = [c for c in asked(table) if c.split(".")[0] in AXES]
     columns = [*SERIES, *options]
     runs = {_key(part.iloc[0], IDENTITY): part for part in _split(usable, list(IDENTITY))}
     table["_runs"] = pd.Series([runs[_key(row, IDENTITY)] for _, row in table.iterrows()], dtype=object)

@@ -16,10 +16,10 @@ from bench.cost import recost
 from bench.files import read_json, write_text
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
 from bench.meters.trace import Row, Trace
-from bench.metrics import metrics, used_gpus
+from bench.metrics import metrics, split_energy, used_gpus
 from bench.process import signal_name
 from bench.quality import judge
-from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, RunRecord, Status
+from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status
 from bench.redact import redact
 from bench.schema import COMMAND, MEASURE, RunSpec, Site
 
@@ -189,6 +189,7 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         pauses = [phase for phase in phases if phase.name != "steady" and edges[0] <= phase.start_ns < edges[1]]
         probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
+        training = [phase.start_ns for phase in phases if phase.name == "warmup"]
         found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
         memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
         measured = measured.model_copy(
@@ -196,12 +197,22 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
                 "energy": own(*edges, pauses) if steady else [],
                 "startup": own(start_ns, edges[0], probes) if steady else [],
                 "phases": phases,
+                "quality": [
+                    _paid(point, own(training[0], point.read_ns, probes) if training else [])
+                    for point in measured.quality
+                ],
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
                 "peak_memory_bytes": measured.peak_memory_bytes or memory,
             }
         )
     return record.model_copy(update={"energy": whole, "unused": unused, "measurement": measured})
+
+
+def _paid(point: Quality, readings: list[EnergyReading]) -> Quality:
+    """Put the energy of the training so far beside the quality that it bought."""
+    sums = [sum(r.energy_joules for r in some) if some else None for some in split_energy(readings)]
+    return point.model_copy(update={"energy_joules": sums[0], "energy_estimated_joules": sums[1]})
 
 
 def _seen_devices(record: RunRecord, events: list[Row], start_ns: int, end_ns: int) -> RunRecord:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib import resources
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from string import Formatter
 
 from bench.record import EnergyReading, Measurement, Provenance, RunRecord, Status
@@ -163,11 +163,15 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
 
 
 def _ranks(measured: Measurement) -> dict[str, float]:
-    """What ranks say of themselves: the slowest against the median, and their device's speed at plain matrix products."""
+    """What ranks say of themselves: the slowest against the median, their communication, their device's speed at products."""
     out: dict[str, float] = {}
     forward = [rank.forward_seconds_median for rank in measured.ranks if rank.forward_seconds_median is not None]
     if len(forward) > 1:
         out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
+    for name in ("communication_share", "exposed_communication_share", "busy_share"):
+        shares = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
+        if shares:
+            out[name] = mean(shares)
     products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
     if products:
         out["matmul_flops_per_second"] = max(products)
@@ -274,7 +278,7 @@ def metrics(record: RunRecord) -> dict[str, float]:
     out |= _throughput(measured, record.spec.world_size) | _ranks(measured) | _energy(record, measured)
     out |= _phases(measured) | _conditions(measured)
     out |= _utilization(record, out)
-    out |= _per_million_tokens(record, out)
+    out |= _per_million(record, out) | _quality(record, measured)
     return out
 
 
@@ -311,26 +315,57 @@ def _utilization(record: RunRecord, known: dict[str, float]) -> dict[str, float]
     return out
 
 
-def _per_million_tokens(record: RunRecord, known: dict[str, float]) -> dict[str, float]:
-    """Carbon and money of the steady window for a million tokens: what longer training pays, start-up left out."""
+def _price(record: RunRecord, seconds: float, joules: dict[str, float | None]) -> dict[str, float]:
+    """Carbon and money of a part of a run that took so many seconds, and joules by basis; absent where a part is."""
     out: dict[str, float] = {}
-    rate = known.get("tokens_per_second")
-    if rate is None:
-        return out
-    joules = {"measured": known.get("joules_per_token"), "estimated": known.get("joules_per_token_estimated")}
-    if record.carbon is not None and (per_token := joules[record.carbon.energy_basis]) is not None:
-        kwh = per_token * 1e6 / 3.6e6
-        out["emissions_kg_per_million_tokens"] = kwh * record.carbon.pue * record.carbon.intensity.kg_per_kwh
+    if record.carbon is not None and (drawn := joules[record.carbon.energy_basis]) is not None:
+        out["emissions_kg"] = drawn / 3.6e6 * record.carbon.pue * record.carbon.intensity.kg_per_kwh
     if record.cost is None:
         return out
-    price = record.cost.usd_per_device_hour or record.cost.usd_capital_per_device_hour or 0.0
-    dollars = record.cost.devices * price / 3600 / rate * 1e6
+    hourly = record.cost.usd_per_device_hour or record.cost.usd_capital_per_device_hour or 0.0
+    dollars = record.cost.devices * hourly * seconds / 3600
     if record.cost.energy_basis is not None:
-        per_token = joules[record.cost.energy_basis]
-        if per_token is None:
+        if (drawn := joules[record.cost.energy_basis]) is None:
             return out
-        dollars += per_token * 1e6 / 3.6e6 * record.cost.pue * (record.cost.usd_per_kwh or 0)
-    return out | {"cost_usd_per_million_tokens": dollars}
+        dollars += drawn / 3.6e6 * record.cost.pue * (record.cost.usd_per_kwh or 0)
+    return out | {"cost_usd": dollars}
+
+
+def _per_million(record: RunRecord, known: dict[str, float]) -> dict[str, float]:
+    """Carbon and money of the steady window for a million samples or tokens: what longer training pays, start-up left out."""
+    out: dict[str, float] = {}
+    for unit in ("sample", "token"):
+        rate = known.get(f"{unit}s_per_second")
+        if rate is not None:
+            each = {"measured": known.get(f"joules_per_{unit}"), "estimated": known.get(f"joules_per_{unit}_estimated")}
+            joules = {basis: None if value is None else value * 1e6 for basis, value in each.items()}
+            out |= {f"{name}_per_million_{unit}s": value for name, value in _price(record, 1e6 / rate, joules).items()}
+    return out
+
+
+def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
+    """Quality on held-out samples at the end, and what it took to reach the target, from the first step of the training."""
+    if not measured.quality:
+        return {}
+    last, target = measured.quality[-1], record.spec.target
+    out = {"validation_loss": last.loss}
+    if last.accuracy is not None:
+        out["validation_accuracy"] = last.accuracy
+    if target is None:
+        return out
+    reached = next((point for point in measured.quality if point.reaches(target)), None)
+    out["target_reached"] = float(reached is not None)
+    if reached is None:
+        return out
+    out |= {"seconds_to_target": reached.seconds, "steps_to_target": reached.step}
+    joules = {"measured": reached.energy_joules, "estimated": reached.energy_estimated_joules}
+    for basis, name in (("measured", "energy_to_target_joules"), ("estimated", "energy_to_target_estimated_joules")):
+        if (drawn := joules[basis]) is not None:
+            out[name] = drawn
+    for name, value in _price(record, reached.seconds, joules).items():
+        quantity, unit = name.split("_")
+        out[f"{quantity}_to_target_{unit}"] = value
+    return out
 
 
 def labels(record: RunRecord) -> dict[str, str]:
@@ -384,4 +419,6 @@ def headline(record: RunRecord) -> str:
     known = metrics(record)
     rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
     loss = f"loss {known['loss_first']:.3f} -> {known.get('loss_last', math.nan):.3f}" if "loss_first" in known else ""
+    if "validation_loss" in known:
+        loss = f"validation loss {known['validation_loss']:.3f}"
     return ", ".join(filter(None, [rate, loss])) or f"{known['duration_seconds']:.4g} s"

@@ -28,7 +28,7 @@ SITE_OPTIONS = {
 """Fields of Site, and the options of the command line that give them."""
 _RENTED, _OWNED = {"usd_per_device_hour"}, {"usd_per_kwh", "usd_capital_per_device_hour"}
 _AnySite = TypeVar("_AnySite", bound=Site)
-_SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat"}
+_SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
 
 
@@ -77,7 +77,9 @@ def load_suite(path: Path) -> Suite:
     if not isinstance(value, dict):
         raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {_kind(value)}"])
     mistakes: list[str] = []
-    shapes = {name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude")}
+    shapes = {
+        name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude", "ladder")
+    }
     sound = {name: value[name] for name, shape in shapes.items() if name in value and _has_shape(value[name], shape)}
     suite = Suite.model_validate({"name": "unnamed", **sound})
     try:
@@ -128,6 +130,9 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
     parts: list[tuple[str, dict[str, Any]]] = [("defaults", suite.defaults), ("matrix", suite.matrix)]
     parts += [(f"include[{i}]", cell) for i, cell in enumerate(suite.include)]
     parts += [(f"exclude[{i}]", cell) for i, cell in enumerate(suite.exclude)]
+    parts += [(f"ladder[{i}]", cell) for i, cell in enumerate(suite.ladder)]
+    if suite.ladder and (suite.matrix or suite.include):
+        yield "a ladder starts from the defaults alone: leave matrix and include out"
     for where, cell in parts:
         for name, value in cell.items():
             if name.partition(".")[0] not in FIELDS:
@@ -262,8 +267,11 @@ def expand(suite: Suite, machine: Machine) -> Plan:
 
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """All cells of one device type: matrix less exclude, then include, with `devices: auto` made numbers."""
+    """All cells of one device type: matrix less exclude, then include, with `devices: auto` made numbers; or a ladder."""
     defaults = for_device_type(suite.defaults, device_type) | {"device_type": device_type}
+    if suite.ladder:
+        yield from _rungs(suite, defaults, machine, notes)
+        return
     matrix = for_device_type(suite.matrix, device_type)
     matrix.pop("device_type", None)
     axes = [
@@ -283,6 +291,19 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
                 yield cell
     for extra in suite.include:
         yield from _with_devices(_merged(defaults, for_device_type(extra, device_type)), machine, notes)
+
+
+def _rungs(suite: Suite, defaults: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The defaults, then each step of the ladder on top of all before; `devices: auto` is the most that are free."""
+    cell = _merged(defaults, {})
+    for rung, step in enumerate([{}, *suite.ladder]):
+        change = for_device_type(step, defaults["device_type"])
+        if rung and not change:
+            notes.append(f"ladder: step {rung} says nothing about {defaults['device_type']} and is left out")
+            continue
+        cell = _merged(cell, change)
+        *_, most = _with_devices(cell, machine, notes)
+        yield most | {"ladder": rung}
 
 
 def _merged(defaults: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:

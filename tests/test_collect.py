@@ -223,6 +223,41 @@ def test_the_energy_of_the_window_leaves_its_pauses_out(tmp_path: Path) -> None:
     assert metrics(record)["power_watts"] == pytest.approx(340, rel=1e-3)
 
 
+def quality(step: int, seconds: float, read: float, loss: float) -> dict[str, Any]:
+    return {"step": step, "seconds": seconds, "read_ns": round(read * S), "samples": 8, "loss": loss}
+
+
+def test_quality_has_its_price_from_the_first_step_on_without_probes(tmp_path: Path) -> None:
+    """Training begins with the warm-up at 15 s; a probe from 20 to 21 s is no part of it."""
+    spec = RunSpec.model_validate(
+        SPEC.model_dump() | {"validation": {"every_steps": 5}, "target": {"metric": "validation_loss", "value": 3.0}}
+    )
+    parts = [*PHASES[:2], phase("probe", 20, 21), phase("steady", 21, 30), phase("validation", 30, 33), *PHASES[4:]]
+    points = [quality(5, 17, 33, 3.5), quality(10, 24, 40, 2.9)]
+    lines = counter("p0", 40, "rapl", "cpu")
+    site = Site(usd_per_device_hour=3600, region="FR", pue=1.0)
+    record = ended_well(tmp_path, lines, spec, site, phases=parts, quality=points, stopped_by="target")
+    assert record.measurement is not None
+    assert record.carbon is not None
+    joules = [point.energy_joules for point in record.measurement.quality]
+    assert joules == [pytest.approx(40 * 17), pytest.approx(40 * 24)]
+    found = metrics(record)
+    expected = {"target_reached": 1, "seconds_to_target": 24, "steps_to_target": 10, "energy_to_target_joules": 960}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["cost_to_target_usd"] == pytest.approx(2 * 24)
+    assert found["emissions_to_target_kg"] == pytest.approx(960 / 3.6e6 * record.carbon.intensity.kg_per_kwh)
+    assert found["validation_loss"] == 2.9
+
+
+def test_a_target_that_was_not_reached_has_no_price(tmp_path: Path) -> None:
+    changes = {"validation": {"every_steps": 5}, "target": {"metric": "validation_accuracy", "value": 0.5}}
+    spec = RunSpec.model_validate(SPEC.model_dump() | changes)
+    record = ended_well(tmp_path, [], spec, quality=[quality(5, 17, 33, 3.5)])
+    found = metrics(record)
+    assert found["target_reached"] == 0
+    assert not any("to_target" in name for name in found)
+
+
 def test_a_command_used_the_gpus_on_which_its_processes_were_seen(tmp_path: Path) -> None:
     lines = everything() + seen("GPU-0", own=0, foreign=0, unknown=0) + seen("GPU-1", own=1, foreign=0, unknown=0)
     record = ended_well(tmp_path, lines, on_gpus("command", 3), ranks=[])

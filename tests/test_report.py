@@ -71,7 +71,7 @@ def test_nothing_given_shows_what_is_stored(store: str) -> None:
     for run in done["runs"]:
         assert run["carbon"]["intensity"]["region"] == "XX"
         assert {k: v for k, v in run.items() if k not in ("carbon", "cost")} == stored[run["run_id"]]
-    assert set(done) == {"factors", "runs", "configurations", "fit"}
+    assert set(done) == {"factors", "runs", "configurations", "comparisons", "ladder", "fit"}
 
 
 def test_other_factors_and_an_unchanged_store(store: str, tmp_path: Path) -> None:

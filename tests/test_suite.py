@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.schema import Gpu, Machine, RunSpec, Site
+from bench.schema import Choice, Gpu, Machine, RunSpec, Site
 from bench.suite import Plan, SuiteError, expand, load_suite, only, override, with_site
 from bench.yamlfile import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
 
@@ -134,6 +134,16 @@ def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
 
 HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4}\n"
 BAD = {
+    "ladder and matrix": (
+        HEAD + "ladder: [{precision: bf16}]\nmatrix: {devices: [1]}\n",
+        ["a ladder starts from the defaults alone"],
+    ),
+    "ladder with a typo": (HEAD + "ladder: [{precison: bf16}]\n", ["ladder[0]: unknown field 'precison'"]),
+    "target without validations": (
+        "name: x\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 1,\n"
+        " target: {metric: validation_loss, value: 3.0}}\n",
+        ["a target needs validation.every_steps"],
+    ),
     "unknown key": ("nme: s\n", ["unknown key 'nme': did you mean 'name'?", "'name' is missing"]),
     "wrong type": (HEAD + "repeats: three\n", ["repeats: Input should be a valid integer, not 'three'"]),
     "not a bool": (HEAD + "repeats: true\n", ["repeats: Input should be a valid integer, not True"]),
@@ -343,3 +353,33 @@ def test_a_price_takes_the_place_of_the_other_kind() -> None:
         with_site(owned, {"usd_per_device_hour": 2.1, "usd_capital_per_device_hour": 1.0})
     with pytest.raises(SuiteError, match=r"--capital-price: Input should be greater than or equal to 0"):
         with_site(owned, {"usd_capital_per_device_hour": -1.0})
+
+
+LADDER = """
+name: x
+defaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4, devices: auto}
+ladder:
+  - {precision: bf16}
+  - {compile: {on: {cuda: default}}}
+  - {optimizer.learning_rate: 0.01, optimizer.name: sgd}
+repeats: 2
+"""
+
+
+def test_the_steps_of_a_ladder_add_up(tmp_path: Path) -> None:
+    plan = expand(load_suite(written(tmp_path, LADDER)), CPU)
+    told = [(r.ladder, r.precision.name, str(r.optimizer), r.world_size) for r in plan.runs]
+    steps = [(0, "fp32", "adamw", 2), (1, "bf16", "adamw", 2), (3, "bf16", "sgd-learning_rate=0.01", 2)]
+    assert told == [*steps, *reversed(steps)]
+    assert any("step 2 says nothing about cpu" in note for note in plan.notes)
+
+
+def test_the_place_on_a_ladder_is_no_part_of_a_configuration(tmp_path: Path) -> None:
+    first = expand(load_suite(written(tmp_path, LADDER)), CPU).runs[0]
+    assert first.model_copy(update={"ladder": None}).config_id == first.config_id
+
+
+def test_shared_copies_of_a_model_share_its_samples() -> None:
+    spec = RunSpec(workload="x", device_type="cpu", devices_per_node=4, batch_size_per_device=3, measure_steps=1)
+    sizes = {name: spec.model_copy(update={"parallelism": Choice(name=name)}) for name in ("ddp", "tp", "fsdp_tp")}
+    assert {name: s.global_batch_size for name, s in sizes.items()} == {"ddp": 12, "tp": 3, "fsdp_tp": 6}

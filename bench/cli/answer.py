@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.schema import Scalar
@@ -13,20 +13,30 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from analytics.compare import Comparison, Effect
+
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
 
 
 def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
-    """The answer as JSON: every run, one entry a configuration, and the fit. Absent figures are null."""
+    """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
+    from analytics.compare import against_first, ladder
     from analytics.frame import frame, summary
     from analytics.scaling import fit
 
     df = frame(rows)
+    parts = [part for _, part in df.groupby(["suite", "execution"], sort=False)]
     return {
         "runs": _records(df),
         "configurations": _records(summary(df)),
+        "comparisons": [_told(part, comparison) for part in parts for comparison in against_first(part)],
+        "ladder": [_told(part, step) for part in parts for step in ladder(part)],
         "fit": fit(df).to_dict(),
     }
+
+
+def _told(part: pd.DataFrame, comparison: Comparison) -> dict[str, Any]:
+    return {"suite": part["suite"].iloc[0], "execution": part["execution"].iloc[0], **comparison.to_dict()}
 
 
 def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
@@ -36,11 +46,10 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def show(rows: Sequence[dict[str, Scalar]]) -> None:
-    """Print the answer for people: the table, what is missing in it and why, and the law in words."""
+    """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from rich.console import Console
 
     from analytics.frame import frame, summary
-    from analytics.scaling import fit
     from analytics.words import printable
 
     df = frame(rows)
@@ -48,23 +57,94 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=140)
-    for suite, execution in dict.fromkeys(zip(results["suite"], results["execution"], strict=True)):
+    for suite, execution in dict.fromkeys(zip(df["suite"], df["execution"], strict=True)):
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
         devices = " and ".join(sorted(set(one["device_name"])))
-        console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
-        console.print(_table(one))
-        for line in _remarks(one):
-            console.print(f"  {line}")
-    failed = df[~df["status"].isin(["ok"])]
-    for _, run in failed.iterrows():
-        console.print(f"  {run['status']}: {printable(run['run_id'], 160)}: {printable(run['error_message'], 300)}")
-    law = fit(df) if len(results) else None
-    if law is not None and law.series:
-        console.print()
-        for sentence in law.sentences():
-            console.print(sentence)
-    elif law is not None:
-        console.print("  no law is fitted: these runs do not say how much work (FLOP) a sample takes")
+        if len(one):
+            console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
+            console.print(_table(one))
+            for line in _remarks(one):
+                console.print(f"  {line}")
+        runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
+        for _, run in runs[runs["status"] != "ok"].iterrows():
+            console.print(f"  {run['status']}: {printable(run['run_id'], 160)}: {printable(run['error_message'], 300)}")
+        for part in _conclusions(runs):
+            console.print()
+            console.print(part)
+
+
+_FACTORS = "below 1 is less; 95 % intervals; ? the interval does not tell"
+
+
+def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
+    """What follows from the runs of one execution: a ladder, the law, or each configuration against the first.
+
+    The law is told where devices or sizes differ, so that there is something to fit.
+    """
+    from analytics.compare import against_first, ladder
+    from analytics.scaling import fit
+
+    steps = ladder(runs)
+    if steps:
+        yield f"The ladder: each step against the one below, for the same work ({_FACTORS}):"
+        yield _compared("step", steps)
+        yield from _unequal(runs)
+        return
+    law = fit(runs)
+    if any(len(series.points) > 1 for series in law.series):
+        yield "\n".join(law.sentences())
+        return
+    others = against_first(runs)
+    if others:
+        yield f"Against {others[0].baseline}, for the same work ({_FACTORS}):"
+        yield _compared("configuration", others)
+        yield from _unequal(runs)
+    if not law.series and runs["status"].eq("ok").any():
+        yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
+
+
+def _unequal(runs: pd.DataFrame) -> Iterator[str]:
+    """Warn where quality was read after unequal training."""
+    seen = ((runs["steps"] + runs["warmup_steps"]) * runs["global_batch_size"]).dropna()
+    if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
+        yield (
+            f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples: to compare it for the same work, give "
+            "measure_steps, or a target"
+        )
+
+
+_COSTS = {"seconds": "time ×", "joules": "energy ×", "joules_estimated": "~energy ×", "usd": "money ×"}
+
+
+def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
+    """A table of factors: what each costs of its baseline, with the verdict, and the quality of both."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [cost for cost in _COSTS if any(e.cost == cost for c in comparisons for e in c.effects)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (heading, *(_COSTS[cost] for cost in shown), "validation loss", "accuracy"):
+        table.add_column(name)
+    for comparison in comparisons:
+        found = {effect.cost: effect for effect in comparison.effects}
+        cells = [_factor(found[cost]) if cost in found else "-" for cost in shown]
+        name = comparison.name if found else f"{comparison.name} ({comparison.status}: {comparison.reason})"
+        quality = [_before_after(comparison, f"validation_{name}") for name in ("loss", "accuracy")]
+        table.add_row(*(Text(cell) for cell in (name, *cells, *quality)))
+    return table
+
+
+def _factor(effect: Effect) -> str:
+    """A ratio with its interval, and what may be said of it; ? is that nothing may."""
+    words = {"cannot tell": "?"}.get(effect.verdict, effect.verdict)
+    if effect.low is None or effect.high is None:
+        return f"{effect.ratio:.3g} {words}"
+    return f"{effect.ratio:.3g} ({effect.low:.3g} to {effect.high:.3g}) {words}"
+
+
+def _before_after(comparison: Comparison, name: str) -> str:
+    before, after = (comparison.baseline_quality or {}).get(name), (comparison.quality or {}).get(name)
+    return "-" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
 
 
 def _table(results: pd.DataFrame) -> Table:
@@ -77,9 +157,10 @@ def _table(results: pd.DataFrame) -> Table:
         **_of_whole_runs(results),
         "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
         "J/sample": [_energy(row) for _, row in results.iterrows()],
-        "g CO2e/Mtoken": _figures(results["emissions_kg_per_million_tokens"] * 1000, results["emissions_basis"]),
-        "USD/Mtoken": _figures(results["cost_usd_per_million_tokens"], results["cost_basis"]),
-        "loss": [_loss(row) for _, row in results.iterrows()],
+        **_per_million(results),
+        "communication": [_communication(row) for _, row in results.iterrows()],
+        **_to_target(results),
+        **_quality(results),
         "quality": [str(grade) for grade in results["quality"].fillna("-")],
     }
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -90,6 +171,54 @@ def _table(results: pd.DataFrame) -> Table:
     for name, *cells in zip(results["name"], *shown.values(), strict=True):
         table.add_row(*(Text(cell) for cell in (name, *cells)))
     return table
+
+
+def _per_million(results: pd.DataFrame) -> dict[str, list[str]]:
+    """Carbon and money for a million tokens, or samples where some count no tokens."""
+    unit = "token" if results["tokens_per_second"].notna().all() else "sample"
+    carbon, cost = (results[f"{name}_per_million_{unit}s"] for name in ("emissions_kg", "cost_usd"))
+    return {
+        f"g CO2e/M{unit}": _figures(carbon * 1000, results["emissions_basis"]),
+        f"USD/M{unit}": _figures(cost, results["cost_basis"]),
+    }
+
+
+def _communication(row: pd.Series) -> str:
+    """Share of a step in which ranks exchanged data, and of that the part in which they did nothing else."""
+    if math.isnan(row["communication_share"]):
+        return "-"
+    return f"{row['communication_share']:.0%} ({row['exposed_communication_share']:.0%} exposed)"
+
+
+def _to_target(results: pd.DataFrame) -> dict[str, list[str]]:
+    """What it took to reach the target, from the first step of the training: median over repeats that did."""
+    reached = results["target_reached"]
+    if reached.isna().all():
+        return {}
+    measured = results["energy_to_target_joules"]
+    energy = measured.fillna(results["energy_to_target_estimated_joules"])
+    basis = measured.notna().map({True: "measured", False: "estimated"})
+    told = {
+        "s": _figures(results["seconds_to_target"], basis.map({})),
+        "J": _figures(energy, basis),
+        "g CO2e": _figures(results["emissions_to_target_kg"] * 1000, results["emissions_basis"]),
+        "USD": _figures(results["cost_to_target_usd"], results["cost_basis"]),
+    }
+    out = {f"{unit} to target": cells for unit, cells in told.items() if set(cells) != {"-"}}
+    out.setdefault("s to target", ["-"] * len(results))
+    for place, share in enumerate(reached):
+        if share < 1:
+            all_or_some = "not reached" if share == 0 else "not by all"
+            out["s to target"][place] = "-" if math.isnan(share) else all_or_some
+    return out
+
+
+def _quality(results: pd.DataFrame) -> dict[str, list[str]]:
+    """Quality on held-out samples; without any, the loss of the training."""
+    if results["validation_loss"].isna().all():
+        return {"loss": [_loss(row) for _, row in results.iterrows()]}
+    names = {"validation loss": "validation_loss", "accuracy": "validation_accuracy"}
+    return {heading: ["-" if math.isnan(v) else f"{v:.3f}" for v in results[name]] for heading, name in names.items()}
 
 
 def _figures(values: pd.Series, basis: pd.Series) -> list[str]:
