@@ -33,6 +33,7 @@ static: $(VENV)/.wattbench-dev
 benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
 	$(BIN)/python -m tests.benchmarks.observer
+	$(BIN)/python -m tests.benchmarks.loop
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
