@@ -22,7 +22,7 @@ from bench.environment import commit, torch_build
 from bench.files import read_json, write_json
 from bench.meters.nvml import list_gpus
 from bench.validation import REQUIRED, Check
-from tests.gpu_checks import dynamics, jobs, sensor
+from tests.gpu_checks import dynamics, jobs, sensor, strategies
 from tests.gpu_checks.figures import plan
 from tests.gpu_checks.session import ROOT, Outcome, Session, Skipped
 
@@ -66,6 +66,8 @@ CHECKS = {
     "V7": Spec("repeatability", sensor.v7, 235, 35, 1),
     "V13": Spec("CodeCarbon", jobs.v13, 120, 20, 2),
     "V11": Spec("power limits", sensor.v11, 60, 27, 1),
+    "LOOP": Spec("speed of a step", strategies.speed, 150, 100),
+    "SUITES": Spec("every strategy", strategies.suites, 600, 240),
 }
 OF_A_BOARD = ("V1", *REQUIRED)
 """What is found out about one board; the rest holds for all of a model and driver."""

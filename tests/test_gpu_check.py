@@ -126,7 +126,7 @@ def test_a_counter_that_falls_is_not_as_expected():
 
 @pytest.mark.slow
 def test_a_sensor_is_validated_when_the_required_checks_are_there():
-    command = ("--only", "V1,V2,V6,V10", "--seconds", "20")
+    command = ("--only", "V1,V2,V6,V10", "--seconds", "30")
     done = check(*command)
     assert done.returncode == 0, done.stdout
     for line in ("V1 driver", "V2 period", "V6 idle: sum of windows", "V10 idle: mean power"):
@@ -151,7 +151,7 @@ def test_a_sensor_is_validated_when_the_required_checks_are_there():
 def test_power_that_disagrees_with_the_counter_is_not_as_expected():
     # Readings in step with a wave always meet the same part of it.
     gpu = fake_gpu(0, watts={"high": 500, "low": 100, "period": INTERVAL, "duty": 0.5})
-    done = check("--only", "V4,V6", "--seconds", "15", gpus=[gpu])
+    done = check("--only", "V4,V6", "--seconds", "20", gpus=[gpu])
     assert done.returncode == 1
     assert "1 not as expected: V4 idle: counter and INSTANT" in done.stdout
     assert "V6 idle: sum of windows" in done.stdout
@@ -160,7 +160,7 @@ def test_power_that_disagrees_with_the_counter_is_not_as_expected():
 @pytest.mark.slow
 def test_a_counter_that_falls_while_recording_is_found_by_v10():
     gpu = fake_gpu(0, reset_at=time.monotonic() + 5)
-    done = check("--only", "V6,V10", "--seconds", "14", gpus=[gpu])
+    done = check("--only", "V6,V10", "--seconds", "20", gpus=[gpu])
     assert done.returncode == 1
     assert "V10 idle: falls of the counter" in done.stdout.splitlines()[-1]
 
@@ -221,7 +221,9 @@ def test_every_check_has_its_cost():
     session = SimpleNamespace(no_load=None, gpus=[1], stretches={}, allow_power_limit=False)
     found = gpu_check.costs(list(gpu_check.CHECKS), session)
     assert all(0 <= least <= full for least, full in found.values())
-    assert set(plan(found, 560)) == set(gpu_check.CHECKS)  # one call can do all, if shorter
+    later = {"LOOP", "SUITES"}
+    assert set(plan(found, 560)) >= set(gpu_check.CHECKS) - later  # one call can do all of these, if shorter
+    assert set(plan({name: found[name] for name in later}, 560)) == later  # and the next one the rest
     assert found["V6"] == found["V10"] == (0.0, 0.0)  # they look at what V4 recorded
     alone = gpu_check.costs(["V6", "V10"], session)
     assert alone["V6"][0] > 0 == alone["V10"][0]

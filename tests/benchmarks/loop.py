@@ -230,7 +230,7 @@ def main() -> None:
             for name, figures in found.items():
                 unit, mfu = "ms" if gpu else "CPU ms", figures.get("model_flops_utilization")
                 quartiles = f"quartiles {figures['low']:.3f} to {figures['high']:.3f}"
-                told = f"{1e3 * figures['seconds']:.2f} {unit} a step, {figures['ratio']:.3f} ({quartiles}) of the loop by hand"
+                told = f"{1e3 * figures['seconds']:.2f} {unit} a step, {figures['ratio']:.3f} ({quartiles}) of that by hand"
                 print(f"{preset} batch {figures['batch']}: {name}: {told}" + (f", MFU {mfu:.3f}" if mfu else ""))
             print(f"target: wattbench at most {TARGET}")
 

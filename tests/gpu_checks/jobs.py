@@ -102,11 +102,11 @@ def v13(session, seconds):
     return out
 
 
-def bench_run(settings, seconds):
-    """Run suites/scaling.yaml through the command line. Returns the process and the records."""
+def bench_run(settings, seconds, suite="scaling"):
+    """Run a suite through the command line. Returns the process and the records."""
     if missing := absent(NEEDED):
         raise Skipped(f"not installed: {', '.join(missing)}")
-    suite = ROOT / "suites" / "scaling.yaml"
+    suite = ROOT / "suites" / f"{suite}.yaml"
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", str(suite)]
     for setting in settings:
         command += ["--set", setting]
