@@ -63,6 +63,10 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
         if len(one):
             console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
             console.print(_table(one))
+            served = one[one["model_bytes"].notna()]
+            if len(served):
+                console.print("\n  in use: the model as it would be served, forward passes alone")
+                console.print(_served(served))
             for line in _remarks(one):
                 console.print(f"  {line}")
         runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
@@ -148,9 +152,6 @@ def _before_after(comparison: Comparison, name: str) -> str:
 
 
 def _table(results: pd.DataFrame) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     columns: dict[str, list[str]] = {
         "runs": [str(count) for count in results["repeats"]],
         "seconds (95 %)": _whole_runs(results),
@@ -163,14 +164,46 @@ def _table(results: pd.DataFrame) -> Table:
         **_quality(results),
         "quality": [str(grade) for grade in results["quality"].fillna("-")],
     }
+    return _filled(results["name"], columns)
+
+
+def _filled(names: pd.Series, columns: dict[str, list[str]]) -> Table:
+    """A table of configurations by their names; a column in which nothing is known is left out."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("configuration", no_wrap=True)
     shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=heading == "loss")
-    for name, *cells in zip(results["name"], *shown.values(), strict=True):
+    for name, *cells in zip(names, *shown.values(), strict=True):
         table.add_row(*(Text(cell) for cell in (name, *cells)))
     return table
+
+
+def _served(results: pd.DataFrame) -> Table:
+    """Size, speed and quality of the served models; the change of quality is that against the trained form."""
+    energy = results["inference_joules_per_sample"]
+    basis = energy.notna().map({True: "measured", False: "estimated"})
+    columns = {
+        "MB on disk": _figures(results["model_bytes"] / 1e6, basis.map({})),
+        "zeros": [_percent(share) for share in results["zeros_share"]],
+        "samples/s": _figures(results["inference_samples_per_second"], basis.map({})),
+        "J/sample": _figures(energy.fillna(results["inference_joules_per_sample_estimated"]), basis),
+        "loss": [_change(row, "loss") for _, row in results.iterrows()],
+        "accuracy": [_change(row, "accuracy") for _, row in results.iterrows()],
+    }
+    return _filled(results["name"], columns)
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.0%}"
+
+
+def _change(row: pd.Series, name: str) -> str:
+    before, after = row[f"validation_{name}"], row[f"served_{name}"]
+    return "-" if math.isnan(after) else f"{after:.3f} ({after - before:+.3f})"
 
 
 def _per_million(results: pd.DataFrame) -> dict[str, list[str]]:
@@ -311,6 +344,8 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(
             "no cost: give USD per device-hour (bench report --price 2.10) or per kWh (--electricity-price 0.20)"
         )
+    if (results["zeros_share"] > 0.2).any():  # 5 % or so are zeros by themselves: biases, padding
+        out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
     out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")
