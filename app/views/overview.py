@@ -22,6 +22,8 @@ TABLE = {
     "samples_per_second": st.column_config.NumberColumn("Samples/s", format="%.4g"),
     "joules_per_sample": st.column_config.NumberColumn("J/sample, measured", format="%.4g"),
     "joules_per_sample_estimated": st.column_config.NumberColumn("J/sample, estimated by a model", format="%.4g"),
+    "validation_loss": st.column_config.NumberColumn("Validation loss", format="%.4g"),
+    "validation_accuracy": st.column_config.NumberColumn("Accuracy", format="%.4g"),
     "energy_provenance": "Energy from",
     "device_name": "Devices",
     "host": "Host",
