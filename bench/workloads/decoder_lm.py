@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.registry import did_you_mean
 from bench.schema import Count
-from bench.workloads.base import Workload, WorkloadArgs
+from bench.workloads.base import Split, Workload, WorkloadArgs
 
 if TYPE_CHECKING:
     import torch
@@ -129,10 +129,8 @@ def read_text(source: str | None) -> tuple[str, bytes]:
     return path.name, b"\n".join(parts)
 
 
-class Windows:
+class Windows(Split):
     """Stretches of `length` bytes of a text, one beginning at every byte: batches of shape (samples, length), uint8."""
-
-    weights = None
 
     def __init__(self, text: torch.Tensor, length: int, step: int = 1) -> None:
         self.text, self.length, self.step = text, length, step
@@ -140,7 +138,8 @@ class Windows:
     def __len__(self) -> int:
         return (len(self.text) - self.length) // self.step + 1
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
+        """Return the stretches that begin at these places."""
         import torch
 
         starts = torch.tensor(indices).unsqueeze(1) * self.step
@@ -222,9 +221,8 @@ class DecoderLM(Workload):
         """The next bytes."""
         return batch[0][:, 1:].long()
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy in nats of predicting each next byte."""
-        import torch
-
-        logits = self.logits(model, batch)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), self.labels(batch).flatten())
+    def initialize(self, model: torch.nn.Module) -> None:
+        """Give weights and buffers to a model that was built on `meta`; weights that were tied are tied again."""
+        for module in model.modules():
+            module._is_hf_initialized = False
+        model.init_weights()
