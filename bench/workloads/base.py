@@ -68,6 +68,11 @@ def chances(indices: Sequence[int], columns: int, seed: int | None) -> torch.Ten
     return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / 2**24)
 
 
+def balanced(classes: torch.Tensor) -> torch.Tensor:
+    """Return weights of samples with these classes, by which each class is drawn equally often."""
+    return 1.0 / classes.long().bincount()[classes.long()].double()
+
+
 def digest(*parts: bytes | str) -> str:
     """SHA-256 of everything that the samples depend on, in this order."""
     held = hashlib.sha256()
