@@ -142,7 +142,7 @@ class Workload:
 
     def initialize(self, model: torch.nn.Module) -> None:
         """Give weights and right buffers to a model of `build` on `meta` that was given memory since (`to_empty`)."""
-        for module in model.modules():
+        for module in reversed(list(model.modules())):  # a module after those inside it, which it may set otherwise
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
@@ -194,7 +194,7 @@ def counted_flops(workload: Workload) -> float:
 
     batch = tuple(tensor.to("meta") for tensor in workload.train.__getitems__([0]))
     with torch.device("meta"):
-        model = workload.build()
+        model = workload.build().eval()  # one sample is no batch to normalise by
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         workload.loss(model, batch)
     total: int = counter.get_total_flops()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from bench.schema import Count, Scalar
 from bench.workloads.text import TextArgs, unlabelled
@@ -60,6 +60,7 @@ class DecoderLMArgs(TransformerArgs, TextArgs):
     row are one and the same (Lan et al. 2020, ALBERT): their parameters are there once, their FLOP are not.
     """
 
+    model_config = ConfigDict(extra="allow")
     presets = PRESETS
     names = _NAMES
     fixed = TransformerArgs.fixed | {"tie_word_embeddings"}

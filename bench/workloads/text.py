@@ -409,5 +409,7 @@ def _pieces(files: Documents, labels: list[int], length: int, known: set[bytes] 
                 known.add(piece)
             rows.append((offset + start, offset, last, label))
         offset += len(text)
+    # In no order, so that the first pieces, which a validation looks at, are of all classes.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     held = torch.frombuffer(bytearray(b"".join(text for _, text in files) or b"\0"), dtype=torch.uint8)
-    return Pieces(held, torch.tensor(rows, dtype=torch.int64).reshape(-1, 4), length, moved=moved)
+    return Pieces(held, torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)[order], length, moved=moved)
