@@ -14,10 +14,20 @@ from importlib.metadata import entry_points
 from typing import Any
 
 _PARALLELISM = {"single": "Single", "ddp": "Ddp"}
+_NOT_COVERED = dict.fromkeys(
+    ("speech", "speech_recognition", "asr", "audio"),
+    "speech is not covered: no package ships labelled recordings; your own script can run as workload 'command'",
+)
+"""Names of workloads that somebody may look for, and why there are none."""
 _UNCHANGED = "bench.strategies.parts:unchanged"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
+        "encoder": "bench.workloads.encoder:Encoder",
+        "image_classification": "bench.workloads.image_classification:ImageClassification",
+        "recommender": "bench.workloads.recommender:Recommender",
+        "text_cnn": "bench.workloads.text_cnn:TextCNN",
+        "lstm_lm": "bench.workloads.lstm_lm:LstmLM",
         "command": "bench.workloads.command:Command",
     },
     "parallelism": {name: f"bench.strategies.parallelism:{code}" for name, code in _PARALLELISM.items()},
@@ -56,6 +66,8 @@ def names(kind: str) -> dict[str, str]:
 
 def check(kind: str, name: str) -> None:
     """Raise ValueError with a suggestion if there is no such name."""
+    if kind == "workload" and name in _NOT_COVERED:
+        raise ValueError(f"workload {name!r}: {_NOT_COVERED[name]}")
     if name not in names(kind):
         raise ValueError(f"unknown {kind} {name!r}: {did_you_mean(name, names(kind))}")
 

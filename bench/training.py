@@ -197,7 +197,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     with device:
         model = workload.build()
     model.train()
-    parts = Parts(spec, device, workload, model, precision, needed)
+    parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))
     for axis in _CHANGES:
         choice = getattr(spec, axis)
         registry.load(axis, choice.name)(parts, **choice.options)

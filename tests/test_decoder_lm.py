@@ -7,14 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from bench.workloads.base import training_batches, validation_batches
-from bench.workloads.decoder_lm import DecoderLM, DecoderLMArgs, read_text
+from bench.workloads.decoder_lm import DecoderLM, DecoderLMArgs
+from bench.workloads.text import read_text
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_the_text_of_the_standard_library() -> None:
-    name, text = read_text(None)
+    name, text = read_text()
     assert name.startswith("pydoc_data.topics of Python 3.")
     assert len(text) > 300_000
     assert b"yield" in text
@@ -84,7 +85,7 @@ def test_batches_are_of_the_text_and_of_the_seed() -> None:
 
     batch = first(1)
     assert batch.shape == (3, 129)
-    _, text = read_text(None)
+    _, text = read_text()
     assert bytes(batch[0].tolist()) in text
     assert torch.equal(batch, first(1))
     assert not torch.equal(batch, first(2))
@@ -92,7 +93,7 @@ def test_batches_are_of_the_text_and_of_the_seed() -> None:
 
 def test_what_is_validated_on_was_not_trained_on() -> None:
     work = DecoderLM({"preset": "tiny"})
-    assert len(work.train.text) + len(work.validation.text) == len(read_text(None)[1])
+    assert len(work.train.text) + len(work.validation.text) == len(read_text(clean=True)[1])
     shares = [list(validation_batches(work, 7, 2, rank, 3)) for rank in range(3)]
     assert [[len(batch[0]) for batch in share] for share in shares] == [[2]] * 3  # 7 over 3 ranks: one is left out
     whole = torch.cat([batch[0] for batch in validation_batches(work, 6, 6, 0, 1)])

@@ -6,12 +6,14 @@ arguments are checked.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bench.schema import Model
+from bench.process import die_with_parent
+from bench.schema import Model, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -21,21 +23,71 @@ SYNTHETIC = "synthetic"
 """Name of data that are random numbers, for throughput alone."""
 
 
-class Split(Protocol):
+class Split:
     """Samples that are fetched many at a time. `weights`, where not None, are relative chances to be drawn in training."""
 
-    weights: torch.Tensor | None
+    weights: torch.Tensor | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+    def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
+        """Return samples as one batch.
+
+        What is left to chance (augmentation, masks) follows from the seed, which each batch of a training has of its own;
+        with None from the samples themselves, so that they look the same each time.
+        """
+        raise NotImplementedError
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self.fetch(indices, None)
+
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw the indices of a batch of training, with replacement."""
+        import torch
+
+        if self.weights is None:
+            return torch.randint(0, len(self), (count,), generator=generator)
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
+
+
+def chances(indices: Sequence[int], columns: int, seed: int | None) -> torch.Tensor:
+    """Return numbers in [0, 1), of shape (samples, columns): by seed and place in the batch, or by index for None.
+
+    The mixing function of SplitMix64 (Steele, Lea and Flood 2014) over a counter: whichever process fetches a sample draws
+    the same.
+    """
+    import numpy as np
+    import torch
+
+    rows = np.asarray(indices if seed is None else range(len(indices)), dtype=np.uint64)
+    mixed: Any = rows[:, None] * np.uint64(columns) + np.arange(columns, dtype=np.uint64)
+    mixed = (mixed + np.uint64(((seed or 0) + 1) * 0xD1342543DE82EF95 % 2**64)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / 2**24)
+
+
+def balanced(classes: torch.Tensor) -> torch.Tensor:
+    """Return weights of samples with these classes, by which each class is drawn equally often."""
+    return 1.0 / classes.long().bincount()[classes.long()].double()
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 of everything that the samples depend on, in this order."""
+    held = hashlib.sha256()
+    for part in parts:
+        held.update(part.encode() if isinstance(part, str) else part)
+    return held.hexdigest()
 
 
 class WorkloadArgs(Model):
     """Arguments of every workload that concern its data.
 
-    `data` names a source that the workload has, `synthetic`, or a path. `workers` processes of a DataLoader fetch batches
-    in advance; `pin_memory` puts them where a GPU can read them by itself.
+    `data` names a source that the workload has, `synthetic`, or a path. `clean` drops what is empty or there twice; `balance`
+    draws classes equally often; `augmentation` varies the samples of the training. `workers` processes of a DataLoader fetch
+    batches in advance; `pin_memory` puts them where a GPU can read them by itself. `checkpoint` is a folder with weights to
+    start from.
     """
 
     data: str = "default"
@@ -45,6 +97,24 @@ class WorkloadArgs(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     pin_memory: bool = True
     checkpoint: str | None = None
+
+    def refusals(self) -> dict[str, str]:
+        """Arguments that make no sense here, each with the reason."""
+        return {}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        for name, reason in self.refusals().items():
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {value!r}: {reason}")
+        return self
+
+    @property
+    def sampling(self) -> str:
+        """What changes the samples of the training without changing the data, for the digest; "" where nothing does."""
+        changed = {"augmentation": self.augmentation, "balance": self.balance}
+        return "".join(f"{k}={v};" for k, v in changed.items() if v != WorkloadArgs.model_fields[k].default)
 
 
 class Workload:
@@ -63,14 +133,26 @@ class Workload:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = self.Args.model_validate(args)
+        self.notes: dict[str, Scalar] = {}
+        """Facts of the data and the model that end in the record."""
 
     def build(self) -> torch.nn.Module:
         """Return the model with random weights, on the current default device (which may be `meta`)."""
         raise NotImplementedError
 
+    def initialize(self, model: torch.nn.Module) -> None:
+        """Give weights and right buffers to a model of `build` on `meta` that was given memory since (`to_empty`)."""
+        for module in reversed(list(model.modules())):  # a module after those inside it, which it may set otherwise
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean loss over the samples of a batch, a scalar on the device; never waits for the device."""
-        raise NotImplementedError
+        """Mean cross-entropy in nats over what is asked in a batch, a scalar on the device; never waits for the device."""
+        import torch
+
+        logits, labels = self.logits(model, batch), self.labels(batch)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """What the model says of a batch, of shape (..., classes)."""
@@ -112,7 +194,7 @@ def counted_flops(workload: Workload) -> float:
 
     batch = tuple(tensor.to("meta") for tensor in workload.train.__getitems__([0]))
     with torch.device("meta"):
-        model = workload.build()
+        model = workload.build().eval()  # one sample is no batch to normalise by
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         workload.loss(model, batch)
     total: int = counter.get_total_flops()
@@ -120,7 +202,7 @@ def counted_flops(workload: Workload) -> float:
 
 
 class Sampler:
-    """Indices of batches, drawn at random with replacement for ever; those of each data-parallel rank are its own."""
+    """Batches to fetch, for ever: indices drawn at random, and a seed; those of each data-parallel rank are its own."""
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
         import torch
@@ -128,17 +210,12 @@ class Sampler:
         self.split, self.batch_size = split, batch_size
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
         import torch
 
         while True:
-            if self.split.weights is None:
-                drawn = torch.randint(0, len(self.split), (self.batch_size,), generator=self.generator)
-            else:
-                drawn = torch.multinomial(
-                    self.split.weights, self.batch_size, replacement=True, generator=self.generator
-                )
-            yield drawn.tolist()
+            drawn = self.split.draw(self.batch_size, self.generator)
+            yield drawn.tolist(), int(torch.randint(0, 2**31, (), generator=self.generator))
 
 
 class _Fetched:
@@ -150,15 +227,16 @@ class _Fetched:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return self.split.__getitems__(indices)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.split.__getitems__([index])
+    def __getitems__(self, drawn: tuple[list[int], int]) -> Batch:
+        return self.split.fetch(*drawn)
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _in_a_worker(number: int) -> None:
+    die_with_parent()  # a rank ends without destructors, and would leave its workers behind
 
 
 def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: bool) -> Iterator[Batch]:
@@ -168,8 +246,8 @@ def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: 
     args, sampler = workload.args, Sampler(workload.train, batch_size, seed)
     pin = args.pin_memory and on_gpu
     if not args.workers:
-        for indices in sampler:
-            batch = workload.train.__getitems__(indices)
+        for drawn in sampler:
+            batch = workload.train.fetch(*drawn)
             yield tuple(tensor.pin_memory() for tensor in batch) if pin else batch
     dataset: Any = _Fetched(workload.train)
     loader: Any = DataLoader(
@@ -178,6 +256,7 @@ def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: 
         num_workers=args.workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
+        worker_init_fn=_in_a_worker,
         multiprocessing_context="fork",
     )
     yield from loader
