@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from bench.schema import COMMAND, MEASURE, RunSpec, Site
 _WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
 _TAIL_LINES = 40
+_ATTEMPTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) (bytes|KiB|MiB|GiB)")
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ def oom_kills() -> int | None:
         return None
 
 
+def attempted_bytes(message: str) -> int | None:
+    """Read from torch's message how much memory it asked for in vain; None where it does not say."""
+    found = _ATTEMPTED.search(message)
+    return max(1, round(float(found[1]) * _UNITS[found[2]])) if found else None
+
+
 def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_memory: bool) -> tuple[Status, Failure]:
     """Find out how a run failed: the first cause, not the ranks that only lost their peer."""
     tail = log_tail(folder)
@@ -98,7 +107,8 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
         status = _STATUS.get(first["kind"], Status.FAILED)
         where = "" if spec.workload == COMMAND else f"rank {first['rank']}: "
         message = redact(f"{where}{first['message']}")
-        return status, Failure(type=first["type"], message=message, log_tail=tail)
+        wanted = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
+        return status, Failure(type=first["type"], message=message, log_tail=tail, attempted_bytes=wanted)
     if codes:
         rank, code = next(iter(codes.items()))
         return Status.FAILED, Failure(

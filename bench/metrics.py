@@ -51,8 +51,14 @@ UNKNOWN_OF_COMMANDS = (
     *("threads_per_device", "gradient_accumulation_steps", "seed", "cold", "warmup_seconds"),
     *("validation", "inference_seconds"),
 )
-STARTUP_PHASES = ("launch", "start", "build", "warmup")
-"""What a run pays once: processes, importing and building, then compiling and warming up."""
+STARTUP_PHASES = ("launch", "start", "find_batch", "build", "warmup")
+"""What a run pays once: processes, importing, looking for the batch, building, then compiling and warming up."""
+_PEAK_OF = {"bf16_params": "bf16"}
+"""Precisions whose products are those of another one in the table of peaks."""
+_AS_MEASURED = (
+    *("parameters", "flops_per_sample", "loss_first", "loss_last"),
+    *("compile_seconds", "memory_estimated_bytes"),
+)
 SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "thermal_policy", "power_brake")
 """Reasons of lower clocks that make a measurement unfit. A software power cap is normal on a part at its power limit."""
 
@@ -140,7 +146,7 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
     seconds = measured.window_seconds
     steps = sorted(measured.step_seconds)
     out: dict[str, float] = {"window_seconds": seconds, "steps": measured.steps}
-    for name in ("parameters", "flops_per_sample", "loss_first", "loss_last"):
+    for name in _AS_MEASURED:
         value = getattr(measured, name)
         if value is not None:
             out[name] = value
@@ -157,6 +163,8 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
             out["flops_per_token"] = measured.flops_per_sample * measured.samples / measured.tokens
     if measured.peak_memory_bytes:
         out["peak_memory_bytes"] = max(measured.peak_memory_bytes)
+        if measured.memory_estimated_bytes is not None:
+            out["memory_estimate_error"] = measured.memory_estimated_bytes / max(measured.peak_memory_bytes) - 1
     if measured.data_wait_seconds is not None:
         out["data_wait_share"] = measured.data_wait_seconds / seconds
     return out
@@ -272,9 +280,15 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["emissions_kg"] = record.carbon.emissions_kg
     if record.cost is not None:
         out["cost_usd"] = record.cost.cost_usd
+    if record.error is not None and record.error.attempted_bytes is not None:
+        out["attempted_bytes"] = record.error.attempted_bytes
     measured = record.measurement
     if measured is None:
         return out
+    if record.spec.batch_size_per_device == "max" and measured.batch_size_per_device is not None:
+        found = record.spec.model_copy(update={"batch_size_per_device": measured.batch_size_per_device})
+        out["batch_size_per_device"] = measured.batch_size_per_device
+        out["global_batch_size"] = found.global_batch_size or 0
     out |= _throughput(measured, record.spec.world_size) | _ranks(measured) | _energy(record, measured)
     out |= _phases(measured) | _conditions(measured)
     out |= _utilization(record, out)
@@ -303,14 +317,15 @@ def _utilization(record: RunRecord, known: dict[str, float]) -> dict[str, float]
     out: dict[str, float] = {}
     if "matmul_flops_per_second" in known:
         out["matmul_utilization"] = speed / known["matmul_flops_per_second"]
-    peak = peak_flops(device_name(record), record.spec.precision.name) if record.spec.device_type == "cuda" else None
+    precision = _PEAK_OF.get(record.spec.precision.name, record.spec.precision.name)
+    peak = peak_flops(device_name(record), precision) if record.spec.device_type == "cuda" else None
     if peak is None:
         return out
     out["model_flops_utilization"] = speed / peak
     if speed > peak:
         raise ValueError(
             f"MFU {speed / peak:.2f} above 1: {speed:.3g} FLOP/s on {device_name(record)}, whose dense "
-            f"{record.spec.precision.name} peak is {peak:.3g}"
+            f"{precision} peak is {peak:.3g}"
         )
     return out
 
@@ -415,7 +430,9 @@ def headline(record: RunRecord) -> str:
     """One line on how a run ended, for live progress."""
     if record.status is not Status.OK:
         message = record.error.message.splitlines()[0] if record.error and record.error.message else ""
-        return f"{record.status}: {message}"
+        wanted = record.error.attempted_bytes if record.error else None
+        asked = "" if wanted is None else f"tried to allocate {wanted / 1e9:.3g} GB; "
+        return f"{record.status}: {asked}{message}"
     known = metrics(record)
     rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
     loss = f"loss {known['loss_first']:.3f} -> {known.get('loss_last', math.nan):.3f}" if "loss_first" in known else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,17 +34,18 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
     synchronize(device)
     try:
         a, b = (torch.ones(size, size, device=device, dtype=torch.float32).uniform_(-1, 1).to(dtype) for _ in range(2))
-        out = torch.mm(a, b)
+        multiply = _product(a, b)
+        multiply()
         began = time.monotonic()
         while len(speeds) < 3 or time.monotonic() - began < 0.15:
             clock = Clock(device)
             clock.begin()
-            torch.mm(a, b, out=out)
+            multiply()
             clock.mark()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
-        del a, b, out
+        del a, b, multiply
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -52,6 +53,15 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return speeds
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
+    """Return what multiplies two matrices into memory that is there already; 8-bit floats give bfloat16."""
+    if a.dtype != torch.float8_e4m3fn:
+        out = torch.empty_like(a)
+        return lambda: torch.mm(a, b, out=out)
+    out, one = torch.empty_like(a, dtype=torch.bfloat16), torch.ones((), device=a.device)
+    return lambda: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=out)
 
 
 def quartiles_apart(speeds: list[float]) -> float:

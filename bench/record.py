@@ -217,7 +217,9 @@ class Measurement(Model):
     The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
     `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by. A command of the user tells
-    what it likes: without steps the window is all of it. `startup` is the energy of all that was paid before it. `notes` are
+    what it likes: without steps the window is all of it. `compile_seconds` is what the first half of the warm-up steps took
+    longer than as many of the later ones, where the step was compiled. `memory_estimated_bytes` is what was expected of
+    `peak_memory_bytes` from shapes alone. `startup` is the energy of all that was paid before it. `notes` are
     facts that a strategy or workload tells of itself.
     """
 
@@ -227,6 +229,7 @@ class Measurement(Model):
     samples: Count | None = None
     tokens: Count | None = None
     data_wait_seconds: NonNegative | None = None
+    compile_seconds: NonNegative | None = None
     peak_memory_bytes: list[Count] = []
     batch_size_per_device: Count | None = None
     parameters: Count | None = None

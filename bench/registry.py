@@ -19,6 +19,11 @@ _NOT_COVERED = dict.fromkeys(
     "speech is not covered: no package ships labelled recordings; your own script can run as workload 'command'",
 )
 """Names of workloads that somebody may look for, and why there are none."""
+_PRECISION = ("fp32", "tf32", "bf16", "fp16", "bf16_params", "fp8")
+_OPTIMIZER = ("sgd", "adagrad", "adam", "adamw", "adamw8bit")
+_MEMORY = ("checkpoint", "selective", "offload")
+_COMPILE = ("eager", "default", "max-autotune", "reduce-overhead", "cuda_graphs")
+_ATTENTION = ("sdpa", "flash", "efficient", "cudnn", "math")
 _UNCHANGED = "bench.strategies.parts:unchanged"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
@@ -31,12 +36,12 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "command": "bench.workloads.command:Command",
     },
     "parallelism": {name: f"bench.strategies.parallelism:{code}" for name, code in _PARALLELISM.items()},
-    "precision": {name: f"bench.strategies.precision:{name}" for name in ("fp32", "tf32", "bf16", "fp16")},
-    "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in ("adamw", "sgd")},
+    "precision": {name: f"bench.strategies.precision:{name}" for name in _PRECISION},
+    "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in _OPTIMIZER},
     "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},
-    "memory": {"none": _UNCHANGED},
-    "compile": {"eager": "bench.strategies.graph:eager"},
-    "attention": {"sdpa": "bench.strategies.graph:sdpa"},
+    "memory": {"none": _UNCHANGED} | {name: f"bench.strategies.memory:{name}" for name in _MEMORY},
+    "compile": {name: f"bench.strategies.graph:{name.replace('-', '_')}" for name in _COMPILE},
+    "attention": {name: f"bench.strategies.attention:{name}" for name in _ATTENTION},
     "finetune": {"full": _UNCHANGED},
     "pruning": {"none": _UNCHANGED},
     "quantization": {"none": _UNCHANGED},

@@ -101,7 +101,9 @@ class RunSpec(Model):
     """What to do in one run, and nothing of what happened.
 
     Work is counted in samples (for a language model: sequences). `batch_size_per_device` samples go through a device at a
-    time, or through the devices that share one copy of a model; `max` is the largest number that fits into the memory.
+    time, or through the devices that share one copy of a model; `max` is the largest number that fits into the memory, up
+    to `batch_size_cap`. `memory_limit_bytes` is what a rank may take: on a GPU torch refuses more (without it, all there
+    is), on a CPU it is what `max` fills (without it, 80 % of what is free, by the number of ranks).
     `gradient_accumulation_steps` of them make one step of the optimizer. A run that `saves` its weights under a name gives
     them to those that `needs` it, with the same repeat. The workload `command` may leave the batch open, and ends by itself.
     """
@@ -132,6 +134,7 @@ class RunSpec(Model):
     threads_per_device: Count = 1
     batch_size_per_device: Count | Literal["max"] | None = None
     memory_limit_bytes: Count | None = None
+    batch_size_cap: Count = 1024
     gradient_accumulation_steps: Count = 1
     warmup_steps: Count = 3
     warmup_seconds: NonNegative = 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from bench import registry
 from bench.record import Phase, Quality
 from bench.schema import RunSpec
+from bench.strategies.graph import compiled
 from bench.strategies.parts import Parallelism, Parts
 from bench.workloads.base import training_batches, validation_batches
 
@@ -112,6 +114,7 @@ class Trainer:
     quality: list[Quality] = field(default_factory=list)
     began_ns: int = 0
     probed_ns: int = 0
+    compile_seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.batches = self._on_device()
@@ -166,7 +169,7 @@ class Trainer:
         sums, parts = torch.zeros(3, dtype=torch.float64, device=self.device), self.parts
         shares = self.parallel.data_rank, self.parallel.data_ranks
         parts.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _eagerly(self.spec):
             for batch in validation_batches(parts.workload, self.spec.validation.samples, self.batch_size, *shares):
                 moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
                 with parts.precision.context():
@@ -189,6 +192,14 @@ class Trainer:
         return found
 
 
+def _eagerly(spec: RunSpec) -> AbstractContextManager[Any]:
+    """Run what is compiled as it was written: other shapes and modes would be compiled anew in the middle of the window."""
+    if spec.compile.name == "eager":
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     """Build the model with the same random weights on every rank, and apply the strategies."""
     torch.manual_seed(spec.seed)
@@ -201,6 +212,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     for axis in _CHANGES:
         choice = getattr(spec, axis)
         registry.load(axis, choice.name)(parts, **choice.options)
+    precision.convert(parts)
     held = list(parts.model.parameters())
     parts.count = sum(p.numel() for p in held), sum(p.numel() for p in held if p.requires_grad)
     parallel = registry.load("parallelism", spec.parallelism.name)(parts, **spec.parallelism.options)
@@ -232,8 +244,13 @@ def warm_up(trainer: Trainer) -> float:
         seconds.append((time.monotonic_ns() - start) / 1e9)
         enough = len(seconds) >= spec.warmup_steps and (time.monotonic_ns() - began) / 1e9 >= spec.warmup_seconds
         if agree(0 if enough else 1, trainer.device) == 0:
-            later = sorted(seconds[len(seconds) // 2 :])
-            return agree(later[len(later) // 2], trainer.device)
+            half = len(seconds) // 2
+            later = sorted(seconds[half:])
+            median = agree(later[len(later) // 2], trainer.device)
+            if half and spec.compile.name != "eager":
+                trainer.compile_seconds = max(0.0, sum(seconds[:half]) - half * median)
+                trainer.parts.notes |= compiled()
+            return median
 
 
 class Window:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from bench import registry
+from bench.batch_size import find_batch, limit_memory
 from bench.files import NEEDS, read_json, write_json, write_text
 from bench.probes import (
     communication_shares,
@@ -33,9 +34,11 @@ from bench.probes import (
 )
 from bench.process import die_with_parent
 from bench.record import Measurement, Rank
-from bench.schema import RunSpec
+from bench.schema import RunSpec, Scalar
+from bench.strategies.footprint import peak_bytes
+from bench.strategies.graph import compiled
 from bench.strategies.precision import Unsupported
-from bench.training import Clock, Window, build, synchronize, warm_up
+from bench.training import Clock, Trainer, Window, build, synchronize, warm_up
 
 _KEPT: list[Any] = []
 """What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be
@@ -83,12 +86,20 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
     before = reset_peak_memory(device)
-    needed = read_json(folder / NEEDS)
-    trainer = build(spec, device, Path(needed["folder"]) if needed else None)
+    needs = read_json(folder / NEEDS)
+    needed = Path(needs["folder"]) if needs else None
+    limit_memory(spec, device)
+    how: dict[str, Scalar] = {}
+    if spec.batch_size_per_device == "max":
+        size, how = find_batch(spec, device, needed)
+        spec = spec.model_copy(update={"batch_size_per_device": size})
+        now = clock.phase("find_batch", now)
+    trainer = build(spec, device, needed)
+    trainer.parts.notes |= how
     now = clock.phase("build", now)
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
-    dtype = trainer.parts.precision.compute_dtype
+    dtype = trainer.parts.precision.matmul_dtype
     speeds = [matmul_speeds(device, dtype)]  # as warm as after the window
     trainer.probed_ns = clock.phase("probe", now) - now
     reset_peak_memory(device)
@@ -146,6 +157,8 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> M
         data_wait_seconds=max(rank.data_wait_seconds or 0 for rank in ranks),
         peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
         batch_size_per_device=trainer.batch_size,
+        compile_seconds=trainer.compile_seconds,
+        memory_estimated_bytes=peak_bytes(trainer.spec),
         parameters=trainer.parameters,
         trainable_parameters=trainer.trainable_parameters,
         flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
@@ -157,8 +170,16 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> M
         dataset_digest=workload.dataset_digest,
         ranks=ranks,
         phases=clock.phases,
-        notes=trainer.parts.notes,
+        notes=_notes(trainer),
     )
+
+
+def _notes(trainer: Trainer) -> dict[str, Scalar]:
+    """Notes of the parts; what had to be compiled after the warm-up made measured steps slow, so it is told."""
+    notes = dict(trainer.parts.notes)
+    if "compiled_graphs" in notes:
+        notes["compiled_after_warmup"] = int(compiled()["compiled_graphs"]) - int(notes["compiled_graphs"])
+    return notes
 
 
 def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:

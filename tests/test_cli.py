@@ -22,7 +22,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["show", SCALING, "--region", "FR", "--price", "2"], ["run", "--help"]]
+    "arguments", [["--help"], ["show", SCALING, "--region", "FR", "--price", "2", "--no-memory"], ["run", "--help"]]
 )
 def test_help_and_show_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -62,6 +62,11 @@ def test_show_as_json() -> None:
     assert len(document["skipped"]) == 2
     assert document["machine"]["cpu_count"] == find_machine()[0].cpu_count
     assert document["estimate"]["seconds"] > 10
+    assert set(document["memory_estimated_bytes"]) < {
+        run["config_id"] for run in document["runs"]
+    }  # not of the skipped
+    assert all(10e6 < size < 100e6 for size in document["memory_estimated_bytes"].values())
+    assert document["does_not_fit"] == {}
 
 
 @pytest.mark.parametrize(
@@ -130,3 +135,22 @@ def test_show_of_a_suite_to_be_published() -> None:
     for run in document["runs"]:
         assert (run["warmup_steps"], run["warmup_seconds"], run["measure_seconds"]) == (10, 30, 60)
     assert document["estimate"]["seconds"] > len(document["runs"]) * 90 + 60
+
+
+def test_show_tells_what_does_not_fit() -> None:
+    from bench.cli.options import Asked
+    from bench.cli.show import lines
+    from bench.schema import Gpu, Machine, Suite
+    from bench.suite import expand
+
+    machine = Machine(
+        cpu_model="Synthetic", cpu_count=8, gpus=[Gpu(index=0, uuid="GPU-0", name="x", memory_bytes=10**10)]
+    )
+    defaults = {"workload": "decoder_lm", "workload_args": {"preset": "tiny"}, "batch_size_per_device": 1}
+    plan = expand(Suite(name="s", defaults=defaults, matrix={"precision": ["fp32", "bf16"]}), machine)
+    sizes = dict(zip((run.config_id for run in plan.runs), (2 * 10**10, 5 * 10**9), strict=True))
+    shown = lines(Asked(machine, plan, plan), sizes)
+    assert next(line for line in shown if "fp32" in line).endswith(
+        "× 1  ~20 GB a device, does not fit: a device has 10 GB"
+    )
+    assert next(line for line in shown if "bf16" in line).endswith("× 1  ~5 GB a device")

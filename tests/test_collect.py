@@ -68,6 +68,27 @@ def test_failures_are_told_by_their_first_cause(
     assert (tmp_path / "record.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB", 2 * 2**30),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", 20 * 2**20),
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 824633720832 bytes. Error code 12",
+            824633720832,
+        ),
+        ("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)", None),
+    ],
+)
+def test_what_was_asked_for_in_vain_is_recorded(tmp_path: Path, message: str, size: int | None) -> None:
+    record = collect(context(), SPEC, left(tmp_path, **error(0, "out_of_memory", message)))
+    assert record.error is not None
+    assert record.error.attempted_bytes == size
+    if size:
+        again = RunRecord.model_validate_json((tmp_path / "record.json").read_text())
+        assert again.error == record.error
+
+
 def test_a_kill_for_memory_is_out_of_memory(tmp_path: Path) -> None:
     folder = left(tmp_path, **{"ranks.json": [{"rank": 1, "exitcode": -9}]})
     assert collect(context(), SPEC, folder, killed_for_memory=True).status is Status.OUT_OF_MEMORY

@@ -204,6 +204,9 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     }
     messages = {status: r.error.message for status, r in ended.items() if r.error}
     assert "can't allocate memory" in messages[Status.OUT_OF_MEMORY]
+    assert ended[Status.OUT_OF_MEMORY].error is not None
+    assert (ended[Status.OUT_OF_MEMORY].error.attempted_bytes or 0) > 2**38
+    assert "out_of_memory: tried to allocate " in process.stderr + process.stdout
     assert "timeout_seconds = 6" in messages[Status.TIMEOUT]
     assert ended[Status.TIMEOUT].error is not None
     assert "worker.py" in ended[Status.TIMEOUT].error.log_tail  # where the ranks were

@@ -86,6 +86,10 @@ def test_mfu_of_a_known_device_and_of_no_other() -> None:
     assert metrics(record)["model_flops_utilization"] == pytest.approx(0.5)
     assert "model_flops_utilization" not in metrics(on_gpus(rows.record(2), "NVIDIA H20", "bf16", 1e12))
     assert "model_flops_utilization" not in metrics(rows.record())
+    stored = on_gpus(rows.record(2), "NVIDIA H100 80GB HBM3", "bf16_params", 494.7e12)
+    assert metrics(stored)["model_flops_utilization"] == pytest.approx(0.5)  # its products are in bf16 too
+    narrow = on_gpus(rows.record(2), "NVIDIA H100 80GB HBM3", "fp8", 494.75e12)
+    assert metrics(narrow)["model_flops_utilization"] == pytest.approx(0.25)
     with pytest.raises(ValueError, match=r"MFU 2\.00 above 1"):
         metrics(on_gpus(rows.record(2), "NVIDIA H100 80GB HBM3", "bf16", 2 * 989.4e12))
 
@@ -383,3 +387,31 @@ def test_another_place_changes_carbon_cost_and_grade_and_nothing_that_was_measur
 
 def test_a_loss_that_is_no_number_any_more_is_told() -> None:
     assert "loss 5.000 -> nan" in headline(measured_with(rows.record(), loss_last=None))
+
+
+def test_a_batch_that_was_found_is_told_in_the_place_of_what_was_asked() -> None:
+    record = rows.record(4, batch=8)
+    spec = record.spec.model_copy(update={"batch_size_per_device": "max", "gradient_accumulation_steps": 2})
+    found = measured_with(record.model_copy(update={"spec": spec}), batch_size_per_device=6)
+    flat = row(found)
+    assert (flat["batch_size_per_device"], flat["global_batch_size"]) == (6, 48)
+    assert spec.label.split()[-3:] == ["bmax", "fp32", "ddp"]
+    failed = rows.record(4, status=Status.OUT_OF_MEMORY).model_copy(update={"spec": spec})
+    assert "global_batch_size" not in row(failed)
+
+
+def test_the_estimate_of_memory_stands_against_what_was_measured() -> None:
+    record = measured_with(rows.record(2), memory_estimated_bytes=9 * 10**8, compile_seconds=2.5)
+    found = metrics(record)
+    assert found["memory_estimated_bytes"] == 9e8
+    assert found["memory_estimate_error"] == pytest.approx(-0.1)
+    assert found["compile_seconds"] == 2.5
+
+
+def test_memory_that_was_asked_for_in_vain_is_told() -> None:
+    record = rows.record(status=Status.OUT_OF_MEMORY, message="rank 0: CUDA out of memory.")
+    assert record.error is not None
+    asked = record.model_copy(update={"error": record.error.model_copy(update={"attempted_bytes": 2 * 2**30})})
+    assert headline(asked) == "out_of_memory: tried to allocate 2.15 GB; rank 0: CUDA out of memory."
+    assert metrics(asked)["attempted_bytes"] == 2 * 2**30
+    assert headline(record) == "out_of_memory: rank 0: CUDA out of memory."

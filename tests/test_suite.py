@@ -56,6 +56,23 @@ def test_every_shipped_suite_is_valid_everywhere(path: Path, machine: Machine) -
     assert plan.suite.description
 
 
+def test_the_largest_batch_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"}
+    plan = made(tmp_path, gpus(4), defaults | {"batch_size_per_device": "max"}, matrix={"devices": [1, 4]})
+    assert [run.batch_size_per_device for run in plan.runs] == ["max", "max"]
+    assert [run.global_batch_size for run in plan.runs] == [None, None]
+    assert plan.scaling == "weak"  # each device is given all that it holds
+    mixed = made(
+        tmp_path,
+        gpus(4),
+        defaults,
+        include=[{"devices": 1, "batch_size_per_device": "max"}, {"devices": 4, "batch_size_per_device": 2}],
+    )
+    assert mixed.scaling == "mixed"
+    with pytest.raises(SuiteError, match="batch_size_per_device"):
+        made(tmp_path, CPU, defaults | {"batch_size_per_device": "most"})
+
+
 def test_matrix_times_include_less_exclude(tmp_path: Path) -> None:
     plan = made(
         tmp_path,
@@ -194,7 +211,7 @@ BAD = {
     "text that is not there": (HEAD + "include: [{workload_args.text: no-such-file}]\n", ["no such file or folder"]),
     "unknown option": (
         HEAD + "include: [{optimizer: {name: adamw, lr: 1}}]\n",
-        ["optimizer 'adamw' has no option 'lr': allowed: learning_rate, weight_decay"],
+        ["optimizer 'adamw' has no option 'lr': allowed: beta1, beta2, epsilon, implementation, learning_rate,"],
     ),
     "option of a wrong type": (
         HEAD + "include: [{optimizer: {name: adamw, learning_rate: high}}]\n",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bench.cli.options import Asked, json_option, read_suite, suite_options
-from bench.schema import RunSpec
+from bench.schema import COMMAND, RunSpec
 
 _SCALING = {
     "weak": "weak scaling: every device gets the same work, so ideal scaling keeps the time of a step",
@@ -42,8 +42,9 @@ def _idle_seconds(asked: Asked) -> float:
     return 0.0 if RaplMeter().reason else asked.plan.suite.idle_seconds
 
 
-def lines(asked: Asked) -> list[str]:
-    """The plan as text: configurations with their repeats, reasons of the skipped, time and cost."""
+def lines(asked: Asked, estimated: dict[str, int]) -> list[str]:
+    """The plan as text: configurations with their repeats, memory a device, reasons of the skipped, time and cost."""
+    too_large = _too_large(asked, estimated)
     plan = asked.narrowed
     out = [f"{plan.suite.name}: {len(plan.to_do)} runs on {asked.machine.cpu_model}"]
     out += [f"  {gpu.index}: {gpu.name} {gpu.uuid}" for gpu in asked.machine.gpus]
@@ -55,6 +56,10 @@ def lines(asked: Asked) -> list[str]:
     for config_id, runs in repeats.items():
         reason = plan.skipped.get(config_id)
         what = f"skipped: {reason}" if reason else f"× {len(runs)}"
+        if config_id in estimated:
+            what += f"  ~{estimated[config_id] / 1e9:.3g} GB a device"
+        if config_id in too_large:
+            what += f", {too_large[config_id]}"
         out.append(f"  {config_id}  {runs[0].label}  {what}")
     return [*out, f"  {takes(asked)}"]
 
@@ -68,18 +73,52 @@ def takes(asked: Asked) -> str:
     return f"time: about {expected['seconds'] / 60:.1f} min{cost}"
 
 
+def memory(asked: Asked) -> dict[str, int]:
+    """Estimate the peak of memory of a device for each configuration, where it can be; takes seconds, and imports torch."""
+    trained = {run.config_id: run for run in asked.narrowed.to_do if run.workload != COMMAND}
+    if not trained:
+        return {}
+    import logging
+
+    logging.disable(logging.WARNING)  # what libraries say of themselves when they are imported
+    try:
+        from bench.strategies.footprint import peak_bytes
+
+        found = {config_id: peak_bytes(run) for config_id, run in trained.items()}
+    finally:
+        logging.disable(logging.NOTSET)
+    return {config_id: size for config_id, size in found.items() if size is not None}
+
+
+def _too_large(asked: Asked, estimated: dict[str, int]) -> dict[str, str]:
+    """Say which configurations do not fit into what a device of theirs may take: its memory, or the limit of the run."""
+    out = {}
+    gpu = [gpu.memory_bytes for gpu in asked.machine.free_gpus if gpu.memory_bytes is not None]
+    for run in asked.narrowed.to_do:
+        limits = [*(gpu if run.device_type == "cuda" else []), run.memory_limit_bytes]
+        there = min((limit for limit in limits if limit is not None), default=None)
+        size = estimated.get(run.config_id)
+        if size is not None and there is not None and size > there:
+            out[run.config_id] = f"does not fit: a device has {there / 1e9:.3g} GB"
+    return out
+
+
 @click.command()
 @suite_options
 @json_option
-def show(as_json: bool, **options: Any) -> None:
-    """List the runs that a suite means on this machine, in order, with time and cost. Nothing is started."""
-    echo(read_suite(**options), as_json=as_json)
+@click.option(
+    "--memory/--no-memory", "with_memory", default=True, help="Estimate the memory of a device; imports torch."
+)
+def show(as_json: bool, with_memory: bool, **options: Any) -> None:
+    """List the runs that a suite means on this machine, in order, with time, cost and memory. Nothing is started."""
+    echo(read_suite(**options), as_json=as_json, with_memory=with_memory)
 
 
-def echo(asked: Asked, *, as_json: bool) -> None:
+def echo(asked: Asked, *, as_json: bool, with_memory: bool = True) -> None:
     """Print what would be done."""
+    estimated = memory(asked) if with_memory else {}
     if not as_json:
-        click.echo("\n".join(lines(asked)))
+        click.echo("\n".join(lines(asked, estimated)))
         return
     plan = asked.narrowed
     document = {
@@ -92,5 +131,7 @@ def echo(asked: Asked, *, as_json: bool) -> None:
         "skipped": plan.skipped,
         "notes": plan.notes,
         "estimate": estimate(asked),
+        "memory_estimated_bytes": estimated,
+        "does_not_fit": _too_large(asked, estimated),
     }
     click.echo(json.dumps(document, indent=1, allow_nan=False))

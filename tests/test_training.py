@@ -1,0 +1,161 @@
+"""The training of one rank: warm-up, window, how it ends early, and the batch that is found before it."""
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.schema import RunSpec
+
+torch = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+CPU = torch.device("cpu")
+SMALL = {"layers": 2, "hidden": 32, "heads": 2, "sequence_length": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path_factory.mktemp("ranks") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def spec(**fields: Any) -> RunSpec:
+    base = {"workload": "decoder_lm", "workload_args": SMALL, "device_type": "cpu", "batch_size_per_device": 2}
+    return RunSpec(**(base | {"parallelism": "single", "measure_steps": 12} | fields))
+
+
+def measured(asked: RunSpec) -> Any:
+    from bench.training import Clock, Window, build
+
+    window = Window(build(asked, CPU, None), Clock(CPU), 0.01)
+    window.measure()
+    return window
+
+
+def test_training_ends_where_patience_does() -> None:
+    still = {"name": "sgd", "learning_rate": 0.0}
+    window = measured(spec(optimizer=still, validation={"every_steps": 2, "samples": 4, "patience": 2}))
+    assert (window.stopped_by, window.steps) == ("patience", 6)  # the first one, and two that were no better
+    window = measured(spec(optimizer={"name": "adamw"}, validation={"every_steps": 4, "samples": 4, "patience": 2}))
+    assert (window.stopped_by, window.steps) == (None, 12)
+    losses = [point.loss for point in window.trainer.quality]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_training_ends_where_the_target_is_reached() -> None:
+    often = {"every_steps": 3, "samples": 4}
+    easy, hard = ({"metric": "validation_loss", "value": value} for value in (100.0, 0.0))
+    window = measured(spec(validation=often, target=easy))
+    assert (window.stopped_by, window.steps, len(window.trainer.quality)) == ("target", 3, 1)
+    assert window.trainer.quality[0].step == 3
+    assert (measured(spec(validation=often, target=hard)).stopped_by) is None
+    sure = {"metric": "validation_accuracy", "value": 0.0}
+    assert measured(spec(validation=often, target=sure)).stopped_by == "target"
+
+
+def test_the_rate_follows_the_schedule_over_warm_up_and_window() -> None:
+    from bench.training import Clock, Window, build, warm_up
+
+    asked = spec(schedule={"name": "linear", "warmup": 0.0}, warmup_steps=3, warmup_seconds=0.0, measure_steps=3)
+    trainer = build(asked, CPU, None)
+    rates = []
+    trainer.parts.after_step.append(lambda step: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    window = Window(trainer, Clock(CPU), warm_up(trainer))
+    window.measure()
+    assert rates == pytest.approx([1e-3 * (1 - step / 6) for step in range(1, 7)])
+
+
+def test_what_compiling_took_is_what_the_first_steps_took_more() -> None:
+    from bench.training import warm_up
+
+    def trainer(name: str) -> Any:
+        waits = iter([0.3, *[0.02] * 100])
+        asked = spec(compile=name, warmup_steps=6, warmup_seconds=0.0)
+        made = SimpleNamespace(spec=asked, device=CPU, compile_seconds=None, parts=SimpleNamespace(notes={}))
+        made.step = lambda: time.sleep(next(waits))
+        return made
+
+    compiled, eager = trainer("default"), trainer("eager")
+    assert warm_up(compiled) == pytest.approx(0.02, abs=0.015)
+    assert compiled.compile_seconds == pytest.approx(0.28, abs=0.1)
+    assert compiled.parts.notes["compiled_graphs"] == 0
+    warm_up(eager)
+    assert eager.compile_seconds is None
+
+
+def test_precision_changes_the_model_before_it_is_counted_and_wrapped() -> None:
+    from bench.training import build
+
+    trainer = build(spec(precision="bf16_params", memory="checkpoint", parallelism="ddp"), CPU, None)
+    assert {p.dtype for p in trainer.parallel.module.parameters()} == {torch.bfloat16}
+    trainer.step()
+    assert {type(g).__name__ for g in trainer.optimizer.param_groups} == {"dict"}
+    assert {p.grad.dtype for p in trainer.parts.model.parameters()} == {torch.bfloat16}
+    assert all(name.startswith(("transformer.", "lm_head.")) for name in trainer.parallel.state() or {})
+
+
+@pytest.mark.parametrize("parallelism", ["single", "ddp"])
+def test_the_batch_that_fills_the_memory_is_found_and_nothing_is_trained(parallelism: str) -> None:
+    from bench.batch_size import find_batch
+    from bench.training import build
+
+    shape = SMALL | {"hidden": 128, "sequence_length": 128}
+    asked = spec(workload_args=shape, batch_size_per_device="max", batch_size_cap=200, parallelism=parallelism)
+    if parallelism == "single":  # first of all: what a process has freed it need not take again
+        with pytest.raises(MemoryError, match="a batch of 1 takes"):
+            find_batch(asked.model_copy(update={"memory_limit_bytes": 1000}), CPU, None)
+    plain = build(asked.model_copy(update={"batch_size_per_device": 2}), CPU, None)
+    limits = {limit: asked.model_copy(update={"memory_limit_bytes": limit * 10**6}) for limit in (150, 300, 100_000)}
+    found = {limit: find_batch(limited, CPU, None) for limit, limited in limits.items()}
+    sizes = [size for size, _ in found.values()]
+    assert 8 < sizes[0] < sizes[1] < sizes[2] == 200
+    assert found[150][1]["batch_found_by"] == "line"
+    assert found[100_000][1]["batch_found_by"] == "cap"
+    again = build(asked.model_copy(update={"batch_size_per_device": sizes[0]}), CPU, None)
+    for before, after in zip(plain.parts.model.parameters(), again.parts.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    assert again.samples_per_step == sizes[0]
+
+
+def test_trials_of_a_gpu_do_not_exchange_and_survive_a_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, with a device that says that it is full above 5 samples."""
+    from bench import batch_size
+
+    trials = batch_size._Trials(spec(batch_size_per_device="max", parallelism="ddp"), CPU, None)
+    trials.step(1)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+    exchanged = []
+    monkeypatch.setattr(trials.trainer.parallel.replicated, "no_sync", _counted(exchanged, trials))
+    forward = trials.trainer.parts.loss
+
+    def full(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if len(batch[0]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(model, batch)
+
+    trials.trainer.parts.loss = full
+    assert batch_size.search(trials.fits, 64) == 5
+    assert len(exchanged) == trials.tried - 1
+    assert all(p.grad is None for p in trials.trainer.parts.model.parameters())
+    trials.step(5)  # the ranks exchange again
+    assert len(exchanged) == trials.tried - 2
+
+
+def _counted(calls: list[int], trials: Any) -> Any:
+    held = trials.trainer.parallel.replicated.no_sync
+
+    def no_sync() -> Any:
+        calls.append(1)
+        return held()
+
+    return no_sync
