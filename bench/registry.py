@@ -13,14 +13,24 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-_PARALLELISM = {"single": "Single", "ddp": "Ddp"}
+_PARALLELISM = {
+    "parallelism": {"single": "Single", "ddp": "Ddp", "zero1": "Zero1"},
+    "sharded": {"fsdp2": "Fsdp2", "hsdp": "Hsdp"},
+    "tensor": {"tp": "Tp", "fsdp_tp": "FsdpTp"},
+    "pipeline": {"pp": "Pp"},
+    "context": {"cp": "Cp"},
+}
 _UNCHANGED = "bench.strategies.parts:unchanged"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
         "command": "bench.workloads.command:Command",
     },
-    "parallelism": {name: f"bench.strategies.parallelism:{code}" for name, code in _PARALLELISM.items()},
+    "parallelism": {
+        name: f"bench.strategies.{module}:{code}"
+        for module, names in _PARALLELISM.items()
+        for name, code in names.items()
+    },
     "precision": {name: f"bench.strategies.precision:{name}" for name in ("fp32", "tf32", "bf16", "fp16")},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in ("adamw", "sgd")},
     "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},

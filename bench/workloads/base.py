@@ -68,6 +68,13 @@ class Workload:
         """Return the model with random weights, on the current default device (which may be `meta`)."""
         raise NotImplementedError
 
+    def initialize(self, model: torch.nn.Module) -> None:
+        """Give weights and right buffers to a model of `build` on `meta` that was given memory since (`to_empty`)."""
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean loss over the samples of a batch, a scalar on the device; never waits for the device."""
         raise NotImplementedError
