@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-_PARALLELISM = {"single": "Single", "ddp": "Ddp"}
 _NOT_COVERED = dict.fromkeys(
     ("speech", "speech_recognition", "asr", "audio"),
     "speech is not covered: no package ships labelled recordings; your own script can run as workload 'command'",
@@ -24,6 +23,13 @@ _OPTIMIZER = ("sgd", "adagrad", "adam", "adamw", "adamw8bit")
 _MEMORY = ("checkpoint", "selective", "offload")
 _COMPILE = ("eager", "default", "max-autotune", "reduce-overhead", "cuda_graphs")
 _ATTENTION = ("sdpa", "flash", "efficient", "cudnn", "math")
+_PARALLELISM = {
+    "parallelism": {"single": "Single", "ddp": "Ddp", "zero1": "Zero1"},
+    "sharded": {"fsdp2": "Fsdp2", "hsdp": "Hsdp"},
+    "tensor": {"tp": "Tp", "fsdp_tp": "FsdpTp"},
+    "pipeline": {"pp": "Pp"},
+    "context": {"cp": "Cp"},
+}
 _UNCHANGED = "bench.strategies.parts:unchanged"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
@@ -35,7 +41,11 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "lstm_lm": "bench.workloads.lstm_lm:LstmLM",
         "command": "bench.workloads.command:Command",
     },
-    "parallelism": {name: f"bench.strategies.parallelism:{code}" for name, code in _PARALLELISM.items()},
+    "parallelism": {
+        name: f"bench.strategies.{module}:{code}"
+        for module, names in _PARALLELISM.items()
+        for name, code in names.items()
+    },
     "precision": {name: f"bench.strategies.precision:{name}" for name in _PRECISION},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in _OPTIMIZER},
     "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},

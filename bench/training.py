@@ -205,7 +205,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     torch.manual_seed(spec.seed)
     precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
     workload = registry.load("workload", spec.workload)(spec.workload_args)
-    with device:
+    with torch.device("meta") if spec.parallelism.options.get("meta") else device:
         model = workload.build()
     model.train()
     parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.schema import RunSpec, Scalar
-from bench.strategies.precision import Precision
+from bench.strategies.precision import Precision, Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ class Parallelism:
 
     apart = True
     regional = False
-    """Whether each block is compiled by itself: where hooks that exchange data stand between the blocks."""
+    """Whether each block is compiled by itself: where data are exchanged between the blocks."""
 
     def __init__(self, parts: Parts) -> None:
         import torch.distributed as dist
@@ -84,12 +84,20 @@ class Parallelism:
         self.module: torch.nn.Module = Objective(parts)
 
     def compile(self, **options: Any) -> None:
-        """Compile the step: the whole of it, or each block by itself where collectives stand between them."""
-        if self.regional:
-            for block in self.parts.blocks:
-                block.compile(**options)
-        else:
+        """Compile the step: the whole of it, or each block by itself where collectives stand between them.
+
+        Of a block it is `forward` that is compiled: `Module.compile` would take the hooks in, and those of sharded blocks
+        break the graph (it makes no difference whether a block was sharded before or after).
+        """
+        import torch
+
+        if not self.regional:
             self.module.compile(**options)
+            return
+        if not self.parts.blocks:
+            raise Unsupported("this parallelism is compiled block by block, and the workload names no blocks")
+        for block in self.parts.blocks:
+            block.forward = torch.compile(block.forward, **options)
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:
         """Context of one micro-batch; gradients of all but the last of a step stay where they are (`now` is False)."""

@@ -1,0 +1,414 @@
+"""Every way to share a training between ranks is the same training: the same losses, the same weights."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import registry
+from bench.probes import communication_shares
+from bench.schema import SHARED_COPY, RunSpec
+from bench.strategies.parts import Parts
+from bench.strategies.pipeline import microbatches_of
+from bench.strategies.precision import Precision, Unsupported
+from bench.workloads.decoder_lm import DecoderLM
+
+torch = pytest.importorskip("torch")
+
+SAMPLES, LENGTH, STEPS = 8, 16, 3
+ARGS = {"layers": 4, "hidden": 32, "heads": 4, "sequence_length": LENGTH, "vocabulary": 257}
+CPU = torch.device("cpu")
+
+
+class Gpt2(DecoderLM):
+    """The workload, which can also be built without memory."""
+
+    def initialize(self, model: Any) -> None:
+        for module in model.modules():
+            module._is_hf_initialized = False
+        model.init_weights()
+
+
+class Llama(Gpt2):
+    """The other architecture: fewer heads of keys than of queries, rotary positions, a head of its own."""
+
+    def build(self) -> Any:
+        from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
+        layers, hidden, heads, vocabulary = self.args.shape
+        config = LlamaConfig(
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            vocab_size=vocabulary,
+            use_cache=False,
+            attn_implementation="sdpa_causal",
+        )
+        return LlamaForCausalLM(config)
+
+    def blocks(self, model: Any) -> list[Any]:
+        return list(model.model.layers)
+
+
+for _name in ("Gpt2", "Llama"):
+    registry._BUILT_IN["workload"][_name.lower()] = f"{__name__}:{_name}"
+
+
+def spec(world: int, parallelism: Any, batch: int, **more: Any) -> RunSpec:
+    fields = {"workload": "gpt2", "optimizer": {"name": "sgd", "learning_rate": 0.1}, "measure_steps": STEPS} | more
+    shape = {"workload_args": ARGS, "device_type": "cpu", "devices_per_node": world, "batch_size_per_device": batch}
+    return RunSpec.model_validate({"parallelism": parallelism} | shape | fields)
+
+
+def samples(step: int) -> Any:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, 256, (SAMPLES, LENGTH + 1), generator=generator, dtype=torch.uint8)
+
+
+def recompute(trainer: Any) -> None:
+    """Compute each block again in the backward pass, as strategies of memory do."""
+    from torch.utils.checkpoint import checkpoint
+
+    for block in trainer.parts.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compiled(trainer: Any) -> None:
+    trainer.parallel.compile(backend="aot_eager")
+
+
+def overflow(trainer: Any) -> None:
+    """Let a gradient of the last rank overflow in the first step: all must leave the step out."""
+    parallel = trainer.parallel
+    place, name = (parallel.schedule, "step") if hasattr(parallel, "schedule") else (parallel, "gradients")
+    true = getattr(place, name)
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        out = true(*args, **kwargs)
+        setattr(place, name, true)
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            grad = trainer.parts.blocks[-1].mlp.c_fc.weight.grad
+            getattr(grad, "_local_tensor", grad).view(-1)[0] = torch.inf
+        return out
+
+    setattr(place, name, poisoned)
+
+
+def profiled(trainer: Any) -> None:
+    """Keep what the profiler says of communication."""
+    for step in range(2):
+        trainer.batches = iter([(samples(step),)] * 9)
+        trainer.step()
+    shares = communication_shares(trainer)
+    assert shares is not None
+    trainer.parts.notes |= shares._asdict()
+
+
+@contextmanager
+def gathered_keys(mesh: Any, *, buffers: Any, buffer_seq_dims: Any, no_restore_buffers: Any) -> Iterator[None]:
+    """In place of torch's ring, which needs GPUs: each rank has one stretch, and attention gathers keys and values."""
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+    from torch.nn import functional
+
+    rank, true = mesh.get_local_rank(), functional.scaled_dot_product_attention
+    for buffer, dim in zip(buffers, buffer_seq_dims, strict=True):
+        part = buffer.chunk(mesh.size(), dim)[rank].clone()
+        buffer.resize_(part.shape).copy_(part)
+
+    def attention(query: Any, key: Any, value: Any, *, is_causal: bool, scale: float, **_: Any) -> Any:
+        assert is_causal
+        key, value = (all_gather_tensor_autograd(x.contiguous(), 2, mesh.get_group()) for x in (key, value))
+        rows = torch.arange(query.shape[2]) + rank * query.shape[2]
+        seen = torch.arange(key.shape[2]) <= rows.unsqueeze(1)
+        return (query @ key.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1) @ value
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = true
+
+
+def train(asked: RunSpec, prepare: Callable[[Any], None] | None) -> dict[str, Any]:
+    """Train a few steps on the same samples however they are shared; return what came of it."""
+    from bench.training import build
+
+    trainer = build(asked, CPU, None)
+    if prepare is not None:
+        prepare(trainer)
+    parallel, share = trainer.parallel, SAMPLES // trainer.parallel.data_ranks
+    done = len(trainer.losses)
+
+    def batches() -> Iterator[tuple[Any]]:
+        for step in range(STEPS + 1):
+            mine = samples(step)[parallel.data_rank * share :][:share]
+            yield from ((micro,) for micro in mine.chunk(asked.gradient_accumulation_steps))
+
+    trainer.batches = batches()
+    for _ in range(STEPS):
+        trainer.step()
+    losses = [trainer.mean_loss(step) for step in range(done, done + STEPS)]
+    quality = trainer.validate()
+    state = parallel.state()
+    held = state and {name: tensor.clone() for name, tensor in state.items()}
+    trainer.step()  # training goes on after validation and checkpoint
+    assert quality is not None
+    out = {"losses": losses, "quality": [quality.loss, quality.accuracy], "notes": trainer.parts.notes}
+    return out | {"state": held, "samples": trainer.samples_per_step, "asked": asked.global_batch_size}
+
+
+TWICE, HALF, TEXT = {"gradient_accumulation_steps": 2}, {"precision": "fp16"}, {"workload": "llama"}
+Case = tuple[str, Any, int, dict[str, Any], Callable[[Any], None] | None]
+CASES: dict[int, dict[str, Case]] = {
+    1: {
+        "gpt2": ("gpt2", "single", 8, {}, None),
+        "llama": ("llama", "single", 8, TEXT, None),
+        "fp16": ("fp16", "single", 8, HALF, None),
+        "overflow": ("overflow", "single", 8, HALF, overflow),
+        "ddp of one": ("gpt2", "ddp", 8, {}, None),
+        "zero1 of one": ("gpt2", "zero1", 8, {}, None),
+        "fsdp2 of one": ("gpt2", "fsdp2", 8, {}, None),
+    },
+    2: {
+        "ddp": ("gpt2", "ddp", 4, {}, None),
+        "ddp, accumulated": ("gpt2", "ddp", 2, TWICE, None),
+        "zero1": ("gpt2", "zero1", 4, {}, None),
+        "zero1, accumulated": ("gpt2", "zero1", 2, TWICE, None),
+        "zero1, fp16": ("fp16", "zero1", 4, HALF, None),
+        "fsdp2": ("gpt2", "fsdp2", 4, {}, None),
+        "fsdp2, llama": ("llama", "fsdp2", 4, TEXT, None),
+        "fsdp2, kept": ("gpt2", {"name": "fsdp2", "reshard": False}, 2, TWICE, None),
+        "fsdp2, offload": ("gpt2", {"name": "fsdp2", "offload": True}, 4, {}, None),
+        "fsdp2, mixed": ("fp16", {"name": "fsdp2", "mixed": True}, 4, HALF, None),
+        "fsdp2, recomputed": ("gpt2", "fsdp2", 4, {}, recompute),
+        "fsdp2, compiled": ("gpt2", "fsdp2", 4, {}, compiled),
+        "fsdp2, overflow": ("overflow", "fsdp2", 4, HALF, overflow),
+        "tp": ("gpt2", "tp", 8, {}, None),
+        "tp, gathered": ("gpt2", {"name": "tp", "loss_parallel": False}, 4, TWICE, None),
+        "tp, sequence": ("gpt2", {"name": "tp", "sequence": True}, 8, {}, recompute),
+        "tp, llama": ("llama", {"name": "tp", "sequence": True}, 8, TEXT, None),
+        "tp, compiled": ("gpt2", "tp", 8, {}, compiled),
+        "tp, overflow": ("overflow", "tp", 8, HALF, overflow),
+        "pp": ("gpt2", "pp", 8, {}, recompute),
+        "pp, gpipe": ("gpt2", {"name": "pp", "schedule": "gpipe", "microbatches": 2}, 4, TWICE, None),
+        "pp, llama": ("llama", "pp", 8, TEXT, None),
+        "pp, compiled": ("gpt2", "pp", 8, {}, compiled),
+        "pp, overflow": ("overflow", "pp", 8, HALF, overflow),
+        "cp": ("gpt2", "cp", 8, {}, None),
+        "cp, accumulated": ("gpt2", "cp", 4, TWICE, None),
+    },
+    4: {
+        "hsdp": ("gpt2", "hsdp", 2, {}, None),
+        "hsdp, accumulated": ("gpt2", "hsdp", 1, TWICE, None),
+        "pp of four": ("gpt2", "pp", 8, {}, None),
+        "pp, two copies": ("gpt2", {"name": "pp", "size": 2}, 2, TWICE, None),
+        "fsdp_tp": ("gpt2", "fsdp_tp", 4, {}, None),
+        "fsdp_tp, sequence": ("llama", {"name": "fsdp_tp", "sequence": True}, 2, TEXT | TWICE, None),
+        "fsdp_tp, overflow": ("overflow", "fsdp_tp", 4, HALF, overflow),
+        "cp, two copies": ("gpt2", {"name": "cp", "size": 2}, 4, {}, None),
+    },
+}
+OTHER: dict[int, dict[str, Case]] = {
+    2: {
+        "fsdp2, meta": ("", {"name": "fsdp2", "meta": True}, 4, {}, None),
+        **{name: ("", name, 8, {}, profiled) for name in ("ddp", "zero1", "fsdp2", "tp", "pp")},
+    },
+    4: {"hsdp, meta": ("", {"name": "hsdp", "meta": True}, 2, {}, None)},
+}
+
+
+def _rank(rank: int, world: int, folder: Path) -> None:
+    """Go through all cases of a number of ranks in one process group; leave what came of them."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / f"store-{world}"), world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    torch.distributed.tensor.experimental.context_parallel = gathered_keys
+    registry.load("parallelism", "cp").needs_gpu = False
+    try:
+        for kind, cases in (("case", CASES), ("other", OTHER)):
+            for name, (_, parallelism, batch, more, prepare) in cases.get(world, {}).items():
+                found = train(spec(world, parallelism, batch, **more), prepare)
+                torch._dynamo.reset()
+                if rank == 0:
+                    torch.save(found, folder / f"{kind}-{name}.pt")
+    except BaseException:
+        (folder / f"error-{world}-{rank}.txt").write_text(f"{name}\n{traceback.format_exc()}")
+        os._exit(1)
+    os._exit(0)  # see bench.worker: groups of gloo are not taken down
+
+
+def _nursery(folder: Path) -> None:
+    """Import once, fork the ranks."""
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    fork = multiprocessing.get_context("fork")
+    for world in CASES:
+        ranks = [fork.Process(target=_rank, args=(rank, world, folder)) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
+            ranks[0].join(0.1)
+        for process in ranks:
+            process.join(2) or process.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranks")
+    process = multiprocessing.get_context("spawn").Process(target=_nursery, args=(made,))
+    process.start()
+    process.join(220)
+    process.kill()
+    return made
+
+
+def outcome(folder: Path, kind: str, name: str) -> dict[str, Any]:
+    path = folder / f"{kind}-{name}.pt"
+    assert path.exists(), "\n".join(error.read_text() for error in folder.glob("error-*.txt")) or "it took too long"
+    found: dict[str, Any] = torch.load(path)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for cases in CASES.values() for name in cases])
+def test_it_is_the_same_training(folder: Path, name: str) -> None:
+    reference = next(cases[name][0] for cases in CASES.values() if name in cases)
+    true, found = outcome(folder, "case", reference), outcome(folder, "case", name)
+    exact = reference in ("gpt2", "llama")
+    near = {"rel": 1e-5 if exact else 1e-4, "abs": 0}
+    assert found["losses"] == pytest.approx(true["losses"], **near)
+    assert found["quality"] == pytest.approx(true["quality"], **near)
+    assert found["samples"] == found["asked"] == SAMPLES
+    assert found["state"].keys() == true["state"].keys()
+    for key, tensor in true["state"].items():
+        torch.testing.assert_close(found["state"][key], tensor, rtol=0, atol=1e-6 if exact else 2e-4)
+
+
+@pytest.mark.slow
+def test_a_step_more_or_less_would_show(folder: Path) -> None:
+    whole, left_out = outcome(folder, "case", "fp16"), outcome(folder, "case", "overflow")
+    assert whole["losses"][0] == left_out["losses"][0]
+    assert abs(whole["losses"][1] - left_out["losses"][1]) > 1e-3
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert (whole["state"][name] - left_out["state"][name]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2, meta", "hsdp, meta"])
+def test_a_model_that_was_built_without_memory_is_trained(folder: Path, name: str) -> None:
+    found, built = outcome(folder, "other", name), outcome(folder, "case", "gpt2")
+    assert found["losses"][0] == pytest.approx(5.55, abs=0.1)  # ln 257: knows nothing yet
+    state = found["state"]
+    assert {key: tensor.shape for key, tensor in state.items()} == {k: t.shape for k, t in built["state"].items()}
+    assert torch.equal(state["transformer.wte.weight"], state["lm_head.weight"])
+    for key in ("transformer.wte.weight", "transformer.h.3.mlp.c_fc.weight"):
+        assert state[key].std() == pytest.approx(0.02, rel=0.1)
+    first, second = state["transformer.wpe.weight"].chunk(2)
+    assert not torch.allclose(first, second, atol=1e-3)  # shards have numbers of their own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero1", "fsdp2", "tp", "pp"])
+def test_communication_is_seen(folder: Path, name: str) -> None:
+    found = outcome(folder, "other", name)["notes"]
+    assert 0 < found["exposed"] <= found["communication"] < 1
+    assert 0 < found["busy"] < 1
+
+
+@pytest.mark.slow
+def test_a_pipeline_says_what_its_bubble_would_be(folder: Path) -> None:
+    told = outcome(folder, "case", "pp of four")["notes"]
+    assert told == {"pipeline_stages": 4, "pipeline_microbatches": 8, "pipeline_bubble_share_ideal": 3 / 11}
+
+
+@pytest.mark.parametrize(
+    ("samples", "stages", "asked", "count"), [(8, 2, 0, 4), (8, 4, 0, 8), (6, 2, 0, 3), (7, 2, 0, 1), (8, 2, 2, 2)]
+)
+def test_microbatches(samples: int, stages: int, asked: int, count: int) -> None:
+    assert microbatches_of(samples, stages, asked) == count
+
+
+def parts_of(asked: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Parts of rank 0 of a process group that is not there."""
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: asked.world_size)
+    workload = registry.load("workload", asked.workload)(asked.workload_args)
+    with torch.device("meta"):
+        model = workload.build()
+    scaler = object() if asked.precision.name == "fp16" else None
+    return Parts(asked, CPU, workload, model, Precision(("cpu", torch.float16) if scaler else None, scaler))
+
+
+ODD = {"workload_args": ARGS | {"layers": 1, "hidden": 48, "heads": 3, "sequence_length": 15}}
+
+
+@pytest.mark.parametrize(
+    ("world", "parallelism", "more", "reason"),
+    [
+        (2, "single", {}, "one device, not 2"),
+        *((1, name, {}, "one has nothing to share") for name in ("tp", "pp", "cp", "fsdp_tp")),
+        (2, "hsdp", {}, "not 2 devices: choose fsdp2"),
+        (4, {"name": "hsdp", "shard": 3}, {}, "groups of 3 devices, not 4"),
+        (2, "fsdp_tp", {}, "choose tp"),
+        (3, {"name": "fsdp_tp", "size": 2}, {}, "3 devices cannot form groups of 2"),
+        (4, {"name": "tp", "size": 2}, {}, "choose fsdp_tp"),
+        (2, "tp", ODD, "3 heads cannot be dealt out to 2 devices"),
+        (4, "tp", TEXT, "4 heads and 2 of keys and values cannot be dealt out to 4"),
+        (
+            3,
+            {"name": "tp", "sequence": True},
+            ODD | {"workload_args": ODD["workload_args"] | {"sequence_length": 16}},
+            "16",
+        ),
+        (2, "tp", {"compile": "eager", "finetune": "lora"}, "with finetune lora"),
+        (2, "tp", {"compile": "default", "memory": "checkpoint"}, "with memory checkpoint"),
+        (2, "pp", ODD, "1 layers cannot be dealt out to 2 stages"),
+        (2, {"name": "pp", "schedule": "zigzag"}, {}, "not zigzag"),
+        (2, {"name": "pp", "microbatches": 3}, {}, "8 samples cannot be cut into 3"),
+        (2, {"name": "pp", "microbatches": 1}, {}, "1f1b needs a micro-batch for each of 2 stages, not 1"),
+        (2, "pp", {"pruning": "magnitude"}, "with pruning magnitude"),
+        (2, "cp", {}, "cp needs GPUs"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    world: int, parallelism: Any, more: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spec(world, parallelism, 8, **more)
+    with pytest.raises(Unsupported, match=reason):
+        registry.load("parallelism", asked.parallelism.name)(parts_of(asked, monkeypatch), **asked.parallelism.options)
+
+
+@pytest.mark.parametrize("name", ["tp", "pp", "cp", "fsdp_tp"])
+def test_models_of_other_kinds_are_not_cut_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of(spec(4, name, 8), monkeypatch)
+    parts.model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(registry.load("parallelism", "cp"), "needs_gpu", False)
+    with pytest.raises(Unsupported, match="known of GPT2LMHeadModel, LlamaForCausalLM, not of Linear"):
+        registry.load("parallelism", name)(parts)
+
+
+def test_layers_that_are_one_and_the_same_are_not_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = parts_of(spec(2, "pp", 8), monkeypatch)
+    parts.model.transformer.h[1] = parts.model.transformer.h[0]
+    with pytest.raises(Unsupported, match="share their weights"):
+        registry.load("parallelism", "pp")(parts)
+
+
+def test_the_names_that_share_a_copy_are_those_of_the_schema() -> None:
+    import inspect
+
+    for name in registry.names("parallelism"):
+        size = inspect.signature(registry.load("parallelism", name)).parameters.get("size")
+        assert (size.default if size else None) == SHARED_COPY.get(name)
