@@ -190,12 +190,16 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
         found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
+        inference = measured.inference
+        if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
+            inference = inference.model_copy(update={"energy": own(inference.start_ns, inference.end_ns)})
         memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
         measured = measured.model_copy(
             update={
                 "energy": own(*edges, pauses) if steady else [],
                 "startup": own(start_ns, edges[0], probes) if steady else [],
                 "phases": phases,
+                "inference": inference,
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
                 "peak_memory_bytes": measured.peak_memory_bytes or memory,

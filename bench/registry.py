@@ -15,6 +15,12 @@ from typing import Any
 
 _PARALLELISM = {"single": "Single", "ddp": "Ddp"}
 _UNCHANGED = "bench.strategies.parts:unchanged"
+
+
+def _choices(axis: str, unchanged: str, *names: str) -> dict[str, str]:
+    return {unchanged: _UNCHANGED, **{name: f"bench.strategies.{axis}:{name}" for name in names}}
+
+
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
@@ -27,10 +33,14 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "memory": {"none": _UNCHANGED},
     "compile": {"eager": "bench.strategies.graph:eager"},
     "attention": {"sdpa": "bench.strategies.graph:sdpa"},
-    "finetune": {"full": _UNCHANGED},
-    "pruning": {"none": _UNCHANGED},
-    "quantization": {"none": _UNCHANGED},
-    "distillation": {"none": _UNCHANGED},
+    "finetune": _choices("finetune", "full", "last_layers", "bitfit", "lora", "ia3"),
+    "pruning": _choices("pruning", "none", "magnitude", "structured", "layers", "semi_structured"),
+    "quantization": _choices(
+        "quantization",
+        "none",
+        *("fp16", "int8", "int8_asymmetric", "int8_dynamic", "int8_dynamic_asymmetric", "int4", "qat"),
+    ),
+    "distillation": _choices("distillation", "none", "soft"),
 }
 
 
