@@ -201,6 +201,9 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
         cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
         training = [phase.start_ns for phase in phases if phase.name == "warmup"]
         found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
+        inference = measured.inference
+        if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
+            inference = inference.model_copy(update={"energy": own(inference.start_ns, inference.end_ns)})
         memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
         measured = measured.model_copy(
             update={
@@ -211,6 +214,7 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
                     _paid(point, own(training[0], point.read_ns, probes) if training else [])
                     for point in measured.quality
                 ],
+                "inference": inference,
                 "gpus": found,
                 "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
                 "peak_memory_bytes": measured.peak_memory_bytes or memory,

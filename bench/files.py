@@ -9,6 +9,8 @@ from typing import Any
 
 NEEDS = "needs.json"
 """File in a run's folder that names the folder of the run that it needs."""
+CHECKPOINT = "checkpoint"
+"""Folder in a run's folder with the weights that the run has saved."""
 
 
 def write_text(path: Path, text: str) -> None:

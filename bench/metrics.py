@@ -290,9 +290,35 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["batch_size_per_device"] = measured.batch_size_per_device
         out["global_batch_size"] = found.global_batch_size or 0
     out |= _throughput(measured, record.spec.world_size) | _ranks(measured) | _energy(record, measured)
-    out |= _phases(measured) | _conditions(measured)
+    out |= _phases(measured) | _conditions(measured) | _inference(measured)
     out |= _utilization(record, out)
     out |= _per_million(record, out) | _quality(record, measured)
+    return out
+
+
+def _inference(measured: Measurement) -> dict[str, float]:
+    """The served form of the model: its size, its quality and what compressing took from it, speed and energy of its use.
+
+    The changes are served less trained, by the same held-out samples.
+    """
+    served = measured.inference
+    if served is None:
+        return {}
+    out: dict[str, float] = {"model_bytes": served.model_bytes, "zeros_share": served.zeros_share}
+    for name in ("loss", "accuracy"):
+        value = getattr(served, name)
+        before = getattr(measured.quality[-1], name) if measured.quality else None
+        if value is not None:
+            out[f"served_{name}"] = value
+            if before is not None:
+                out[f"served_{name}_change"] = value - before
+    if served.samples is None or served.seconds is None:
+        return out
+    out["inference_samples_per_second"] = served.samples / served.seconds
+    for readings, tag in zip(split_energy(served.energy), ("", "_estimated"), strict=True):
+        if readings:
+            watts = sum(r.energy_joules / r.seconds for r in readings)
+            out[f"inference_joules_per_sample{tag}"] = watts * served.seconds / served.samples
     return out
 
 

@@ -196,15 +196,16 @@ class Quality(Model):
 class Inference(Model):
     """The trained model in use: forward passes alone, of the form in which it would be served.
 
-    `model_bytes` is the size of its weights on disk; `quality` that of this form, beside that before it was compressed in
-    Measurement. `zeros_share` is the share of its weights that are 0.
+    `model_bytes` is the size of its weights on disk; `loss` and `accuracy` are those of this form, beside those before it was
+    compressed in Measurement. `zeros_share` is the share of its weights that are 0. Without `inference_seconds` nothing is
+    timed.
     """
 
-    samples: Count
-    seconds: Positive
+    samples: Count | None = None
+    seconds: Positive | None = None
     energy: list[EnergyReading] = []
-    start_ns: int
-    end_ns: int
+    start_ns: int | None = None
+    end_ns: int | None = None
     model_bytes: Count
     zeros_share: Annotated[float, Field(ge=0, le=1)]
     loss: float | None = None

@@ -20,7 +20,6 @@ _NOT_COVERED = dict.fromkeys(
 """Names of workloads that somebody may look for, and why there are none."""
 _PRECISION = ("fp32", "tf32", "bf16", "fp16", "bf16_params", "fp8")
 _OPTIMIZER = ("sgd", "adagrad", "adam", "adamw", "adamw8bit")
-_MEMORY = ("checkpoint", "selective", "offload")
 _COMPILE = ("eager", "default", "max-autotune", "reduce-overhead", "cuda_graphs")
 _ATTENTION = ("sdpa", "flash", "efficient", "cudnn", "math")
 _PARALLELISM = {
@@ -31,6 +30,12 @@ _PARALLELISM = {
     "context": {"cp": "Cp"},
 }
 _UNCHANGED = "bench.strategies.parts:unchanged"
+
+
+def _choices(axis: str, unchanged: str, *names: str) -> dict[str, str]:
+    return {unchanged: _UNCHANGED, **{name: f"bench.strategies.{axis}:{name}" for name in names}}
+
+
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
@@ -49,13 +54,17 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "precision": {name: f"bench.strategies.precision:{name}" for name in _PRECISION},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in _OPTIMIZER},
     "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},
-    "memory": {"none": _UNCHANGED} | {name: f"bench.strategies.memory:{name}" for name in _MEMORY},
+    "memory": _choices("memory", "none", "checkpoint", "selective", "offload"),
     "compile": {name: f"bench.strategies.graph:{name.replace('-', '_')}" for name in _COMPILE},
     "attention": {name: f"bench.strategies.attention:{name}" for name in _ATTENTION},
-    "finetune": {"full": _UNCHANGED},
-    "pruning": {"none": _UNCHANGED},
-    "quantization": {"none": _UNCHANGED},
-    "distillation": {"none": _UNCHANGED},
+    "finetune": _choices("finetune", "full", "last_layers", "bitfit", "lora", "ia3"),
+    "pruning": _choices("pruning", "none", "magnitude", "structured", "layers", "semi_structured"),
+    "quantization": _choices(
+        "quantization",
+        "none",
+        *("fp16", "int8", "int8_asymmetric", "int8_dynamic", "int8_dynamic_asymmetric", "int4", "qat"),
+    ),
+    "distillation": _choices("distillation", "none", "soft"),
 }
 
 

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from bench import needs
 from bench.collect import Context, collect, oom_kills, save, skipped
 from bench.environment import EnvironmentProblem, check_torch, describe
-from bench.files import read_json, write_json, write_text
+from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
 from bench.record import Environment, RunRecord, Status
 from bench.schema import COMMAND, Machine, RunSpec
@@ -71,12 +72,42 @@ class Execution:
         return self.folder.name
 
     def missing(self, *, retry: bool = False) -> list[RunSpec]:
-        """Runs without a record, in order; with `retry` also those that failed."""
-        return [
-            spec
-            for spec in self.plan.to_do
-            if (record := self.records.get(spec.run_id)) is None or (retry and record.status is not Status.OK)
-        ]
+        """Runs without a record, in order; with `retry` also those that failed.
+
+        A run whose saved weights are gone is done again if one of these needs them.
+        """
+        ended = {key: record for key, record in self.records.items() if not retry or record.status is Status.OK}
+        out = []
+        wanted: set[str] = set()
+        for spec in reversed(self.plan.to_do):  # a giver comes after those that need it
+            if spec.run_id not in ended or spec.run_id in wanted:
+                out.append(spec)
+                given = needs.giver(spec, self.plan.to_do)
+                if given is not None and self._gone(given):
+                    wanted.add(given.run_id)
+        return out[::-1]
+
+    def _gone(self, giver: RunSpec) -> bool:
+        """Whether a run ended well, but what it saved is not there any more."""
+        record = self.records.get(giver.run_id)
+        return record is not None and record.status is Status.OK and not self.checkpoint(giver).is_dir()
+
+    def checkpoint(self, giver: RunSpec) -> Path:
+        """Where the weights are that a run has saved."""
+        return self.folder / giver.run_id / CHECKPOINT
+
+    def unmet(self, spec: RunSpec) -> str | None:
+        """Why the weights that a run needs are not there; None if they are, or it needs none."""
+        given = needs.giver(spec, self.plan.runs)
+        if given is None:
+            return None
+        record = self.records.get(given.run_id)
+        if record is None:
+            return f"needs {spec.needs!r}, which was not done"
+        if record.status is not Status.OK:
+            why = record.error.message.splitlines()[0] if record.error and record.error.message else ""
+            return f"needs {spec.needs!r}, which ended as {record.status}: {why}"
+        return None if self.checkpoint(given).is_dir() else f"needs {spec.needs!r}, which left no weights"
 
 
 def plan_digest(plan: Plan) -> str:
@@ -224,8 +255,12 @@ class Runner:
         """Do one run in a folder of its own, from `spec.json` to `record.json`."""
         folder = self.execution.folder / spec.run_id
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed try left
+        if reason := self.execution.unmet(spec):
+            return save(skipped(self.context, spec, reason), folder)
         folder.mkdir()
         write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+        if given := needs.giver(spec, self.execution.plan.runs):
+            write_json(folder / NEEDS, {"folder": str(self.execution.folder / given.run_id)})
         kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)

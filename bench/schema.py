@@ -208,7 +208,8 @@ class RunSpec(Model):
             axis for axis in AXES if axis not in plain and getattr(self, axis) != type(self).model_fields[axis].default
         ]
         axes = [str(self.precision), str(self.parallelism), *(str(getattr(self, axis)) for axis in rest)]
-        return " ".join([self.workload, *args, f"d{self.world_size}", batch, *axes])
+        names = [f"{word}-{name}" for word, name in (("from", self.needs), ("saves", self.saves)) if name is not None]
+        return " ".join([self.workload, *args, f"d{self.world_size}", batch, *axes, *names])
 
     @property
     def run_id(self) -> str:

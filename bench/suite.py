@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench import registry, yamlfile
+from bench import needs, registry, yamlfile
 from bench.metrics import parameters
 from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite
 
@@ -252,6 +252,7 @@ def expand(suite: Suite, machine: Machine) -> Plan:
             if spec.config_id in specs:
                 mistakes.append(f"duplicate runs: {spec.label} stands twice in matrix and include")
             specs[spec.config_id] = spec
+    mistakes = mistakes or list(needs.mistakes(specs.values()))
     if mistakes:
         raise SuiteError(mistakes)
     if not specs:
@@ -263,7 +264,9 @@ def expand(suite: Suite, machine: Machine) -> Plan:
             [f"{len(specs)} configurations × {suite.repeats} repeats; at most {MAX_RUNS} runs are allowed"]
         )
     skipped = {key: reason for key, spec in specs.items() if (reason := _why_not(spec, machine))}
-    return Plan(suite, _interleave(list(specs.values()), suite.repeats), skipped, notes)
+    configurations = list(specs.values())
+    skipped = needs.pass_on(configurations, skipped)
+    return Plan(suite, _interleave(configurations, suite.repeats), skipped, notes)
 
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -449,16 +452,22 @@ def _why_not(spec: RunSpec, machine: Machine) -> str | None:
 
 
 def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
-    """All configurations once, then all again in the other direction: a slow minute hits no configuration alone."""
+    """All configurations once, then all again in the other direction: a slow minute hits no configuration alone.
+
+    In either direction a run comes after the one whose weights it needs.
+    """
     runs = []
     for repeat in range(repeats):
-        for spec in specs if repeat % 2 == 0 else reversed(specs):
+        for spec in needs.in_order(specs if repeat % 2 == 0 else specs[::-1]):
             runs.append(spec.model_copy(update={"repeat": repeat, "seed": (spec.seed + repeat) % 2**31}))
     return runs
 
 
 def only(plan: Plan, filters: Iterable[str]) -> Plan:
-    """Keep the runs that match all `field=value[,value]` filters; a short name stands for an entry of workload_args."""
+    """Keep the runs that match all `field=value[,value]` filters, and those whose weights they need.
+
+    A short name stands for an entry of workload_args.
+    """
     runs = plan.runs
     for text in filters:
         name, equals, wanted = text.partition("=")
@@ -478,5 +487,6 @@ def only(plan: Plan, filters: Iterable[str]) -> Plan:
         runs = [run for run in runs if run.run_id in keep]
         if not runs:
             raise SuiteError([f"--only {text!r} leaves no run together with the other filters"])
+    runs = needs.with_givers(runs, plan.runs)
     kept = {run.config_id for run in runs}
     return replace(plan, runs=runs, skipped={key: why for key, why in plan.skipped.items() if key in kept})

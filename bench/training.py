@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bench import registry
+from bench.checkpoint import check_savable, load_into
 from bench.record import Phase, Quality
 from bench.schema import RunSpec
 from bench.strategies.graph import compiled
@@ -164,20 +165,26 @@ class Trainer:
         ranks: int = self.parallel.loss_ranks
         return agree(float(self.losses[step]), self.device, dist.ReduceOp.SUM) / ranks
 
-    def validate(self) -> Quality | None:
-        """Measure quality on held-out samples, the same on all ranks; None where none are asked for or there."""
+    def evaluate(self, context: AbstractContextManager[Any]) -> tuple[float, float] | None:
+        """Return loss and accuracy on held-out samples, the same on all ranks; None where none are asked for or there."""
         sums, parts = torch.zeros(3, dtype=torch.float64, device=self.device), self.parts
         shares = self.parallel.data_rank, self.parallel.data_ranks
-        parts.model.eval()
         with torch.no_grad(), _eagerly(self.spec):
             for batch in validation_batches(parts.workload, self.spec.validation.samples, self.batch_size, *shares):
                 moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
-                with parts.precision.context():
+                with context:
                     sums += torch.stack([part.double() for part in self.parallel.score(moved)])
-        parts.model.train()
         dist.all_reduce(sums)
         loss, correct, asked = sums.tolist()
-        if not asked:
+        return (loss / asked, correct / asked) if asked else None
+
+    def validate(self) -> Quality | None:
+        """Measure quality so far; None where there are no held-out samples."""
+        parts = self.parts
+        parts.model.eval()
+        reached = self.evaluate(parts.precision.context())
+        parts.model.train()
+        if reached is None:
             return None
         now = time.monotonic_ns()
         found = Quality(
@@ -185,8 +192,8 @@ class Trainer:
             read_ns=now,
             seconds=(now - self.began_ns - self.probed_ns) / 1e9,
             samples=min(self.spec.validation.samples, len(parts.workload.validation)),
-            loss=loss / asked,
-            accuracy=correct / asked,
+            loss=reached[0],
+            accuracy=reached[1],
         )
         self.quality.append(found)
         return found
@@ -202,6 +209,7 @@ def _eagerly(spec: RunSpec) -> AbstractContextManager[Any]:
 
 def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     """Build the model with the same random weights on every rank, and apply the strategies."""
+    check_savable(spec)
     torch.manual_seed(spec.seed)
     precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
     workload = registry.load("workload", spec.workload)(spec.workload_args)
@@ -209,6 +217,9 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
         model = workload.build()
     model.train()
     parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))
+    if needed is not None and spec.distillation.name == "none":  # there it is the teacher
+        loaded, parts.fresh = load_into(model, needed)
+        parts.notes |= loaded
     for axis in _CHANGES:
         choice = getattr(spec, axis)
         registry.load(axis, choice.name)(parts, **choice.options)
@@ -229,7 +240,8 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     source = training_batches(workload, batch_size, seed, on_gpu=device.type == "cuda")
     trainer = Trainer(parts, parallel, parallel.optimizer(make), source, batch_size)
     if spec.measure_steps:
-        trainer.schedule(spec.warmup_steps + spec.measure_steps)
+        parts.planned_steps = spec.warmup_steps + spec.measure_steps
+        trainer.schedule(parts.planned_steps)
     return trainer
 
 
@@ -281,8 +293,10 @@ class Window:
         trainer, every = self.trainer, self.trainer.spec.validation.every_steps
         trainer.data_wait_ns = 0
         while (steps := self.missing()) > 0 and self.stopped_by is None:
-            if self.steps == 0 and trainer.scheduler is None:
-                trainer.schedule(steps)
+            if self.steps == 0:
+                trainer.parts.planned_steps = len(trainer.losses) + steps
+                if trainer.scheduler is None:
+                    trainer.schedule(steps)
             self._stretch(steps)
             if every is not None and self.steps % every == 0:
                 start = time.monotonic_ns()

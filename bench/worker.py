@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench import registry
+from bench import checkpoint, inference, registry
 from bench.batch_size import find_batch, limit_memory
-from bench.files import NEEDS, read_json, write_json, write_text
+from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
 from bench.probes import (
     communication_shares,
     is_out_of_memory,
@@ -33,7 +33,7 @@ from bench.probes import (
     reset_peak_memory,
 )
 from bench.process import die_with_parent
-from bench.record import Measurement, Rank
+from bench.record import Inference, Measurement, Rank
 from bench.schema import RunSpec, Scalar
 from bench.strategies.footprint import peak_bytes
 from bench.strategies.graph import compiled
@@ -112,10 +112,8 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     losses = trainer.mean_loss(0), trainer.mean_loss(-1)
     if not all(math.isfinite(loss) for loss in losses):
         raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {trained} steps")
+    served = _finish(trainer, clock, folder)
     now = time.monotonic_ns()
-    if not trainer.quality or trainer.quality[-1].step != trained:
-        trainer.validate()
-        now = clock.phase("validation", now)
     speeds.append(matmul_speeds(device, dtype))
     shares = communication_shares(trainer)
     clock.phase("probe", now)
@@ -136,12 +134,28 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     ranks = gather(mine)
     _write_steps(folder / f"steps-{rank}.jsonl", clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        result = _result(window, ranks, losses)
+        result = _result(window, ranks, losses).model_copy(update={"inference": served})
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
     _KEPT.append(trainer)
+
+
+def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
+    """Validate the trained model, save it, and measure the form in which it would be served, as far as that is asked."""
+    now = time.monotonic_ns()
+    if not trainer.quality or trainer.quality[-1].step != len(trainer.losses):
+        trainer.validate()
+        now = clock.phase("validation", now)
+    if trainer.spec.saves is not None:
+        checkpoint.save(trainer.spec, trainer.parallel, folder / CHECKPOINT)
+        synchronize(trainer.device)
+        now = clock.phase("checkpoint", now)
+    served = inference.measure(trainer)
+    if served is not None:
+        clock.phase("inference", now)
+    return served
 
 
 def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> Measurement:

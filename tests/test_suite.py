@@ -218,6 +218,28 @@ BAD = {
         ["optimizer 'adamw': learning_rate must be a number, not 'high'"],
     ),
     "two prices": (HEAD + "usd_per_kwh: 1\nusd_per_device_hour: 1\ninclude: [{}]\n", ["not both"]),
+    "needs what nobody saves": (
+        HEAD + "include: [{saves: base}, {needs: bass}]\n",
+        ["needs 'bass', which no run of the suite saves: did you mean 'base'?"],
+    ),
+    "nobody saves anything": (HEAD + "include: [{needs: base}]\n", ["saves: none saves anything"]),
+    "several save one name": (
+        HEAD + "matrix: {precision: [fp32, bf16], saves: [base]}\n",
+        ["2 configurations save 'base' (decoder_lm gpt2 tiny d1 b4 fp32 ddp saves-base, decoder_lm gpt2"],
+    ),
+    "needs itself": (
+        HEAD + "include: [{saves: base, needs: base}]\n",
+        ["runs wait for each other: base -> base; write needs: null where the weights are made"],
+    ),
+    "a circle": (
+        HEAD + "include: [{saves: b, needs: c}, {saves: a, needs: b}, {saves: c, needs: a}, {needs: a}]\n",
+        ["runs wait for each other: b -> c -> a -> b"],
+    ),
+    "no teacher": (HEAD + "include: [{distillation: soft}]\n", ["distillation has no teacher: give needs: NAME"]),
+    "a command that saves": (
+        "name: s\ninclude: [{workload: command, workload_args.argv: 'true', saves: x}]\n",
+        ["a command neither saves weights"],
+    ),
     "auto elsewhere": (HEAD + "matrix: {repeats: auto}\n", ["matrix: unknown field 'repeats'"]),
     "auto for another field": (
         HEAD + "matrix: {seed: auto}\n",
@@ -400,3 +422,41 @@ def test_shared_copies_of_a_model_share_its_samples() -> None:
     spec = RunSpec(workload="x", device_type="cpu", devices_per_node=4, batch_size_per_device=3, measure_steps=1)
     sizes = {name: spec.model_copy(update={"parallelism": Choice(name=name)}) for name in ("ddp", "tp", "fsdp_tp")}
     assert {name: s.global_batch_size for name, s in sizes.items()} == {"ddp": 12, "tp": 3, "fsdp_tp": 6}
+
+
+CHAIN = [{"needs": "b"}, {"saves": "b", "needs": "a", "seed": 5}, {"precision": "bf16"}, {"saves": "a"}]
+
+
+def places(plan: Plan) -> list[tuple[str, int]]:
+    return [(run.saves or run.needs or run.precision.name, run.repeat) for run in plan.runs]
+
+
+def test_givers_come_before_those_that_need_them_in_either_direction(tmp_path: Path) -> None:
+    plan = made(tmp_path, include=CHAIN, repeats=2)
+    last = ("b", 0)  # needs b and saves nothing
+    assert places(plan) == [("a", 0), ("b", 0), last, ("bf16", 0), ("a", 1), ("bf16", 1), ("b", 1), ("b", 1)]
+    assert [run.needs for run in plan.runs] == [None, "a", "b", None, None, None, "a", "b"]
+    assert plan.runs[1].seed == 5
+
+
+def test_needs_of_the_defaults_are_taken_back_where_the_weights_are_made(tmp_path: Path) -> None:
+    plan = made(tmp_path, defaults=BASE | {"needs": "a"}, include=[{}, {"saves": "a", "needs": None}])
+    assert [(run.saves, run.needs) for run in plan.runs] == [("a", None), (None, "a")]
+    assert plan.runs[1].label.endswith("ddp from-a")
+
+
+def test_only_keeps_what_the_chosen_need(tmp_path: Path) -> None:
+    plan = made(tmp_path, include=CHAIN, repeats=2)
+    kept = only(plan, ["needs=b", "repeat=1"])
+    assert [(run.saves, run.needs, run.repeat) for run in kept.runs] == [("a", None, 1), ("b", "a", 1), (None, "b", 1)]
+    assert [run.precision.name for run in only(plan, ["precision=bf16", "repeat=0"]).runs] == ["bf16"]
+
+
+def test_who_needs_what_cannot_be_done_here_is_skipped_with_it(tmp_path: Path) -> None:
+    plan = made(tmp_path, include=[{"saves": "a", "devices": 64}, {"saves": "b", "needs": "a"}, {"needs": "b"}, {}])
+    reasons = [plan.skipped.get(run.config_id, "") for run in plan.runs]
+    assert reasons[0].startswith("needs 64 × 1 threads")
+    assert reasons[1].startswith("needs 'a', which is skipped: needs 64 × 1 threads")
+    assert reasons[2].startswith("needs 'b', which is skipped: needs 'a', which is skipped: needs 64")
+    assert reasons[3] == ""
+    assert len(plan.to_do) == 1

@@ -32,7 +32,9 @@ class Parts:
     called as `loss(model, batch)`. After each step of the optimizer all of `after_step` are called with the number of steps
     so far; `serve` turn the trained model into the one that would be served. `notes` end in the record. `count` is the number
     of all parameters and of those that are trained, before the model is cut up; `flops_share` the share of the workload's
-    FLOP that is left (frozen weights have no gradients, removed layers nothing).
+    FLOP that is left (frozen weights have no gradients, removed layers nothing). `fresh` are the names of tensors that the
+    checkpoint of the needed run did not have; `planned_steps` the steps of the optimizer that the training will take, 0
+    while that is not known.
     """
 
     spec: RunSpec
@@ -47,6 +49,8 @@ class Parts:
     notes: dict[str, Scalar] = field(default_factory=dict)
     count: tuple[int, int] = (0, 0)
     flops_share: float = 1.0
+    fresh: frozenset[str] = frozenset()
+    planned_steps: int = 0
 
     def __post_init__(self) -> None:
         self.loss = self.workload.loss

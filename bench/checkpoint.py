@@ -1,0 +1,130 @@
+"""Trained weights between runs: a folder with `weights.safetensors` and `checkpoint.json`, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.files import CHECKPOINT, read_json, write_json
+from bench.schema import RunSpec, Scalar
+from bench.strategies.precision import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.strategies.parts import Parallelism
+
+WEIGHTS, FACTS = "weights.safetensors", "checkpoint.json"
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "module.")
+"""Parts of names that say how a model was trained, not what it is; the last one only at the beginning."""
+_NAMED = 5
+
+
+class Loaded(NamedTuple):
+    """What came of a loading: facts for the record, and the names of the model's tensors that stayed as they were."""
+
+    notes: dict[str, Scalar]
+    fresh: frozenset[str]
+
+
+def plain_name(name: str) -> str:
+    """Name of a tensor as the workload's own model has it."""
+    for wrapper in _WRAPPERS[:-1]:
+        name = name.replace(wrapper, "")
+    return name.removeprefix(_WRAPPERS[-1])
+
+
+def check_savable(spec: RunSpec) -> None:
+    """Refuse to save what no other run could load: a model of another shape than its workload builds."""
+    if spec.saves is None:
+        return
+    other = {
+        "finetune": ("lora", "ia3"),
+        "pruning": ("structured", "layers"),
+        "quantization": ("qat",),
+    }
+    for axis, names in other.items():
+        if (name := getattr(spec, axis).name) in names:
+            raise Unsupported(
+                f"a model changed by {axis} {name!r} has other tensors than its workload builds, so no run could load it: "
+                "save the run that it starts from"
+            )
+
+
+def save(spec: RunSpec, parallel: Parallelism, folder: Path) -> None:
+    """Write the weights of a model to `folder`; all ranks call it, rank 0 writes."""
+    state = parallel.state()
+    if state is None:
+        return
+    from safetensors.torch import save_file
+
+    same: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in parallel.parts.model.state_dict(keep_vars=True).items():
+        first = same.setdefault(id(tensor), name)
+        if first != name:
+            tied[plain_name(name)] = plain_name(first)
+    named = {plain_name(name): tensor for name, tensor in state.items()}
+    kept = {name: tensor.contiguous() for name, tensor in named.items() if tied.get(name) not in named}
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_file(kept, temporary / WEIGHTS)
+    facts = {
+        "workload": spec.workload,
+        "workload_args": spec.workload_args,
+        "sha256": _digest(temporary / WEIGHTS),
+        "tensors": len(kept),
+        "tied": {name: first for name, first in tied.items() if first in named},
+    }
+    write_json(temporary / FACTS, facts)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_into(model: torch.nn.Module, run: Path) -> Loaded:
+    """Copy the weights that a run has saved into a model: all tensors whose name and shape are those of the model.
+
+    So a model with another head takes what is below it, and keeps its own head. Raises ValueError where nothing fits.
+    """
+    import torch
+    from safetensors import safe_open
+
+    folder = run / CHECKPOINT
+    facts = read_json(folder / FACTS)
+    if facts is None:
+        raise ValueError(f"there is no checkpoint in {folder}")
+    own, tied = model.state_dict(), facts["tied"]
+    loaded: set[str] = set()
+    with safe_open(folder / WEIGHTS, framework="pt") as file, torch.no_grad():
+        there = set(file.keys())
+        for name, tensor in own.items():
+            source = name if name in there else tied.get(name)
+            if source in there and list(tensor.shape) == file.get_slice(source).get_shape():
+                tensor.copy_(file.get_tensor(source))
+                loaded.add(name)
+    if not loaded:
+        raise ValueError(
+            f"no tensor of the checkpoint of {facts['workload']} {facts['workload_args']} fits this model: it has "
+            f"{_some(there)}, the model {_some(own)}"
+        )
+    fresh = frozenset(own) - loaded
+    notes: dict[str, Scalar] = {
+        "needed_sha256": facts["sha256"],
+        "loaded_tensors": len(loaded),
+        "left_tensors": len(fresh),
+        "unused_tensors": len(there - loaded - {tied[name] for name in loaded if name in tied}),
+    }
+    return Loaded(notes | ({"left": _some(fresh)} if fresh else {}), fresh)
+
+
+def _some(names: set[str] | frozenset[str] | dict[str, torch.Tensor]) -> str:
+    shown = sorted(names)[:_NAMED]
+    return ", ".join(shown) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -1,0 +1,89 @@
+"""Which run gives its trained weights to which: `saves` and `needs` of the runs of a suite.
+
+A giver and those that need it have the same repeat, and the giver is done first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from bench.registry import did_you_mean
+from bench.schema import COMMAND, RunSpec
+
+
+def mistakes(specs: Iterable[RunSpec]) -> Iterator[str]:
+    """Tell what is wrong with the names that configurations save and need."""
+    specs, savers = list(specs), defaultdict(list)
+    for spec in specs:
+        if spec.saves is not None:
+            savers[spec.saves].append(spec)
+        if spec.workload == COMMAND and (spec.saves or spec.needs):
+            yield f"{spec.label}: a command neither saves weights for other runs nor needs theirs"
+        if spec.distillation.name != "none" and spec.needs is None:
+            yield f"{spec.label}: distillation has no teacher: give needs: NAME of a run that saves NAME"
+    for name, found in savers.items():
+        if len(found) > 1:
+            labels = ", ".join(spec.label for spec in found[:3])
+            yield f"{len(found)} configurations save {name!r} ({labels}): only one may"
+    for spec in specs:
+        if spec.needs is not None and spec.needs not in savers:
+            hint = did_you_mean(spec.needs, savers) if savers else "none saves anything"
+            yield f"{spec.label} needs {spec.needs!r}, which no run of the suite saves: {hint}"
+        elif (circle := _circle(spec, savers)) is not None:
+            yield f"runs wait for each other: {circle}; write needs: null where the weights are made"
+
+
+def _circle(spec: RunSpec, savers: dict[str, list[RunSpec]]) -> str | None:
+    """Names on the way from a configuration back to itself, told by the one whose name is the first of them."""
+    names: list[str] = []
+    name = spec.needs
+    while name is not None and name in savers and name not in names:
+        names.append(name)
+        name = savers[name][0].needs
+    if spec.saves not in names or spec.saves != min(names):
+        return None
+    return " -> ".join([*names, names[0]])
+
+
+def in_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Return runs of one repeat with each giver before those that need it, and otherwise as they were."""
+    givers = {spec.saves: spec for spec in specs if spec.saves is not None}
+    out: dict[str, RunSpec] = {}
+
+    def put(spec: RunSpec) -> None:
+        if spec.needs in givers:
+            put(givers[spec.needs])
+        out.setdefault(spec.config_id, spec)
+
+    for spec in specs:
+        put(spec)
+    return list(out.values())
+
+
+def giver(spec: RunSpec, runs: Iterable[RunSpec]) -> RunSpec | None:
+    """Return the run whose weights a run needs."""
+    if spec.needs is None:
+        return None
+    return next((run for run in runs if run.saves == spec.needs and run.repeat == spec.repeat), None)
+
+
+def with_givers(chosen: Iterable[RunSpec], runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Return the chosen of some runs and all that they need, in the order of the runs."""
+    keep: set[str] = set()
+    for run in chosen:
+        needed: RunSpec | None = run
+        while needed is not None and needed.run_id not in keep:
+            keep.add(needed.run_id)
+            needed = giver(needed, runs)
+    return [run for run in runs if run.run_id in keep]
+
+
+def pass_on(specs: Sequence[RunSpec], skipped: dict[str, str]) -> dict[str, str]:
+    """Add the configurations that need a skipped one to `skipped`, which maps a config_id to the reason."""
+    out = dict(skipped)
+    for spec in in_order(specs):
+        needed = giver(spec, specs)
+        if needed is not None and needed.config_id in out:
+            out.setdefault(spec.config_id, f"needs {spec.needs!r}, which is skipped: {out[needed.config_id]}")
+    return out

@@ -1,0 +1,109 @@
+"""Weights between runs: written whole, loaded by name and shape, and what is said when they do not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.files import CHECKPOINT
+from bench.strategies.precision import Unsupported
+
+torch = pytest.importorskip("torch")
+from bench.checkpoint import check_savable, load_into, plain_name, save  # noqa: E402
+from tests import tiny  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Whole:
+    """What `save` asks of a parallelism, without ranks."""
+
+    def __init__(self, parts: Any, prefix: str = "") -> None:
+        self.parts, self.prefix = parts, prefix
+
+    def state(self) -> Any:
+        return {self.prefix + name: tensor for name, tensor in self.parts.model.state_dict().items()}
+
+
+def saved(run: Path, parts: Any, prefix: str = "") -> Path:
+    run.mkdir(exist_ok=True)
+    save(parts.spec, Whole(parts, prefix), run / CHECKPOINT)  # type: ignore[arg-type]
+    return run
+
+
+def test_what_is_saved_is_loaded_and_tied_weights_are_written_once(tmp_path: Path) -> None:
+    parts = tiny.parts()
+    tiny.train(parts, 1)
+    run = saved(tmp_path / "run", parts, prefix="_orig_mod.")
+    facts = json.loads((run / CHECKPOINT / "checkpoint.json").read_text())
+    assert facts["tied"] == {"lm_head.weight": "transformer.wte.weight"}
+    assert facts["workload_args"] == tiny.DECODER
+    size = sum(p.numel() * 4 for p in parts.model.parameters())
+    assert size < (run / CHECKPOINT / "weights.safetensors").stat().st_size < 1.2 * size
+    assert {path.name for path in run.iterdir()} == {CHECKPOINT}
+    torch.manual_seed(7)
+    model = parts.workload.build()
+    loaded = load_into(model, run)
+    for (name, mine), theirs in zip(model.state_dict().items(), parts.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert loaded.fresh == frozenset()
+    assert loaded.notes["loaded_tensors"] == len(model.state_dict())
+    assert (loaded.notes["left_tensors"], loaded.notes["unused_tensors"]) == (0, 0)
+    assert loaded.notes["needed_sha256"] == facts["sha256"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    tiny.train(parts, 1)
+    saved(run, parts)  # in place of the older one
+    assert json.loads((run / CHECKPOINT / "checkpoint.json").read_text())["sha256"] != facts["sha256"]
+
+
+def test_another_head_keeps_its_own_weights(tmp_path: Path) -> None:
+    pretrained = tiny.parts("other", {"architecture": "bert"})
+    run = saved(tmp_path / "run", pretrained)
+    model = tiny.parts("other", {"architecture": "classifier"}).model
+    with torch.no_grad():
+        pretrained.model.bert.embeddings.word_embeddings.weight += 0  # the same tensor, whoever looks at it
+    before = model.classifier.weight.clone()
+    loaded = load_into(model, run)
+    assert {name.split(".")[0] for name in loaded.fresh} >= {"classifier"}
+    assert {name for name in loaded.fresh if "encoder" in name} == set()
+    assert torch.equal(model.classifier.weight, before)
+    theirs = pretrained.model.bert.encoder.layer[0].output.dense.weight
+    assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, theirs)
+    assert loaded.notes["left_tensors"] == len(loaded.fresh)
+    assert int(loaded.notes["unused_tensors"]) > 0
+    assert "classifier.bias" in str(loaded.notes["left"])
+
+
+def test_a_tensor_of_another_shape_is_left(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", tiny.parts())
+    longer = tiny.parts(args=tiny.DECODER | {"sequence_length": 32})
+    assert load_into(longer.model, run).fresh == {"transformer.wpe.weight"}
+
+
+def test_a_checkpoint_that_fits_nothing_or_is_not_there_is_an_error(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", tiny.parts())
+    with pytest.raises(ValueError, match=r"no tensor of the checkpoint of decoder_lm .* fits this model: it has "):
+        load_into(tiny.parts("other", {"architecture": "mlp"}).model, run)
+    with pytest.raises(ValueError, match="there is no checkpoint in"):
+        load_into(tiny.parts().model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("model._orig_mod.h.0._checkpoint_wrapped_module.w", "model.h.0.w"),
+        ("module.w", "w"),
+        ("my_module.w", "my_module.w"),
+    ],
+)
+def test_names_are_those_of_the_plain_model(given: str, wanted: str) -> None:
+    assert plain_name(given) == wanted
+
+
+def test_what_no_run_could_load_is_not_saved() -> None:
+    check_savable(tiny.spec(finetune="lora"))
+    for axis, name in (("finetune", "lora"), ("pruning", "layers"), ("quantization", "qat")):
+        with pytest.raises(Unsupported, match=f"changed by {axis} '{name}'"):
+            check_savable(tiny.spec(saves="x", **{axis: name}))
+    check_savable(tiny.spec(saves="x", pruning="magnitude"))
