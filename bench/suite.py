@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import needs, registry, yamlfile
 from bench.metrics import parameters
-from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite, devices_per_copy
 
 MAX_RUNS = 10_000
 SITE_OPTIONS = {
@@ -298,7 +298,7 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
 
 def _rungs(suite: Suite, defaults: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The defaults, then each step of the ladder on top of all before; `devices: auto` is the most that are free."""
-    cell = _merged(defaults, {})
+    cell, below = _merged(defaults, {}), None
     for rung, step in enumerate([{}, *suite.ladder]):
         change = for_device_type(step, defaults["device_type"])
         if rung and not change:
@@ -306,6 +306,10 @@ def _rungs(suite: Suite, defaults: dict[str, Any], machine: Machine, notes: list
             continue
         cell = _merged(cell, change)
         *_, most = _with_devices(cell, machine, notes)
+        if most == below:
+            notes.append(f"ladder: step {rung} changes nothing on this machine and is left out")
+            continue
+        below = most
         yield most | {"ladder": rung}
 
 
@@ -349,10 +353,19 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
     total = cell.get("global_batch_size")
     accumulation = cell.get("gradient_accumulation_steps", 1)
     for devices in counts or [1]:
-        if isinstance(total, int) and isinstance(accumulation, int) and total % (devices * accumulation):
+        if isinstance(total, int) and isinstance(accumulation, int) and total % (_copies(cell, devices) * accumulation):
             notes.append(f"devices: auto leaves out {devices}: it does not divide global_batch_size {total}")
         else:
             yield {**cell, "devices": devices}
+
+
+def _copies(cell: dict[str, Any], devices: int) -> int:
+    """Copies of the model that train on samples of their own: a batch is divided by them."""
+    try:
+        choice = Choice.model_validate(cell.get("parallelism", "ddp"))
+        return max(1, devices // devices_per_copy(choice, devices))
+    except (ValidationError, ValueError):
+        return devices  # the mistake is told elsewhere
 
 
 def _run_spec(cell: dict[str, Any]) -> RunSpec:
@@ -368,12 +381,12 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
         accumulation = accumulation if isinstance(accumulation, int) and accumulation > 0 else 1
         if "batch_size_per_device" in cell:
             mistakes.append("give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both")
-        elif not isinstance(total, int) or total < 1 or total % (devices * accumulation):
-            parts = f"{devices} devices × {accumulation} accumulation steps"
+        elif not isinstance(total, int) or total < 1 or total % (_copies(cell, devices) * accumulation):
+            parts = f"{_copies(cell, devices)} devices × {accumulation} accumulation steps"
             mistakes.append(f"global_batch_size {total!r} is no multiple of {parts}")
             cell["batch_size_per_device"] = 1
         else:
-            cell["batch_size_per_device"] = total // (devices * accumulation)
+            cell["batch_size_per_device"] = total // (_copies(cell, devices) * accumulation)
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in AXES:

@@ -22,7 +22,7 @@ ROOMS = ("bench", "analytics", "app")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 9_500
+FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 12_000
 
 
 def code_lines(text: str) -> set[int]:
@@ -100,7 +100,8 @@ def test_commands_in_the_readme_exist() -> None:
 
 
 def test_constraints_are_within_the_ranges() -> None:
-    everything = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+    everything = [*PROJECT["dependencies"], *extras]
     ranges = {r.name: r.specifier for r in map(Requirement, everything)}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]

@@ -460,3 +460,11 @@ def test_who_needs_what_cannot_be_done_here_is_skipped_with_it(tmp_path: Path) -
     assert reasons[2].startswith("needs 'b', which is skipped: needs 'a', which is skipped: needs 64")
     assert reasons[3] == ""
     assert len(plan.to_do) == 1
+
+
+def test_a_global_batch_is_divided_by_copies_of_the_model(tmp_path: Path) -> None:
+    defaults = {name: value for name, value in BASE.items() if name != "batch_size_per_device"}
+    axes = {"parallelism": ["ddp", "tp", {"name": "tp", "size": 2}, "pp"], "devices": [4]}
+    plan = made(tmp_path, gpus(4), defaults | {"global_batch_size": 8}, matrix=axes)
+    assert [run.batch_size_per_device for run in plan.runs] == [2, 8, 4, 8]
+    assert {run.global_batch_size for run in plan.runs} == {8}
