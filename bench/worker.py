@@ -138,7 +138,8 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
 
 def _built(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock) -> Trainer:
     """Build the training; where the batch is to be the largest that fits, find it first."""
-    now, how = clock.phases[-1].end_ns, {}
+    now = clock.phases[-1].end_ns
+    how: dict[str, Scalar] = {}
     if spec.batch_size_per_device == "max":
         size, how = find_batch(spec, device, needed)
         spec = spec.model_copy(update={"batch_size_per_device": size})
