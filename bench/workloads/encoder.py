@@ -141,8 +141,8 @@ class Encoder(TransformerWorkload):
         return ("BertConfig", "BertForSequenceClassification") if self.args.labelled else self.classes["bert"]
 
     def more(self) -> dict[str, Any]:
-        """No mask; as many classes as the data have; positions as many as are used."""
-        fields: dict[str, Any] = {"attn_implementation": UNMASKED}
+        """No mask, no padding, whose embedding would stay 0; as many classes as the data have."""
+        fields: dict[str, Any] = {"attn_implementation": UNMASKED, "pad_token_id": None}
         if self.args.labelled:
             fields["num_labels"] = len(self.labels_there)
         return fields
