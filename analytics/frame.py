@@ -250,7 +250,11 @@ def names(table: pd.DataFrame) -> pd.Series:
     named by its workload and devices. Returns text on the index of `table`.
     """
     varying = [column for column in asked(table) if table[column].nunique(dropna=False) > 1]
-    arguments = [column for column in varying if column.startswith("workload_args.")]
+    # An argument that one workload has and another has not tells nothing that the workload's name does not.
+    within = table.groupby("workload", dropna=False)
+    varying = [c for c in varying if not c.startswith("workload_args.") or (within[c].nunique(dropna=False) > 1).any()]
+    follows = "workload_args.architecture"  # from a preset, mostly
+    arguments = [column for column in varying if column.startswith("workload_args.") and column != follows]
     core = [column for column in ("workload", *arguments, "devices", "precision") if column in varying]
     rest = [column for column in _SHOWN if column in varying and column not in core]
     rest += [column for column in varying if column not in (*core, *rest)]

@@ -83,24 +83,24 @@ _FACTORS = "below 1 is less; 95 % intervals; ? the interval does not tell"
 def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
     """What follows from the runs of one execution: a ladder, the law, or each configuration against the first.
 
-    The law is told where devices or sizes differ, so that there is something to fit.
+    The law is told where devices differ, or where there are three sizes, so that there is something to fit.
     """
     from analytics.compare import against_first, ladder
     from analytics.scaling import fit
 
     steps = ladder(runs)
     if steps:
-        yield f"The ladder: each step against the one below, for the same work ({_FACTORS}):"
+        yield f"The ladder: each step against the one below, for the same number of samples ({_FACTORS}):"
         yield _compared("step", steps)
         yield from _unequal(runs)
         return
     law = fit(runs)
-    if any(len(series.points) > 1 for series in law.series):
+    if any(len(series.devices) > 1 or len(series.by_work) > 2 for series in law.series):
         yield "\n".join(law.sentences())
         return
     others = against_first(runs)
     if others:
-        yield f"Against {others[0].baseline}, for the same work ({_FACTORS}):"
+        yield f"Against {others[0].baseline}, for the same number of samples ({_FACTORS}):"
         yield _compared("configuration", others)
         yield from _unequal(runs)
     if not law.series and runs["status"].eq("ok").any():
