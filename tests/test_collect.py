@@ -279,6 +279,17 @@ def test_a_target_that_was_not_reached_has_no_price(tmp_path: Path) -> None:
     assert not any("to_target" in name for name in found)
 
 
+def test_the_energy_of_inference_is_that_of_its_passes(tmp_path: Path) -> None:
+    served = {"samples": 10, "seconds": 3, "start_ns": 42 * S, "end_ns": 45 * S, "model_bytes": 1, "zeros_share": 0}
+    parts = [*PHASES, phase("inference", 40, 46)]
+    record = ended_well(tmp_path, everything(), on_gpus(), phases=parts, inference=served)
+    assert record.measurement is not None
+    assert record.measurement.inference is not None
+    assert [r.energy_joules for r in record.measurement.inference.energy] == pytest.approx([300, 600, 120], rel=0.01)
+    assert metrics(record)["inference_joules_per_sample"] == pytest.approx(102, rel=0.01)
+    assert sum(r.energy_joules for r in record.measurement.energy) == pytest.approx(340 * 17, rel=1e-3)
+
+
 def test_a_command_used_the_gpus_on_which_its_processes_were_seen(tmp_path: Path) -> None:
     lines = everything() + seen("GPU-0", own=0, foreign=0, unknown=0) + seen("GPU-1", own=1, foreign=0, unknown=0)
     record = ended_well(tmp_path, lines, on_gpus("command", 3), ranks=[])

@@ -12,9 +12,11 @@ from bench.record import (
     EnergyReading,
     GpuConditions,
     IdlePower,
+    Inference,
     Measurement,
     Phase,
     Provenance,
+    Quality,
     Rank,
     RunRecord,
     Status,
@@ -415,3 +417,38 @@ def test_memory_that_was_asked_for_in_vain_is_told() -> None:
     assert headline(asked) == "out_of_memory: tried to allocate 2.15 GB; rank 0: CUDA out of memory."
     assert metrics(asked)["attempted_bytes"] == 2 * 2**30
     assert headline(record) == "out_of_memory: rank 0: CUDA out of memory."
+
+
+# --- the served form
+
+
+def test_the_served_form_is_told_beside_the_trained_one() -> None:
+    trained = Quality(step=5, read_ns=0, seconds=1, samples=8, loss=2.0, accuracy=0.5)
+    energy = [reading(40.0, Provenance.MEASURED_COUNTER), reading(90.0, Provenance.ESTIMATED_MODEL)]
+    served = Inference(
+        samples=200,
+        seconds=5,
+        energy=energy,
+        start_ns=0,
+        end_ns=5,
+        model_bytes=1000,
+        zeros_share=0.25,
+        loss=2.1,
+        accuracy=0.4,
+    )
+    found = metrics(measured_with(rows.record(), quality=[trained], inference=served))
+    wanted = {
+        "model_bytes": 1000,
+        "zeros_share": 0.25,
+        "served_loss": 2.1,
+        "served_accuracy": 0.4,
+        "served_loss_change": 0.1,
+        "served_accuracy_change": -0.1,
+        "inference_samples_per_second": 40,
+        "inference_joules_per_sample": 4.0 * 5 / 200,  # the readings span 10 s: their power for the 5 s of the passes
+        "inference_joules_per_sample_estimated": 9.0 * 5 / 200,
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    untimed = Inference(model_bytes=1000, zeros_share=0.0)
+    less = metrics(measured_with(rows.record(), inference=untimed))
+    assert {name for name in wanted if name in less} == {"model_bytes", "zeros_share"}
