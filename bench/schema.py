@@ -70,6 +70,14 @@ SHARED_COPY = {"tp": 0, "pp": 0, "cp": 0, "fsdp_tp": 2}
 """Parallelism in which devices share one copy of the model, and how many by default: their option `size`; 0 is all."""
 
 
+def devices_per_copy(parallelism: Choice, devices: int) -> int:
+    """Return how many devices share one copy of the model, and so its samples: 1 unless the model itself is cut up."""
+    if parallelism.name not in SHARED_COPY:
+        return 1
+    size = parallelism.options.get("size", SHARED_COPY[parallelism.name])
+    return int(size) or devices
+
+
 class Validation(Model):
     """How quality is measured on samples held out of the training: at the end, and every so many measured steps.
 
@@ -164,11 +172,8 @@ class RunSpec(Model):
 
     @property
     def devices_per_copy(self) -> int:
-        """Devices that share one copy of the model, and so its samples: 1 unless the model itself is cut up (SHARED_COPY)."""
-        if self.parallelism.name not in SHARED_COPY:
-            return 1
-        size = self.parallelism.options.get("size", SHARED_COPY[self.parallelism.name])
-        return int(size) or self.world_size
+        """Devices that share one copy of the model: 1 unless the model itself is cut up (SHARED_COPY)."""
+        return devices_per_copy(self.parallelism, self.world_size)
 
     @property
     def data_parallel_size(self) -> int:

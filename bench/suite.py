@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import registry, yamlfile
 from bench.metrics import parameters
-from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite, devices_per_copy
 
 MAX_RUNS = 10_000
 SITE_OPTIONS = {
@@ -325,10 +325,18 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
     total = cell.get("global_batch_size")
     accumulation = cell.get("gradient_accumulation_steps", 1)
     for devices in counts or [1]:
-        if isinstance(total, int) and isinstance(accumulation, int) and total % (devices * accumulation):
+        if isinstance(total, int) and isinstance(accumulation, int) and total % (_copies(cell, devices) * accumulation):
             notes.append(f"devices: auto leaves out {devices}: it does not divide global_batch_size {total}")
         else:
             yield {**cell, "devices": devices}
+
+
+def _copies(cell: dict[str, Any], devices: int) -> int:
+    """Return between how many copies of the model a global batch is divided; a wrong parallelism is told elsewhere."""
+    try:
+        return max(1, devices // devices_per_copy(Choice.model_validate(cell.get("parallelism", "ddp")), devices))
+    except (ValueError, TypeError):
+        return devices
 
 
 def _run_spec(cell: dict[str, Any]) -> RunSpec:
@@ -341,15 +349,17 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     cell["devices_per_node"] = devices
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
+        copies = _copies(cell, devices)
         accumulation = accumulation if isinstance(accumulation, int) and accumulation > 0 else 1
         if "batch_size_per_device" in cell:
             mistakes.append("give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both")
-        elif not isinstance(total, int) or total < 1 or total % (devices * accumulation):
-            parts = f"{devices} devices × {accumulation} accumulation steps"
+        elif not isinstance(total, int) or total < 1 or total % (copies * accumulation):
+            shared = f"{devices} devices" if copies == devices else f"{copies} copies of the model"
+            parts = f"{shared} × {accumulation} accumulation steps"
             mistakes.append(f"global_batch_size {total!r} is no multiple of {parts}")
             cell["batch_size_per_device"] = 1
         else:
-            cell["batch_size_per_device"] = total // (devices * accumulation)
+            cell["batch_size_per_device"] = total // (copies * accumulation)
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in AXES:

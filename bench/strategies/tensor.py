@@ -183,7 +183,8 @@ def _whole_when_validating(module: torch.nn.Module, args: Any, logits: Any) -> A
 class Tp(Parallelism):
     """Tensor parallelism over all devices, which train on the same samples. See `Tensors`.
 
-    `sequence` cuts up norms and residual stream too, along the sequence; `loss_parallel` computes the loss from logits that
+    `sequence` cuts up norms and residual stream too, along the sequence (torch then adds up the gradients of norms and biases
+    one by one, in the step of the optimizer); `loss_parallel` computes the loss from logits that
     stay cut up by the vocabulary, otherwise they are gathered.
     """
 
