@@ -61,7 +61,8 @@ class Tensors:
         out: Any = layer
         if type(layer) is not torch.nn.Linear:
             out = torch.nn.Linear(layer.nx, layer.nf, device="meta")
-            out.weight, out.bias = torch.nn.Parameter(layer.weight.detach().t().contiguous()), layer.bias
+            turned = layer.weight.detach().t().contiguous()
+            out.weight, out.bias = torch.nn.Parameter(turned, layer.weight.requires_grad), layer.bias
             self.converted[out] = fused
         if fused > 1:
             for held in (out.weight, out.bias):
