@@ -171,15 +171,25 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
 
 
 def _ranks(measured: Measurement) -> dict[str, float]:
-    """What ranks say of themselves: the slowest against the median, their communication, their device's speed at products."""
+    """What ranks say of themselves: the slowest against the median, and their device's speed at plain matrix products.
+
+    Shares are means over the ranks, of a few profiled steps. A pipeline's bubble is the time in which a stage computes
+    nothing: waiting for others, but also transfers and, on a small model, the host's own work; beside it stands the bubble
+    of a schedule whose stages all take the same time, (p - 1) / (m + p - 1) of p stages and m micro-batches.
+    """
     out: dict[str, float] = {}
+    for name in ("communication_share", "exposed_communication_share", "busy_share"):
+        told = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
+        if told:
+            out[name] = mean(told)
+    ideal = measured.notes.get("pipeline_bubble_share_ideal")
+    if ideal is not None:
+        out["pipeline_bubble_share_ideal"] = float(ideal)
+        if "busy_share" in out:
+            out["pipeline_bubble_share"] = max(0.0, 1 - out["busy_share"])
     forward = [rank.forward_seconds_median for rank in measured.ranks if rank.forward_seconds_median is not None]
     if len(forward) > 1:
         out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
-    for name in ("communication_share", "exposed_communication_share", "busy_share"):
-        shares = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
-        if shares:
-            out[name] = mean(shares)
     products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
     if products:
         out["matmul_flops_per_second"] = max(products)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median, quantiles
@@ -130,8 +131,9 @@ def _length(intervals: Iterable[Interval]) -> float:
 def communication_shares(trainer: Trainer) -> Shares | None:
     """Profile a few more steps; None for one rank. All ranks call it, and the training goes on a little by it.
 
-    On a GPU the kernels of NCCL and the others are told apart; on a CPU the work of gloo's threads and the operations of
-    this rank's, of which waiting for a collective is none.
+    On a GPU the kernels of NCCL and the others are told apart; on a CPU the work of gloo's threads (sends and receives from
+    their start to their end) and the operations of this rank's, without what they contain of starting a collective and
+    waiting for one. Gloo makes a reduce-scatter of an all-reduce.
     """
     if torch.distributed.get_world_size() < 2:
         return None
@@ -148,19 +150,36 @@ def communication_shares(trainer: Trainer) -> Shares | None:
             torch.cuda.synchronize(trainer.device)
         ended = time.monotonic_ns()
     synchronize(trainer.device)
-    talking, computing = [], []
+    talking: list[Interval] = []
+    computing: list[Interval] = []
+    calls: list[Interval] = []
     for event in profiler.events():
         name, span = event.name.lower(), (event.time_range.start, event.time_range.end)
         if gpu != (event.device_type == DeviceType.CUDA):
             continue
         if any(word in name for word in _COMMUNICATION):
-            # On a CPU the asynchronous event is the collective itself; the others are calls that start it.
-            if gpu or name.startswith("gloo:"):
-                talking.append(span)
+            # On a CPU the asynchronous event is the collective itself; the others are calls that start it or wait for it,
+            # also from within operations on tensors that are cut up.
+            (talking if gpu or name.startswith("gloo:") else calls).append(span)
         elif gpu or name.startswith("aten::"):
             computing.append(span)
     total = (ended - began) / 1e3
-    return shares(talking, computing, total)
+    return shares(talking, without(computing, calls), total)
+
+
+def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[Interval]:
+    """Return what of some intervals is in none of the others."""
+    out: list[Interval] = []
+    holes = union(others)
+    for start, end in union(intervals):
+        first = max(0, bisect(holes, (start, start)) - 1)
+        for low, high in holes[first : bisect(holes, (end, end))]:
+            if low > start:
+                out.append((start, low))
+            start = max(start, high)
+        if start < end:
+            out.append((start, end))
+    return out
 
 
 def shares(talking: Iterable[Interval], computing: Iterable[Interval], total: float) -> Shares:

@@ -71,7 +71,7 @@ SHARED_COPY = {"tp": 0, "pp": 0, "cp": 0, "fsdp_tp": 2}
 
 
 def devices_per_copy(parallelism: Choice, devices: int) -> int:
-    """Return how many of `devices` share one copy of the model."""
+    """Return how many devices share one copy of the model, and so its samples: 1 unless the model itself is cut up."""
     if parallelism.name not in SHARED_COPY:
         return 1
     size = parallelism.options.get("size", SHARED_COPY[parallelism.name])
@@ -175,7 +175,7 @@ class RunSpec(Model):
 
     @property
     def devices_per_copy(self) -> int:
-        """Devices that share one copy of the model, and so its samples: 1 unless the model itself is cut up (SHARED_COPY)."""
+        """Devices that share one copy of the model: 1 unless the model itself is cut up (SHARED_COPY)."""
         return devices_per_copy(self.parallelism, self.world_size)
 
     @property

@@ -360,12 +360,11 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
 
 
 def _copies(cell: dict[str, Any], devices: int) -> int:
-    """Copies of the model that train on samples of their own: a batch is divided by them."""
+    """Return between how many copies of the model a global batch is divided; a wrong parallelism is told elsewhere."""
     try:
-        choice = Choice.model_validate(cell.get("parallelism", "ddp"))
-        return max(1, devices // devices_per_copy(choice, devices))
-    except (ValidationError, ValueError):
-        return devices  # the mistake is told elsewhere
+        return max(1, devices // devices_per_copy(Choice.model_validate(cell.get("parallelism", "ddp")), devices))
+    except (ValueError, TypeError):
+        return devices
 
 
 def _run_spec(cell: dict[str, Any]) -> RunSpec:
@@ -378,15 +377,17 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     cell["devices_per_node"] = devices
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
+        copies = _copies(cell, devices)
         accumulation = accumulation if isinstance(accumulation, int) and accumulation > 0 else 1
         if "batch_size_per_device" in cell:
             mistakes.append("give global_batch_size (strong scaling) or batch_size_per_device (weak scaling), not both")
-        elif not isinstance(total, int) or total < 1 or total % (_copies(cell, devices) * accumulation):
-            parts = f"{_copies(cell, devices)} devices × {accumulation} accumulation steps"
+        elif not isinstance(total, int) or total < 1 or total % (copies * accumulation):
+            shared = f"{devices} devices" if copies == devices else f"{copies} copies of the model"
+            parts = f"{shared} × {accumulation} accumulation steps"
             mistakes.append(f"global_batch_size {total!r} is no multiple of {parts}")
             cell["batch_size_per_device"] = 1
         else:
-            cell["batch_size_per_device"] = total // (_copies(cell, devices) * accumulation)
+            cell["batch_size_per_device"] = total // (copies * accumulation)
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in AXES:

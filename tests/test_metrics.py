@@ -313,6 +313,17 @@ def test_the_slowest_rank_is_told_against_the_others() -> None:
     assert ratio(1.3) is ratio(None, 1.3) is ratio() is None
 
 
+def test_the_bubble_of_a_pipeline_is_what_its_stages_do_not_compute() -> None:
+    ranks = [
+        Rank(rank=i, window_seconds=1, busy_share=busy, communication_share=0.5) for i, busy in enumerate((0.6, 0.7))
+    ]
+    found = metrics(measured_with(rows.record(), ranks=ranks, notes={"pipeline_bubble_share_ideal": 0.2}))
+    assert found["pipeline_bubble_share"] == pytest.approx(0.35)
+    assert (found["pipeline_bubble_share_ideal"], found["communication_share"]) == (0.2, 0.5)
+    assert "exposed_communication_share" not in found
+    assert "pipeline_bubble_share" not in metrics(measured_with(rows.record(), ranks=ranks))
+
+
 def test_utilization_against_products_measured_on_the_device() -> None:
     ranks = [Rank(rank=i, window_seconds=1, matmul_flops_per_second=[3 * rows.V, 4 * rows.V]) for i in range(2)]
     found = metrics(measured_with(rows.record(2), ranks=ranks))

@@ -130,6 +130,22 @@ def test_strong_scaling_divides_the_batch_and_auto_leaves_out_what_does_not_divi
     assert made(tmp_path, include=[{}]).scaling == "none"
 
 
+@pytest.mark.parametrize(
+    ("parallelism", "devices", "batch"),
+    [("ddp", 4, 4), ("tp", 4, 16), ({"name": "pp", "size": 2}, 4, 8), ("fsdp_tp", 4, 8), ("tp", 3, 16)],
+)
+def test_devices_that_share_a_copy_share_its_part_of_the_global_batch(
+    tmp_path: Path, parallelism: Any, devices: int, batch: int
+) -> None:
+    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"} | {
+        "global_batch_size": 16,
+        "parallelism": parallelism,
+        "devices": devices,
+    }
+    (run,) = made(tmp_path, gpus(6), defaults, include=[{}]).runs
+    assert (run.batch_size_per_device, run.global_batch_size) == (batch, 16)
+
+
 def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) -> None:
     plan = made(tmp_path, matrix={"devices": [2, 4], "precision": ["fp32", "tf32"]})
     reasons = {(r.world_size, r.precision.name): plan.skipped.get(r.config_id) for r in plan.runs}

@@ -90,8 +90,8 @@ class Parallelism:
     def compile(self, **options: Any) -> None:
         """Compile the step: the whole of it, or each block by itself where collectives stand between them.
 
-        Of a block it is `forward` that is compiled: `Module.compile` would take the hooks in, and those of sharded blocks
-        break the graph (it makes no difference whether a block was sharded before or after).
+        Of a block it is `forward` that is compiled, not the hooks around it, which gather its weights: so it is one graph,
+        whether the block is sharded before or after. Blocks of a kind share what was compiled for the first.
         """
         import torch
 

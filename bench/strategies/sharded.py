@@ -22,7 +22,7 @@ class Fsdp2(Parallelism):
     `offload` keeps weights, gradients and the optimizer in the host's memory; on a CPU that changes nothing. `meta` builds
     the model without memory and fills it when it is cut up, so that no device ever holds it whole. Number formats are those
     of the other strategies (weights of 32 bits, autocast); with `mixed` weights are cast to 16 bits before they travel, half
-    the traffic, and norms see the rounded ones. Gradients always travel and add up in 32 bits.
+    the traffic, and what goes from block to block is rounded so too. Gradients always travel and add up in 32 bits.
     """
 
     apart = False

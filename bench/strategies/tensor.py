@@ -61,7 +61,8 @@ class Tensors:
         out: Any = layer
         if type(layer) is not torch.nn.Linear:
             out = torch.nn.Linear(layer.nx, layer.nf, device="meta")
-            out.weight, out.bias = torch.nn.Parameter(layer.weight.detach().t().contiguous()), layer.bias
+            turned = layer.weight.detach().t().contiguous()
+            out.weight, out.bias = torch.nn.Parameter(turned, layer.weight.requires_grad), layer.bias
             self.converted[out] = fused
         if fused > 1:
             for held in (out.weight, out.bias):
@@ -183,7 +184,8 @@ def _whole_when_validating(module: torch.nn.Module, args: Any, logits: Any) -> A
 class Tp(Parallelism):
     """Tensor parallelism over all devices, which train on the same samples. See `Tensors`.
 
-    `sequence` cuts up norms and residual stream too, along the sequence; `loss_parallel` computes the loss from logits that
+    `sequence` cuts up norms and residual stream too, along the sequence (torch then adds up the gradients of norms and biases
+    one by one, in the step of the optimizer); `loss_parallel` computes the loss from logits that
     stay cut up by the vocabulary, otherwise they are gathered.
     """
 
