@@ -159,3 +159,23 @@ def _counted(calls: list[int], trials: Any) -> Any:
         return held()
 
     return no_sync
+
+
+def test_recomputed_blocks_can_be_sharded_and_keep_their_names() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from bench.training import build
+
+    plain = build(spec(precision="bf16"), CPU, None)
+    cut = build(spec(precision="bf16", memory="checkpoint"), CPU, None)
+    mesh = init_device_mesh("cpu", (1,))
+    for block in cut.parts.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(cut.parts.model, mesh=mesh)
+    for trainer in (plain, cut):
+        trainer.parallel.gradients(trainer.batches, lambda: None)
+    wanted, found = (dict(trainer.parts.model.named_parameters()) for trainer in (plain, cut))
+    assert list(wanted) == list(found)
+    for name, parameter in wanted.items():
+        assert torch.allclose(parameter.grad, found[name].grad.full_tensor(), atol=1e-6), name
