@@ -78,6 +78,20 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     return device
 
 
+def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock, now: int) -> Trainer:
+    """Build the training, with the largest batch that fits where that is asked for."""
+    limit_memory(spec, device)
+    how: dict[str, Scalar] = {}
+    if spec.batch_size_per_device == "max":
+        size, how = find_batch(spec, device, needed)
+        spec = spec.model_copy(update={"batch_size_per_device": size})
+        now = clock.phase("find_batch", now)
+    trainer = build(spec, device, needed)
+    trainer.parts.notes |= how
+    clock.phase("build", now)
+    return trainer
+
+
 def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     """Do one run on this rank, from nothing to its files."""
     device = _connect(spec, rank, local_rank)
@@ -88,15 +102,8 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     before = reset_peak_memory(device)
     needs = read_json(folder / NEEDS)
     needed = Path(needs["folder"]) if needs else None
-    limit_memory(spec, device)
-    how: dict[str, Scalar] = {}
-    if spec.batch_size_per_device == "max":
-        size, how = find_batch(spec, device, needed)
-        spec = spec.model_copy(update={"batch_size_per_device": size})
-        now = clock.phase("find_batch", now)
-    trainer = build(spec, device, needed)
-    trainer.parts.notes |= how
-    now = clock.phase("build", now)
+    trainer = _build(spec, device, needed, clock, now)
+    now = clock.phases[-1].end_ns
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
     dtype = trainer.parts.precision.matmul_dtype
