@@ -78,19 +78,32 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     return device
 
 
+def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock, now: int) -> Trainer:
+    """Build the training, with the largest batch that fits where that is asked for."""
+    limit_memory(spec, device)
+    how: dict[str, Scalar] = {}
+    if spec.batch_size_per_device == "max":
+        size, how = find_batch(spec, device, needed)
+        spec = spec.model_copy(update={"batch_size_per_device": size})
+        now = clock.phase("find_batch", now)
+    trainer = build(spec, device, needed)
+    trainer.parts.notes |= how
+    clock.phase("build", now)
+    return trainer
+
+
 def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     """Do one run on this rank, from nothing to its files."""
     device = _connect(spec, rank, local_rank)
     synchronize(device)  # what the first collective sets up belongs to the start
     clock = Clock(device)
-    clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
+    now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
     before = reset_peak_memory(device)
     needs = read_json(folder / NEEDS)
     needed = Path(needs["folder"]) if needs else None
-    limit_memory(spec, device)
-    trainer = _built(spec, device, needed, clock)
-    now = time.monotonic_ns()
+    trainer = _build(spec, device, needed, clock, now)
+    now = clock.phases[-1].end_ns
     step_seconds = warm_up(trainer)
     now = clock.phase("warmup", now)
     dtype = trainer.parts.precision.matmul_dtype
@@ -134,20 +147,6 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     if device.type == "cuda":
         dist.destroy_process_group()
     _KEPT.append(trainer)
-
-
-def _built(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock) -> Trainer:
-    """Build the training; where the batch is to be the largest that fits, find it first."""
-    now = clock.phases[-1].end_ns
-    how: dict[str, Scalar] = {}
-    if spec.batch_size_per_device == "max":
-        size, how = find_batch(spec, device, needed)
-        spec = spec.model_copy(update={"batch_size_per_device": size})
-        now = clock.phase("find_batch", now)
-    trainer = build(spec, device, needed)
-    trainer.parts.notes |= how
-    clock.phase("build", now)
-    return trainer
 
 
 def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:

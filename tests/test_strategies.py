@@ -411,3 +411,66 @@ def test_schedules_at_their_begin_their_warm_up_and_their_end() -> None:
     assert steps[:9] == pytest.approx([2.0] * 3 + [0.2] * 3 + [0.02] * 3)
     assert steps[9:] == pytest.approx([0.02] * 2)
     assert schedule.cosine is registry.load("schedule", "cosine")
+
+
+SUITE = """
+name: strategies
+idle_seconds: 0
+defaults:
+  workload: decoder_lm
+  workload_args: {preset: tiny}
+  device_type: cpu
+  batch_size_per_device: 2
+  warmup_seconds: 0
+  measure_steps: 4
+  meters: []
+include:
+  - {}
+  - {memory: checkpoint, attention: math, devices: 2}
+  - {precision: bf16_params, optimizer: {name: sgd, learning_rate: 0.01, nesterov: true}}
+  - {memory: offload}
+  - {compile: cuda_graphs}
+  - {batch_size_per_device: max, memory_limit_bytes: 150000000, batch_size_cap: 64, devices: 2}
+  - {batch_size_per_device: max, memory_limit_bytes: 2000000}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_strategies_in_runs(tmp_path: Any) -> None:
+    import subprocess
+    import sys
+
+    from bench.metrics import row
+    from bench.record import RunRecord, Status
+
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    records = [RunRecord.model_validate_json(p.read_text()) for p in tmp_path.glob("runs/*/*/*/record.json")]
+    by_order = sorted(records, key=lambda record: record.started_at)
+    assert len(by_order) == 7, done.stderr
+    plain, checkpoint, stored, offload, graphs, largest, none = by_order
+    for record in (plain, checkpoint, stored, largest):
+        assert record.status is Status.OK, record.error
+        assert record.measurement is not None
+        assert record.measurement.memory_estimated_bytes is not None
+        assert record.measurement.compile_seconds is None
+    assert plain.measurement is not None
+    assert checkpoint.measurement is not None
+    assert plain.measurement.loss_first == pytest.approx(checkpoint.measurement.loss_first, abs=0.1)
+    assert checkpoint.measurement.memory_estimated_bytes < plain.measurement.memory_estimated_bytes
+    assert (offload.status, graphs.status) == (Status.SKIPPED, Status.SKIPPED)
+    assert largest.measurement is not None
+    found = largest.measurement.batch_size_per_device
+    assert found is not None
+    assert 2 <= found <= 64
+    assert largest.measurement.samples == 4 * 2 * found
+    flat = row(largest)
+    assert (flat["batch_size_per_device"], flat["global_batch_size"]) == (found, 2 * found)
+    phases = [phase.name for phase in largest.measurement.phases]
+    assert phases[:5] == ["launch", "start", "find_batch", "build", "warmup"]
+    assert flat["startup_seconds"] >= flat["phase_find_batch_seconds"]
+    assert none.status is Status.OUT_OF_MEMORY
+    assert none.error is not None
+    assert "a batch of 1 takes" in none.error.message

@@ -100,10 +100,13 @@ def _needs_cuda_graphs(parts: Parts) -> None:
 
 def _prepare(parts: Parts, *, cold: bool) -> None:
     """Look for the compilers, and choose where what is compiled is kept."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     needs_compilers(parts.device)
     _reset_counters()
     store = os.environ.get("WATTBENCH_STORE")
-    if store is None or (_CACHE in os.environ and not cold):
+    of_user = os.environ.get(_CACHE, default_cache_dir()) != default_cache_dir()  # torch sets it to its own by itself
+    if store is None or (of_user and not cold):
         return
     scratch = Path(store).parent  # in the folder of the run, which is in that of the execution
     folder = scratch / "compiled" if cold else scratch.parent.parent / ".compiled"
