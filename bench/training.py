@@ -29,6 +29,10 @@ _CHANGES = ("finetune", "pruning", "quantization", "distillation", "attention", 
 """Axes whose strategies change the parts of a training, in the order in which they do."""
 
 
+class InvalidResult(Exception):
+    """The training ran, but what it computed cannot be right."""
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all its work, and until all ranks are here."""
     if device.type == "cuda":
@@ -186,6 +190,8 @@ class Trainer:
         parts.model.train()
         if reached is None:
             return None
+        if not math.isfinite(reached[0]):
+            raise InvalidResult(f"the validation loss is {reached[0]} after {len(self.losses)} steps")
         now = time.monotonic_ns()
         found = Quality(
             step=len(self.losses),

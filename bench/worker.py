@@ -38,17 +38,13 @@ from bench.schema import RunSpec, Scalar
 from bench.strategies.footprint import peak_bytes
 from bench.strategies.graph import compiled
 from bench.strategies.precision import Unsupported
-from bench.training import Clock, Trainer, Window, build, synchronize, warm_up
+from bench.training import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
 _KEPT: list[Any] = []
 """What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be
 waiting for the GIL to let go of its last tensor: one run in about ten never ended. So it is kept until the process ends,
 which it does without destructors: forked ranks by nature, cold ones by os._exit.
 """
-
-
-class InvalidResult(Exception):
-    """The training ran, but what it computed cannot be right."""
 
 
 def gather(mine: Rank) -> list[Rank]:

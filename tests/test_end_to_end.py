@@ -93,7 +93,7 @@ def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]
         assert measured.loss_first == pytest.approx(5.5, abs=0.3)
         assert measured.loss_last < measured.loss_first - 0.3
         names = [phase.name for phase in measured.phases]
-        assert names == ["launch", "start", "build", "warmup", "probe", "steady", "probe", "tail"]
+        assert names == ["launch", "start", "build", "warmup", "probe", "steady", "validation", "probe", "tail"]
         assert {r.provenance.value for r in measured.energy} <= {
             "estimated_model",
             "measured_counter_interp",

@@ -17,7 +17,6 @@ from bench.schema import SHARED_COPY, RunSpec
 from bench.strategies.parts import Parts
 from bench.strategies.pipeline import microbatches_of
 from bench.strategies.precision import Precision, Unsupported
-from bench.workloads.decoder_lm import DecoderLM
 
 torch = pytest.importorskip("torch")
 
@@ -26,47 +25,17 @@ ARGS = {"layers": 4, "hidden": 32, "heads": 4, "sequence_length": LENGTH, "vocab
 CPU = torch.device("cpu")
 
 
-class Gpt2(DecoderLM):
-    """The workload, which can also be built without memory."""
-
-    def initialize(self, model: Any) -> None:
-        for module in model.modules():
-            module._is_hf_initialized = False
-        model.init_weights()
-
-
-class Llama(Gpt2):
-    """The other architecture: fewer heads of keys than of queries, rotary positions, a head of its own."""
-
-    def build(self) -> Any:
-        from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
-        layers, hidden, heads, vocabulary = self.args.shape
-        config = LlamaConfig(
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 2,
-            vocab_size=vocabulary,
-            use_cache=False,
-            attn_implementation="sdpa_causal",
-        )
-        return LlamaForCausalLM(config)
-
-    def blocks(self, model: Any) -> list[Any]:
-        return list(model.model.layers)
-
-
-for _name in ("Gpt2", "Llama"):
-    registry._BUILT_IN["workload"][_name.lower()] = f"{__name__}:{_name}"
+LLAMA = ARGS | {"architecture": "llama", "num_key_value_heads": 2}
+"""The other architecture: fewer heads of keys than of queries, rotary positions, a head of its own."""
 
 
 def spec(world: int, parallelism: Any, batch: int, **more: Any) -> RunSpec:
     fields = {"workload": "gpt2", "optimizer": {"name": "sgd", "learning_rate": 0.1}, "measure_steps": STEPS} | more
-    shape = {"workload_args": ARGS, "device_type": "cpu", "devices_per_node": world, "batch_size_per_device": batch}
+    if fields["workload"] in ("gpt2", "llama"):
+        fields = (
+            {"workload_args": LLAMA if fields["workload"] == "llama" else ARGS} | fields | {"workload": "decoder_lm"}
+        )
+    shape = {"device_type": "cpu", "devices_per_node": world, "batch_size_per_device": batch}
     return RunSpec.model_validate({"parallelism": parallelism} | shape | fields)
 
 
@@ -330,7 +299,8 @@ def test_communication_is_seen(folder: Path, name: str) -> None:
 @pytest.mark.slow
 def test_a_pipeline_says_what_its_bubble_would_be(folder: Path) -> None:
     told = outcome(folder, "case", "pp of four")["notes"]
-    assert told == {"pipeline_stages": 4, "pipeline_microbatches": 8, "pipeline_bubble_share_ideal": 3 / 11}
+    own = {key: value for key, value in told.items() if key.startswith("pipeline")}
+    assert own == {"pipeline_stages": 4, "pipeline_microbatches": 8, "pipeline_bubble_share_ideal": 3 / 11}
 
 
 @pytest.mark.parametrize(

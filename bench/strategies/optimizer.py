@@ -64,7 +64,12 @@ def sgd(
     if nesterov and not momentum > 0:
         raise Unsupported("optimizer sgd: nesterov needs a momentum above 0")
     options = {"lr": learning_rate, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    return _make(torch.optim.SGD, parameters, implementation, **options)
+    made = _make(torch.optim.SGD, parameters, implementation, **options)
+    if momentum and made.defaults["fused"]:
+        # The fused kernel leaves the momentum as it found it, uninitialised, where fp16 overflows in the very first step.
+        for parameter in made.param_groups[0]["params"]:
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
 
 
 def adagrad(
