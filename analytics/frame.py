@@ -226,6 +226,8 @@ _SHOWN = {
     "precision": "{}",
     "parallelism": "{}",
     "optimizer": "{}",
+    **dict.fromkeys(AXES[3:], "{}"),
+    "compile": "compile={}",
     "workload": "{}",
     "batch_size_per_device": "b={}",
     "global_batch_size": "batch={}",
@@ -234,8 +236,12 @@ _SHOWN = {
 }
 
 
+_PLAIN = {axis: RunSpec.model_fields[axis].default.name for axis in AXES[3:]}
+"""What an axis does where nothing was asked: it goes without saying."""
+
+
 def _piece(column: str, value: Any) -> str:
-    if pd.isna(value):
+    if pd.isna(value) or value == _PLAIN.get(column):
         return ""
     whole = isinstance(value, float) and value.is_integer()
     text = str(int(value)) if whole else printable(value, 40)
@@ -246,8 +252,9 @@ def names(table: pd.DataFrame) -> pd.Series:
     """Name each configuration of a summary by the fields that vary in it, such as `preset=small d=2 bf16`.
 
     Workload and its arguments, devices and precision are named whenever they vary; another field only if configurations
-    would otherwise share a name (so a batch that follows from the devices is left out). One configuration alone is
-    named by its workload and devices. Returns text on the index of `table`.
+    would otherwise share a name (so a batch that follows from the devices is left out). What an axis does by default is
+    left out, and `plain` is all of that. One configuration alone is named by its workload and devices. Returns text on the
+    index of `table`.
     """
     varying = [column for column in asked(table) if table[column].nunique(dropna=False) > 1]
     # An argument that one workload has and another has not tells nothing that the workload's name does not.
@@ -265,7 +272,7 @@ def names(table: pd.DataFrame) -> pd.Series:
         if groups > apart:
             chosen, apart = [*chosen, column], groups
     chosen = chosen or ["workload", "devices"]
-    texts = [" ".join(filter(None, (_piece(c, row[c]) for c in chosen))) for _, row in table.iterrows()]
+    texts = [" ".join(filter(None, (_piece(c, row[c]) for c in chosen))) or "plain" for _, row in table.iterrows()]
     return pd.Series(texts, index=table.index, dtype="str")
 
 

@@ -56,7 +56,7 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
     results = summary(df)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=140)
+        console = Console(highlight=False, markup=False, width=160)
     for suite, execution in dict.fromkeys(zip(df["suite"], df["execution"], strict=True)):
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
         devices = " and ".join(sorted(set(one["device_name"])))
@@ -112,8 +112,8 @@ def _unequal(runs: pd.DataFrame) -> Iterator[str]:
     seen = ((runs["steps"] + runs["warmup_steps"]) * runs["global_batch_size"]).dropna()
     if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
         yield (
-            f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples: to compare it for the same work, give "
-            "measure_steps, or a target"
+            f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples, so it is not comparable: give all the same "
+            "measure_steps and batch, or a target"
         )
 
 
@@ -317,6 +317,12 @@ def _systematic(measured: pd.DataFrame) -> list[str]:
     return out
 
 
+def _compiling(results: pd.DataFrame) -> list[str]:
+    """What compiling took, once a start; the figures of steps do not hold it."""
+    seconds = results["compile_seconds"].dropna()
+    return [f"compiling took {seconds.min():.3g} to {seconds.max():.3g} s of a start"] if len(seconds) else []
+
+
 def _remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
     from analytics.words import printable
@@ -336,7 +342,7 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(_ESTIMATED)
     elif not measured.all():
         out.append("no energy: no meter could read any (bench doctor says why)")
-    out += _systematic(results[measured])
+    out += _systematic(results[measured]) + _compiling(results)
     energy = measured | estimated
     if energy.any() and results["emissions_kg"].isna().all():
         out.append("no carbon: give a region, the power of which is used (bench report --region FR)")
