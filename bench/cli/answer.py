@@ -70,14 +70,25 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
             for line in _remarks(one):
                 console.print(f"  {line}")
         runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
-        for _, run in runs[runs["status"] != "ok"].iterrows():
-            console.print(f"  {run['status']}: {printable(run['run_id'], 160)}: {printable(run['error_message'], 300)}")
+        for line in _not_ok(runs):
+            console.print(f"  {line}")
         for part in _conclusions(runs):
             console.print()
             console.print(part)
 
 
 _FACTORS = "below 1 is less; 95 % intervals; ? the interval does not tell"
+
+
+def _not_ok(runs: pd.DataFrame) -> Iterator[str]:
+    """Runs that did not end well, and why; repeats with the same reason once."""
+    from analytics.words import printable
+
+    for (_, status, reason), same in runs[runs["status"] != "ok"].groupby(
+        ["config_id", "status", "error_message"], sort=False, dropna=False
+    ):
+        times = f" (and {len(same) - 1} more repeats)" if len(same) > 1 else ""
+        yield f"{status}: {printable(same['run_id'].iloc[0], 160)}{times}: {printable(reason, 300)}"
 
 
 def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
