@@ -109,11 +109,14 @@ def _quality(runs: pd.DataFrame) -> dict[str, float] | None:
 def against_first(df: pd.DataFrame) -> list[Comparison]:
     """Compare each configuration of one execution with the one that was begun first, which a suite names first.
 
-    Samples of another workload are other work: its configurations are left out.
+    Samples of another workload are other work: its configurations are left out. So are those that are there to save their
+    weights for others, unless there is nothing else.
     """
     table = summary(df)
     if len(table):
         table = table[table["workload"] == df[df["status"] == Status.OK].sort_values("started_at").iloc[0]["workload"]]
+    if "saves" in table and table["saves"].isna().sum() > 1:
+        table = table[table["saves"].isna()]
     if len(table) < 2:
         return []
     begun = df.groupby("config_id")["started_at"].min()

@@ -229,6 +229,8 @@ _SHOWN = {
     **dict.fromkeys(AXES[3:], "{}"),
     "compile": "compile={}",
     "workload": "{}",
+    "saves": "saves {}",
+    "needs": "from {}",
     "batch_size_per_device": "b={}",
     "global_batch_size": "batch={}",
     "gradient_accumulation_steps": "accumulation={}",
@@ -236,7 +238,7 @@ _SHOWN = {
 }
 
 
-_PLAIN = {axis: RunSpec.model_fields[axis].default.name for axis in AXES[3:]}
+_PLAIN = {axis: RunSpec.model_fields[axis].default.name for axis in AXES[2:]}
 """What an axis does where nothing was asked: it goes without saying."""
 
 

@@ -105,7 +105,8 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
     if errors:
         first = min(errors, key=lambda error: (_WORST_FIRST.index(error["kind"]), error["rank"]))
         status = _STATUS.get(first["kind"], Status.FAILED)
-        where = "" if spec.workload == COMMAND else f"rank {first['rank']}: "
+        everywhere = spec.workload == COMMAND or first["kind"] == "unsupported"  # no rank could do it
+        where = "" if everywhere else f"rank {first['rank']}: "
         message = redact(f"{where}{first['message']}")
         wanted = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
         return status, Failure(type=first["type"], message=message, log_tail=tail, attempted_bytes=wanted)

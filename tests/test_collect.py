@@ -38,7 +38,7 @@ def error(rank: int, kind: str, message: str) -> dict[str, Any]:
         (error(1, "out_of_memory", "no more") | error(0, "peer", "closed"), Status.OUT_OF_MEMORY, "rank 1: no more"),
         (error(0, "peer", "closed") | error(1, "failed", "cause"), Status.FAILED, "rank 1: cause"),
         (error(0, "peer", "closed"), Status.FAILED, "rank 0: closed"),
-        (error(0, "unsupported", "no tf32 here"), Status.SKIPPED, "rank 0: no tf32 here"),
+        (error(0, "unsupported", "no tf32 here"), Status.SKIPPED, "no tf32 here"),
         (error(0, "invalid", "loss is nan"), Status.INVALID, "rank 0: loss is nan"),
         ({"ranks.json": [{"rank": 1, "exitcode": -9}]}, Status.FAILED, "rank 1 was ended by SIGKILL"),
         (

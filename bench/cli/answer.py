@@ -120,6 +120,8 @@ def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
 
 def _unequal(runs: pd.DataFrame) -> Iterator[str]:
     """Warn where quality was read after unequal training."""
+    if "saves" in runs:
+        runs = runs[runs["saves"].isna()]
     seen = ((runs["steps"] + runs["warmup_steps"]) * runs["global_batch_size"]).dropna()
     if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
         yield (
@@ -170,6 +172,7 @@ def _table(results: pd.DataFrame) -> Table:
         "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
         "J/sample": [_energy(row) for _, row in results.iterrows()],
         **_per_million(results),
+        **_memory(results),
         "communication": [_communication(row) for _, row in results.iterrows()],
         **_to_target(results),
         **_quality(results),
@@ -225,6 +228,14 @@ def _per_million(results: pd.DataFrame) -> dict[str, list[str]]:
         f"g CO2e/M{unit}": _figures(carbon * 1000, results["emissions_basis"]),
         f"USD/M{unit}": _figures(cost, results["cost_basis"]),
     }
+
+
+def _memory(results: pd.DataFrame) -> dict[str, list[str]]:
+    """Peak memory of the fullest device, where it differs."""
+    peak = results["peak_memory_bytes"]
+    if not peak.max() > 1.05 * peak.min():
+        return {}
+    return {"peak GB": ["-" if math.isnan(value) else f"{value / 1e9:.3g}" for value in peak]}
 
 
 def _communication(row: pd.Series) -> str:
