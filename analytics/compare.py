@@ -43,7 +43,8 @@ class Comparison:
     """A candidate against a baseline. `status` is that of the candidate's runs: effects are there where it is `ok`.
 
     `quality` and `baseline_quality` are medians on held-out samples: `validation_loss` and, where there is one,
-    `validation_accuracy`; they belong beside every effect. `flags` are those of either side.
+    `validation_accuracy`; they belong beside every effect, and are absent where the data differ. `flags` are those of
+    either side.
     """
 
     name: str
@@ -92,9 +93,9 @@ def compare(candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, baseline
         ratio = stats.ratio([pair])
         effects.append(Effect(cost, ratio.value, ratio.low, ratio.high, ratio.n, verdict(ratio)))
     flags = sorted({flag for side in sides for text in side["flags"].dropna() for flag in str(text).split()})
-    return Comparison(
-        name, baseline_name, "ok", "", tuple(effects), _quality(sides[0]), _quality(sides[1]), tuple(flags)
-    )
+    same_data = set(sides[0]["dataset_digest"].dropna()) == set(sides[1]["dataset_digest"].dropna())
+    quality = [_quality(side) if same_data else None for side in sides]
+    return Comparison(name, baseline_name, "ok", "", tuple(effects), quality[0], quality[1], tuple(flags))
 
 
 def _quality(runs: pd.DataFrame) -> dict[str, float] | None:
@@ -130,22 +131,25 @@ def ladder(df: pd.DataFrame) -> list[Comparison]:
     """Compare each step of a ladder with the one below, and last the top with the foot; [] for no ladder.
 
     `df` holds the runs of one execution; the column `ladder` counts the steps. A step that did not run is told with its
-    reason, and the next is compared with the last below it that did.
+    reason, and the next is compared with the last below it that did; the foot is the first step that ran.
     """
     if "ladder" not in df or df["ladder"].isna().all():
         return []
     rungs = [(int(str(number)), runs) for number, runs in df.dropna(subset=["ladder"]).groupby("ladder")]
     names = _added([runs.iloc[0] for _, runs in rungs], df)
     out: list[Comparison] = []
-    standing = rungs[0][1]
-    standing_name = names[0]
-    for (_, runs), name in zip(rungs[1:], names[1:], strict=True):
-        step = compare(runs, standing, name, standing_name)
-        out.append(step)
-        if step.status == Status.OK:
-            standing, standing_name = runs, name
-    if standing is not rungs[0][1]:
-        out.append(compare(standing, rungs[0][1], "all steps", names[0]))
+    stood = [(runs, name) for (_, runs), name in zip(rungs, names, strict=True) if (runs["status"] == Status.OK).any()]
+    if not stood:
+        return [compare(runs, rungs[0][1], name, names[0]) for (_, runs), name in zip(rungs, names, strict=True)]
+    (foot, foot_name), below = stood[0], stood[0]
+    for (_, runs), name in zip(rungs, names, strict=True):
+        if runs is foot:
+            continue
+        out.append(compare(runs, below[0], name, below[1]))
+        if out[-1].status == Status.OK:
+            below = runs, name
+    if below[0] is not foot:
+        out.append(compare(below[0], foot, "all steps", foot_name))
     return out
 
 

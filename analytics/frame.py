@@ -77,6 +77,7 @@ MEDIANS = (
     "served_loss",
     "served_accuracy",
     "memory_estimated_bytes",
+    "memory_estimate_error",
     "compile_seconds",
     "model_flops_utilization",
     "matmul_utilization",
@@ -107,6 +108,7 @@ NUMBERS = (
     "samples_per_second_per_device",
     "window_seconds",
     "steps",
+    "trained_steps",
     "data_wait_share",
 )
 

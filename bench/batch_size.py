@@ -101,14 +101,16 @@ def find_batch(spec: RunSpec, device: torch.device, needed: Path | None) -> tupl
     """
     if spec.parallelism.name == "pp":
         raise Unsupported("batch_size_per_device: max is not looked for where the batch is cut up for a pipeline")
-    limit, before = _limit(spec, device), reset_peak_memory(device)
+    if spec.compile.name in ("cuda_graphs", "reduce-overhead"):
+        raise Unsupported(f"batch_size_per_device: max is found by eager steps; {spec.compile.name} takes more memory")
+    limit, before = agree(_limit(spec, device), device, dist.ReduceOp.MIN), reset_peak_memory(device)
     trials = _Trials(spec, device, needed)
     trials.step(1)  # makes the state of the optimizer, and the buffers of collectives
     tried = device.type == "cuda" and trials.trainer.parallel.apart
     if tried:
         size = search(trials.fits, spec.batch_size_cap)
         if size < spec.batch_size_cap:
-            size -= size // 32  # room for what lies scattered in a longer training
+            size = max(1, size - max(1, size // 32))  # room for what lies scattered in a longer training
         trials.step(size)
     else:
         size = _extended(trials, spec, limit, before)
@@ -155,7 +157,7 @@ def _extended(trials: _Trials, spec: RunSpec, limit: float, before: int) -> int:
         # The next step takes twice as long and at most twice the memory; all ranks must decide alike.
         if agree(spent + 4 * median(seconds), device) > TRIAL_SECONDS or 2 * points[-1][1] > limit:
             break
-    return line(points, agree(limit, device, dist.ReduceOp.MIN), spec.batch_size_cap)
+    return line(points, limit, spec.batch_size_cap)
 
 
 def line(points: list[tuple[int, float]], limit: float, cap: int) -> int:

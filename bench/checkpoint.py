@@ -92,7 +92,8 @@ def _digest(path: Path) -> str:
 def load_into(model: torch.nn.Module, run: Path) -> Loaded:
     """Copy the weights that a run has saved into a model: all tensors whose name and shape are those of the model.
 
-    So a model with another head takes what is below it, and keeps its own head. Raises ValueError where nothing fits.
+    So a model with another head takes what is below it, and keeps its own head. Raises ValueError where less than half of
+    the model's tensors are there: that is another model.
     """
     import torch
     from safetensors import safe_open
@@ -110,10 +111,10 @@ def load_into(model: torch.nn.Module, run: Path) -> Loaded:
             if source in there and list(tensor.shape) == file.get_slice(source).get_shape():
                 tensor.copy_(file.get_tensor(source))
                 loaded.add(name)
-    if not loaded:
+    if 2 * len(loaded) < len(own):
         raise ValueError(
-            f"no tensor of the checkpoint of {facts['workload']} {facts['workload_args']} fits this model: it has "
-            f"{_some(there)}, the model {_some(own)}"
+            f"{len(loaded)} of the {len(own)} tensors of this model are in the checkpoint of {facts['workload']} "
+            f"{facts['workload_args']}, which takes half of them at least: it has {_some(there)}, the model {_some(own)}"
         )
     fresh = frozenset(own) - loaded
     notes: dict[str, Scalar] = {

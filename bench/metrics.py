@@ -399,7 +399,7 @@ def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
     if not measured.quality:
         return {}
     last, target = measured.quality[-1], record.spec.target
-    out = {"validation_loss": last.loss}
+    out = {"validation_loss": last.loss, "trained_steps": float(last.step)}
     if last.accuracy is not None:
         out["validation_accuracy"] = last.accuracy
     if target is None:

@@ -155,7 +155,8 @@ def communication_shares(trainer: Trainer) -> Shares | None:
     calls: list[Interval] = []
     for event in profiler.events():
         name, span = event.name.lower(), (event.time_range.start, event.time_range.end)
-        if gpu != (event.device_type == DeviceType.CUDA):
+        # Annotations span kernels on the GPU too; those of FSDP and DDP would hide what they wait for.
+        if gpu != (event.device_type == DeviceType.CUDA) or (gpu and event.is_user_annotation):
             continue
         if any(word in name for word in _COMMUNICATION):
             # On a CPU the asynchronous event is the collective itself; the others are calls that start it or wait for it,

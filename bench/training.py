@@ -20,7 +20,8 @@ from bench.record import Phase, Quality
 from bench.schema import RunSpec
 from bench.strategies.graph import compiled
 from bench.strategies.parts import Parallelism, Parts
-from bench.workloads.base import training_batches, validation_batches
+from bench.strategies.precision import Unsupported
+from bench.workloads.base import looked_at, training_batches, validation_batches
 
 if TYPE_CHECKING:
     from bench.workloads.base import Batch
@@ -197,7 +198,7 @@ class Trainer:
             step=len(self.losses),
             read_ns=now,
             seconds=(now - self.began_ns - self.probed_ns) / 1e9,
-            samples=min(self.spec.validation.samples, len(parts.workload.validation)),
+            samples=looked_at(parts.workload, self.spec.validation.samples, self.parallel.data_ranks),
             loss=reached[0],
             accuracy=reached[1],
         )
@@ -224,6 +225,10 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     model.train()
     parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))
     if needed is not None and spec.distillation.name == "none":  # there it is the teacher
+        if spec.parallelism.options.get("meta"):
+            raise Unsupported(
+                "meta makes new weights after the model is cut up: leave it out where a run needs weights"
+            )
         loaded, parts.fresh = load_into(model, needed)
         parts.notes |= loaded
     for axis in _CHANGES:
@@ -244,11 +249,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     batch_size = int(spec.batch_size_per_device or 1)
     seed = spec.seed * 65_537 + parallel.data_rank
     source = training_batches(workload, batch_size, seed, on_gpu=device.type == "cuda")
-    trainer = Trainer(parts, parallel, parallel.optimizer(make), source, batch_size)
-    if spec.measure_steps:
-        parts.planned_steps = spec.warmup_steps + spec.measure_steps
-        trainer.schedule(parts.planned_steps)
-    return trainer
+    return Trainer(parts, parallel, parallel.optimizer(make), source, batch_size)
 
 
 def warm_up(trainer: Trainer) -> float:
@@ -301,8 +302,7 @@ class Window:
         while (steps := self.missing()) > 0 and self.stopped_by is None:
             if self.steps == 0:
                 trainer.parts.planned_steps = len(trainer.losses) + steps
-                if trainer.scheduler is None:
-                    trainer.schedule(steps)
+                trainer.schedule(steps)
             self._stretch(steps)
             if every is not None and self.steps % every == 0:
                 start = time.monotonic_ns()

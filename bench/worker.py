@@ -104,6 +104,9 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     now = clock.phase("warmup", now)
     dtype = trainer.parts.precision.matmul_dtype
     speeds = [matmul_speeds(device, dtype)]  # as warm as after the window
+    if device.type == "cuda":
+        trainer.step()  # the probe gave memory back, which a step would first have to ask for again
+        synchronize(device)
     trainer.probed_ns = clock.phase("probe", now) - now
     reset_peak_memory(device)
     warmup_steps = len(trainer.losses)

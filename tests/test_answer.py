@@ -71,8 +71,8 @@ def test_a_ladder_is_told_with_the_steps_that_did_not_run(capsys: pytest.Capture
 
 
 def test_unequal_training_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Quality is that after" not in shown(capsys, two(steps={"fp32": 100, "bf16": 100}))
-    assert "Quality is that after" in shown(capsys, two(steps={"fp32": 50, "bf16": 100}))
+    assert "Quality is that after" not in shown(capsys, two(trained_steps={"fp32": 100, "bf16": 100}))
+    assert "Quality is that after" in shown(capsys, two(trained_steps={"fp32": 50, "bf16": 100}))
 
 
 def test_nothing_that_ended_well_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def test_a_tensor_of_another_shape_is_left(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_fits_nothing_or_is_not_there_is_an_error(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", tiny.parts())
-    with pytest.raises(ValueError, match=r"no tensor of the checkpoint of decoder_lm .* fits this model: it has "):
+    with pytest.raises(ValueError, match=r"0 of the 5 tensors of this model are in the checkpoint of decoder_lm "):
         load_into(tiny.parts("other", {"architecture": "mlp"}).model, run)
     with pytest.raises(ValueError, match="there is no checkpoint in"):
         load_into(tiny.parts().model, tmp_path)

@@ -93,3 +93,26 @@ def test_quality_stands_beside_speed() -> None:
     (only,) = against_first(table)
     assert (only.baseline_quality, only.quality) == ({"validation_loss": 3.0}, {"validation_loss": 3.5})
     assert pd.isna(table["validation_accuracy"]).all()
+
+
+def test_a_ladder_whose_foot_did_not_run_stands_on_the_first_step_that_did() -> None:
+    foot = [rows.make(status=Status.OUT_OF_MEMORY, message="no room") | {"ladder": 0}]
+    first, second, whole = ladder(frame([*foot, *STEPS[4:]]))
+    assert (first.status, first.reason) == ("out_of_memory", "no room")
+    assert effects(second)["seconds"][1] == "more"
+    assert (whole.name, whole.baseline) == ("all steps", "+ precision=bf16")
+
+
+def test_runs_that_save_weights_for_others_are_no_baseline() -> None:
+    later = [row | {"started_at": (START + timedelta(hours=1)).isoformat()} for row in runs(2, 2, 0, precision="bf16")]
+    table = frame([*runs(9, 2, 0, saves="x"), *runs(1, 2, 0, needs="x"), *later])
+    (only,) = against_first(table)
+    assert effects(only)["seconds"][0] == pytest.approx(0.5)
+
+
+def test_quality_on_other_data_is_not_compared() -> None:
+    table = frame([*runs(1, 2, 0), *runs(2, 2, 0, precision="bf16")])
+    table["validation_loss"] = 3.0
+    table["dataset_digest"] = table["precision"]
+    (only,) = against_first(table)
+    assert (only.quality, only.baseline_quality) == (None, None)

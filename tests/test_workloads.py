@@ -322,12 +322,14 @@ def test_sparse_tables_need_an_optimizer_that_takes_them() -> None:
     check = registry.load("workload", "recommender").check
     with pytest.raises(ValueError, match="sparse tables need optimizer"):
         check(RunSpec(**spec, batch_size_per_device=1))
-    check(RunSpec(**spec, batch_size_per_device=1, optimizer={"name": "sgd", "momentum": 0}))
+    check(
+        RunSpec(**spec, batch_size_per_device=1, optimizer={"name": "sgd", "momentum": 0, "implementation": "foreach"})
+    )
     work = made("recommender", sparse=True)
     model = work.build()
     work.loss(model, work.train.__getitems__(range(4))).backward()
     assert model.tables[0].weight.grad.is_sparse
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    registry.load("optimizer", "sgd")(model.parameters(), momentum=0.0, implementation="foreach").step()
 
 
 def test_speech_is_not_covered() -> None:

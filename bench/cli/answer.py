@@ -122,7 +122,7 @@ def _unequal(runs: pd.DataFrame) -> Iterator[str]:
     """Warn where quality was read after unequal training."""
     if "saves" in runs:
         runs = runs[runs["saves"].isna()]
-    seen = ((runs["steps"] + runs["warmup_steps"]) * runs["global_batch_size"]).dropna()
+    seen = (runs["trained_steps"] * runs["global_batch_size"]).dropna()
     if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
         yield (
             f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples, so it is not comparable: give all the same "
@@ -235,7 +235,10 @@ def _memory(results: pd.DataFrame) -> dict[str, list[str]]:
     peak = results["peak_memory_bytes"]
     if not peak.max() > 1.05 * peak.min():
         return {}
-    return {"peak GB": ["-" if math.isnan(value) else f"{value / 1e9:.3g}" for value in peak]}
+    told = ["-" if math.isnan(value) else f"{value / 1e9:.3g}" for value in peak]
+    errors = results["memory_estimate_error"]
+    told = [cell if math.isnan(e) else f"{cell} ({e:+.0%})" for cell, e in zip(told, errors, strict=True)]
+    return {"peak GB (error of the estimate)" if errors.notna().any() else "peak GB": told}
 
 
 def _communication(row: pd.Series) -> str:
@@ -246,7 +249,7 @@ def _communication(row: pd.Series) -> str:
 
 
 def _to_target(results: pd.DataFrame) -> dict[str, list[str]]:
-    """What it took to reach the target, from the first step of the training: median over repeats that did."""
+    """What it took to reach the target, from the first step of the training: median over repeats, if all did."""
     reached = results["target_reached"]
     if reached.isna().all():
         return {}
@@ -262,9 +265,10 @@ def _to_target(results: pd.DataFrame) -> dict[str, list[str]]:
     out = {f"{unit} to target": cells for unit, cells in told.items() if set(cells) != {"-"}}
     out.setdefault("s to target", ["-"] * len(results))
     for place, share in enumerate(reached):
-        if share < 1:
-            all_or_some = "not reached" if share == 0 else "not by all"
-            out["s to target"][place] = "-" if math.isnan(share) else all_or_some
+        if share < 1:  # what those took that did reach it would be a figure of the lucky ones
+            for cells in out.values():
+                cells[place] = "-"
+            out["s to target"][place] = "not reached" if share == 0 else "not by all"
     return out
 
 

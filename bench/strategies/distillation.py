@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench.schema import SHARED_COPY, RunSpec
 from bench.strategies.flops import on_meta
-from bench.strategies.precision import Unsupported
+from bench.strategies.precision import Unsupported, store_as
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def _teacher(parts: Parts) -> tuple[Workload, torch.nn.Module]:
     loaded = load_into(model, parts.needed)
     if loaded.fresh:
         raise ValueError(f"the teacher's checkpoint lacks {loaded.notes['left']}")
-    model = model.to(parts.precision.compute_dtype)  # autocast would cast frozen weights anew in each step
+    model = store_as(model, parts.precision.compute_dtype)  # autocast would cast frozen weights anew in each step
     parts.notes["teacher"] = spec.label
     parts.notes["teacher_parameters"] = sum(p.numel() for p in model.parameters())
     parts.notes["teacher_sha256"] = loaded.notes["needed_sha256"]

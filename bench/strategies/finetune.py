@@ -6,6 +6,7 @@ trained whatever else is frozen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def last_layers(parts: Parts, layers: int = 1) -> None:
 def bitfit(parts: Parts) -> None:
     """Train the biases alone (Ben Zaken et al. 2022)."""
     _begin_from(parts, "bitfit")
-    biases = [name for name, _ in parts.model.named_parameters() if name.rpartition(".")[2] == "bias"]
+    biases = [name for name, _ in parts.model.named_parameters() if re.match("bias(_|$)", name.rpartition(".")[2])]
     if not biases:
         raise Unsupported("bitfit: this model has no biases")
     _train_only(parts, biases)

@@ -71,7 +71,8 @@ def cuda_graphs(parts: Parts, parallel: Parallelism) -> None:
     if spec.memory.name != "none":
         raise Unsupported(f"compile cuda_graphs cannot capture memory {spec.memory.name}: it asks the host in between")
     objective = getattr(parallel.module, "module", parallel.module)
-    batch = parts.workload.train.__getitems__(list(range(int(spec.batch_size_per_device or 1))))
+    split = parts.workload.train
+    batch = split.__getitems__([place % len(split) for place in range(int(spec.batch_size_per_device or 1))])
     moved = tuple(tensor.to(parts.device) for tensor in batch)
     began = time.monotonic()
     autocast = parts.precision.autocast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def fp32(device: torch.device) -> Precision:
     import torch
 
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # of convolutions and recurrent layers
     return Precision()
 
 
@@ -78,6 +79,7 @@ def tf32(device: torch.device) -> Precision:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise Unsupported("tf32 needs an NVIDIA GPU of compute capability 8.0 or newer")
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     return Precision()
 
 
@@ -110,7 +112,14 @@ def bf16_params(device: torch.device) -> Precision:
 
 
 def store_in_bf16(parts: Parts) -> None:
-    """Turn 32-bit parameters into bfloat16, and inputs of the model with them.
+    """Turn 32-bit parameters into bfloat16."""
+    import torch
+
+    store_as(parts.model, torch.bfloat16)
+
+
+def store_as(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Turn 32-bit parameters into another type, in place, and inputs of the model with them; return the model.
 
     Buffers stay as they are, but for those of batch normalisation: tables (such as the frequencies of rotary positions) lose
     too much.
@@ -118,25 +127,24 @@ def store_in_bf16(parts: Parts) -> None:
     import torch
     from torch.nn.modules.batchnorm import _NormBase
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+    from torch.utils._pytree import tree_map
 
-    for module in parts.model.modules():
+    for module in model.modules():
         held = [*module.parameters(recurse=False)]
         held += [*module.buffers(recurse=False)] if isinstance(module, _NormBase) else []
         for tensor in held:
             if tensor.dtype == torch.float32 and not is_traceable_wrapper_subclass(tensor):  # those are quantised
-                tensor.data = tensor.data.to(torch.bfloat16)
-    parts.model.register_forward_pre_hook(_inputs_in_bf16, with_kwargs=True)
+                tensor.data = tensor.data.to(dtype)
 
+    def inputs(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        def cast(value: Any) -> Any:
+            floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(dtype) if floats else value
 
-def _inputs_in_bf16(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-    import torch
-    from torch.utils._pytree import tree_map
+        return tree_map(cast, args), tree_map(cast, kwargs)
 
-    def cast(value: Any) -> Any:
-        single = isinstance(value, torch.Tensor) and value.dtype == torch.float32
-        return value.to(torch.bfloat16) if single else value
-
-    return tree_map(cast, args), tree_map(cast, kwargs)
+    model.register_forward_pre_hook(inputs, with_kwargs=True)
+    return model
 
 
 def fp16(device: torch.device) -> Precision:
@@ -167,7 +175,8 @@ def fp8(device: torch.device, recipe: str = "tensorwise") -> Precision:
     if recipe != "tensorwise" and torch.cuda.get_device_capability(device) < (9, 0):
         raise Unsupported(f"fp8 recipe {recipe} needs an NVIDIA GPU of compute capability 9.0 or newer")
     try:
-        config = library.Float8LinearConfig.from_recipe_name(recipe)
+        # Sizes that are no multiples of 16, such as an odd number of tokens, are padded.
+        config = replace(library.Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True)
     except ValueError as error:
         raise Unsupported(f"torchao has no fp8 recipe {recipe!r}") from error
 
@@ -186,7 +195,7 @@ def linear_to_fp8(parts: Parts, config: Any) -> None:
     import torch
 
     spec = parts.spec
-    for axis, name in (("finetune", "full"), ("quantization", "none")):
+    for axis, name in (("finetune", "full"), ("quantization", "none"), ("pruning", "none")):
         if getattr(spec, axis).name != name:
             raise Unsupported(f"precision fp8 is not combined with {axis} {getattr(spec, axis).name}")
     if spec.parallelism.name in ("tp", "fsdp_tp", "pp"):

@@ -109,6 +109,8 @@ def two_of_four(module: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _check(parts: Parts, name: str) -> None:
+    if parts.spec.parallelism.options.get("offload"):
+        raise Unsupported(f"pruning {name!r} looks at whole weights, which offload keeps in parts on the hosts")
     if parts.spec.parallelism.name == "pp":
         raise Unsupported(f"pruning {name!r} does not go with parallelism 'pp', whose ranks hold different layers")
     if parts.spec.quantization.name == "qat" and name in ("magnitude", "semi_structured"):

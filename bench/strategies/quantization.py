@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bench.schema import SHARED_COPY
-from bench.strategies.precision import Unsupported
+from bench.strategies.precision import Unsupported, store_as
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def _serve_as(parts: Parts, config: Any, chosen: Callable[[torch.nn.Module, str]
     """Have the trained model quantised before it is served."""
 
     def convert(model: torch.nn.Module) -> torch.nn.Module:
-        model = linears(model).to(dtype or parts.precision.compute_dtype)
+        model = store_as(linears(model), dtype or parts.precision.compute_dtype)
         _note_share(parts, model, chosen)
         _torchao().quantize_(model, config, filter_fn=chosen)
         return model
@@ -101,7 +101,7 @@ def fp16(parts: Parts) -> None:
     import torch
 
     whole_copies_only(parts, "quantization 'fp16'")
-    parts.serve.append(lambda model: model.to(torch.float16))
+    parts.serve.append(lambda model: store_as(model, torch.float16))
 
 
 def int8(parts: Parts) -> None:

@@ -1,7 +1,7 @@
 """Learning rate over the steps of a training: functions `(optimizer, steps, **options) -> scheduler`.
 
-`steps` is the number of steps after which the schedule is at its end; `warmup` the share of them in which the rate rises
-from 0 at the start.
+`steps` are the measured steps: the schedule begins with them, and the steps before the window are made at the full rate, as
+their number may depend on time. `warmup` is the share of `steps` in which the rate rises from 0 at the start.
 """
 
 from __future__ import annotations

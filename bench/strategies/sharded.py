@@ -73,7 +73,7 @@ class Fsdp2(Parallelism):
         """Let each shard be initialised by numbers of its own; on GPUs torch sees to that itself."""
         import torch
 
-        if self.parts.device.type == "cuda":
+        if self.parts.device.type == "cuda" and not self.parts.spec.parallelism.options.get("offload"):
             yield
             return
         with torch.random.fork_rng(devices=[]):

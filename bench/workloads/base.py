@@ -262,12 +262,17 @@ def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: 
     yield from loader
 
 
+def looked_at(workload: Workload, samples: int, ranks: int) -> int:
+    """Return how many held-out samples are looked at: those that are there, as far as they divide by the ranks."""
+    most = min(samples, len(workload.validation))
+    return most - most % ranks
+
+
 def validation_batches(workload: Workload, samples: int, batch_size: int, rank: int, ranks: int) -> Iterator[Batch]:
     """Yield this rank's share of the first `samples` held-out samples, the same number of batches on every rank.
 
     What does not divide by the ranks is left out.
     """
-    most = min(samples, len(workload.validation))
-    mine = range(rank, most - most % ranks, ranks)
+    mine = range(rank, looked_at(workload, samples, ranks), ranks)
     for first in range(0, len(mine), batch_size):
         yield workload.validation.__getitems__(mine[first : first + batch_size])

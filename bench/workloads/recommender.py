@@ -97,10 +97,12 @@ class Recommender(Workload):
     @staticmethod
     def check(spec: RunSpec) -> None:
         """Raise ValueError where the optimizer cannot take sparse gradients."""
-        momentum = spec.optimizer.options.get("momentum", 0.9)
-        if spec.workload_args.get("sparse") and (spec.optimizer.name != "sgd" or momentum):
+        options = spec.optimizer.options
+        takes = options.get("momentum", 0.9) == 0 and options.get("implementation") in ("foreach", "loop")
+        if spec.workload_args.get("sparse") and not (spec.optimizer.name == "sgd" and takes):
             raise ValueError(
-                "sparse tables need optimizer {name: sgd, momentum: 0}: the others take dense gradients only"
+                "sparse tables need optimizer {name: sgd, momentum: 0, implementation: foreach}: the others take dense "
+                "gradients only"
             )
 
     def __init__(self, args: dict[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""Pairs of axes that once gave a wrong figure or a crash: each is right now, or refused with its reason."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench import registry
+from bench.schema import RunSpec
+from bench.strategies import precision
+from bench.strategies.finetune import bitfit
+from bench.strategies.flops import count_share
+from bench.strategies.parts import Parts
+from bench.strategies.precision import Precision, Unsupported, store_as
+from tests import tiny
+
+CPU = torch.device("cpu")
+
+
+def parts(workload: str, args: dict[str, Any], **fields: Any) -> Parts:
+    asked = RunSpec(
+        workload=workload, workload_args=args, device_type="cpu", batch_size_per_device=4, measure_steps=3, **fields
+    )
+    made = registry.load("workload", workload)(args)
+    torch.manual_seed(0)
+    return Parts(asked, CPU, made, made.build().train(), Precision())
+
+
+@pytest.mark.parametrize(
+    ("workload", "args"),
+    [
+        ("image_classification", {"preset": "tiny"}),
+        ("image_classification", {"preset": "vit-tiny"}),
+        ("recommender", {}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_inputs_that_are_floats_follow_the_type_of_the_served_weights(
+    workload: str, args: dict[str, Any], dtype: torch.dtype
+) -> None:
+    found = parts(workload, args | {"data": "synthetic"})
+    model = store_as(found.model.eval(), dtype)
+    with torch.no_grad():
+        scores = found.workload.logits(model, found.workload.validation.__getitems__(range(4)))
+    assert scores.dtype == dtype
+    assert scores.isfinite().all()
+
+
+def test_tables_of_rotary_positions_keep_their_digits() -> None:
+    found = parts("decoder_lm", {"preset": "llama-tiny"})
+    before = found.model.model.rotary_emb.inv_freq.clone()
+    store_as(found.model, torch.bfloat16)
+    assert torch.equal(found.model.model.rotary_emb.inv_freq, before)
+    assert found.model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_biases_of_recurrent_layers_are_biases() -> None:
+    found = parts("lstm_lm", {"preset": "tiny"}, finetune="bitfit")
+    bitfit(found)
+    trained = {name.rpartition(".")[2].split("_")[0] for name, p in found.model.named_parameters() if p.requires_grad}
+    assert trained == {"bias"}
+    assert sum("bias_ih" in name for name, p in found.model.named_parameters() if p.requires_grad) == 2
+
+
+def test_flop_of_layers_that_torch_does_not_count_are_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny.parts()
+    truth = found.workload.flops_per_sample()
+    monkeypatch.setattr(type(found.workload), "flops_per_sample", lambda self: 3 * truth)
+    count_share(found)
+    assert found.flops_share == 1.0
+    assert "torch counts none" in found.notes["flops"]
+
+
+def test_one_sample_is_enough_to_count_flop_of_a_model_with_batch_statistics() -> None:
+    found = parts("image_classification", {"preset": "resnet-18", "image_size": 32}, finetune="last_layers")
+    count_share(found)  # its last feature map has one value a channel
+    assert found.flops_share == pytest.approx(1.0)
+
+
+def test_fp8_is_not_combined_with_pruning() -> None:
+    with pytest.raises(Unsupported, match="fp8 is not combined with pruning magnitude"):
+        precision.linear_to_fp8(tiny.parts(pruning="magnitude"), None)
+
+
+def test_new_weights_of_meta_do_not_take_the_place_of_needed_ones(tmp_path: Any) -> None:
+    from bench.training import build
+
+    asked = tiny.spec(parallelism={"name": "fsdp2", "meta": True}, needs="x")
+    with pytest.raises(Unsupported, match="leave it out where a run needs weights"):
+        build(asked, CPU, tmp_path)
+
+
+def test_fp32_is_32_bits_in_convolutions_too() -> None:
+    precision.fp32(CPU)
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_graphs_with_pools_of_their_own_are_not_sized_by_eager_steps() -> None:
+    from bench.batch_size import find_batch
+
+    asked = tiny.spec(compile="cuda_graphs", batch_size_per_device="max")
+    with pytest.raises(Unsupported, match="found by eager steps"):
+        find_batch(asked, CPU, None)
