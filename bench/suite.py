@@ -391,6 +391,8 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in AXES:
+        if isinstance(cell.get(kind), dict) and "name" not in cell[kind]:  # options of what it is by default
+            cell[kind] = {"name": RunSpec.model_fields[kind].default.name, **cell[kind]}
         try:
             if kind in cell:
                 _check_options(kind, Choice.model_validate(cell[kind]))

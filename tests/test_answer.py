@@ -30,11 +30,14 @@ def test_quality_and_target_stand_beside_speed(capsys: pytest.CaptureFixture[str
         validation_loss={"fp32": 3.0, "bf16": 3.25},
         target_reached={"fp32": 1.0, "bf16": 0.0},
         seconds_to_target={"fp32": 12.5},
+        steps_to_target={"fp32": 70.0},
         energy_to_target_joules={"fp32": 400.0},
     )
+    for row in table:
+        row |= {"target.metric": "validation_loss", "target.value": 3.1}
     out = shown(capsys, table)
-    assert "s to target J to target" in out
-    assert "12.5 400" in out
+    assert "to reach validation_loss 3.1" in out
+    assert "12.5 70 400" in out
     assert "not reached" in out
     assert "3.000 -> 3.250" in out or "3.250 -> 3.000" in out
 

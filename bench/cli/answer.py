@@ -67,6 +67,13 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
             if len(served):
                 console.print("\n  in use: the model as it would be served, forward passes alone")
                 console.print(_served(served))
+            aimed = one[one["target_reached"].notna()]
+            if len(aimed):
+                goals = sorted(
+                    {f"{a} {b:g}" for a, b in zip(aimed["target.metric"], aimed["target.value"], strict=True)}
+                )
+                console.print(f"\n  to reach {' or '.join(goals)}, from the first step of the training:")
+                console.print(_to_target(aimed))
             for line in _remarks(one):
                 console.print(f"  {line}")
         runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
@@ -174,7 +181,6 @@ def _table(results: pd.DataFrame) -> Table:
         **_per_million(results),
         **_memory(results),
         "communication": [_communication(row) for _, row in results.iterrows()],
-        **_to_target(results),
         **_quality(results),
         "quality": [str(grade) for grade in results["quality"].fillna("-")],
     }
@@ -238,7 +244,7 @@ def _memory(results: pd.DataFrame) -> dict[str, list[str]]:
     told = ["-" if math.isnan(value) else f"{value / 1e9:.3g}" for value in peak]
     errors = results["memory_estimate_error"]
     told = [cell if math.isnan(e) else f"{cell} ({e:+.0%})" for cell, e in zip(told, errors, strict=True)]
-    return {"peak GB (error of the estimate)" if errors.notna().any() else "peak GB": told}
+    return {"peak GB (est.)" if errors.notna().any() else "peak GB": told}
 
 
 def _communication(row: pd.Series) -> str:
@@ -248,28 +254,24 @@ def _communication(row: pd.Series) -> str:
     return f"{row['communication_share']:.0%} ({row['exposed_communication_share']:.0%} exposed)"
 
 
-def _to_target(results: pd.DataFrame) -> dict[str, list[str]]:
+def _to_target(results: pd.DataFrame) -> Table:
     """What it took to reach the target, from the first step of the training: median over repeats, if all did."""
-    reached = results["target_reached"]
-    if reached.isna().all():
-        return {}
     measured = results["energy_to_target_joules"]
     energy = measured.fillna(results["energy_to_target_estimated_joules"])
     basis = measured.notna().map({True: "measured", False: "estimated"})
-    told = {
-        "s": _figures(results["seconds_to_target"], basis.map({})),
+    columns = {
+        "seconds": _figures(results["seconds_to_target"], basis.map({})),
+        "steps": _figures(results["steps_to_target"], basis.map({})),
         "J": _figures(energy, basis),
         "g CO2e": _figures(results["emissions_to_target_kg"] * 1000, results["emissions_basis"]),
         "USD": _figures(results["cost_to_target_usd"], results["cost_basis"]),
     }
-    out = {f"{unit} to target": cells for unit, cells in told.items() if set(cells) != {"-"}}
-    out.setdefault("s to target", ["-"] * len(results))
-    for place, share in enumerate(reached):
+    for place, share in enumerate(results["target_reached"]):
         if share < 1:  # what those took that did reach it would be a figure of the lucky ones
-            for cells in out.values():
+            for cells in columns.values():
                 cells[place] = "-"
-            out["s to target"][place] = "not reached" if share == 0 else "not by all"
-    return out
+            columns["seconds"][place] = "not reached" if share == 0 else "not by all repeats"
+    return _filled(results["name"], columns)
 
 
 def _quality(results: pd.DataFrame) -> dict[str, list[str]]:
@@ -376,6 +378,8 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append(
             "no cost: give USD per device-hour (bench report --price 2.10) or per kWh (--electricity-price 0.20)"
         )
+    if results["memory_estimate_error"].notna().any():
+        out.append("(est.): how far the estimate of bench show was off; on a CPU the peak is what the process grew by")
     if (results["zeros_share"] > 0.2).any():  # 5 % or so are zeros by themselves: biases, padding
         out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
     out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
