@@ -105,10 +105,14 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a mapping")
 
 
+_BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max']"}
+"""Names that pydantic gives to the alternatives of a field; nobody wrote them."""
+
+
 def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
     """Turn pydantic's findings into lines: where, what was given, what is allowed."""
     for found in error.errors():
-        where = ".".join(str(part) for part in found["loc"] if part != "function-before[_short_forms()]")
+        where = ".".join(str(part) for part in found["loc"] if str(part) not in _BRANCHES)
         if found["type"] == "extra_forbidden":
             names = list(allowed) if len(found["loc"]) == 1 else []
             hint = registry.did_you_mean(str(found["loc"][-1]), names) if names else "it is not a field here"

@@ -167,6 +167,10 @@ def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
 
 HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4}\n"
 BAD = {
+    "no such batch": (
+        "name: x\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: biggest}\n",
+        ["batch_size_per_device: Input should be 'max', not 'biggest'"],
+    ),
     "ladder and matrix": (
         HEAD + "ladder: [{precision: bf16}]\nmatrix: {devices: [1]}\n",
         ["a ladder starts from the defaults alone"],
