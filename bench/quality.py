@@ -36,6 +36,8 @@ OTHER_SHARE = 0.05
 STRAGGLER_RATIO = 1.1
 COVERED = 0.98
 """Share of a window that readings must span to be taken for all of it."""
+RISE = 0.1
+"""By how much the loss of a step may be above that of the first one where a training begins with trained weights."""
 FOREIGN_BYTES = 200 * 2**20
 
 
@@ -174,7 +176,9 @@ def _speed_flags(record: RunRecord) -> Iterator[str]:
     if state is not True and steps:
         yield "steady_unknown" if state is None else "not_steady"
     first, last = measured.loss_first, measured.loss_last
-    if first is not None and (last is None or last >= first):
+    # Weights that were trained before are near their best: one step's loss may then be above another's.
+    trained = record.spec.needs is not None or "checkpoint" in record.spec.workload_args
+    if first is not None and (last is None or last >= (1 + RISE * trained) * first):
         yield "loss_not_decreasing"
     try:
         known = metrics(record)

@@ -253,3 +253,13 @@ def test_twelve_steps_are_needed() -> None:
     assert steady([]) is steady([1.0]) is steady([1.0] * 11) is None
     assert steady([1.0] * 12) is True
     assert steady([1.0] * 6 + [2.0] * 6) is False
+
+
+def test_a_loss_that_was_low_before_may_stay_where_it_is() -> None:
+    record = rows.record()
+    assert record.measurement is not None
+    spec = record.spec.model_copy(update={"needs": "x"})
+    for last, flagged in ((5.2, False), (6.0, True)):
+        measured = record.measurement.model_copy(update={"loss_last": last})
+        judged = judge(record.model_copy(update={"measurement": measured, "spec": spec}), Site(), meter_failed=False)
+        assert ("loss_not_decreasing" in judged.flags) == flagged
