@@ -22,8 +22,12 @@ COSTS = {
     "joules": ("joules_per_sample", False),
     "joules_estimated": ("joules_per_sample_estimated", False),
     "usd": ("cost_usd_per_million_samples", False),
+    "seconds_to_target": ("seconds_to_target", False),
+    "joules_to_target": ("energy_to_target_joules", False),
+    "joules_to_target_estimated": ("energy_to_target_estimated_joules", False),
+    "usd_to_target": ("cost_to_target_usd", False),
 }
-"""What the same work costs: the column it follows from, and whether it is the inverse of that."""
+"""What the same work costs, or the way to the target: the column it follows from, and whether it is the inverse of that."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def compare(candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, baseline
         values = [side[column].dropna() if column in side else pd.Series(dtype=float) for side in sides]
         if any(known.empty or (known <= 0).any() for known in values):
             continue
+        if "target" in cost and any(len(known) < len(side) for known, side in zip(values, sides, strict=True)):
+            continue  # not all reached it
         pair = (values[1], values[0]) if inverse else (values[0], values[1])
         ratio = stats.ratio([pair])
         effects.append(Effect(cost, ratio.value, ratio.low, ratio.high, ratio.n, verdict(ratio)))

@@ -94,6 +94,7 @@ MEDIANS = (
     "loss_first",
     "loss_last",
     "parameters",
+    "trainable_parameters",
     "flops_per_sample",
 )
 NUMBERS = (

@@ -56,7 +56,7 @@ STARTUP_PHASES = ("launch", "start", "find_batch", "build", "warmup")
 _PEAK_OF = {"bf16_params": "bf16"}
 """Precisions whose products are those of another one in the table of peaks."""
 _AS_MEASURED = (
-    *("parameters", "flops_per_sample", "loss_first", "loss_last"),
+    *("parameters", "trainable_parameters", "flops_per_sample", "loss_first", "loss_last"),
     *("compile_seconds", "memory_estimated_bytes"),
 )
 SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "thermal_policy", "power_brake")

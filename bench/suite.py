@@ -119,6 +119,9 @@ def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[s
             yield f"unknown key {where!r}: {hint}"
         elif found["type"] == "missing":
             yield f"{where!r} is missing"
+        elif "instance of Choice" in found["msg"]:
+            given = reprlib.repr(found["input"])
+            yield f"{where}: give one name, or {{name: ..., option: ...}}, not {given}; a list of them goes into the matrix"
         else:
             own = (
                 isinstance(found["input"], dict) or found["type"] == "value_error"

@@ -102,3 +102,10 @@ def test_graphs_with_pools_of_their_own_are_not_sized_by_eager_steps() -> None:
     asked = tiny.spec(compile="cuda_graphs", batch_size_per_device="max")
     with pytest.raises(Unsupported, match="found by eager steps"):
         find_batch(asked, CPU, None)
+
+
+def test_a_classifier_of_labelled_text_may_be_adapted() -> None:
+    pytest.importorskip("peft")
+    found = parts("encoder", {"preset": "tiny", "objective": "classification"}, finetune="lora")
+    registry.load("finetune", "lora")(found)
+    assert 0.3 < found.flops_share < 1

@@ -138,6 +138,12 @@ def _unequal(runs: pd.DataFrame) -> Iterator[str]:
 
 
 _COSTS = {"seconds": "time ×", "joules": "energy ×", "joules_estimated": "~energy ×", "usd": "money ×"}
+_COSTS |= {
+    "seconds_to_target": "time to target ×",
+    "joules_to_target": "energy to target ×",
+    "joules_to_target_estimated": "~energy to target ×",
+    "usd_to_target": "money to target ×",
+}
 
 
 def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
@@ -146,6 +152,8 @@ def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
     from rich.text import Text
 
     shown = [cost for cost in _COSTS if any(e.cost == cost for c in comparisons for e in c.effects)]
+    if any("target" in cost for cost in shown):  # the way to the target says more than the speed of it
+        shown = [cost for cost in shown if "target" in cost]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (heading, *(_COSTS[cost] for cost in shown), "validation loss", "accuracy"):
         table.add_column(name)
@@ -179,6 +187,7 @@ def _table(results: pd.DataFrame) -> Table:
         "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
         "J/sample": [_energy(row) for _, row in results.iterrows()],
         **_per_million(results),
+        **_trained(results),
         **_memory(results),
         "communication": [_communication(row) for _, row in results.iterrows()],
         **_quality(results),
@@ -234,6 +243,14 @@ def _per_million(results: pd.DataFrame) -> dict[str, list[str]]:
         f"g CO2e/M{unit}": _figures(carbon * 1000, results["emissions_basis"]),
         f"USD/M{unit}": _figures(cost, results["cost_basis"]),
     }
+
+
+def _trained(results: pd.DataFrame) -> dict[str, list[str]]:
+    """How many parameters are trained, where that is not all of them."""
+    some = results["trainable_parameters"]
+    if not (some < results["parameters"]).any():
+        return {}
+    return {"M trained": ["-" if math.isnan(count) else f"{count / 1e6:.3g}" for count in some]}
 
 
 def _memory(results: pd.DataFrame) -> dict[str, list[str]]:
@@ -382,6 +399,8 @@ def _remarks(results: pd.DataFrame) -> list[str]:
         out.append("(est.): how far the estimate of bench show was off; on a CPU the peak is what the process grew by")
     if (results["zeros_share"] > 0.2).any():  # 5 % or so are zeros by themselves: biases, padding
         out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
+    found = results[results["label"].str.contains(" bmax ", regex=False)]
+    out += [f"largest batch that fits, {row['name']}: {row['batch_size_per_device']}" for _, row in found.iterrows()]
     out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")

@@ -73,7 +73,11 @@ def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
             click.option(
-                "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Fix a field, or give a list of values."
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Fix a field, or give a list of values: [a, b].",
             ),
             click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
             click.option(

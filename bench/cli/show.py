@@ -61,6 +61,8 @@ def lines(asked: Asked, estimated: dict[str, int]) -> list[str]:
         if config_id in too_large:
             what += f", {too_large[config_id]}"
         out.append(f"  {config_id}  {runs[0].label}  {what}")
+    if estimated:
+        out.append("  memory: an estimate of the tensors; none where shapes do not tell; a CPU process grows by more")
     return [*out, f"  {takes(asked)}"]
 
 

@@ -52,7 +52,8 @@ def count_share(parts: Parts) -> None:
     import torch
 
     with torch.device("meta"):
-        whole = counted(parts.workload, parts.workload.build().eval())  # one sample has no statistics of a batch
+        model = parts.workload.build().eval()  # one sample has no statistics of a batch
+    whole = counted(parts.workload, model)
     known = parts.workload.flops_per_sample()
     if abs(whole / known - 1) > COUNTED:
         parts.notes["flops"] = "those of the whole training: torch counts none for some layers of this model"

@@ -20,6 +20,8 @@ def _scheduler(
 ) -> LRScheduler:
     from torch.optim.lr_scheduler import LambdaLR
 
+    if not 0 <= warmup < 1:
+        raise ValueError(f"schedule: warmup is a share of the measured steps, from 0 to below 1, not {warmup}")
     rise = round(warmup * steps)
 
     def factor(step: int) -> float:
