@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -16,7 +16,6 @@ from analytics.frame import IDENTITY, asked, summary
 from analytics.words import printable
 from bench.record import Status
 
-Verdict = Literal["less", "more", "same", "cannot tell"]
 COSTS = {
     "seconds": ("samples_per_second", True),
     "joules": ("joules_per_sample", False),
@@ -39,7 +38,7 @@ class Effect:
     low: float | None
     high: float | None
     repeats: int
-    verdict: Verdict
+    verdict: stats.Verdict
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,6 @@ class Comparison:
         return asdict(self)
 
 
-def verdict(ratio: stats.Estimate) -> Verdict:
-    """Say what an interval of a ratio allows to say; without one, nothing."""
-    if ratio.low is None or ratio.high is None:
-        return "cannot tell"
-    if ratio.low >= 1 - stats.SAME and ratio.high <= 1 + stats.SAME:
-        return "same"
-    return "more" if ratio.low > 1 else "less" if ratio.high < 1 else "cannot tell"
-
-
 def compare(candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, baseline_name: str) -> Comparison:
     """Compare the runs (rows of a frame) of two configurations; those that did not end well count for nothing.
 
@@ -97,7 +87,7 @@ def compare(candidate: pd.DataFrame, baseline: pd.DataFrame, name: str, baseline
             continue  # not all reached it
         pair = (values[1], values[0]) if inverse else (values[0], values[1])
         ratio = stats.ratio([pair])
-        effects.append(Effect(cost, ratio.value, ratio.low, ratio.high, ratio.n, verdict(ratio)))
+        effects.append(Effect(cost, ratio.value, ratio.low, ratio.high, ratio.n, stats.verdict(ratio)))
     flags = sorted({flag for side in sides for text in side["flags"].dropna() for flag in str(text).split()})
     same_data = set(sides[0]["dataset_digest"].dropna()) == set(sides[1]["dataset_digest"].dropna())
     quality = [_quality(side) if same_data else None for side in sides]

@@ -21,7 +21,7 @@ import pandas as pd
 
 from analytics import stats, words
 from analytics.frame import IDENTITY, asked, summary
-from analytics.stats import LOSS, REACH, SAME
+from analytics.stats import LOSS, REACH
 from analytics.words import printable
 from bench.record import Status
 from bench.schema import AXES
@@ -435,9 +435,6 @@ def _gains(table: pd.DataFrame, columns: list[str]) -> list[Gain]:
     return gains
 
 
-def _verdict(r: stats.Estimate) -> Words:
-    if r.low is None or r.high is None:
-        return "cannot tell"
-    if r.low >= 1 - SAME and r.high <= 1 + SAME:
-        return "same"
-    return "faster" if r.low > 1 else "slower" if r.high < 1 else "cannot tell"
+def _verdict(speed: stats.Estimate) -> Words:
+    words: dict[stats.Verdict, Words] = {"more": "faster", "less": "slower", "same": "same"}
+    return words.get(stats.verdict(speed), "cannot tell")

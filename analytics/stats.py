@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -78,6 +79,18 @@ def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int 
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Estimate(math.exp(centre), math.exp(found.low), math.exp(found.high), n)
+
+
+Verdict = Literal["less", "more", "same", "cannot tell"]
+
+
+def verdict(ratio: Estimate) -> Verdict:
+    """Say what an interval of a ratio allows to say; without one, nothing."""
+    if ratio.low is None or ratio.high is None:
+        return "cannot tell"
+    if ratio.low >= 1 - SAME and ratio.high <= 1 + SAME:
+        return "same"
+    return "more" if ratio.low > 1 else "less" if ratio.high < 1 else "cannot tell"
 
 
 def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float = 0.95) -> Estimate:

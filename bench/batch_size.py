@@ -23,6 +23,7 @@ from bench.probes import is_out_of_memory, peak_memory, reset_peak_memory
 from bench.schema import Choice, RunSpec, Scalar
 from bench.strategies.precision import Unsupported
 from bench.training import Trainer, agree, build, synchronize
+from bench.workloads.base import first_samples
 
 TRIAL_SECONDS = 4.0
 """How long the trials of a CPU go on to larger sizes."""
@@ -59,8 +60,7 @@ class _Trials:
 
     def step(self, size: int) -> float:
         """Make a whole step of this size; return its seconds. All ranks call it."""
-        split = self.trainer.parts.workload.train
-        batch = split.__getitems__([place % len(split) for place in range(size)])
+        batch = first_samples(self.trainer.parts.workload.train, size)
         self.trainer.batches = itertools.repeat(tuple(tensor.to(self.device) for tensor in batch))
         self.tried += 1
         began = time.monotonic()
@@ -74,10 +74,9 @@ class _Trials:
         parallel, fits = self.trainer.parallel, True
         exchange = parallel.exchange
         parallel.exchange = lambda *, now: exchange(now=False)  # type: ignore[method-assign]
-        split = self.trainer.parts.workload.train
         self.tried += 1
         try:
-            batch = split.__getitems__([place % len(split) for place in range(size)])
+            batch = first_samples(self.trainer.parts.workload.train, size)
             moved = tuple(tensor.to(self.device) for tensor in batch)
             parallel.gradients(itertools.repeat(moved), lambda: None)
             torch.cuda.synchronize(self.device)

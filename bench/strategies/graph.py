@@ -70,9 +70,10 @@ def cuda_graphs(parts: Parts, parallel: Parallelism) -> None:
         raise Unsupported(f"compile cuda_graphs works with parallelism single and ddp, not {spec.parallelism.name}")
     if spec.memory.name != "none":
         raise Unsupported(f"compile cuda_graphs cannot capture memory {spec.memory.name}: it asks the host in between")
+    from bench.workloads.base import first_samples
+
     objective = getattr(parallel.module, "module", parallel.module)
-    split = parts.workload.train
-    batch = split.__getitems__([place % len(split) for place in range(int(spec.batch_size_per_device or 1))])
+    batch = first_samples(parts.workload.train, int(spec.batch_size_per_device or 1))
     moved = tuple(tensor.to(parts.device) for tensor in batch)
     began = time.monotonic()
     autocast = parts.precision.autocast

@@ -262,6 +262,11 @@ def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: 
     yield from loader
 
 
+def first_samples(split: Split, count: int) -> Batch:
+    """Return a batch of the first samples, over again where there are fewer: one whose shape alone matters."""
+    return split.__getitems__([place % len(split) for place in range(count)])
+
+
 def looked_at(workload: Workload, samples: int, ranks: int) -> int:
     """Return how many held-out samples are looked at: those that are there, as far as they divide by the ranks."""
     most = min(samples, len(workload.validation))
