@@ -1,0 +1,426 @@
+"""How fast d devices train together: laws of speed fitted to measured configurations, with calibrated intervals.
+
+The speed of d devices is d · v · E: v what one device does, E the share of it that is left when they work together. The
+ideal law T = n / (d · v) says that E is 1 and v a constant. What is fitted is the logarithm of speed / d, since errors of
+times are factors. The law `step`, the default, says what a step loses:
+
+    1 / E = (1 + (c (g - 1) / g + a log2(N) / n^k) / u^k + t / b + h / n) · d^p
+
+with d devices on N nodes of g, u the samples that a device sees between two synchronisations, b those of one pass, n the
+work of a sample; u, b and n relative to their geometric means over the table. c is the collective in a node (a ring of g
+moves 2 (g - 1) / g of the bytes), a what each doubling of the nodes adds, k how well more work hides both, t what a pass
+costs whatever its size, h how much slower small models are, p what is left over. The law `power` knows p alone.
+
+Around the law goes a Brownian motion over log2 d and log2 n: an extrapolation starts from the nearest measured
+configurations, and its interval grows with every doubling. Single configurations have noise with heavy tails (Student's t).
+v is integrated out in closed form, the rest by adaptive importance sampling (Cappé et al., Journal of Computational and
+Graphical Statistics 13, 2004) from priors that are wide, and the same for every machine. How well that predicts published
+tables is shown by `python -m tests.published`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+from scipy.stats import norm, qmc
+
+from analytics.stats import REACH
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+PRIORS: Mapping[str, tuple[float, float]] = {
+    "collective": (float(np.log(0.08)), 1.0),
+    "latency": (float(np.log(0.02)), 1.0),
+    "hiding": (-1.2, 1.0),
+    "fixed": (float(np.log(0.03)), 2.5),
+    "small": (float(np.log(0.1)), 1.5),
+    "leftover": (float(np.log(0.004)), 1.0),
+}
+"""Median and standard deviation of the logarithm of a parameter of `step` (c, a, k, t, h, p); k by its logit."""
+LAWS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "step": PRIORS,
+    "power": {"leftover": (float(np.log(0.03)), 1.5)},
+    "ideal": {},
+}
+NOISE = 0.02
+"""Standard deviation of the logarithm of the speed of a configuration beyond its repeats: other days, other hosts."""
+DRIFT, SIZE_DRIFT = 0.02, 0.06
+"""Standard deviation of what a law gets wrong, on logarithms, for a doubling of the devices, and of the work a sample."""
+FREEDOM = 4.0
+"""Degrees of freedom that are known of the scale of noise and drift before any data."""
+IDENTIFIED = 0.3
+_DRAWS, _ROUNDS = 1024, 6
+_T_POINTS = (np.arange(25) + 0.5) / 25
+COVARIATES = ("devices", "num_nodes", "work", "batch_size_per_device", "samples_per_device")
+_RELATIVE = COVARIATES[2:]
+
+
+class LawError(ValueError):
+    """A table that no law can be fitted to or asked about; the message says what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a law: median and 80 % interval of its posterior, and by what share the data narrowed its variance."""
+
+    value: float
+    low: float
+    high: float
+    shrinkage: float
+
+    @property
+    def identified(self) -> bool:
+        """Whether the data say more of it than the prior does."""
+        return self.shrinkage >= IDENTIFIED
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Configurations as arrays: d, N, and u, b, n relative to the reference of the fit."""
+
+    d: Array
+    nodes: Array
+    n: Array
+    b: Array
+    u: Array
+
+    @property
+    def places(self) -> tuple[Array, Array]:
+        return np.log2(self.d), np.log2(self.n)
+
+
+def _numbers(table: pd.DataFrame, name: str, what: str) -> Array:
+    try:
+        values = pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise LawError(f"{what}: column {name!r} holds what is not a number ({error})") from error
+    bad = ~((values > 0) & np.isfinite(values))
+    if name in ("devices", "speed"):
+        if bad.any():
+            rows = [f"row {i}: {values[i]:g}" for i in np.flatnonzero(bad)[:3]]
+            raise LawError(f"{what}: column {name!r} must be positive and finite everywhere ({', '.join(rows)})")
+        return values
+    if (bad & ~np.isnan(values)).any():
+        raise LawError(
+            f"{what}: column {name!r} must be positive or absent, got {values[bad & ~np.isnan(values)][0]:g}"
+        )
+    return values
+
+
+def _covariates(table: pd.DataFrame, what: str) -> dict[str, Array]:
+    absent = [name for name in ("devices",) if name not in table]
+    if absent or table.empty:
+        raise LawError(f"{what} needs one row or more with the column 'devices'; it has {list(table.columns)[:12]}")
+    out = {}
+    for name in COVARIATES:
+        out[name] = _numbers(table, name, what) if name in table else np.full(len(table), np.nan)
+    if (out["devices"] < 1).any():
+        raise LawError(f"{what}: fewer than one device")
+    return out
+
+
+def _theta(z: Array, priors: Mapping[str, tuple[float, float]]) -> dict[str, Array]:
+    """Parameters (draws, 1) from standard normal z (draws, parameters); those that the law lacks are 0."""
+    out = {name: np.zeros((len(z), 1)) for name in PRIORS}
+    for i, (name, (centre, spread)) in enumerate(priors.items()):
+        x = centre + spread * z[:, i : i + 1]
+        out[name] = special.expit(x) if name == "hiding" else np.exp(x)
+    return out
+
+
+def _parts(theta: dict[str, Array], x: _Points) -> dict[str, Array]:
+    """What a step takes besides computing, relative to it: (draws, configurations) by the part of the law."""
+    hidden = x.u ** -theta["hiding"]
+    return {
+        "collective": theta["collective"] * (1 - x.nodes / x.d).clip(0) * hidden,
+        "latency": theta["latency"] * np.log2(x.nodes) * x.n ** -theta["hiding"] * hidden,
+        "fixed": theta["fixed"] / x.b,
+        "small": theta["small"] / x.n,
+    }
+
+
+def _loss(theta: dict[str, Array], x: _Points) -> Array:
+    """log(1 / E), (draws, configurations)."""
+    return np.log1p(sum(_parts(theta, x).values(), np.zeros((1, 1)))) + theta["leftover"] * np.log(x.d)
+
+
+def _drift(a: _Points, b: _Points, origin: tuple[float, float]) -> Array:
+    """Covariance of the Brownian motion between configurations: it is 0 at the origin."""
+    out = np.zeros((len(a.d), len(b.d)))
+    for spread, here, there, zero in zip((DRIFT, SIZE_DRIFT), a.places, b.places, origin, strict=True):
+        ways = np.abs(here - zero)[:, None] + np.abs(there - zero) - np.abs(here[:, None] - there)
+        out += spread**2 * ways / 2
+    return out
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to a table of configurations: draws of its parameters with weights, and what prediction needs.
+
+    `v` is the median of the posterior of the speed of one device, in the unit of `speed`, at E = 1. `flags` are what
+    cannot be told (keys of `analytics.words.FLAGS`), `confounded` two parameters whose effects these runs do not tell apart.
+    """
+
+    law: str
+    parameters: dict[str, Parameter]
+    v: Parameter
+    flags: tuple[str, ...]
+    confounded: tuple[str, str] | None
+    measured: dict[str, Array] = field(repr=False)
+    _state: dict[str, Any] = field(repr=False)
+
+    def predict(self, at: pd.DataFrame, level: float = 0.8) -> pd.DataFrame:
+        """Return median, `low` and `high` of the speed of one more configuration (all devices together), and `flags`.
+
+        `at` has a row for each configuration that is asked for: `devices`, and `num_nodes`, `work`,
+        `batch_size_per_device`, `samples_per_device` where they differ from the geometric mean of what was measured
+        (nodes: as many devices in each as in the largest measured node). Same unit as the fitted `speed`; flags are separated
+        by spaces. The interval is calibrated on published tables; one configuration under the ideal law has none (NaN).
+        Raises LawError.
+        """
+        if not 0 < level < 1:
+            raise LawError(f"a level lies between 0 and 1, got {level}")
+        points = self._points(at)
+        centre, spread = self._moments(points)
+        state = self._state
+        degrees = state["degrees"]
+        offsets = special.stdtrit(degrees, _T_POINTS) if degrees > 0 else np.zeros(1)
+        found = (centre[:, None, :] + spread[:, None, :] * offsets[:, None]).reshape(-1, len(at))
+        weights = np.repeat(state["weights"] / len(offsets), len(offsets))
+        tails = [0.5, (1 - level) / 2, (1 + level) / 2]
+        quantiles = np.exp(_quantiles(found, weights, tails)) * points.d
+        if degrees <= 0:
+            quantiles[1:] = np.nan
+        columns = dict(zip(("speed", "low", "high"), quantiles, strict=True))
+        return pd.DataFrame({**columns, "flags": self._flags(at, points)}, index=at.index)
+
+    def draws(self, at: pd.DataFrame, size: int, seed: int = 0) -> Array:
+        """Return `size` draws of the speeds of the rows of `at` (see `predict`), jointly: shape (size, rows)."""
+        points, rng = self._points(at), np.random.default_rng(seed)
+        state = self._state
+        centre, _ = self._moments(points)
+        which = rng.choice(len(state["weights"]), size=size, p=state["weights"])
+        degrees = state["degrees"]
+        if degrees <= 0:
+            return np.asarray(np.exp(centre[which]) * points.d)
+        scale = np.sqrt(state["scale"][which] * degrees / rng.chisquare(degrees, size))
+        noise = rng.multivariate_normal(np.zeros(len(at)), self._covariance(points), size, method="eigh")
+        return np.asarray(np.exp(centre[which] + scale[:, None] * noise) * points.d)
+
+    def explain(self, at: pd.DataFrame) -> pd.DataFrame:
+        """Return where the time of a step goes: shares that add up to 1, a row for each of `at` (see `predict`).
+
+        Columns: `computing`, `collective`, `latency`, `fixed`, `small`, `leftover` (see the module); means of the posterior.
+        """
+        points, theta = self._points(at), _theta(self._state["z"], LAWS[self.law])
+        parts = {"computing": np.ones((1, 1)), **_parts(theta, points)}
+        within = sum(parts.values(), np.zeros((1, 1)))
+        share = points.d ** -theta["leftover"]
+        weights = self._state["weights"]
+        out = {name: weights @ np.broadcast_to(part / within * share, share.shape) for name, part in parts.items()}
+        out["leftover"] = weights @ (1 - share)
+        return pd.DataFrame(out, index=at.index)
+
+    def covariance(self, at: pd.DataFrame) -> Array:
+        """Covariance of the logarithms of the speeds of the rows of `at`, without the noise of these rows themselves."""
+        points, state = self._points(at), self._state
+        centre, _ = self._moments(points)
+        apart = centre - state["weights"] @ centre
+        between = (apart * state["weights"][:, None]).T @ apart
+        scale = float(state["weights"] @ state["scale"])
+        return np.asarray(between + scale * (self._covariance(points) - NOISE**2 * np.eye(len(at))))
+
+    def _points(self, at: pd.DataFrame) -> _Points:
+        given = _covariates(at, "a prediction")
+        size = float(np.max(self.measured["devices"] / self.measured["num_nodes"]))
+        nodes = np.where(np.isnan(given["num_nodes"]), np.ceil(given["devices"] / size), given["num_nodes"])
+        reference = self._state["reference"]
+        relative = {name: np.where(np.isnan(given[name]), 1.0, given[name] / reference[name]) for name in _RELATIVE}
+        return _Points(given["devices"], np.minimum(nodes, given["devices"]), *relative.values())
+
+    def _moments(self, points: _Points) -> tuple[Array, Array]:
+        """Centre and scale of log(speed / d), (draws, rows), given each draw of the parameters."""
+        state = self._state
+        gain = state["inverse"] @ _drift(state["points"], points, state["origin"]) * state["drifts"]
+        centre = state["v"][:, None] - _loss(_theta(state["z"], LAWS[self.law]), points) + state["errors"] @ gain
+        variance = np.diag(self._covariance(points))
+        return centre, np.sqrt(np.outer(state["scale"], variance))
+
+    def _covariance(self, points: _Points) -> Array:
+        state = self._state
+        across = _drift(state["points"], points, state["origin"]) * state["drifts"]
+        own = _drift(points, points, state["origin"]) * state["drifts"] + NOISE**2 * np.eye(len(points.d))
+        left = 1 - state["inverse"].sum(axis=0) @ across
+        covariance = own - across.T @ state["inverse"] @ across + np.outer(left, left) / state["inverse"].sum()
+        return np.asarray(covariance)
+
+    def _flags(self, at: pd.DataFrame, points: _Points) -> list[str]:
+        measured, given = self.measured, _covariates(at, "a prediction")
+        low, high = measured["devices"].min(), measured["devices"].max()
+        unknown = (low == high) & (points.d != low)
+        found = {
+            "devices_not_identified": unknown,
+            "devices_beyond_reach": ~unknown & (points.d > REACH * high),
+            "devices_below_measured": ~unknown & (points.d < low),
+            "first_node_boundary": (points.nodes > 1) & (measured["num_nodes"].max() == 1),
+            "work_outside_measured": _outside(given["work"], measured["work"]),
+            "batch_outside_measured": _outside(given["samples_per_device"], measured["samples_per_device"])
+            | _outside(given["batch_size_per_device"], measured["batch_size_per_device"]),
+        }
+        always = [name for name in self.flags if name in ("one_configuration", "work_and_devices_confounded")]
+        return [" ".join([*(name for name, rows in found.items() if rows[i]), *always]) for i in range(len(at))]
+
+
+def _outside(asked: Array, measured: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if np.isnan(measured).all():
+        return np.zeros(len(asked), dtype=bool)
+    return (asked < 0.999 * np.nanmin(measured)) | (asked > 1.001 * np.nanmax(measured))
+
+
+def _quantiles(values: Array, weights: Array, tails: list[float]) -> Array:
+    """Quantiles of weighted values (draws, rows): (tails, rows)."""
+    order = np.argsort(values, axis=0)
+    reached = np.cumsum(weights[order], axis=0)
+    columns = range(values.shape[1])
+    out = []
+    for tail in tails:
+        index = (reached < tail * reached[-1]).sum(axis=0).clip(max=len(values) - 1)
+        out.append([values[order[index[column], column], column] for column in columns])
+    return np.array(out)
+
+
+def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
+    """Fit a law to configurations that differ in devices, work and batch only, one row each.
+
+    Columns: `devices`, `speed` (work a second of all devices together, any one unit), and where known `num_nodes`
+    (otherwise all devices in one), `work` (FLOP a sample), `batch_size_per_device`, `samples_per_device` (between two
+    synchronisations), `spread` (standard deviation of the logarithm of `speed` by its repeats). Several rows of
+    one configuration count as that many measurements. Raises LawError where no law can be fitted.
+    """
+    if law not in LAWS:
+        raise LawError(f"no law {law!r}; there are {', '.join(LAWS)}")
+    if "speed" not in table or table.empty:
+        raise LawError(f"a law needs one row or more with 'devices' and 'speed'; there is {list(table.columns)[:12]}")
+    for name in ("metric", "unit"):
+        if name in table and table[name].nunique(dropna=False) > 1:
+            raise LawError(f"column {name!r} mixes {', '.join(map(str, table[name].unique()[:4]))}: fit one at a time")
+    measured = _covariates(table, "a fit")
+    nodes = np.where(np.isnan(measured["num_nodes"]), 1.0, measured["num_nodes"])
+    measured["num_nodes"] = np.minimum(nodes, measured["devices"])
+    reference = {name: _geometric_mean(measured[name]) for name in _RELATIVE}
+    relative = [np.where(np.isnan(measured[name]), 1.0, measured[name] / reference[name]) for name in _RELATIVE]
+    points = _Points(measured["devices"], measured["num_nodes"], *relative)
+    spread = np.nan_to_num(_numbers(table, "spread", "a fit")) if "spread" in table else np.zeros(len(table))
+    logs = np.log(_numbers(table, "speed", "a fit") / points.d)
+    state = _sample(law, logs, points, NOISE**2 + spread**2, seed) | {"reference": reference}
+    parameters, confounded = _told(state, LAWS[law])
+    v = _posterior(state["v"], state["weights"], np.inf)
+    return Fit(law, parameters, v, _table_flags(measured), confounded, measured, state)
+
+
+def _geometric_mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.exp(np.log(known).mean())) if len(known) else 1.0
+
+
+def _table_flags(measured: dict[str, Array]) -> tuple[str, ...]:
+    d, n = np.log(measured["devices"]), np.log(measured["work"])
+    both = np.ptp(d) > 0 and np.nan_to_num(np.ptp(n)) > 1e-3
+    found = {
+        "one_configuration": len(d) == 1,
+        "devices_not_identified": np.ptp(d) == 0,
+        "nodes_not_identified": np.ptp(d) > 0 and np.ptp(measured["num_nodes"]) == 0,
+        "work_not_identified": not np.nan_to_num(np.ptp(n)) > 1e-3,
+        "work_and_devices_confounded": bool(both) and abs(np.corrcoef(d, n)[0, 1]) > 0.95,
+    }
+    return tuple(name for name, true in found.items() if true)
+
+
+def _sample(law: str, logs: Array, points: _Points, noise: Array, seed: int) -> dict[str, Any]:
+    """Sample the posterior: draws z (draws, parameters) with weights, and for each draw log v, errors and their scale."""
+    priors = LAWS[law]
+    count, drifts = len(logs), float(law != "ideal")
+    freedom = FREEDOM if priors else 0.0  # the ideal law is judged by its own errors alone
+    origin = (float(points.places[0][0]), float(points.places[1][0]))
+    inverse = np.linalg.inv(drifts * _drift(points, points, origin) + np.diag(noise))
+    sums = inverse.sum(axis=0)
+
+    def told(z: Array) -> tuple[Array, Array, Array, Array]:
+        logs_v = logs + _loss(_theta(z, priors), points)
+        v = logs_v @ sums / sums.sum()
+        errors = logs_v - v[:, None]
+        misfit = np.einsum("ij,jk,ik->i", errors, inverse, errors)
+        likelihood = -(freedom + count - 1) / 2 * np.log1p(misfit / freedom) if freedom else np.zeros(len(z))
+        return likelihood, v, errors, misfit
+
+    z, weights = _importance(lambda z: told(z)[0], len(priors), seed) if priors else (np.zeros((1, 0)), np.ones(1))
+    _, v, errors, misfit = told(z)
+    degrees = freedom + count - 1
+    scale = (freedom + misfit) / degrees if degrees else np.zeros(1)
+    found = {"z": z, "weights": weights, "v": v, "errors": errors, "scale": scale, "degrees": degrees}
+    return found | {"inverse": inverse, "points": points, "origin": origin, "drifts": drifts}
+
+
+def _importance(log_likelihood: Any, size: int, seed: int) -> tuple[Array, Array]:
+    """Draws and weights of a posterior under a standard normal prior.
+
+    Half of each round's draws are the prior's, half those of a normal distribution with the moments of the last round's
+    weighted draws. While few draws carry the weight, the likelihood is tempered.
+    """
+    sobol = qmc.Sobol(size, rng=seed)
+    centre, root = np.zeros(size), np.eye(size)
+    z, weights = np.zeros((1, size)), np.ones(1)
+    for turn in range(_ROUNDS):
+        standard = norm.ppf(sobol.random(_DRAWS).clip(1e-9, 1 - 1e-9))
+        adapted = np.arange(_DRAWS) % 2 == 1
+        z = np.where(adapted[:, None], centre + standard @ root.T, standard)
+        whitened = np.linalg.solve(root, (z - centre).T).T
+        prior = -(z**2).sum(axis=1) / 2
+        proposal = -(whitened**2).sum(axis=1) / 2 - np.log(np.diag(root)).sum()
+        logs = log_likelihood(z) + prior - np.logaddexp(prior, proposal)
+        power, weights = 1.0, _weights(logs)
+        while (weights**2).sum() > 1 / 60 and power > 1e-3:
+            power *= 0.7
+            weights = _weights(power * logs)
+        if power == 1 and turn and (weights**2).sum() < 6 / _DRAWS:
+            break
+        centre = weights @ z
+        apart = z - centre
+        root = np.linalg.cholesky(1.5 * (apart * weights[:, None]).T @ apart + 1e-6 * np.eye(size))
+    return z, weights
+
+
+def _weights(logs: Array) -> Array:
+    weights = np.exp(logs - logs.max())
+    return np.asarray(weights / weights.sum())
+
+
+def _posterior(logs: Array, weights: Array, prior_sd: float) -> Parameter:
+    value, low, high = np.exp(_quantiles(logs[:, None], weights, [0.5, 0.1, 0.9])[:, 0])
+    spread = float(weights @ (logs - weights @ logs) ** 2)
+    return Parameter(float(value), float(low), float(high), float(1 - spread / prior_sd**2))
+
+
+def _told(
+    state: dict[str, Any], priors: Mapping[str, tuple[float, float]]
+) -> tuple[dict[str, Parameter], tuple[str, str] | None]:
+    """Posterior of each parameter, and the pair whose draws go together most (correlation above 0.95), if any."""
+    theta, z, weights = _theta(state["z"], priors), state["z"], state["weights"]
+    out = {}
+    for i, name in enumerate(priors):
+        shrinkage = 1 - float(weights @ (z[:, i] - weights @ z[:, i]) ** 2)
+        value, low, high = _quantiles(theta[name], weights, [0.5, 0.1, 0.9])[:, 0]
+        out[name] = Parameter(float(value), float(low), float(high), shrinkage)
+    if len(priors) < 2:
+        return out, None
+    apart = z - weights @ z
+    covariance = (apart * weights[:, None]).T @ apart
+    together = np.triu(np.abs(covariance / np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))), 1)
+    first, second = np.unravel_index(int(together.argmax()), together.shape)
+    names = list(priors)
+    return out, (names[first], names[second]) if together.max() > 0.95 else None

@@ -1,0 +1,137 @@
+"""How well the laws predict published tables: `python -m tests.published [SERIES.csv ...] [--json]`.
+
+Each file has the columns of tests/data/published/series.csv (the default): `table`, `series`, `devices`, `x` (speed of all
+devices, or 1 / time) and, where known, `nodes`, `u` (samples a device between two synchronisations), `scaling` (weak,
+strong), `metric`. A series is all measurements of one configuration over numbers of devices; those with three rows or more
+are judged. Held out: the law is fitted to the smallest half of the rows (two at least) and asked for the time at the last.
+Nothing is learned from these tables: the priors of `analytics.laws` are the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analytics import laws
+
+DATA = Path(__file__).parent / "data" / "published"
+LAWS = ("step", "power", "ideal")
+
+
+def observations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a series as a table for `laws.fit`, by number of devices.
+
+    In strong scaling the batch of a device falls with their number, in weak scaling it stays; where `u` is not told, strong
+    scaling divides it by the devices.
+    """
+    rows = rows.sort_values("devices", kind="stable").reset_index(drop=True)
+    strong = rows["scaling"].iloc[0] == "strong"
+    u = rows["u"].astype(float)
+    if u.isna().any():
+        u = 1 / rows["devices"] if strong else pd.Series(1.0, index=rows.index)
+    return pd.DataFrame(
+        {
+            "devices": rows["devices"],
+            "num_nodes": rows["nodes"],
+            "speed": rows["x"],
+            "samples_per_device": u,
+            "batch_size_per_device": u if strong else np.nan,
+        }
+    )
+
+
+def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """Errors of the time at the last row, in percent of it, and whether the 80 % interval of `step` holds it."""
+    seen = observations(rows)
+    half = max(2, -(-len(seen) // 2))
+    train, target = seen.iloc[:half], seen.iloc[[-1]]
+    rate = np.log(seen["speed"] / seen["devices"])
+    true = float(target["speed"].iloc[0])
+    out: dict[str, Any] = {"table": table, "series": name, "rows": len(seen)}
+    for law in LAWS:
+        predicted = laws.fit(train, law).predict(target).iloc[0]
+        out[law] = 100 * abs(true / predicted["speed"] - 1)
+        if law == "step":
+            out["covered"] = bool(predicted["low"] <= true <= predicted["high"])
+        whole = laws.fit(seen, law).predict(seen)["speed"]
+        out[f"{law}_in_sample"] = float(100 * (seen["speed"] / whole - 1).abs().median())
+    out["last"] = 100 * abs(np.exp(rate.iloc[-1] - rate.iloc[half - 1]) - 1)
+    return out
+
+
+def series(paths: list[Path]) -> pd.DataFrame:
+    """Judge every series of three rows or more."""
+    found = pd.concat([pd.read_csv(path) for path in paths])
+    groups = found.groupby(["table", "series"], sort=False)
+    judged = [judge(str(key[0]), str(key[1]), rows) for key, rows in groups if len(rows) >= 3]
+    return pd.DataFrame(judged)
+
+
+def joint() -> dict[str, float]:
+    """Errors in percent of one law over sizes and devices: llm-foundry, H100, 128 to 512 devices.
+
+    n are the parameters, so that what attention adds is for the law to find. Each of the 18 configurations is left out once;
+    then 512 devices are predicted from 128 and 256.
+    """
+    rows = pd.read_csv(DATA / "llm_foundry.csv")
+    rows = rows[rows["table"].str.contains("Large Scale") & (rows["seq_len"] == 2048)].reset_index(drop=True)
+    seen = pd.DataFrame(
+        {
+            "devices": rows["devices"],
+            "num_nodes": rows["devices"] / 8,
+            "work": rows["params"],
+            "speed": rows["throughput"] * rows["params"],
+            "samples_per_device": rows["batch_per_device"],
+        }
+    )
+    out: dict[str, float] = {"configurations": len(seen)}
+    for law in ("step", "ideal"):
+        left = [_error(law, seen.drop(i), seen.loc[[i]])[0] for i in seen.index]
+        ahead = _error(law, seen[seen["devices"] < 512], seen[seen["devices"] == 512])
+        out |= {f"{law}_left_out": float(np.median(left)), f"{law}_512": float(np.median(ahead))}
+    return out
+
+
+def _error(law: str, train: pd.DataFrame, target: pd.DataFrame) -> list[float]:
+    predicted = laws.fit(train, law).predict(target)["speed"]
+    return [100 * abs(true / told - 1) for true, told in zip(target["speed"], predicted, strict=True)]
+
+
+def by_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """Medians and 90th percentiles over the series of each table, and of all."""
+    parts = [*judged.groupby("table", sort=False), ("all", judged)]
+    out = []
+    for name, part in parts:
+        row: dict[str, Any] = {"table": name, "series": len(part)}
+        row |= {f"{law} in-sample": part[f"{law}_in_sample"].median() for law in LAWS}
+        row |= {column: part[column].median() for column in ("ideal", "last", "power", "step")}
+        row |= {"step p90": part["step"].quantile(0.9), "covered %": 100 * part["covered"].mean()}
+        good = part[part["ideal"] < 100]["step"]
+        out.append(row | {"worst (ideal < 100)": good.max()})
+    return pd.DataFrame(out)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description="How well the laws predict published tables.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="SERIES.csv")
+    parser.add_argument("--json", action="store_true", help="Print one JSON document and nothing else.")
+    given = parser.parse_args()
+    told = by_table(series(given.files or [DATA / "series.csv"]))
+    shared = {} if given.files else {"joint": joint()}
+    if given.json:
+        print(json.dumps({"tables": json.loads(told.to_json(orient="records")), **shared}, indent=1))
+        return
+    print("Absolute error of the time in percent, median over series; held out: the last row from the smallest half.")
+    print(told.round(2).to_string(index=False))
+    for name, value in shared.get("joint", {}).items():
+        print(f"joint, llm-foundry H100 128-512, {name}: {value:.3g}")
+
+
+if __name__ == "__main__":
+    main()
