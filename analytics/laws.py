@@ -216,9 +216,14 @@ class Fit:
         """Return where the time of a step goes: shares that add up to 1, a row for each of `at` (see `predict`).
 
         Columns: `computing`, `collective`, `latency`, `fixed`, `small`, `leftover` (see the module); means of the posterior.
+        Without several batches (sizes of model) what `fixed` (`small`) takes cannot be told from computing, and is in it.
         """
         points, theta = self._points(at), _theta(self._state["z"], LAWS[self.law])
         parts = {"computing": np.ones((1, 1)), **_parts(theta, points)}
+        for name, covariate in (("fixed", "batch_size_per_device"), ("small", "work")):
+            if not np.nan_to_num(np.ptp(self.measured[covariate])) > 0:  # what is the same everywhere is a part of v
+                parts["computing"] = parts["computing"] + parts[name]
+                parts[name] = np.zeros((1, 1))
         within = sum(parts.values(), np.zeros((1, 1)))
         share = points.d ** -theta["leftover"]
         weights = self._state["weights"]
@@ -377,7 +382,7 @@ def _importance(log_likelihood: Any, size: int, seed: int) -> tuple[Array, Array
     z, weights = np.zeros((1, size)), np.ones(1)
     for turn in range(_ROUNDS):
         standard = norm.ppf(sobol.random(_DRAWS).clip(1e-9, 1 - 1e-9))
-        adapted = np.arange(_DRAWS) % 2 == 1
+        adapted = np.arange(_DRAWS) >= _DRAWS // 2  # whole blocks of a Sobol sequence are balanced
         z = np.where(adapted[:, None], centre + standard @ root.T, standard)
         whitened = np.linalg.solve(root, (z - centre).T).T
         prior = -(z**2).sum(axis=1) / 2
