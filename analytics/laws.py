@@ -54,6 +54,8 @@ DRIFT, SIZE_DRIFT = 0.02, 0.06
 FREEDOM = 4.0
 """Degrees of freedom that are known of the scale of noise and drift before any data."""
 IDENTIFIED = 0.3
+USUAL_NODE = 8
+"""Devices of a node where it is neither measured nor told."""
 _DRAWS, _ROUNDS = 1024, 6
 _T_POINTS = (np.arange(25) + 0.5) / 25
 COVARIATES = ("devices", "num_nodes", "work", "batch_size_per_device", "samples_per_device")
@@ -179,7 +181,7 @@ class Fit:
 
         `at` has a row for each configuration that is asked for: `devices`, and `num_nodes`, `work`,
         `batch_size_per_device`, `samples_per_device` where they differ from the geometric mean of what was measured
-        (nodes: as many devices in each as in the largest measured node). Same unit as the fitted `speed`; flags are separated
+        (nodes: as many devices in each as in the largest measured one, USUAL_NODE at least). Same unit as the fitted `speed`; flags are separated
         by spaces. The interval is calibrated on published tables; one configuration under the ideal law has none (NaN).
         Raises LawError.
         """
@@ -242,7 +244,7 @@ class Fit:
 
     def _points(self, at: pd.DataFrame) -> _Points:
         given = _covariates(at, "a prediction")
-        size = float(np.max(self.measured["devices"] / self.measured["num_nodes"]))
+        size = max(USUAL_NODE, float(np.max(self.measured["devices"] / self.measured["num_nodes"])))
         nodes = np.where(np.isnan(given["num_nodes"]), np.ceil(given["devices"] / size), given["num_nodes"])
         reference = self._state["reference"]
         relative = {name: np.where(np.isnan(given[name]), 1.0, given[name] / reference[name]) for name in _RELATIVE}
@@ -429,3 +431,54 @@ def _told(
     first, second = np.unravel_index(int(together.argmax()), together.shape)
     names = list(priors)
     return out, (names[first], names[second]) if together.max() > 0.95 else None
+
+
+def left_out(table: pd.DataFrame, law: str) -> float | None:
+    """Return the median of |predicted / measured - 1| of the time when each row is left out once; None for one row."""
+    if len(table) < 2:
+        return None
+    places = range(len(table))
+    told = [fit(table.drop(table.index[i]), law).predict(table.iloc[[i]])["speed"].iloc[0] for i in places]
+    return float(np.median(np.abs(table["speed"].to_numpy(dtype=float) / np.array(told) - 1)))
+
+
+def prior_efficiency(devices: Array, num_nodes: Array, size: int, seed: int = 0) -> Array:
+    """Return draws (size, len(devices)) of E(d) / E(1 device) of the law `step` from its priors and drift alone."""
+    d, nodes = np.asarray(devices, dtype=float), np.asarray(num_nodes, dtype=float)
+    rng = np.random.default_rng(seed)
+    theta = _theta(rng.standard_normal((size, len(PRIORS))), PRIORS)
+    ones = np.ones_like(d)
+    points = _Points(d, np.minimum(nodes, d), ones, ones, ones)
+    one = _Points(*(np.ones(1) for _ in range(5)))
+    drift = rng.multivariate_normal(np.zeros(len(d)), _drift(points, points, (0.0, 0.0)), size, method="eigh")
+    return np.asarray(np.exp(_loss(theta, one) - _loss(theta, points) + drift).clip(max=1))
+
+
+def next_runs(found: Fit, target: pd.DataFrame, candidates: pd.DataFrame, count: int = 3) -> pd.DataFrame:
+    """Choose which candidates to run next: those that narrow the prediction at the target most for their device-hours.
+
+    `target` is one row and `candidates` one or more, as `Fit.predict` takes them; `candidates` may have `device_hours`,
+    what each takes (otherwise in proportion to their devices). Greedy: after each choice the rest is judged anew; a
+    candidate may be chosen again, which is a repeat. Returns the chosen candidates with `sd_before` and `sd_after`, the
+    standard deviation of the logarithm of the speed at the target, its own noise left out (A-optimal design of one
+    target; see Ernest, NSDI 2016). Raises LawError.
+    """
+    if len(target) != 1 or candidates.empty or count < 1:
+        raise LawError("wanted one target, one candidate or more, and a count of 1 or more")
+    joined = pd.concat([target, candidates], ignore_index=True)
+    covariance = found.covariance(joined)
+    default = candidates["devices"].astype(float) / 60
+    hours = (candidates["device_hours"].astype(float) if "device_hours" in candidates else default).to_numpy()
+    chosen = []
+    for _ in range(count):
+        before = covariance[0, 0]
+        noisy = np.diag(covariance)[1:] + NOISE**2
+        after = np.sqrt((before - covariance[0, 1:] ** 2 / noisy).clip(min=0))
+        best = int(((np.sqrt(before) - after) / hours).argmax())
+        chosen.append({"candidate": best, "sd_before": float(np.sqrt(before)), "sd_after": float(after[best])})
+        column = covariance[:, best + 1]
+        covariance = covariance - np.outer(column, column) / noisy[best]
+    picked = pd.DataFrame(chosen)
+    which = picked.pop("candidate").to_numpy()
+    rows = candidates.iloc[which].reset_index(drop=True)
+    return pd.concat([rows.assign(device_hours=hours[which]), picked], axis=1)

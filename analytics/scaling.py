@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analytics import stats, words
+from analytics import laws, stats, words
 from analytics.frame import IDENTITY, asked, summary
 from analytics.stats import LOSS, REACH
 from analytics.words import printable
@@ -45,6 +45,7 @@ class Point:
     name: str
     config_id: str
     devices: int
+    num_nodes: int
     batch_size_per_device: int
     global_batch_size: int
     flops_per_sample: float
@@ -159,6 +160,32 @@ class SeriesFit:
         logs = np.log([point.v for point in self.points])
         factor = math.exp(stats.t_quantile(len(logs) - 1, level) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs)))
         return Prediction(seconds, seconds / factor, seconds * factor, flags)
+
+    def observations(self) -> pd.DataFrame:
+        """Return the configurations as a table for `analytics.laws.fit`: speed in FLOP/s, work in FLOP a sample.
+
+        `spread` is the standard deviation of the logarithm of the mean of the repeats, pooled over configurations.
+        """
+        logs = [np.log(point.samples_per_second) for point in self.points]
+        free = sum(len(values) - 1 for values in logs)
+        pooled = sum(float(((values - values.mean()) ** 2).sum()) for values in logs) / free if free else 0.0
+        rows = [
+            {
+                "devices": point.devices,
+                "num_nodes": point.num_nodes,
+                "speed": point.v * point.devices,
+                "work": point.flops_per_sample,
+                "batch_size_per_device": point.batch_size_per_device,
+                "samples_per_device": point.global_batch_size / point.devices,
+                "spread": math.sqrt(pooled / point.repeats),
+            }
+            for point in self.points
+        ]
+        return pd.DataFrame(rows)
+
+    def law(self, name: str = "step") -> laws.Fit:
+        """Return a generalisation of the plain law, fitted to the same configurations (`analytics.laws`)."""
+        return laws.fit(self.observations(), name)
 
     def sentences(self) -> list[str]:
         """Say in plain words what v is, how well the law holds and where it breaks."""
@@ -283,6 +310,7 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
             name=row["name"],
             config_id=row["config_id"],
             devices=int(row["devices"]),
+            num_nodes=1 if pd.isna(row["num_nodes"]) else int(row["num_nodes"]),
             batch_size_per_device=int(row["batch_size_per_device"]),
             global_batch_size=int(row["global_batch_size"]),
             flops_per_sample=float(row["flops_per_sample"]),

@@ -18,6 +18,11 @@ FLAGS = {
     "devices_below_measured": "fewer devices than were measured",
     "work_outside_measured": "a model with more or less work per sample than those measured",
     "work_not_checked": "the work per sample was not given, so whether such a model was measured is not checked",
+    "first_node_boundary": "several nodes, while all that was measured ran in one",
+    "batch_outside_measured": "a batch outside those measured",
+    "nodes_not_identified": "one number of nodes only: what going to several nodes costs is not known",
+    "work_not_identified": "one size of model only: what size does is not known",
+    "few_configurations": "few configurations: the parts are rough",
     "one_configuration": "one configuration only: how well the law holds is not known",
     "work_and_devices_confounded": "larger models ran on more devices, so what size does and what devices do to v "
     "cannot be told apart",
