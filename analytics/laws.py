@@ -57,7 +57,8 @@ IDENTIFIED = 0.3
 USUAL_NODE = 8
 """Devices of a node where it is neither measured nor told."""
 _DRAWS, _ROUNDS = 1024, 6
-_T_POINTS = (np.arange(25) + 0.5) / 25
+_MIXED = 25_000
+"""Points of the distribution of a prediction, of which quantiles are taken."""
 COVARIATES = ("devices", "num_nodes", "work", "batch_size_per_device", "samples_per_device")
 _RELATIVE = COVARIATES[2:]
 
@@ -180,10 +181,10 @@ class Fit:
         """Return median, `low` and `high` of the speed of one more configuration (all devices together), and `flags`.
 
         `at` has a row for each configuration that is asked for: `devices`, and `num_nodes`, `work`,
-        `batch_size_per_device`, `samples_per_device` where they differ from the geometric mean of what was measured
-        (nodes: as many devices in each as in the largest measured one, USUAL_NODE at least). Same unit as the fitted `speed`; flags are separated
-        by spaces. The interval is calibrated on published tables; one configuration under the ideal law has none (NaN).
-        Raises LawError.
+        `batch_size_per_device`, `samples_per_device` where they differ from the geometric mean of what was measured. Nodes
+        that are not told hold as many devices as the largest measured one, USUAL_NODE at least. Same unit as the fitted
+        `speed`; flags are separated by spaces. The interval is calibrated on published tables; one configuration under
+        the ideal law has none (NaN). Raises LawError.
         """
         if not 0 < level < 1:
             raise LawError(f"a level lies between 0 and 1, got {level}")
@@ -191,7 +192,8 @@ class Fit:
         centre, spread = self._moments(points)
         state = self._state
         degrees = state["degrees"]
-        offsets = special.stdtrit(degrees, _T_POINTS) if degrees > 0 else np.zeros(1)
+        each = max(25, _MIXED // len(state["weights"]))
+        offsets = special.stdtrit(degrees, (np.arange(each) + 0.5) / each) if degrees > 0 else np.zeros(1)
         found = (centre[:, None, :] + spread[:, None, :] * offsets[:, None]).reshape(-1, len(at))
         weights = np.repeat(state["weights"] / len(offsets), len(offsets))
         tails = [0.5, (1 - level) / 2, (1 + level) / 2]

@@ -67,10 +67,12 @@ def outlook(series: SeriesFit, devices: Sequence[int] = (), law: str = "step") -
     out = []
     for i, d in enumerate(wanted, start=1):
         row = told.iloc[i]
-        bounds = [None if pd.isna(row[name]) else float(row[name]) / work for name in ("low", "high")]
-        rest = {"shares": shares.iloc[i].to_dict(), "flags": tuple(row["flags"].split())}
-        speed = float(row["speed"])
-        out.append(Outlook(series.name, law, d, work, speed / work, *bounds, float(ideal[i]), speed / d / base, **rest))
+        low, high = (None if pd.isna(row[name]) else float(row[name]) / work for name in ("low", "high"))
+        speed, flags = float(row["speed"]), tuple(row["flags"].split())
+        parts = {str(name): float(share) for name, share in shares.iloc[i].items()}
+        out.append(
+            Outlook(series.name, law, d, work, speed / work, low, high, float(ideal[i]), speed / d / base, parts, flags)
+        )
     return out
 
 
