@@ -192,7 +192,7 @@ class Fit:
         centre, spread = self._moments(points)
         state = self._state
         degrees = state["degrees"]
-        each = max(25, _MIXED // len(state["weights"]))
+        each = max(25, _MIXED // len(state["weights"])) | 1  # odd: the middle one is the median
         offsets = special.stdtrit(degrees, (np.arange(each) + 0.5) / each) if degrees > 0 else np.zeros(1)
         found = (centre[:, None, :] + spread[:, None, :] * offsets[:, None]).reshape(-1, len(at))
         weights = np.repeat(state["weights"] / len(offsets), len(offsets))
