@@ -150,13 +150,20 @@ class Question:
         """Return the size of the training state of a language model; 0 where it is not known."""
         return (self.work.parameters or 0) * _STATE_BYTES if self.counted else 0
 
+    @property
+    def least_devices(self) -> int:
+        """Return how many devices hold the training state; 1 where that is not known."""
+        memory = self.device.memory_bytes if self.device else None
+        return 1 if memory is None else max(1, math.ceil(self.state_bytes / memory))
+
     def misfit(self, devices: int) -> str:
         """Say why the training cannot run on so many devices at all; "" where it can, as far as is known."""
         memory = self.device.memory_bytes if self.device else None
-        if memory is not None and self.state_bytes > memory * devices:
-            (divisor, unit), least = scale(self.state_bytes, "B"), math.ceil(self.state_bytes / memory)
+        if memory is not None and devices < self.least_devices:
+            divisor, unit = scale(self.state_bytes, "B")
             state = f"{_STATE_BYTES} bytes a parameter, {self.state_bytes / divisor:.3g} {unit}"
-            return f"does not fit: the training state ({state}) needs {least:,} devices of {memory / 1e9:g} GB or more"
+            needs = f"{self.least_devices:,} devices of {memory / 1e9:g} GB or more"
+            return f"does not fit: the training state ({state}) needs {needs}"
         if self.batch is not None and devices > self.batch:
             return f"more devices than sequences in a batch ({self.batch:,.0f})"
         return ""

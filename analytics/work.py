@@ -19,7 +19,8 @@ class Work:
     """Work of a whole training in FLOP; `model_flops` without what recomputing adds, which MFU counts.
 
     `per_sample` is the work of one sample (one sequence); `parameters` are all that a language model trains, None for
-    other work; `says` shows the arithmetic and what was assumed. Raises ValueError for more than can be meant.
+    other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic and what was assumed. Raises
+    ValueError for more than can be meant.
     """
 
     flops: float
@@ -27,6 +28,7 @@ class Work:
     per_sample: float
     parameters: float | None
     says: tuple[str, ...]
+    shape: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
@@ -56,7 +58,7 @@ def language_model(
     n = active if active is not None else parameters
     if n > parameters:
         raise ValueError(f"{short(n)} active parameters are more than all {short(parameters)}")
-    attention, length = 0.0, sequence or TYPICAL_SEQUENCE
+    attention, length, shape = 0.0, sequence or TYPICAL_SEQUENCE, None
     if plain and layers is None and sequence is None:
         small = " (it is a large part for fewer than 1B parameters)" if n < 1e9 else ""
         note = (
@@ -65,17 +67,17 @@ def language_model(
     else:
         deep = layers or (n / (12 * 128**2)) ** (1 / 3)
         wide = hidden or 128 * deep
-        attention = 12 * deep * wide * length
+        attention, shape = 12 * deep * wide * length, (deep, wide, length)
         assumed = [f"{deep:.0f} layers of {number(round(wide))}"] if layers is None else []
         assumed += [f"sequences of {number(length)}"] if sequence is None else []
-        note = f"attention is {100 * attention / (6 * n + attention):.2g} % of the work"
+        note = f"attention is {100 * attention / (6 * n + attention):.0f} % of the work"
         note += f"; assumed: {', '.join(assumed)} (typical)" if assumed else ""
     factor = 4 / 3 if recompute else 1.0
     what = f"(6 × {short(n)}{f' + attention {short(attention)}' if attention else ''})"
     what += " × 4/3 (recompute)" if recompute else ""
     model = (6 * n + attention) * tokens
     says = f"n = {short(tokens)} tokens × {what} = {model * factor:.4g} FLOP"
-    return Work(model * factor, model, (6 * n + attention) * factor * length, parameters, (says, note))
+    return Work(model * factor, model, (6 * n + attention) * factor * length, parameters, (says, note), shape)
 
 
 def sample_work(flops_per_sample: float, samples: float) -> Work:

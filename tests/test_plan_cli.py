@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 import analytics
 from bench.cli import cli, main
+from bench.schema import Machine
+from bench.suite import expand, load_suite, override
 from tests import planted_laws
 from tests.rows import record
 from tests.test_tracking import logged
@@ -58,15 +60,31 @@ def test_the_question_of_the_readme() -> None:
         "% likely to meet what is asked",
         "64 -> 512 devices: cost × ",
         "Fewest devices that meet the deadline: about ",
-        "to be 90 % sure",
-        "The cheapest that meets what is asked: 64 devices.",
+        "; to be 90 % sure: about ",
+        "Cheapest that meets what is asked, in devices: 64; to be 90 % sure: 512.",
         "SWE: 0.0",
         "US-CA: 0.",
-        "bench run scaling.yaml --set devices=1 --set repeats=3",
+        "matrix: {devices: [2, 8]}",
         "--nnodes=64 --nproc-per-node=8",
     ):
         assert part in text
     assert max(map(len, text.splitlines())) < 220
+
+
+def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
+    lines = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64 --next").splitlines()
+    begin = lines.index("  name: plan")
+    path = tmp_path / "plan.yaml"
+    path.write_text("\n".join(line.removeprefix("  ") for line in lines[begin : lines.index("  repeats: 3") + 1]))
+    suite = load_suite(path)
+    machine = Machine(cpu_model="Synthetic CPU", cpu_count=8)
+    runs = expand(override(suite, ("device_type=cpu",)), machine).runs
+    assert {run.world_size for run in runs} == {2, 8}
+    assert runs[0].workload_args["layers"] == 33
+    assert runs[0].precision.name == "bf16"
+    text = said("--flops-per-sample 1e12 --samples 1e9 --device RTX-4090 --devices 1-8 --next")
+    assert "bench measure -- torchrun --nproc-per-node=1 train.py" in text
+    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices" in text
 
 
 def test_the_document_has_the_same_figures() -> None:

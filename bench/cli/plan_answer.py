@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analytics.plan import FLAGS, Plan, PlanOption, Step, duration, next_runs
 from analytics.speed import LEVEL, OwnSpeed
+from analytics.stats import REACH
 from analytics.words import FLAGS as LAW_FLAGS
 from analytics.words import printable
 from bench.carbon import intensity
@@ -118,14 +119,16 @@ def _statements(plan: Plan) -> list[str]:
     lines = [_step(step) for step in plan.steps]
     if plan.question.deadline_seconds is not None and plan.question.counted:
         fewest, sure = plan.fewest(), plan.fewest(0.9)
-        also = f"about {sure:,} to be 90 % sure" if sure else "no number that was tried is 90 % sure"
-        none = "No number of devices that was tried meets the deadline."
-        lines.append(f"Fewest devices that meet the deadline: about {fewest:,}; {also}." if fewest else none)
+        most = f"none up to {REACH * max(plan.question.devices):,}"
+        also = f"about {sure:,}" if sure else most
+        lines.append(
+            f"Fewest devices that meet the deadline: {f'about {fewest:,}' if fewest else most}; to be 90 % sure: {also}."
+        )
     fit = [option for option in plan.options if option.feasible]
     if len(fit) > 1 and fit[0].cost_usd is not None:
-        lines.append(
-            f"The cheapest that meets what is asked: {fit[0].devices:,} device{'s' if fit[0].devices > 1 else ''}."
-        )
+        sure = next((option.devices for option in fit if (option.chance or 0) >= 0.9), None)
+        tail = f"; to be 90 % sure: {sure:,}" if sure else ""
+        lines.append(f"Cheapest that meets what is asked, in devices: {fit[0].devices:,}{tail}.")
     return lines
 
 
@@ -138,25 +141,44 @@ def _step(step: Step) -> str:
 
 def _next(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
     """Say which runs would narrow the interval most, with the lines to type."""
-    most, speed = max(plan.question.devices), plan.question.speed
-    node = plan.question.device.per_node if plan.question.device else 8
-    if isinstance(speed, OwnSpeed):
-        name = str(speed.keys.get("suite", "scaling"))
-        found = next_runs(speed, most)
-        lines = ["Runs that narrow the interval most for their device-hours:"]
-    else:
-        name = "scaling"
-        found = [{"devices": devices} for devices in sorted({1, most})]
-        lines = [
-            "None of your own runs applies. One device and the most you can afford say most; repeat both before a third:"
-        ]
-    suite = name if not Path(f"suites/{name}.yaml").exists() else f"suites/{name}"
+    asked, speed = plan.question, plan.question.speed
+    most = max(asked.devices)
+    if not isinstance(speed, OwnSpeed):
+        return _first(plan, most)
+    name = str(speed.keys.get("suite"))
+    suite = f"suites/{name}.yaml" if Path(f"suites/{name}.yaml").exists() else f"{name}.yaml"
+    found = next_runs(speed, most)
+    lines = ["Runs that narrow the interval most for their device-hours:"]
     for run in found:
-        devices, gain = int(run["devices"]), ""
-        if "factor_after" in run:
-            gain = f"   # interval ×/÷ {run['factor_before']:.3g} -> ×/÷ {run['factor_after']:.3g}"
-        nodes = -(-devices // node)
-        here = f"bench run {suite}.yaml --set devices={devices} --set repeats=3"
-        across = f"bench measure -- torchrun --nnodes={nodes} --nproc-per-node={node} train.py"
-        lines.append(f"  {here if nodes == 1 else across}{gain}")
+        gain = f"interval ×/÷ {run['factor_before']:.3g} -> ×/÷ {run['factor_after']:.3g}"
+        lines.append(f"  bench run {printable(suite)} --set devices={run['devices']} --set repeats=3   # {gain}")
     return found, lines
+
+
+def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Without own runs: the fewest devices that hold the model, and the most of interest, across a node if they are."""
+    asked = plan.question
+    node = asked.device.per_node if asked.device else 8
+    least = min(1 << (asked.least_devices - 1).bit_length(), most)
+    here = sorted({count for count in (least, min(most, node)) if count <= node})
+    lines = ["None of your own runs applies. The fewest devices that hold the model and the most of interest say most:"]
+    if asked.work.shape is not None and here:
+        deep, wide, length = asked.work.shape
+        heads = max(1, round(wide / 128))
+        lines += [
+            "repeat them before a third number of devices. As plan.yaml, for bench run plan.yaml:",
+            "  name: plan",
+            "  defaults: {workload: decoder_lm, parallelism: fsdp2, batch_size_per_device: 1, measure_seconds: 30,",
+            f"    precision: {asked.precision}, workload_args: {{layers: {max(1, round(deep))}, hidden: {128 * heads}, "
+            f"heads: {heads}, sequence_length: {length:.0f}}}}}",
+            f"  matrix: {{devices: {here}}}",
+            "  repeats: 3",
+        ]
+    else:
+        lines += [f"  bench measure -- torchrun --nproc-per-node={count} train.py" for count in here]
+    if most > node:
+        nodes = -(-most // node)
+        lines.append(
+            f"  bench measure -- torchrun --nnodes={nodes} --nproc-per-node={node} train.py   # {most:,} devices"
+        )
+    return [{"devices": count, "repeats": 3} for count in sorted({*here, most})], lines
