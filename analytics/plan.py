@@ -77,6 +77,17 @@ def duration(seconds: Range) -> str:
     return f"{seconds.times(1 / size)} {unit}"
 
 
+def plain(**values: Any) -> dict[str, Any]:
+    """Return values for JSON: a range becomes `name`, `name_low` and `name_high`, a tuple a list."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Range):
+            out |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
 @dataclass(frozen=True)
 class PlanOption:
     """One number of devices: what the training takes there, whether it meets what was asked, and if not why.
@@ -101,15 +112,8 @@ class PlanOption:
     flags: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a range becomes `name`, `name_low` and `name_high`."""
-        out: dict[str, Any] = {}
-        for name in (one.name for one in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, Range):
-                out |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-            else:
-                out[name] = list(value) if isinstance(value, tuple) else value
-        return out
+        """Return what `plain` makes of it."""
+        return plain(**{one.name: getattr(self, one.name) for one in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -335,7 +339,7 @@ def _flags(asked: Question, devices: int, energy: Range | None, usd: Range | Non
     return tuple(name for name, true in said.items() if true)
 
 
-def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, float]]:
+def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, Any]]:
     """Return the runs, of up to `most` devices, that narrow the interval there most per device-hour, the best first.
 
     `factor_before` and `factor_after` say how wide it is: the 80 % interval is the value × or ÷ that factor.

@@ -154,7 +154,7 @@ class OwnSpeed:
 
         node = min(self.per_node, int(self.table["devices"].max()))
         at = self.at([*devices, node])
-        fit = laws.fit(self.table)
+        fit = laws.fit(self.table, "blend")
         rate = fit.draws(at, SIZE, seed=_SEED)
         each = rate / at["devices"].to_numpy(dtype=float)
         flags = tuple(tuple(str(text).split()) for text in fit.predict(at, LEVEL)["flags"][:-1])

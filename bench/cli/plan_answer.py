@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analytics.plan import FLAGS, Plan, PlanOption, Step, duration, next_runs
+from analytics.plan import FLAGS, Plan, PlanOption, Range, Step, duration, next_runs, plain
 from analytics.speed import LEVEL, OwnSpeed
 from analytics.stats import REACH
 from analytics.words import FLAGS as LAW_FLAGS
@@ -14,6 +15,9 @@ from bench.carbon import intensity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+_ENERGY, _CARBON = (3.6e6, "kWh", "MWh"), (1.0, "kg CO2e", "t CO2e")
 
 
 def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> tuple[dict[str, Any], list[str]]:
@@ -36,26 +40,16 @@ def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> t
         "fewest_devices_90_percent_sure": plan.fewest(0.9),
         "statements": statements,
         "regions": [
-            {
-                "region": name,
-                "kg_per_kwh": kg,
-                "emissions_kg": one.value,
-                "emissions_kg_low": one.low,
-                "emissions_kg_high": one.high,
-            }
+            {"region": name, "kg_per_kwh": kg, **plain(emissions_kg=one), "devices": best.devices}
             for name, kg, one in compared
         ],
     }
-    lines = [
-        *head,
-        "",
-        *(line for rank, option in enumerate(plan.options, 1) for line in _option(option, rank, asked.counted)),
-    ]
+    lines = [*head, ""]
+    for rank, option in enumerate(plan.options, 1):
+        lines += _option(option, rank, asked.counted)
     lines += ["", *statements] if statements else []
-    lines += [
-        f"  {name}: {kg:.3f} kg CO2e/kWh, ~{one.times(1e-3)} t CO2e ({best.devices:,} devices)"
-        for name, kg, one in compared
-    ]
+    for name, kg, one in compared:
+        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)} on {_devices(best.devices)}")
     flags = dict.fromkeys(flag for option in plan.options for flag in option.flags)
     lines += ["", *(f"{flag}: {(FLAGS | LAW_FLAGS).get(flag, flag)}." for flag in flags)] if flags else []
     if ask_next:
@@ -82,29 +76,43 @@ def _factors(plan: Plan) -> Iterator[str]:
             factor = intensity(site.region)
             where = printable(", ".join(str(x) for x in (factor.region, factor.year, factor.source) if x), 120)
             yield f"Carbon: energy × {factor.kg_per_kwh:.3g} kg {factor.unit}/kWh, location-based ({where})."
+    note = f": {printable(site.price_note, 200)}" if site.price_note else ""
     if option.cost_usd is None:
         yield "Cost is absent: no price (give --price, or --electricity-price and --capital-price)."
+    elif site.usd_per_device_hour is not None:
+        yield f"Cost: {site.usd_per_device_hour:g} USD per device-hour, power inside (user_supplied{note})."
+    else:
+        owned = f"{site.usd_capital_per_device_hour or 0:g} USD per device-hour, {site.usd_per_kwh or 0:g} USD per kWh"
+        yield f"Cost: {owned} (user_supplied{note})."
     if option.duration_seconds.low != option.duration_seconds.high:
         yield f"In brackets: {100 * LEVEL:.0f} % intervals."
+
+
+def _amount(one: Range, size: float, small: str, large: str) -> str:
+    """Print a figure of a model in the smaller unit, of `size`, or the one that is 1,000 times as large."""
+    divisor, unit = (1000 * size, large) if one.value >= 100 * size else (size, small)
+    return f"~{one.times(1 / divisor)} {unit}"
+
+
+def _devices(count: int) -> str:
+    return f"{count:,} device{'s' if count > 1 else ''}"
 
 
 def _option(option: PlanOption, rank: int, counted: bool) -> list[str]:
     time = duration(option.duration_seconds)
     if counted:
-        parts = [f"{option.devices:,} device{'s' if option.devices > 1 else ''}: {time}"]
+        parts = [f"{_devices(option.devices)}: {time}"]
     else:
         hours = f"{option.device_hours} device-hours"
         parts = [hours if option.cost_usd or option.facility_energy_joules or option.model_flops_utilization else time]
     if option.cost_usd is not None:
         parts.append(f"{option.cost_usd} USD")
-    for amount, size, large, small in (
-        (option.facility_energy_joules, 3.6e6, "MWh", "kWh"),
-        (option.emissions_kg, 1.0, "t CO2e", "kg CO2e"),
-        (option.embodied_kg, 1.0, "t CO2e embodied (not in the other)", "kg CO2e embodied (not in the other)"),
-    ):
-        if amount is not None:
-            divisor, unit = (1000 * size, large) if amount.value >= 100 * size else (size, small)
-            parts.append(f"~{amount.times(1 / divisor)} {unit}")
+    if option.facility_energy_joules is not None:
+        parts.append(_amount(option.facility_energy_joules, *_ENERGY))
+    if option.emissions_kg is not None:
+        parts.append(_amount(option.emissions_kg, *_CARBON))
+    if option.embodied_kg is not None:
+        parts.append(f"{_amount(option.embodied_kg, *_CARBON)} embodied (not in the other)")
     if option.model_flops_utilization is not None:
         parts.append(f"MFU {option.model_flops_utilization:.2f}")
     if option.feasible and option.chance is not None:
@@ -147,12 +155,21 @@ def _next(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
         return _first(plan, most)
     name = str(speed.keys.get("suite"))
     suite = f"suites/{name}.yaml" if Path(f"suites/{name}.yaml").exists() else f"{name}.yaml"
+    suite = shlex.quote(printable(suite))  # it comes from the store, and goes into a shell
     found = next_runs(speed, most)
     lines = ["Runs that narrow the interval most for their device-hours:"]
     for run in found:
         gain = f"interval ×/÷ {run['factor_before']:.3g} -> ×/÷ {run['factor_after']:.3g}"
-        lines.append(f"  bench run {printable(suite)} --set devices={run['devices']} --set repeats=3   # {gain}")
+        one = f"bench run {suite} --set devices={run['devices']} --set repeats=3"
+        across = _torchrun(run["devices"], speed.per_node)
+        lines.append(f"  {one if run['devices'] <= speed.per_node else across}   # {gain}")
     return found, lines
+
+
+def _torchrun(devices: int, node: int) -> str:
+    nodes = -(-devices // node)
+    across = f"--nnodes={nodes} " if nodes > 1 else ""
+    return f"bench measure -- torchrun {across}--nproc-per-node={min(devices, node)} train.py"
 
 
 def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
@@ -161,7 +178,7 @@ def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
     node = asked.device.per_node if asked.device else 8
     least = min(1 << (asked.least_devices - 1).bit_length(), most)
     here = sorted({count for count in (least, min(most, node)) if count <= node})
-    lines = ["None of your own runs applies. The fewest devices that hold the model and the most of interest say most:"]
+    lines = ["None of your own runs applies. The fewest devices that hold the model and the most of interest say most;"]
     if asked.work.shape is not None and here:
         deep, wide, length = asked.work.shape
         heads = max(1, round(wide / 128))
@@ -175,10 +192,7 @@ def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
             "  repeats: 3",
         ]
     else:
-        lines += [f"  bench measure -- torchrun --nproc-per-node={count} train.py" for count in here]
+        lines += ["repeat them before a third number of devices:", *(f"  {_torchrun(count, node)}" for count in here)]
     if most > node:
-        nodes = -(-most // node)
-        lines.append(
-            f"  bench measure -- torchrun --nnodes={nodes} --nproc-per-node={node} train.py   # {most:,} devices"
-        )
+        lines.append(f"  {_torchrun(most, node)}   # {most:,} devices")
     return [{"devices": count, "repeats": 3} for count in sorted({*here, most})], lines
