@@ -284,7 +284,7 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
         facility.times(intensity(site.region).kg_per_kwh / 3.6e6) if facility and site.region is not None else None
     )
     reasons = [reason] if (reason := asked.misfit(devices)) else []
-    met = np.ones(SIZE, dtype=bool)
+    met = np.full(SIZE, not reasons)
     if asked.deadline_seconds is not None and asked.counted:
         met &= drawn.seconds[:, j] <= asked.deadline_seconds
         if seconds.value > asked.deadline_seconds:

@@ -92,7 +92,7 @@ class PriorSpeed:
         peak = self.device.peak_flops(self.precision)
         return (
             f"from published trainings: {100 * prior['mfu']:.3g} % of the peak of {peak / 1e12:,.4g} TFLOP/s "
-            f"({self.precision}, dense) at {prior['devices']:,} devices ({prior['runs']} trainings of "
+            f"({self.precision}, dense) at {prior['devices']:,} devices, restarts included ({prior['runs']} trainings of "
             f"{prior['families']} families of models on {whose}{pooled})",
         )
 
@@ -202,7 +202,7 @@ def own_speed(
         away = np.abs(np.log(one.table["work"] / per_sample)).min()
         return -one.table["devices"].nunique(), float(away)
 
-    best = min(found, key=rank)
+    best = min(reversed(found), key=rank)  # the newest of those that are as good
     watts, label = _watts(near, best.keys)
     name, keys = str(best.name), dict(best.keys)
     tokens = (near["tokens_per_second"] / near["samples_per_second"]).median() if language else math.nan

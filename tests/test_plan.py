@@ -17,9 +17,10 @@ from analytics.plan import Plan, Question, Range, duration, next_runs
 from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
 from analytics.work import energy_mwh, implied_mfu, language_model, sample_work, scaled
 from bench.carbon import intensity
+from bench.cost import cost
 from bench.schema import Site
 from tests import planted_laws, published_plan
-from tests.rows import V, grid
+from tests.rows import V, energy, grid
 
 DAY = 86400.0
 
@@ -85,9 +86,9 @@ def test_energy_is_hours_times_watts_times_pue(hours: float, watts: float, pue: 
     known = Question(
         sample_work(1.0, 1e20), GivenSpeed(1e20 / hours / 3600), (1,), site=Site(pue=pue), watts=watts, counted=False
     )
-    energy = Plan(known).options[0].facility_energy_joules
-    assert energy is not None
-    assert energy.value / 3.6e9 == pytest.approx(energy_mwh(hours, watts, pue))
+    found = Plan(known).options[0].facility_energy_joules
+    assert found is not None
+    assert found.value / 3.6e9 == pytest.approx(energy_mwh(hours, watts, pue))
 
 
 def test_the_textbook_example() -> None:
@@ -260,6 +261,7 @@ def test_a_state_that_does_not_fit_is_told_with_the_devices_it_needs() -> None:
     assert plan[8].reasons == (
         "does not fit: the training state (16 bytes a parameter, 2.8 TB) needs 35 devices of 80 GB or more",
     )
+    assert Plan(question(work=asked.work, devices=(8,), deadline_seconds=1e15)).options[0].chance == 0
     assert plan[64].feasible
     assert "memory_tight" in plan[64].flags
     assert plan[512].flags == ()
@@ -299,6 +301,18 @@ def test_owned_devices_cost_capital_and_electricity() -> None:
     assert "electricity_unknown" in unknown.flags
     nothing = Plan(question(site=Site(usd_per_kwh=0.2), device=None, speed=GivenSpeed(3e14))).options[0]
     assert nothing.cost_usd is None
+
+
+def test_costs_are_those_of_runs() -> None:
+    for site in (Site(usd_per_device_hour=2.2), Site(pue=1.2, usd_capital_per_device_hour=1.5, usd_per_kwh=0.2)):
+        option = Plan(question(speed=GivenSpeed(4e14), site=site, devices=(64,), watts=1000.0)).options[0]
+        assert option.cost_usd is not None
+        assert option.energy_estimated_joules is not None
+        seconds = option.duration_seconds.value
+        reading = energy(False, seconds, option.energy_estimated_joules.value)
+        run = cost(site, 64, seconds, reading, [])
+        assert run is not None
+        assert option.cost_usd.value == pytest.approx(run.cost_usd)
 
 
 def test_what_is_not_known_is_absent() -> None:
