@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from analytics import laws
 from analytics.hardware import Device
 from analytics.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
 from analytics.stats import REACH
@@ -344,10 +345,8 @@ def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, Any]]:
 
     `factor_before` and `factor_after` say how wide it is: the 80 % interval is the value × or ÷ that factor.
     """
-    from analytics import laws
-
     tried = sorted({*map(int, own.table["devices"]), *(2**k for k in range(most.bit_length())), most})
-    found = laws.next_runs(own.table, own.at([most]), own.at(tried), count)
+    found = laws.next_runs(own.fit(), own.at([most]), own.at(tried), count)
     z = 1.2816  # of a normal distribution, for 80 %
     return [
         {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analytics import laws, scaling
 from analytics.hardware import Device
 from analytics.stats import REACH
 from analytics.words import printable
@@ -98,8 +99,6 @@ class PriorSpeed:
 
     def draws(self, devices: Sequence[int]) -> Draws:
         """Draw MFU once for all numbers of devices, and how the efficiency falls with them."""
-        from analytics import laws
-
         prior = self._prior
         random = np.random.default_rng(_SEED)
         # Whole trainings above the limit are not known; beyond it lie the tails of the distribution alone.
@@ -142,6 +141,10 @@ class OwnSpeed:
             f"from your own runs: {printable(self.name, 120)}, {len(self.table)} configurations on {counts} devices{tokens}",
         )
 
+    def fit(self) -> laws.Fit:
+        """Return the law of the series."""
+        return laws.fit(self.table)
+
     def at(self, devices: Sequence[int]) -> pd.DataFrame:
         """Return the rows that the law is asked about."""
         counts = np.asarray(devices)
@@ -150,11 +153,9 @@ class OwnSpeed:
 
     def draws(self, devices: Sequence[int]) -> Draws:
         """Draw from the fitted law; its flags say where it is asked about what was not measured."""
-        from analytics import laws
-
         node = min(self.per_node, int(self.table["devices"].max()))
         at = self.at([*devices, node])
-        fit = laws.fit(self.table, "blend")
+        fit = self.fit()
         rate = fit.draws(at, SIZE, seed=_SEED)
         each = rate / at["devices"].to_numpy(dtype=float)
         flags = tuple(tuple(str(text).split()) for text in fit.predict(at, LEVEL)["flags"][:-1])
@@ -177,8 +178,6 @@ def own_speed(
     otherwise work per sample, within a factor of REACH. Of several series that with the most numbers of devices is
     taken, then the one nearest in size.
     """
-    from analytics import laws
-
     here = df[(df["status"] == Status.OK) & (df["device_name"] == (device.device_name or device.name))]
     if here.empty:
         return None, "none of them was on this device"
@@ -194,20 +193,21 @@ def own_speed(
     if near.empty:
         sizes = f"; the nearest is {far.min():.3g} times off" if far.notna().any() else ""
         return None, f"none was of a comparable {'language model' if language else 'work per sample'}{sizes}"
-    found = [one for one in laws.observations(near).values() if len(one.table)]
+    found = scaling.fit(near).series
     if not found:
         return None, "none says how much work it did"
 
-    def rank(one: Any) -> tuple[int, float]:
-        away = np.abs(np.log(one.table["work"] / per_sample)).min()
-        return -one.table["devices"].nunique(), float(away)
+    def rank(one: scaling.SeriesFit) -> tuple[int, float]:
+        away = min(abs(math.log(point.flops_per_sample / per_sample)) for point in one.points)
+        return -len(one.devices), away
 
     best = min(reversed(found), key=rank)  # the newest of those that are as good
     watts, label = _watts(near, best.keys)
-    name, keys = str(best.name), dict(best.keys)
+    name = f"{best.keys['suite']}: {best.keys['precision']} {best.keys['parallelism']}"
     tokens = (near["tokens_per_second"] / near["samples_per_second"]).median() if language else math.nan
     sequence = float(tokens) if tokens > 0 else None
-    return OwnSpeed(name, keys, best.table, per_sample, device.per_node, sequence, watts, label), ""
+    table = best.observations()
+    return OwnSpeed(name, best.keys, table, per_sample, device.per_node, sequence, watts, label), ""
 
 
 def _watts(df: pd.DataFrame, keys: dict[str, Any]) -> tuple[float | None, str]:

@@ -9,25 +9,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import analytics
 from bench.cli import cli, main
 from bench.schema import Machine
 from bench.suite import expand, load_suite, override
-from tests import planted_laws
 from tests.rows import record
 from tests.test_tracking import logged
 
 ISSUE = (
-    "--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64,512 --deadline 30d --budget 200000 --region FR "
+    "--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64,512 --deadline 40d --budget 200000 --region FR "
     "--pue 1.15 --price 2.2"
 )
 TEXTBOOK = "--known hours=3000,params=340e6,devices=8,speed=2e9 --params 100e6 --devices 16 --speed 4e9"
-
-
-@pytest.fixture(autouse=True)
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analytics, "laws", planted_laws, raising=False)
-    monkeypatch.setitem(sys.modules, "analytics.laws", planted_laws)
 
 
 def bench(arguments: str | list[str]) -> Result:
@@ -153,7 +145,12 @@ def test_other_work_and_other_devices() -> None:
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = logged(
-        tmp_path, [record(devices, repeat=repeat, readings="e") for devices in (1, 2) for repeat in range(2)]
+        tmp_path,
+        [
+            record(devices, repeat=repeat, v=2e9 + 1e7 * repeat, readings="e")
+            for devices in (1, 2)
+            for repeat in range(2)
+        ],
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     own = [
@@ -169,10 +166,11 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "1,2,16",
     ]
     text = said([*own, "--next"])
-    assert "from your own runs: synthetic fp32, 2 configurations on 1, 2 devices, sequences of 128 tokens" in text
+    assert "from your own runs: synthetic: fp32 ddp, 2 configurations on 1, 2 devices, sequences of 128 tokens" in text
     assert "75 W a device (estimated on your own runs)" in text
     assert "devices_beyond_reach: " in text
-    assert "bench run synthetic.yaml --set devices=8 --set repeats=3   # interval ×/÷ " in text
+    assert "bench run synthetic.yaml --set devices=" in text
+    assert " --set repeats=3   # interval ×/÷ 1." in text
     text = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8")
     assert "Your own 4 runs do not apply: none of them was on this device." in text
     assert "Your own" not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
