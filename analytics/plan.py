@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -114,7 +114,7 @@ class PlanOption:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `plain` makes of it."""
-        return plain(**{one.name: getattr(self, one.name) for one in fields(self)})
+        return plain(**vars(self))
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ from analytics.stats import REACH
 from analytics.words import printable
 from analytics.work import IMPLAUSIBLE
 from bench.record import Status
+from bench.schema import RunSpec
 
 SIZE = 4000
 LEVEL = 0.8
 _SEED = 5
+_CHANGES = ("finetune", "pruning", "quantization", "distillation")
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,9 @@ def own_speed(
 ) -> tuple[OwnSpeed | None, str]:
     """Return the speeds of the runs (rows of a frame) that apply to a plan, or None, and in words why not.
 
-    They apply on the same device, in the same precision, for a model of comparable size: parameters of a language model,
-    otherwise work per sample, within a factor of REACH. Of several series that with the most numbers of devices is
-    taken, then the one nearest in size.
+    They apply on the same device, in the same precision, if they train all of a model of comparable size: parameters of a
+    language model, otherwise work per sample, within a factor of REACH. Of several series that with the most numbers of
+    devices is taken, then the one nearest in size.
     """
     here = df[(df["status"] == Status.OK) & (df["device_name"] == (device.device_name or device.name))]
     if here.empty:
@@ -184,6 +186,10 @@ def own_speed(
     here = here[here["precision"].isin((precision, f"{precision}_params"))]
     if here.empty:
         return None, f"none of those on this device was in {precision}"
+    for axis in _CHANGES:
+        here = here[here[axis].isna() | (here[axis] == RunSpec.model_fields[axis].default.name)]
+    if here.empty:
+        return None, f"all of those in {precision} were fine-tuned, pruned, quantized or distilled"
     language, wanted, column = parameters is not None, per_sample, "flops_per_sample"
     if parameters is not None:
         here = here[here["tokens_per_second"].notna()] if "tokens_per_second" in here else here[:0]

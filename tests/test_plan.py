@@ -18,7 +18,7 @@ from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, p
 from analytics.work import energy_mwh, implied_mfu, language_model, sample_work, scaled
 from bench.carbon import intensity
 from bench.cost import cost
-from bench.schema import Site
+from bench.schema import Choice, Site
 from tests import published_plan
 from tests.rows import V, energy, grid
 
@@ -399,6 +399,13 @@ def test_own_runs_that_do_not_apply_say_why(fields: dict[str, Any], why: str) ->
     speed, said = own(**fields)
     assert speed is None
     assert said.startswith(why)
+
+
+def test_trainings_of_a_part_of_the_model_do_not_count() -> None:
+    df = frame(grid(readings="e", finetune=Choice(name="lora")))
+    speed, said = own_speed(df, Device("Synthetic CPU"), "fp32", 6e5, 4e8)
+    assert speed is None
+    assert said == "all of those in fp32 were fine-tuned, pruned, quantized or distilled"
 
 
 def test_next_runs_are_those_of_the_law() -> None:
