@@ -21,6 +21,7 @@ _VERBS = {
         "bench.cli.report:report",
         "Print the results of stored runs with carbon and cost by another region, PUE and prices.",
     ),
+    "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
     "doctor": (
         "bench.cli.doctor:doctor",

@@ -1,0 +1,359 @@
+"""What a training would take on different numbers of devices: time, money, energy and carbon, ranked, with reasons.
+
+T = n / (d · v) with n of `analytics.work` and v drawn from `analytics.speed`. One draw of T goes into all that follows from
+it: energy = power × T (times PUE at the meter of the building), carbon = energy × intensity of the region, cost = d × T ×
+price, or capital and electricity as in `bench.cost`. Intervals are the middle 80 % of the draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from analytics import laws
+from analytics.hardware import Device
+from analytics.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
+from analytics.stats import REACH
+from analytics.words import number, scale
+from analytics.work import IMPLAUSIBLE, Work, implied_mfu
+from bench.carbon import intensity
+from bench.schema import Site
+
+_STATE_BYTES = 16
+"""Bytes a parameter in mixed precision with Adam: weights 2, gradients 2, master weights 4, two moments 8."""
+_NODES_MEASURED = ("H100-SXM", "B200")
+FLAGS = {
+    "memory_tight": "the training state alone takes more than half of the memory of the devices",
+    "power_of_other_nodes": "the power of whole nodes was measured with 8 H100 SXM or B200 only; here it is less sure",
+    "pue_unknown": "no PUE is given: 1.0 is used, cooling is left out",
+    "electricity_unknown": "electricity is left out of the cost: no power is known",
+    "prior_of_language_models": "the published trainings are of language models; other work may be slower",
+    "budget_not_checked": "the budget is not checked: no price is given",
+    "mfu_implausible": f"a model FLOP utilization outside {IMPLAUSIBLE[0]:g} to {IMPLAUSIBLE[1]:g}: hours, tokens or "
+    "parameters are probably wrong",
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The median of a figure and the middle 80 % of its draws."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(draws: np.ndarray) -> Range:
+        """Return the range of draws."""
+        low, value, high = np.quantile(draws, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+        return Range(float(value), float(low), float(high))
+
+    def times(self, factor: float) -> Range:
+        """Return the range in another unit."""
+        return Range(self.value * factor, self.low * factor, self.high * factor)
+
+    def __str__(self) -> str:
+        """Print three digits that mean something, with thousands: `28.9 (19.1 to 44)`."""
+        if self.low == self.high:
+            return number(self.value)
+        value, low, high = (number(float(f"{one:.3g}")) for one in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
+
+def duration(seconds: Range) -> str:
+    """Print a time for people: `20.8 (16.2 to 28.1) days`."""
+    units = (
+        (3 * 365.25 * 86400, 365.25 * 86400, "years"),
+        (2 * 86400, 86400, "days"),
+        (7200, 3600, "hours"),
+        (120, 60, "minutes"),
+    )
+    size, unit = next(((size, unit) for least, size, unit in units if seconds.value >= least), (1, "seconds"))
+    return f"{seconds.times(1 / size)} {unit}"
+
+
+def plain(**values: Any) -> dict[str, Any]:
+    """Return values for JSON: a range becomes `name`, `name_low` and `name_high`, a tuple a list."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Range):
+            out |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+@dataclass(frozen=True)
+class PlanOption:
+    """One number of devices: what the training takes there, whether it meets what was asked, and if not why.
+
+    `chance` is the share of draws that meet deadline and budget together. `energy_estimated_joules` is that of the
+    machines, `facility_energy_joules` that with PUE. `model_flops_utilization` is what the time implies. Absent is None.
+    """
+
+    devices: int
+    feasible: bool
+    reasons: tuple[str, ...]
+    chance: float | None
+    duration_seconds: Range
+    device_hours: Range
+    cost_usd: Range | None
+    energy_estimated_joules: Range | None
+    facility_energy_joules: Range | None
+    emissions_kg: Range | None
+    embodied_kg: Range | None
+    model_flops_utilization: float | None
+    source: str
+    flags: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `plain` makes of it."""
+        return plain(**vars(self))
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one number of devices to the next larger: cost and energy as factors, and the seconds that are saved."""
+
+    devices: int
+    to_devices: int
+    cost_ratio: Range | None
+    energy_ratio: Range | None
+    saved_seconds: Range
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the work, where the speed comes from, the numbers of devices, and what is allowed.
+
+    `watts` is what one device draws with its share of the node, if known; otherwise it follows from the device's limit.
+    `embodied_kg_per_hour` is what making a device emitted, per hour of its use; its figure is never added to others.
+    `counted` is False where only the sum over all devices is known, and `devices` is (1,).
+    """
+
+    work: Work
+    speed: Speed
+    devices: tuple[int, ...]
+    device: Device | None = None
+    precision: str = "bf16"
+    site: Site = field(default_factory=Site)
+    watts: float | None = None
+    deadline_seconds: float | None = None
+    budget_usd: float | None = None
+    batch: float | None = None
+    embodied_kg_per_hour: float | None = None
+    counted: bool = True
+
+    @property
+    def state_bytes(self) -> float:
+        """Return the size of the training state of a language model; 0 where it is not known."""
+        return (self.work.parameters or 0) * _STATE_BYTES if self.counted else 0
+
+    @property
+    def least_devices(self) -> int:
+        """Return how many devices hold the training state; 1 where that is not known."""
+        memory = self.device.memory_bytes if self.device else None
+        return 1 if memory is None else max(1, math.ceil(self.state_bytes / memory))
+
+    def misfit(self, devices: int) -> str:
+        """Say why the training cannot run on so many devices at all; "" where it can, as far as is known."""
+        memory = self.device.memory_bytes if self.device else None
+        if memory is not None and devices < self.least_devices:
+            divisor, unit = scale(self.state_bytes, "B")
+            state = f"{_STATE_BYTES} bytes a parameter, {self.state_bytes / divisor:.3g} {unit}"
+            needs = f"{self.least_devices:,} devices of {memory / 1e9:g} GB or more"
+            return f"does not fit: the training state ({state}) needs {needs}"
+        if self.batch is not None and devices > self.batch:
+            return f"more devices than sequences in a batch ({self.batch:,.0f})"
+        return ""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Draws for some numbers of devices, (SIZE, k), columns as in `devices`; None for what is not known."""
+
+    devices: tuple[int, ...]
+    seconds: np.ndarray
+    hours: np.ndarray
+    joules: np.ndarray | None
+    usd: np.ndarray | None
+    flags: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer to a question."""
+
+    question: Question
+
+    @cached_property
+    def _drawn(self) -> _Drawn:
+        asked, most = self.question.devices, REACH * max(self.question.devices)
+        node = self.question.device.per_node if self.question.device else 8
+        # Numbers in between tell how few devices would do.
+        between = {2**k for k in range(node.bit_length())} | {node * round(2 ** (k / 4)) for k in range(60)}
+        return _draw(self.question, tuple(sorted({*asked, *(count for count in between if count <= most)})))
+
+    @cached_property
+    def options(self) -> tuple[PlanOption, ...]:
+        """Return one option a number of devices: those that meet what is asked first, then by cost, then by time."""
+        made = [_option(self.question, self._drawn, count) for count in self.question.devices]
+
+        def rank(one: PlanOption) -> tuple[bool, float, float]:
+            return not one.feasible, one.cost_usd.value if one.cost_usd else 0.0, one.duration_seconds.value
+
+        return tuple(sorted(made, key=rank))
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Return what each larger number of devices changes."""
+        drawn, out = self._drawn, []
+        for few, many in pairwise(sorted(self.question.devices)):
+            a, b = drawn.devices.index(few), drawn.devices.index(many)
+            cost, energy = (
+                Range.of(every[:, b] / every[:, a]) if every is not None and (every > 0).all() else None
+                for every in (drawn.usd, drawn.joules)
+            )
+            out.append(Step(few, many, cost, energy, Range.of(drawn.seconds[:, a] - drawn.seconds[:, b])))
+        return tuple(out)
+
+    def fewest(self, sure: float = 0.5) -> int | None:
+        """Return about how few devices meet the deadline with at least this chance; None where none of those tried does.
+
+        Tried are numbers between those that are asked for too, up to REACH times the largest.
+        """
+        deadline, drawn = self.question.deadline_seconds, self._drawn
+        for count, seconds in zip(drawn.devices, drawn.seconds.T, strict=True):
+            if deadline is not None and (seconds <= deadline).mean() >= sure and not self.question.misfit(count):
+                return count
+        return None
+
+    def regions(self, names: Iterable[str]) -> list[tuple[str, float, Range]]:
+        """Return region, kg CO2e per kWh and kg CO2e of the best option; [] where no energy is known.
+
+        Raises ValueError for a region that is not known.
+        """
+        energy, found = self.options[0].facility_energy_joules, [intensity(name) for name in names]
+        return [
+            (one.region, one.kg_per_kwh, energy.times(one.kg_per_kwh / 3.6e6)) for one in found if energy is not None
+        ]
+
+
+def _draw(asked: Question, devices: tuple[int, ...]) -> _Drawn:
+    """Draw time, energy and cost for some numbers of devices, the same time in each."""
+    found, site = asked.speed.draws(devices), asked.site
+    seconds = asked.work.flops / found.rate
+    hours = seconds * np.asarray(devices, dtype=float) / 3600
+    watts = _watts(asked, found)
+    joules = None if watts is None else hours * 3600 * watts
+    usd = None
+    if site.usd_per_device_hour is not None:
+        usd = hours * site.usd_per_device_hour
+    elif site.usd_capital_per_device_hour is not None or (site.usd_per_kwh is not None and joules is not None):
+        electricity = 0 if joules is None else joules / 3.6e6 * (site.pue or 1) * (site.usd_per_kwh or 0)
+        usd = hours * (site.usd_capital_per_device_hour or 0) + electricity
+    return _Drawn(devices, seconds, hours, joules, usd, found.flags)
+
+
+def _watts(asked: Question, found: Draws) -> np.ndarray | float | None:
+    """Draw the power of one device with its share of the node, (SIZE, k): P(d) = P(1 node) (phi + (1 - phi) E(d)).
+
+    P of one node is the devices' limits × a factor from measured nodes (MLPerf training with power): the host is in it.
+    """
+    if asked.watts is not None or asked.device is None or asked.device.watts is None:
+        return asked.watts
+    prior, random = priors()["node_power"], np.random.default_rng(7)
+    spread = prior["log_sd"] * (1 if asked.device.name in _NODES_MEASURED else 2)
+    factor = prior["ratio"] * np.exp(spread * random.standard_t(prior["degrees"], SIZE))[:, None]
+    phi = np.clip(random.normal(prior["phi"], prior["phi_sd"], SIZE), 0, 1)[:, None]
+    drawn: np.ndarray = asked.device.watts * factor * (phi + (1 - phi) * found.load)
+    return drawn
+
+
+def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
+    j, site = drawn.devices.index(devices), asked.site
+    seconds, hours = Range.of(drawn.seconds[:, j]), Range.of(drawn.hours[:, j])
+    usd, energy = (None if every is None else Range.of(every[:, j]) for every in (drawn.usd, drawn.joules))
+    facility = energy.times(site.pue or 1) if energy else None
+    emissions = (
+        facility.times(intensity(site.region).kg_per_kwh / 3.6e6) if facility and site.region is not None else None
+    )
+    reasons = [reason] if (reason := asked.misfit(devices)) else []
+    met = np.full(SIZE, not reasons)
+    if asked.deadline_seconds is not None and asked.counted:
+        met &= drawn.seconds[:, j] <= asked.deadline_seconds
+        if seconds.value > asked.deadline_seconds:
+            allowed = duration(Range(*[asked.deadline_seconds] * 3))
+            reasons.append(f"too late: needs {duration(seconds)}, {allowed} are allowed")
+    if asked.budget_usd is not None and drawn.usd is not None and usd is not None:
+        met &= drawn.usd[:, j] <= asked.budget_usd
+        if usd.value > asked.budget_usd:
+            reasons.append(f"too expensive: costs {usd} USD, {number(asked.budget_usd)} are allowed")
+    mfu, flags = _mfu(asked, hours.value)
+    return PlanOption(
+        devices=devices,
+        feasible=not reasons,
+        reasons=tuple(reasons),
+        chance=None if asked.deadline_seconds is None and asked.budget_usd is None else float(met.mean()),
+        duration_seconds=seconds,
+        device_hours=hours,
+        cost_usd=usd,
+        energy_estimated_joules=energy,
+        facility_energy_joules=facility,
+        emissions_kg=emissions,
+        embodied_kg=None if asked.embodied_kg_per_hour is None else hours.times(asked.embodied_kg_per_hour),
+        model_flops_utilization=mfu,
+        source=asked.speed.source,
+        flags=(*drawn.flags[j], *flags, *_flags(asked, devices, energy, usd)),
+    )
+
+
+def _mfu(asked: Question, device_hours: float) -> tuple[float | None, tuple[str, ...]]:
+    if asked.device is None or not asked.work.says:
+        return None, ()
+    try:
+        return implied_mfu(asked.work.model_flops, device_hours, asked.device.peak_flops(asked.precision))
+    except ValueError:  # no peak is known of a device of one's own runs, or of one whose rate is given
+        return None, ()
+
+
+def _flags(asked: Question, devices: int, energy: Range | None, usd: Range | None) -> tuple[str, ...]:
+    device = asked.device
+    memory = device.memory_bytes if device else None
+    said = {
+        "memory_tight": memory is not None and memory * devices / 2 < asked.state_bytes <= memory * devices,
+        "power_of_other_nodes": energy is not None
+        and asked.watts is None
+        and device is not None
+        and device.name not in _NODES_MEASURED,
+        "pue_unknown": energy is not None and asked.site.pue is None,
+        "electricity_unknown": asked.site.usd_per_kwh is not None and energy is None,
+        "prior_of_language_models": asked.speed.source == "published_prior" and asked.work.parameters is None,
+        "budget_not_checked": asked.budget_usd is not None and usd is None,
+    }
+    return tuple(name for name, true in said.items() if true)
+
+
+def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, Any]]:
+    """Return the runs, of up to `most` devices, that narrow the interval there most per device-hour, the best first.
+
+    `factor_before` and `factor_after` say how wide it is: the 80 % interval is the value × or ÷ that factor.
+    """
+    tried = sorted({*map(int, own.table["devices"]), *(2**k for k in range(most.bit_length())), most})
+    found = laws.next_runs(own.fit(), own.at([most]), own.at(tried), count)
+    z = 1.2816  # of a normal distribution, for 80 %
+    return [
+        {
+            "devices": int(row["devices"]),
+            "device_hours": float(row["device_hours"]),
+            "factor_before": math.exp(z * row["sd_before"]),
+            "factor_after": math.exp(z * row["sd_after"]),
+        }
+        for _, row in found.iterrows()
+    ]

@@ -1,0 +1,135 @@
+"""The work of a training in FLOP, and the arithmetic of T = n / (d · v) from a training that is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from analytics.words import number
+
+TYPICAL_SEQUENCE = 4096
+IMPLAUSIBLE = (0.01, 0.65)
+"""Model FLOP utilization below or above which an input is probably wrong (not all hours counted, or too many)."""
+_MOST_FLOPS = 1e33
+"""More than a million million million device-hours: the numbers cannot be meant."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of a whole training in FLOP; `model_flops` without what recomputing adds, which MFU counts.
+
+    `per_sample` is the work of one sample (one sequence); `parameters` are all that a language model trains, None for
+    other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic and what was assumed. Raises
+    ValueError for more than can be meant.
+    """
+
+    flops: float
+    model_flops: float
+    per_sample: float
+    parameters: float | None
+    says: tuple[str, ...]
+    shape: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
+            raise ValueError(f"{self.flops:.3g} FLOP cannot be meant (at most {_MOST_FLOPS:.0g}): check the numbers")
+
+
+def language_model(
+    parameters: float,
+    tokens: float,
+    *,
+    active: float | None = None,
+    layers: float | None = None,
+    hidden: float | None = None,
+    sequence: float | None = None,
+    recompute: bool = False,
+    plain: bool = False,
+) -> Work:
+    """Return the work of training a language model: 6 N a token, and attention, 12 L h s a token (PaLM, appendix B).
+
+    `active` are the parameters that work on one token (of a mixture of experts); with `recompute` activations are computed
+    twice, 4/3 of the work. Where the shape is not given, a typical one is assumed, and said: N = 12 L h² with h = 128 L
+    (Kaplan et al. 2020), sequences of 4,096 tokens. `plain` leaves attention out where no shape is given, and says so.
+    Raises ValueError for what does not fit together.
+    """
+    if (layers is None) != (hidden is None):
+        raise ValueError("the shape of the model takes both: its layers and its hidden size")
+    n = active if active is not None else parameters
+    if n > parameters:
+        raise ValueError(f"{short(n)} active parameters are more than all {short(parameters)}")
+    attention, length, shape = 0.0, sequence or TYPICAL_SEQUENCE, None
+    if plain and layers is None and sequence is None:
+        small = " (it is a large part for fewer than 1B parameters)" if n < 1e9 else ""
+        note = (
+            f"attention is left out of the work{small}: give the layers, the hidden size and the sequence to count it"
+        )
+    else:
+        deep = layers or (n / (12 * 128**2)) ** (1 / 3)
+        wide = hidden or 128 * deep
+        attention, shape = 12 * deep * wide * length, (deep, wide, length)
+        assumed = [f"{deep:.0f} layers of {number(round(wide))}"] if layers is None else []
+        assumed += [f"sequences of {number(length)}"] if sequence is None else []
+        note = f"attention is {100 * attention / (6 * n + attention):.0f} % of the work"
+        note += f"; assumed: {', '.join(assumed)} (typical)" if assumed else ""
+    factor = 4 / 3 if recompute else 1.0
+    what = f"(6 × {short(n)}{f' + attention {short(attention)}' if attention else ''})"
+    what += " × 4/3 (recompute)" if recompute else ""
+    model = (6 * n + attention) * tokens
+    says = f"n = {short(tokens)} tokens × {what} = {model * factor:.4g} FLOP"
+    return Work(model * factor, model, (6 * n + attention) * factor * length, parameters, (says, note), shape)
+
+
+def sample_work(flops_per_sample: float, samples: float) -> Work:
+    """Return the work of training on `samples` of `flops_per_sample` each."""
+    total = flops_per_sample * samples
+    says = f"n = {short(samples)} samples × {short(flops_per_sample)} FLOP = {total:.4g} FLOP"
+    return Work(total, total, flops_per_sample, None, (says,))
+
+
+def short(value: float) -> str:
+    """Print a count as people say it: 7B, 1.4T."""
+    for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if power <= value < 1e16:
+            return f"{value / power:.4g}{unit}"
+    return number(value)
+
+
+def implied_mfu(model_flops: float, device_hours: float, peak: float) -> tuple[float, tuple[str, ...]]:
+    """Return the MFU that hours imply, and the flag `mfu_implausible` where it can hardly be true.
+
+    `model_flops` is the work of the model, `device_hours` are those of all devices together, `peak` is in FLOP/s of one.
+    """
+    mfu = model_flops / (device_hours * 3600 * peak)
+    return mfu, () if IMPLAUSIBLE[0] <= mfu <= IMPLAUSIBLE[1] else ("mfu_implausible",)
+
+
+def energy_mwh(device_hours: float, watts: float, pue: float = 1.0) -> float:
+    """Return hours of all devices × watts of one × PUE, in MWh."""
+    return device_hours * watts * pue / 1e6
+
+
+def scaled(known: dict[str, float], wanted: dict[str, float]) -> tuple[float, list[str]]:
+    """Scale a known training by T = n / (d · v); return its hours and the arithmetic line by line.
+
+    `known` has `hours`, and both have what differs of `params`, `tokens`, `devices` and `speed` (of one device, any unit).
+    Raises ValueError where only one of the two has it.
+    """
+    words = {
+        "params": "work, parameters",
+        "tokens": "work, tokens",
+        "devices": "devices",
+        "speed": "speed of one device",
+    }
+    lines, factors = ["T = n / (d · v), all else the same:"], []
+    for name, what in words.items():
+        if (name in known) != (name in wanted):
+            raise ValueError(f"{name} is given for one of the two trainings only: give it for both, or for none")
+        if name in known:
+            a, b = (wanted[name], known[name]) if what.startswith("work") else (known[name], wanted[name])
+            factors.append((a / b, f" × ({short(a)} / {short(b)})"))
+            lines.append(f"  {what}: {short(a)} / {short(b)} = {a / b:.4g}")
+    hours = known["hours"] * math.prod(factor for factor, _ in factors)
+    product = "".join(text for _, text in factors)
+    lines.append(f"T = {number(known['hours'])} h{product} = {number(hours)} h")
+    return hours, lines

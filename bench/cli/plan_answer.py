@@ -1,0 +1,198 @@
+"""The answer of `bench plan`: the document of --json, and the lines that are printed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analytics.plan import FLAGS, Plan, PlanOption, Range, Step, duration, next_runs, plain
+from analytics.speed import LEVEL, OwnSpeed
+from analytics.stats import REACH
+from analytics.words import FLAGS as LAW_FLAGS
+from analytics.words import printable
+from bench.carbon import intensity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+_ENERGY, _CARBON = (3.6e6, "kWh", "MWh"), (1.0, "kg CO2e", "t CO2e")
+
+
+def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return the document and the lines; `why` tells why one's own runs do not apply.
+
+    Raises ValueError for a region that is not known.
+    """
+    asked, best = plan.question, plan.options[0]
+    compared = plan.regions(regions)
+    speed = f"Speed: {', '.join(asked.speed.says)}."
+    head = [*asked.work.says, speed, *([why] if why else []), *_factors(plan)]
+    statements = _statements(plan)
+    document: dict[str, Any] = {
+        "source": asked.speed.source,
+        "says": head,
+        "work_flops": asked.work.flops if asked.work.says else None,
+        "interval_level": LEVEL,
+        "options": [option.to_dict() for option in plan.options],
+        "fewest_devices": plan.fewest(),
+        "fewest_devices_90_percent_sure": plan.fewest(0.9),
+        "statements": statements,
+        "regions": [
+            {"region": name, "kg_per_kwh": kg, **plain(emissions_kg=one), "devices": best.devices}
+            for name, kg, one in compared
+        ],
+    }
+    lines = [*head, ""]
+    for rank, option in enumerate(plan.options, 1):
+        lines += _option(option, rank, asked.counted)
+    lines += ["", *statements] if statements else []
+    for name, kg, one in compared:
+        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)} on {_devices(best.devices)}")
+    flags = dict.fromkeys(flag for option in plan.options for flag in option.flags)
+    lines += ["", *(f"{flag}: {(FLAGS | LAW_FLAGS).get(flag, flag)}." for flag in flags)] if flags else []
+    if ask_next:
+        document["next"], told = _next(plan)
+        lines += ["", *told]
+    return document, lines
+
+
+def _factors(plan: Plan) -> Iterator[str]:
+    """Say what energy, carbon and cost rest on, with labels."""
+    asked, option = plan.question, plan.options[0]
+    site, speed = asked.site, asked.speed
+    if option.energy_estimated_joules is None:
+        yield "Energy and carbon are absent: no power is known (give --power-watts)."
+    else:
+        own = isinstance(speed, OwnSpeed) and asked.watts == speed.watts
+        label = speed.watts_label if isinstance(speed, OwnSpeed) and own else "user_supplied"
+        model = "estimated, from the devices' limits and the power of measured nodes, host included"
+        power = model if asked.watts is None else f"{asked.watts:,.4g} W a device ({label})"
+        yield f"Energy: {power}; PUE {'absent' if site.pue is None else f'{site.pue:g} (user_supplied)'}."
+        if site.region is None:
+            yield "Carbon is absent: no region (give --region FR)."
+        else:
+            factor = intensity(site.region)
+            where = printable(", ".join(str(x) for x in (factor.region, factor.year, factor.source) if x), 120)
+            yield f"Carbon: energy × {factor.kg_per_kwh:.3g} kg {factor.unit}/kWh, location-based ({where})."
+    note = f": {printable(site.price_note, 200)}" if site.price_note else ""
+    if option.cost_usd is None:
+        yield "Cost is absent: no price (give --price, or --electricity-price and --capital-price)."
+    elif site.usd_per_device_hour is not None:
+        yield f"Cost: {site.usd_per_device_hour:g} USD per device-hour, power inside (user_supplied{note})."
+    else:
+        owned = f"{site.usd_capital_per_device_hour or 0:g} USD per device-hour, {site.usd_per_kwh or 0:g} USD per kWh"
+        yield f"Cost: {owned} (user_supplied{note})."
+    if option.duration_seconds.low != option.duration_seconds.high:
+        yield f"In brackets: {100 * LEVEL:.0f} % intervals."
+
+
+def _amount(one: Range, size: float, small: str, large: str) -> str:
+    """Print a figure of a model in the smaller unit, of `size`, or the one that is 1,000 times as large."""
+    divisor, unit = (1000 * size, large) if one.value >= 100 * size else (size, small)
+    return f"~{one.times(1 / divisor)} {unit}"
+
+
+def _devices(count: int) -> str:
+    return f"{count:,} device{'s' if count > 1 else ''}"
+
+
+def _option(option: PlanOption, rank: int, counted: bool) -> list[str]:
+    time = duration(option.duration_seconds)
+    if counted:
+        parts = [f"{_devices(option.devices)}: {time}"]
+    else:
+        hours = f"{option.device_hours} device-hours"
+        parts = [hours if option.cost_usd or option.facility_energy_joules or option.model_flops_utilization else time]
+    if option.cost_usd is not None:
+        parts.append(f"{option.cost_usd} USD")
+    if option.facility_energy_joules is not None:
+        parts.append(_amount(option.facility_energy_joules, *_ENERGY))
+    if option.emissions_kg is not None:
+        parts.append(_amount(option.emissions_kg, *_CARBON))
+    if option.embodied_kg is not None:
+        parts.append(f"{_amount(option.embodied_kg, *_CARBON)} embodied (not in the other)")
+    if option.model_flops_utilization is not None:
+        parts.append(f"MFU {option.model_flops_utilization:.2f}")
+    if option.feasible and option.chance is not None:
+        parts.append(f"{100 * option.chance:.0f} % likely to meet what is asked")
+    flags = f" [{' '.join(option.flags)}]" if option.flags else ""
+    sign = f"{rank}." if option.feasible else "no"
+    return [f"{sign:>3} {', '.join(parts)}{flags}", *(f"      {reason}" for reason in option.reasons)]
+
+
+def _statements(plan: Plan) -> list[str]:
+    """Say what more devices bring, the fewest that meet the deadline, and the cheapest that meets all."""
+    lines = [_step(step) for step in plan.steps]
+    if plan.question.deadline_seconds is not None and plan.question.counted:
+        fewest, sure = plan.fewest(), plan.fewest(0.9)
+        most = f"none up to {REACH * max(plan.question.devices):,}"
+        also = f"about {sure:,}" if sure else most
+        lines.append(
+            f"Fewest devices that meet the deadline: {f'about {fewest:,}' if fewest else most}; to be 90 % sure: {also}."
+        )
+    fit = [option for option in plan.options if option.feasible]
+    if len(fit) > 1 and fit[0].cost_usd is not None:
+        sure = next((option.devices for option in fit if (option.chance or 0) >= 0.9), None)
+        tail = f"; to be 90 % sure: {sure:,}" if sure else ""
+        lines.append(f"Cheapest that meets what is asked, in devices: {fit[0].devices:,}{tail}.")
+    return lines
+
+
+def _step(step: Step) -> str:
+    ratios = (("cost", step.cost_ratio), ("energy", step.energy_ratio))
+    parts = [f"{what} × {ratio}" for what, ratio in ratios if ratio is not None]
+    saves = f"saves {duration(step.saved_seconds)}" if step.saved_seconds.value > 0 else "saves no time"
+    return f"{step.devices:,} -> {step.to_devices:,} devices: {', '.join([*parts, saves])}."
+
+
+def _next(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    """Say which runs would narrow the interval most, with the lines to type."""
+    asked, speed = plan.question, plan.question.speed
+    most = max(asked.devices)
+    if not isinstance(speed, OwnSpeed):
+        return _first(plan, most)
+    name = str(speed.keys.get("suite"))
+    suite = f"suites/{name}.yaml" if Path(f"suites/{name}.yaml").exists() else f"{name}.yaml"
+    suite = shlex.quote(printable(suite))  # it comes from the store, and goes into a shell
+    found = next_runs(speed, most)
+    lines = ["Runs that narrow the interval most for their device-hours:"]
+    for run in found:
+        gain = f"interval ×/÷ {run['factor_before']:.3g} -> ×/÷ {run['factor_after']:.3g}"
+        one = f"bench run {suite} --set devices={run['devices']} --set repeats=3"
+        across = _torchrun(run["devices"], speed.per_node)
+        lines.append(f"  {one if run['devices'] <= speed.per_node else across}   # {gain}")
+    return found, lines
+
+
+def _torchrun(devices: int, node: int) -> str:
+    nodes = -(-devices // node)
+    across = f"--nnodes={nodes} " if nodes > 1 else ""
+    return f"bench measure -- torchrun {across}--nproc-per-node={min(devices, node)} train.py"
+
+
+def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Without own runs: the fewest devices that hold the model, and the most of interest, across a node if they are."""
+    asked = plan.question
+    node = asked.device.per_node if asked.device else 8
+    least = min(1 << (asked.least_devices - 1).bit_length(), most)
+    here = sorted({count for count in (least, min(most, node)) if count <= node})
+    lines = ["None of your own runs applies. The fewest devices that hold the model and the most of interest say most;"]
+    if asked.work.shape is not None and here:
+        deep, wide, length = asked.work.shape
+        heads = max(1, round(wide / 128))
+        lines += [
+            "repeat them before a third number of devices. As plan.yaml, for bench run plan.yaml:",
+            "  name: plan",
+            "  defaults: {workload: decoder_lm, parallelism: fsdp2, batch_size_per_device: 1, measure_seconds: 30,",
+            f"    precision: {asked.precision}, workload_args: {{layers: {max(1, round(deep))}, hidden: {128 * heads}, "
+            f"heads: {heads}, sequence_length: {length:.0f}}}}}",
+            f"  matrix: {{devices: {here}}}",
+            "  repeats: 3",
+        ]
+    else:
+        lines += ["repeat them before a third number of devices:", *(f"  {_torchrun(count, node)}" for count in here)]
+    if most > node:
+        lines.append(f"  {_torchrun(most, node)}   # {most:,} devices")
+    return [{"devices": count, "repeats": 3} for count in sorted({*here, most})], lines

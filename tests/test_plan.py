@@ -1,0 +1,434 @@
+"""The planner: work, priors, options, power, and the arithmetic of published trainings."""
+
+import json
+import math
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analytics import laws
+from analytics.frame import frame
+from analytics.hardware import Device, find
+from analytics.plan import Plan, Question, Range, duration, next_runs
+from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
+from analytics.work import energy_mwh, implied_mfu, language_model, sample_work, scaled
+from bench.carbon import intensity
+from bench.cost import cost
+from bench.schema import Choice, Site
+from tests import published_plan
+from tests.rows import V, energy, grid
+
+DAY = 86400.0
+GAMMA = 0.05
+
+
+def efficiency(devices: np.ndarray, num_nodes: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """E(d) = d^-0.05 nearly: what the planner makes of it can be worked out."""
+    gamma = GAMMA * np.exp(0.2 * np.random.default_rng(seed).standard_normal(size))
+    return np.asarray(devices, dtype=float)[None, :] ** -gamma[:, None]
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laws, "prior_efficiency", efficiency)
+
+
+def question(**fields: Any) -> Question:
+    device = fields.pop("device", find("H100-SXM"))
+    usual: dict[str, Any] = {
+        "work": language_model(7e9, 1e12),
+        "speed": PriorSpeed(device, "bf16"),
+        "devices": (8, 64, 512),
+        "device": device,
+        "site": Site(region="FR", pue=1.15, usd_per_device_hour=2.2),
+    }
+    return Question(**(usual | fields))
+
+
+def days(**fields: Any) -> float:
+    (option,) = Plan(Question(**fields)).options
+    assert option.duration_seconds.low == option.duration_seconds.high
+    return option.duration_seconds.value / DAY
+
+
+# --- published arithmetic, exact
+
+
+def test_time_of_known_rates() -> None:
+    nemo = language_model(5e9, 300e9, plain=True)
+    rate = GivenSpeed(726_384 * nemo.flops / 300e9, together=True)
+    assert days(work=nemo, speed=rate, devices=(160,)) == pytest.approx(300e9 / 726_384 / DAY, rel=1e-12)
+    assert days(work=nemo, speed=rate, devices=(160,)) == pytest.approx(4.78, abs=0.005)
+    llama = language_model(65e9, 1.4e12, plain=True)
+    rate = GivenSpeed(380 * llama.flops / 1.4e12)
+    assert days(work=llama, speed=rate, devices=(2048,)) == pytest.approx(20.8, abs=0.05)
+    gpt3 = language_model(175e9, 300e9, recompute=True, plain=True)
+    assert gpt3.flops == pytest.approx(8 * 300e9 * 175e9)
+    assert days(work=gpt3, speed=GivenSpeed(140e12), devices=(1024,)) == pytest.approx(33.9, abs=0.05)
+    trillion = language_model(1e12, 450e9, recompute=True, plain=True)
+    assert days(work=trillion, speed=GivenSpeed(163e12), devices=(3072,)) == pytest.approx(83.2, abs=0.05)
+    billion = language_model(1.008e12, 450e9, recompute=True, plain=True)
+    assert days(work=billion, speed=GivenSpeed(163e12), devices=(3072,)) == pytest.approx(83.9, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("hours", "watts", "pue", "mwh"),
+    [
+        (82_432, 400, 1.1, 36.3),
+        (135_168, 400, 1.1, 59.5),
+        (530_432, 400, 1.1, 233.4),
+        (1_022_362, 400, 1.1, 449.8),
+        (512 * 20 * 24, 310, 1.12, 85.3),
+        (10_000 * 14.8 * 24, 330, 1.1, 1289),
+    ],
+)
+def test_energy_is_hours_times_watts_times_pue(hours: float, watts: float, pue: float, mwh: float) -> None:
+    assert energy_mwh(hours, watts, pue) == pytest.approx(mwh, rel=2e-3)
+    known = Question(
+        sample_work(1.0, 1e20), GivenSpeed(1e20 / hours / 3600), (1,), site=Site(pue=pue), watts=watts, counted=False
+    )
+    found = Plan(known).options[0].facility_energy_joules
+    assert found is not None
+    assert found.value / 3.6e9 == pytest.approx(energy_mwh(hours, watts, pue))
+
+
+def test_the_textbook_example() -> None:
+    known = {"hours": 3000.0, "params": 340e6, "devices": 8.0, "speed": 2e9}
+    hours, lines = scaled(known, {"params": 100e6, "devices": 16.0, "speed": 4e9})
+    assert hours == pytest.approx(220.588, abs=0.001)
+    assert lines[-1] == "T = 3,000 h × (100M / 340M) × (8 / 16) × (2B / 4B) = 220.6 h"
+    assert hours / 600 == pytest.approx(0.37, abs=0.005)
+    with pytest.raises(ValueError, match="tokens is given for one of the two"):
+        scaled(known | {"tokens": 1e9}, {"params": 100e6, "devices": 16, "speed": 4e9})
+
+
+def test_impossible_hours_of_published_trainings_are_flagged() -> None:
+    runs = published_plan.runs()
+    assert list(runs[runs["suspect"]]["model"]) == ["OpenBA-15B"]
+    plain, flags = implied_mfu(6 * 15e9 * 380e9, 38_214, 312e12)
+    assert plain == pytest.approx(0.80, abs=0.005)
+    assert flags == ("mfu_implausible",)
+    assert implied_mfu(6 * 7e9 * 1e12, 82_432, 312e12)[1] == ()
+    assert implied_mfu(1e18, 1e6, 312e12)[1] == ("mfu_implausible",)
+
+
+# --- work
+
+
+def test_attention_is_counted_or_left_out_aloud() -> None:
+    known = language_model(6.74e9, 1e12, layers=32, hidden=4096, sequence=2048)
+    assert known.flops == pytest.approx((6 * 6.74e9 + 12 * 32 * 4096 * 2048) * 1e12)
+    assert known.per_sample == pytest.approx(known.flops / 1e12 * 2048)
+    assert "assumed" not in known.says[1]
+    typical = language_model(6.74e9, 1e12, sequence=2048)
+    assert typical.flops == pytest.approx(known.flops, rel=0.01)
+    assert "assumed: 32 layers" in typical.says[1]
+    plain = language_model(1.6e8, 3e11, plain=True)
+    assert plain.flops == 6 * 1.6e8 * 3e11
+    assert "attention is left out of the work (it is a large part for fewer than 1B parameters)" in plain.says[1]
+    assert language_model(1e9, 1e9, sequence=65536, plain=True).flops > 2 * 6e18
+    again = language_model(1e9, 1e9, recompute=True)
+    assert (again.flops / again.model_flops) == pytest.approx(4 / 3)
+    experts = language_model(400e9, 1e12, active=17e9, sequence=8192)
+    assert experts.parameters == 400e9
+    assert experts.flops < language_model(20e9, 1e12, sequence=8192).flops
+
+
+def test_work_that_cannot_be_meant() -> None:
+    with pytest.raises(ValueError, match="layers and its hidden size"):
+        language_model(1e9, 1e9, layers=3)
+    with pytest.raises(ValueError, match="2B active parameters are more than all 1B"):
+        language_model(1e9, 1e9, active=2e9)
+    for params, tokens in ((1e39, 1e39), (math.nan, 1e9), (0, 1e9), (-1e9, 1e9)):
+        with pytest.raises((ValueError, TypeError)):
+            language_model(params, tokens, sequence=1024, layers=1, hidden=1)
+    with pytest.raises(ValueError, match="cannot be meant"):
+        sample_work(math.inf, 1)
+
+
+# --- priors
+
+
+def test_priors_are_those_of_the_published_tables() -> None:
+    shipped = json.loads(published_plan.FILE.read_text())
+    made = json.loads(json.dumps(published_plan.document()))
+    assert made["sources"] == shipped["sources"]
+    for kind in ("mfu", "node_power"):
+        assert pd.json_normalize(made[kind]).T[0].to_dict() == pytest.approx(
+            pd.json_normalize(shipped[kind]).T[0].to_dict()
+        )
+
+
+def test_priors_predict_families_of_models_that_they_have_not_seen() -> None:
+    runs = published_plan.runs()
+    found = published_plan.scores(published_plan.left_out(runs[~runs["suspect"]]))
+    assert found["trainings"] == 16
+    assert found["median"] <= 0.275
+    assert found["p90"] <= 0.50
+    assert found["coverage"] >= 0.75
+
+
+def test_node_power_is_what_was_measured() -> None:
+    power = priors()["node_power"]
+    assert power["phi"] == pytest.approx(0.43, abs=0.01)
+    assert 1.02 < power["ratio"] < 1.26
+
+
+def test_a_device_without_trainings_has_a_wider_interval_and_says_so() -> None:
+    def width(name: str) -> float:
+        device = find(name)
+        time = Plan(question(device=device, speed=PriorSpeed(device, "bf16"))).options[0].duration_seconds
+        return time.high / time.low
+
+    assert width("B200") > 1.2 * width("H100-SXM")
+    assert "the interval is wider" in PriorSpeed(find("B200"), "bf16").says[0]
+    assert "wider" not in PriorSpeed(find("H200"), "bf16").says[0]
+    assert "wider" in PriorSpeed(find("H100-SXM"), "fp8").says[0]
+
+
+# --- options
+
+
+def test_the_median_of_the_prior_is_worked_out_by_hand() -> None:
+    asked = question(devices=(64,))
+    (option,) = Plan(asked).options
+    prior = priors()["mfu"]["H100"]
+    share = prior["mfu"] * (64 / prior["devices"]) ** -GAMMA
+    assert option.duration_seconds.value == pytest.approx(asked.work.flops / (64 * 989.4e12 * share), rel=0.02)
+    assert option.duration_seconds.high / option.duration_seconds.value > 1.3
+    assert option.model_flops_utilization == pytest.approx(share, rel=0.02)
+    assert option.source == "published_prior"
+
+
+def test_time_energy_carbon_and_cost_share_one_draw() -> None:
+    option = Plan(question(devices=(64,))).options[0]
+    assert option.cost_usd is not None
+    assert option.facility_energy_joules is not None
+    assert option.energy_estimated_joules is not None
+    assert option.emissions_kg is not None
+    for bound in ("low", "value", "high"):
+        seconds, usd = getattr(option.duration_seconds, bound), getattr(option.cost_usd, bound)
+        assert usd == pytest.approx(64 * seconds / 3600 * 2.2)
+        facility = getattr(option.facility_energy_joules, bound)
+        assert facility == pytest.approx(1.15 * getattr(option.energy_estimated_joules, bound))
+        assert getattr(option.emissions_kg, bound) == pytest.approx(facility / 3.6e6 * intensity("FR").kg_per_kwh)
+    # Were time and power drawn apart, or the draws reversed, the width would differ from that of both together.
+    time, energy = option.duration_seconds, option.energy_estimated_joules
+    assert time.high / time.low < energy.high / energy.low < 1.35 * time.high / time.low
+
+
+def test_power_of_a_node_follows_its_load() -> None:
+    given = Plan(question(speed=GivenSpeed(4e14), devices=(8,))).options[0].energy_estimated_joules
+    assert given is not None
+    seconds = question().work.flops / (8 * 4e14)
+    assert given.value == pytest.approx(8 * 700 * priors()["node_power"]["ratio"] * seconds, rel=0.01)
+    plan = Plan(question(devices=(8, 512)))
+    few, many = sorted(plan.options, key=lambda option: option.devices)
+    assert few.energy_estimated_joules is not None
+    assert many.energy_estimated_joules is not None
+    load = (512 / 8) ** -GAMMA
+    phi = priors()["node_power"]["phi"]
+    assert many.energy_estimated_joules.value / few.energy_estimated_joules.value == pytest.approx(
+        (phi + (1 - phi) * load) / load, rel=0.01
+    )
+    alone = Plan(question(devices=(8,), watts=900.0)).options[0]
+    assert alone.energy_estimated_joules is not None
+    assert alone.energy_estimated_joules.value == pytest.approx(8 * 900 * alone.duration_seconds.value)
+    assert "power_of_other_nodes" in Plan(question(device=find("L4"), speed=GivenSpeed(1e13))).options[0].flags
+
+
+def test_options_are_ranked_and_the_infeasible_say_why() -> None:
+    plan = Plan(question(deadline_seconds=30 * DAY, budget_usd=105_000))
+    assert [option.devices for option in plan.options] == [64, 8, 512]
+    assert [option.feasible for option in plan.options] == [True, False, False]
+    late, dear = plan.options[1:]
+    assert late.reasons[0].startswith("too late: needs ")
+    assert late.reasons[0].endswith("days, 30 days are allowed")
+    assert dear.reasons[0].startswith("too expensive: costs ")
+    assert dear.reasons[0].endswith("USD, 105,000 are allowed")
+    first = plan.options[0]
+    assert first.chance is not None
+    assert late.chance is not None
+    assert 0.4 < first.chance < 0.7
+    assert late.chance < 0.01
+    free = Plan(question(site=Site(), budget_usd=1.0)).options
+    assert [option.devices for option in free] == [512, 64, 8]
+    assert "budget_not_checked" in free[0].flags
+
+
+def test_a_state_that_does_not_fit_is_told_with_the_devices_it_needs() -> None:
+    asked = question(work=language_model(175e9, 1e9), devices=(8, 32, 64, 512))
+    plan = {option.devices: option for option in Plan(asked).options}
+    assert plan[8].reasons == (
+        "does not fit: the training state (16 bytes a parameter, 2.8 TB) needs 35 devices of 80 GB or more",
+    )
+    assert Plan(question(work=asked.work, devices=(8,), deadline_seconds=1e15)).options[0].chance == 0
+    assert plan[64].feasible
+    assert "memory_tight" in plan[64].flags
+    assert plan[512].flags == ()
+    few = Plan(question(batch=256, devices=(64, 512)))
+    assert [option.reasons for option in few.options] == [(), ("more devices than sequences in a batch (256)",)]
+    fast = Plan(question(work=language_model(175e9, 1e9), devices=(512,), deadline_seconds=1e9))
+    assert fast.fewest() is not None
+    assert fast.fewest() >= 35  # type: ignore[operator]
+
+
+def test_steps_and_the_fewest_devices() -> None:
+    plan = Plan(question(speed=PriorSpeed(find("H100-SXM"), "bf16"), deadline_seconds=30 * DAY))
+    first, second = plan.steps
+    assert (first.devices, first.to_devices, second.to_devices) == (8, 64, 512)
+    assert first.cost_ratio is not None
+    assert first.energy_ratio is not None
+    assert first.cost_ratio.value == pytest.approx(8**GAMMA, rel=0.01)
+    assert first.cost_ratio.low < first.cost_ratio.value < first.cost_ratio.high
+    assert 1 < first.energy_ratio.value < first.cost_ratio.value
+    assert first.saved_seconds.value > second.saved_seconds.value > 0
+    half, sure = plan.fewest(), plan.fewest(0.9)
+    assert half is not None
+    assert sure is not None
+    assert 48 <= half <= 72
+    assert 80 <= sure <= 128
+    assert Plan(question(deadline_seconds=60.0)).fewest() is None
+
+
+def test_owned_devices_cost_capital_and_electricity() -> None:
+    site = Site(pue=1.2, usd_capital_per_device_hour=1.5, usd_per_kwh=0.2)
+    option = Plan(question(site=site, devices=(64,), watts=1000.0)).options[0]
+    assert option.cost_usd is not None
+    assert option.cost_usd.value == pytest.approx(option.device_hours.value * (1.5 + 1.0 * 1.2 * 0.2))
+    unknown = Plan(question(site=site, device=Device("mine", peak=1e15), speed=GivenSpeed(3e14))).options[0]
+    assert unknown.cost_usd is not None
+    assert unknown.cost_usd.value == pytest.approx(unknown.device_hours.value * 1.5)
+    assert "electricity_unknown" in unknown.flags
+    nothing = Plan(question(site=Site(usd_per_kwh=0.2), device=None, speed=GivenSpeed(3e14))).options[0]
+    assert nothing.cost_usd is None
+
+
+def test_costs_are_those_of_runs() -> None:
+    for site in (Site(usd_per_device_hour=2.2), Site(pue=1.2, usd_capital_per_device_hour=1.5, usd_per_kwh=0.2)):
+        option = Plan(question(speed=GivenSpeed(4e14), site=site, devices=(64,), watts=1000.0)).options[0]
+        assert option.cost_usd is not None
+        assert option.energy_estimated_joules is not None
+        seconds = option.duration_seconds.value
+        reading = energy(False, seconds, option.energy_estimated_joules.value)
+        run = cost(site, 64, seconds, reading, [])
+        assert run is not None
+        assert option.cost_usd.value == pytest.approx(run.cost_usd)
+
+
+def test_what_is_not_known_is_absent() -> None:
+    option = Plan(question(site=Site())).options[0]
+    assert option.emissions_kg is None
+    assert option.cost_usd is None
+    assert "pue_unknown" in option.flags
+    bare = Plan(question(device=None, speed=GivenSpeed(1e14), site=Site(region="FR"))).options[0]
+    assert bare.energy_estimated_joules is None
+    assert bare.emissions_kg is None
+    assert bare.model_flops_utilization is None
+    assert Plan(question(device=None, speed=GivenSpeed(1e14))).regions(["FR"]) == []
+    document = json.dumps([one.to_dict() for one in Plan(question()).options], allow_nan=False)
+    assert "duration_seconds_low" in document
+
+
+def test_regions_differ_by_their_intensity_and_embodied_stands_apart() -> None:
+    plan = Plan(question(embodied_kg_per_hour=0.00624))
+    (_, france, here), (_, sweden, there) = plan.regions(["FR", "SE"])
+    assert here.value / there.value == pytest.approx(france / sweden)
+    option = plan.options[0]
+    assert option.embodied_kg is not None
+    assert option.embodied_kg.value == pytest.approx(0.00624 * option.device_hours.value)
+    assert option.emissions_kg is not None
+    assert option.emissions_kg.value == Plan(question()).options[0].emissions_kg.value  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="region 'XX' is not known"):
+        plan.regions(["XX"])
+
+
+def test_a_plan_of_many_options_takes_less_than_a_second() -> None:
+    begun = time.perf_counter()
+    plan = Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY))
+    assert len(plan.options) == 14
+    assert plan.steps
+    assert time.perf_counter() - begun < 1
+    assert plan.options == Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY)).options
+
+
+# --- own runs
+
+
+def own(**fields: Any) -> tuple[OwnSpeed | None, str]:
+    df = frame(grid(devices=(1, 2, 4), readings="e"))
+    device = Device("Synthetic CPU", device_name="Synthetic CPU")
+    usual: dict[str, Any] = {"device": device, "precision": "fp32", "parameters": 6e5, "per_sample": 4e8}
+    return own_speed(df, **(usual | fields))
+
+
+def test_own_runs_are_used_where_they_apply() -> None:
+    speed, why = own()
+    assert speed is not None
+    assert why == ""
+    assert speed.source == "own_runs"
+    assert "from your own runs: " in speed.says[0]
+    assert "1, 2, 4 devices" in speed.says[0]
+    assert speed.sequence == 128
+    assert speed.watts == pytest.approx(75, rel=0.01)
+    assert speed.watts_label == "estimated on your own runs"
+    drawn = speed.draws((1, 64))
+    assert drawn.rate.shape == (SIZE, 2)
+    assert np.median(drawn.rate[:, 0]) == pytest.approx(V, rel=0.1)
+    assert drawn.flags == ((), ("devices_beyond_reach", "first_node_boundary"))
+    assert (drawn.load <= 1).all()
+    plan = Plan(Question(sample_work(4e8, 1e6), speed, (1, 64), watts=speed.watts))
+    assert {option.source for option in plan.options} == {"own_runs"}
+    assert "devices_beyond_reach" in plan.options[0].flags
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"device": find("H100-SXM")}, "none of them was on this device"),
+        ({"precision": "bf16"}, "none of those on this device was in bf16"),
+        ({"parameters": 7e9}, "none was of a comparable language model; the nearest is 1.05e+04 times off"),
+        ({"parameters": None, "per_sample": 1e15}, "none was of a comparable work per sample; the nearest is"),
+    ],
+)
+def test_own_runs_that_do_not_apply_say_why(fields: dict[str, Any], why: str) -> None:
+    speed, said = own(**fields)
+    assert speed is None
+    assert said.startswith(why)
+
+
+def test_trainings_of_a_part_of_the_model_do_not_count() -> None:
+    df = frame(grid(readings="e", finetune=Choice(name="lora")))
+    speed, said = own_speed(df, Device("Synthetic CPU"), "fp32", 6e5, 4e8)
+    assert speed is None
+    assert said == "all of those in fp32 were fine-tuned, pruned, quantized or distilled"
+
+
+def test_next_runs_are_those_of_the_law() -> None:
+    speed, _ = own()
+    assert speed is not None
+    found = next_runs(speed, 16)
+    assert len(found) == 3
+    assert {run["devices"] for run in found} <= {1, 2, 4, 8, 16}
+    for run, after in pairwise(found):
+        assert 1 < after["factor_after"] < run["factor_after"] < run["factor_before"] < 2
+
+
+# --- words
+
+
+def test_times_for_people() -> None:
+    def exact(seconds: float) -> str:
+        return duration(Range(seconds, seconds, seconds))
+
+    assert exact(45) == "45 seconds"
+    assert exact(600) == "10 minutes"
+    assert exact(12 * 3600) == "12 hours"
+    assert exact(30 * DAY) == "30 days"
+    assert exact(5 * 365.25 * DAY) == "5 years"
+    assert duration(Range(10 * DAY, 8 * DAY, 12.345 * DAY)) == "10 (8 to 12.3) days"
+    assert str(Range(123456, 100001, 234567)) == "123,000 (100,000 to 235,000)"

@@ -1,0 +1,246 @@
+"""`bench plan`: what it prints, what it refuses."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bench.cli import cli, main
+from bench.schema import Machine
+from bench.suite import expand, load_suite, override
+from tests.rows import record
+from tests.test_tracking import logged
+
+ISSUE = (
+    "--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64,512 --deadline 40d --budget 200000 --region FR "
+    "--pue 1.15 --price 2.2"
+)
+TEXTBOOK = "--known hours=3000,params=340e6,devices=8,speed=2e9 --params 100e6 --devices 16 --speed 4e9"
+
+
+def bench(arguments: str | list[str]) -> Result:
+    return CliRunner().invoke(cli, ["plan", *(arguments.split() if isinstance(arguments, str) else arguments)])
+
+
+def said(arguments: str | list[str]) -> str:
+    done = bench(arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def document(arguments: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(said(arguments + " --json"))
+    return loaded
+
+
+def test_the_question_of_the_readme() -> None:
+    text = said(ISSUE + " --regions FR,SE,US-CA --next")
+    for part in (
+        "n = 1T tokens × (6 × 7B + attention ",
+        "assumed: 33 layers of 4,211, sequences of 4,096 (typical)",
+        "Speed: from published trainings: ",
+        "PUE 1.15 (user_supplied)",
+        "location-based (FRA",
+        "In brackets: 80 % intervals.",
+        " 1. 64 devices: ",
+        " no 8 devices: ",
+        "too late: needs ",
+        "% likely to meet what is asked",
+        "64 -> 512 devices: cost × ",
+        "Fewest devices that meet the deadline: about ",
+        "; to be 90 % sure: about ",
+        "Cheapest that meets what is asked, in devices: 64; to be 90 % sure: 512.",
+        "SWE: 0.0",
+        "US-CA: 0.",
+        "matrix: {devices: [2, 8]}",
+        "--nnodes=64 --nproc-per-node=8",
+    ):
+        assert part in text
+    assert max(map(len, text.splitlines())) < 220
+
+
+def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
+    lines = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64 --next").splitlines()
+    begin = lines.index("  name: plan")
+    path = tmp_path / "plan.yaml"
+    path.write_text("\n".join(line.removeprefix("  ") for line in lines[begin : lines.index("  repeats: 3") + 1]))
+    suite = load_suite(path)
+    machine = Machine(cpu_model="Synthetic CPU", cpu_count=8)
+    runs = expand(override(suite, ("device_type=cpu",)), machine).runs
+    assert {run.world_size for run in runs} == {2, 8}
+    assert runs[0].workload_args["layers"] == 33
+    assert runs[0].precision.name == "bf16"
+    text = said("--flops-per-sample 1e12 --samples 1e9 --device RTX-4090 --devices 1-8 --next")
+    assert "bench measure -- torchrun --nproc-per-node=1 train.py" in text
+    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices" in text
+
+
+def test_the_document_has_the_same_figures() -> None:
+    found = document(ISSUE + " --regions SE")
+    assert [option["devices"] for option in found["options"]] == [64, 512, 8]
+    best = found["options"][0]
+    assert best["source"] == found["source"] == "published_prior"
+    for name in ("duration_seconds", "cost_usd", "energy_estimated_joules", "facility_energy_joules", "emissions_kg"):
+        assert 0 < best[f"{name}_low"] < best[name] < best[f"{name}_high"]
+    assert best["cost_usd"] == pytest.approx(best["device_hours"] * 2.2)
+    assert found["interval_level"] == 0.8
+    assert found["regions"][0]["region"] == "SWE"
+    assert found["regions"][0]["emissions_kg"] < best["emissions_kg"]
+    assert found["options"][2]["reasons"]
+    assert found["fewest_devices"] <= found["fewest_devices_90_percent_sure"]
+
+
+def test_known_rates() -> None:
+    assert " 1. 4.78 days" in said("--params 5e9 --tokens 300e9 --tokens-per-second 726384")
+    assert " 1. 4.78 days" in said("--tokens 300B --tokens-per-second 726384")
+    text = said("--params 65e9 --tokens 1.4e12 --tokens-per-second-per-device 380 --devices 2048 --price 1")
+    assert "2,048 devices: 20.82 days, 1,023,392 USD" in text
+    assert "attention is left out of the work" in text
+    megatron = "--params 175B --tokens 300B --flops-per-second-per-device 140e12 --devices 1024 --recompute"
+    assert "1,024 devices: 33.91 days" in said(megatron)
+    assert document(megatron)["options"][0]["duration_seconds"] == pytest.approx(8 * 300e9 * 175e9 / 1024 / 140e12)
+
+
+def test_known_hours() -> None:
+    text = said("--accelerator-hours 82432 --power-watts 400 --pue 1.1 --region US-CA")
+    assert "82,432 device-hours, ~36.27 MWh, ~" in text
+    text = said("--accelerator-hours 38214 --params 15e9 --tokens 380e9 --device A100-80GB")
+    assert "MFU 0.80 [mfu_implausible" in text
+    assert "probably wrong" in text
+    assert "does not fit" not in text
+
+
+def test_the_textbook_example_with_its_arithmetic() -> None:
+    text = said(TEXTBOOK + " --claim 600h")
+    assert text.splitlines() == [
+        "T = n / (d · v), all else the same:",
+        "  work, parameters: 100M / 340M = 0.2941",
+        "  devices: 8 / 16 = 0.5",
+        "  speed of one device: 2B / 4B = 0.5",
+        "T = 3,000 h × (100M / 340M) × (8 / 16) × (2B / 4B) = 220.6 h",
+        "600 h would mean a relative efficiency of 0.37.",
+    ]
+    assert "faster than the law allows" in said(TEXTBOOK + " --claim 100h")
+    found = document(TEXTBOOK + " --claim 600h")
+    assert found["duration_seconds"] / 3600 == pytest.approx(220.588, abs=0.001)
+    assert found["claim_relative_efficiency"] == pytest.approx(0.3676, abs=1e-3)
+
+
+def test_other_work_and_other_devices() -> None:
+    text = said("--flops-per-sample 1e12 --samples 1e9 --device RTX-4090 --devices 1-8")
+    assert [f"{count} device" in text for count in (1, 2, 4, 8)] == [True] * 4
+    assert "the interval is wider" in text
+    assert "prior_of_language_models: " in text
+    text = said("--params 1e9 --tokens 2e10 --device MyChip --peak-flops 1e15 --power-watts 500 --devices 4")
+    assert "500 W a device (user_supplied)" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = logged(
+        tmp_path,
+        [
+            record(devices, repeat=repeat, v=2e9 + 1e7 * repeat, readings="e")
+            for devices in (1, 2)
+            for repeat in range(2)
+        ],
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    own = [
+        "--params",
+        "2e5",
+        "--tokens",
+        "1e9",
+        "--device",
+        "Synthetic CPU",
+        "--precision",
+        "fp32",
+        "--devices",
+        "1,2,16",
+    ]
+    text = said([*own, "--next"])
+    assert "from your own runs: synthetic: fp32 ddp, 2 configurations on 1, 2 devices, sequences of 128 tokens" in text
+    assert "75 W a device (estimated on your own runs)" in text
+    assert "devices_beyond_reach: " in text
+    assert "bench run synthetic.yaml --set devices=" in text
+    assert " --set repeats=3   # interval ×/÷ 1." in text
+    text = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8")
+    assert "Your own 4 runs do not apply: none of them was on this device." in text
+    assert "Your own" not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
+    done = bench([*own, "--priors"])
+    assert done.exit_code == 2
+    assert "unknown device 'Synthetic CPU'" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--params -1 --tokens 1e12", "'-1' is no number above 0 such as 7e9 or 7B"),
+        ("--params nan --tokens 1e12", "'nan' is no number above 0"),
+        ("--params inf --tokens 1e12", "'inf' is no number above 0"),
+        ("--params 0 --tokens 1e12", "'0' is no number above 0"),
+        ("--params 1.2.3 --tokens 1e12", "'1.2.3' is no number above 0"),
+        ("--params 1e39 --tokens 1e39 --device L4 --devices 8", "cannot be meant"),
+        ("--params 7e9 --tokens 1e12 --devices 0", "'0': give whole numbers from 1 to 1,000,000"),
+        ("--params 7e9 --tokens 1e12 --devices 512-8", "give whole numbers"),
+        ("--params 7e9 --tokens 1e12 --devices 8,,9", "give whole numbers"),
+        ("--params 7e9 --tokens 1e12 --devices 2.5", "give whole numbers"),
+        (f"--params 7e9 --tokens 1e12 --devices {','.join(map(str, range(1, 60)))}", "at most 50 are allowed"),
+        ("--deadline 30", "'30' is no time such as 30d, 12h or 45m"),
+        ("--deadline d", "above 0"),
+        ("--deadline -3d", "above 0"),
+        ("--params 7e9 --tokens 1e12 --device H100-SXM", "on how many devices?"),
+        ("--params 7e9 --tokens 1e12 --devices 8", "on which device?"),
+        ("--params 7e9 --tokens 1e12 --device H100 --devices 8", "may be H100-SXM or H100-PCIe or H100-NVL"),
+        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "did you mean 'H100-SXM'?"),
+        (
+            "--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --precision fp8",
+            "no peak of A100-SXM-80GB in fp8",
+        ),
+        ("--params 7e9 --device L4 --devices 8", "what is trained?"),
+        ("--params 7e9 --tokens 1e9 --samples 3 --device L4 --devices 8", "not both"),
+        ("--params 7e9 --tokens 1e9 --layers 3 --device L4 --devices 8", "both: its layers and its hidden size"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --region XX", "region 'XX' is not known"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --regions FR,YY", "region 'YY' is not known"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --pue 0.5", "--pue"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price -1", "--price"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price nan", "--price"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price 1 --capital-price 1", "not both"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --speed 3", "belong to --known"),
+        ("--tokens 1e9 --tokens-per-second 3 --accelerator-hours 3", "give one of"),
+        ("--tokens 1e9 --tokens-per-second 3 --price 2", "all devices together: give one number of --devices"),
+        ("--tokens 1e9 --tokens-per-second 3 --devices 1,2", "all devices together: give one number of --devices"),
+        ("--tokens-per-second 3", "--tokens-per-second takes --tokens"),
+        ("--known params=3", "give hours=..."),
+        ("--known hours=3,foo=3", "give hours=..."),
+        ("--known hours=3,params", "give hours=..."),
+        ("--known hours=3,params=3", "params is given for one of the two trainings only"),
+        ("--known hours=3,devices=3 --devices 3,4", "one number of --devices"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --store sqlite:///none.db", "there is no store at"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_or_two(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "plan", *arguments.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+def test_an_answer_comes_soon() -> None:
+    said(ISSUE)
+    begun = time.perf_counter()
+    said(ISSUE)
+    assert time.perf_counter() - begun < 1
