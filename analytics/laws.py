@@ -324,7 +324,7 @@ def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
     reference = {name: _geometric_mean(measured[name]) for name in _RELATIVE}
     relative = [np.where(np.isnan(measured[name]), 1.0, measured[name] / reference[name]) for name in _RELATIVE]
     points = _Points(measured["devices"], measured["num_nodes"], *relative)
-    spread = np.nan_to_num(_numbers(table, "spread", "a fit")) if "spread" in table else np.zeros(len(table))
+    spread = np.nan_to_num(pd.to_numeric(table.get("spread", pd.Series(0.0, index=table.index))).to_numpy(dtype=float))
     logs = np.log(_numbers(table, "speed", "a fit") / points.d)
     state = _sample(law, logs, points, NOISE**2 + spread**2, seed) | {"reference": reference}
     parameters, confounded = _told(state, LAWS[law])

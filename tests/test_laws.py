@@ -208,6 +208,15 @@ def test_one_row_and_repeats_are_tables_too() -> None:
     assert twice["speed"] == pytest.approx(once["speed"], rel=0.02)
 
 
+def test_the_spread_of_repeats_widens_and_may_be_none() -> None:
+    widths = [
+        float(np.log(told["high"] / told["low"]).iloc[0])
+        for spread in (0.0, 0.1)
+        if (told := laws.fit(table(spread=spread)).predict(ask(128))) is not None
+    ]
+    assert widths[1] > widths[0]
+
+
 def test_left_out_rows_judge_a_law() -> None:
     seen = table()
     assert laws.left_out(seen.iloc[[0]], "step") is None
