@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analytics import laws
+from tests.fixtures import fixtures
 
 DATA = Path(__file__).parent / "data" / "published"
 LAWS = ("step", "power", "ideal")
@@ -123,7 +125,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON document and nothing else.")
     given = parser.parse_args()
     told = by_table(series(given.files or [DATA / "series.csv"]))
-    shared = {} if given.files else {"joint": joint()}
+    shared: dict[str, Any] = {}
+    if not given.files:
+        shared = {"joint": joint(), "fixtures": [asdict(fixture) for fixture in fixtures()]}
     if given.json:
         print(json.dumps({"tables": json.loads(told.to_json(orient="records")), **shared}, indent=1))
         return
@@ -131,6 +135,8 @@ def main() -> None:
     print(told.round(2).to_string(index=False))
     for name, value in shared.get("joint", {}).items():
         print(f"joint, llm-foundry H100 128-512, {name}: {value:.3g}")
+    for row in shared.get("fixtures", []):
+        print(f"{row['name']}: {row['value']:.4g} {row['unit']} (published {row['published']:g})")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from analytics import curves, laws
 from tests import published
+from tests.fixtures import fixtures
 
 DEVICES = np.array([1, 2, 4, 8, 16, 32, 64])
 
@@ -249,6 +250,12 @@ def test_sizes_and_devices_are_predicted_together() -> None:
     assert told["configurations"] == 18
     assert told["step_left_out"] <= 3
     assert told["step_512"] <= 3
+
+
+def test_published_sums_come_out_as_published() -> None:
+    for fixture in fixtures():
+        rounding = 0.006 if fixture.published >= 400 or fixture.unit == "hours" else 0.5 / fixture.published + 0.005
+        assert fixture.value == pytest.approx(fixture.published, rel=rounding), fixture
 
 
 def test_the_protocol_runs_on_any_file(tmp_path: Path) -> None:

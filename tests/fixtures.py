@@ -1,0 +1,48 @@
+"""Published sums of trainings: what the planner must come to, with the figure as published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analytics.plan import Plan, Question
+from analytics.speed import GivenSpeed
+from analytics.work import energy_mwh, language_model, scaled
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """What the planner says of a published training, and what was published, in the same unit."""
+
+    name: str
+    unit: str
+    value: float
+    published: float
+
+
+def _days(parameters: float, tokens: float, speed: float, devices: int, *, per: str, recompute: bool = False) -> float:
+    """Days by the planner; `speed` in tokens or FLOP a second of one device."""
+    work = language_model(parameters, tokens, recompute=recompute, plain=True)
+    each = speed * (work.flops / tokens if per == "tokens" else 1)
+    found = Plan(Question(work, GivenSpeed(each), (devices,))).options[0].duration_seconds
+    return found.value / DAY
+
+
+def fixtures() -> list[Fixture]:
+    """Times of T = n / (d · v) and energies of hours × watts × PUE."""
+    known = {"hours": 3000.0, "params": 340e6, "devices": 8.0, "speed": 2e9}
+    textbook, _ = scaled(known, {"params": 100e6, "devices": 16.0, "speed": 4e9})
+    return [
+        Fixture("NeMo GPT-3 5B", "days", _days(5e9, 300e9, 726_384, 1, per="tokens"), 4.8),
+        Fixture("LLaMA-65B", "days", _days(65e9, 1.4e12, 380, 2048, per="tokens"), 21),
+        Fixture("Megatron GPT-3", "days", _days(175e9, 300e9, 140e12, 1024, per="FLOP", recompute=True), 34),
+        Fixture("Megatron 1T", "days", _days(1.008e12, 450e9, 163e12, 3072, per="FLOP", recompute=True), 84),
+        Fixture("textbook BERT", "hours", textbook, 220.6),
+        Fixture("LLaMA-7B", "MWh", energy_mwh(82_432, 400, 1.1), 36),
+        Fixture("LLaMA-13B", "MWh", energy_mwh(135_168, 400, 1.1), 59),
+        Fixture("LLaMA-33B", "MWh", energy_mwh(530_432, 400, 1.1), 233),
+        Fixture("LLaMA-65B", "MWh", energy_mwh(1_022_362, 400, 1.1), 449),
+        Fixture("T5", "MWh", energy_mwh(512 * 20 * 24, 310, 1.12), 85.7),
+        Fixture("GPT-3", "MWh", energy_mwh(10_000 * 14.8 * 24, 330, 1.1), 1287),
+    ]
