@@ -35,7 +35,8 @@ def _share(case: Case, runs: pd.DataFrame, column: str) -> Evidence:
     """Evidence of a figure of runs: the median and range of the configuration where it is largest."""
     worst = runs[runs["config_id"] == runs.groupby("config_id")[column].median().idxmax()][column]
     names = case.names(runs["config_id"])
-    return Evidence(len(runs), names, column, worst.median(), worst.min(), worst.max(), len(worst))
+    middle, least, most = (float(value) for value in (worst.median(), worst.min(), worst.max()))
+    return Evidence(len(runs), names, column, middle, least, most, len(worst))
 
 
 def _always(case: Case, column: str, above: float) -> pd.DataFrame:
