@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -49,10 +48,6 @@ class Advice:
     limits: tuple[str, ...] = ()
     first: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain mappings, lists, numbers and text."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -89,10 +84,8 @@ def amount(ratio: Estimate, noun: str, mark: str = "") -> str:
 def change_evidence(change: Change, measure: str) -> Evidence:
     """Return the evidence of a matched change in one measure."""
     found = change.ratio(measure)
-    configurations = tuple(dict.fromkeys([*(a for a, _ in change.names), *(b for _, b in change.names)]))
-    if found is None:
-        return Evidence(change.runs, configurations, measure)
-    return Evidence(change.runs, configurations, measure, found.value, found.low, found.high, found.n)
+    names = tuple(dict.fromkeys(name for side in zip(*change.names, strict=True) for name in side))
+    return Evidence(change.count, names, measure, found.value, found.low, found.high, found.n)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -21,8 +21,9 @@ _RATE = "optimizer.learning_rate"
 _FOLLOW = ("devices_per_node", "global_batch_size")
 """What follows from other fields, and so is nothing that a suite would have to set."""
 
+_TIME = (("seconds_to_target", False), ("samples_per_second", True), ("duration_seconds", False))
 MEASURES: dict[str, tuple[tuple[str, bool], ...]] = {
-    "time": (("seconds_to_target", False), ("samples_per_second", True), ("duration_seconds", False)),
+    **dict.fromkeys(("time", "knee", "device-hours"), _TIME),
     "time in use": (("inference_samples_per_second", True),),
     "energy": (("energy_to_target_joules", False), ("joules_per_sample", False)),
     "~energy": (("energy_to_target_estimated_joules", False), ("joules_per_sample_estimated", False)),
@@ -32,6 +33,13 @@ MEASURES: dict[str, tuple[tuple[str, bool], ...]] = {
     "served loss": (("served_loss", False),),
 }
 """What is compared for the same work: the first column that every run knows, and whether the inverse of it counts."""
+_POWER = {"knee": 0.5, "device-hours": 1.0}
+"""Measures that are time × a power of the number of devices.
+
+The knee is that of the profile of time and efficiency (Eager, Zahorjan, Lazowska, IEEE Trans. Computers 38, 1989): where
+time × device-hours is least. Beyond it device-hours grow by a larger factor than time falls.
+"""
+UNKNOWN = Estimate(math.nan, None, None, 0)
 
 
 @dataclass(frozen=True)
@@ -136,25 +144,34 @@ class Change:
                 return [(b, a) if inverse else (a, b) for a, b in sides]
         return []
 
-    def ratio(self, measure: str) -> Estimate | None:
-        """Return option / baseline of a measure for the same work (`stats.ratio`); None where a run does not know it."""
-        pairs = self.pairs(measure)
-        return stats.ratio(pairs) if pairs else None
+    def times(self, measure: str) -> float:
+        """Return what ratios of a measure are multiplied with: a power of the factor of devices."""
+        return float(self.grew ** _POWER.get(measure, 0.0))
 
-    def only(self, index: int) -> Change:
-        """Return the same change in one cell alone."""
-        return Change(**{**self.__dict__, "cells": (self.cells[index],), "names": (self.names[index],)})
+    def ratio(self, measure: str) -> Estimate:
+        """Return option / baseline of a measure for the same work (`stats.ratio`); UNKNOWN where a run does not know it."""
+        pairs, times = self.pairs(measure), self.times(measure)
+        found = stats.ratio(pairs) if pairs else UNKNOWN
+        low, high = (end and end * times for end in (found.low, found.high))
+        return Estimate(found.value * times, low, high, found.n)
 
     @property
     def main(self) -> str:
         """The measure that decides: quantisation after training changes the use of a model, not its training."""
-        served = self.topic.name == "quantization" and self.ratio("time in use") is not None
-        return "time in use" if served else "time"
+        if self.topic.name == "devices":
+            return "knee"
+        return "time in use" if self.topic.name == "quantization" and self.pairs("time in use") else "time"
 
     @property
-    def runs(self) -> int:
+    def runs(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """All runs of the option and all of the baseline."""
+        option, baseline = (pd.concat(side) for side in zip(*self.cells, strict=True))
+        return option, baseline
+
+    @property
+    def count(self) -> int:
         """Number of different runs on both sides."""
-        return len({index for cell in self.cells for side in cell for index in side.index})
+        return len(set().union(*(side.index for side in self.runs)))
 
 
 def changes(df: pd.DataFrame, table: pd.DataFrame) -> list[Change]:
@@ -205,7 +222,6 @@ def _text(value: object) -> str:
     return str(int(value)) if whole and isinstance(value, float) else printable(value, 40)
 
 
-def apart(ratio: Estimate | None) -> bool:
+def apart(ratio: Estimate) -> bool:
     """Whether the interval of a ratio leaves 1 out."""
-    known = ratio is not None and ratio.low is not None and ratio.high is not None
-    return known and not ratio.low <= 1 <= ratio.high  # type: ignore[union-attr, operator]
+    return ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high

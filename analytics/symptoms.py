@@ -24,6 +24,7 @@ ENOUGH = 0.05
 """Differences that repeats should be able to tell."""
 MANY = 50
 """More repeats than this are no advice."""
+_AT_BEST = "the saving is at best: that all of the waiting goes"
 
 
 def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
@@ -31,146 +32,129 @@ def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
     return df["flags"].fillna("").map(lambda text: not {*text.split()}.isdisjoint(flags)).astype(bool)
 
 
-def _share(case: Case, runs: pd.DataFrame, column: str) -> Evidence:
-    """Evidence of a figure of runs: the median and range of the configuration where it is largest."""
-    worst = runs[runs["config_id"] == runs.groupby("config_id")[column].median().idxmax()][column]
+def _evidence(case: Case, runs: pd.DataFrame, measure: str) -> Evidence:
+    """Evidence of runs: of a figure the median and range of the configuration where it is largest."""
     names = case.names(runs["config_id"])
+    if measure not in runs or runs[measure].isna().all():
+        return Evidence(len(runs), names, measure, n=len(runs))
+    worst = runs[runs["config_id"] == runs.groupby("config_id")[measure].median().idxmax()][measure]
     middle, least, most = (float(value) for value in (worst.median(), worst.min(), worst.max()))
-    return Evidence(len(runs), names, column, middle, least, most, len(worst))
+    return Evidence(len(runs), names, measure, middle, least, most, len(worst))
 
 
-def _always(case: Case, column: str, above: float) -> pd.DataFrame:
-    """Return the runs of configurations of which every run has more than `above` of a figure."""
-    if column not in case.ok:
-        return case.ok.iloc[:0]
-    least = case.ok.groupby("config_id")[column].transform("min")
-    return case.ok[case.ok[column].notna() & (least > above)]
+def _always(case: Case, column: str, above: float) -> tuple[pd.DataFrame, Evidence, float]:
+    """Return the runs of configurations of which every run has more than `above` of a figure, and its median."""
+    least = case.ok.groupby("config_id")[column].transform("min") if column in case.ok else pd.Series(dtype=float)
+    runs = case.ok[(least > above).reindex(case.ok.index, fill_value=False)]
+    evidence = _evidence(case, runs, column)
+    return runs, evidence, evidence.ratio or 0.0
+
+
+_OUTSIDE = {
+    "throttled": "heat or a power brake slowed the GPU down{}. {}: cool it, raise its power limit or wait until it is cool",
+    "shared_gpu": "other processes used the GPU{}. {}: choose free ones with --gpus, or wait for them to end",
+}
 
 
 def disturbed(case: Case) -> Iterator[Advice]:
     """Heat, and others on the GPU: figures that are not the training's own."""
-    causes = {
-        "throttled": (
-            "heat or a power brake slowed the GPU down",
-            "improve its cooling, raise its power limit or wait until it is cool",
-        ),
-        "shared_gpu": ("other processes used the GPU", "choose free ones with --gpus, or wait for them to end"),
-    }
-    for flag, (what, remedy) in causes.items():
+    for flag, what in _OUTSIDE.items():
         runs = case.ok[flagged(case.ok, flag)]
         if len(runs):
-            share = runs["throttled_share"].max() if flag == "throttled" and "throttled_share" in runs else math.nan
-            during = "" if math.isnan(share) else f", for up to {share:.0%} of the time"
-            again = "Their times cannot be compared with others and are left out here"
-            text = f"In {len(runs)} of {len(case.ok)} runs {what}{during}. {again}: {remedy}, then run again."
-            ratio = None if math.isnan(share) else float(share)
-            evidence = Evidence(
-                len(runs), case.names(runs["config_id"]), f"share of the window {flag}", ratio, n=len(runs)
-            )
+            evidence = _evidence(case, runs, "throttled_share" if flag == "throttled" else flag)
+            share = f", for up to {evidence.high:.0%} of the time" if evidence.high else ""
+            again = what.format(share, "Their times cannot be compared with others and are left out here")
+            text = f"In {len(runs)} of {len(case.ok)} runs {again}, then run again."
             yield Advice(flag.removesuffix("_gpu"), text, evidence, first=True)
 
 
 def waiting(case: Case) -> Iterator[Advice]:
     """The devices wait for data."""
-    runs = _always(case, "data_wait_share", WAITS)
+    runs, evidence, share = _always(case, "data_wait_share", WAITS)
     if len(runs):
-        evidence = _share(case, runs, "data_wait_share")
-        workers = runs.get("workload_args.workers", pd.Series(dtype=float)).max()
-        wanted = 2 if math.isnan(workers) or workers < 1 else int(2 * workers)
+        workers = runs.get("workload_args.workers", pd.Series([0.0])).fillna(0).max()
         gpu = runs["device_type"].eq("cuda").any()
-        action = f"workload_args.workers: {wanted}" + (", workload_args.pin_memory: true" if gpu else "")
-        text = f"The training waits for its data {_percent(evidence)} of the time: load them in more processes."
+        action = f"workload_args.workers: {max(2, 2 * int(workers))}" + (
+            ", workload_args.pin_memory: true" if gpu else ""
+        )
+        text = f"The training waits for its data {100 * share:.2g} % of the time: load them in more processes."
         limits = () if gpu else ("on a CPU the loaders take processors from the training: look whether it gains",)
-        yield Advice("input", text, evidence, action, evidence.ratio, ("at best all of the waiting goes", *limits))
+        yield Advice("input", text, evidence, action, share, (_AT_BEST, *limits))
 
 
 def straggling(case: Case) -> Iterator[Advice]:
     """One rank is slower than the others, who wait for it. Stages of a pipeline differ by nature."""
-    runs = _always(case, "straggler_ratio", STRAGGLER_RATIO)
-    runs = runs[runs["parallelism"] != "pp"]
-    if runs.empty:
+    runs, evidence, ratio = _always(case, "straggler_ratio", STRAGGLER_RATIO)
+    if (runs["parallelism"] == "pp").all():
         return
-    evidence = _share(case, runs, "straggler_ratio")
-    assert evidence.ratio is not None  # noqa: S101
-    text = f"One rank takes {evidence.ratio:.2g} times as long as the others, who wait for it"
+    text = f"One rank takes {ratio:.2g} times as long as the others, who wait for it"
     if "straggler_rank" in runs and runs["straggler_rank"].notna().all():
         ranks = sorted({int(rank) for rank in runs["straggler_rank"]})
-        devices = sorted(set(runs["straggler_device"].dropna())) if "straggler_device" in runs else []
+        devices = sorted(set(runs["straggler_device"].dropna()))
         which = f" ({printable(devices[0], 50)})" if len(devices) == 1 else ""
         one = f"it is rank {ranks[0]}{which} in all {len(runs)} runs: look at its clocks, its heat and its neighbours"
         other = f"in {len(runs)} runs it was not always the same one: look for other work on the machine"
         text += f"; {one if len(ranks) == 1 else other}"
-    yield Advice("straggler", text + ".", evidence, saving=1 - 1 / evidence.ratio, limits=("the saving is at best",))
+    yield Advice("straggler", text + ".", evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
 
 
 def communicating(case: Case) -> Iterator[Advice]:
     """Ranks wait for the network or for each other; another parallelism on as many devices may wait less."""
-    runs = _always(case, "exposed_communication_share", WAITS)
+    column = "exposed_communication_share"
+    runs, evidence, share = _always(case, column, WAITS)
     if runs.empty:
         return
-    evidence = _share(case, runs, "exposed_communication_share")
-    assert evidence.ratio is not None  # noqa: S101
     others = case.ok[~case.ok["config_id"].isin(runs["config_id"]) & case.ok["devices"].isin(runs["devices"])]
-    waits = others.groupby("parallelism")["exposed_communication_share"].median().dropna()
-    text = f"With {listed(evidence.configurations, 2)} the devices wait for each other up to {_percent(evidence)} of a step: "
-    limits: tuple[str, ...] = ("at best all of the waiting goes", "from a few profiled steps after the window")
-    if len(waits) and waits.min() < evidence.ratio / 2:
+    waits = others.groupby("parallelism")[column].median().dropna()
+    text = (
+        f"With {listed(evidence.configurations, 2)} devices wait for each other up to {100 * share:.2g} % of a step: "
+    )
+    profiled = "from a few profiled steps after the window"
+    if len(waits) and waits.min() < share / 2:
         way = str(waits.idxmin())
-        text += f"{way} waits {waits.min():.0%}; choose it unless the model does not fit."
-        yield Advice("communication", text, evidence, f"parallelism: {way}", None, limits[1:])
+        text += f"{way} waits {100 * waits.min():.2g} %; choose it unless the model does not fit."
+        yield Advice("communication", text, evidence, f"parallelism: {way}", limits=(profiled,))
         return
     text += "try a larger batch a device, or accumulation, so that they exchange less often."
-    yield Advice("communication", text, evidence, "gradient_accumulation_steps: 4", evidence.ratio, limits)
+    yield Advice("communication", text, evidence, "gradient_accumulation_steps: 4", share, (_AT_BEST, profiled))
 
 
 def spare(case: Case) -> Iterator[Advice]:
     """Less than half of the memory is used, and no other batch was tried."""
-    if "memory_available_bytes" not in case.ok or any(change.topic.name == "batch" for change in case.changes):
+    known = case.ok[case.ok["memory_available_bytes"].notna()] if "memory_available_bytes" in case.ok else case.ok[:0]
+    share = known["peak_memory_bytes"] / known.get("memory_available_bytes", math.nan)
+    if any(change.topic.name == "batch" for change in case.changes) or not share.max() < 0.5:
         return
-    share = case.ok["peak_memory_bytes"] / case.ok["memory_available_bytes"]
-    if share.notna().any() and share.max() < 0.5:
-        top = case.ok.loc[share.sort_values().dropna().index[-1]]
-        used, there = (f"{top[c] / 1e9:.3g}" for c in ("peak_memory_bytes", "memory_available_bytes"))
-        known = case.ok[share.notna()]
-        saved = sorted({str(name) for name in known["memory"].dropna()} - {"none"})
-        also = f", and without memory: {' or '.join(saved)}" if saved else ""
-        text = f"Memory is to spare: {used} of {there} GB at most. Try a larger batch, which may be faster{also}."
-        evidence = Evidence(
-            len(known), case.names(known["config_id"]), "memory share", float(share.max()), n=len(known)
-        )
-        limits = ("not measured: a thing to try", "a larger batch makes fewer updates from the same samples")
-        yield Advice("memory to spare", text, evidence, "batch_size_per_device: max", limits=limits)
-
-
-def _nearest(case: Case, row: pd.Series) -> pd.Series | None:
-    """The configuration that ran and differs least from one that did not fit; of several that with most samples."""
-    if case.ok.empty:
-        return None
-    columns = [c for c in asked(case.df) if c not in ("global_batch_size", "devices_per_node")]
-    here = case.ok[case.ok["workload"] == row["workload"]].drop_duplicates("config_id")
-    differ = (here[columns].astype("str").fillna("") != row[columns].astype("str").fillna("")).sum(axis=1)
-    near = here[differ == differ.min()]
-    return None if near.empty else near.sort_values("global_batch_size", na_position="first").iloc[-1]
+    top = known.loc[share == share.max()].iloc[0]
+    used, there = (f"{top[c] / 1e9:.3g}" for c in ("peak_memory_bytes", "memory_available_bytes"))
+    saved = sorted({str(name) for name in known["memory"].dropna()} - {"none"})
+    also = f", and without memory: {' or '.join(saved)}" if saved else ""
+    text = f"Memory is to spare: {used} of {there} GB at most. Try a larger batch, which may be faster{also}."
+    limits = ("not measured: a thing to try", "a larger batch makes fewer updates from the same samples")
+    evidence = _evidence(case, known, "peak_memory_bytes")
+    yield Advice("memory to spare", text, evidence, "batch_size_per_device: max", limits=limits)
 
 
 def too_large(case: Case) -> Iterator[Advice]:
-    """Configurations that did not fit into the memory, and the nearest that did."""
+    """Configurations that did not fit into the memory, and the nearest that did: of several that with most samples."""
+    columns = [c for c in asked(case.df) if c not in ("global_batch_size", "devices_per_node")]
     lost = case.df[case.df["status"] == Status.OUT_OF_MEMORY]
     for _, runs in list(lost.groupby("config_id", sort=False))[:2]:
         row = runs.iloc[-1]
-        near = _nearest(case, row)
-        asked_for = row.get("attempted_bytes", math.nan)
-        room = "" if pd.isna(asked_for) else f" (it asked for {asked_for / 1e9:.3g} GB more)"
+        wanted = row.get("attempted_bytes", math.nan)
+        room = "" if pd.isna(wanted) else f" (it asked for {wanted / 1e9:.3g} GB more)"
         text, action = f"{printable(row['label'], 80)} does not fit into the memory{room}", "memory: checkpoint"
-        if near is None:
+        here = case.ok[case.ok["workload"] == row["workload"]].sort_values("global_batch_size", ascending=False)
+        if here.empty:
             text += ": try half the batch, precision bf16 or memory checkpoint."
         else:
-            columns = [c for c in asked(case.df) if c not in ("global_batch_size", "devices_per_node")]
-            differ = [c for c in columns if str(near[c]) != str(row[c]) and pd.notna(near[c])]
-            action = ", ".join(f"{c}: {printable(near[c], 40)}" for c in differ)
+            differ = here[columns].astype("str").fillna("") != row[columns].astype("str").fillna("")
+            near = differ.loc[differ.sum(axis=1).sort_values(kind="stable").index[0]]
+            other = here.loc[near.name]
+            action = ", ".join(f"{c}: {printable(other[c], 40)}" for c in columns if near[c] and pd.notna(other[c]))
             text += f"; the nearest that does has {action}."
-        names = (printable(row["label"], 80),)
-        yield Advice("out of memory", text, Evidence(len(runs), names, "runs out of memory", n=len(runs)), action)
+        evidence = Evidence(len(runs), (printable(row["label"], 80),), "runs out of memory", n=len(runs))
+        yield Advice("out of memory", text, evidence, action)
 
 
 def failing(case: Case) -> Iterator[Advice]:
@@ -179,11 +163,8 @@ def failing(case: Case) -> Iterator[Advice]:
     lost = case.df[case.df["status"].isin(bad)]
     if len(lost):
         row = lost.iloc[-1]
-        reason = row["error_message"] if pd.notna(row["error_message"]) else row["status"]
-        many = f"{len(lost)} of {len(case.df)} runs did not end well"
-        text = (
-            f"{many}, the last one ({row['status']}): {printable(reason, 160)}. Mend that, then run again with --retry."
-        )
+        many = f"{len(lost)} of {len(case.df)} runs did not end well, the last one ({row['status']})"
+        text = f"{many}: {printable(row['error_message'], 160)}. Mend that, then run again with --retry."
         names = tuple(dict.fromkeys(printable(label, 60) for label in lost["label"]))
         yield Advice("failures", text, Evidence(len(lost), names, "failed runs", n=len(lost)))
 
@@ -211,7 +192,7 @@ def uncertain(case: Case) -> Iterator[Advice]:
 def _open(case: Case, change: Change) -> bool:
     """Whether a change may be larger than ENOUGH, but is not told."""
     ratio = change.ratio(change.main)
-    if ratio is None or any((change, measure) in case.told for measure in (change.main, "knee")):
+    if not ratio.n or (change, change.main) in case.told:
         return False
     return ratio.low is None or ratio.high is None or not 1 - ENOUGH <= ratio.low <= ratio.high <= 1 + ENOUGH
 
@@ -235,28 +216,23 @@ def unsteady(case: Case) -> Iterator[Advice]:
     """Windows that were short or unsteady, on a machine that others used: in half of the runs or more."""
     runs = case.ok[flagged(case.ok, "not_steady", "noisy_host", "window_too_short", "steady_unknown")]
     if len(runs) and 2 * len(runs) >= len(case.ok):
-        seconds = case.ok["window_seconds"].median()
         text = (
             f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine (windows of "
-            f"{seconds:.2g} s): measure longer and when nothing else runs, before small differences are believed."
+            f"{case.ok['window_seconds'].median():.2g} s): measure longer and when nothing else runs, before small "
+            "differences are believed."
         )
-        evidence = Evidence(
-            len(runs), case.names(runs["config_id"]), "unsteady runs", len(runs) / len(case.ok), n=len(runs)
-        )
-        yield Advice("steadiness", text, evidence, _longer(case))
+        yield Advice("steadiness", text, _evidence(case, runs, "unsteady runs"), _longer(case))
 
 
 def starting(case: Case) -> Iterator[Advice]:
     """Starting up takes longer than what was measured: how long a training must be for it not to matter."""
-    if "startup_seconds" not in case.ok:
-        return
     runs = case.ok[case.ok["startup_seconds"] > case.ok["window_seconds"]]
     if len(runs):
-        evidence = _share(case, runs, "startup_seconds")
-        assert evidence.ratio is not None  # noqa: S101
+        evidence = _evidence(case, runs, "startup_seconds")
+        seconds = evidence.ratio or 0.0
         text = (
-            f"Starting up took {evidence.ratio:.2g} s with {listed(evidence.configurations, 2)}, longer than the window: "
-            f"it is more than {100 * LOSS:.0f} % of trainings shorter than {evidence.ratio / LOSS:,.0f} s."
+            f"Starting up took {seconds:.2g} s with {listed(evidence.configurations, 2)}, longer than the window: "
+            f"it is more than {100 * LOSS:.0f} % of trainings shorter than {seconds / LOSS:,.0f} s."
         )
         yield Advice("start-up", text, evidence)
 
@@ -264,15 +240,8 @@ def starting(case: Case) -> Iterator[Advice]:
 def nothing_compared(case: Case) -> Iterator[Advice]:
     """What to run where no two configurations can be compared."""
     if len(case.ok) and not case.changes:
-        count = case.table["config_id"].nunique()
-        what = "Only one configuration ran" if count == 1 else "No two configurations differ in one thing only"
+        one = case.table["config_id"].nunique() == 1
+        what = "Only one configuration ran" if one else "No two configurations differ in one thing only"
         text = f"{what}, so no way to train can be compared: let a matrix vary one field at a time."
         action = "matrix: {precision: [fp32, bf16]}, repeats: 3"
-        yield Advice(
-            "next", text, Evidence(len(case.ok), case.names(case.table["config_id"]), "configurations"), action
-        )
-
-
-def _percent(evidence: Evidence) -> str:
-    assert evidence.ratio is not None  # noqa: S101
-    return f"{100 * evidence.ratio:.2g} %"
+        yield Advice("next", text, _evidence(case, case.ok, "configurations"), action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +37,7 @@ def advise(as_json: bool, **selection: Any) -> None:
                 "runs": len(runs),
                 "runs_ok": ok,
                 "limits": EVERYWHERE,
-                "advice": [advice.to_dict() for advice in found],
+                "advice": [asdict(advice) for advice in found],
             }
         )
         if as_json:
