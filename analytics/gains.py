@@ -51,12 +51,20 @@ def options(case: Case) -> Iterator[Advice]:
         if gains:
             yield _use(*min(gains, key=lambda one: (one[0] not in _DOES, one[1].ratio(one[0]).value)), worse)
         elif worse:
-            yield _stay(worse)
+            yield _stay(worse, decided=not any(undecided(case, change) for change in here))
 
 
 def _differs(case: Case, change: Change, measure: str) -> float:
     """The ratio of a measure where it is told to differ from 1; else 1."""
     return change.ratio(measure).value if (change, measure) in case.told else 1.0
+
+
+def undecided(case: Case, change: Change) -> bool:
+    """Whether a change may be larger than LOSS, but the repeats do not tell."""
+    ratio = change.ratio(change.main)
+    if not ratio.n or (change, change.main) in case.told:
+        return False
+    return ratio.low is None or ratio.high is None or not 1 - LOSS <= ratio.low <= ratio.high <= 1 + LOSS
 
 
 def _gain(case: Case, change: Change) -> str:
@@ -89,7 +97,7 @@ def _use(kind: str, change: Change, worse: Sequence[Change]) -> Advice:
     return Advice(change.topic.name, said, change_evidence(change, kind), change.action, saving, limits)
 
 
-def _stay(worse: Sequence[Change]) -> Advice:
+def _stay(worse: Sequence[Change], *, decided: bool) -> Advice:
     """Advise against what costs time; what it gives instead stands beside it."""
     first, parts = worse[0], []
     kind = "size" if first.main == "time in use" else "memory"
@@ -101,8 +109,8 @@ def _stay(worse: Sequence[Change]) -> Advice:
         takes = f"take{'' if change.option[0].isdigit() else 's'} {amount(change.ratio(change.main), change.main)}"
         parts.append(f"{change.option} {takes}" + (f", for {' and '.join(gives)}" if gives else ""))
     topic = f"{first.topic.name} " if first.topic.noun == "{}" else ""
-    stay = "Unless memory is short, stay" if "less memory" in "".join(parts) else "Stay"
-    opening = _DEARER.get(first.topic.name, f"{stay} with {topic}{first.baseline}")
+    stay = "Unless memory is short, stay with" if "less memory" in "".join(parts) else "Stay with"
+    opening = _DEARER.get(first.topic.name, f"{stay if decided else 'Against'} {topic}{first.baseline}")
     judged, limits = quality(first, "validation loss")
     said = f"{opening}: {'; '.join(parts)}." + (judged if first.topic.name == "distillation" else "")
     limits = (*limits, *_conditions(first, first.main, said))

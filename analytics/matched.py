@@ -64,10 +64,10 @@ class Topic:
         column = self.columns[0]
         options = [c for c in map(str, row.index) if c.startswith(f"{column}.") and c != _RATE and pd.notna(row[c])]
         words = [
-            re.sub(r"^1 (.*)s$", r"1 \1", self.noun.format(_text(row[column]))),
-            *(f"{c.split('.')[-1]}={_text(row[c])}" for c in options),
+            re.sub(r"^1 (.*)s$", r"1 \1", self.noun.format(plain(row[column]))),
+            *(f"{c.split('.')[-1]}={plain(row[c])}" for c in options),
         ]
-        words += [f"{c.split('.')[-1]}={_text(row[c])}" for c in self.columns[1:] if pd.notna(row.get(c))]
+        words += [f"{c.split('.')[-1]}={plain(row[c])}" for c in self.columns[1:] if pd.notna(row.get(c))]
         return " ".join(words)
 
     def pairs(self, group: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series]]:
@@ -78,11 +78,11 @@ class Topic:
             return
         bare = [c for c in map(str, group) if c.startswith(f"{column}.") and c != _RATE]
         first = group.drop_duplicates([*(c for c in self.columns if c in group), *bare])
-        plain = RunSpec.model_fields[column].default if column in RunSpec.model_fields else None
+        usual = RunSpec.model_fields[column].default if column in RunSpec.model_fields else None
         if pd.api.types.is_numeric_dtype(first[column]):
             first = first.sort_values(column, kind="stable")
-        elif plain is not None:
-            worse = (first[column] != plain.name).astype(int) * 100 + first[bare].notna().sum(axis=1)
+        elif usual is not None:
+            worse = (first[column] != usual.name).astype(int) * 100 + first[bare].notna().sum(axis=1)
             first = first.loc[worse.sort_values(kind="stable").index]
         base = first.iloc[0]
         yield from ((row, base) for _, row in first.iloc[1:].iterrows())
@@ -201,7 +201,7 @@ def _change(
 ) -> Change:
     row, base = pairs[0]
     differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in _FOLLOW and pd.notna(row[c])]
-    action = ", ".join(f"{c}: {_text(row[c])}" for c in differ if str(row[c]) != str(base[c]))
+    action = ", ".join(f"{c}: {plain(row[c])}" for c in differ if str(row[c]) != str(base[c]))
     cells = tuple((runs[a["config_id"]], runs[b["config_id"]]) for a, b in pairs)
     grew = row["devices"] / base["devices"]
     return Change(
@@ -217,7 +217,8 @@ def _alike(texts: pd.DataFrame) -> list[list[int]]:
     return [places for places in groups.values() if len(places) > 1]
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
+    """Write a value of a field as a suite would have it."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole and isinstance(value, float) else printable(value, 40)
 

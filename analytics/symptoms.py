@@ -10,7 +10,8 @@ import pandas as pd
 from analytics import stats
 from analytics.advice import Advice, Case, Evidence, listed
 from analytics.frame import asked
-from analytics.matched import Change
+from analytics.gains import undecided
+from analytics.matched import plain
 from analytics.stats import LOSS
 from analytics.words import printable
 from bench.quality import STRAGGLER_RATIO
@@ -20,8 +21,6 @@ UNFIT = ("throttled", "shared_gpu", "mig_shared")
 """Flags of runs that something outside slowed down: no advice compares them."""
 WAITS = 0.1
 """Share of a step from which on waiting is worth a sentence."""
-ENOUGH = 0.05
-"""Differences that repeats should be able to tell."""
 MANY = 50
 """More repeats than this are no advice."""
 _AT_BEST = "the saving is at best: that all of the waiting goes"
@@ -90,11 +89,14 @@ def straggling(case: Case) -> Iterator[Advice]:
     text = f"One rank takes {ratio:.2g} times as long as the others, who wait for it"
     if "straggler_rank" in runs and runs["straggler_rank"].notna().all():
         ranks = sorted({int(rank) for rank in runs["straggler_rank"]})
-        devices = sorted(set(runs["straggler_device"].dropna()))
-        which = f" ({printable(devices[0], 50)})" if len(devices) == 1 else ""
-        one = f"it is rank {ranks[0]}{which} in all {len(runs)} runs: look at its clocks, its heat and its neighbours"
-        other = f"in {len(runs)} runs it was not always the same one: look for other work on the machine"
-        text += f"; {one if len(ranks) == 1 else other}"
+        devices = {*runs["straggler_device"].dropna()} - {"cpu"}
+        which = f"rank {ranks[0]}" + (f" ({printable(devices.pop(), 50)})" if len(devices) == 1 else "")
+        said = f"it is {which} in all {len(runs)} runs: look at its clocks, its heat and its neighbours"
+        if (
+            len(ranks) > 1 or float(runs["devices"].min()) ** (1 - len(runs)) > 0.05
+        ):  # chance may pick the same one each time
+            said = f"in {len(runs)} runs it was rank {' or '.join(map(str, ranks))}, as chance may have it"
+        text += f"; {said}"
     yield Advice("straggler", text + ".", evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
 
 
@@ -151,7 +153,7 @@ def too_large(case: Case) -> Iterator[Advice]:
             differ = here[columns].astype("str").fillna("") != row[columns].astype("str").fillna("")
             near = differ.loc[differ.sum(axis=1).sort_values(kind="stable").index[0]]
             other = here.loc[near.name]
-            action = ", ".join(f"{c}: {printable(other[c], 40)}" for c in columns if near[c] and pd.notna(other[c]))
+            action = ", ".join(f"{c}: {plain(other[c])}" for c in columns if near[c] and pd.notna(other[c]))
             text += f"; the nearest that does has {action}."
         evidence = Evidence(len(runs), (printable(row["label"], 80),), "runs out of memory", n=len(runs))
         yield Advice("out of memory", text, evidence, action)
@@ -171,7 +173,7 @@ def failing(case: Case) -> Iterator[Advice]:
 
 def uncertain(case: Case) -> Iterator[Advice]:
     """Comparisons that the repeats do not decide, and how many would."""
-    waiting = [change for change in case.changes if _open(case, change)]
+    waiting = [change for change in case.changes if undecided(case, change)]
     if not waiting:
         return
     names = tuple(f"{change.title} against {change.baseline}" for change in waiting)
@@ -180,7 +182,7 @@ def uncertain(case: Case) -> Iterator[Advice]:
     fewest = min(map(len, sides))
     wanted = _repeats(noise, len(case.changes), fewest) if degrees else 3
     known = f"{fewest} repeats that differ by {100 * noise:.2g} %" if degrees else "each ran once"
-    how = f"{wanted} repeats should tell differences of {100 * ENOUGH:.0f} %"
+    how = f"{wanted} repeats should tell differences of {100 * LOSS:.0f} %"
     if wanted > MANY:
         how = f"{MANY} repeats would not do: measure longer, or on a quieter machine"
     text = f"Cannot tell yet ({known}): {listed(names)}; {how}."
@@ -189,19 +191,11 @@ def uncertain(case: Case) -> Iterator[Advice]:
     yield Advice("repeats", text, evidence, f"repeats: {wanted}" if wanted <= MANY else _longer(case))
 
 
-def _open(case: Case, change: Change) -> bool:
-    """Whether a change may be larger than ENOUGH, but is not told."""
-    ratio = change.ratio(change.main)
-    if not ratio.n or (change, change.main) in case.told:
-        return False
-    return ratio.low is None or ratio.high is None or not 1 - ENOUGH <= ratio.low <= ratio.high <= 1 + ENOUGH
-
-
 def _repeats(noise: float, tests: int, now: int) -> int:
-    """Repeats of each side, more than now, whose interval at the level of that many tests is ± ENOUGH wide at most."""
+    """Repeats of each side, more than now, whose interval at the level of that many tests is ± LOSS wide at most."""
     for count in range(max(3, now + 1), MANY + 1):
         half = stats.t_quantile(2 * count - 2, 1 - 0.05 / tests) * noise * math.sqrt(2 / count)
-        if half <= math.log1p(ENOUGH):
+        if half <= math.log1p(LOSS):
             return count
     return MANY + 1
 
@@ -226,7 +220,8 @@ def unsteady(case: Case) -> Iterator[Advice]:
 
 def starting(case: Case) -> Iterator[Advice]:
     """Starting up takes longer than what was measured: how long a training must be for it not to matter."""
-    runs = case.ok[case.ok["startup_seconds"] > case.ok["window_seconds"]]
+    late = case.ok["startup_seconds"] > case.ok["window_seconds"]
+    runs = case.ok[late.groupby(case.ok["config_id"]).transform("all")]
     if len(runs):
         evidence = _evidence(case, runs, "startup_seconds")
         seconds = evidence.ratio or 0.0

@@ -63,6 +63,7 @@ def _evidence(evidence: Evidence) -> str:
     from analytics.words import between
 
     times = "× " if evidence.measure in MEASURES else ""
-    figure = "" if evidence.ratio is None else f"{times}{between(evidence.ratio, evidence.low, evidence.high)} "
+    ends = (evidence.low, evidence.high) if evidence.low != evidence.high else (None, None)
+    figure = "" if evidence.ratio is None else f"{times}{between(evidence.ratio, *ends)} "
     runs = f"{evidence.runs} run" + ("s" if evidence.runs != 1 else "")
     return f"{evidence.measure} {figure}from {runs}: {listed(evidence.configurations, 3)}"
