@@ -37,7 +37,7 @@ def advise(df: pd.DataFrame) -> list[Advice]:
     A gain is claimed only if its interval tells it after all comparisons of the execution are counted (`matched.holm`),
     and if it is worth more than `stats.SAME`. Runs that heat or other users slowed down are compared with nothing.
     """
-    ok = df[df["status"] == Status.OK]
+    ok = df[(df["status"] == Status.OK) & df["config_id"].notna()]
     table = summary(ok)
     fit = ok[~symptoms.flagged(ok, *symptoms.UNFIT)]
     found = tuple(changes(fit, table[table["config_id"].isin(fit["config_id"])]))

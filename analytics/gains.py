@@ -110,7 +110,7 @@ def _stay(worse: Sequence[Change], *, decided: bool) -> Advice:
         parts.append(f"{change.option} {takes}" + (f", for {' and '.join(gives)}" if gives else ""))
     topic = f"{first.topic.name} " if first.topic.noun == "{}" else ""
     stay = "Unless memory is short, stay with" if "less memory" in "".join(parts) else "Stay with"
-    opening = _DEARER.get(first.topic.name, f"{stay if decided else 'Against'} {topic}{first.baseline}")
+    opening = _DEARER.get(first.topic.name, f"{stay if decided else 'Compared with'} {topic}{first.baseline}")
     judged, limits = quality(first, "validation loss")
     said = f"{opening}: {'; '.join(parts)}." + (judged if first.topic.name == "distillation" else "")
     limits = (*limits, *_conditions(first, first.main, said))
@@ -196,8 +196,8 @@ def devices(case: Case) -> Iterator[Advice]:
     """Up to how many devices to go: the last step that brings more than it costs, and the first that does not."""
     chain: dict[int, Change] = {}
     for change in case.changes:
-        count = int(change.runs[0]["devices"].iloc[0])
         if change.topic.name == "devices" and change.pairs("time"):
+            count = int(change.runs[0]["devices"].iloc[0])
             best = chain.get(count, change)  # of several kinds of parallelism the fastest
             chain[count] = min(best, change, key=lambda one: one.ratio("time").value)
     worth: Change | None = None

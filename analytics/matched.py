@@ -91,7 +91,9 @@ class Topic:
 def _neighbours(group: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series]]:
     """Each number of devices against the next smaller one of the same parallelism; one device has none."""
     ways = [c for c in map(str, group) if c.split(".")[0] == "parallelism"]
-    rows = [(int(row["devices"]), str(row[ways].to_dict()), row) for _, row in group.iterrows()]
+    rows = [
+        (int(row["devices"]), str(row[ways].to_dict()), row) for _, row in group.dropna(subset=["devices"]).iterrows()
+    ]
     for count, way, row in rows:
         below = [one for one in rows if one[0] < count and (one[1] == way or one[0] == 1)]
         if below:
@@ -142,6 +144,8 @@ class Change:
             ]
             if all((values > 0).all() for cell in sides for values in cell):
                 return [(b, a) if inverse else (a, b) for a, b in sides]
+            if column == "samples_per_second" and any(values.notna().any() for cell in sides for values in cell):
+                return []  # how long whole runs took would be another thing
         return []
 
     def times(self, measure: str) -> float:
@@ -203,9 +207,9 @@ def _change(
     differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in _FOLLOW and pd.notna(row[c])]
     action = ", ".join(f"{c}: {plain(row[c])}" for c in differ if str(row[c]) != str(base[c]))
     cells = tuple((runs[a["config_id"]], runs[b["config_id"]]) for a, b in pairs)
-    grew = row["devices"] / base["devices"]
+    grew = float(row["devices"] / base["devices"]) if pd.notna(row["devices"]) and pd.notna(base["devices"]) else 1.0
     return Change(
-        topic, option, baseline, action, tuple((str(a["name"]), str(b["name"])) for a, b in pairs), float(grew), cells
+        topic, option, baseline, action, tuple((str(a["name"]), str(b["name"])) for a, b in pairs), grew, cells
     )
 
 
