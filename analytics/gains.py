@@ -199,7 +199,7 @@ def devices(case: Case) -> Iterator[Advice]:
         if change.topic.name == "devices" and change.pairs("time"):
             count = int(change.runs[0]["devices"].iloc[0])
             best = chain.get(count, change)  # of several kinds of parallelism the fastest
-            chain[count] = min(best, change, key=lambda one: one.ratio("time").value)
+            chain[count] = min(best, change, key=lambda one: (-len(one.cells), one.ratio("time").value))
     worth: Change | None = None
     for _, change in sorted(chain.items()):
         if _differs(case, change, "knee") >= 1:

@@ -192,7 +192,7 @@ def changes(df: pd.DataFrame, table: pd.DataFrame) -> list[Change]:
         cells: dict[tuple[str, str], list[tuple[pd.Series, pd.Series]]] = {}
         for places in _alike(texts[same]) if len(same) < len(varying) and topic.columns[0] in texts else []:
             for row, base in topic.pairs(table.iloc[places]):
-                way = f" ({row['parallelism']})" if topic.name == "devices" and several else ""
+                way = f" ({plain(row['parallelism'])})" if topic.name == "devices" and several else ""
                 cells.setdefault((topic.option(row) + way, topic.option(base)), []).append((row, base))
         found.append([_change(topic, *key, pairs, runs) for key, pairs in cells.items() if key[0] != key[1]])
     weak, strong, *rest = found

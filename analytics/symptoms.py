@@ -41,10 +41,13 @@ def _evidence(case: Case, runs: pd.DataFrame, measure: str) -> Evidence:
     return Evidence(len(runs), names, measure, middle, least, most, len(worst))
 
 
-def _always(case: Case, column: str, above: float) -> tuple[pd.DataFrame, Evidence, float]:
-    """Return the runs of configurations of which every run has more than `above` of a figure, and its median."""
-    least = case.ok.groupby("config_id")[column].transform("min") if column in case.ok else pd.Series(dtype=float)
-    runs = case.ok[(least > above).reindex(case.ok.index, fill_value=False)]
+def _always(case: Case, column: str, above: float, but: str = "") -> tuple[pd.DataFrame, Evidence, float]:
+    """Return the runs of configurations of which every run has more than `above` of a figure, and its median.
+
+    The parallelism `but` is left out.
+    """
+    among = case.ok[case.ok["parallelism"] != but] if column in case.ok else case.ok[:0]
+    runs = among[among.groupby("config_id")[column].transform("min") > above] if len(among) else among
     evidence = _evidence(case, runs, column)
     return runs, evidence, evidence.ratio or 0.0
 
@@ -83,8 +86,8 @@ def waiting(case: Case) -> Iterator[Advice]:
 
 def straggling(case: Case) -> Iterator[Advice]:
     """One rank is slower than the others, who wait for it. Stages of a pipeline differ by nature."""
-    runs, evidence, ratio = _always(case, "straggler_ratio", STRAGGLER_RATIO)
-    if (runs["parallelism"] == "pp").all():
+    runs, evidence, ratio = _always(case, "straggler_ratio", STRAGGLER_RATIO, but="pp")
+    if runs.empty:
         return
     text = f"One rank takes {ratio:.2g} times as long as the others, who wait for it"
     if "straggler_rank" in runs and runs["straggler_rank"].notna().all():
@@ -109,11 +112,11 @@ def communicating(case: Case) -> Iterator[Advice]:
     others = case.ok[~case.ok["config_id"].isin(runs["config_id"]) & case.ok["devices"].isin(runs["devices"])]
     waits = others.groupby("parallelism")[column].median().dropna()
     text = (
-        f"With {listed(evidence.configurations, 2)} devices wait for each other up to {100 * share:.2g} % of a step: "
+        f"With {listed(evidence.configurations, 2)}, devices wait for each other up to {100 * share:.2g} % of a step: "
     )
     profiled = "from a few profiled steps after the window"
     if len(waits) and waits.min() < share / 2:
-        way = str(waits.idxmin())
+        way = printable(waits.idxmin(), 40)
         text += f"{way} waits {100 * waits.min():.2g} %; choose it unless the model does not fit."
         yield Advice("communication", text, evidence, f"parallelism: {way}", limits=(profiled,))
         return
@@ -129,7 +132,7 @@ def spare(case: Case) -> Iterator[Advice]:
         return
     top = known.loc[share == share.max()].iloc[0]
     used, there = (f"{top[c] / 1e9:.3g}" for c in ("peak_memory_bytes", "memory_available_bytes"))
-    saved = sorted({str(name) for name in known["memory"].dropna()} - {"none"})
+    saved = sorted({printable(name, 40) for name in known["memory"].dropna()} - {"none"})
     also = f", and without memory: {' or '.join(saved)}" if saved else ""
     text = f"Memory is to spare: {used} of {there} GB at most. Try a larger batch, which may be faster{also}."
     limits = ("not measured: a thing to try", "a larger batch makes fewer updates from the same samples")

@@ -57,13 +57,16 @@ def advise(as_json: bool, **selection: Any) -> None:
 
 
 def _evidence(evidence: Evidence) -> str:
-    """One line: the figure with its interval, and the runs it is from."""
+    """One line: the figure with its interval, or with the least and the largest of the runs, and which runs they are."""
     from analytics.advice import listed
     from analytics.matched import MEASURES
-    from analytics.words import between
+    from analytics.words import between, number
 
-    times = "× " if evidence.measure in MEASURES else ""
-    ends = (evidence.low, evidence.high) if evidence.low != evidence.high else (None, None)
-    figure = "" if evidence.ratio is None else f"{times}{between(evidence.ratio, *ends)} "
+    figure, low, high = evidence.ratio, evidence.low, evidence.high
+    told = "" if figure is None else f"{number(figure)} "
+    if figure is not None and evidence.measure in MEASURES:
+        told = f"× {between(figure, low, high)} "
+    elif low is not None and high is not None and low < high:
+        told += f"(runs: {number(low)} to {number(high)}) "
     runs = f"{evidence.runs} run" + ("s" if evidence.runs != 1 else "")
-    return f"{evidence.measure} {figure}from {runs}: {listed(evidence.configurations, 3)}"
+    return f"{evidence.measure} {told}from {runs}: {listed(evidence.configurations, 3)}"
