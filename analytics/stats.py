@@ -115,3 +115,47 @@ def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float
     degrees = variance**2 / sum(part**2 / free for part, free in parts)
     half = t_quantile(degrees, level) * math.sqrt(variance)
     return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
+
+
+def pooled(groups: Iterable[Iterable[float]]) -> tuple[float, int]:
+    """Return the standard deviation of the logarithms of repeats, pooled over configurations, and its degrees of freedom.
+
+    Groups of one launch tell nothing of noise; without any other it is (0, 0).
+    """
+    logs = [found for values in groups if len(found := _logs(values)) > 1]
+    degrees = sum(len(each) - 1 for each in logs)
+    squares = sum(float(((each - each.mean()) ** 2).sum()) for each in logs)
+    return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
+
+
+def p_value(
+    pairs: Sequence[tuple[Iterable[float], Iterable[float]]], noise: tuple[float, int], times: float = 1.0
+) -> float:
+    """Return the two-sided p-value of `ratio(pairs)` × `times` being 1, by t with the `noise` of `pooled`.
+
+    A side that is noisier than the pooled noise counts with its own. A handful of launches knows its noise badly by itself;
+    that of all configurations of an execution tells far more, as in an analysis of variance. 1 where no noise is known.
+    """
+    deviation, degrees = noise
+    if degrees == 0:
+        return 1.0
+    sides = [(_logs(candidate), _logs(baseline)) for candidate, baseline in pairs]
+    centre = math.log(times) + sum(float(a.mean() - b.mean()) for a, b in sides) / len(sides)
+    own = [max(deviation, float(x.std(ddof=1)) if len(x) > 1 else 0.0) ** 2 / len(x) for pair in sides for x in pair]
+    error = math.sqrt(sum(own)) / len(sides)
+    if error == 0:
+        return float(centre == 0)
+    return float(2 * stats.t.sf(abs(centre) / error, degrees))
+
+
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
+    """Say which hypotheses are rejected, so that any is falsely in `alpha` of cases at most.
+
+    Holm (Scandinavian Journal of Statistics 6, 1979).
+    """
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > alpha / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected

@@ -17,7 +17,7 @@ from importlib import resources
 from statistics import mean, median, quantiles
 from string import Formatter
 
-from bench.record import EnergyReading, Measurement, Provenance, RunRecord, Status
+from bench.record import EnergyReading, Measurement, Provenance, Rank, RunRecord, Status
 from bench.schema import AXES, COMMAND, RunSpec, Scalar
 
 TEXT_COLUMNS = (
@@ -40,6 +40,7 @@ TEXT_COLUMNS = (
     "flags",
     "quality",
     "energy_total",
+    "straggler_device",
     "error_type",
     "error_message",
     "host",
@@ -190,10 +191,23 @@ def _ranks(measured: Measurement) -> dict[str, float]:
     forward = [rank.forward_seconds_median for rank in measured.ranks if rank.forward_seconds_median is not None]
     if len(forward) > 1:
         out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
+        out["straggler_rank"] = _slowest(measured).rank
     products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
     if products:
         out["matmul_flops_per_second"] = max(products)
     return out
+
+
+def _slowest(measured: Measurement) -> Rank:
+    """Return the rank with the longest forward pass."""
+    return max(measured.ranks, key=lambda rank: rank.forward_seconds_median or 0)
+
+
+def _available(record: RunRecord) -> dict[str, float]:
+    """What a rank may take: of the smallest GPU that was used, and of its limit. On a CPU the limit alone: ranks share."""
+    gpus = [gpu.memory_bytes for gpu in record.environment.machine.gpus if gpu.uuid in used_gpus(record)]
+    known = [size for size in (*gpus, record.spec.memory_limit_bytes) if size is not None]
+    return {"memory_available_bytes": min(known)} if known else {}
 
 
 def _energy(record: RunRecord, measured: Measurement) -> dict[str, float]:
@@ -292,6 +306,7 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["cost_usd"] = record.cost.cost_usd
     if record.error is not None and record.error.attempted_bytes is not None:
         out["attempted_bytes"] = record.error.attempted_bytes
+    out |= _available(record)
     measured = record.measurement
     if measured is None:
         return out
@@ -443,6 +458,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         missing = missing_components(hardware, used_gpus(record))
         out["energy_missing"] = " ".join(missing)
         out["energy_total"] = "" if not hardware else "partial_total" if missing else "total"
+        if "straggler_rank" in _ranks(record.measurement):
+            out["straggler_device"] = _slowest(record.measurement).device
         out["dataset"] = record.measurement.dataset or ""
         out["dataset_digest"] = record.measurement.dataset_digest or ""
     if record.carbon is not None:

@@ -17,6 +17,7 @@ _VERBS = {
     "measure": ("bench.cli.measure:measure", "Run any command and measure it: time, energy, carbon, cost, memory."),
     "show": ("bench.cli.show:show", "List the runs that a suite means here, with time and cost; start nothing."),
     "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
+    "advise": ("bench.cli.advise:advise", "Say what to do after the runs of a suite, with evidence and limits."),
     "report": (
         "bench.cli.report:report",
         "Print the results of stored runs with carbon and cost by another region, PUE and prices.",

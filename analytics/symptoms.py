@@ -1,0 +1,245 @@
+"""What runs tell of themselves: waiting for data or for a slow rank, heat, memory to spare or none, failures, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analytics import stats
+from analytics.advice import Advice, Case, Evidence, listed
+from analytics.frame import asked
+from analytics.gains import undecided
+from analytics.matched import plain
+from analytics.stats import LOSS
+from analytics.words import printable
+from bench.quality import STRAGGLER_RATIO
+from bench.record import Status
+
+UNFIT = ("throttled", "shared_gpu", "mig_shared")
+"""Flags of runs that something outside slowed down: no advice compares them."""
+WAITS = 0.1
+"""Share of a step from which on waiting is worth a sentence."""
+MANY = 50
+"""More repeats than this are no advice."""
+_AT_BEST = "the saving is at best: that all of the waiting goes"
+
+
+def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
+    """Return for each run whether it has one of some flags."""
+    return df["flags"].fillna("").map(lambda text: not {*text.split()}.isdisjoint(flags)).astype(bool)
+
+
+def _evidence(case: Case, runs: pd.DataFrame, measure: str) -> Evidence:
+    """Evidence of runs: of a figure the median and range of the configuration where it is largest."""
+    names = case.names(runs["config_id"])
+    if measure not in runs or runs[measure].isna().all():
+        return Evidence(len(runs), names, measure, n=len(runs))
+    worst = runs[runs["config_id"] == runs.groupby("config_id")[measure].median().idxmax()][measure]
+    middle, least, most = (float(value) for value in (worst.median(), worst.min(), worst.max()))
+    return Evidence(len(runs), names, measure, middle, least, most, len(worst))
+
+
+def _always(case: Case, column: str, above: float, but: str = "") -> tuple[pd.DataFrame, Evidence, float]:
+    """Return the runs of configurations of which every run has more than `above` of a figure, and its median.
+
+    The parallelism `but` is left out.
+    """
+    among = case.ok[case.ok["parallelism"] != but] if column in case.ok else case.ok[:0]
+    runs = among[among.groupby("config_id")[column].transform("min") > above] if len(among) else among
+    evidence = _evidence(case, runs, column)
+    return runs, evidence, evidence.ratio or 0.0
+
+
+_OUTSIDE = {
+    "throttled": "heat or a power brake slowed the GPU down{}. {}: cool it, raise its power limit or wait until it is cool",
+    "shared_gpu": "other processes used the GPU{}. {}: choose free ones with --gpus, or wait for them to end",
+}
+
+
+def disturbed(case: Case) -> Iterator[Advice]:
+    """Heat, and others on the GPU: figures that are not the training's own."""
+    for flag, what in _OUTSIDE.items():
+        runs = case.ok[flagged(case.ok, flag)]
+        if len(runs):
+            evidence = _evidence(case, runs, "throttled_share" if flag == "throttled" else flag)
+            share = f", for up to {evidence.high:.0%} of the time" if evidence.high else ""
+            again = what.format(share, "Their times cannot be compared with others and are left out here")
+            text = f"In {len(runs)} of {len(case.ok)} runs {again}, then run again."
+            yield Advice(flag.removesuffix("_gpu"), text, evidence, first=True)
+
+
+def waiting(case: Case) -> Iterator[Advice]:
+    """The devices wait for data."""
+    runs, evidence, share = _always(case, "data_wait_share", WAITS)
+    if len(runs):
+        workers = runs.get("workload_args.workers", pd.Series([0.0])).fillna(0).max()
+        gpu = runs["device_type"].eq("cuda").any()
+        action = f"workload_args.workers: {max(2, 2 * int(workers))}" + (
+            ", workload_args.pin_memory: true" if gpu else ""
+        )
+        text = f"The training waits for its data {100 * share:.2g} % of the time: load them in more processes."
+        limits = () if gpu else ("on a CPU the loaders take processors from the training: look whether it gains",)
+        yield Advice("input", text, evidence, action, share, (_AT_BEST, *limits))
+
+
+def straggling(case: Case) -> Iterator[Advice]:
+    """One rank is slower than the others, who wait for it. Stages of a pipeline differ by nature."""
+    runs, evidence, ratio = _always(case, "straggler_ratio", STRAGGLER_RATIO, but="pp")
+    if runs.empty:
+        return
+    text = f"One rank takes {ratio:.2g} times as long as the others, who wait for it"
+    if "straggler_rank" in runs and runs["straggler_rank"].notna().all():
+        ranks = sorted({int(rank) for rank in runs["straggler_rank"]})
+        devices = {*runs["straggler_device"].dropna()} - {"cpu"}
+        which = f"rank {ranks[0]}" + (f" ({printable(devices.pop(), 50)})" if len(devices) == 1 else "")
+        said = f"it is {which} in all {len(runs)} runs: look at its clocks, its heat and its neighbours"
+        if (
+            len(ranks) > 1 or float(runs["devices"].min()) ** (1 - len(runs)) > 0.05
+        ):  # chance may pick the same one each time
+            said = f"in {len(runs)} runs it was rank {' or '.join(map(str, ranks))}, as chance may have it"
+        text += f"; {said}"
+    yield Advice("straggler", text + ".", evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
+
+
+def communicating(case: Case) -> Iterator[Advice]:
+    """Ranks wait for the network or for each other; another parallelism on as many devices may wait less."""
+    column = "exposed_communication_share"
+    runs, evidence, share = _always(case, column, WAITS)
+    if runs.empty:
+        return
+    others = case.ok[~case.ok["config_id"].isin(runs["config_id"]) & case.ok["devices"].isin(runs["devices"])]
+    waits = others.groupby("parallelism")[column].median().dropna()
+    text = (
+        f"With {listed(evidence.configurations, 2)}, devices wait for each other up to {100 * share:.2g} % of a step: "
+    )
+    profiled = "from a few profiled steps after the window"
+    if len(waits) and waits.min() < share / 2:
+        way = printable(waits.idxmin(), 40)
+        text += f"{way} waits {100 * waits.min():.2g} %; choose it unless the model does not fit."
+        yield Advice("communication", text, evidence, f"parallelism: {way}", limits=(profiled,))
+        return
+    text += "try a larger batch a device, or accumulation, so that they exchange less often."
+    yield Advice("communication", text, evidence, "gradient_accumulation_steps: 4", share, (_AT_BEST, profiled))
+
+
+def spare(case: Case) -> Iterator[Advice]:
+    """Less than half of the memory is used, and no other batch was tried."""
+    known = case.ok[case.ok["memory_available_bytes"].notna()] if "memory_available_bytes" in case.ok else case.ok[:0]
+    share = known["peak_memory_bytes"] / known.get("memory_available_bytes", math.nan)
+    if any(change.topic.name == "batch" for change in case.changes) or not share.max() < 0.5:
+        return
+    top = known.loc[share == share.max()].iloc[0]
+    used, there = (f"{top[c] / 1e9:.3g}" for c in ("peak_memory_bytes", "memory_available_bytes"))
+    saved = sorted({printable(name, 40) for name in known["memory"].dropna()} - {"none"})
+    also = f", and without memory: {' or '.join(saved)}" if saved else ""
+    text = f"Memory is to spare: {used} of {there} GB at most. Try a larger batch, which may be faster{also}."
+    limits = ("not measured: a thing to try", "a larger batch makes fewer updates from the same samples")
+    evidence = _evidence(case, known, "peak_memory_bytes")
+    yield Advice("memory to spare", text, evidence, "batch_size_per_device: max", limits=limits)
+
+
+def too_large(case: Case) -> Iterator[Advice]:
+    """Configurations that did not fit into the memory, and the nearest that did: of several that with most samples."""
+    columns = [c for c in asked(case.df) if c not in ("global_batch_size", "devices_per_node")]
+    lost = case.df[case.df["status"] == Status.OUT_OF_MEMORY]
+    for _, runs in list(lost.groupby("config_id", sort=False))[:2]:
+        row = runs.iloc[-1]
+        wanted = row.get("attempted_bytes", math.nan)
+        room = "" if pd.isna(wanted) else f" (it asked for {wanted / 1e9:.3g} GB more)"
+        text, action = f"{printable(row['label'], 80)} does not fit into the memory{room}", "memory: checkpoint"
+        here = case.ok[case.ok["workload"] == row["workload"]].sort_values("global_batch_size", ascending=False)
+        if here.empty:
+            text += ": try half the batch, precision bf16 or memory checkpoint."
+        else:
+            differ = here[columns].astype("str").fillna("") != row[columns].astype("str").fillna("")
+            near = differ.loc[differ.sum(axis=1).sort_values(kind="stable").index[0]]
+            other = here.loc[near.name]
+            action = ", ".join(f"{c}: {plain(other[c])}" for c in columns if near[c] and pd.notna(other[c]))
+            text += f"; the nearest that does has {action}."
+        evidence = Evidence(len(runs), (printable(row["label"], 80),), "runs out of memory", n=len(runs))
+        yield Advice("out of memory", text, evidence, action)
+
+
+def failing(case: Case) -> Iterator[Advice]:
+    """Runs that failed for other reasons; those that this machine cannot do count only where nothing else ran."""
+    bad = [Status.FAILED, Status.TIMEOUT, Status.INVALID, *([Status.SKIPPED] if case.ok.empty else [])]
+    lost = case.df[case.df["status"].isin(bad)]
+    if len(lost):
+        row = lost.iloc[-1]
+        many = f"{len(lost)} of {len(case.df)} runs did not end well, the last one ({row['status']})"
+        text = f"{many}: {printable(row['error_message'], 160)}. Mend that, then run again with --retry."
+        names = tuple(dict.fromkeys(printable(label, 60) for label in lost["label"]))
+        yield Advice("failures", text, Evidence(len(lost), names, "failed runs", n=len(lost)))
+
+
+def uncertain(case: Case) -> Iterator[Advice]:
+    """Comparisons that the repeats do not decide, and how many would."""
+    waiting = [change for change in case.changes if undecided(case, change)]
+    if not waiting:
+        return
+    names = tuple(f"{change.title} against {change.baseline}" for change in waiting)
+    sides = [side for change in waiting for pair in change.pairs(change.main) for side in pair]
+    noise, degrees = stats.pooled(sides)
+    fewest = min(map(len, sides))
+    wanted = _repeats(noise, len(case.changes), fewest) if degrees else 3
+    known = f"{fewest} repeats that differ by {100 * noise:.2g} %" if degrees else "each ran once"
+    how = f"{wanted} repeats should tell differences of {100 * LOSS:.0f} %"
+    if wanted > MANY:
+        how = f"{MANY} repeats would not do: measure longer, or on a quieter machine"
+    text = f"Cannot tell yet ({known}): {listed(names)}; {how}."
+    runs = len({index for side in sides for index in side.index})
+    evidence = Evidence(runs, names, "spread of repeats", noise if degrees else None, n=fewest)
+    yield Advice("repeats", text, evidence, f"repeats: {wanted}" if wanted <= MANY else _longer(case))
+
+
+def _repeats(noise: float, tests: int, now: int) -> int:
+    """Repeats of each side, more than now, whose interval at the level of that many tests is ± LOSS wide at most."""
+    for count in range(max(3, now + 1), MANY + 1):
+        half = stats.t_quantile(2 * count - 2, 1 - 0.05 / tests) * noise * math.sqrt(2 / count)
+        if half <= math.log1p(LOSS):
+            return count
+    return MANY + 1
+
+
+def _longer(case: Case) -> str:
+    """A window five times as long, as a suite says it."""
+    steps, seconds = case.ok["measure_steps"].median(), case.ok["window_seconds"].median()
+    return f"measure_seconds: {math.ceil(5 * seconds)}" if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
+
+
+def unsteady(case: Case) -> Iterator[Advice]:
+    """Windows that were short or unsteady, on a machine that others used: in half of the runs or more."""
+    runs = case.ok[flagged(case.ok, "not_steady", "noisy_host", "window_too_short", "steady_unknown")]
+    if len(runs) and 2 * len(runs) >= len(case.ok):
+        text = (
+            f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine (windows of "
+            f"{case.ok['window_seconds'].median():.2g} s): measure longer and when nothing else runs, before small "
+            "differences are believed."
+        )
+        yield Advice("steadiness", text, _evidence(case, runs, "unsteady runs"), _longer(case))
+
+
+def starting(case: Case) -> Iterator[Advice]:
+    """Starting up takes longer than what was measured: how long a training must be for it not to matter."""
+    late = case.ok["startup_seconds"] > case.ok["window_seconds"]
+    runs = case.ok[late.groupby(case.ok["config_id"]).transform("all")]
+    if len(runs):
+        evidence = _evidence(case, runs, "startup_seconds")
+        seconds = evidence.ratio or 0.0
+        text = (
+            f"Starting up took {seconds:.2g} s with {listed(evidence.configurations, 2)}, longer than the window: "
+            f"it is more than {100 * LOSS:.0f} % of trainings shorter than {seconds / LOSS:,.0f} s."
+        )
+        yield Advice("start-up", text, evidence)
+
+
+def nothing_compared(case: Case) -> Iterator[Advice]:
+    """What to run where no two configurations can be compared."""
+    if len(case.ok) and not case.changes:
+        one = case.table["config_id"].nunique() == 1
+        what = "Only one configuration ran" if one else "No two configurations differ in one thing only"
+        text = f"{what}, so no way to train can be compared: let a matrix vary one field at a time."
+        action = "matrix: {precision: [fp32, bf16]}, repeats: 3"
+        yield Advice("next", text, _evidence(case, case.ok, "configurations"), action)
