@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from analytics.answer import document
 from bench.cli import answer
 from bench.record import Status
 from bench.schema import Scalar
@@ -84,6 +85,6 @@ def test_nothing_that_ended_well_is_told_too(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_document_has_comparisons_and_the_ladder() -> None:
-    told = json.loads(json.dumps(answer.document([row | {"ladder": i % 2} for i, row in enumerate(two())])))
+    told = json.loads(json.dumps(document([row | {"ladder": i % 2} for i, row in enumerate(two())])))
     assert [c["name"] for c in told["comparisons"]] in (["bf16"], ["fp32"])
     assert [step["name"] for step in told["ladder"]] == ["+ precision=bf16", "all steps"]

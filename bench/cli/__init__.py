@@ -19,7 +19,7 @@ _VERBS = {
     "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
     "report": (
         "bench.cli.report:report",
-        "Print the results of stored runs with carbon and cost by another region, PUE and prices.",
+        "Report stored runs: printed, or one file (HTML, Markdown, CSV ...); carbon and cost by other factors.",
     ),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
     "doctor": (

@@ -158,6 +158,7 @@ def _execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Exe
 
 
 def _answer(execution: Execution, store: str | None, selected: set[str], *, as_json: bool) -> None:
+    from analytics.answer import document
     from bench import tracking
     from bench.cli import answer
 
@@ -166,7 +167,7 @@ def _answer(execution: Execution, store: str | None, selected: set[str], *, as_j
     rows = [row(record) for record in records]
     if as_json:
         paths = {"runs_folder": str(execution.folder), "store": tracking.shown(store)}
-        click.echo(json.dumps({**paths, **answer.document(rows)}, indent=1, allow_nan=False))
+        click.echo(json.dumps({**paths, **document(rows)}, indent=1, allow_nan=False))
         return
     answer.show(rows)
     click.echo(f"\nruns:  {execution.folder}\nstore: {tracking.shown(store)}")
