@@ -34,16 +34,42 @@ class Table:
     folded: bool = False
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the runs of one execution say: the law, the steps of a ladder, and each configuration against the first."""
+
+    runs: pd.DataFrame
+    law: ScalingFit
+    steps: tuple[Comparison, ...]
+    others: tuple[Comparison, ...]
+
+    @property
+    def tested(self) -> bool:
+        """Whether they put the law to a test: no ladder, but several numbers of devices, or three sizes of work."""
+        return not self.steps and any(len(one.devices) > 1 or len(one.by_work) > 2 for one in self.law.series)
+
+
+def find(df: pd.DataFrame) -> list[Found]:
+    """Return what each execution in a frame of runs says."""
+    parts = [part.reset_index(drop=True) for _, part in df.groupby(["suite", "execution"], sort=False)]
+    return [Found(part, fit(part), tuple(ladder(part)), tuple(against_first(part))) for part in parts]
+
+
 def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
     """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
     df = frame(rows)
-    parts = [part for _, part in df.groupby(["suite", "execution"], sort=False)]
+    return told(df, summary(df), find(df))
+
+
+def told(df: pd.DataFrame, table: pd.DataFrame, found: Sequence[Found]) -> dict[str, Any]:
+    """The answer as JSON, of a frame, its summary and what its executions say."""
+    law = found[0].law if len(found) == 1 else fit(df)
     return {
         "runs": _records(df),
-        "configurations": _records(summary(df)),
-        "comparisons": [_told(part, comparison) for part in parts for comparison in against_first(part)],
-        "ladder": [_told(part, step) for part in parts for step in ladder(part)],
-        "fit": fit(df).to_dict(),
+        "configurations": _records(table),
+        "comparisons": [_told(one.runs, comparison) for one in found for comparison in one.others],
+        "ladder": [_told(one.runs, step) for one in found for step in one.steps],
+        "fit": law.to_dict(),
     }
 
 
@@ -97,34 +123,23 @@ def not_ok(runs: pd.DataFrame) -> Iterator[str]:
         yield f"{status}: {printable(same['run_id'].iloc[0], 160)}{times}: {printable(reason, 300)}"
 
 
-def conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
-    """What follows from the runs of one execution: a ladder, the law, or each configuration against the first.
-
-    The law is told where devices differ, or where there are three sizes, so that there is something to fit.
-    """
-    steps = ladder(runs)
-    if steps:
-        yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK}", steps)
-        yield from _unequal(runs)
-        return
-    law = fit(runs)
-    if tells(law):
-        yield "\n".join(law.sentences())
-        return
-    others = against_first(runs)
-    if others:
-        yield _compared("configuration", f"Against {others[0].baseline}, {_SAME_WORK}", others)
-        yield from _unequal(runs)
-    if not law.series and runs["status"].eq("ok").any():
-        yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
+def conclusions(found: Found) -> Iterator[str | Table]:
+    """What follows from the runs of one execution: a ladder, the law where it is tested, or each against the first."""
+    if found.steps:
+        yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK}", found.steps)
+        yield from unequal(found.runs)
+    elif found.tested:
+        yield "\n".join(found.law.sentences())
+    else:
+        if found.others:
+            baseline = found.others[0].baseline
+            yield _compared("configuration", f"Against {baseline}, {_SAME_WORK}", found.others)
+            yield from unequal(found.runs)
+        if not found.law.series and found.runs["status"].eq("ok").any():
+            yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
 
 
-def tells(law: ScalingFit) -> bool:
-    """Whether the law is put to a test: several numbers of devices, or three sizes of work."""
-    return any(len(series.devices) > 1 or len(series.by_work) > 2 for series in law.series)
-
-
-def _unequal(runs: pd.DataFrame) -> Iterator[str]:
+def unequal(runs: pd.DataFrame) -> Iterator[str]:
     """Warn where quality was read after unequal training."""
     if "saves" in runs:
         runs = runs[runs["saves"].isna()]

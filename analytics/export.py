@@ -38,5 +38,8 @@ def restored(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(df: pd.DataFrame) -> str:
-    """Return a table as CSV, defused: UTF-8, lines end with a line feed, absent is empty, figures in full."""
-    return defused(df).to_csv(index=False, lineterminator="\n", date_format="%Y-%m-%dT%H:%M:%S.%fZ")
+    """Return a table as CSV (RFC 4180), defused: absent is empty, figures are in full.
+
+    Lines end with CR LF, so that a CR within text is quoted too and cannot begin a row of its own.
+    """
+    return defused(df).to_csv(index=False, lineterminator="\r\n", date_format="%Y-%m-%dT%H:%M:%S.%fZ")

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "X", "P", "*")
 DASHES = ("-", "--", ":", "-.")
 _INK = "#010203"
 """Stands for the colour of the text, which an SVG within a page takes over as `currentColor`."""
+_ACCENT = "#0072b2"
+"""The first colour; a page may give a lighter one on black."""
+COLOURS = (_ACCENT, "#D55E00", "#009E73", "#CC79A7", "#E69F00", _INK)
 _MOST = 40
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the reader's own font
@@ -97,7 +99,7 @@ def svg(figure: Figure) -> str:
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_ACCENT, f"var(--accent, {_ACCENT})")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1))
 
@@ -127,7 +129,7 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     canvas.set_size_inches(6.4, 3.4 + 0.2 * len(figure.groups))
     places = sorted({mark.x for group in figure.groups for mark in group.marks})
     for index, group in enumerate(figure.groups):
-        aside = 1.03 ** (index - (len(figure.groups) - 1) / 2)
+        aside = 1.02 ** (index - (len(figure.groups) - 1) / 2)
         _bars(axes, index, group.name, [(mark.x * aside, mark.value, mark) for mark in group.marks], "y")
         if group.law:
             x, y = zip(*group.law, strict=True)

@@ -57,8 +57,10 @@ def _block(block: Lines | Table | Figure) -> str:
     if isinstance(block, Table):
         head = [_row(block.columns), "|" + " --- |" * len(block.columns)]
         return "\n".join([f"**{_escaped(block.caption)}**", "", *head, *map(_row, block.rows)])
-    if block.kind == "command":  # indented: nothing in it can end it
-        return "\n".join("    " + printable(line, _LONGEST) for line in block.lines)
+    if block.kind == "command":
+        lines = [printable(line, _LONGEST) for line in block.lines]
+        fence = "`" * max(3, *(1 + len(run) for line in lines for run in re.findall("`+", line)), 3)
+        return "\n".join([fence, *lines, fence])
     return "\n>\n".join("> " + _escaped(line) for line in block.lines) if block.kind == "quote" else _items(block.lines)
 
 
@@ -73,7 +75,7 @@ def _items(lines: tuple[str, ...]) -> str:
 def _escaped(text: str) -> str:
     """Escape what Markdown, its tables, its formulas and its own links take for markup."""
     line = re.sub(r"([\\`*_{}\[\]<>#|~$&^!])|(?<=www)(\.)|(:)(?=//)", r"\\\1\2\3", printable(text, _LONGEST))
-    return re.sub(r"^([-+=])|^(\d+)([.)])", r"\2\\\1\3", line)
+    return re.sub(r"^([-+=])|^(\d+)([.)])(?=\s|$)", r"\2\\\1\3", line)
 
 
 def as_json(report: Report) -> str:

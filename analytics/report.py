@@ -17,12 +17,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from analytics import answer, factors
-from analytics.answer import Table
-from analytics.compare import Comparison, Effect, against_first, ladder
+from analytics.answer import Found, Table
+from analytics.compare import Comparison, Effect
 from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
 from analytics.frame import asked, frame, summary
-from analytics.scaling import ScalingFit, fit
+from analytics.scaling import ScalingFit
 from analytics.words import FLAGS, between, in_short, number, printable, scale
 from bench.metrics import row
 from bench.record import RunRecord, Status
@@ -94,25 +94,33 @@ def make(
     whole = summary(df)
     short: list[str] = []
     sections: list[Section] = []
-    executions = list(dict.fromkeys(zip(df["suite"], df["execution"], strict=True)))
-    for suite, execution in executions:
-        runs, table = (part[(part["suite"] == suite) & (part["execution"] == execution)] for part in (df, whole))
+    found = answer.find(df)
+    for one in found:
+        suite, execution = one.runs["suite"].iloc[0], one.runs["execution"].iloc[0]
+        table = whole[(whole["suite"] == suite) & (whole["execution"] == execution)]
         of = [r for r in records if (r.suite, r.execution) == (suite, execution)]
-        several = f" ({suite} {execution})" if len(executions) > 1 else ""
-        said, made = _execution(runs.reset_index(drop=True), table, of)
+        several = f" ({suite} {execution})" if len(found) > 1 else ""
+        said = [*_finding(one, table), _ended(one.runs)]
         short += [f"{suite} {execution}: {line}" if several else line for line in said]
-        sections += [Section(part.key, part.title + several, part.blocks) for part in made]
+        sections += [Section(part.key, part.title + several, part.blocks) for part in _sections(one, table, of)]
     sections += [_carbon(df, records, remarks), _cost(df, records), _again(records, command, digest)]
     sections.append(Section("reading", "How to read this", (Lines(_READING),)))
-    suites = list(dict.fromkeys(suite for suite, _ in executions))
+    suites = list(dict.fromkeys(df["suite"]))
     devices = " and ".join(printable(name) for name in sorted(df["device_name"].dropna().unique()))
     title = f"{', '.join(suites[:3])}{' ...' if len(suites) > 3 else ''} on {devices}"
-    return Report(title, (*short, *_sums(df)), tuple(sections), digest, made_at, document(records), df)
+    return Report(
+        title,
+        (*short, *_sums(df)),
+        tuple(sections),
+        digest,
+        made_at,
+        _document(answer.told(df, whole, found), records),
+        df,
+    )
 
 
-def document(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return the answer as JSON, with the carbon and cost of each run, and the factors that they rest on."""
-    answered = answer.document([row(record) for record in records])
+def _document(answered: dict[str, Any], records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return the answer as JSON with the carbon and cost of each run, and the factors that they rest on."""
     found = {
         (r.suite, r.execution, r.environment.fingerprint, r.run_id): r
         for r in sorted(records, key=lambda one: one.started_at)
@@ -128,38 +136,25 @@ def document(records: Sequence[RunRecord]) -> dict[str, Any]:
 # --- one execution
 
 
-def _execution(
-    runs: pd.DataFrame, table: pd.DataFrame, records: Sequence[RunRecord]
-) -> tuple[list[str], Iterator[Section]]:
-    """Return the answer in short, and the sections of one execution."""
-    law, steps = fit(runs), ladder(runs)
-    compared = steps or against_first(runs)
-    tested = answer.tells(law) and not steps
-    return [*_finding(law if tested else None, steps, compared, table), _ended(runs)], _sections(
-        runs, table, records, law, tested, compared
-    )
-
-
-def _sections(
-    runs: pd.DataFrame,
-    table: pd.DataFrame,
-    records: Sequence[RunRecord],
-    law: ScalingFit,
-    tested: bool,
-    compared: list[Comparison],
-) -> Iterator[Section]:
+def _sections(found: Found, table: pd.DataFrame, records: Sequence[RunRecord]) -> Iterator[Section]:
+    """Yield the parts of one execution: `table` is its summary."""
+    runs = found.runs
     if len(table):
         tables = (answer.results_table(table), *answer.served(table), *answer.to_target(table))
-        figures = () if tested else tuple(_speeds(table))
+        figures = () if found.tested else tuple(_speeds(table))
         remarks = Lines(tuple(answer.remarks(table)))
         yield Section("results", "Results", (*tables, *figures, remarks, _labels(table)))
     conclusions = [
-        part if isinstance(part, Table) else Lines(tuple(part.splitlines())) for part in answer.conclusions(runs)
+        part
+        if isinstance(part, Table)
+        else Lines(tuple(one for one in part.splitlines() if not one.startswith("In short")))
+        for part in answer.conclusions(found)
     ]
-    if tested:
+    if found.tested:
+        law = found.law
         yield Section("law", "The law T = n / (d · v), and where it holds", (*_curves(law), _series(law), *conclusions))
     elif conclusions:
-        yield Section("comparison", "Comparison", (*conclusions, *_ratios(compared)))
+        yield Section("comparison", "Comparison", (*conclusions, *_ratios(found.steps or found.others)))
     yield from _advice(runs)
     yield Section("asked", "What was asked", tuple(_asked(runs, table)))
     yield Section("machine", "Machine and software", (_machine(records),))
@@ -167,21 +162,21 @@ def _sections(
         yield Section("failed", "Skipped or failed, and why", (Lines(lines),))
 
 
-def _finding(
-    law: ScalingFit | None, steps: list[Comparison], compared: list[Comparison], table: pd.DataFrame
-) -> Iterator[str]:
-    """Say the one thing that the runs were made for."""
-    if law is not None:
-        yield from (line.removeprefix("In short: ") for line in in_short(law.series) or law.series[0].sentences()[:1])
+def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
+    """Say the one thing that the runs were made for; quality too, where all were trained equally long."""
+    fair = not list(answer.unequal(found.runs))
+    if found.tested:
+        series = found.law.series
+        yield from (line.removeprefix("In short: ") for line in in_short(series) or series[0].sentences()[:1])
         return
-    if steps and steps[-1].effects:
-        yield f"The ladder: {steps[-1].name} {_told(steps[-1])}."
+    if found.steps and found.steps[-1].effects:
+        yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."
         return
-    told = [(_time(one), one) for one in compared if _time(one) is not None]
+    told = [(_time(one), one) for one in found.others if _time(one) is not None]
     faster = [(effect.ratio, one) for effect, one in told if effect is not None and effect.verdict == "less"]
     if faster:
         _, best = min(faster, key=lambda pair: pair[0])
-        yield f"The fastest of {len(told) + 1} configurations is {best.name}: it {_told(best)}."
+        yield f"The fastest of {len(told) + 1} configurations is {best.name}: it {_told(best, fair=fair)}."
     elif told:
         yield f"No configuration can be told to be faster than {told[0][1].baseline} for the same number of samples."
     elif len(table) and table["samples_per_second"].notna().any():
@@ -196,7 +191,7 @@ def _time(comparison: Comparison) -> Effect | None:
     return found.get("seconds_to_target") or found.get("seconds")
 
 
-def _told(comparison: Comparison) -> str:
+def _told(comparison: Comparison, *, fair: bool) -> str:
     """Say what a candidate takes of its baseline, and what becomes of the quality."""
     found = {effect.cost: effect for effect in comparison.effects}
     tail, work = "", "for the same number of samples"
@@ -208,7 +203,7 @@ def _told(comparison: Comparison) -> str:
     quality = [
         f"{name.replace('_', ' ')} {before:.3f} -> {(comparison.quality or {})[name]:.3f}"
         for name, before in (comparison.baseline_quality or {}).items()
-        if name in (comparison.quality or {})
+        if fair and name in (comparison.quality or {})
     ]
     return f"takes {' and '.join(said)} than {comparison.baseline} {work}" + "".join(f"; {text}" for text in quality)
 
@@ -262,7 +257,7 @@ def _wide(marks: Sequence[Mark], span: float = 20) -> bool:
     return max(values) > span * min(values)
 
 
-def _ratios(comparisons: list[Comparison]) -> Iterator[Figure]:
+def _ratios(comparisons: Sequence[Comparison]) -> Iterator[Figure]:
     """Time and energy of each candidate, as multiples of its baseline."""
     kinds = (("time", "seconds"), ("energy, measured", "joules"), ("~energy, estimated by a model", "joules_estimated"))
     groups = []
@@ -400,7 +395,7 @@ def _machine(records: Sequence[RunRecord]) -> Table:
         for name, value in told.items():
             facts.setdefault(name, []).append(value or "-")
     rows = tuple((name, *values) for name, values in facts.items() if set(values) != {"-"})
-    return Table("Machine and software", ("", *("" for _ in columns)), rows, figures=False)
+    return Table("Where it ran", ("", *("" for _ in columns)), rows, figures=False)
 
 
 # --- carbon, cost, again

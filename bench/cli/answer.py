@@ -26,7 +26,9 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=160)
-    for suite, execution in dict.fromkeys(zip(df["suite"], df["execution"], strict=True)):
+    for found in answer.find(df):
+        runs = found.runs
+        suite, execution = runs["suite"].iloc[0], runs["execution"].iloc[0]
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
         devices = " and ".join(sorted(set(one["device_name"])))
         if len(one):
@@ -37,10 +39,9 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
                 console.print(_rich(table))
             for line in answer.remarks(one):
                 console.print(f"  {line}")
-        runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
         for line in answer.not_ok(runs):
             console.print(f"  {line}")
-        for part in answer.conclusions(runs):
+        for part in answer.conclusions(found):
             console.print()
             if isinstance(part, str):
                 console.print(part)

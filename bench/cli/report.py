@@ -37,9 +37,10 @@ _FORMATS = ("html", "md", "csv", "parquet", "json")
 )
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Format of the files, whatever their names.")
 @click.option(
-    "--with-hosts/--scrubbed",
+    "--with-hosts",
+    "--unscrubbed",
     "unscrubbed",
-    default=False,
+    is_flag=True,
     help="Leave names of hosts, users and folders in the files; otherwise they are taken out.",
 )
 @site_options
