@@ -33,13 +33,18 @@ def priced(record: RunRecord, site: Site) -> RunRecord:
     return recost(record, site).model_copy(update={"quality": "B"})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
+def new_store(folder: Path) -> str:
     owned = Site(region="DE", usd_per_kwh=0.3, usd_capital_per_device_hour=1.0, price_note="ours")
-    logged(tmp_path, [priced(rows.record(1, repeat=r, execution=OTHER), owned) for r in range(2)])
+    logged(folder, [priced(rows.record(1, repeat=r, execution=OTHER), owned) for r in range(2)])
     records = [rows.record(2, repeat=0), rows.record(1, readings="e", repeat=1)]
     failed = rows.record(4, status=Status.FAILED)
-    return logged(tmp_path, [*records, failed])
+    return logged(folder, [*records, failed])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that no test changes."""
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 def report(*arguments: str) -> Result:
@@ -75,7 +80,8 @@ def test_nothing_given_shows_what_is_stored(store: str) -> None:
     assert set(done) == {"factors", "runs", "configurations", "comparisons", "ladder", "fit", "report"}
 
 
-def test_other_factors_and_an_unchanged_store(store: str, tmp_path: Path) -> None:
+def test_other_factors_and_an_unchanged_store(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
     before = contents(tmp_path)
     where = ["--store", store, "--execution", OTHER]
     done = document(*where, "--region", "FR", "--pue", "1.2", "--price", "2.1", "--price-note", "spot")
@@ -185,7 +191,8 @@ def test_only_the_runs_selected_are_fetched(store: str, tmp_path: Path, monkeypa
         tracking.records([{**selected[0], "run_id": "gone"}], store)
 
 
-def test_an_artifact_that_cannot_be_had(store: str, tmp_path: Path) -> None:
+def test_an_artifact_that_cannot_be_had(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
     for path in (tmp_path / "store" / "mlartifacts").rglob("record.json"):
         path.write_text('{"schema_version": 99}')
     done = report("--store", store)
