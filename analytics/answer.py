@@ -11,11 +11,10 @@ from typing import Any
 import pandas as pd
 
 from analytics.compare import Comparison, Effect, against_first, ladder
-from analytics.frame import frame, summary, total
+from analytics.frame import summary, total
 from analytics.scaling import ScalingFit, fit
 from analytics.words import number, printable, scale
 from bench.quality import meaning
-from bench.schema import Scalar
 
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
 
@@ -55,9 +54,8 @@ def find(df: pd.DataFrame) -> list[Found]:
     return [Found(part, fit(part), tuple(ladder(part)), tuple(against_first(part))) for part in parts]
 
 
-def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
-    """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
-    df = frame(rows)
+def document(df: pd.DataFrame) -> dict[str, Any]:
+    """The answer of a frame of runs as JSON: every run, one entry a configuration, comparisons, the fit. Absent is null."""
     return told(df, summary(df), find(df))
 
 

@@ -29,7 +29,7 @@ def reprice(records: Iterable[RunRecord], given: dict[str, Any], hourly: Hourly 
             continue
         site = with_site(record.site, given)
         factor = record.carbon.intensity if record.carbon is not None and "region" not in given else None
-        if hourly is not None:
+        if hourly is not None and basis(record.energy) is not None:  # without energy there is nothing to weigh
             rates = hourly.mean(record.started_at, record.duration_seconds)
             source = f"{Provenance.USER_SUPPLIED}, mean of the hours of the run"
             factor = CarbonIntensity(kg_per_kwh=rates.kg_per_kwh, region=hourly.name, source=source)
@@ -135,14 +135,12 @@ def _joined(found: list[dict[str, Any]], name: str) -> str:
     for one in found:
         same = {key: value for key, value in one.items() if key != "runs" and (key != varies or len(found) <= _FEW)}
         groups.setdefault(json.dumps(same), []).append(one)
-    said = []
+    said: Counter[str] = Counter()
     for group in groups.values():
         told = list(dict.fromkeys(f"{value:{form}}" for value in sorted(one[varies] for one in group if varies in one)))
         span = {varies: " to ".join(dict.fromkeys([told[0], told[-1]]))} if told else {}
-        said.append((_WORDS[name]({**group[0], **span}), sum(one["runs"] for one in group)))
-    if len(said) == 1:
-        return said[0][0]
-    return " / ".join(f"{text} in {runs} runs" for text, runs in said)
+        said[_WORDS[name]({**group[0], **span})] += sum(one["runs"] for one in group)
+    return next(iter(said)) if len(said) == 1 else " / ".join(f"{text} in {runs} runs" for text, runs in said.items())
 
 
 def _energy_words(energy: dict[str, Any]) -> str:

@@ -21,10 +21,9 @@ from analytics.answer import Found, Table
 from analytics.compare import Comparison, Effect
 from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
-from analytics.frame import asked, frame, summary
+from analytics.frame import asked, summary
 from analytics.scaling import ScalingFit
 from analytics.words import FLAGS, between, in_short, number, printable, scale
-from bench.metrics import row
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
@@ -83,13 +82,17 @@ class Report:
 
 
 def make(
-    records: Sequence[RunRecord], made_at: datetime, command: Sequence[str], remarks: Sequence[str] = ()
+    df: pd.DataFrame,
+    records: Sequence[RunRecord],
+    made_at: datetime,
+    command: Sequence[str],
+    remarks: Sequence[str] = (),
 ) -> Report:
-    """Make the report of runs, at least one, with the carbon and cost that they hold.
+    """Make the report of a frame of runs, at least one, with the carbon and cost that they hold.
 
+    `records` are those of the runs; one that has none is told without its machine and its factors.
     `command` makes the report again; `remarks` are sentences that belong to the carbon.
     """
-    df = frame([row(record) for record in records])
     digest = hashlib.sha256(to_csv(df).encode()).hexdigest()
     whole = summary(df)
     short: list[str] = []
@@ -126,9 +129,9 @@ def _document(answered: dict[str, Any], records: Sequence[RunRecord]) -> dict[st
         for r in sorted(records, key=lambda one: one.started_at)
     }
     for run in answered["runs"]:
-        record = found[run["suite"], run["execution"], run["environment"], run["run_id"]]
+        record = found.get((run["suite"], run["execution"], run["environment"], run["run_id"]))
         for name in ("carbon", "cost"):
-            value = getattr(record, name)
+            value = getattr(record, name, None)
             run[name] = None if value is None else value.model_dump(mode="json")
     return {"factors": factors.factors(records), **answered}
 
@@ -157,7 +160,8 @@ def _sections(found: Found, table: pd.DataFrame, records: Sequence[RunRecord]) -
         yield Section("comparison", "Comparison", (*conclusions, *_ratios(found.steps or found.others)))
     yield from _advice(runs)
     yield Section("asked", "What was asked", tuple(_asked(runs, table)))
-    yield Section("machine", "Machine and software", (_machine(records),))
+    if records:
+        yield Section("machine", "Machine and software", (_machine(records),))
     if lines := tuple(answer.not_ok(runs)):
         yield Section("failed", "Skipped or failed, and why", (Lines(lines),))
 
@@ -342,7 +346,7 @@ def _advice(runs: pd.DataFrame) -> Iterator[Section]:
         return
     found = import_module("analytics.advise").advise(runs)
     if found:
-        rows = tuple((one.sentence, one.action or "-", one.limits or "-") for one in found)
+        rows = tuple((one.sentence, one.action or "-", "; ".join(one.limits) or "-") for one in found)
         table = Table("Advice, with its limits", ("what the runs show", "what to do", "limits"), rows, figures=False)
         yield Section("advice", "Advice", (table,))
 

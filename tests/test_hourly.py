@@ -138,3 +138,17 @@ def test_a_file_that_is_no_text() -> None:
         read_hourly(Path("grid.csv"))
     with pytest.raises(FileNotFoundError):
         read_hourly(Path("none.csv"))
+
+
+def test_runs_without_energy_need_no_hours() -> None:
+    rates = read_hourly(saved("hour,kg_per_kwh\n1,0.1\n"))
+    (run,) = reprice([rows.record(1, readings="")], {}, rates)
+    assert run.carbon is None
+    with pytest.raises(ValueError, match="says nothing of"):
+        reprice([rows.record(1)], {}, rates)
+
+
+def test_rates_that_read_the_same_are_told_once() -> None:
+    rates = read_hourly(day({}, 0.1))
+    runs = [rows.record(1).model_copy(update={"duration_seconds": seconds}) for seconds in (0.3, 0.7, 1.1)]
+    assert words(reprice(runs, {}, rates))["intensity"].startswith("0.1 kg CO2e/kWh (grid.csv")

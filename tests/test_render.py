@@ -52,7 +52,9 @@ def matrix(**fields: Any) -> list[RunRecord]:
 
 
 def made(records: list[RunRecord]) -> Report:
-    return make(records, NOW, ["bench", "report", "synthetic", "-o", "report.html"])
+    return make(
+        frame([row(record) for record in records]), records, NOW, ["bench", "report", "synthetic", "-o", "report.html"]
+    )
 
 
 def hostile(text: str) -> list[RunRecord]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.schema import Scalar
-
 if TYPE_CHECKING:
+    import pandas as pd
     import rich.table
 
     from analytics.answer import Table
 
 
-def show(rows: Sequence[dict[str, Scalar]]) -> None:
+def show(df: pd.DataFrame) -> None:
     """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from rich.console import Console
 
     from analytics import answer
-    from analytics.frame import frame, summary
+    from analytics.frame import summary
     from analytics.words import printable
 
-    df = frame(rows)
     results = summary(df)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

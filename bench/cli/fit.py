@@ -17,10 +17,11 @@ from bench.cli.selection import select, selection_options
 def fit(as_json: bool, **selection: Any) -> None:
     """Print the results and the fitted T = n / (d · v) of SUITE (a name), or of all suites in the store."""
     from analytics.answer import document
+    from analytics.frame import frame
     from bench.cli import answer
 
-    rows = select(**selection)
+    df = frame(select(**selection))
     if as_json:
-        click.echo(json.dumps(document(rows), indent=1, allow_nan=False))
+        click.echo(json.dumps(document(df), indent=1, allow_nan=False))
     else:
-        answer.show(rows)
+        answer.show(df)

@@ -159,11 +159,13 @@ def _command(
 
 
 def _made(records: Sequence[RunRecord], command: list[str], remarks: list[str]) -> Report:
+    from analytics.frame import frame
     from analytics.report import make
+    from bench.metrics import row
 
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
-    return make(records, now.replace(microsecond=0), command, remarks)
+    return make(frame(row(record) for record in records), records, now.replace(microsecond=0), command, remarks)
 
 
 def _write(made: Report, targets: Sequence[tuple[str, str]]) -> None:
@@ -186,9 +188,10 @@ def _write(made: Report, targets: Sequence[tuple[str, str]]) -> None:
 
 def _print(records: Sequence[RunRecord], remarks: Sequence[str]) -> None:
     from analytics.factors import lines
+    from analytics.frame import frame
     from bench.cli import answer
     from bench.metrics import row
 
     for line in (*lines(records), *remarks):
         click.echo(line)
-    answer.show([row(record) for record in records])
+    answer.show(frame(row(record) for record in records))
