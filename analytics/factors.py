@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from typing import Any
 
 from analytics.words import number, printable
@@ -40,20 +41,22 @@ def reprice(records: Iterable[RunRecord], given: dict[str, Any], hourly: Hourly 
     return out
 
 
-def best_hour(records: Sequence[RunRecord], hourly: Hourly) -> str | None:
-    """Say at which hour the runs would have met the least carbon; None where that cannot be said."""
+def by_the_hour(records: Sequence[RunRecord], hourly: Hourly) -> list[str]:
+    """Say at which hour the runs would have met the least carbon, where that can be said, and what prices are not used."""
     runs = [
         (r.started_at, r.duration_seconds, r.carbon.energy_joules / 3.6e6 * r.carbon.pue)
         for r in records
         if r.carbon is not None
     ]
-    found = hourly.best_start(runs)
-    if found is None:
-        return None
-    hour, best, was = found
-    begun = min(start for start, _, _ in runs)
-    than = f"{number(1000 * best)} g CO2e instead of {number(1000 * was)} g, begun at {begun:%H:%M}"
-    return f"best hour to start these runs by {printable(hourly.name)}: {hour:02d}:00 UTC ({than})"
+    said, found, name = [], hourly.best_start(runs), printable(hourly.name)
+    if found is not None:
+        hour, best, was = found
+        begun = min(start for start, _, _ in runs).astimezone(UTC)
+        than = f"{number(1000 * best)} g CO2e instead of {number(1000 * was)} g, begun at {begun:%H:%M}"
+        said.append(f"best hour to start these runs by {name}: {hour:02d}:00 UTC ({than})")
+    if hourly.priced and any(record.site.usd_per_device_hour is not None for record in records):
+        said.append(f"the prices of {name} are not used for rented devices: a rent includes power")
+    return said
 
 
 # --- the factors, each with its label

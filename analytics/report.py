@@ -27,6 +27,10 @@ from analytics.words import FLAGS, between, in_short, number, printable, scale
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
+_LABELS = (
+    *("repeats", "failures", "energy_provenance", "energy_missing"),
+    *("emissions_basis", "cost_basis", "quality", "flags"),
+)
 _READING = (
     "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own.",
     "Intervals (in brackets) are 95 %: Student's t on the logarithms of the repeats; without repeats there is none.",
@@ -147,23 +151,22 @@ def _sections(found: Found, table: pd.DataFrame, records: Sequence[RunRecord]) -
         figures = () if found.tested else tuple(_speeds(table))
         remarks = Lines(tuple(answer.remarks(table)))
         yield Section("results", "Results", (*tables, *figures, remarks, _labels(table)))
-    conclusions = [
-        part
-        if isinstance(part, Table)
-        else Lines(tuple(one for one in part.splitlines() if not one.startswith("In short")))
-        for part in answer.conclusions(found)
-    ]
+    conclusions = [part if isinstance(part, Table) else _sentences(part) for part in answer.conclusions(found)]
     if found.tested:
         law = found.law
         yield Section("law", "The law T = n / (d · v), and where it holds", (*_curves(law), _series(law), *conclusions))
     elif conclusions:
         yield Section("comparison", "Comparison", (*conclusions, *_ratios(found.steps or found.others)))
     yield from _advice(runs)
-    yield Section("asked", "What was asked", tuple(_asked(runs, table)))
+    yield Section("asked", "What was asked", tuple(_asked(runs)))
     if records:
         yield Section("machine", "Machine and software", (_machine(records),))
     if lines := tuple(answer.not_ok(runs)):
         yield Section("failed", "Skipped or failed, and why", (Lines(lines),))
+
+
+def _sentences(text: str) -> Lines:
+    return Lines(tuple(line for line in text.splitlines() if not line.startswith("In short")))  # it is said at the top
 
 
 def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
@@ -222,8 +225,8 @@ def _change(effect: Effect, name: str) -> str:
 
 def _ended(runs: pd.DataFrame) -> str:
     counts = runs["status"].value_counts()
-    others = [f"{count} {str(status).replace('_', ' ')}" for status, count in counts.items() if status != Status.OK]
-    return f"{counts.get(Status.OK, 0)} of {len(runs)} runs ended well{f' ({chr(44).join(others)})' if others else ''}."
+    others = ", ".join(f"{n} {str(status).replace('_', ' ')}" for status, n in counts.items() if status != Status.OK)
+    return f"{counts.get(Status.OK, 0)} of {len(runs)} runs ended well{f' ({others})' if others else ''}."
 
 
 def _sums(df: pd.DataFrame) -> list[str]:
@@ -279,19 +282,10 @@ def _ratios(comparisons: Sequence[Comparison]) -> Iterator[Figure]:
 
 def _labels(table: pd.DataFrame) -> Table:
     """Where the figures of each configuration come from."""
-    columns = {
-        "runs": table["repeats"],
-        "not ok": table["failures"],
-        "energy": table["energy_provenance"],
-        "energy lacks": table["energy_missing"],
-        "CO2e from": table["emissions_basis"],
-        "cost from": table["cost_basis"],
-        "grade": table["quality"],
-        "flags": table["flags"],
-    }
-    cells = [["-" if pd.isna(value) or value == "" else str(value) for value in column] for column in columns.values()]
+    cells = [["-" if pd.isna(value) or value == "" else str(value) for value in table[name]] for name in _LABELS]
     rows = tuple(zip(table["name"], *cells, strict=True))
-    return Table("Labels: where the figures come from", ("configuration", *columns), rows, figures=False, folded=True)
+    headings = ("configuration", *(name.replace("_", " ") for name in _LABELS))
+    return Table("Labels: where the figures come from", headings, rows, figures=False, folded=True)
 
 
 # --- the law
@@ -354,7 +348,7 @@ def _advice(runs: pd.DataFrame) -> Iterator[Section]:
 # --- what was asked, and where
 
 
-def _asked(runs: pd.DataFrame, table: pd.DataFrame) -> Iterator[Table]:
+def _asked(runs: pd.DataFrame) -> Iterator[Table]:
     fields = [name for name in asked(runs) if runs[name].notna().any()]
     values = {name: list(dict.fromkeys(_cell(value) for value in runs[name])) for name in fields}
     varied = [(name, ", ".join(found)) for name, found in values.items() if len(found) > 1]
@@ -435,7 +429,8 @@ def _statements(df: pd.DataFrame, records: Sequence[RunRecord], said: dict[str, 
         kg = sum(carbon.emissions_kg for carbon in known)
         divisor, unit = scale(1000 * kg, "g")
         yield (
-            f"{len(known)} training runs (suite {suites}, begun on {begun}) {verb} {1000 * kg / divisor:.3g} {unit} CO2e: "
+            f"{len(known)} training run{'s' * (len(known) > 1)} (suite {suites}, begun on {begun}) {verb} "
+            f"{1000 * kg / divisor:.3g} {unit} CO2e: "
             f"{number(kwh)} kWh of {basis} energy, PUE {said['pue']}, {said['intensity']}, location-based; embodied carbon "
             "is not in it."
         )

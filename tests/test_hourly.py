@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics.factors import best_hour, reprice, words
+from analytics.factors import by_the_hour, reprice, words
 from bench.hourly import read_hourly
 from bench.schema import Site
 from tests import rows
@@ -90,15 +90,15 @@ def test_a_rent_includes_power() -> None:
 def test_the_best_hour_to_have_started_in() -> None:
     rates = read_hourly(day({3: 0.4, 13: 0.05, 14: 0.3}))
     late = [rows.record(1, repeat=r) for r in range(2)]  # at 03:04:05 and a minute later
-    line = best_hour(reprice(late, {}, rates), rates)
+    lines = by_the_hour(reprice(late, {}, rates), rates)
     grams = 2 * 100 / 3.6e6 * 1000
-    assert line is not None
+    (line,) = lines
     assert "13:00 UTC" in line
     assert f"{grams * 0.05:.4g} g CO2e instead of {grams * 0.4:.4g} g, begun at 03:04" in line
     some = read_hourly(saved("hour,kg_per_kwh\n3,0.1\n4,0.05\n"))
-    assert "04:00 UTC" in str(best_hour(reprice(late, {}, some), some)), "hours that are not covered cannot be chosen"
+    assert "04:00 UTC" in by_the_hour(reprice(late, {}, some), some)[0], "hours that are not covered cannot be chosen"
     series = read_hourly(saved("time,kg_per_kwh\n2026-01-02T03:00Z,0.1\n"))
-    assert best_hour(reprice(late, {}, series), series) is None
+    assert by_the_hour(reprice(late, {}, series), series) == []
 
 
 def test_many_values_are_told_as_a_span() -> None:

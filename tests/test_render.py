@@ -169,7 +169,7 @@ def test_the_statement_of_carbon_keeps_measured_and_estimated_apart() -> None:
     (section,) = [section for section in made(records).sections if section.key == "carbon"]
     quotes = section.blocks[0].lines  # type: ignore[union-attr]
     grams = 100 / 3.6e6 * 0.4 * 1000
-    assert quotes[0].startswith("1 training runs (suite synthetic, begun on 2026-01-02) emitted ")
+    assert quotes[0].startswith("1 training run (suite synthetic, begun on 2026-01-02) emitted ")
     assert f"{grams:.3g} g CO2e" in quotes[0]
     assert f"emitted an estimated {1.5 * grams:.3g} g CO2e" in quotes[1]
     assert quotes[2].startswith("The carbon of 1 of 3 runs is not known")

@@ -19,6 +19,8 @@ from bench.record import RunRecord
 from bench.suite import SITE_OPTIONS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analytics.report import Report
     from bench.hourly import Hourly
 
@@ -67,22 +69,34 @@ def report(
     Carbon and cost are made anew by another region, PUE, prices or hours; what is not given stays as it was when the
     runs were made. Nothing is run, and the store is not changed.
     """
+    from analytics.factors import by_the_hour
+    from analytics.frame import frame
+    from bench.metrics import row
+
     targets = [(name, _format(name, form)) for name in outputs]
     if form is not None and not outputs:
         fail("--format says what a file is: name one with -o (- is standard output)")
     given = site_fields(options)
     rates = _hourly(hourly, given)
     records = _records(select(store=store, **options), store, given, rates)
-    remarks = _remarks(records, rates)
-    command = _command(records, store, given, hourly, options)
-    if targets:
+    if targets and not unscrubbed:
         from analytics.scrub import scrubbed
 
-        _write(_made(records if unscrubbed else scrubbed(records), command, remarks), targets)
-    elif as_json:
-        click.echo(json.dumps(_made(records, command, remarks).to_dict(), indent=1, allow_nan=False))
+        records = scrubbed(records)
+    df = frame(row(record) for record in records)
+    remarks = [] if rates is None else by_the_hour(records, rates)
+    if not targets and not as_json:
+        _print(df, records, remarks)
+        return
+    from analytics.report import make
+
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+    made = make(df, records, now.replace(microsecond=0), _command(records, given, hourly, options), remarks)
+    if targets:
+        _write(made, targets)
     else:
-        _print(records, remarks)
+        click.echo(json.dumps(made.to_dict(), indent=1, allow_nan=False))
 
 
 def _format(name: str, form: str | None) -> str:
@@ -130,24 +144,8 @@ def _records(
         fail(str(error))
 
 
-def _remarks(records: Sequence[RunRecord], rates: Hourly | None) -> list[str]:
-    """What is to be said of carbon by the hour."""
-    from analytics.factors import best_hour
-
-    if rates is None:
-        return []
-    said = [line for line in [best_hour(records, rates)] if line]
-    if rates.priced and any(record.site.usd_per_device_hour is not None for record in records):
-        said.append(f"the prices of {rates.name} are not used for rented devices: a rent includes power")
-    return said
-
-
 def _command(
-    records: Sequence[RunRecord],
-    store: str | None,
-    given: dict[str, Any],
-    hourly: Path | None,
-    options: dict[str, Any],
+    records: Sequence[RunRecord], given: dict[str, Any], hourly: Path | None, options: dict[str, Any]
 ) -> list[str]:
     """Return the command that makes the report of these runs again."""
     executions = list(dict.fromkeys(record.execution for record in records))
@@ -156,16 +154,6 @@ def _command(
     factors = [text for field, value in given.items() for text in (SITE_OPTIONS[field], f"{value}")]
     hours = ["--hourly", hourly.name] if hourly is not None else []
     return ["bench", "report", *suite, *which, *factors, *hours, "-o", "report.html"]
-
-
-def _made(records: Sequence[RunRecord], command: list[str], remarks: list[str]) -> Report:
-    from analytics.frame import frame
-    from analytics.report import make
-    from bench.metrics import row
-
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
-    return make(frame(row(record) for record in records), records, now.replace(microsecond=0), command, remarks)
 
 
 def _write(made: Report, targets: Sequence[tuple[str, str]]) -> None:
@@ -186,12 +174,10 @@ def _write(made: Report, targets: Sequence[tuple[str, str]]) -> None:
         click.echo(f"{name}: {len(made.runs)} runs, {len(data) / 1000:.0f} kB")
 
 
-def _print(records: Sequence[RunRecord], remarks: Sequence[str]) -> None:
+def _print(df: pd.DataFrame, records: Sequence[RunRecord], remarks: Sequence[str]) -> None:
     from analytics.factors import lines
-    from analytics.frame import frame
     from bench.cli import answer
-    from bench.metrics import row
 
     for line in (*lines(records), *remarks):
         click.echo(line)
-    answer.show(frame(row(record) for record in records))
+    answer.show(df)
