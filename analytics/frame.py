@@ -183,7 +183,7 @@ def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
         found = _estimate(ok[name])
         if found:
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    row |= {name: ok[name].median() for name in MEDIANS}
+    row |= {str(name): value for name, value in ok[list(MEDIANS)].median().items()}
     row["peak_memory_bytes"] = ok["peak_memory_bytes"].max()
     known = [Provenance(label) for label in ok["energy_provenance"].dropna() if label in set(Provenance)]
     row["energy_provenance"] = str(Provenance.worst(known)) if known else None

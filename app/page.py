@@ -1,4 +1,4 @@
-"""What all pages share: the runs or the reason why there are none, and tables that are safe to show and to download.
+"""What all pages share: the runs, or the reason why there are none.
 
 Text of runs comes from whoever wrote to the store. It is shown by `st.text` and `st.dataframe` only, which interpret
 neither Markdown nor HTML.
@@ -33,15 +33,3 @@ def runs(title: str) -> pd.DataFrame:
         st.text(f"Looked in: {tracking.shown(data.uri())}")
         st.stop()
     return df
-
-
-def plain(df: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy to show: text that spreadsheets take for a formula gets an apostrophe, times are plain UTC."""
-    copy = df.copy()
-    for name in copy.columns:
-        if isinstance(copy[name].dtype, pd.DatetimeTZDtype):
-            copy[name] = copy[name].dt.tz_convert(None)
-        elif not pd.api.types.is_numeric_dtype(copy[name].dtype):
-            text = copy[name].astype("str")
-            copy[name] = text.mask(text.str.match(r"[=+\-@\t\r\n]", na=False), "'" + text)
-    return copy

@@ -87,7 +87,7 @@ def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"]
 def carbon(
     energy: list[EnergyReading], site: Site, gpus: list[str], factor: CarbonIntensity | None = None
 ) -> Carbon | None:
-    """Emissions of a run whose whole energy is given; None without a region or without any energy figure.
+    """Emissions of a run whose whole energy is given; None without an intensity or without any energy figure.
 
     The intensity is `factor` if given, else that of the site's region.
 
@@ -95,11 +95,12 @@ def carbon(
     and its label `absent`: then the figure is that of the IT equipment alone.
     """
     chosen = basis(energy)
-    if site.region is None or chosen is None:
+    if chosen is not None and factor is None and site.region is not None:
+        factor = intensity(site.region)
+    if chosen is None or factor is None:
         return None
     kind, readings = chosen
     joules = sum(reading.energy_joules for reading in readings)
-    factor = factor or intensity(site.region)
     pue = site.pue if site.pue is not None else 1.0
     return Carbon(
         energy_joules=joules,

@@ -55,6 +55,8 @@ def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None)
     """
     gpus = used_gpus(record)
     flags = {*record.flags} - {"pue_unknown", "electricity_unknown"} | site_flags(site)
+    if factor is not None and site.pue is None:
+        flags.add("pue_unknown")
     if site.usd_per_kwh is not None and basis(record.energy) is None:
         flags.add("electricity_unknown")
     return record.model_copy(

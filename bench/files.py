@@ -13,11 +13,20 @@ CHECKPOINT = "checkpoint"
 """Folder in a run's folder with the weights that the run has saved."""
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a failure leaves what was there, and nothing else."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

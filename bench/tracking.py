@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from bench.metrics import labels, metrics, parameters
 from bench.record import RunRecord, Status
@@ -255,7 +257,7 @@ def records(rows: Iterable[dict[str, Scalar]], uri: str | None = None) -> list[R
         for run in _runs(client, uri, f" and tags.`bench.execution` = '{execution}'"):
             row = _row(run)
             if row is not None and (identity := _identity(row)) in wanted:
-                found[identity] = _record(client, run.info.run_id, f"{identity[2]} at {shown(uri)}")
+                found[identity] = _record(client, run.info, f"{identity[2]} at {shown(uri)}")
     lost = [identity for identity in wanted if identity not in found]
     if lost:
         raise StoreError(f"the run {lost[0][2]} is not at {shown(uri)} any more")
@@ -266,11 +268,15 @@ def _identity(row: dict[str, Scalar]) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in ("suite", "execution", "run_id", "started_at"))
 
 
-def _record(client: MlflowClient, mlflow_run: str, which: str) -> RunRecord:
+def _record(client: MlflowClient, run: Any, which: str) -> RunRecord:
     remedy = "bench sync --store URI makes another store from the folder of the runs"
+    local = urlsplit(run.artifact_uri)
     try:
-        with TemporaryDirectory() as folder:
-            text = Path(client.download_artifacts(mlflow_run, "record.json", folder)).read_text()
+        if local.scheme == "file":  # MLflow would ask its database for the place of each one, and copy it
+            text = (Path(url2pathname(local.path)) / "record.json").read_text(encoding="utf-8")
+        else:
+            with TemporaryDirectory() as folder:
+                text = Path(client.download_artifacts(run.run_id, "record.json", folder)).read_text(encoding="utf-8")
     except Exception as error:
         raise StoreError(f"no record.json of {which}: {_reason(error)}\n{remedy}") from error
     try:

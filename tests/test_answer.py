@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from analytics.answer import document
+from analytics.frame import frame
 from bench.cli import answer
 from bench.record import Status
 from bench.schema import Scalar
@@ -11,7 +13,7 @@ from tests import rows
 
 
 def shown(capsys: pytest.CaptureFixture[str], table: list[dict[str, Scalar]]) -> str:
-    answer.show(table)
+    answer.show(frame(table))
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -84,6 +86,6 @@ def test_nothing_that_ended_well_is_told_too(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_document_has_comparisons_and_the_ladder() -> None:
-    told = json.loads(json.dumps(answer.document([row | {"ladder": i % 2} for i, row in enumerate(two())])))
+    told = json.loads(json.dumps(document(frame([row | {"ladder": i % 2} for i, row in enumerate(two())]))))
     assert [c["name"] for c in told["comparisons"]] in (["bf16"], ["fp32"])
     assert [step["name"] for step in told["ladder"]] == ["+ precision=bf16", "all steps"]

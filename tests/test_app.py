@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from analytics.frame import frame
 from analytics.scaling import fit
-from app import charts, page, serve
+from app import charts, serve
 from bench import tracking
 from bench.record import Status
 from tests import rows
@@ -170,15 +169,6 @@ def test_hostile_text_is_never_markup(open_page: Open, name: str) -> None:
         for column in table.value.columns:
             for cell in table.value[column].astype("str"):
                 assert not str(cell).startswith("="), (column, cell)
-
-
-def test_no_cell_is_a_formula() -> None:
-    given = pd.DataFrame({"text": ["=1+1", "+1", "-1", "@x", "\tx", "fine", None], "number": [-1.0] * 7})
-    plain = page.plain(given)
-    assert plain["text"].tolist()[:6] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "fine"]
-    assert plain["text"].isna().tolist()[-1]
-    assert plain["number"].tolist() == [-1.0] * 7
-    assert given["text"][0] == "=1+1", "the frame itself is left alone"
 
 
 def figures(given: list[Any]) -> list[Any]:

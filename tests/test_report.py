@@ -1,10 +1,11 @@
-"""`bench report`: carbon and cost of stored runs by other factors, each with its label; the store stays as it is."""
+"""`bench report`: carbon and cost of stored runs by other factors, each with its label; files; the store stays as it is."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -32,13 +33,18 @@ def priced(record: RunRecord, site: Site) -> RunRecord:
     return recost(record, site).model_copy(update={"quality": "B"})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
+def new_store(folder: Path) -> str:
     owned = Site(region="DE", usd_per_kwh=0.3, usd_capital_per_device_hour=1.0, price_note="ours")
-    logged(tmp_path, [priced(rows.record(1, repeat=r, execution=OTHER), owned) for r in range(2)])
+    logged(folder, [priced(rows.record(1, repeat=r, execution=OTHER), owned) for r in range(2)])
     records = [rows.record(2, repeat=0), rows.record(1, readings="e", repeat=1)]
     failed = rows.record(4, status=Status.FAILED)
-    return logged(tmp_path, [*records, failed])
+    return logged(folder, [*records, failed])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that no test changes."""
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 def report(*arguments: str) -> Result:
@@ -71,10 +77,11 @@ def test_nothing_given_shows_what_is_stored(store: str) -> None:
     for run in done["runs"]:
         assert run["carbon"]["intensity"]["region"] == "XX"
         assert {k: v for k, v in run.items() if k not in ("carbon", "cost")} == stored[run["run_id"]]
-    assert set(done) == {"factors", "runs", "configurations", "comparisons", "ladder", "fit"}
+    assert set(done) == {"factors", "runs", "configurations", "comparisons", "ladder", "fit", "report"}
 
 
-def test_other_factors_and_an_unchanged_store(store: str, tmp_path: Path) -> None:
+def test_other_factors_and_an_unchanged_store(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
     before = contents(tmp_path)
     where = ["--store", store, "--execution", OTHER]
     done = document(*where, "--region", "FR", "--pue", "1.2", "--price", "2.1", "--price-note", "spot")
@@ -142,14 +149,33 @@ def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
         (["--execution", "x"], "no execution 'x': "),
         (["--price", "1", "--capital-price", "2"], "give --price (rented) or --capital-price (owned), not both"),
         (["--pue", "0.5"], "--pue: Input should be greater than or equal to 1"),
+        (["-o", "x.pdf"], "-o x.pdf: a suffix says what it is: html, md, csv, parquet, json"),
+        (["-o", "report"], "-o report: a suffix says what it is"),
+        (["-o", "-"], "-o -: --format says what it is"),
+        (["-o", "x.html", "--format", "pdf"], "'pdf' is not one of 'html', 'md'"),
+        (["--format", "md"], "--format says what a file is: name one with -o"),
+        (["-o", "folder.html"], "-o folder.html is a folder; name a file in it"),
+        (["-o", "none/x.html"], "-o none/x.html cannot be written: No such file or directory"),
+        (["-o", "file.txt/x.html"], "cannot be written: Not a directory"),
+        (["--hourly", "none.csv"], "--hourly none.csv: No such file or directory"),
+        (["--hourly", "folder.html"], "--hourly folder.html: Is a directory"),
+        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; wanted columns: time"),
+        (["--hourly", "file.txt", "--region", "FR"], "give --region or --hourly, not both"),
+        (["--hourly", "day.csv"], "day.csv says nothing of 2026-01-02 03:00 UTC; it has the hours 1"),
+        (["--hourly", "day.csv", "--price", "1"], "--hourly day.csv has prices of electricity"),
     ],
 )
-def test_wrong_use(store: str, arguments: list[str], said: str) -> None:
+def test_wrong_use(store: str, tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file.txt").write_text("kept\n1\n")
+    (tmp_path / "day.csv").write_text("hour,kg_per_kwh,usd_per_kwh\n1,0.1,0.2\n")
+    before = contents(tmp_path)
     done = report("--store", store, *arguments)
     assert done.exit_code == 2
     assert said in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
+    assert len(done.stderr.splitlines()) <= (4 if "Usage" in done.stderr else 2)
     assert done.stdout == ""
+    assert contents(tmp_path) == before, "nothing is left behind"
 
 
 def test_only_the_runs_selected_are_fetched(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +191,8 @@ def test_only_the_runs_selected_are_fetched(store: str, tmp_path: Path, monkeypa
         tracking.records([{**selected[0], "run_id": "gone"}], store)
 
 
-def test_an_artifact_that_cannot_be_had(store: str, tmp_path: Path) -> None:
+def test_an_artifact_that_cannot_be_had(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
     for path in (tmp_path / "store" / "mlartifacts").rglob("record.json"):
         path.write_text('{"schema_version": 99}')
     done = report("--store", store)
@@ -191,3 +218,63 @@ def test_the_site_of_a_record_is_what_was_said_whether_it_was_of_use_or_not() ->
     assert lacking.cost.usd_per_kwh is None
     assert "electricity_unknown" in lacking.flags
     assert "electricity_unknown" not in recost(lacking, Site(usd_per_device_hour=1)).flags
+
+
+def test_files_of_every_format(store: str, tmp_path: Path) -> None:
+    names = ["report.html", "report.md", "runs.csv", "runs.parquet", "all.json", "as.txt"]
+    (tmp_path / "report.html").write_text("an older one")
+    outputs = [text for name in names[:5] for text in ("-o", name)]
+    done = report("synthetic", "--store", store, "--all", "--region", "SE", *outputs)
+    assert done.exit_code == 0, done.output
+    assert [line.split(":")[0] for line in done.output.splitlines()] == names[:5]
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "SWE, 2" in page
+    assert "--all --region SE -o report.html" in page
+    assert "host-1" in page
+    assert (tmp_path / "report.md").read_text().startswith("# synthetic on Synthetic CPU")
+    frames = [pd.read_csv("runs.csv"), pd.read_parquet("runs.parquet")]
+    told = json.loads((tmp_path / "all.json").read_text())
+    assert [len(df) for df in frames] == [5, 5] == [len(told["runs"])] * 2
+    assert {*frames[0]["host"], *frames[1]["host"]} == {"host-1"}
+    assert frames[0]["emissions_kg"].tolist() == pytest.approx([run["emissions_kg"] for run in told["runs"]])
+    assert {run["region"] for run in told["runs"]} == {"SWE"}
+    assert report("--store", store, "-o", "as.txt", "--format", "md").exit_code == 0
+    assert (tmp_path / "as.txt").read_text().startswith("# synthetic")
+
+
+def test_standard_output_and_a_date_of_the_source(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    first = report("--store", store, "-o", "-", "--format", "md", "--execution", OTHER)
+    assert first.stdout.startswith("# synthetic on")
+    assert "Made at 1970-01-01 00:00:00 UTC" in first.stdout
+    assert f"--execution {OTHER}" in first.stdout
+    again = report("--store", store, "-o", "-", "--format", "md", "--execution", OTHER)
+    assert first.stdout_bytes == again.stdout_bytes
+
+
+def test_hosts_are_named_where_that_is_asked(store: str) -> None:
+    for options, named in (([], False), (["--with-hosts"], True), (["--unscrubbed"], True)):
+        page = report("--store", store, "-o", "-", "--format", "html", *options).stdout
+        assert ("synthetic-host" in page) is named
+
+
+def test_carbon_by_the_hour(store: str, tmp_path: Path) -> None:
+    day = "".join(f"{hour},{300 if hour == 3 else 50},0.5\n" for hour in range(24))
+    (tmp_path / "day.csv").write_text("hour,g_per_kwh,usd_per_kwh\n" + day)
+    where = ["--store", store, "--execution", OTHER, "--hourly", "day.csv"]
+    done = document(*where)
+    for run in done["runs"]:
+        assert run["emissions_kg"] == pytest.approx(100 / 3.6e6 * 0.3)
+        assert run["carbon"]["intensity"]["source"].startswith("user_supplied")
+        assert run["cost_usd"] == pytest.approx(10 / 3600 * 1.0 + 100 / 3.6e6 * 0.5)
+        assert run["cost"]["note"] == "by the hour, day.csv"
+    printed = report(*where).output
+    assert "0.3 kg CO2e/kWh (day.csv, user_supplied, mean of the hours of the run)" in printed
+    assert "best hour to start these runs by day.csv: 00:00 UTC" in printed
+    page = report(*where, "-o", "-", "--format", "html").stdout
+    assert "best hour to start these runs by day.csv: 00:00 UTC" in page
+    assert "--hourly day.csv" in page
+    rented = report("--store", store, "--execution", str(rows.make()["execution"]), "--hourly", "day.csv")
+    assert "the prices of day.csv are not used for rented devices: a rent includes power" in rented.output

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from analytics.frame import total
-from analytics.words import number, scale
+from analytics.answer import totals
+from analytics.export import defused
 from app import page
 from bench.record import Status
 
@@ -32,34 +32,6 @@ TABLE = {
 }
 
 
-def _tiles(df: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Return label, value and small print of every total. What rests on a model says so in its label."""
-    runs = f"{{}} of {len(df)} runs"
-    tiles = []
-    for column, label in (
-        ("run_energy_joules", "Energy, measured"),
-        ("run_energy_estimated_joules", "Energy, estimated by a model"),
-    ):
-        joules, known = total(df, column)
-        divisor, unit = scale(joules or 0.0, "J")
-        value = "not known" if joules is None else f"{joules / divisor:.3g} {unit}"
-        kwh = f"{number(joules / 3.6e6)} kWh, " if joules is not None else ""
-        tiles.append((label, value, kwh + runs.format(known)))
-    for basis, label in (
-        ("measured", "CO2e, from measured energy"),
-        ("estimated", "CO2e, from energy estimated by a model"),
-    ):
-        kilograms, known = total(df[df["emissions_basis"] == basis], "emissions_kg")
-        if kilograms is not None:
-            divisor, unit = scale(1000 * kilograms, "g")
-            tiles.append((label, f"{1000 * kilograms / divisor:.3g} {unit}", runs.format(known)))
-    for basis, label in (("rental", "Cost, rent of devices"), ("owned", "Cost, owned devices")):
-        usd, known = total(df[df["cost_basis"].str.startswith(basis, na=False)], "cost_usd")
-        if usd is not None:
-            tiles.append((label, f"{number(usd)} USD", runs.format(known)))
-    return tiles
-
-
 def _show_totals(df: pd.DataFrame) -> None:
     counts = df["status"].value_counts()
     ended = [("Suites", df["suite"].nunique()), ("Runs", len(df))]
@@ -68,7 +40,7 @@ def _show_totals(df: pd.DataFrame) -> None:
         for label, count in ended:
             st.metric(label, count, border=True, width=160)
     with st.container(horizontal=True):
-        for label, value, note in _tiles(df):
+        for label, value, note in totals(df):
             with st.container(border=True, width=295, gap="xsmall"):
                 st.metric(label, value)
                 st.caption(note)
@@ -90,7 +62,7 @@ if failed.empty:
 else:
     columns = {"label": "Configuration", "status": "Outcome", "error_type": "Type", "error_message": "Message"}
     columns |= {"suite": "Suite", "execution": "Execution", "repeat": "Repeat"}
-    st.dataframe(page.plain(failed[list(columns)]), column_config=columns, hide_index=True)
+    st.dataframe(defused(failed[list(columns)]), column_config=columns, hide_index=True)
 st.subheader("All runs")
 newest = shown.sort_values("started_at", ascending=False)
-st.dataframe(page.plain(newest[list(TABLE)]), column_config=TABLE, hide_index=True, placeholder="")
+st.dataframe(defused(newest[list(TABLE)]), column_config=TABLE, hide_index=True, placeholder="")

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from analytics import words
+from analytics.export import defused, to_csv
 from analytics.frame import latest_execution, summary
 from analytics.scaling import ScalingFit, SeriesFit, fit
 from app import charts, page
@@ -112,10 +113,10 @@ table = summary(runs)
 if not table.empty:
     st.subheader("Configurations")
     st.caption("Geometric means of the repeats with 95 % intervals; without repeats there is no interval.")
-    st.dataframe(page.plain(_shown(table)), hide_index=True)
+    st.dataframe(defused(_shown(table)), hide_index=True)
     st.download_button(
         "Download as CSV",
-        page.plain(table).to_csv(index=False).encode(),
+        to_csv(table).encode(),
         file_name="wattbench-configurations.csv",
         mime="text/csv",
         on_click="ignore",

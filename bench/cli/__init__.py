@@ -20,7 +20,7 @@ _VERBS = {
     "advise": ("bench.cli.advise:advise", "Say what to do after the runs of a suite, with evidence and limits."),
     "report": (
         "bench.cli.report:report",
-        "Print the results of stored runs with carbon and cost by another region, PUE and prices.",
+        "Report stored runs: printed, or one file (HTML, Markdown, CSV ...); carbon and cost by other factors.",
     ),
     "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),

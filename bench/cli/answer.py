@@ -1,414 +1,62 @@
-"""The answer of a suite: the table of results and the fitted law, for `bench run` and `bench fit` alike."""
+"""The answer of a suite, printed: the table of results and the fitted law, for `bench run` and `bench fit` alike."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-
-from bench.schema import Scalar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    import rich.table
 
-    from analytics.compare import Comparison, Effect
-
-_ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
+    from analytics.answer import Table
 
 
-def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
-    """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
-    from analytics.compare import against_first, ladder
-    from analytics.frame import frame, summary
-    from analytics.scaling import fit
-
-    df = frame(rows)
-    parts = [part for _, part in df.groupby(["suite", "execution"], sort=False)]
-    return {
-        "runs": _records(df),
-        "configurations": _records(summary(df)),
-        "comparisons": [_told(part, comparison) for part in parts for comparison in against_first(part)],
-        "ladder": [_told(part, step) for part in parts for step in ladder(part)],
-        "fit": fit(df).to_dict(),
-    }
-
-
-def _told(part: pd.DataFrame, comparison: Comparison) -> dict[str, Any]:
-    return {"suite": part["suite"].iloc[0], "execution": part["execution"].iloc[0], **comparison.to_dict()}
-
-
-def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
-    text = df.to_json(orient="records", date_format="iso", double_precision=15)
-    records: list[dict[str, Any]] = json.loads(text)
-    return records
-
-
-def show(rows: Sequence[dict[str, Scalar]]) -> None:
+def show(df: pd.DataFrame) -> None:
     """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from rich.console import Console
 
-    from analytics.frame import frame, summary
+    from analytics import answer
+    from analytics.frame import summary
     from analytics.words import printable
 
-    df = frame(rows)
     results = summary(df)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=160)
-    for suite, execution in dict.fromkeys(zip(df["suite"], df["execution"], strict=True)):
+    for found in answer.find(df):
+        runs = found.runs
+        suite, execution = runs["suite"].iloc[0], runs["execution"].iloc[0]
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
         devices = " and ".join(sorted(set(one["device_name"])))
         if len(one):
             console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
-            console.print(_table(one))
-            served = one[one["model_bytes"].notna()]
-            if len(served):
-                console.print("\n  in use: the model as it would be served, forward passes alone")
-                console.print(_served(served))
-            aimed = one[one["target_reached"].notna()]
-            if len(aimed):
-                goals = sorted(
-                    {f"{a} {b:g}" for a, b in zip(aimed["target.metric"], aimed["target.value"], strict=True)}
-                )
-                console.print(f"\n  to reach {' or '.join(goals)}, from the first step of the training:")
-                console.print(_to_target(aimed))
-            for line in _remarks(one):
+            console.print(_rich(answer.results_table(one)))
+            for table in (*answer.served(one), *answer.to_target(one)):
+                console.print(f"\n  {table.caption[0].lower()}{table.caption[1:]}:")
+                console.print(_rich(table))
+            for line in answer.remarks(one):
                 console.print(f"  {line}")
-        runs = df[(df["suite"] == suite) & (df["execution"] == execution)]
-        for line in _not_ok(runs):
+        for line in answer.not_ok(runs):
             console.print(f"  {line}")
-        for part in _conclusions(runs):
+        for part in answer.conclusions(found):
             console.print()
-            console.print(part)
+            if isinstance(part, str):
+                console.print(part)
+            else:
+                console.print(f"{part.caption}:")
+                console.print()
+                console.print(_rich(part))
 
 
-_FACTORS = "below 1 is less; 95 % intervals; ? the interval does not tell"
-
-
-def _not_ok(runs: pd.DataFrame) -> Iterator[str]:
-    """Runs that did not end well, and why; repeats with the same reason once."""
-    from analytics.words import printable
-
-    for (_, status, reason), same in runs[runs["status"] != "ok"].groupby(
-        ["config_id", "status", "error_message"], sort=False, dropna=False
-    ):
-        times = f" (and {len(same) - 1} more repeats)" if len(same) > 1 else ""
-        yield f"{status}: {printable(same['run_id'].iloc[0], 160)}{times}: {printable(reason, 300)}"
-
-
-def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
-    """What follows from the runs of one execution: a ladder, the law, or each configuration against the first.
-
-    The law is told where devices differ, or where there are three sizes, so that there is something to fit.
-    """
-    from analytics.compare import against_first, ladder
-    from analytics.scaling import fit
-
-    steps = ladder(runs)
-    if steps:
-        yield f"The ladder: each step against the one below, for the same number of samples ({_FACTORS}):"
-        yield _compared("step", steps)
-        yield from _unequal(runs)
-        return
-    law = fit(runs)
-    if any(len(series.devices) > 1 or len(series.by_work) > 2 for series in law.series):
-        yield "\n".join(law.sentences())
-        return
-    others = against_first(runs)
-    if others:
-        yield f"Against {others[0].baseline}, for the same number of samples ({_FACTORS}):"
-        yield _compared("configuration", others)
-        yield from _unequal(runs)
-    if not law.series and runs["status"].eq("ok").any():
-        yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
-
-
-def _unequal(runs: pd.DataFrame) -> Iterator[str]:
-    """Warn where quality was read after unequal training."""
-    if "saves" in runs:
-        runs = runs[runs["saves"].isna()]
-    seen = (runs["trained_steps"] * runs["global_batch_size"]).dropna()
-    if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
-        yield (
-            f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples, so it is not comparable: give all the same "
-            "measure_steps and batch, or a target"
-        )
-
-
-_COSTS = {"seconds": "time ×", "joules": "energy ×", "joules_estimated": "~energy ×", "usd": "money ×"}
-_COSTS |= {
-    "seconds_to_target": "time to target ×",
-    "joules_to_target": "energy to target ×",
-    "joules_to_target_estimated": "~energy to target ×",
-    "usd_to_target": "money to target ×",
-}
-
-
-def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
-    """A table of factors: what each costs of its baseline, with the verdict, and the quality of both."""
-    from rich.table import Table
+def _rich(table: Table) -> rich.table.Table:
+    """A table for a terminal; names of configurations and of losses are not broken into lines."""
+    import rich.table
     from rich.text import Text
 
-    shown = [cost for cost in _COSTS if any(e.cost == cost for c in comparisons for e in c.effects)]
-    if any("target" in cost for cost in shown):  # the way to the target says more than the speed of it
-        shown = [cost for cost in shown if "target" in cost]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (heading, *(_COSTS[cost] for cost in shown), "validation loss", "accuracy"):
-        table.add_column(name)
-    for comparison in comparisons:
-        found = {effect.cost: effect for effect in comparison.effects}
-        cells = [_factor(found[cost]) if cost in found else "-" for cost in shown]
-        name = comparison.name if found else f"{comparison.name} ({comparison.status}: {comparison.reason})"
-        quality = [_before_after(comparison, f"validation_{name}") for name in ("loss", "accuracy")]
-        table.add_row(*(Text(cell) for cell in (name, *cells, *quality)))
-    return table
-
-
-def _factor(effect: Effect) -> str:
-    """A ratio with its interval, and what may be said of it; ? is that nothing may."""
-    words = {"cannot tell": "?"}.get(effect.verdict, effect.verdict)
-    if effect.low is None or effect.high is None:
-        return f"{effect.ratio:.3g} {words}"
-    return f"{effect.ratio:.3g} ({effect.low:.3g} to {effect.high:.3g}) {words}"
-
-
-def _before_after(comparison: Comparison, name: str) -> str:
-    before, after = (comparison.baseline_quality or {}).get(name), (comparison.quality or {}).get(name)
-    return "-" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
-
-
-def _table(results: pd.DataFrame) -> Table:
-    columns: dict[str, list[str]] = {
-        "runs": [str(count) for count in results["repeats"]],
-        "seconds (95 %)": _whole_runs(results),
-        **_of_whole_runs(results),
-        "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
-        "J/sample": [_energy(row) for _, row in results.iterrows()],
-        **_per_million(results),
-        **_trained(results),
-        **_memory(results),
-        "communication": [_communication(row) for _, row in results.iterrows()],
-        **_quality(results),
-        "quality": [str(grade) for grade in results["quality"].fillna("-")],
-    }
-    return _filled(results["name"], columns)
-
-
-def _filled(names: pd.Series, columns: dict[str, list[str]]) -> Table:
-    """A table of configurations by their names; a column in which nothing is known is left out."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("configuration", no_wrap=True)
-    shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
-    for heading in shown:
-        table.add_column(heading, justify="right", no_wrap=heading == "loss")
-    for name, *cells in zip(names, *shown.values(), strict=True):
-        table.add_row(*(Text(cell) for cell in (name, *cells)))
-    return table
-
-
-def _served(results: pd.DataFrame) -> Table:
-    """Size, speed and quality of the served models; the change of quality is that against the trained form."""
-    energy = results["inference_joules_per_sample"]
-    basis = energy.notna().map({True: "measured", False: "estimated"})
-    columns = {
-        "MB on disk": _figures(results["model_bytes"] / 1e6, basis.map({})),
-        "zeros": [_percent(share) for share in results["zeros_share"]],
-        "samples/s": _figures(results["inference_samples_per_second"], basis.map({})),
-        "J/sample": _figures(energy.fillna(results["inference_joules_per_sample_estimated"]), basis),
-        "loss": [_change(row, "loss") for _, row in results.iterrows()],
-        "accuracy": [_change(row, "accuracy") for _, row in results.iterrows()],
-    }
-    return _filled(results["name"], columns)
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.0%}"
-
-
-def _change(row: pd.Series, name: str) -> str:
-    before, after = row[f"validation_{name}"], row[f"served_{name}"]
-    return "-" if math.isnan(after) else f"{after:.3f} ({after - before:+.3f})"
-
-
-def _per_million(results: pd.DataFrame) -> dict[str, list[str]]:
-    """Carbon and money for a million tokens, or samples where some count no tokens."""
-    unit = "token" if results["tokens_per_second"].notna().all() else "sample"
-    carbon, cost = (results[f"{name}_per_million_{unit}s"] for name in ("emissions_kg", "cost_usd"))
-    return {
-        f"g CO2e/M{unit}": _figures(carbon * 1000, results["emissions_basis"]),
-        f"USD/M{unit}": _figures(cost, results["cost_basis"]),
-    }
-
-
-def _trained(results: pd.DataFrame) -> dict[str, list[str]]:
-    """How many parameters are trained, where that is not all of them."""
-    some = results["trainable_parameters"]
-    if not (some < results["parameters"]).any():
-        return {}
-    return {"M trained": ["-" if math.isnan(count) else f"{count / 1e6:.3g}" for count in some]}
-
-
-def _memory(results: pd.DataFrame) -> dict[str, list[str]]:
-    """Peak memory of the fullest device, where it differs."""
-    peak = results["peak_memory_bytes"]
-    if not peak.max() > 1.05 * peak.min():
-        return {}
-    told = ["-" if math.isnan(value) else f"{value / 1e9:.3g}" for value in peak]
-    errors = results["memory_estimate_error"]
-    told = [cell if math.isnan(e) else f"{cell} ({e:+.0%})" for cell, e in zip(told, errors, strict=True)]
-    return {"peak GB (est.)" if errors.notna().any() else "peak GB": told}
-
-
-def _communication(row: pd.Series) -> str:
-    """Share of a step in which ranks exchanged data, and of that the part in which they did nothing else."""
-    if math.isnan(row["communication_share"]):
-        return "-"
-    return f"{row['communication_share']:.0%} ({row['exposed_communication_share']:.0%} exposed)"
-
-
-def _to_target(results: pd.DataFrame) -> Table:
-    """What it took to reach the target, from the first step of the training: median over repeats, if all did."""
-    measured = results["energy_to_target_joules"]
-    energy = measured.fillna(results["energy_to_target_estimated_joules"])
-    basis = measured.notna().map({True: "measured", False: "estimated"})
-    columns = {
-        "seconds": _figures(results["seconds_to_target"], basis.map({})),
-        "steps": _figures(results["steps_to_target"], basis.map({})),
-        "J": _figures(energy, basis),
-        "g CO2e": _figures(results["emissions_to_target_kg"] * 1000, results["emissions_basis"]),
-        "USD": _figures(results["cost_to_target_usd"], results["cost_basis"]),
-    }
-    for place, share in enumerate(results["target_reached"]):
-        if share < 1:  # what those took that did reach it would be a figure of the lucky ones
-            for cells in columns.values():
-                cells[place] = "-"
-            columns["seconds"][place] = "not reached" if share == 0 else "not by all repeats"
-    return _filled(results["name"], columns)
-
-
-def _quality(results: pd.DataFrame) -> dict[str, list[str]]:
-    """Quality on held-out samples; without any, the loss of the training."""
-    if results["validation_loss"].isna().all():
-        return {"loss": [_loss(row) for _, row in results.iterrows()]}
-    names = {"validation loss": "validation_loss", "accuracy": "validation_accuracy"}
-    return {heading: ["-" if math.isnan(v) else f"{v:.3f}" for v in results[name]] for heading, name in names.items()}
-
-
-def _figures(values: pd.Series, basis: pd.Series) -> list[str]:
-    return [_number(value, "~" if "estimated" in str(on) else "") for value, on in zip(values, basis, strict=True)]
-
-
-def _number(value: float, mark: str = "") -> str:
-    return "-" if math.isnan(value) else f"{mark}{value:.3g}"
-
-
-def _loss(row: pd.Series) -> str:
-    return "-" if math.isnan(row["loss_first"]) else f"{row['loss_first']:.2f} -> {row['loss_last']:.2f}"
-
-
-def _whole_runs(results: pd.DataFrame) -> list[str]:
-    """Seconds of whole runs, where some tell no throughput: a command of the user that reports no steps."""
-    if results["samples_per_second"].notna().all():
-        return ["-"] * len(results)
-    return [_with_interval(row, "duration_seconds") for _, row in results.iterrows()]
-
-
-def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
-    """Energy, carbon and money of a whole run, for the same runs as `_whole_runs`."""
-    if results["samples_per_second"].notna().all():
-        return {}
-    joules = results["run_energy_joules"]
-    energy = joules.fillna(results["run_energy_estimated_joules"])
-    basis = joules.notna().map({True: "measured", False: "estimated"})
-    return {
-        "J": _figures(energy, basis),
-        "g CO2e": _figures(results["emissions_kg"] * 1000, results["emissions_basis"]),
-        "USD": _figures(results["cost_usd"], results["cost_basis"]),
-    }
-
-
-def _with_interval(row: pd.Series, name: str) -> str:
-    if math.isnan(row[name]):
-        return "-"
-    if math.isnan(row[f"{name}_low"]):
-        return f"{row[name]:.4g}"
-    return f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
-
-
-def _energy(row: pd.Series) -> str:
-    if not math.isnan(row["joules_per_sample"]):
-        return _number(row["joules_per_sample"])
-    return _number(row["joules_per_sample_estimated"], "~")
-
-
-def _systematic(measured: pd.DataFrame) -> list[str]:
-    """What repeats do not show of measured energy, what of it is idle power, and what a start takes."""
-    out = []
-    share = (measured["energy_systematic_joules"] / measured["energy_joules"]).max()
-    if share > 0:
-        out.append(f"measured energy: repeats aside, ±{100 * share:.2g} % (gain of the sensors, assumed, and edges)")
-    idle = (1 - measured["energy_above_idle_joules"] / measured["energy_joules"]).median()
-    if not math.isnan(idle):
-        out.append(f"of it {100 * idle:.2g} % would be drawn idle too (attributed: idle power × time)")
-    joules = measured["startup_energy_joules"].median()
-    if not math.isnan(joules):
-        seconds = measured["startup_seconds"].median()
-        out.append(f"a start takes {seconds:.2g} s and {joules:.3g} J, once (median), and is not in the figures above")
-    return out
-
-
-def _compiling(results: pd.DataFrame) -> list[str]:
-    """What compiling took, once a start; the figures of steps do not hold it."""
-    seconds = results["compile_seconds"].dropna()
-    return [f"compiling took {seconds.min():.3g} to {seconds.max():.3g} s of a start"] if len(seconds) else []
-
-
-def _remarks(results: pd.DataFrame) -> list[str]:
-    """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
-    from analytics.words import printable
-    from bench.quality import meaning
-
-    out = []
-    measured = results["energy_joules"].notna()
-    estimated = results["run_energy_estimated_joules"].notna()
-    missing = " ".join(
-        sorted({word for text in results.loc[measured, "energy_missing"].dropna() for word in text.split()})
-    )
-    if measured.any() and missing:
-        out.append(
-            f"energy is a partial total: {missing.replace(' ', ' and ')} could not be measured (bench doctor says why)"
-        )
-    if (~measured & estimated).any():
-        out.append(_ESTIMATED)
-    elif not measured.all():
-        out.append("no energy: no meter could read any (bench doctor says why)")
-    out += _systematic(results[measured]) + _compiling(results)
-    energy = measured | estimated
-    if energy.any() and results["emissions_kg"].isna().all():
-        out.append("no carbon: give a region, the power of which is used (bench report --region FR)")
-    if results["cost_usd"].isna().all():
-        out.append(
-            "no cost: give USD per device-hour (bench report --price 2.10) or per kWh (--electricity-price 0.20)"
-        )
-    if results["memory_estimate_error"].notna().any():
-        out.append("(est.): how far the estimate of bench show was off; on a CPU the peak is what the process grew by")
-    if (results["zeros_share"] > 0.2).any():  # 5 % or so are zeros by themselves: biases, padding
-        out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
-    found = results[results["label"].str.contains(" bmax ", regex=False)]
-    out += [f"largest batch that fits, {row['name']}: {row['batch_size_per_device']}" for _, row in found.iterrows()]
-    out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
-    if (results["repeats"] < 2).any():
-        out.append("one repeat has no interval: give repeats of 3 or more")
-    flags = {flag for text in results["flags"] for flag in str(text).split()} - {"energy_estimated", "energy_absent"}
-    for flag in sorted(flags):
-        named = [row["name"] for _, row in results.iterrows() if flag in str(row["flags"]).split()]
-        which = "all" if len(named) == len(results) else ", ".join(map(printable, named))
-        if len(named) > 3 and len(named) < len(results):
-            which = f"{len(named)} of {len(results)}"
-        out.append(f"{flag} ({which}): {meaning(flag)}")
-    return out
+    shown = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    for place, heading in enumerate(table.columns):
+        whole = table.figures and (place == 0 or heading == "loss")
+        shown.add_column(heading, justify="right" if table.figures and place else "left", no_wrap=whole)
+    for cells in table.rows:
+        shown.add_row(*map(Text, cells))
+    return shown

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli import fail
 from bench.cli.options import json_option
 from bench.cli.selection import select, selection_options
-from bench.schema import Scalar
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @click.command()
@@ -29,22 +31,23 @@ def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
 
     With --devices also what so many devices would bring, by a law that knows what a step loses, with 80 % intervals.
     """
+    from analytics.answer import document
+    from analytics.frame import frame
     from bench.cli import answer
 
     wanted = _counts(devices) if devices is not None else []
-    rows = select(**selection)
+    df = frame(select(**selection))
     if as_json:
-        document = answer.document(rows)
-        told = [one.to_dict() for _, outlooks in _predicted(rows, wanted, law) for one in outlooks]
-        click.echo(json.dumps({**document, "predictions": told}, indent=1, allow_nan=False))
+        told = [one.to_dict() for _, outlooks in _predicted(df, wanted, law) for one in outlooks]
+        click.echo(json.dumps({**document(df), "predictions": told}, indent=1, allow_nan=False))
         return
-    answer.show(rows)
+    answer.show(df)
     if not wanted:
         return
     from analytics.outlook import sentences
 
     click.echo()
-    for series, outlooks in _predicted(rows, wanted, law):
+    for series, outlooks in _predicted(df, wanted, law):
         size = f"{outlooks[0].flops_per_sample:.3g} FLOP a sample"
         click.echo(f"{series.name}, {size}, by the law {law!r} (80 % intervals):")
         for line in sentences(series, outlooks):
@@ -61,10 +64,9 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _predicted(rows: list[dict[str, Scalar]], devices: list[int], law: str) -> list[tuple[Any, list[Any]]]:
-    """Each series of the rows with its predictions; none where no devices are asked for."""
-    from analytics.frame import frame
+def _predicted(df: pd.DataFrame, devices: list[int], law: str) -> list[tuple[Any, list[Any]]]:
+    """Each series of the runs with its predictions; none where no devices are asked for."""
     from analytics.outlook import outlook
     from analytics.scaling import fit as fitted
 
-    return [(series, outlook(series, devices, law)) for series in fitted(frame(rows)).series] if devices else []
+    return [(series, outlook(series, devices, law)) for series in fitted(df).series] if devices else []

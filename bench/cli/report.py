@@ -1,201 +1,183 @@
-"""`bench report`: the answer of stored runs by another region, PUE and prices."""
+"""`bench report`: stored runs as a file for others, or printed; with carbon and cost by other factors or by the hour."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
 from bench.cli.selection import select, selection_options
-from bench.record import CarbonIntensity, Provenance, RunRecord, Status
-from bench.schema import Site
+from bench.record import RunRecord
+from bench.suite import SITE_OPTIONS
 
-Priced = tuple[RunRecord, Site]
-"""A record, and the region, PUE and prices that its carbon and cost were made with."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analytics.report import Report
+    from bench.hourly import Hourly
+
+_FORMATS = ("html", "md", "csv", "parquet", "json")
 
 
 @click.command()
 @selection_options
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="FILE",
+    help="Write a file: .html, .md, .csv, .parquet or .json; - is standard output. May be given several times.",
+)
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Format of the files, whatever their names.")
+@click.option(
+    "--with-hosts",
+    "--unscrubbed",
+    "unscrubbed",
+    is_flag=True,
+    help="Leave names of hosts, users and folders in the files; otherwise they are taken out.",
+)
 @site_options
+@click.option(
+    "--hourly",
+    type=click.Path(path_type=Path),
+    metavar="FILE.csv",
+    help="Carbon and electricity by the hours in which the runs ran. Columns: time (ISO 8601) or hour (0-23, UTC), "
+    "kg_per_kwh or g_per_kwh, and perhaps usd_per_kwh.",
+)
 @json_option
-def report(store: str | None, as_json: bool, **options: Any) -> None:
-    """Print the results of SUITE (a name), or of all suites, with carbon and cost by another region, PUE and prices.
+def report(
+    store: str | None,
+    outputs: tuple[str, ...],
+    form: str | None,
+    hourly: Path | None,
+    *,
+    as_json: bool,
+    unscrubbed: bool,
+    **options: Any,
+) -> None:
+    """Report the results of SUITE (a name), or of all suites: print them, or write one self-contained file with -o.
 
-    What is not given stays as it was when the runs were made. Nothing is run, and the store is not changed.
+    Carbon and cost are made anew by another region, PUE, prices or hours; what is not given stays as it was when the
+    runs were made. Nothing is run, and the store is not changed.
     """
-    from bench import tracking
-    from bench.cli import answer
+    from analytics.factors import by_the_hour
+    from analytics.frame import frame
     from bench.metrics import row
 
+    targets = [(name, _format(name, form)) for name in outputs]
+    if form is not None and not outputs:
+        fail("--format says what a file is: name one with -o (- is standard output)")
     given = site_fields(options)
-    rows = select(store=store, **options)
-    try:
-        records = tracking.records(rows, store)
-    except tracking.StoreError as error:
-        fail(str(error))
-    priced = _priced(records, given)
-    if as_json:
-        click.echo(json.dumps(_document(priced), indent=1, allow_nan=False))
+    rates = _hourly(hourly, given)
+    records = _records(select(store=store, **options), store, given, rates)
+    if targets and not unscrubbed:
+        from analytics.scrub import scrubbed
+
+        records = scrubbed(records)
+    df = frame(row(record) for record in records)
+    remarks = [] if rates is None else by_the_hour(records, rates)
+    if not targets and not as_json:
+        _print(df, records, remarks)
         return
-    for line in _lines(priced):
-        click.echo(line)
-    answer.show([row(record) for record, _ in priced])
+    from analytics.report import make
+
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+    made = make(df, records, now.replace(microsecond=0), _command(records, given, hourly, options), remarks)
+    if targets:
+        _write(made, targets)
+    else:
+        click.echo(json.dumps(made.to_dict(), indent=1, allow_nan=False))
 
 
-def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]:
-    """Make carbon and cost anew where something is given; a mistake ends the command with exit code 2."""
-    from bench.cost import recost
-    from bench.suite import SuiteError, with_site
+def _format(name: str, form: str | None) -> str:
+    suffix = Path(name).suffix.lower().lstrip(".")
+    found = form or {"htm": "html", "markdown": "md"}.get(suffix, suffix)
+    if found not in _FORMATS:
+        wanted = "--format" if name == "-" else "a suffix"
+        fail(f"-o {name}: {wanted} says what it is: {', '.join(_FORMATS)}")
+    if name != "-" and Path(name).is_dir():
+        fail(f"-o {name} is a folder; name a file in it")
+    return found
 
-    out = []
+
+def _hourly(path: Path | None, given: dict[str, Any]) -> Hourly | None:
+    if path is None:
+        return None
+    from bench.hourly import read_hourly
+
+    if "region" in given:
+        fail("give --region or --hourly, not both: the file says the carbon intensity")
     try:
-        for record in records:
-            site = with_site(record.site, given)
-            if not given:
-                out.append((record, site))
-                continue
-            kept = record.carbon.intensity if record.carbon is not None and "region" not in given else None
-            out.append((recost(record, site, kept), site))
+        rates = read_hourly(path)
+    except OSError as error:
+        fail(f"--hourly {path}: {error.strerror}")
+    except ValueError as error:
+        fail(f"--hourly {error}")
+    if rates.priced and given.keys() & {"usd_per_kwh", "usd_per_device_hour"}:
+        fail(f"--hourly {path.name} has prices of electricity: leave --price and --electricity-price out")
+    return rates
+
+
+def _records(
+    rows: list[dict[str, Any]], store: str | None, given: dict[str, Any], rates: Hourly | None
+) -> list[RunRecord]:
+    """Read the records and make carbon and cost anew; a mistake ends the command with exit code 2."""
+    from analytics.factors import reprice
+    from bench import tracking
+    from bench.suite import SuiteError
+
+    try:
+        return reprice(tracking.records(rows, store), given, rates)
     except SuiteError as error:
         fail(*error.messages)
-    except ValueError as error:
+    except (tracking.StoreError, ValueError) as error:
         fail(str(error))
-    return out
 
 
-def _document(priced: Sequence[Priced]) -> dict[str, Any]:
+def _command(
+    records: Sequence[RunRecord], given: dict[str, Any], hourly: Path | None, options: dict[str, Any]
+) -> list[str]:
+    """Return the command that makes the report of these runs again."""
+    executions = list(dict.fromkeys(record.execution for record in records))
+    suite = [options["suite"]] if options["suite"] else []
+    which = ["--execution", executions[0]] if len(executions) == 1 else ["--all"] if options["everything"] else []
+    factors = [text for field, value in given.items() for text in (SITE_OPTIONS[field], f"{value}")]
+    hours = ["--hourly", hourly.name] if hourly is not None else []
+    return ["bench", "report", *suite, *which, *factors, *hours, "-o", "report.html"]
+
+
+def _write(made: Report, targets: Sequence[tuple[str, str]]) -> None:
+    """Write every file whole or not at all."""
+    from analytics.render import FORMATS
+    from bench.files import write_bytes
+
+    for name, form in targets:
+        content = FORMATS[form](made)
+        data = content.encode() if isinstance(content, str) else content
+        if name == "-":
+            sys.stdout.buffer.write(data)
+            continue
+        try:
+            write_bytes(Path(name), data)
+        except OSError as error:
+            fail(f"-o {name} cannot be written: {error.strerror}")
+        click.echo(f"{name}: {len(made.runs)} runs, {len(data) / 1000:.0f} kB")
+
+
+def _print(df: pd.DataFrame, records: Sequence[RunRecord], remarks: Sequence[str]) -> None:
+    from analytics.factors import lines
     from bench.cli import answer
-    from bench.metrics import row
 
-    document = answer.document([row(record) for record, _ in priced])
-    records = {
-        (r.suite, r.execution, r.environment.fingerprint, r.run_id): r
-        for r, _ in sorted(priced, key=lambda one: one[0].started_at)
-    }
-    for run in document["runs"]:
-        record = records[run["suite"], run["execution"], run["environment"], run["run_id"]]
-        for name in ("carbon", "cost"):
-            value = getattr(record, name)
-            run[name] = None if value is None else value.model_dump(mode="json")
-    return {"factors": {name: _counted(priced, of) for name, of in _FACTORS.items()}, **document}
-
-
-# --- the factors, each with its label
-
-
-def _energy(one: Priced) -> dict[str, Any]:
-    from bench.carbon import basis
-    from bench.metrics import missing_components, used_gpus
-
-    record, _ = one
-    kind, readings = basis(record.energy) or ("absent", [])
-    missing = missing_components(readings, used_gpus(record)) if kind == "measured" else []
-    return {"basis": kind, "provenance": str(Provenance.worst([r.provenance for r in readings])), "missing": missing}
-
-
-def _pue(one: Priced) -> dict[str, Any]:
-    pue = one[1].pue
-    return {"pue": pue, "provenance": str(Provenance.ABSENT if pue is None else Provenance.USER_SUPPLIED)}
-
-
-def _intensity(one: Priced) -> dict[str, Any]:
-    from bench.carbon import intensity
-
-    record, site = one
-    factor: CarbonIntensity | None = None
-    if record.carbon is not None:
-        factor = record.carbon.intensity
-    elif site.region is not None:
-        factor = intensity(site.region)
-    return {"region": None} if factor is None else factor.model_dump(mode="json")
-
-
-def _price(one: Priced) -> dict[str, Any]:
-    known = one[1].model_dump(exclude={"region", "pue"}, exclude_defaults=True)
-    if not known.keys() - {"price_note"}:
-        return {"mode": None}
-    return {"mode": "rental" if "usd_per_device_hour" in known else "owned", **known}
-
-
-_FACTORS: dict[str, Callable[[Priced], dict[str, Any]]] = {
-    "energy": _energy,
-    "pue": _pue,
-    "intensity": _intensity,
-    "price": _price,
-}
-
-
-def _counted(priced: Sequence[Priced], of: Callable[[Priced], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the distinct values of a factor, the most frequent first, with the number of runs that each holds for."""
-    ran = [one for one in priced if one[0].status is not Status.SKIPPED] or priced
-    counts = Counter(json.dumps(of(one)) for one in ran)
-    return [{**json.loads(text), "runs": runs} for text, runs in counts.most_common()]
-
-
-# --- the factors in words
-
-
-def _lines(priced: Sequence[Priced]) -> list[str]:
-    """Say what carbon and cost rest on: a line each, and one of their sums."""
-    energy, pue, intensity, price = (_joined(_counted(priced, _FACTORS[name]), words) for name, words in _WORDS.items())
-    carbons = [record.carbon.emissions_kg for record, _ in priced if record.carbon is not None]
-    costs = [record.cost.cost_usd for record, _ in priced if record.cost is not None]
-    sums = [f"{1000 * sum(carbons):.3g} g CO2e ({len(carbons)} runs)"] if carbons else []
-    sums += [f"{sum(costs):.3g} USD ({len(costs)} runs)"] if costs else []
-    total = [f"sum of whole runs: {', '.join(sums)}"] if sums else []
-    return [f"carbon = energy {energy} × PUE {pue} × intensity {intensity}", f"cost: {price}", *total]
-
-
-def _joined(found: list[dict[str, Any]], words: Callable[[dict[str, Any]], str]) -> str:
-    if len(found) == 1:
-        return words(found[0])
-    return " / ".join(f"{words(one)} in {one['runs']} runs" for one in found)
-
-
-def _energy_words(energy: dict[str, Any]) -> str:
-    lacks = f", lacks {' and '.join(energy['missing'])}" if energy["missing"] else ""
-    return "absent" if energy["basis"] == "absent" else f"{energy['basis']} ({energy['provenance']}{lacks})"
-
-
-def _pue_words(pue: dict[str, Any]) -> str:
-    return (
-        "absent (1.0 is used: cooling is left out)" if pue["pue"] is None else f"{pue['pue']:g} ({pue['provenance']})"
-    )
-
-
-def _intensity_words(factor: dict[str, Any]) -> str:
-    from analytics.words import printable
-
-    if factor["region"] is None:
-        return "absent (no region: give --region FR)"
-    where = ", ".join(str(factor[name]) for name in ("region", "year", "source") if factor[name] is not None)
-    return f"{factor['kg_per_kwh']:.3g} kg {factor['unit']}/kWh ({printable(where, 120)})"
-
-
-def _price_words(price: dict[str, Any]) -> str:
-    from analytics.words import printable
-
-    note = f" ({printable(price['price_note'], 200)})" if price.get("price_note") else ""
-    if price["mode"] is None:
-        return "no price is known: give --price, or --electricity-price and --capital-price"
-    if price["mode"] == "rental":
-        return f"rented at {price['usd_per_device_hour']:g} USD per device-hour, power inside{note}"
-    parts = []
-    if "usd_capital_per_device_hour" in price:
-        parts.append(f"{price['usd_capital_per_device_hour']:g} USD per device-hour")
-    if "usd_per_kwh" in price:
-        parts.append(f"energy × PUE × {price['usd_per_kwh']:g} USD per kWh")
-    return f"owned, {' + '.join(parts)}{note}"
-
-
-_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "energy": _energy_words,
-    "pue": _pue_words,
-    "intensity": _intensity_words,
-    "price": _price_words,
-}
+    for line in (*lines(records), *remarks):
+        click.echo(line)
+    answer.show(df)

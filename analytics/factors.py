@@ -1,0 +1,186 @@
+"""What carbon and cost of stored runs rest on: energy, PUE, intensity and price, each with its label and in words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
+from typing import Any
+
+from analytics.words import number, printable
+from bench.carbon import basis, intensity
+from bench.cost import recost
+from bench.hourly import Hourly
+from bench.metrics import missing_components, used_gpus
+from bench.record import CarbonIntensity, Provenance, RunRecord, Status
+from bench.suite import with_site
+
+
+def reprice(records: Iterable[RunRecord], given: dict[str, Any], hourly: Hourly | None = None) -> list[RunRecord]:
+    """Make carbon and cost anew by what is given (fields of Site) and by the hours in which each run ran.
+
+    What is not given stays as it was. Prices of `hourly` hold for devices that are not rented: a rent includes power.
+    Raises SuiteError for a mistake in `given`, and ValueError for an unknown region and hours that are not covered.
+    """
+    out = []
+    for record in records:
+        if not given and hourly is None:
+            out.append(record)
+            continue
+        site = with_site(record.site, given)
+        factor = record.carbon.intensity if record.carbon is not None and "region" not in given else None
+        if hourly is not None and basis(record.energy) is not None:  # without energy there is nothing to weigh
+            rates = hourly.mean(record.started_at, record.duration_seconds)
+            source = f"{Provenance.USER_SUPPLIED}, mean of the hours of the run"
+            factor = CarbonIntensity(kg_per_kwh=rates.kg_per_kwh, region=hourly.name, source=source)
+            if rates.usd_per_kwh is not None and site.usd_per_device_hour is None:
+                note = {"price_note": given.get("price_note", f"by the hour, {hourly.name}"[:200])}
+                site = with_site(site, {"usd_per_kwh": rates.usd_per_kwh, **note})
+        out.append(recost(record, site, factor))
+    return out
+
+
+def by_the_hour(records: Sequence[RunRecord], hourly: Hourly) -> list[str]:
+    """Say at which hour the runs would have met the least carbon, where that can be said, and what prices are not used."""
+    runs = [
+        (r.started_at, r.duration_seconds, r.carbon.energy_joules / 3.6e6 * r.carbon.pue)
+        for r in records
+        if r.carbon is not None
+    ]
+    said, found, name = [], hourly.best_start(runs), printable(hourly.name)
+    if found is not None:
+        hour, best, was = found
+        begun = min(start for start, _, _ in runs).astimezone(UTC)
+        than = f"{number(1000 * best)} g CO2e instead of {number(1000 * was)} g, begun at {begun:%H:%M}"
+        said.append(f"best hour to start these runs by {name}: {hour:02d}:00 UTC ({than})")
+    if hourly.priced and any(record.site.usd_per_device_hour is not None for record in records):
+        said.append(f"the prices of {name} are not used for rented devices: a rent includes power")
+    return said
+
+
+# --- the factors, each with its label
+
+
+def _energy(record: RunRecord) -> dict[str, Any]:
+    kind, readings = basis(record.energy) or ("absent", [])
+    missing = missing_components(readings, used_gpus(record)) if kind == "measured" else []
+    return {"basis": kind, "provenance": str(Provenance.worst([r.provenance for r in readings])), "missing": missing}
+
+
+def _pue(record: RunRecord) -> dict[str, Any]:
+    pue = record.site.pue
+    return {"pue": pue, "provenance": str(Provenance.ABSENT if pue is None else Provenance.USER_SUPPLIED)}
+
+
+def _intensity(record: RunRecord) -> dict[str, Any]:
+    factor: CarbonIntensity | None = None
+    if record.carbon is not None:
+        factor = record.carbon.intensity
+    elif record.site.region is not None:
+        factor = intensity(record.site.region)
+    return {"region": None} if factor is None else factor.model_dump(mode="json")
+
+
+def _price(record: RunRecord) -> dict[str, Any]:
+    known = record.site.model_dump(exclude={"region", "pue"}, exclude_defaults=True)
+    if not known.keys() - {"price_note"}:
+        return {"mode": None}
+    return {"mode": "rental" if "usd_per_device_hour" in known else "owned", **known}
+
+
+_FACTORS: dict[str, Callable[[RunRecord], dict[str, Any]]] = {
+    "energy": _energy,
+    "pue": _pue,
+    "intensity": _intensity,
+    "price": _price,
+}
+
+
+def factors(records: Sequence[RunRecord]) -> dict[str, list[dict[str, Any]]]:
+    """Return the distinct values of each factor, the most frequent first, with the number of runs that each holds for."""
+    ran = [record for record in records if record.status is not Status.SKIPPED] or list(records)
+    counts = {name: Counter(json.dumps(of(record)) for record in ran) for name, of in _FACTORS.items()}
+    return {
+        name: [{**json.loads(text), "runs": runs} for text, runs in found.most_common()]
+        for name, found in counts.items()
+    }
+
+
+# --- the factors in words
+
+
+def words(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Say each factor in words, with its label and its source: `energy`, `pue`, `intensity`, `price`."""
+    return {name: _joined(found, name) for name, found in factors(records).items()}
+
+
+def lines(records: Sequence[RunRecord]) -> list[str]:
+    """Say what carbon and cost rest on: a line each, and one of their sums."""
+    said = words(records)
+    carbons = [record.carbon.emissions_kg for record in records if record.carbon is not None]
+    costs = [record.cost.cost_usd for record in records if record.cost is not None]
+    sums = [f"{1000 * sum(carbons):.3g} g CO2e ({len(carbons)} runs)"] if carbons else []
+    sums += [f"{sum(costs):.3g} USD ({len(costs)} runs)"] if costs else []
+    total = [f"sum of whole runs: {', '.join(sums)}"] if sums else []
+    equation = f"carbon = energy {said['energy']} × PUE {said['pue']} × intensity {said['intensity']}"
+    return [equation, f"cost: {said['price']}", *total]
+
+
+_VARIES = {"intensity": ("kg_per_kwh", ".3g"), "price": ("usd_per_kwh", "g")}
+"""Figures that may differ from run to run, where they are taken by the hour; many of them are told as a span."""
+_FEW = 3
+
+
+def _joined(found: list[dict[str, Any]], name: str) -> str:
+    varies, form = _VARIES.get(name, ("", ""))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        same = {key: value for key, value in one.items() if key != "runs" and (key != varies or len(found) <= _FEW)}
+        groups.setdefault(json.dumps(same), []).append(one)
+    said: Counter[str] = Counter()
+    for group in groups.values():
+        told = list(dict.fromkeys(f"{value:{form}}" for value in sorted(one[varies] for one in group if varies in one)))
+        span = {varies: " to ".join(dict.fromkeys([told[0], told[-1]]))} if told else {}
+        said[_WORDS[name]({**group[0], **span})] += sum(one["runs"] for one in group)
+    return next(iter(said)) if len(said) == 1 else " / ".join(f"{text} in {runs} runs" for text, runs in said.items())
+
+
+def _energy_words(energy: dict[str, Any]) -> str:
+    lacks = f", lacks {' and '.join(energy['missing'])}" if energy["missing"] else ""
+    return "absent" if energy["basis"] == "absent" else f"{energy['basis']} ({energy['provenance']}{lacks})"
+
+
+def _pue_words(pue: dict[str, Any]) -> str:
+    return (
+        "absent (1.0 is used: cooling is left out)" if pue["pue"] is None else f"{pue['pue']:g} ({pue['provenance']})"
+    )
+
+
+def _intensity_words(factor: dict[str, Any]) -> str:
+    if factor["region"] is None:
+        return "absent (no region: give --region FR)"
+    where = ", ".join(str(factor[name]) for name in ("region", "year", "source") if factor[name] is not None)
+    return f"{factor['kg_per_kwh']} kg {factor['unit']}/kWh ({printable(where, 120)})"
+
+
+def _price_words(price: dict[str, Any]) -> str:
+    note = f" ({printable(price['price_note'], 200)})" if price.get("price_note") else ""
+    if price["mode"] is None:
+        return "no price is known: give --price, or --electricity-price and --capital-price"
+    if price["mode"] == "rental":
+        return f"rented at {price['usd_per_device_hour']:g} USD per device-hour, power inside{note}"
+    parts = []
+    if "usd_capital_per_device_hour" in price:
+        parts.append(f"{price['usd_capital_per_device_hour']:g} USD per device-hour")
+    if "usd_per_kwh" in price:
+        parts.append(f"energy × PUE × {price['usd_per_kwh']} USD per kWh")
+    return f"owned, {' + '.join(parts)}{note}"
+
+
+_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "energy": _energy_words,
+    "pue": _pue_words,
+    "intensity": _intensity_words,
+    "price": _price_words,
+}

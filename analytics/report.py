@@ -1,0 +1,478 @@
+"""The report of stored runs as data: what was asked, what came out, how sure it is, what it cost, how to do it again.
+
+Sections hold sentences, tables and figures; `analytics.render` makes a file of them. All text is plain: it is escaped where
+it is rendered, never here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from importlib import import_module, util
+from typing import Any, Literal
+
+import pandas as pd
+
+from analytics import answer, factors
+from analytics.answer import Found, Table
+from analytics.compare import Comparison, Effect
+from analytics.export import to_csv
+from analytics.figures import Figure, Group, Mark
+from analytics.frame import asked, summary
+from analytics.scaling import ScalingFit
+from analytics.words import FLAGS, between, in_short, number, printable, scale
+from bench.record import RunRecord, Status
+
+_LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
+_LABELS = (
+    *("repeats", "failures", "energy_provenance", "energy_missing"),
+    *("emissions_basis", "cost_basis", "quality", "flags"),
+)
+_READING = (
+    "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own.",
+    "Intervals (in brackets) are 95 %: Student's t on the logarithms of the repeats; without repeats there is none.",
+    "~ marks a figure that rests on a model. Measured and estimated energy are never added.",
+    "- is not known: nothing is filled in, and absent is not 0.",
+    "Grades: A fit to be published, B sound with the limits that its flags name, C a figure may be wrong.",
+    "Verdicts: less and more where the interval lies on one side of 1, same where it lies within 2 % of 1, ? otherwise.",
+)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Sentences, one an entry. `command` is to be typed, `quote` to be quoted."""
+
+    lines: tuple[str, ...]
+    kind: Literal["list", "command", "quote"] = "list"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report under a heading; `key` names what it is, whatever its title."""
+
+    key: str
+    title: str
+    blocks: tuple[Lines | Table | Figure, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a file is made of. `digest` is the SHA-256 of the runs as CSV; only `made_at` differs when it is made again.
+
+    `document` is the answer for programs, `runs` the frame of the runs.
+    """
+
+    title: str
+    in_short: tuple[str, ...]
+    sections: tuple[Section, ...]
+    digest: str
+    made_at: datetime
+    document: dict[str, Any] = field(compare=False)
+    runs: pd.DataFrame = field(compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain mappings, lists, numbers and text: the document, and the report in it."""
+        sections = [asdict(section) for section in self.sections]
+        told = {
+            "title": self.title,
+            "in_short": list(self.in_short),
+            "sections": sections,
+            "digest_sha256": self.digest,
+        }
+        return {**self.document, "report": {**told, "made_at": self.made_at.isoformat()}}
+
+
+def make(
+    df: pd.DataFrame,
+    records: Sequence[RunRecord],
+    made_at: datetime,
+    command: Sequence[str],
+    remarks: Sequence[str] = (),
+) -> Report:
+    """Make the report of a frame of runs, at least one, with the carbon and cost that they hold.
+
+    `records` are those of the runs; one that has none is told without its machine and its factors.
+    `command` makes the report again; `remarks` are sentences that belong to the carbon.
+    """
+    digest = hashlib.sha256(to_csv(df).encode()).hexdigest()
+    whole = summary(df)
+    short: list[str] = []
+    sections: list[Section] = []
+    found = answer.find(df)
+    for one in found:
+        suite, execution = one.runs["suite"].iloc[0], one.runs["execution"].iloc[0]
+        table = whole[(whole["suite"] == suite) & (whole["execution"] == execution)]
+        of = [r for r in records if (r.suite, r.execution) == (suite, execution)]
+        several = f" ({suite} {execution})" if len(found) > 1 else ""
+        said = [*_finding(one, table), _ended(one.runs)]
+        short += [f"{suite} {execution}: {line}" if several else line for line in said]
+        sections += [Section(part.key, part.title + several, part.blocks) for part in _sections(one, table, of)]
+    sections += [_carbon(df, records, remarks), _cost(df, records), _again(records, command, digest)]
+    sections.append(Section("reading", "How to read this", (Lines(_READING),)))
+    suites = list(dict.fromkeys(df["suite"]))
+    devices = " and ".join(printable(name) for name in sorted(df["device_name"].dropna().unique()))
+    title = f"{', '.join(suites[:3])}{' ...' if len(suites) > 3 else ''} on {devices}"
+    return Report(
+        title,
+        (*short, *_sums(df)),
+        tuple(sections),
+        digest,
+        made_at,
+        _document(answer.told(df, whole, found), records),
+        df,
+    )
+
+
+def _document(answered: dict[str, Any], records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return the answer as JSON with the carbon and cost of each run, and the factors that they rest on."""
+    found = {
+        (r.suite, r.execution, r.environment.fingerprint, r.run_id): r
+        for r in sorted(records, key=lambda one: one.started_at)
+    }
+    for run in answered["runs"]:
+        record = found.get((run["suite"], run["execution"], run["environment"], run["run_id"]))
+        for name in ("carbon", "cost"):
+            value = getattr(record, name, None)
+            run[name] = None if value is None else value.model_dump(mode="json")
+    return {"factors": factors.factors(records), **answered}
+
+
+# --- one execution
+
+
+def _sections(found: Found, table: pd.DataFrame, records: Sequence[RunRecord]) -> Iterator[Section]:
+    """Yield the parts of one execution: `table` is its summary."""
+    runs = found.runs
+    if len(table):
+        tables = (answer.results_table(table), *answer.served(table), *answer.to_target(table))
+        figures = () if found.tested else tuple(_speeds(table))
+        remarks = Lines(tuple(answer.remarks(table)))
+        yield Section("results", "Results", (*tables, *figures, remarks, _labels(table)))
+    conclusions = [part if isinstance(part, Table) else _sentences(part) for part in answer.conclusions(found)]
+    if found.tested:
+        law = found.law
+        yield Section("law", "The law T = n / (d · v), and where it holds", (*_curves(law), _series(law), *conclusions))
+    elif conclusions:
+        yield Section("comparison", "Comparison", (*conclusions, *_ratios(found.steps or found.others)))
+    yield from _advice(runs)
+    yield Section("asked", "What was asked", tuple(_asked(runs)))
+    if records:
+        yield Section("machine", "Machine and software", (_machine(records),))
+    if lines := tuple(answer.not_ok(runs)):
+        yield Section("failed", "Skipped or failed, and why", (Lines(lines),))
+
+
+def _sentences(text: str) -> Lines:
+    return Lines(tuple(line for line in text.splitlines() if not line.startswith("In short")))  # it is said at the top
+
+
+def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
+    """Say the one thing that the runs were made for; quality too, where all were trained equally long."""
+    fair = not list(answer.unequal(found.runs))
+    if found.tested:
+        series = found.law.series
+        yield from (line.removeprefix("In short: ") for line in in_short(series) or series[0].sentences()[:1])
+        return
+    if found.steps and found.steps[-1].effects:
+        yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."
+        return
+    told = [(_time(one), one) for one in found.others if _time(one) is not None]
+    faster = [(effect.ratio, one) for effect, one in told if effect is not None and effect.verdict == "less"]
+    if faster:
+        _, best = min(faster, key=lambda pair: pair[0])
+        yield f"The fastest of {len(told) + 1} configurations is {best.name}: it {_told(best, fair=fair)}."
+    elif told:
+        yield f"No configuration can be told to be faster than {told[0][1].baseline} for the same number of samples."
+    elif len(table) and table["samples_per_second"].notna().any():
+        first = table.iloc[0]
+        value, low, high = (float(first[f"samples_per_second{tail}"]) for tail in ("", "_low", "_high"))
+        speed = between(value, low, high, "samples/s")
+        yield f"{first['name']} trains {speed}."
+
+
+def _time(comparison: Comparison) -> Effect | None:
+    found = {effect.cost: effect for effect in comparison.effects}
+    return found.get("seconds_to_target") or found.get("seconds")
+
+
+def _told(comparison: Comparison, *, fair: bool) -> str:
+    """Say what a candidate takes of its baseline, and what becomes of the quality."""
+    found = {effect.cost: effect for effect in comparison.effects}
+    tail, work = "", "for the same number of samples"
+    if "seconds_to_target" in found:
+        tail, work = "_to_target", "on the way to the target"
+    kinds = {"seconds{}": "time", "joules{}": "energy", "joules{}_estimated": "energy (estimated by a model)"}
+    known = [(found.get(cost.format(tail)), name) for cost, name in kinds.items()]
+    said = [_change(effect, name) for effect, name in known if effect is not None]
+    quality = [
+        f"{name.replace('_', ' ')} {before:.3f} -> {(comparison.quality or {})[name]:.3f}"
+        for name, before in (comparison.baseline_quality or {}).items()
+        if fair and name in (comparison.quality or {})
+    ]
+    return f"takes {' and '.join(said)} than {comparison.baseline} {work}" + "".join(f"; {text}" for text in quality)
+
+
+def _change(effect: Effect, name: str) -> str:
+    """A ratio in percent: `24 % (20 to 28 %) less time`; where the interval does not tell, nothing is said of its sign."""
+    if effect.low is None or effect.high is None or effect.verdict in ("same", "cannot tell"):
+        return f"no clearly other {name}"
+    low, high = sorted(100 * abs(bound - 1) for bound in (effect.low, effect.high))
+    return f"{100 * abs(effect.ratio - 1):.0f} % ({low:.0f} to {high:.0f} %) {effect.verdict} {name}"
+
+
+def _ended(runs: pd.DataFrame) -> str:
+    counts = runs["status"].value_counts()
+    others = ", ".join(f"{n} {str(status).replace('_', ' ')}" for status, n in counts.items() if status != Status.OK)
+    return f"{counts.get(Status.OK, 0)} of {len(runs)} runs ended well{f' ({others})' if others else ''}."
+
+
+def _sums(df: pd.DataFrame) -> list[str]:
+    said = [f"{label}: {value}" for label, value, _ in answer.totals(df) if value != "not known"]
+    return [f"All runs together: {'; '.join(said)}."] if said else []
+
+
+# --- results
+
+
+def _marks(table: pd.DataFrame, column: str) -> tuple[Mark, ...]:
+    bounds = (column, f"{column}_low", f"{column}_high")
+    cells = [[None if pd.isna(r[c]) else float(r[c]) for c in bounds] for _, r in table.iterrows()]
+    return tuple(
+        Mark(name, value, low, high) for name, (value, low, high) in zip(table["name"], cells, strict=True) if value
+    )
+
+
+def _speeds(table: pd.DataFrame) -> Iterator[Figure]:
+    """Speed and energy by configuration, where there is something to compare."""
+    if len(table) < 2:
+        return
+    speed = _marks(table, "samples_per_second")
+    if speed:
+        yield Figure("Speed: more is better", "samples/s", (Group("speed", speed),), log=_wide(speed))
+    kinds = {"measured": "joules_per_sample", "~ estimated by a model": "joules_per_sample_estimated"}
+    groups = tuple(Group(name, marks) for name, column in kinds.items() if (marks := _marks(table, column)))
+    if groups:
+        head = "Energy: less is better" + (f" ({groups[0].name})" if len(groups) == 1 else "")
+        yield Figure(head, "J/sample", groups, log=_wide([mark for group in groups for mark in group.marks]))
+
+
+def _wide(marks: Sequence[Mark], span: float = 20) -> bool:
+    values = [mark.value for mark in marks]
+    return max(values) > span * min(values)
+
+
+def _ratios(comparisons: Sequence[Comparison]) -> Iterator[Figure]:
+    """Time and energy of each candidate, as multiples of its baseline."""
+    kinds = (("time", "seconds"), ("energy, measured", "joules"), ("~energy, estimated by a model", "joules_estimated"))
+    groups = []
+    for name, cost in kinds:
+        effects = [(one.name, effect) for one in comparisons for effect in one.effects if effect.cost == cost]
+        marks = tuple(Mark(whose, effect.ratio, effect.low, effect.high) for whose, effect in effects)
+        groups += [Group(name, marks)] if marks else []
+    if groups:
+        every = [mark for group in groups for mark in group.marks]
+        title = "What each takes for the same number of samples: left of 1 is less"
+        yield Figure(
+            title, "multiple of the baseline", tuple(groups), reference=1.0, log=_wide([*every, Mark("", 1)], 5)
+        )
+
+
+def _labels(table: pd.DataFrame) -> Table:
+    """Where the figures of each configuration come from."""
+    cells = [["-" if pd.isna(value) or value == "" else str(value) for value in table[name]] for name in _LABELS]
+    rows = tuple(zip(table["name"], *cells, strict=True))
+    headings = ("configuration", *(name.replace("_", " ") for name in _LABELS))
+    return Table("Labels: where the figures come from", headings, rows, figures=False, folded=True)
+
+
+# --- the law
+
+
+def _curves(law: ScalingFit) -> Iterator[Figure]:
+    """Time per sample and efficiency against devices."""
+    groups, shares = [], []
+    for series in law.series:
+        for size in series.by_work:
+            near = [p for p in series.points if abs(p.flops_per_sample / size.flops_per_sample - 1) < 0.005]
+            divisor, unit = scale(size.flops_per_sample, "FLOP")
+            marks = [
+                Mark(f"{p.name} repeat {i}", 1 / s, x=p.devices)
+                for p in near
+                for i, s in enumerate(p.samples_per_second)
+            ]
+            line = tuple((float(d), size.flops_per_sample / (d * series.v)) for d in sorted({p.devices for p in near}))
+            groups.append(Group(f"{series.name}, {number(size.flops_per_sample / divisor)} {unit}", tuple(marks), line))
+        for curve in dict.fromkeys(point.curve for point in series.efficiency):
+            points = [point for point in series.efficiency if point.curve == curve]
+            base = Mark(f"d = {points[0].baseline_devices}", 1.0, x=points[0].baseline_devices)
+            rest = [Mark(f"d = {p.devices}", p.value, p.low, p.high, p.devices) for p in points]
+            joined = tuple((mark.x, mark.value) for mark in (base, *rest))
+            shares.append(Group(f"{series.name}: {curve}", (base, *rest), joined))
+    yield Figure(
+        "Time per sample: each marker a run, each line the law", "seconds", tuple(groups), "devices d", log=True
+    )
+    if shares:
+        title = "Efficiency: what a device does of what it does alone"
+        yield Figure(title, "efficiency E", tuple(shares), "devices d", reference=1.0)
+
+
+def _series(law: ScalingFit) -> Table:
+    rows = []
+    for one in law.series:
+        divisor, unit = scale(one.v, "FLOP/s")
+        low, high = (bound and bound / divisor for bound in (one.v_low, one.v_high))
+        misses = [one.error_median, one.error_max, one.left_out_median, one.left_out_max]
+        flags = "; ".join(FLAGS[flag] for flag in one.flags) or "-"
+        cells = [between(one.v / divisor, low, high, unit), *("-" if m is None else f"{m:.1%}" for m in misses)]
+        loss = one.loss if one.breaks_at is None else f"breaks at d = {one.breaks_at}"
+        devices = ", ".join(map(str, one.devices))
+        rows.append((one.name, str(len(one.points)), devices, *cells, loss, flags))
+    errors = ("misses (median)", "(at most)", "unseen (median)", "(at most)")
+    columns = ("series", "configurations", "devices", "v of one device", *errors, "loss over 5 %", "limits")
+    return Table("The law by series, and by how much it misses", columns, tuple(rows), figures=False)
+
+
+def _advice(runs: pd.DataFrame) -> Iterator[Section]:
+    if util.find_spec("analytics.advise") is None:
+        return
+    found = import_module("analytics.advise").advise(runs)
+    if found:
+        rows = tuple((one.sentence, one.action or "-", "; ".join(one.limits) or "-") for one in found)
+        table = Table("Advice, with its limits", ("what the runs show", "what to do", "limits"), rows, figures=False)
+        yield Section("advice", "Advice", (table,))
+
+
+# --- what was asked, and where
+
+
+def _asked(runs: pd.DataFrame) -> Iterator[Table]:
+    fields = [name for name in asked(runs) if runs[name].notna().any()]
+    values = {name: list(dict.fromkeys(_cell(value) for value in runs[name])) for name in fields}
+    varied = [(name, ", ".join(found)) for name, found in values.items() if len(found) > 1]
+    repeats = runs.groupby("config_id").size()
+    facts = [
+        ("suite", runs["suite"].iloc[0]),
+        ("execution", runs["execution"].iloc[0]),
+        ("begun", f"{runs['started_at'].min():%Y-%m-%d %H:%M:%S} UTC"),
+        ("configurations", str(len(repeats))),
+        ("repeats", " to ".join(dict.fromkeys((str(repeats.min()), str(repeats.max()))))),
+        *((f"{name} (varied)", found) for name, found in varied),
+    ]
+    yield Table("The suite", ("", ""), tuple(facts), figures=False)
+    fixed = tuple((name, found[0]) for name, found in values.items() if len(found) == 1)
+    yield Table("The same in all runs", ("field", "value"), fixed, figures=False, folded=True)
+
+
+def _cell(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _machine(records: Sequence[RunRecord]) -> Table:
+    """Facts of the machines, a column each; no variables of whoever ran it."""
+    columns = list({r.environment.fingerprint: r for r in records}.values())
+    facts: dict[str, list[str]] = {}
+    for record in columns:
+        env, machine = record.environment, record.environment.machine
+        gpus = pd.Series([gpu.name for gpu in machine.gpus], dtype="str").value_counts()
+        told = {
+            "host": env.host,
+            "GPUs": ", ".join(f"{count} × {name}" for name, count in gpus.items()),
+            "processor": f"{machine.cpu_model} ({machine.cpu_count} processors)",
+            "memory": None if machine.memory_bytes is None else f"{machine.memory_bytes / 1e9:.3g} GB",
+            "NVIDIA driver": machine.driver_version,
+            "CUDA of torch": env.torch_cuda,
+            "system": f"{env.os}, kernel {env.kernel}",
+            "Python": env.python,
+            **env.packages,
+            "wattbench commit": env.wattbench_commit,
+            "fingerprint": env.fingerprint,
+        }
+        for name, value in told.items():
+            facts.setdefault(name, []).append(value or "-")
+    rows = tuple((name, *values) for name, values in facts.items() if set(values) != {"-"})
+    return Table("Where it ran", ("", *("" for _ in columns)), rows, figures=False)
+
+
+# --- carbon, cost, again
+
+
+def _carbon(df: pd.DataFrame, records: Sequence[RunRecord], remarks: Sequence[str]) -> Section:
+    said = factors.words(records)
+    rows = [
+        (label, f"{value} ({note})") for label, value, note in answer.totals(df) if label.startswith(("Energy", "CO2e"))
+    ]
+    rows += [
+        ("Energy rests on", said["energy"]),
+        ("PUE of the data centre", said["pue"]),
+        ("Carbon intensity", said["intensity"]),
+        ("Method", "location-based: the mean of the grid that is named; contracts for green power are not counted"),
+        ("In it", "all runs from start to end, with those that failed"),
+        ("Not in it", _LEFT_OUT),
+    ]
+    table = Table("Carbon = energy × PUE × intensity", ("", ""), tuple(rows), figures=False)
+    quote = Lines(tuple(_statements(df, records, said)), "quote")
+    return Section("carbon", "Carbon statement", (quote, table, *([Lines(tuple(remarks))] if remarks else [])))
+
+
+def _statements(df: pd.DataFrame, records: Sequence[RunRecord], said: dict[str, str]) -> Iterator[str]:
+    """Say what was emitted in sentences that can be quoted, one for measured and one for estimated energy."""
+    begun = f"{df['started_at'].min():%Y-%m-%d}"
+    suites = ", ".join(dict.fromkeys(df["suite"]))
+    for basis, verb in (("measured", "emitted"), ("estimated", "emitted an estimated")):
+        known = [r.carbon for r in records if r.carbon is not None and r.carbon.energy_basis == basis]
+        if not known:
+            continue
+        kwh = sum(carbon.energy_joules for carbon in known) / 3.6e6
+        kg = sum(carbon.emissions_kg for carbon in known)
+        divisor, unit = scale(1000 * kg, "g")
+        yield (
+            f"{len(known)} training run{'s' * (len(known) > 1)} (suite {suites}, begun on {begun}) {verb} "
+            f"{1000 * kg / divisor:.3g} {unit} CO2e: "
+            f"{number(kwh)} kWh of {basis} energy, PUE {said['pue']}, {said['intensity']}, location-based; embodied carbon "
+            "is not in it."
+        )
+    lacking = sum(record.carbon is None and record.status is not Status.SKIPPED for record in records)
+    if lacking:
+        yield f"The carbon of {lacking} of {len(records)} runs is not known: energy {said['energy']}, {said['intensity']}."
+
+
+def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
+    costs = [record.cost for record in records if record.cost is not None]
+    rows = [(label, f"{value} ({note})") for label, value, note in answer.totals(df) if label.startswith("Cost")]
+    rows.append(("Price", factors.words(records)["price"]))
+    if costs:
+        hours = sum(cost.devices * cost.billed_seconds for cost in costs) / 3600
+        rows.append(("Device-hours", f"{number(hours)}, from the start of each run to its end, start-up included"))
+        rows.append(("Not in it", "time between runs, storage, networks, staff"))
+    rows = rows if costs else [("Cost", "not known"), *rows]
+    return Section("cost", "Cost statement", (Table("Cost of whole runs", ("", ""), tuple(rows), figures=False),))
+
+
+def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) -> Section:
+    commands = dict.fromkeys(shlex.join(["bench", *r.environment.argv[1:]]) for r in records if r.environment.argv)
+    data = dict.fromkeys(
+        f"{r.measurement.dataset}: {r.measurement.dataset_digest}"
+        for r in records
+        if r.measurement is not None and r.measurement.dataset is not None
+    )
+    made = dict.fromkeys(c for r in records if (c := r.environment.wattbench_commit) is not None)
+    setup = [f"git checkout {commit.partition('+')[0]}" for commit in made] if len(made) == 1 else []
+    rows = [
+        ("commit of wattbench", ", ".join(made) or "-"),
+        ("environment", ", ".join(dict.fromkeys(r.environment.fingerprint for r in records))),
+        ("runs: SHA-256 of this report as .csv", digest),
+        *((f"data {number}", text) for number, text in enumerate(data, 1)),
+    ]
+    return Section(
+        "again",
+        "How to do it again",
+        (
+            Lines((*setup, "pip install -e . -c constraints.txt", *commands), "command"),
+            Lines(("The report, from the runs in the store:",)),
+            Lines((shlex.join(command),), "command"),
+            Table("What it was made from", ("", ""), tuple(rows), figures=False),
+        ),
+    )

@@ -1,0 +1,172 @@
+"""Carbon intensity and price of electricity by the hour, from a file of the user's: what a run met while it ran.
+
+Energy is taken as spread evenly over a run's seconds, so a run meets the time-weighted mean of the hours that it touched.
+Nothing is filled in: hours that the file does not cover are an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
+_HOUR = timedelta(hours=1)
+_KG = {"kg_per_kwh": 1.0, "g_per_kwh": 1e-3}
+_USD = "usd_per_kwh"
+_WANTED = "wanted columns: time (ISO 8601) or hour (0 to 23, UTC), kg_per_kwh or g_per_kwh, and perhaps usd_per_kwh"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one kWh takes: kg CO2e and, where the file says it, USD."""
+
+    kg_per_kwh: float
+    usd_per_kwh: float | None
+
+
+@dataclass(frozen=True)
+class Hourly:
+    """Rates by slots of time, each `step` long, counted from `first`, or from midnight UTC in a day that repeats (None)."""
+
+    name: str
+    first: datetime | None
+    step: timedelta
+    rows: dict[int, Rates]
+
+    @property
+    def priced(self) -> bool:
+        """Whether the file has prices too."""
+        return next(iter(self.rows.values())).usd_per_kwh is not None
+
+    def mean(self, start: datetime, seconds: float) -> Rates:
+        """Return the time-weighted mean over `seconds` from `start`. Raises ValueError for time that is not covered."""
+        parts = list(self._parts(start.astimezone(UTC), timedelta(seconds=seconds)))
+        whole = math.fsum(weight for weight, _ in parts)
+        kg = math.fsum(weight * rates.kg_per_kwh for weight, rates in parts) / whole
+        usd = math.fsum(weight * (rates.usd_per_kwh or 0) for weight, rates in parts) / whole
+        return Rates(kg, usd if self.priced else None)
+
+    def _parts(self, now: datetime, length: timedelta) -> Iterator[tuple[float, Rates]]:
+        """Yield the seconds that fall into each slot, with its rates; an instant weighs 1."""
+        end = now + length
+        while True:
+            origin = self.first or now.replace(hour=0, minute=0, second=0, microsecond=0)
+            slot = (now - origin) // self.step
+            begin = origin + slot * self.step
+            if slot not in self.rows:
+                raise ValueError(f"{self.name} says nothing of {begin:%Y-%m-%d %H:%M} UTC; it has {self._covers()}")
+            until = min(begin + self.step, end)
+            yield (until - now).total_seconds() if length else 1.0, self.rows[slot]
+            now = until
+            if now >= end:
+                return
+
+    def _covers(self) -> str:
+        if self.first is None:
+            return f"the hours {', '.join(map(str, sorted(self.rows)))}"
+        last = self.first + (max(self.rows) + 1) * self.step
+        return f"{len(self.rows)} rows from {self.first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+
+    def best_start(self, runs: Sequence[tuple[datetime, float, float]]) -> tuple[int, float, float] | None:
+        """Return the hour (UTC) at which the runs should have begun, kg CO2e then, and kg as it was.
+
+        `runs` are (start, seconds, kWh with PUE); all are moved together, so that the first begins on the hour. None for a
+        file that is no day that repeats, and without runs. Hours that it does not cover cannot be chosen.
+        """
+        if self.first is not None or not runs:
+            return None
+        begun = min(start for start, _, _ in runs).astimezone(UTC)
+        midnight = begun.replace(hour=0, minute=0, second=0, microsecond=0)
+
+        def kg(shift: timedelta) -> float:
+            return math.fsum(kwh * self.mean(start + shift, seconds).kg_per_kwh for start, seconds, kwh in runs)
+
+        found = {}
+        for hour in range(24):
+            try:
+                found[hour] = kg(midnight + hour * _HOUR - begun)
+            except ValueError:
+                continue
+        if not found:
+            return None
+        best = min(found, key=lambda hour: found[hour])
+        return best, found[best], kg(timedelta())
+
+
+def read_hourly(path: Path) -> Hourly:
+    """Read a CSV file of rates.
+
+    Columns: `time` (ISO 8601; UTC where it names no zone) or `hour` (0 to 23, UTC), `kg_per_kwh` or `g_per_kwh` (CO2e) and,
+    if there are prices, `usd_per_kwh`. A row holds for an hour, or until the next where rows are closer. Raises ValueError
+    with the line of the first mistake, and OSError where the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            names = [name.strip() for name in table.fieldnames or []]
+            table.fieldnames = names
+            rows = [(table.line_num, row) for row in table]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name} is not a CSV file: {error}") from error
+    when, kg = ([name for name in known if name in names] for known in (("time", "hour"), _KG))
+    if len(when) != 1 or len(kg) != 1 or not rows:
+        raise ValueError(f"{path.name} has {'the columns ' + ', '.join(names) if rows else 'no rows'}; {_WANTED}")
+    slots: dict[datetime | int, Rates] = {}
+    for line, row in rows:
+        place = f"{path.name}, line {line}"
+        parse: Callable[[str], datetime | int] = _time if when[0] == "time" else _hour_of_day
+        key = _read(row, when[0], place, parse)
+        if key in slots:
+            raise ValueError(f"{place}: {when[0]} {row[when[0]]!r} is there twice")
+        usd = _read(row, _USD, place, _amount) if _USD in names else None
+        slots[key] = Rates(_read(row, kg[0], place, _amount) * _KG[kg[0]], usd)
+    return _slotted(path.name, slots)
+
+
+def _slotted(name: str, rates: dict[datetime | int, Rates]) -> Hourly:
+    times = sorted(key for key in rates if isinstance(key, datetime))
+    if not times:
+        return Hourly(name, None, _HOUR, {key: value for key, value in rates.items() if isinstance(key, int)})
+    step = min([_HOUR, *(later - earlier for earlier, later in pairwise(times))])
+    odd = next((time for time in times if (time - times[0]) % step), None)
+    if odd is not None:
+        raise ValueError(f"{name}: {odd.isoformat()} is not a whole number of steps of {step} after the first row")
+    return Hourly(name, times[0], step, {(time - times[0]) // step: rates[time] for time in times})
+
+
+def _read(row: dict[str, str], name: str, place: str, parse: Callable[[str], _Value]) -> _Value:
+    text = (row[name] or "").strip()
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: {name} {text!r} is not {error}") from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("a time as 2026-01-31T13:00Z") from error
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+
+
+def _hour_of_day(text: str) -> int:
+    if not text.isdecimal() or int(text) > 23:
+        raise ValueError("an hour from 0 to 23")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError("a number of 0 or more")
+    return value
