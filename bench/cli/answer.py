@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.schema import Scalar
-
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
@@ -18,13 +16,12 @@ if TYPE_CHECKING:
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
 
 
-def document(rows: Sequence[dict[str, Scalar]]) -> dict[str, Any]:
-    """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
+def document(df: pd.DataFrame) -> dict[str, Any]:
+    """The answer of a frame of runs as JSON: every run, one entry a configuration, comparisons, the fit. Absent is null."""
     from analytics.compare import against_first, ladder
-    from analytics.frame import frame, summary
+    from analytics.frame import summary
     from analytics.scaling import fit
 
-    df = frame(rows)
     parts = [part for _, part in df.groupby(["suite", "execution"], sort=False)]
     return {
         "runs": _records(df),
@@ -45,14 +42,13 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def show(rows: Sequence[dict[str, Scalar]]) -> None:
+def show(df: pd.DataFrame) -> None:
     """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from rich.console import Console
 
-    from analytics.frame import frame, summary
+    from analytics.frame import summary
     from analytics.words import printable
 
-    df = frame(rows)
     results = summary(df)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from bench.cli.options import json_option, site_fields, site_options
 from bench.cli.selection import select, selection_options
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
 from bench.schema import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Priced = tuple[RunRecord, Site]
 """A record, and the region, PUE and prices that its carbon and cost were made with."""
@@ -30,21 +33,25 @@ def report(store: str | None, as_json: bool, **options: Any) -> None:
     """
     from bench import tracking
     from bench.cli import answer
-    from bench.metrics import row
 
     given = site_fields(options)
-    rows = select(store=store, **options)
+    df = select(store=store, **options)
+    imported = df["flags"].str.contains(r"\bimported\b", na=False)
     try:
-        records = tracking.records(rows, store)
+        records = tracking.records((run for _, run in df[~imported].iterrows()), store)
     except tracking.StoreError as error:
         fail(str(error))
+    if imported.any():
+        click.echo(
+            f"bench: {imported.sum()} imported runs have no record: their carbon and cost stay as they are", err=True
+        )
     priced = _priced(records, given)
     if as_json:
-        click.echo(json.dumps(_document(priced), indent=1, allow_nan=False))
+        click.echo(json.dumps(_document(priced, df[imported]), indent=1, allow_nan=False))
         return
     for line in _lines(priced):
         click.echo(line)
-    answer.show([row(record) for record, _ in priced])
+    answer.show(_frame(priced, df[imported]))
 
 
 def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]:
@@ -68,19 +75,28 @@ def _priced(records: Iterable[RunRecord], given: dict[str, Any]) -> list[Priced]
     return out
 
 
-def _document(priced: Sequence[Priced]) -> dict[str, Any]:
-    from bench.cli import answer
+def _frame(priced: Sequence[Priced], imported: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    from analytics.frame import declared, tidy
     from bench.metrics import row
 
-    document = answer.document([row(record) for record, _ in priced])
+    made = declared(row(record) for record, _ in priced)
+    return tidy(pd.concat([made, imported], ignore_index=True) if len(imported) else made)
+
+
+def _document(priced: Sequence[Priced], imported: pd.DataFrame) -> dict[str, Any]:
+    from bench.cli import answer
+
+    document = answer.document(_frame(priced, imported))
     records = {
         (r.suite, r.execution, r.environment.fingerprint, r.run_id): r
         for r, _ in sorted(priced, key=lambda one: one[0].started_at)
     }
     for run in document["runs"]:
-        record = records[run["suite"], run["execution"], run["environment"], run["run_id"]]
+        record = records.get((run["suite"], run["execution"], run["environment"], run["run_id"]))
         for name in ("carbon", "cost"):
-            value = getattr(record, name)
+            value = getattr(record, name, None)
             run[name] = None if value is None else value.model_dump(mode="json")
     return {"factors": {name: _counted(priced, of) for name, of in _FACTORS.items()}, **document}
 
