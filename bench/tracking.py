@@ -446,14 +446,15 @@ def _whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] 
     return row | {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
 
 
-def sync(runs: Path, uri: str | None = None) -> tuple[int, list[str]]:
-    """Log all records and imported rows under a runs folder that the store lacks; a new store is made whole again.
+def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
+    """Log all records and imported rows that the store lacks: those under a runs folder, or of one execution in it.
 
     Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
     """
     count, unreadable = 0, []
     made = {path.parent.parent for path in runs.glob("*/*/*/record.json")}
-    for execution in sorted(made | {path.parent for path in runs.glob(f"*/*/{IMPORTED}")}):
+    made |= {path.parent for path in runs.glob(f"*/*/{IMPORTED}")}
+    for execution in sorted(made if only is None else {only}):
         tracker = Tracker(uri, execution.parent.name, execution.name)
         tracker.open()
         for path in sorted(execution.glob("*/record.json")):

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.frame [--runs 10000]
 
 One real run is logged as a pattern, its rows in the database are copied under new names, and figures are added up to
-about 100 fields. Each reading is a process of its own, imports included; cold means that there is no cache, not that the
-system has not seen the file. Times of plain reading and cold loads alternate, so that a slow minute hits both.
+about 100 fields. Each reading is a process of its own, timed after its imports; cold means that there is no cache, not that
+the system has not seen the file. Times of plain reading and cold loads alternate, so that a slow minute hits both.
 """
 
 import argparse
@@ -25,12 +25,13 @@ FIELDS, WARM_SECONDS = 100, 1.5
 _TIMED = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
+{imports}
 begun = time.perf_counter()
 {body}
 print(len(df), df.shape[1], time.perf_counter() - begun)
 """
-PLAIN = "import mlflow\nmlflow.set_tracking_uri(sys.argv[1])\ndf = mlflow.search_runs(search_all_experiments=True)"
-OURS = "from analytics.store import load\ndf = load(sys.argv[1])"
+PLAIN = "import mlflow", "mlflow.set_tracking_uri(sys.argv[1])\ndf = mlflow.search_runs(search_all_experiments=True)"
+OURS = "from analytics.store import load", "df = load(sys.argv[1])"
 
 
 def build(folder: Path, runs: int) -> str:
@@ -65,10 +66,8 @@ def build(folder: Path, runs: int) -> str:
             if table == "latest_metrics":
                 given["value"] = "t.value * (1 + c.number / 1e6)"
             chosen = ", ".join(given.get(name, f"t.{name}") for name in columns)
-            database.execute(
-                f"insert into {table} ({', '.join(columns)}) select {chosen} from {table} t, copies c where t.run_uuid = ?",
-                (pattern,),
-            )
+            into = f"insert into {table} ({', '.join(columns)}) select {chosen}"
+            database.execute(f"{into} from {table} t, copies c where t.run_uuid = ?", (pattern,))
         told = [
             (json.dumps(row | {"run_id": f"run-{number}", "repeat": number % 1000}), name) for name, number in names
         ]
@@ -77,12 +76,12 @@ def build(folder: Path, runs: int) -> str:
     return uri
 
 
-def timed(body: str, uri: str, cache: Path) -> tuple[int, int, float]:
-    """Read a store in a new process; return runs, columns and seconds, imports included."""
-    code = _TIMED.format(body=body)
+def timed(code: tuple[str, str], uri: str, cache: Path) -> tuple[int, int, float]:
+    """Read a store in a new process; return runs, columns and seconds."""
+    text = _TIMED.format(imports=code[0], body=code[1])
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     done = subprocess.run(
-        [sys.executable, "-c", code, uri], env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", text, uri], env=environment, check=True, capture_output=True, text=True
     )
     runs, columns, seconds = done.stdout.split()[-3:]
     return int(runs), int(columns), float(seconds)
@@ -102,11 +101,10 @@ def main() -> None:
             plain.append(timed(PLAIN, uri, cache))
             cold.append(timed(OURS, uri, cache))
             warm += [timed(OURS, uri, cache) for _ in range(3)]
-    for name, times in (("mlflow.search_runs", plain), ("load, cold", cold), ("load, warm", warm)):
-        seconds = [one[2] for one in times]
-        print(
-            f"{name:20} {times[0][0]:6} rows {times[0][1]:4} columns: median {median(seconds):.2f} s, slowest {max(seconds):.2f} s"
-        )
+    for name, found in (("mlflow.search_runs", plain), ("load, cold", cold), ("load, warm", warm)):
+        seconds = [one[2] for one in found]
+        print(f"{name:20} {found[0][0]:6} rows {found[0][1]:4} columns: ", end="")
+        print(f"median {median(seconds):.2f} s, slowest {max(seconds):.2f} s")
     ratio = median(one[2] for one in cold) / median(one[2] for one in plain)
     slowest = max(one[2] for one in warm)
     print(
