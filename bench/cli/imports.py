@@ -68,6 +68,7 @@ def _keep(found: Imported, runs: Path, store: str | None) -> int:
     if not (folder / IMPORTED).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / IMPORTED, "".join(json.dumps(row, allow_nan=False) + "\n" for row in found.rows))
+    click.echo(f"logging {len(found.rows)} runs ...", err=True)
     try:
         return sync(runs, store, folder)[0]
     except StoreError as error:
