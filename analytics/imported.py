@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,10 +29,10 @@ from bench.schema import AXES, Scalar
 LENGTH = "workload_args.sequence_length"
 SPEEDS = ("samples_per_second", "tokens_per_second")
 _ALIASES = {"sequence_length": LENGTH, "step_seconds": "step_seconds_median"}
-_TEXTS = ("device_name", "dataset", "host", "region", "started_at")
 _RATES = tuple(f"{name}_per_device" for name in SPEEDS)
-_FIGURES = {*NUMBERS, *_RATES, "flops_per_token"} - {"parameters", "flops_per_sample"}
-TARGETS = {*COUNTS, *_FIGURES, "parameters", "flops_per_sample", *WORDS, *_TEXTS, *_ALIASES}
+_NUMBERS = {*COUNTS, *NUMBERS, *_RATES, LENGTH}
+TARGETS = {*_NUMBERS, *WORDS, "device_name", "dataset", "host", "region", "started_at", *_ALIASES}
+_NOT_ASKED = {*NUMBERS, *_RATES, "repeat", "seed", "started_at", "region"} - {"parameters", "flops_per_sample"}
 _OPTION = re.compile(rf"(workload_args|{'|'.join(AXES)})\.[A-Za-z0-9_-]{{1,60}}")
 _ANY_SIGN, _ZERO_TOO = (
     re.compile("loss|error"),
@@ -59,11 +59,11 @@ class Imported:
     """What became of a file: rows of runs, lines that are no use with the reason, and what is to be known of the rest."""
 
     suite: str
+    columns: list[Column]
+    ignored: list[str]
     execution: str = ""
     rows: list[dict[str, Scalar]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
-    columns: list[Column] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -78,7 +78,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
             cells = [{str(k): v for k, v in row.items() if pd.notna(v)} for row in found.to_dict("records")]
             return [str(name) for name in found.columns], list(enumerate(cells, 1))
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix in (".jsonl", ".ndjson"):
+            if path.suffix == ".jsonl":
                 objects = [(n, dict(json.loads(line))) for n, line in enumerate(file, 1) if line.strip()]
                 return list(dict.fromkeys(name for _, row in objects for name in row)), objects
             header = file.readline()
@@ -90,82 +90,75 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
 
 
 def read_columns(
-    names: Iterable[str], maps: Iterable[str], settings: Iterable[str]
-) -> tuple[list[Column], dict[str, str]]:
-    """Say what each column is: `--map COLUMN=OURS`, `COLUMN=OURS:FACTOR`, else its own name; and what `--set` fixes.
+    names: list[str], maps: Iterable[str], settings: Iterable[str]
+) -> tuple[list[Column], dict[str, Scalar]]:
+    """Say what each column is: `COLUMN=OURS` or `COLUMN=OURS:FACTOR`, else its own name; and what `OURS=VALUE` fixes.
 
     Raises ImportProblem with all mistakes, a line each.
     """
-    names, wrong = list(names), []
-    fixed: dict[str, str] = {}
-    mapped: dict[str, Column] = {}
+    wrong: list[str] = []
+    fixed: dict[str, Scalar] = {}
+    columns: list[Column] = []
     for text in settings:
         target, _, value = text.partition("=")
-        fixed[_ALIASES.get(target, target)] = value
-        wrong += [f"--set {text}: {why}" for why in _unknown(target)] + (
-            [] if value else [f"--set {text}: wanted NAME=VALUE"]
-        )
+        try:
+            if not value:
+                raise ValueError("wanted NAME=VALUE")
+            fixed[_known(target)] = _value(_known(target), value)
+        except ValueError as error:
+            wrong.append(f"--set {text}: {error}")
     for text in maps:
         name, _, rest = text.rpartition("=")
         target, _, factor = rest.partition(":")
-        if name not in names:
-            wrong.append(f"--map {text}: no column {printable(name)!r}; {did_you_mean(name, names)}")
-        wrong += [f"--map {text}: {why}" for why in _unknown(target)]
-        scale = _number(factor or "1")
-        if not isinstance(scale, float) or scale <= 0:
-            wrong.append(f"--map {text}: a factor is a positive number, such as 0.001")
-        else:
-            mapped[name] = Column(name, _ALIASES.get(target, target), scale)
-    own = [Column(name, _ALIASES.get(name, name)) for name in names if name not in mapped and not list(_unknown(name))]
-    taken = {column.target for column in mapped.values()} | set(fixed)
-    columns = [*mapped.values(), *(column for column in own if column.target not in taken)]
-    targets = [column.target for column in columns] + list(fixed)
+        try:
+            if name not in names:
+                raise ValueError(f"no column {printable(name)!r}; {did_you_mean(name, names)}")
+            columns.append(Column(name, _known(target), float(_value("factor", factor or 1))))
+        except ValueError as error:
+            wrong.append(f"--map {text}: {error}")
+    taken = {*(column.target for column in columns), *fixed}
+    mapped = {column.name for column in columns}
+    own = [name for name in names if name not in mapped and (name in TARGETS or _OPTION.fullmatch(name))]
+    columns += [Column(name, _known(name)) for name in own if _known(name) not in taken]
+    targets = [*(column.target for column in columns), *fixed]
     wrong += [f"{target} is given twice" for target in sorted({t for t in targets if targets.count(t) > 1})]
-    speeds = {*SPEEDS, *_RATES}
-    if not speeds & set(targets) and not {"step_seconds_median", "global_batch_size"} <= set(targets):
-        shown = ", ".join(printable(name) for name in names)
-        wrong.append(
-            f"no column is samples_per_second or tokens_per_second: give --map COLUMN=tokens_per_second; columns: {shown}"
-        )
-    if "devices" not in targets:
-        wrong.append("no column is devices: give --map COLUMN=devices, or --set devices=8 for all rows")
+    for wanted in (("tokens_per_second", "samples_per_second", *_RATES), ("devices",)):
+        if not wrong and not set(wanted) & set(targets):
+            told = ", ".join(map(printable, names))
+            wrong.append(
+                f"no column is {' or '.join(wanted[:2])}: give --map COLUMN={wanted[0]}, or --set; columns: {told}"
+            )
     if wrong:
         raise ImportProblem("\n".join(wrong))
     return columns, fixed
 
 
-def _unknown(target: str) -> Iterator[str]:
+def _known(target: str) -> str:
     if target not in TARGETS and not _OPTION.fullmatch(target):
-        yield f"unknown name {printable(target)!r}: {did_you_mean(target, [*TARGETS, 'workload_args.NAME'])}"
-
-
-def _number(text: Any) -> float | str:
-    """Return a finite number, or why it is none."""
-    shown = printable(text, 30)
-    try:
-        value = float(text) if "_" not in str(text) and not isinstance(text, bool) else math.nan
-    except (TypeError, ValueError):
-        return f"{shown!r} is no number"
-    return value if math.isfinite(value) else f"{shown!r} is no number"
+        raise ValueError(
+            f"unknown name {printable(target)!r}: {did_you_mean(target, [*TARGETS, 'workload_args.NAME'])}"
+        )
+    return _ALIASES.get(target, target)
 
 
 def _value(target: str, text: Any, factor: float = 1.0) -> Scalar:
     """Read a cell. Raises ValueError with the reason where it is of no use."""
-    found = _number(text)
-    counted = target in COUNTS
-    if not counted and target not in TARGETS - {*WORDS, *_TEXTS} and target != LENGTH:
-        if target == "started_at":
-            moment = datetime.fromisoformat(str(text))
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
-        return found if isinstance(found, float) and "." in target and factor == 1 else printable(text, 200)
-    if isinstance(found, str):
-        raise ValueError(f"{target}: {found}")
-    value = found * factor
+    if target == "started_at":
+        moment = datetime.fromisoformat(str(text))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+    try:
+        value = float(text) * factor if "_" not in str(text) else math.nan
+    except (TypeError, ValueError):
+        value = math.nan
+    if target not in _NUMBERS and target != "factor":
+        return value if math.isfinite(value) and "." in target else printable(text, 200)
+    if not math.isfinite(value):
+        raise ValueError(f"{target}: {printable(text, 30)!r} is no number")
     if (value < 0 and not _ANY_SIGN.search(target)) or (value == 0 and not _ZERO_TOO.search(target)):
         raise ValueError(f"{target}: {value:g} is not positive")
     if value > 1 and _RATIO.search(target):
         raise ValueError(f"{target}: {value:g} is above 1, a ratio is from 0 to 1: for percent give the factor :0.01")
-    if counted or target == LENGTH:
+    if target in (*COUNTS, LENGTH):
         if not value.is_integer():
             raise ValueError(f"{target}: {value:g} is no whole number")
         return int(value)
@@ -179,38 +172,27 @@ def _derived(known: dict[str, Any]) -> dict[str, Scalar]:
         raise ValueError("devices: no number")
     devices, length = row["devices"], row.get(LENGTH)
     for speed in SPEEDS:
-        if speed not in row and f"{speed}_per_device" in row:
-            row[speed] = row[f"{speed}_per_device"] * devices
-    if not set(SPEEDS) & row.keys() and {"global_batch_size", "step_seconds_median"} <= row.keys():
-        row["samples_per_second"] = row["global_batch_size"] / row["step_seconds_median"]
+        if f"{speed}_per_device" in row:
+            row.setdefault(speed, row[f"{speed}_per_device"] * devices)
     if not set(SPEEDS) & row.keys():
         raise ValueError("no speed: samples_per_second and tokens_per_second are empty")
     if length and "samples_per_second" not in row:
         row["samples_per_second"] = row["tokens_per_second"] / length
     elif length and "tokens_per_second" not in row:
         row["tokens_per_second"] = row["samples_per_second"] * length
-    if length and "parameters" in row and "flops_per_sample" not in row:
-        row["flops_per_sample"] = 6.0 * row["parameters"] * length
-    for speed in SPEEDS:
-        if speed in row:
-            row[f"{speed}_per_device"] = row[speed] / devices
-            unit = speed.split("_")[0].removesuffix("s")
-            if "power_watts" in row:
-                row.setdefault(f"joules_per_{unit}", row["power_watts"] / row[speed])
-    if "flops_per_sample" in row and "samples_per_second" in row:
+    if length and "parameters" in row:
+        row.setdefault("flops_per_sample", 6.0 * row["parameters"] * length)
+    row |= {f"{speed}_per_device": row[speed] / devices for speed in SPEEDS if speed in row}
+    if {"flops_per_sample", "samples_per_second"} <= row.keys():
         row["flops_per_second_per_device"] = row["flops_per_sample"] * row["samples_per_second"] / devices
-    for names, provenance in (
-        (("joules", "watts"), "energy_provenance"),
-        (("emissions",), "emissions_basis"),
-        (("cost",), "cost_basis"),
-    ):
-        if any(name in key for key in row for name in names):
-            row[provenance] = str(Provenance.IMPORTED)
+    for part, label in (("joules", "energy_provenance"), ("emissions", "emissions_basis"), ("cost", "cost_basis")):
+        if any(part in key for key in row):
+            row[label] = str(Provenance.IMPORTED)
     return row
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def imported(
@@ -223,26 +205,16 @@ def imported(
     """
     names, lines = read_table(path)
     columns, fixed = read_columns(names, maps, settings)
-    mapped = {column.name for column in columns}
-    out = Imported(suite, columns=columns, ignored=[name for name in names if name not in mapped])
+    out = Imported(suite, columns, [name for name in names if name not in {column.name for column in columns}])
     seen: dict[str, int] = {}
-    groups: dict[str, list[tuple[dict[str, Scalar], Mapping[str, Any]]]] = defaultdict(list)
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for line, cells in lines:
         try:
-            constants = {target: _value(target, text) for target, text in fixed.items()}
-            given = [
-                (c, cells.get(c.name))
-                for c in columns
-                if str(cells.get(c.name) or "").strip() or cells.get(c.name) == 0
-            ]
-            known = constants | {c.target: _value(c.target, text, c.factor) for c, text in given}
+            filled = [(c, text) for c in columns if (text := cells.get(c.name)) is not None and str(text).strip()]
+            known = fixed | {c.target: _value(c.target, text, c.factor) for c, text in filled}
             row = _derived(known)
-            asked = {
-                k: v
-                for k, v in known.items()
-                if k not in _FIGURES and k not in ("repeat", "seed", "started_at", "region")
-            }
-            config = _hash([suite, asked])[:10]
+            asked = {key: value for key, value in known.items() if key not in _NOT_ASKED}
+            config = _hash([suite, asked])
             key = _hash([config, known["repeat"]] if "repeat" in known else known)
             if key in seen:
                 raise ValueError(f"the same run as line {seen[key]}")
@@ -250,40 +222,34 @@ def imported(
             out.refused.append((line, printable(error, 200)))
             continue
         seen[key] = line
-        row |= {"config_id": config, "repeat": known.get("repeat", len(groups[config]))}
-        row["run_id"] = f"imported-{config}-r{row['repeat']}"
-        row["label"] = printable(" ".join(f"{k.split('.')[-1]}={v}" for k, v in asked.items()), 200)
-        groups[config].append((row, cells))
+        repeat = known.get("repeat", len(groups[config]))
+        label = printable(" ".join(f"{key.split('.')[-1]}={value}" for key, value in asked.items()), 200)
+        row |= {"config_id": config, "repeat": repeat, "run_id": f"imported-{config}-r{repeat}", "label": label}
+        groups[config].append(cells)
         out.rows.append(row)
     _identify(out, now or datetime.now(UTC))
-    _remark(out, groups.values())
+    _remark(out, [group for group in groups.values() if len(group) > 1])
     return out
 
 
 def _identify(out: Imported, now: datetime) -> None:
     """Give the rows what all runs have; they keep their order, a microsecond apart."""
-    out.execution = f"imported-{_hash(out.rows)[:8]}"
+    out.execution = f"imported-{_hash(out.rows)}"
     own: dict[str, Scalar] = {"suite": out.suite, "execution": out.execution, "environment": "imported"}
     own |= {"status": "ok", "flags": "imported"}
     for index, row in enumerate(out.rows):
         began = (now + timedelta(microseconds=index)).isoformat()
-        default: dict[str, Scalar] = {"workload": "imported", "device_name": "unknown", "started_at": began}
-        out.rows[index] = default | row | own
+        out.rows[index] = {"workload": "imported", "device_name": "unknown", "started_at": began, **row, **own}
 
 
-def _remark(out: Imported, groups: Iterable[list[tuple[dict[str, Scalar], Mapping[str, Any]]]]) -> None:
+def _remark(out: Imported, pooled: list[list[Mapping[str, Any]]]) -> None:
     """Say what was added, and which columns differ between rows that are taken for repeats."""
     given = {column.target for column in out.columns}
     if any("flops_per_sample" in row for row in out.rows) and "flops_per_sample" not in given:
         out.notes.append(
-            "flops_per_sample = 6 × parameters × sequence length: attention is left out, which counts in long sequences"
+            "flops_per_sample = 6 × parameters × sequence length, without attention: that counts if it is long"
         )
-    pooled = [group for group in groups if len(group) > 1]
     if pooled and "repeat" not in given:
-        apart = [n for n in out.ignored if any(len({str(cells.get(n)) for _, cells in group}) > 1 for group in pooled)]
-        between = (
-            f"; these columns differ between them and are not mapped: {', '.join(map(printable, apart))}"
-            if apart
-            else ""
-        )
-        out.notes.append(f"{len(pooled)} configurations have several rows, which count as repeats{between}")
+        apart = [n for n in out.ignored if any(len({str(cells.get(n)) for cells in group}) > 1 for group in pooled)]
+        told = f"; not mapped, though they differ: {', '.join(map(printable, apart))}" if apart else ""
+        out.notes.append(f"{len(pooled)} configurations have several rows, which count as repeats{told}")

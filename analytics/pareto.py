@@ -22,16 +22,14 @@ from bench.record import Status
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
 DEFAULT = ("time", "energy", "cost", "quality")
+UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
 _TO_TARGET = {
-    "time": (("seconds_to_target", "s"),),
-    "energy": (("energy_to_target_joules", "J"), ("energy_to_target_estimated_joules", "J, estimated")),
-    "cost": (("cost_to_target_usd", "USD"),),
-    "carbon": (("emissions_to_target_kg", "kg CO2e"),),
+    "time": ("seconds_to_target",),
+    "energy": ("energy_to_target_joules", "energy_to_target_estimated_joules"),
+    "cost": ("cost_to_target_usd",),
+    "carbon": ("emissions_to_target_kg",),
 }
-_ALWAYS = {
-    "memory": (("peak_memory_bytes", "bytes"),),
-    "quality": (("validation_loss", "loss"), ("validation_accuracy", "accuracy")),
-}
+_ALWAYS = {"memory": ("peak_memory_bytes",), "quality": ("validation_loss", "validation_accuracy")}
 _REMEDIES = {
     "time": "the runs tell no throughput",
     "energy": "no energy is known: bench doctor says what can be measured",
@@ -44,18 +42,28 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Objective:
-    """One thing to be small (accuracy: large): the column of the frame that it follows from, and its unit."""
+    """One thing to be small (accuracy: large), and the column of the frame that it follows from."""
 
     name: str
     column: str
-    unit: str
-    times: float = 1.0
-    inverse: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Unit of `values`, and whether they are estimated."""
+        unit = UNITS.get(self.name, self.column.removeprefix("validation_"))
+        return f"{unit}, estimated" if "estimated" in self.column else unit
+
+    @property
+    def rising(self) -> bool:
+        """Whether less is better."""
+        return self.column != "validation_accuracy"
 
     def values(self, runs: pd.DataFrame) -> np.ndarray:
-        """Figures of the runs in `unit`; NaN where one is not known."""
+        """Figures of the runs in `unit`: of a million samples or tokens, where they are of work."""
         known = runs[self.column].to_numpy(dtype=float)
-        return np.asarray(self.times / known if self.inverse else self.times * known)
+        return (
+            1e6 / known if self.column.endswith("_per_second") else known * (1e6 if "joules_per" in self.column else 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -111,40 +119,39 @@ def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Object
     unit = next((u for u in ("samples", "tokens") if runs[f"{u}_per_second"].gt(0).all()), "samples")
     each = unit.removesuffix("s")
     per_work = {
-        "time": ((f"{unit}_per_second", "s"),),
-        "energy": ((f"joules_per_{each}", "J"), (f"joules_per_{each}_estimated", "J, estimated")),
-        "cost": ((f"cost_usd_per_million_{unit}", "USD"),),
-        "carbon": ((f"emissions_kg_per_million_{unit}", "kg CO2e"),),
+        "time": (f"{unit}_per_second",),
+        "energy": (f"joules_per_{each}", f"joules_per_{each}_estimated"),
+        "cost": (f"cost_usd_per_million_{unit}",),
+        "carbon": (f"emissions_kg_per_million_{unit}",),
     }
     found, dropped = [], {}
     for name in wanted:
-        columns = (_ALWAYS | (_TO_TARGET if reached else per_work))[name]
-        known = [c for c, _ in columns if c in runs and runs[c].notna().any()]
-        complete = [(c, u) for c, u in columns if c in known and np.isfinite(runs[c]).all()]
-        bases = _bases(runs, name, complete[0][0] if complete else "")
+        known = [
+            c for c in (_ALWAYS | (_TO_TARGET if reached else per_work))[name] if c in runs and runs[c].notna().any()
+        ]
+        complete = [Objective(name, c) for c in known if np.isfinite(runs[c]).all()]
+        bases = _bases(runs, complete[0]) if complete else []
         if not known:
             dropped[name] = _REMEDIES[name]
+        elif not complete and len(known) > 1 and name == "energy":
+            dropped[name] = "measured for some and estimated for others, which are never mixed"
         elif not complete:
-            either = "measured for some and estimated for others, which are never mixed"
-            dropped[name] = either if len(known) > 1 and name == "energy" else "not known for all of them"
+            dropped[name] = "not known for all of them"
         elif len(bases) > 1:
             dropped[name] = f"it is that of {' and '.join(bases)}, which are never mixed"
         else:
-            column, shown = complete[0]
-            inverse = column.endswith("_per_second")
-            times = 1e6 if inverse or column.startswith("joules_per") else 1.0
-            found.append(Objective(name, column, shown, times, inverse))
+            found.append(complete[0])
     return ("to the target" if reached else f"per million {unit}"), found, dropped
 
 
-def _bases(runs: pd.DataFrame, objective: str, column: str) -> list[str]:
+def _bases(runs: pd.DataFrame, objective: Objective) -> list[str]:
     """Say what an objective rests on: more than one such thing is not to be compared."""
-    if objective == "energy" and "estimated" not in column:
-        bases = runs["energy_components"].fillna(runs["energy_provenance"])
-    elif objective in ("cost", "carbon"):
-        bases = runs[{"cost": "cost_basis", "carbon": "emissions_basis"}[objective]]
-    else:
+    labels = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
+    if objective.name not in labels or "estimated" in objective.column:
         return []
+    bases = runs[labels[objective.name]]
+    if objective.name == "energy":
+        bases = bases.fillna(runs["energy_provenance"])
     return sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
 
 
@@ -159,7 +166,7 @@ def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, see
     logs = [
         bool((np.concatenate(raw)[:, k] > 0).all()) for k in range(len(objectives))
     ]  # a loss or an accuracy may be 0
-    signs = np.array([-1.0 if objective.column == "validation_accuracy" else 1.0 for objective in objectives])
+    signs = np.array([1.0 if objective.rising else -1.0 for objective in objectives])
     scaled = [signs * np.where(logs, np.log(np.where(logs, x, 1.0)), x) for x in raw]
     centres = np.array([x.mean(axis=0) for x in scaled])
     table = table.assign(**_figures(objectives, raw, logs))
@@ -171,10 +178,8 @@ def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, see
         best = drawn[:, :, k] <= drawn[:, :, k].min(axis=1, keepdims=True)
         table[f"p_best_{objective.name}"] = np.where(known, best.mean(axis=0), math.nan)
     table["knee"] = np.arange(len(table)) == _knee(centres, table["front"].to_numpy())
-    rising = objectives[0].column != "validation_accuracy"
-    table = table.sort_values(
-        ["front", objectives[0].name], ascending=[False, rising], kind="stable", ignore_index=True
-    )
+    first = objectives[0]
+    table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
     return Front(work, per, tuple(objectives), table, dropped)
 
 
@@ -182,16 +187,10 @@ def _figures(objectives: Sequence[Objective], raw: Sequence[np.ndarray], logs: S
     """Values and intervals by column of the table."""
     out: dict[str, Any] = {}
     for k, objective in enumerate(objectives):
-        found = [
-            stats.geometric_mean(x[:, k]) if logs[k] else stats.Estimate(x[:, k].mean(), None, None, len(x))
-            for x in raw
-        ]
-        for tail, values in (
-            ("", [e.value for e in found]),
-            ("_low", [e.low for e in found]),
-            ("_high", [e.high for e in found]),
-        ):
-            out[objective.name + tail] = list(values)
+        columns = [x[:, k] for x in raw]
+        found = [stats.geometric_mean(x) if logs[k] else stats.Estimate(x.mean(), None, None, len(x)) for x in columns]
+        out[objective.name] = [estimate.value for estimate in found]
+        out |= {f"{objective.name}_{end}": [getattr(estimate, end) for estimate in found] for end in ("low", "high")}
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,11 @@ def import_(
         found = imported(file, suite=name, **naming)
     except ImportProblem as problem:
         fail(*str(problem).splitlines())
-    logged = 0 if dry_run or not found.rows else _keep(found, runs, store)
+    logged = None if dry_run or not found.rows else _keep(found, runs, store)
     if as_json:
-        click.echo(json.dumps(_document(found, logged), indent=1))
+        click.echo(json.dumps({**asdict(found), "logged": logged}, indent=1))
     else:
-        _show(found, runs, logged, dry_run=dry_run)
+        _show(found, logged)
     if not found.rows:
         fail(f"nothing in {file} can be used, so nothing was imported")
 
@@ -75,41 +76,24 @@ def _keep(found: Imported, runs: Path, store: str | None) -> int:
         fail(str(error), "the rows are kept: bench sync logs them later", code=1)
 
 
-def _document(found: Imported, logged: int) -> dict[str, Any]:
-    return {
-        "suite": found.suite,
-        "execution": found.execution,
-        "columns": {column.name: column.target for column in found.columns},
-        "factors": {column.name: column.factor for column in found.columns if column.factor != 1},
-        "ignored": found.ignored,
-        "refused": [{"line": line, "reason": reason} for line, reason in found.refused],
-        "notes": found.notes,
-        "logged": logged,
-        "runs": found.rows,
-    }
-
-
-def _show(found: Imported, runs: Path, logged: int, *, dry_run: bool) -> None:
+def _show(found: Imported, logged: int | None) -> None:
     from analytics.words import printable
 
     for column in found.columns:
-        times = "" if column.factor == 1 else f" × {column.factor:g}"
-        click.echo(f"{printable(column.name)}{times} -> {column.target}")
-    if found.ignored:
-        click.echo(f"not used: {', '.join(map(printable, found.ignored))}")
-    for row in found.rows[:3] if dry_run else []:
-        click.echo(f"  {', '.join(f'{key} {printable(value)}' for key, value in sorted(row.items()))}")
-    for line, reason in found.refused[:_SHOWN]:
-        click.echo(f"line {line} is left out: {printable(reason, 200)}")
-    if len(found.refused) > _SHOWN:
-        click.echo(f"... and {len(found.refused) - _SHOWN} more lines (--json lists them)")
-    for note in found.notes:
-        click.echo(note)
-    usable = f"{len(found.rows)} of {len(found.rows) + len(found.refused)} rows"
-    if dry_run:
-        click.echo(f"{usable} can be imported; nothing was written")
-    elif found.rows:
         click.echo(
-            f"{usable} are runs of suite {found.suite}, {logged} of them new: {runs / found.suite / found.execution}"
+            f"{printable(column.name)}{f' × {column.factor:g}' if column.factor != 1 else ''} -> {column.target}"
         )
+    lines = [f"not used: {', '.join(map(printable, found.ignored))}"] if found.ignored else []
+    for row in found.rows[:3] if logged is None else []:
+        lines.append(f"  {', '.join(f'{key} {printable(value)}' for key, value in sorted(row.items()))}")
+    lines += [f"line {line} is left out: {printable(reason, 200)}" for line, reason in found.refused[:_SHOWN]]
+    if len(found.refused) > _SHOWN:
+        lines.append(f"... and {len(found.refused) - _SHOWN} more lines (--json lists them)")
+    usable = f"{len(found.rows)} of {len(found.rows) + len(found.refused)} rows"
+    told = (
+        "can be imported; nothing was written" if logged is None else f"are runs of {found.suite}, {logged} of them new"
+    )
+    for line in (*lines, *found.notes, f"{usable} {told}"):
+        click.echo(line)
+    if logged is not None:
         click.echo(f"Look at them with: {program()} fit {found.suite}")

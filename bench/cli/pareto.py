@@ -27,6 +27,9 @@ _BEST = {
     "quality": "best quality",
 }
 
+_NOTABLE = 0.05
+"""From which probability on another configuration is named that may be the best."""
+
 
 @click.command()
 @selection_options
@@ -108,7 +111,7 @@ def _sentences(one: Front) -> list[str]:
     lines = []
     for objective in one.objectives:
         values = one.table[objective.name].to_numpy(dtype=float)
-        row = one.table.iloc[int(values.argmax() if objective.column == "validation_accuracy" else values.argmin())]
+        row = one.table.iloc[int(values.argmin() if objective.rising else values.argmax())]
         lines.append(f"{_BEST[objective.name]}: {row['name']}{_sure(row, one.table, objective.name)}")
     if len(one.objectives) > 1:
         knee = one.table[one.table["knee"]].iloc[0]
@@ -126,11 +129,9 @@ def _sentences(one: Front) -> list[str]:
 
 def _sure(row: pd.Series, table: pd.DataFrame, objective: str) -> str:
     """Say how sure it is that this configuration is the best, and which other one may be."""
-    share = row[f"p_best_{objective}"]
-    if math.isnan(share):
+    column = f"p_best_{objective}"
+    if math.isnan(row[column]):
         return ""
-    others = table[table["name"] != row["name"]].sort_values(f"p_best_{objective}", ascending=False)
-    rival = (
-        f"; it may be {others.iloc[0]['name']}" if len(others) and others.iloc[0][f"p_best_{objective}"] >= 0.05 else ""
-    )
-    return f" ({100 * share:.0f} % sure{rival})"
+    others = table[(table["name"] != row["name"]) & (table[column] >= _NOTABLE)].sort_values(column)
+    rival = f"; it may be {others.iloc[-1]['name']}" if len(others) else ""
+    return f" ({100 * row[column]:.0f} % sure{rival})"
