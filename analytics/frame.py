@@ -132,14 +132,18 @@ DECLARED = (*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS)
 """Columns that every frame has, with types that do not depend on its rows."""
 
 
-def frame(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
-    """Return one row a run, sorted by start.
+Rows = pd.DataFrame | Iterable[Mapping[str, Scalar]]
+"""Runs as a frame, or as rows that one can be made of."""
+
+
+def frame(rows: Rows) -> pd.DataFrame:
+    """Return one row a run, sorted by start; what is a frame already is returned as it is.
 
     Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and, by name, what else the rows have. Types do not depend
     on the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
     rest text. Of a run that was done again, or that the store holds twice, the last appears.
     """
-    return tidy(declared(rows))
+    return rows if isinstance(rows, pd.DataFrame) else tidy(declared(rows))
 
 
 def declared(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:

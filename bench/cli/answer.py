@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analytics.compare import Comparison, Effect
+    from analytics.frame import Rows
 
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
 
 
-def document(df: pd.DataFrame) -> dict[str, Any]:
-    """The answer of a frame of runs as JSON: every run, one entry a configuration, comparisons, the fit. Absent is null."""
+def document(rows: Rows) -> dict[str, Any]:
+    """The answer as JSON: every run, one entry a configuration, comparisons and the fit. Absent figures are null."""
     from analytics.compare import against_first, ladder
-    from analytics.frame import summary
+    from analytics.frame import frame, summary
     from analytics.scaling import fit
 
+    df = frame(rows)
     parts = [part for _, part in df.groupby(["suite", "execution"], sort=False)]
     return {
         "runs": _records(df),
@@ -42,13 +44,14 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def show(df: pd.DataFrame) -> None:
+def show(rows: Rows) -> None:
     """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from rich.console import Console
 
-    from analytics.frame import summary
+    from analytics.frame import frame, summary
     from analytics.words import printable
 
+    df = frame(rows)
     results = summary(df)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

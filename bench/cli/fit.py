@@ -18,8 +18,8 @@ def fit(as_json: bool, **selection: Any) -> None:
     """Print the results and the fitted T = n / (d · v) of SUITE (a name), or of all suites in the store."""
     from bench.cli import answer
 
-    df = select(**selection)
+    rows = select(**selection)
     if as_json:
-        click.echo(json.dumps(answer.document(df), indent=1, allow_nan=False))
+        click.echo(json.dumps(answer.document(rows), indent=1, allow_nan=False))
     else:
-        answer.show(df)
+        answer.show(rows)

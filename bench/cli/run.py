@@ -158,18 +158,17 @@ def _execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Exe
 
 
 def _answer(execution: Execution, store: str | None, selected: set[str], *, as_json: bool) -> None:
-    from analytics.frame import frame
     from bench import tracking
     from bench.cli import answer
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
     records = sorted(execution.records.values(), key=lambda record: order.get(record.run_id, len(order)))
-    df = frame(row(record) for record in records)
+    rows = [row(record) for record in records]
     if as_json:
         paths = {"runs_folder": str(execution.folder), "store": tracking.shown(store)}
-        click.echo(json.dumps({**paths, **answer.document(df)}, indent=1, allow_nan=False))
+        click.echo(json.dumps({**paths, **answer.document(rows)}, indent=1, allow_nan=False))
         return
-    answer.show(df)
+    answer.show(rows)
     click.echo(f"\nruns:  {execution.folder}\nstore: {tracking.shown(store)}")
     again = f" --store {store}" if store else ""
     click.echo(f"Look at them with:     {program()} dashboard{again}")
