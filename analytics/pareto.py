@@ -109,7 +109,8 @@ def _works(df: pd.DataFrame, objectives: Sequence[str]) -> Iterator[tuple[str, p
     varying = [name for name in shared if keys[name].nunique() > 1 and name != "dataset_digest"]
     for _, runs in df.groupby([keys[name] for name in shared], sort=False):
         first = runs.iloc[0]
-        pieces = [f"{name.split('.')[-1]}={printable(first[name], 40)}" for name in varying if pd.notna(first[name])]
+        told = {name: f"{first[name]:g}" if isinstance(first[name], float) else first[name] for name in varying}
+        pieces = [f"{name.split('.')[-1]}={printable(told[name], 40)}" for name in varying if pd.notna(first[name])]
         yield " ".join(pieces) or printable(first["workload"]), runs
 
 

@@ -45,6 +45,7 @@ def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
     Repeats scatter, so each has a probability of that. Only runs that do the same work are compared.
     """
     from analytics.pareto import DEFAULT, front
+    from analytics.words import printable
 
     df = select(**selection)
     try:
@@ -56,8 +57,12 @@ def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
     if as_json:
         click.echo(json.dumps({"fronts": [_document(one) for one in fronts]}, indent=1, allow_nan=False))
         return
-    for one in fronts:
+    several = [one for one in fronts if len(one.table) > 1]
+    for one in several:
         _show(one, alone=len(fronts) == 1)
+    if len(several) < len(fronts):
+        works = ", ".join(one.work for one in fronts if len(one.table) == 1)
+        click.echo(f"\none configuration only, so there is nothing to choose from: {printable(works, 300)}")
 
 
 def _document(one: Front) -> dict[str, Any]:
@@ -106,8 +111,6 @@ def _table(one: Front) -> Table:
 
 def _sentences(one: Front) -> list[str]:
     """Say what to choose, and what is not known."""
-    if len(one.table) == 1:
-        return ["one configuration only, so there is nothing to choose from"]
     lines = []
     for objective in one.objectives:
         values = one.table[objective.name].to_numpy(dtype=float)
