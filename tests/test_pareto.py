@@ -189,7 +189,7 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert [row["config_id"] for row in one["configurations"]] == ["a", "b", "c"]
     assert one["configurations"][1]["knee"] is True
     assert "nothing to choose from" in asked(runs("a", 1, 1), monkeypatch).output
-    others = [row | {"workload": name} for name in ("x", "y") for row in runs("a", 1, 1)]
+    others = [row | {"workload": name, "config_id": name} for name in ("x", "y") for row in runs("a", 1, 1)]
     mixed = asked([*THREE, *others], monkeypatch).output
     assert "nothing to choose from: workload=x, workload=y" in mixed
     assert mixed.count("fastest") == 1
