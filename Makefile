@@ -34,6 +34,7 @@ benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.loop
+	$(BIN)/python -m tests.benchmarks.frame
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

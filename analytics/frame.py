@@ -128,18 +128,37 @@ def _typed(column: pd.Series, name: str) -> pd.Series:
     return column.map(str, na_action="ignore").astype("str")
 
 
-def frame(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
-    """Return one row a run, sorted by start.
+DECLARED = (*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS)
+"""Columns that every frame has, with types that do not depend on its rows."""
 
-    Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and what else the rows have. Types do not depend on
-    the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
+
+Rows = pd.DataFrame | Iterable[Mapping[str, Scalar]]
+"""Runs as a frame, or as rows that one can be made of."""
+
+
+def frame(rows: Rows) -> pd.DataFrame:
+    """Return one row a run, sorted by start; what is a frame already is returned as it is.
+
+    Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and, by name, what else the rows have. Types do not depend
+    on the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
     rest text. Of a run that was done again, or that the store holds twice, the last appears.
     """
+    return rows if isinstance(rows, pd.DataFrame) else tidy(declared(rows))
+
+
+def declared(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
+    """Return the rows as they came, but for the columns of DECLARED, which are there and have their types."""
     given = pd.DataFrame(list(rows), dtype=object)
-    names = list(dict.fromkeys([*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS, *map(str, given.columns)]))
-    df = pd.DataFrame(
-        {name: _typed(given.get(name, pd.Series(index=given.index, dtype=object)), name) for name in names}
-    )
+    others = sorted(set(map(str, given.columns)) - set(DECLARED))
+    absent = pd.Series(index=given.index, dtype=object)
+    typed = {name: _typed(given.get(name, absent), name) for name in DECLARED}
+    return pd.DataFrame(typed | {name: given[name] for name in others}, index=given.index)
+
+
+def tidy(given: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame of rows from `declared`: all columns typed, sorted by start, each run once."""
+    others = sorted(name for name in set(given.columns) - set(DECLARED) if given[name].notna().any())
+    df = pd.concat([given[[*DECLARED]], *(_typed(given[name], name).rename(name) for name in others)], axis=1)
     df = df.sort_values("started_at", kind="stable")
     older = df.duplicated([*IDENTITY, "run_id"], keep="last") & df["run_id"].notna()
     return df[~older].reset_index(drop=True)

@@ -46,8 +46,8 @@ class Point:
     config_id: str
     devices: int
     num_nodes: int
-    batch_size_per_device: int
-    global_batch_size: int
+    batch_size_per_device: int | None
+    global_batch_size: int | None
     flops_per_sample: float
     repeats: int
     samples_per_second: tuple[float, ...]
@@ -176,7 +176,7 @@ class SeriesFit:
                 "speed": point.v * point.devices,
                 "work": point.flops_per_sample,
                 "batch_size_per_device": point.batch_size_per_device,
-                "samples_per_device": point.global_batch_size / point.devices,
+                "samples_per_device": (point.global_batch_size or math.nan) / point.devices,
                 "spread": math.sqrt(pooled / point.repeats),
             }
             for point in self.points
@@ -311,8 +311,8 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
             config_id=row["config_id"],
             devices=int(row["devices"]),
             num_nodes=1 if pd.isna(row["num_nodes"]) else int(row["num_nodes"]),
-            batch_size_per_device=int(row["batch_size_per_device"]),
-            global_batch_size=int(row["global_batch_size"]),
+            batch_size_per_device=_count(row["batch_size_per_device"]),
+            global_batch_size=_count(row["global_batch_size"]),
             flops_per_sample=float(row["flops_per_sample"]),
             repeats=len(row["_runs"]),
             samples_per_second=tuple(row["_runs"]["samples_per_second"].astype(float)),
@@ -351,6 +351,10 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
     )
 
 
+def _count(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
 def _none(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
 
@@ -380,7 +384,8 @@ def _efficiency(table: pd.DataFrame) -> list[Efficiency]:
         best: list[pd.DataFrame] = []
         kind: Literal["weak", "strong"] = "weak"
         for way, columns in ways:
-            curves = [part for part in _split(group, columns) if part["devices"].nunique() > 1]
+            known = group[group[columns[0]].notna()]  # an imported run may not tell its batch
+            curves = [part for part in _split(known, columns) if part["devices"].nunique() > 1]
             if sum(map(len, curves)) > sum(map(len, best)):
                 best, kind = curves, way
         for curve in best:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pandas as pd
+
 from bench.record import RunRecord
 from bench.redact import redact
 from bench.schema import AXES, Choice, RunSpec
@@ -43,6 +45,16 @@ def scrubbed(records: Sequence[RunRecord]) -> list[RunRecord]:
         _clean_record(record, clean, names[record.environment.host]).model_copy(update=_notes(record, clean_note))
         for record in records
     ]
+
+
+def scrubbed_rows(df: pd.DataFrame) -> pd.DataFrame:
+    """Return rows that have no record, with text without folders and users, as in `scrubbed`; their hosts are absent."""
+    out = df.assign(host=None)
+    for name in out.columns:
+        if not pd.api.types.is_numeric_dtype(out[name].dtype) and name != "started_at":
+            text = out[name].map(lambda cell: _PLACE.sub(_last_part, redact(str(cell))), na_action="ignore")
+            out[name] = text.astype(df[name].dtype)
+    return out
 
 
 def _notes(record: RunRecord, clean: Callable[[str], str]) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 import pandas as pd
 import streamlit as st
 
-from analytics.frame import frame
+from analytics import store
 from app.serve import TRACKING_URI
-from bench import tracking
 
 
-def _read(store: str | None) -> tuple[pd.DataFrame, datetime]:
-    return frame(tracking.load(store)), datetime.now(UTC)
+def _read(where: str | None) -> tuple[pd.DataFrame, datetime]:
+    return store.load(where), datetime.now(UTC)
 
 
 _cached = st.cache_data(_read, ttl=60, max_entries=4, show_spinner="Reading the runs ...")
@@ -35,5 +34,6 @@ def load() -> tuple[pd.DataFrame, datetime]:
 
 
 def refresh() -> None:
-    """Forget what was read, so that the next page reads the store again."""
+    """Forget what was read, so that the next page reads the whole store again."""
     _cached.clear()
+    store.forget(uri())

@@ -83,6 +83,7 @@ FLAGS = {
     "no_steps": Flag(
         "B", "the command reported no steps beyond its warm-up: the window is all of it, start and end included"
     ),
+    "imported": Flag("B", "figures of someone else, from a file: how they were measured is not known here"),
     "pue_unknown": Flag("B", "the power of cooling is left out, as no PUE was given (--pue)"),
 }
 

@@ -11,15 +11,16 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench.metrics import labels, metrics, parameters
+from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.schema import Scalar
@@ -31,6 +32,11 @@ _SQLITE = "sqlite:///"
 _HISTORY_POINTS = 100
 _ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet")
 _LOG_BYTES = 200_000
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+_CHUNK, _SINGLY = 500, 20
+"""Runs read at a time, so that whoever writes waits for no more; changed executions that are asked for one by one."""
+IMPORTED = "imported.jsonl"
+"""File of an execution that was imported: one row a line."""
 _SETTINGS = {
     # A server that is down must not hold a suite up for minutes; nothing reports usage.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -152,39 +158,67 @@ class Tracker:
         return (Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts" / self.suite).as_uri()
 
     def _log(self, record: RunRecord, folder: Path) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
         assert self._client is not None  # noqa: S101  opened first
         started = int(record.started_at.timestamp() * 1000)
-        run = self._client.create_run(
-            self._experiment,
-            start_time=started,
-            run_name=record.run_id,
-            tags={"mlflow.parentRunId": self._parent, "bench.kind": "run"},
-        )
-        text, numbers = labels(record), metrics(record)
-        asked = parameters(record.spec)
+        text = labels(record)
         text["error_message"] = text.get("error_message", "")[:1000]
-        short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
-        row = json.dumps({key: value for key, value in short.items() if value != ""})
-        tags = [RunTag(f"bench.{key}", value[:5000]) for key, value in text.items() if value]
-        batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
-        batch += [Metric(*point) for point in _history(folder, record)]
-        self._client.log_batch(
-            run.info.run_id,
-            metrics=batch,
-            params=[Param(key, str(value)[:500]) for key, value in asked.items()],
-            tags=[*tags, RunTag("bench.row", row)],
-        )
+        run = self._create(started, parameters(record.spec), text, metrics(record), _history(folder, record))
         for pattern in _ARTIFACTS:
             for path in sorted(folder.glob(pattern)):
-                self._client.log_artifact(run.info.run_id, str(path))
+                self._client.log_artifact(run, str(path))
         log = folder / "worker.log"
         if log.exists():
             tail = log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
-            self._client.log_text(run.info.run_id, redact(tail), "worker.log")
+            self._client.log_text(run, redact(tail), "worker.log")
         ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
-        self._client.set_terminated(run.info.run_id, ended, started + int(record.duration_seconds * 1000))
+        self._client.set_terminated(run, ended, started + int(record.duration_seconds * 1000))
+
+    def log_row(self, row: Mapping[str, Scalar]) -> bool:
+        """Log the row of a run that was imported, unless the store has it; return whether it was logged now."""
+        if str(row["run_id"]) in {run_id for run_id, _ in self._known}:
+            return False
+        text = {key: str(value) for key, value in row.items() if key in TEXT_COLUMNS}
+        figures = {key: value for key, value in row.items() if isinstance(value, float)}
+        asked = {key: value for key, value in row.items() if key not in text and key not in figures}
+        started = int(datetime.fromisoformat(text["started_at"]).timestamp() * 1000)
+
+        def log() -> None:
+            assert self._client is not None  # noqa: S101  opened first
+            self._client.set_terminated(self._create(started, asked, text, figures), "FINISHED", started)
+
+        self._guarded(log)
+        if self.error is None:
+            self._known.add((text["run_id"], text["started_at"]))
+        return self.error is None
+
+    def _create(
+        self,
+        started: int,
+        asked: Mapping[str, Scalar],
+        text: Mapping[str, str],
+        numbers: Mapping[str, float],
+        history: Iterable[tuple[str, float, int, int]] = (),
+    ) -> str:
+        """Create a run that began at a time in milliseconds and log its row; return MLflow's name of it."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        assert self._client is not None  # noqa: S101  opened first
+        tags = {"mlflow.parentRunId": self._parent, "bench.kind": "run"}
+        run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
+        short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
+        row = json.dumps({key: value for key, value in short.items() if value != ""})
+        batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
+        self._client.log_batch(
+            run.info.run_id,
+            metrics=[*batch, *(Metric(*point) for point in history)],
+            params=[Param(key, str(value)[:500]) for key, value in asked.items()],
+            tags=[
+                *(RunTag(f"bench.{key}", value[:5000]) for key, value in text.items() if value),
+                RunTag("bench.row", row),
+            ],
+        )
+        found: str = run.info.run_id
+        return found
 
 
 def _reason(error: Exception) -> str:
@@ -235,17 +269,100 @@ def _require_store(uri: str) -> None:
         raise StoreError(f"{path} is a database of something else, not an MLflow store; name another with --store")
 
 
+Progress = Callable[[int, int | None], None]
+"""Told how many runs were read, of how many; None where a server does not say."""
+
+
+class News(NamedTuple):
+    """What a store has that its reader does not know.
+
+    `parts` are all parts of the store with their stamps, also those known. `rows` are those of the parts whose stamp is new
+    or empty, newest first, each with its part and MLflow's name of the run.
+    """
+
+    rows: list[tuple[str, str, dict[str, Scalar]]]
+    parts: dict[str, str]
+
+
 def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Scalar]]:
     """Return the row (see bench.metrics.row) of every run in the store, of one suite or of all, newest first.
 
     Runs of other tools in the same store are passed over. Raises StoreError; never creates a store.
     """
-    uri = location(uri)
-    return [row for run in _runs(_reader(uri), uri, "", suite) if (row := _row(run)) is not None]
+    return [row for *_, row in news(uri, {}).rows if suite in (None, row["suite"])]
 
 
-def records(rows: Iterable[dict[str, Scalar]], uri: str | None = None) -> list[RunRecord]:
-    """Return the records of some rows of `load`, in their order, from the artifacts `record.json`.
+def news(uri: str | None, known: Mapping[str, str], progress: Progress | None = None) -> News:
+    """Read the runs of a store that are not in `known`, the parts (with their stamps) that were read before.
+
+    A part is what does not change unseen. In a local database it is a run, whose stamp is empty until it has ended; it is
+    read by plain SQL, many times as fast as through MLflow. On a server it is an execution, whose stamp changes when runs
+    are logged to it and is empty meanwhile: a run that somebody deletes there from a finished execution, or restores, is
+    not seen. Raises StoreError; never creates a store.
+    """
+    uri, progress = location(uri), progress or (lambda done, of: None)
+    _require_store(uri)
+    if uri.startswith(_SQLITE):
+        try:
+            return _local_news(Path(uri.removeprefix(_SQLITE)), known, progress)
+        except sqlite3.Error:
+            pass  # locked for long, or tables of another version: MLflow waits longer, and knows its tables
+    return _server_news(_reader(uri), uri, known, progress)
+
+
+_LISTED = """
+select r.run_uuid, r.status, r.end_time from runs r join experiments e on e.experiment_id = r.experiment_id
+join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.kind' and t.value = 'run'
+where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
+_TEXTS = "select run_uuid, value from tags where key = 'bench.row' and run_uuid in ({})"
+_FIGURES = "select run_uuid, key, value from latest_metrics where is_nan = 0 and run_uuid in ({})"
+
+
+def _local_news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
+    rows = []
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+        listed = database.execute(_LISTED).fetchall()
+        parts = {run: f"{status} {end}" if status in _ENDED else "" for run, status, end in listed}
+        wanted = [run for run, stamp in parts.items() if not stamp or known.get(run) != stamp]
+        for first in range(0, len(wanted), _CHUNK):
+            chunk = wanted[first : first + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            texts = dict(database.execute(_TEXTS.format(marks), chunk).fetchall())
+            figures: dict[str, dict[str, float]] = {run: {} for run in chunk}
+            for run, key, value in database.execute(_FIGURES.format(marks), chunk).fetchall():
+                figures[run][key] = value
+            rows += [(run, run, row) for run in chunk if (row := _whole(texts.get(run), figures[run])) is not None]
+            progress(first + len(chunk), len(wanted))
+    return News(rows, parts)
+
+
+def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progress: Progress) -> News:
+    """Ask for the executions, then for the runs of those that have changed, or for all runs where many have.
+
+    An execution that was known and is gone is asked for too: its runs may be there still. It gets no stamp.
+    """
+    told = [run.info for run in _runs(client, uri, kind="suite")]
+    parts = {run.run_id: f"{run.status} {run.end_time}" if run.status in _ENDED else "" for run in told}
+    kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
+    changed = [part for part in {**parts, **known} if part not in kept]
+    wheres = [f" and tags.`mlflow.parentRunId` = '{part}'" for part in changed]
+    if not known or len(changed) > _SINGLY or "" in changed:
+        wheres = [""]
+    found: list[Any] = []
+    for where in wheres:
+        before = len(found)
+        found += _runs(client, uri, where, lambda done, before=before: progress(before + done, None))  # type: ignore[misc]
+    rows = []
+    for run in sorted(found, key=lambda run: (-run.info.start_time, run.info.run_id)):
+        part = run.data.tags.get("mlflow.parentRunId", "")
+        if part not in kept and (row := _row(run)) is not None:
+            parts.setdefault(part, "")
+            rows.append((part, run.info.run_id, row))
+    return News(rows, parts)
+
+
+def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
+    """Return the records of some rows, those of `load` or of a frame, in their order, from the artifacts `record.json`.
 
     Raises StoreError where one cannot be had; never creates or changes a store.
     """
@@ -264,8 +381,11 @@ def records(rows: Iterable[dict[str, Scalar]], uri: str | None = None) -> list[R
     return [found[identity] for identity in wanted]
 
 
-def _identity(row: dict[str, Scalar]) -> tuple[str, ...]:
-    return tuple(str(row.get(name)) for name in ("suite", "execution", "run_id", "started_at"))
+def _identity(row: Any) -> tuple[str, ...]:
+    began = row.get("started_at")
+    with suppress(TypeError, ValueError):  # text in a row of the store, a time in a frame; or nothing
+        began = (datetime.fromisoformat(began) if isinstance(began, str) else began).timestamp()
+    return tuple(str(value) for value in (row.get("suite"), row.get("execution"), row.get("run_id"), began))
 
 
 def _record(client: MlflowClient, run: Any, which: str) -> RunRecord:
@@ -293,45 +413,54 @@ def _reader(uri: str) -> MlflowClient:
         raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
 
 
-def _runs(client: MlflowClient, uri: str, where: str, suite: str | None = None) -> list[Any]:
-    """All runs of ours in the store, of one suite or of all, that fulfil a further condition on tags."""
+def _runs(
+    client: MlflowClient, uri: str, where: str = "", progress: Callable[[int], None] | None = None, kind: str = "run"
+) -> list[Any]:
+    """All runs of ours in the store (or its executions: kind `suite`) that fulfil a further condition on tags."""
     try:
-        experiments = _pages(lambda token: client.search_experiments(page_token=token))
-        ids = [e.experiment_id for e in experiments if suite is None or e.name == suite]
-        query = f"tags.`bench.kind` = 'run'{where}"
-        return _pages(lambda token: client.search_runs(ids, query, page_token=token)) if ids else []
+        ids = [e.experiment_id for e in _pages(lambda token: client.search_experiments(page_token=token))]
+        query = f"tags.`bench.kind` = '{kind}'{where}"
+        return _pages(lambda token: client.search_runs(ids, query, page_token=token), progress) if ids else []
     except Exception as error:
         raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
 
 
-def _pages(fetch: Any) -> list[Any]:
+def _pages(fetch: Any, progress: Callable[[int], None] | None = None) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:
         page = fetch(token)
         found += page
         token = page.token
+        if progress is not None:
+            progress(len(found))
         if not token:
             return found
 
 
 def _row(run: Any) -> dict[str, Scalar] | None:
+    return _whole(run.data.tags.get("bench.row"), run.data.metrics)
+
+
+def _whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] | None:
     """Put a row together again: asked and labels from one tag, numbers from the metrics; None for a torn run."""
     try:
-        row: dict[str, Scalar] = json.loads(run.data.tags["bench.row"])
-    except (KeyError, ValueError):
+        row: dict[str, Scalar] = json.loads(text or "")
+    except ValueError:
         return None
     histories = ("step_seconds", "power_watts/")
-    return row | {k: v for k, v in run.data.metrics.items() if k != histories[0] and not k.startswith(histories[1])}
+    return row | {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
 
 
-def sync(runs: Path, uri: str | None = None) -> tuple[int, list[str]]:
-    """Log all records under a runs folder that the store lacks; a new store is made whole again.
+def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
+    """Log all records and imported rows that the store lacks: those under a runs folder, or of one execution in it.
 
-    Return how many were logged, and the files that hold no record. Raises StoreError at the first failure of the store.
+    Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
     """
     count, unreadable = 0, []
-    for execution in sorted({path.parent.parent for path in runs.glob("*/*/*/record.json")}):
+    made = {path.parent.parent for path in runs.glob("*/*/*/record.json")}
+    made |= {path.parent for path in runs.glob(f"*/*/{IMPORTED}")}
+    for execution in sorted(made if only is None else {only}):
         tracker = Tracker(uri, execution.parent.name, execution.name)
         tracker.open()
         for path in sorted(execution.glob("*/record.json")):
@@ -341,7 +470,23 @@ def sync(runs: Path, uri: str | None = None) -> tuple[int, list[str]]:
                 unreadable.append(str(path))
                 continue
             count += tracker.log(record, path.parent)
+        rows, torn = _imported(execution)
+        count += sum(tracker.log_row(row) for row in rows)
+        unreadable += torn
         tracker.close(finished=True)
         if tracker.error:
             raise StoreError(tracker.error)
     return count, unreadable
+
+
+def _imported(execution: Path) -> tuple[list[dict[str, Scalar]], list[str]]:
+    """Read the rows that were imported into an execution; its file is told where it holds something else."""
+    path = execution / IMPORTED
+    if not path.exists():
+        return [], []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        whole = all({"run_id", "started_at", "suite", "execution"} <= row.keys() for row in rows)
+    except (ValueError, AttributeError):
+        whole = False
+    return (rows, []) if whole else ([], [str(path)])

@@ -10,9 +10,10 @@ os.environ["DO_NOT_TRACK"] = "true"
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("WATTBENCH_", "MLFLOW_TRACKING", "CODECARBON_")) or name == "CUDA_VISIBLE_DEVICES":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("WATTBENCH_VALIDATION", str(tmp_path / "validation"))

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from analytics import store
 from analytics.frame import frame
 from analytics.scaling import fit
 from app import charts, serve
@@ -25,12 +27,12 @@ Open = Callable[..., AppTest]
 @pytest.fixture
 def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     def run(given: Any, name: str = "overview", **query: str) -> AppTest:
-        def load(uri: str | None = None, suite: str | None = None) -> Any:
+        def load(uri: str | None = None) -> pd.DataFrame:
             if isinstance(given, Exception):
                 raise given
-            return given
+            return frame(given)
 
-        monkeypatch.setattr(tracking, "load", load)
+        monkeypatch.setattr(store, "load", load)
         st.cache_data.clear()
         app = AppTest.from_file(str(MAIN), default_timeout=30)
         app.switch_page(f"views/{name}.py")
@@ -108,7 +110,7 @@ def test_store_that_does_not_answer(open_page: Open, name: str) -> None:
 
 def test_an_error_is_not_kept(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page(tracking.StoreError("down"))
-    monkeypatch.setattr(tracking, "load", lambda uri=None, suite=None: [rows.make()])
+    monkeypatch.setattr(store, "load", lambda uri=None: frame([rows.make()]))
     app.run()
     assert not app.error
     assert app.metric
@@ -116,7 +118,7 @@ def test_an_error_is_not_kept(open_page: Open, monkeypatch: pytest.MonkeyPatch) 
 
 def test_read_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page([rows.make()])
-    monkeypatch.setattr(tracking, "load", lambda uri=None, suite=None: [rows.make(), rows.make(2)])
+    monkeypatch.setattr(store, "load", lambda uri=None: frame([rows.make(), rows.make(2)]))
     app.run()
     assert app.metric[1].value == "1", "kept for a minute"
     app.button[0].click().run()

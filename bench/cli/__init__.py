@@ -28,6 +28,8 @@ _VERBS = {
         "bench.cli.doctor:doctor",
         "Say what can be measured on this machine, and what to do about what cannot.",
     ),
+    "import": ("bench.cli.imports:import_", "Import a table of someone else's results."),
+    "pareto": ("bench.cli.pareto:pareto", "Say which configurations no other beats in time, energy, cost and quality."),
     "sync": ("bench.cli.sync:sync", "Log records to MLflow that are not there yet."),
 }
 

@@ -69,8 +69,10 @@ def report(
     Carbon and cost are made anew by another region, PUE, prices or hours; what is not given stays as it was when the
     runs were made. Nothing is run, and the store is not changed.
     """
+    import pandas as pd
+
     from analytics.factors import by_the_hour
-    from analytics.frame import frame
+    from analytics.frame import declared, tidy
     from bench.metrics import row
 
     targets = [(name, _format(name, form)) for name in outputs]
@@ -78,12 +80,19 @@ def report(
         fail("--format says what a file is: name one with -o (- is standard output)")
     given = site_fields(options)
     rates = _hourly(hourly, given)
-    records = _records(select(store=store, **options), store, given, rates)
+    chosen = select(store=store, **options)
+    imported = chosen["flags"].str.contains(r"\bimported\b", na=False)
+    records, others = _records(chosen[~imported], store, given, rates), chosen[imported]
     if targets and not unscrubbed:
-        from analytics.scrub import scrubbed
+        from analytics.scrub import scrubbed, scrubbed_rows
 
-        records = scrubbed(records)
-    df = frame(row(record) for record in records)
+        records, others = scrubbed(records), scrubbed_rows(others)
+    df = declared(row(record) for record in records)
+    if len(others):
+        note = f"bench: {len(others)} imported runs have no record: their carbon and cost stay as they are"
+        click.echo(note, err=True)
+        df = pd.concat([df, others], ignore_index=True)
+    df = tidy(df)
     remarks = [] if rates is None else by_the_hour(records, rates)
     if not targets and not as_json:
         _print(df, records, remarks)
@@ -128,16 +137,14 @@ def _hourly(path: Path | None, given: dict[str, Any]) -> Hourly | None:
     return rates
 
 
-def _records(
-    rows: list[dict[str, Any]], store: str | None, given: dict[str, Any], rates: Hourly | None
-) -> list[RunRecord]:
+def _records(runs: pd.DataFrame, store: str | None, given: dict[str, Any], rates: Hourly | None) -> list[RunRecord]:
     """Read the records and make carbon and cost anew; a mistake ends the command with exit code 2."""
     from analytics.factors import reprice
     from bench import tracking
     from bench.suite import SuiteError
 
     try:
-        return reprice(tracking.records(rows, store), given, rates)
+        return reprice(tracking.records((run for _, run in runs.iterrows()), store), given, rates)
     except SuiteError as error:
         fail(*error.messages)
     except (tracking.StoreError, ValueError) as error:

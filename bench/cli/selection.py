@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.cli import fail
 from bench.cli.options import store_option
-from bench.schema import Scalar
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add SUITE, --execution, --all and --store: the arguments of `select`."""
+    """Add SUITE, --execution, --all, --store and --refresh: the arguments of `select`."""
     for decorate in reversed(
         (
             click.argument("suite", required=False),
             click.option("--execution", help="One execution by its name; otherwise the newest of each suite."),
             click.option("--all", "everything", is_flag=True, help="All executions, not the newest alone."),
             store_option,
+            click.option("--refresh", is_flag=True, help="Read all runs from the store, not only what is new in it."),
         )
     ):
         command = decorate(command)
     return command
 
 
-def select(suite: str | None, execution: str | None, store: str | None, *, everything: bool) -> list[dict[str, Scalar]]:
-    """Return the rows that are asked for, at least one; a name that is not there ends the command with exit code 2."""
-    from analytics.frame import frame, latest_execution
+def select(
+    suite: str | None, execution: str | None, store: str | None, *, everything: bool, refresh: bool = False
+) -> pd.DataFrame:
+    """Return the runs that are asked for, at least one; a name that is not there ends the command with exit code 2."""
+    from analytics.frame import latest_execution, tidy
+    from analytics.store import load
     from bench import tracking
     from bench.registry import did_you_mean
     from bench.suite import SuiteError, load_suite
@@ -40,22 +46,21 @@ def select(suite: str | None, execution: str | None, store: str | None, *, every
         except SuiteError as error:
             fail(*error.messages)
     try:
-        rows = tracking.load(store)
+        df = load(store, refresh=refresh)
     except tracking.StoreError as error:
         fail(str(error))
-    known = sorted({str(row["suite"]) for row in rows})
-    if not rows:
+    if df.empty:
         fail(f"no runs in {tracking.shown(store)} yet; make some with: bench run suites/scaling.yaml")
     if suite is not None:
+        known = set(df["suite"].dropna())
         if suite not in known:
             fail(f"no runs of suite {suite!r} in {tracking.shown(store)}: {did_you_mean(suite, known)}")
-        rows = [row for row in rows if row["suite"] == suite]
+        df = df[df["suite"] == suite]
     if execution is not None:
-        names = sorted({str(row["execution"]) for row in rows})
+        names = set(df["execution"].dropna())
         if execution not in names:
             fail(f"no execution {execution!r}: {did_you_mean(execution, names)}")
-        return [row for row in rows if row["execution"] == execution]
-    if everything:
-        return rows
-    newest = set(latest_execution(frame(rows))["execution"])
-    return [row for row in rows if row["execution"] in newest]
+        df = df[df["execution"] == execution]
+    elif not everything:
+        df = latest_execution(df)
+    return tidy(df)  # without the columns of other suites

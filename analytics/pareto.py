@@ -1,0 +1,228 @@
+"""Which configurations no other beats: time, cost, energy, carbon, memory and quality for the same work.
+
+Repeats scatter, so there is not one front: it is found anew in many draws of what the true means may be, and each
+configuration is told how often it was on it (its probability of not being dominated). Measured and estimated energy never
+meet in one front, nor do runs that do other work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analytics import stats
+from analytics.frame import IDENTITY, summary
+from analytics.words import printable
+from bench.record import Status
+
+OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
+DEFAULT = ("time", "energy", "cost", "quality")
+UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
+_TO_TARGET = {
+    "time": ("seconds_to_target",),
+    "energy": ("energy_to_target_joules", "energy_to_target_estimated_joules"),
+    "cost": ("cost_to_target_usd",),
+    "carbon": ("emissions_to_target_kg",),
+}
+_ALWAYS = {"memory": ("peak_memory_bytes",), "quality": ("validation_loss", "validation_accuracy")}
+_REMEDIES = {
+    "time": "the runs tell no throughput",
+    "energy": "no energy is known: bench doctor says what can be measured",
+    "cost": "no price is known: bench run SUITE --price USD, or --electricity-price",
+    "carbon": "no region is known: bench run SUITE --region FR",
+    "memory": "no run tells its peak memory",
+    "quality": "no run was validated: validation.samples in the suite",
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One thing to be small (accuracy: large), and the column of the frame that it follows from."""
+
+    name: str
+    column: str
+
+    @property
+    def unit(self) -> str:
+        """Unit of `values`, and whether they are estimated."""
+        unit = UNITS.get(self.name, self.column.removeprefix("validation_"))
+        return f"{unit}, estimated" if "estimated" in self.column else unit
+
+    @property
+    def rising(self) -> bool:
+        """Whether less is better."""
+        return self.column != "validation_accuracy"
+
+    def values(self, runs: pd.DataFrame) -> np.ndarray:
+        """Figures of the runs in `unit`: of a million samples or tokens, where they are of work."""
+        known = runs[self.column].to_numpy(dtype=float)
+        return (
+            1e6 / known if self.column.endswith("_per_second") else known * (1e6 if "joules_per" in self.column else 1)
+        )
+
+
+@dataclass(frozen=True)
+class Front:
+    """The configurations of one kind of work.
+
+    `table` has a row a configuration, those of the front first: IDENTITY, `name`, `repeats`; each objective with `_low` and
+    `_high` (95 %); `front` by the values alone; `p_front`, the share of draws in which no other configuration was better in
+    all objectives, and `p_best_OBJECTIVE`, both NaN where one repeat tells no spread; and `knee`, true for the one of the
+    front that is nearest to the best values of all. `dropped` says why an objective is left out.
+    """
+
+    work: str
+    per: str
+    objectives: tuple[Objective, ...]
+    table: pd.DataFrame
+    dropped: dict[str, str]
+
+
+def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 1000, seed: int = 0) -> list[Front]:
+    """Return a front for each kind of work in a frame of runs: workload, data and, unless quality counts, model.
+
+    The means of a configuration are drawn jointly over the objectives (on logarithms; Student's t with n - 1 degrees of
+    freedom, with the covariance of the residuals of its repeats), so that time and energy of a run stay together. The knee
+    is the point nearest to the ideal one, on logarithms scaled to the front's range (compromise programming: Zeleny,
+    Multiple Criteria Decision Making, 1982). Raises ValueError for an objective that is not one of OBJECTIVES.
+    """
+    unknown = [name for name in objectives if name not in OBJECTIVES]
+    if unknown or not objectives:
+        raise ValueError(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
+    return [
+        _front(work, runs, objectives, draws, seed) for work, runs in _works(df[df["status"] == Status.OK], objectives)
+    ]
+
+
+def _works(df: pd.DataFrame, objectives: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split runs into those that do the same work, each with a name."""
+    shared = ["workload", "dataset", "dataset_digest"]
+    judged = "quality" in objectives and df[["validation_loss", "validation_accuracy"]].notna().any(axis=1).all()
+    if not judged:
+        shared += [name for name in df.columns if name.startswith("workload_args.")]
+    keys = df[shared].astype("str").fillna("")
+    varying = [name for name in shared if keys[name].nunique() > 1 and name != "dataset_digest"]
+    for _, runs in df.groupby([keys[name] for name in shared], sort=False):
+        first = runs.iloc[0]
+        told = {name: f"{first[name]:g}" if isinstance(first[name], float) else first[name] for name in varying}
+        pieces = [f"{name.split('.')[-1]}={printable(told[name], 40)}" for name in varying if pd.notna(first[name])]
+        yield " ".join(pieces) or printable(first["workload"]), runs
+
+
+def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Objective], dict[str, str]]:
+    """Choose what time, energy ... are counted for, and the column of each objective that all runs know."""
+    reached = runs["target_reached"].eq(1).all() and runs.get("target.value", pd.Series(dtype=float)).nunique() == 1
+    unit = next((u for u in ("samples", "tokens") if runs[f"{u}_per_second"].gt(0).all()), "samples")
+    each = unit.removesuffix("s")
+    per_work = {
+        "time": (f"{unit}_per_second",),
+        "energy": (f"joules_per_{each}", f"joules_per_{each}_estimated"),
+        "cost": (f"cost_usd_per_million_{unit}",),
+        "carbon": (f"emissions_kg_per_million_{unit}",),
+    }
+    found, dropped = [], {}
+    for name in wanted:
+        known = [
+            c for c in (_ALWAYS | (_TO_TARGET if reached else per_work))[name] if c in runs and runs[c].notna().any()
+        ]
+        complete = [Objective(name, c) for c in known if np.isfinite(runs[c]).all()]
+        bases = _bases(runs, complete[0]) if complete else []
+        if not known:
+            dropped[name] = _REMEDIES[name]
+        elif not complete and len(known) > 1 and name == "energy":
+            dropped[name] = "measured for some and estimated for others, which are never mixed"
+        elif not complete:
+            dropped[name] = "not known for all of them"
+        elif len(bases) > 1:
+            dropped[name] = f"it is that of {' and '.join(bases)}, which are never mixed"
+        else:
+            found.append(complete[0])
+    return ("to the target" if reached else f"per million {unit}"), found, dropped
+
+
+def _bases(runs: pd.DataFrame, objective: Objective) -> list[str]:
+    """Say what an objective rests on: more than one such thing is not to be compared."""
+    labels = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
+    if objective.name not in labels or "estimated" in objective.column:
+        return []
+    bases = runs[labels[objective.name]]
+    if objective.name == "energy":
+        bases = bases.fillna(runs["energy_provenance"])
+    return sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
+
+
+def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, seed: int) -> Front:
+    per, objectives, dropped = _chosen(runs, wanted)
+    table = summary(runs)[[*IDENTITY, "name", "repeats"]]
+    if not objectives:
+        return Front(work, per, (), table, dropped)
+    keys = runs[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)
+    parts = [runs[keys == key] for key in table[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)]
+    raw = [np.column_stack([objective.values(part) for objective in objectives]) for part in parts]
+    logs = [
+        bool((np.concatenate(raw)[:, k] > 0).all()) for k in range(len(objectives))
+    ]  # a loss or an accuracy may be 0
+    signs = np.array([1.0 if objective.rising else -1.0 for objective in objectives])
+    scaled = [signs * np.where(logs, np.log(np.where(logs, x, 1.0)), x) for x in raw]
+    centres = np.array([x.mean(axis=0) for x in scaled])
+    table = table.assign(**_figures(objectives, raw, logs))
+    table["front"] = _nondominated(centres[None])[0]
+    drawn = _draws(scaled, draws, np.random.default_rng(seed))
+    known = (table["repeats"] > 1).to_numpy(dtype=bool)
+    table["p_front"] = np.where(known, _nondominated(drawn).mean(axis=0), math.nan)
+    for k, objective in enumerate(objectives):
+        best = drawn[:, :, k] <= drawn[:, :, k].min(axis=1, keepdims=True)
+        table[f"p_best_{objective.name}"] = np.where(known, best.mean(axis=0), math.nan)
+    table["knee"] = np.arange(len(table)) == _knee(centres, table["front"].to_numpy())
+    first = objectives[0]
+    table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
+    return Front(work, per, tuple(objectives), table, dropped)
+
+
+def _figures(objectives: Sequence[Objective], raw: Sequence[np.ndarray], logs: Sequence[bool]) -> dict[str, Any]:
+    """Values and intervals by column of the table."""
+    out: dict[str, Any] = {}
+    for k, objective in enumerate(objectives):
+        columns = [x[:, k] for x in raw]
+        found = [stats.geometric_mean(x) if logs[k] else stats.Estimate(x.mean(), None, None, len(x)) for x in columns]
+        out[objective.name] = [estimate.value for estimate in found]
+        out |= {f"{objective.name}_{end}": [getattr(estimate, end) for estimate in found] for end in ("low", "high")}
+    return out
+
+
+def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator) -> np.ndarray:
+    """Draw means, of shape (draws, configurations, objectives), from runs by configuration of shape (repeats, objectives).
+
+    A sum of the residuals with normal weights has their covariance, also where there are fewer repeats than objectives.
+    """
+    out = np.empty((draws, len(values), values[0].shape[1]))
+    for index, x in enumerate(values):
+        n, centre = len(x), x.mean(axis=0)
+        out[:, index] = centre
+        if n > 1:
+            normal = random.standard_normal((draws, n)) @ (x - centre) / math.sqrt(n * (n - 1))
+            out[:, index] += normal / np.sqrt(random.chisquare(n - 1, draws) / (n - 1))[:, None]
+    return out
+
+
+def _nondominated(points: np.ndarray) -> np.ndarray:
+    """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
+    out = np.ones(points.shape[:2], dtype=bool)
+    for index in range(points.shape[1]):
+        here = points[:, index : index + 1]
+        beaten = np.all(points <= here, axis=2) & np.any(points < here, axis=2)
+        out[:, index] = ~np.any(beaten, axis=1)
+    return out
+
+
+def _knee(centres: np.ndarray, on_front: np.ndarray) -> int:
+    """Index of the point of the front that is nearest to the best value of each objective, in units of the front's range."""
+    here = np.flatnonzero(on_front)
+    low, high = centres[here].min(axis=0), centres[here].max(axis=0)
+    distance = np.linalg.norm((centres[here] - low) / np.where(high > low, high - low, 1.0), axis=1)
+    return int(here[distance.argmin()])

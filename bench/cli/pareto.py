@@ -1,0 +1,140 @@
+"""`bench pareto`: what to choose, where less time costs more of something else."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli import fail
+from bench.cli.options import json_option
+from bench.cli.selection import select, selection_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from analytics.pareto import Front
+
+_BEST = {
+    "time": "fastest",
+    "energy": "least energy",
+    "cost": "cheapest",
+    "carbon": "least carbon",
+    "memory": "least memory",
+    "quality": "best quality",
+}
+
+_NOTABLE = 0.05
+"""From which probability on another configuration is named that may be the best."""
+
+
+@click.command()
+@selection_options
+@click.option(
+    "--by",
+    metavar="time,energy,...",
+    help="What counts, of time, energy, cost, carbon, memory and quality; by default time, energy, cost and quality.",
+)
+@json_option
+def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
+    """Say which configurations of SUITE (a name), or of all suites, no other beats in all that counts.
+
+    Repeats scatter, so each has a probability of that. Only runs that do the same work are compared.
+    """
+    from analytics.pareto import DEFAULT, front
+    from analytics.words import printable
+
+    df = select(**selection)
+    try:
+        fronts = front(df, [name.strip() for name in by.split(",")] if by is not None else DEFAULT)
+    except ValueError as error:
+        fail(f"--by: {error}")
+    if not fronts:
+        fail("no run ended well, so there is nothing to choose from")
+    if as_json:
+        click.echo(json.dumps({"fronts": [_document(one) for one in fronts]}, indent=1, allow_nan=False))
+        return
+    several = [one for one in fronts if len(one.table) > 1]
+    for one in several:
+        _show(one, alone=len(fronts) == 1)
+    if len(several) < len(fronts):
+        works = ", ".join(one.work for one in fronts if len(one.table) == 1)
+        click.echo(f"\none configuration only, so there is nothing to choose from: {printable(works, 300)}")
+
+
+def _document(one: Front) -> dict[str, Any]:
+    objectives = {o.name: {"column": o.column, "unit": o.unit} for o in one.objectives}
+    rows = json.loads(one.table.to_json(orient="records", double_precision=15))
+    return {"work": one.work, "per": one.per, "objectives": objectives, "dropped": one.dropped, "configurations": rows}
+
+
+def _show(one: Front, *, alone: bool) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=160)
+    if not alone:
+        console.print(f"\n{one.work}")
+    if one.objectives:
+        console.print(f"What the same work takes ({one.per}; 95 % intervals):")
+        console.print(_table(one))
+    for line in _sentences(one):
+        console.print(f"  {line}")
+
+
+def _table(one: Front) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from analytics.words import between
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("configuration")
+    table.add_column("runs", justify="right")
+    for objective in one.objectives:
+        table.add_column(f"{objective.name} [{objective.unit}]", justify="right")
+    table.add_column("front", justify="right")
+    for _, row in one.table.iterrows():
+        cells = [
+            ("~" if "estimated" in o.unit else "") + between(row[o.name], row[f"{o.name}_low"], row[f"{o.name}_high"])
+            for o in one.objectives
+        ]
+        share = "" if math.isnan(row["p_front"]) else f" {100 * row['p_front']:.0f} %"
+        mark = ("yes" if row["front"] else "no") + share + (" knee" if row["knee"] else "")
+        table.add_row(row["name"], str(row["repeats"]), *cells, mark)
+    return table
+
+
+def _sentences(one: Front) -> list[str]:
+    """Say what to choose, and what is not known."""
+    lines = []
+    for objective in one.objectives:
+        values = one.table[objective.name].to_numpy(dtype=float)
+        row = one.table.iloc[int(values.argmin() if objective.rising else values.argmax())]
+        lines.append(f"{_BEST[objective.name]}: {row['name']}{_sure(row, one.table, objective.name)}")
+    if len(one.objectives) > 1:
+        knee = one.table[one.table["knee"]].iloc[0]
+        lines.append(f"in between (the knee, nearest to the best of all): {knee['name']}")
+        lines.append("front: no other is better in all; %: how often that is so, given how the repeats scatter")
+    single = one.table.loc[one.table["repeats"] < 2, "name"]
+    if one.objectives and len(single):
+        which = "all" if len(single) == len(one.table) else ", ".join(single)
+        which = which if len(single) < 4 or which == "all" else f"{len(single)} of {len(one.table)}"
+        lines.append(f"ran once, so the spread is not known ({which}): give repeats of 3 or more")
+    if any("estimated" in objective.unit for objective in one.objectives):
+        lines.append("~ energy is the figure of a model, not a measurement")
+    return [*lines, *(f"{name} is left out: {reason}" for name, reason in one.dropped.items())]
+
+
+def _sure(row: pd.Series, table: pd.DataFrame, objective: str) -> str:
+    """Say how sure it is that this configuration is the best, and which other one may be."""
+    column = f"p_best_{objective}"
+    if math.isnan(row[column]):
+        return ""
+    others = table[(table["name"] != row["name"]) & (table[column] >= _NOTABLE)].sort_values(column)
+    rival = f"; it may be {others.iloc[-1]['name']}" if len(others) else ""
+    return f" ({100 * row[column]:.0f} % sure{rival})"

@@ -1,0 +1,273 @@
+"""`bench import`: tables of others become runs that fit, compare and summary can use; what is of no use is told by line."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from analytics import store
+from analytics.frame import frame, summary
+from analytics.imported import Imported, ImportProblem, imported
+from analytics.pareto import front
+from analytics.scaling import fit
+from bench import tracking
+from bench.cli import cli
+from tests import rows
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+TABLE = """model,params,gpus,seq,tok_s,step_ms,note
+a,1e9,1,2048,10000,200,
+a,1e9,2,2048,19000,210,x
+a,1e9,4,2048,36000,220,"two
+lines"
+"""
+MAPS = (
+    "model=workload_args.model",
+    "params=parameters",
+    "gpus=devices",
+    "seq=sequence_length",
+    "tok_s=tokens_per_second",
+)
+SETTINGS = ("precision=bf16", "workload=decoder_lm")
+
+
+def table(folder: Path, text: str = TABLE, name: str = "theirs.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def read(
+    folder: Path, text: str = TABLE, maps: tuple[str, ...] = MAPS, settings: tuple[str, ...] = SETTINGS
+) -> Imported:
+    return imported(table(folder, text), maps, settings, "theirs", NOW)
+
+
+def simple(folder: Path, *lines: str, header: str = "devices,samples_per_second,precision") -> Imported:
+    return imported(table(folder, "\n".join([header, *lines]) + "\n"), (), (), "theirs", NOW)
+
+
+def test_rows_are_runs(tmp_path: Path) -> None:
+    found = read(tmp_path, maps=(*MAPS, "step_ms=step_seconds:0.001"))
+    assert (len(found.rows), found.refused, found.ignored) == (3, [], ["note"])
+    first = found.rows[0]
+    assert first["status"] == "ok"
+    assert first["flags"] == "imported"
+    assert first["precision"] == "bf16"
+    assert first["devices"] == 1
+    assert first["step_seconds_median"] == pytest.approx(0.2)
+    assert first["samples_per_second"] == pytest.approx(10000 / 2048)
+    assert first["flops_per_sample"] == 6e9 * 2048
+    assert first["flops_per_second_per_device"] == pytest.approx(6e13)
+    assert "energy_provenance" not in first, "no energy, no provenance of it"
+    assert any("6 × parameters" in note for note in found.notes)
+    df = frame(found.rows)
+    assert df["devices"].tolist() == [1, 2, 4], "in the order of the file"
+    assert len(summary(df)) == 3
+    (series,) = fit(df).series
+    assert series.devices == (1, 2, 4)
+    assert not series.efficiency, "neither weak nor strong where the batch is not told"
+    (pareto,) = front(df, ("time",))
+    assert pareto.table["time"].is_monotonic_increasing
+
+
+def test_the_same_file_is_the_same_execution(tmp_path: Path) -> None:
+    one, two = read(tmp_path), imported(table(tmp_path), MAPS, SETTINGS, "theirs")
+    assert one.execution == two.execution
+    assert [row["run_id"] for row in one.rows] == [row["run_id"] for row in two.rows]
+    assert read(tmp_path, settings=("precision=fp8",)).execution != one.execution
+
+
+def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
+    found = simple(
+        tmp_path, "2,10,300,0.5", header="devices,samples_per_second,joules_per_sample,cost_usd_per_million_samples"
+    )
+    (row,) = found.rows
+    assert row["energy_provenance"] == row["cost_basis"] == "imported"
+    assert summary(frame(found.rows))["energy_provenance"].tolist() == ["imported"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("1,,fp32", "no speed"),
+        ("1,0,fp32", "samples_per_second: 0 is not positive"),
+        ("1,-5,fp32", "samples_per_second: -5 is not positive"),
+        ("1,nan,fp32", "'nan' is no number"),
+        ("1,inf,fp32", "'inf' is no number"),
+        ("1,12k,fp32", "samples_per_second: '12k' is no number"),
+        ("1,1_0,fp32", "'1_0' is no number"),
+        ('1,"1,5",fp32', "'1,5' is no number"),
+        ("1.5,7,fp32", "devices: 1.5 is no whole number"),
+        ("0,7,fp32", "devices: 0 is not positive"),
+        (",7,fp32", "devices: no number"),
+        ("1,10,fp32", "the same run as line 2"),
+    ],
+)
+def test_rows_of_no_use(tmp_path: Path, line: str, reason: str) -> None:
+    found = simple(tmp_path, "1,10,fp32", line, "2,19,fp32")
+    assert [(number, reason in told) for number, told in found.refused] == [(3, True)], found.refused
+    assert len(found.rows) == 2
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    found = imported(table(tmp_path, TABLE + "a,1e9,8,2048,x,1,\n"), MAPS, SETTINGS, "theirs")
+    assert [line for line, _ in found.refused] == [6], "a cell of two lines counts as two"
+
+
+def test_ratios_are_not_percent(tmp_path: Path) -> None:
+    header = "devices,samples_per_second,model_flops_utilization"
+    assert "for percent give the factor :0.01" in simple(tmp_path, "1,10,41", header=header).refused[0][1]
+    path = table(tmp_path, f"{header}\n1,10,41\n")
+    found = imported(path, ["model_flops_utilization=model_flops_utilization:0.01"], (), "theirs")
+    assert found.rows[0]["model_flops_utilization"] == pytest.approx(0.41)
+
+
+def test_repeats(tmp_path: Path) -> None:
+    found = simple(tmp_path, "1,10,fp32,x", "1,11,fp32,y", header="devices,samples_per_second,precision,node")
+    assert [row["repeat"] for row in found.rows] == [0, 1]
+    assert found.rows[0]["config_id"] == found.rows[1]["config_id"]
+    assert "not mapped, though they differ: node" in found.notes[0]
+    header = "devices,samples_per_second,repeat"
+    told = simple(tmp_path, "1,10,0", "1,10,1", "1,11,1", header=header)
+    assert [row["repeat"] for row in told.rows] == [0, 1]
+    assert told.refused[0][0] == 4
+
+
+@pytest.mark.parametrize(
+    ("maps", "settings", "said"),
+    [
+        (("tok_s=token_per_second",), (), "unknown name 'token_per_second': did you mean 'tokens_per_second'"),
+        (("toks=tokens_per_second",), (), "no column 'toks'; did you mean 'tok_s'"),
+        (("tok_s=tokens_per_second:0",), (), "factor: 0 is not positive"),
+        (("tok_s=tokens_per_second:k",), (), "factor: 'k' is no number"),
+        (("tok_s=tokens_per_second", "step_ms=tokens_per_second"), (), "tokens_per_second is given twice"),
+        (("tok_s=tokens_per_second", "gpus=devices"), ("devices=2",), "devices is given twice"),
+        (("gpus=devices",), (), "no column is tokens_per_second or samples_per_second"),
+        (("tok_s=tokens_per_second",), (), "no column is devices"),
+        (MAPS, ("precission=bf16",), "did you mean 'precision'"),
+        (MAPS, ("precision",), "--set precision: wanted NAME=VALUE"),
+        (
+            ("gpus=devices", "tok_s=tokens_per_second"),
+            ("repeat=1.5",),
+            "--set repeat=1.5: repeat: 1.5 is no whole number",
+        ),
+        (("tok_s",), (), "no column ''"),
+    ],
+)
+def test_wrong_names(tmp_path: Path, maps: tuple[str, ...], settings: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ImportProblem) as problem:
+        read(tmp_path, maps=maps, settings=settings)
+    assert said in str(problem.value)
+
+
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    wanted = read(tmp_path).rows
+    semicolons = read(tmp_path, "\ufeff" + TABLE.replace(",", ";").replace('"two\nlines"', "")).rows
+    assert [row["tokens_per_second"] for row in semicolons] == [row["tokens_per_second"] for row in wanted]
+    data = pd.read_csv(table(tmp_path))
+    data.to_parquet(tmp_path / "theirs.parquet")
+    data.to_json(tmp_path / "theirs.jsonl", orient="records", lines=True)
+    for name in ("theirs.parquet", "theirs.jsonl"):
+        found = imported(tmp_path / name, MAPS, SETTINGS, "theirs", NOW)
+        assert [row["samples_per_second"] for row in found.rows] == [row["samples_per_second"] for row in wanted]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"\xff\xfe\x00x"),
+        ("a.jsonl", b"{torn"),
+        ("a.jsonl", b"3\n"),
+        ("a.parquet", b"PAR1"),
+        ("none.csv", None),
+        ("e.csv", b""),
+    ],
+)
+def test_what_is_no_table(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = run(tmp_path / name)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert 1 <= len(done.stderr.splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def run(path: Path, *arguments: str, verb: str = "import") -> Result:
+    return CliRunner().invoke(cli, [verb, str(path), *arguments])
+
+
+NAMED = [part for text in MAPS for part in ("--map", text)] + [part for text in SETTINGS for part in ("--set", text)]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = run(table(tmp_path), *NAMED, "--dry-run")
+    assert done.exit_code == 0, done.output
+    for said in (
+        "tok_s -> tokens_per_second",
+        "not used: step_ms, note",
+        "3 of 3 rows can be imported; nothing was written",
+    ):
+        assert said in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
+    document = json.loads(run(table(tmp_path), *NAMED, "--dry-run", "--json").stdout)
+    assert {"name": "gpus", "target": "devices", "factor": 1.0} in document["columns"]
+    assert len(document["rows"]) == 3
+
+
+def test_nothing_of_use_is_wrong_use(tmp_path: Path) -> None:
+    done = run(table(tmp_path, "devices,samples_per_second\n1,12k\n"))
+    assert done.exit_code == 2
+    assert "line 2 is left out: samples_per_second: '12k' is no number" in done.stdout
+    assert "so nothing was imported" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
+    assert run(table(tmp_path), *NAMED, "--suite", "../up").exit_code == 2
+
+
+def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
+    text = f'devices,samples_per_second,workload_args.x,"b\x1b[31m"\n1,1,"{rows.HOSTILE}\n\x1b[31m",z\n'
+    done = run(table(tmp_path, text), "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    first = run(path, *NAMED)
+    assert first.exit_code == 0, first.output
+    assert "3 of them new" in first.stdout
+    kept = list((tmp_path / "runs").glob("theirs/imported-*/imported.jsonl"))
+    assert len(kept) == 1
+    before = store.load()
+    pd.testing.assert_frame_equal(before, frame(tracking.load()))
+    assert before["tokens_per_second"].tolist() == [10000, 19000, 36000]
+    assert before["repeat"].tolist() == [0, 0, 0]
+    assert "0 of them new" in run(path, *NAMED).stdout
+    kept[0].unlink()
+    assert "0 of them new" in run(path, *NAMED).stdout, "the store has them, whatever the time of the import"
+    assert len(tracking.load()) == 3
+
+    def verb(*arguments: str) -> Any:
+        done = CliRunner().invoke(cli, list(arguments))
+        assert done.exit_code == 0, done.output
+        return done
+
+    assert "d=4" in verb("fit", "theirs").stdout
+    priced = verb("report", "theirs", "--price", "2")
+    assert priced.stderr == "bench: 3 imported runs have no record: their carbon and cost stay as they are\n"
+    document = json.loads(verb("report", "theirs", "--region", "FR", "--json").stdout)
+    assert [row["carbon"] for row in document["runs"]] == [None] * 3
+    assert "fastest" in verb("pareto", "theirs", "--by", "time").stdout
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert verb("sync", "--store", other).stdout.startswith("3 records logged")
+    assert len(store.load(other)) == 3
+    kept[0].write_text("torn")
+    assert "imported.jsonl" in verb("sync", "--store", other).stderr

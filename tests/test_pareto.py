@@ -1,0 +1,214 @@
+"""Fronts of planted runs: what is on them, how sure that is, and what is never compared."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from analytics import pareto, store
+from analytics.frame import frame
+from analytics.pareto import front
+from bench.cli import cli
+from tests import rows
+
+
+def runs(
+    name: str, time: float, joules: float, repeats: int = 4, noise: float = 0.01, seed: int = 0, **fields: Any
+) -> list[Any]:
+    """Runs of a configuration with planted seconds and joules for a million samples, which share their noise."""
+    random = np.random.default_rng([seed, *name.encode()])
+    out = []
+    for repeat in range(repeats):
+        factor = math.exp(random.normal(0, noise)) if repeats > 1 else 1.0
+        row = rows.make(precision=name, repeat=repeat, readings="m") | {"samples_per_second": 1e6 / (time * factor)}
+        out.append(row | {"joules_per_sample": joules * factor / 1e6, "config_id": name} | fields)
+    return out
+
+
+def table(given: list[Any], *by: str, **options: Any) -> pd.DataFrame:
+    (found,) = front(frame(given), by or ("time", "energy"), **options)
+    return found.table.set_index("config_id")
+
+
+THREE = runs("a", 100, 300) + runs("b", 200, 200) + runs("c", 300, 100)
+
+
+def test_what_is_beaten_and_what_is_not() -> None:
+    found = table([*THREE, *runs("d", 210, 310)])
+    assert found["front"].to_dict() == {"a": True, "b": True, "c": True, "d": False}
+    assert (found.loc[["a", "b", "c"], "p_front"] == 1).all()
+    assert found.loc["d", "p_front"] < 0.02
+    assert found.index[-1] == "d", "the front comes first"
+    assert found.loc["a", "p_best_time"] == found.loc["c", "p_best_energy"] == 1
+    assert found["knee"].to_dict() == {"a": False, "b": True, "c": False, "d": False}
+    assert found.loc["a", "time"] == pytest.approx(100, rel=0.02)
+    assert found.loc["a", "time_low"] < found.loc["a", "time"] < found.loc["a", "time_high"]
+
+
+def test_a_close_call_is_no_certainty() -> None:
+    close = table([*runs("a", 100, 100, noise=0.05), *runs("b", 101, 101, noise=0.05)])
+    assert 0.1 < close.loc["a", "p_front"] < 0.9
+    assert 0.1 < close.loc["b", "p_front"] < 0.9
+    again = table([*runs("a", 100, 100, noise=0.05), *runs("b", 101, 101, noise=0.05)])
+    pd.testing.assert_frame_equal(close, again)
+
+
+def test_objectives_of_a_run_stay_together() -> None:
+    """Time and energy move as one here, so one configuration is better in both or in neither: never both on the front."""
+    found = table([*runs("a", 100, 100, noise=0.05), *runs("b", 100, 100, noise=0.05)], draws=4000)
+    assert found["p_front"].sum() == pytest.approx(1, abs=0.02)
+
+
+def test_the_draws_have_the_spread_of_student() -> None:
+    x = np.log([[1.0, 2.0], [1.1, 2.3], [0.9, 1.9]])
+    drawn = pareto._draws([x], 20_000, np.random.default_rng(0))[:, 0]
+    standard = (drawn - x.mean(axis=0)) / (x.std(axis=0, ddof=1) / math.sqrt(3))
+    assert np.quantile(standard, 0.975, axis=0) == pytest.approx(
+        [4.303, 4.303], rel=0.08
+    )  # t with 2 degrees of freedom
+    inside = np.abs(drawn - np.median(drawn, axis=0)) < 0.5
+    assert np.corrcoef(drawn[inside.all(axis=1)].T)[0, 1] == pytest.approx(np.corrcoef(x.T)[0, 1], abs=0.1)
+
+
+def test_one_repeat_has_no_probability() -> None:
+    found = table([*runs("a", 100, 300, repeats=1), *runs("b", 200, 200), *runs("c", 300, 300)])
+    assert math.isnan(found.loc["a", "p_front"])
+    assert math.isnan(found.loc["a", "time_low"])
+    assert bool(found.loc["a", "front"])
+    assert found.loc["b", "p_front"] == 1
+
+
+def test_measured_and_estimated_energy_never_meet() -> None:
+    estimated = [row | {"joules_per_sample_estimated": 1.0} for row in runs("b", 200, 200)]
+    for row in estimated:
+        del row["joules_per_sample"]
+    (mixed,) = front(frame([*runs("a", 100, 300), *estimated]), ("time", "energy"))
+    assert [objective.name for objective in mixed.objectives] == ["time"]
+    assert "never mixed" in mixed.dropped["energy"]
+    both = [row | {"joules_per_sample_estimated": 1.0} for row in runs("a", 100, 300)]
+    (found,) = front(frame([*both, *estimated]), ("time", "energy"))
+    assert found.objectives[1].unit == "J, estimated"
+    partly = [row | {"energy_components": "gpu"} for row in runs("b", 200, 200)]
+    (found,) = front(frame([*runs("a", 100, 300), *partly]), ("time", "energy"))
+    assert found.dropped["energy"] == "it is that of cpu and gpu, which are never mixed"
+
+
+def test_other_work_is_another_front() -> None:
+    other = [row | {"dataset_digest": "1" * 16} for row in runs("b", 50, 50)]
+    assert [len(one.table) for one in front(frame([*runs("a", 100, 100), *other]), ("time",))] == [1, 1]
+    larger = [row | {"workload_args.preset": "small"} for row in runs("b", 200, 200)]
+    given = [*runs("a", 100, 100), *larger]
+    assert len(front(frame(given), ("time", "energy"))) == 2, "a larger model is other work ..."
+    judged = [row | {"validation_loss": 3.0 if "tiny" in str(row["workload_args.preset"]) else 2.0} for row in given]
+    (found,) = front(frame(judged), ("time", "quality"))
+    assert found.table["front"].all(), "... unless its quality counts"
+
+
+def test_what_is_missing_is_said_with_a_remedy() -> None:
+    bare = [{k: v for k, v in row.items() if "cost" not in k and "emissions" not in k} for row in THREE]
+    (found,) = front(frame(bare), pareto.OBJECTIVES)
+    assert [objective.name for objective in found.objectives] == ["time", "energy", "memory"]
+    assert "--price" in found.dropped["cost"]
+    assert "--region" in found.dropped["carbon"]
+    assert "validat" in found.dropped["quality"]
+    bare[0]["cost_usd_per_million_samples"] = 1.0
+    (found,) = front(frame(bare), ("time", "cost"))
+    assert found.dropped["cost"] == "not known for all of them"
+
+
+def test_the_way_to_a_target_counts_where_all_reached_it() -> None:
+    def aimed(row: dict[str, Any], seconds: float) -> dict[str, Any]:
+        return row | {
+            "target_reached": 1.0,
+            "seconds_to_target": seconds,
+            "target.value": 3.0,
+            "target.metric": "validation_loss",
+        }
+
+    given = [aimed(row, 50) for row in runs("a", 100, 1)] + [aimed(row, 20) for row in runs("b", 200, 1)]
+    (found,) = front(frame(given), ("time",))
+    assert found.per == "to the target"
+    assert found.table["config_id"].tolist() == ["b", "a"]
+    given[0]["target_reached"] = 0.0
+    (found,) = front(frame(given), ("time",))
+    assert (found.per, found.table["config_id"].tolist()) == ("per million samples", ["a", "b"])
+
+
+def test_tokens_count_where_samples_are_not_known() -> None:
+    given = [{k: v for k, v in row.items() if k != "samples_per_second"} | {"tokens_per_second": 1e6} for row in THREE]
+    (found,) = front(frame(given), ("time",))
+    assert found.per == "per million tokens"
+    assert found.table["time"].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_accuracy_is_to_be_large_and_may_be_zero() -> None:
+    scored = [
+        row | {"validation_accuracy": score} for score, name in ((0.0, "a"), (0.9, "b")) for row in runs(name, 100, 1)
+    ]
+    found = table(scored, "quality", "time")
+    assert found.index.tolist() == ["b", "a"]
+    assert found["front"].tolist()[0]
+    assert found["quality"].tolist() == [0.9, 0.0]
+
+
+@pytest.mark.parametrize("by", [("speed",), (), ("time", "Time")])
+def test_unknown_objectives(by: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="allowed are time, energy"):
+        front(frame(THREE), by)
+
+
+def test_nothing_to_compare() -> None:
+    assert front(frame([])) == []
+
+
+def asked(given: list[Any], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    monkeypatch.setattr(store, "load", lambda *_, **__: frame(given))
+    return CliRunner().invoke(cli, ["pareto", *arguments])
+
+
+def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = asked([*THREE, *runs("d", 400, 400, repeats=1)], monkeypatch)
+    assert done.exit_code == 0, done.output
+    for said in (
+        "fastest: a (100 % sure)",
+        "least energy: c (100 % sure)",
+        "of all): b",
+        "ran once",
+        "(d)",
+        "quality is left out",
+    ):
+        assert said in done.output
+    document = json.loads(asked(THREE, monkeypatch, "synthetic", "--by", "time,energy", "--json").stdout)
+    (one,) = document["fronts"]
+    assert one["objectives"]["energy"] == {"column": "joules_per_sample", "unit": "J"}
+    assert [row["config_id"] for row in one["configurations"]] == ["a", "b", "c"]
+    assert one["configurations"][1]["knee"] is True
+    assert "nothing to choose from" in asked(runs("a", 1, 1), monkeypatch).output
+    others = [row | {"workload": name, "config_id": name} for name in ("x", "y") for row in runs("a", 1, 1)]
+    mixed = asked([*THREE, *others], monkeypatch).output
+    assert "nothing to choose from: workload=x, workload=y" in mixed
+    assert mixed.count("fastest") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--by", "speed"], "--by: objective speed: allowed are"), (["synthetik"], "did you mean 'synthetic'")],
+)
+def test_wrong_use(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+    done = asked(THREE, monkeypatch, *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    failed = [row | {"status": "failed"} for row in THREE]
+    assert "no run ended well" in asked(failed, monkeypatch).stderr
+
+
+def test_hostile_names_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [row | {"precision": f"[bold]{rows.HOSTILE}\x1b[31m" if row["config_id"] == "a" else "b"} for row in THREE]
+    done = asked(given, monkeypatch)
+    assert "\x1b" not in done.output
+    assert "[bold]" in done.output
