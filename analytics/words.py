@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from analytics.stats import LOSS, REACH, SAME, Estimate
+from analytics.stats import LOSS, MOST_REPEATS, REACH, SAME, Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,13 @@ def between(value: float, low: float | None, high: float | None, unit: str = "")
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
         return number(value) + tail
     return f"{number(value)} ({number(low)} to {number(high)}){tail}"
+
+
+def repeats_words(more: int) -> str:
+    """Say how many more repeats would tell."""
+    if more > MOST_REPEATS:
+        return f"more than {MOST_REPEATS} more repeats would tell"
+    return f"about {more} more repeat{'s' if more > 1 else ''} would tell"
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:

@@ -21,6 +21,11 @@ _VERBS = {
         "bench.cli.report:report",
         "Print the results of stored runs with carbon and cost by another region, PUE and prices.",
     ),
+    "compare": (
+        "bench.cli.compare:compare",
+        "Compare runs with others, with a verdict; exit with 1 if they are worse than is allowed.",
+    ),
+    "baseline": ("bench.cli.baseline:baseline", "Keep runs in a file, to compare later ones with."),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
     "doctor": (
         "bench.cli.doctor:doctor",

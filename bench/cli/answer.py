@@ -84,7 +84,7 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
             console.print(part)
 
 
-_FACTORS = "below 1 is less; 95 % intervals; ? the interval does not tell"
+_FACTORS = "below 1 is less; 95 % intervals; ? cannot be told among so many, (+3) about 3 more repeats would tell"
 
 
 def _not_ok(runs: pd.DataFrame) -> Iterator[str]:
@@ -168,7 +168,14 @@ def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
 
 def _factor(effect: Effect) -> str:
     """A ratio with its interval, and what may be said of it; ? is that nothing may."""
-    words = {"cannot tell": "?"}.get(effect.verdict, effect.verdict)
+    more = (
+        ""
+        if effect.more_repeats is None
+        else f" (+{effect.more_repeats})"
+        if effect.more_repeats <= 1000
+        else " (+1000s)"
+    )
+    words = f"?{more}" if effect.verdict == "cannot tell" else effect.verdict
     if effect.low is None or effect.high is None:
         return f"{effect.ratio:.3g} {words}"
     return f"{effect.ratio:.3g} ({effect.low:.3g} to {effect.high:.3g}) {words}"
