@@ -349,7 +349,7 @@ def ladder(df: pd.DataFrame) -> list[Comparison]:
             below = runs, name
     if below[0] is not foot:
         out.append(compare(below[0], foot, "all steps", foot_name))
-    return judged(out, costs=True)
+    return [judged([step], costs=True)[0] for step in out]  # each was a question of its own
 
 
 def _added(rungs: list[pd.Series], df: pd.DataFrame) -> list[str]:

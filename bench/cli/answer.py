@@ -84,7 +84,7 @@ def show(rows: Sequence[dict[str, Scalar]]) -> None:
             console.print(part)
 
 
-_FACTORS = "below 1 is less; 95 % intervals; ? cannot be told among so many, (+3) about 3 more repeats would tell"
+_FACTORS = "below 1 is less; 95 % intervals; ? cannot be told, (+3) about 3 more repeats would tell"
 
 
 def _not_ok(runs: pd.DataFrame) -> Iterator[str]:
@@ -118,7 +118,8 @@ def _conclusions(runs: pd.DataFrame) -> Iterator[str | Table]:
         return
     others = against_first(runs)
     if others:
-        yield f"Against {others[0].baseline}, for the same number of samples ({_FACTORS}):"
+        many = f"; each verdict allows for all {len(others)} in its column" if len(others) > 1 else ""
+        yield f"Against {others[0].baseline}, for the same number of samples ({_FACTORS}{many}):"
         yield _compared("configuration", others)
         yield from _unequal(runs)
     if not law.series and runs["status"].eq("ok").any():

@@ -207,10 +207,10 @@ def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Itera
             if not pairs
             else f"in pairs ({pairs}) or two samples"
         )
+        many = f"the verdicts allow for all {len(effects)} comparisons together (Holm)" if len(effects) > 1 else ""
         yield (
-            f"Launches are compared {how}, on logarithms. Each interval is 95 %; the verdicts allow for all {len(effects)} "
-            f"comparisons together (Holm). Equivalent: the interval is within ±{100 * equivalence:g} %. "
-            "(+5 repeats): about 5 more of each would tell."
+            f"Launches are compared {how}, on logarithms. Each interval is 95 %{'; ' * bool(many)}{many}. Equivalent: the "
+            f"interval is within ±{100 * equivalence:g} %. (+5 repeats): about 5 more of each would tell."
         )
     if len(sides) == 2 and effects and not any(effect.paired for effect in effects):
         yield "BASE and NEW did not run side by side: what else changed between them is in the ratio, not in the interval."

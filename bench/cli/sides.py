@@ -116,7 +116,7 @@ class Sources:
         for row in self.rows:
             commit = str(row.get("commit", ""))
             clean = commit.partition("+")[0]
-            if name and clean and (commit.startswith(name) or name.startswith(clean)):
+            if name and clean and (commit.startswith(name) or ("+" not in name and name.startswith(clean))):
                 same.setdefault(commit, []).append(row)
         plain = [commit for commit in same if "+" not in commit]
         if len(same) > 1 and len(plain) != 1:
