@@ -20,7 +20,8 @@ _LESS = re.compile(
 _TOTALS = re.compile(r"^((run_)?energy_(estimated_)?joules|(duration|window)_seconds|emissions_kg|cost_usd)$")
 _QUALITY = re.compile(r"loss|accuracy|target")
 _BASES = ((re.compile("^emissions"), "emissions_basis"), (re.compile("^cost"), "cost_basis"))
-_WORK = {"workload": "workload", "dataset_digest": "data", "global_batch_size": "batch", "device_name": "device"}
+_WORK = {"workload": "workload", "dataset_digest": "data", "global_batch_size": "batch"}
+_WORK |= {"device_name": "device", "region": "region"}
 
 Better = Literal["more", "less"]
 

@@ -278,7 +278,7 @@ def match(
     table = pd.concat(newest).drop_duplicates("config_id").reset_index(drop=True)
     known = names(table[["config_id", *asked(table)]])
     twice = known.duplicated(keep=False)
-    known = known.where(~twice, known + " " + table["config_id"])
+    known = known.where(~twice, known.replace("plain", "") + " " + table["config_id"]).str.strip()
     called = dict(zip(table["config_id"], known, strict=True))
     both = [config for config in old if config in new]
     compared = [compare(new[config], old[config], called[config], baseline_name, metrics) for config in both]
@@ -310,7 +310,8 @@ def against_first(
     """
     table = summary(df)
     if len(table):
-        table = table[table["workload"] == df[df["status"] == Status.OK].sort_values("started_at").iloc[0]["workload"]]
+        first = df[df["status"] == Status.OK].sort_values("started_at").iloc[0]["workload"]
+        table = table[(table["workload"] == first) | (table["workload"].isna() & pd.isna(first))]
     if "saves" in table and table["saves"].isna().sum() > 1:
         table = table[table["saves"].isna()]
     if table.empty:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from bench.files import write_text
 from bench.metrics import TEXT_COLUMNS
+from bench.record import Status
 from bench.schema import Scalar
 
 SUFFIXES = (".csv", ".json", ".parquet")
@@ -56,6 +57,9 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
     without = sum("config_id" not in row for row in rows)
     if without:
         raise RowsError(f"{path}: {without} of {len(rows)} rows have no config_id; {SUPPORTED}")
+    strange = {str(row["status"]) for row in rows if "status" in row} - set(Status)
+    if strange:
+        raise RowsError(f"{path}: unknown status {min(strange)!r}; allowed: {', '.join(Status)}")
     told = any("status" in row for row in rows)
     return rows if told else [{**row, "status": "ok"} for row in rows]
 

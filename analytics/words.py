@@ -57,10 +57,8 @@ def between(value: float, low: float | None, high: float | None, unit: str = "")
 
 
 def repeats_words(more: int) -> str:
-    """Say how many more repeats would tell."""
-    if more > MOST_REPEATS:
-        return f"more than {MOST_REPEATS} more repeats would tell"
-    return f"about {more} more repeat{'s' if more > 1 else ''} would tell"
+    """Write in short how many more repeats would tell."""
+    return f"+{more} repeats" if more <= MOST_REPEATS else f"more than +{MOST_REPEATS} repeats"
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:

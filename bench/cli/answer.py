@@ -169,13 +169,9 @@ def _compared(heading: str, comparisons: Sequence[Comparison]) -> Table:
 
 def _factor(effect: Effect) -> str:
     """A ratio with its interval, and what may be said of it; ? is that nothing may."""
-    more = (
-        ""
-        if effect.more_repeats is None
-        else f" (+{effect.more_repeats})"
-        if effect.more_repeats <= 1000
-        else " (+1000s)"
-    )
+    from analytics.words import repeats_words
+
+    more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats).removesuffix(' repeats')})"
     words = f"?{more}" if effect.verdict == "cannot tell" else effect.verdict
     if effect.low is None or effect.high is None:
         return f"{effect.ratio:.3g} {words}"

@@ -51,17 +51,15 @@ def list_(folder: Path, as_json: bool) -> None:
             rows = read_rows(baseline_path(folder, name))
         except RowsError as error:
             fail(str(error))
-        facts = {
-            f"{key}s": sorted({str(row[key]) for row in rows if key in row}) for key in ("suite", "commit", "host")
-        }
-        begun = max((str(row.get("started_at", "")) for row in rows), default="")
-        found.append({"name": name, "runs": len(rows), "started_at": begun or None, **facts})
+        columns = ("suite", "execution", "commit", "host")
+        facts = {f"{key}s": sorted({str(row[key]) for row in rows if key in row}) for key in columns}
+        found.append({"name": name, "runs": len(rows), **facts})
     if as_json:
         click.echo(json.dumps({"baselines": found}, indent=1, allow_nan=False))
         return
     for one in found:
-        told = [f"{one['runs']} runs", *(", ".join(one[key]) for key in ("suites", "commits", "hosts") if one[key])]
-        click.echo(printable(f"{one['name']}: {'; '.join(told)}; {str(one['started_at'])[:10]}", 300))
+        told = "; ".join(", ".join(names) for names in one.values() if isinstance(names, list) and names)
+        click.echo(printable(f"{one['name']}: {one['runs']} runs; {told}", 300))
     if not found:
         click.echo(f"no baselines in {folder}; make one with: bench baseline save NAME SUITE")
 

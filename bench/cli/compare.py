@@ -18,7 +18,7 @@ from bench.cli.sides import Side, Sources
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from analytics.compare import Comparison, Effect, Matched
+    from analytics.compare import Comparison, Matched
     from analytics.gate import Condition, Outcome
 
 
@@ -73,8 +73,14 @@ def compare(
         found = Matched(against_first(sides[0].df, wanted, equivalence), [], [])
     else:
         found = match(sides[1].df, sides[0].df, str(sides[0]), wanted, equivalence)
+    if not found.comparisons and new is None:
+        fail(f"{sides[0]} alone has nothing to compare: it takes two configurations of one workload, or BASE and NEW")
     if not found.comparisons:
-        fail(_nothing(sides))
+        fail(
+            f"{sides[0]} and {sides[1]} have no configuration in common (config_id): they were asked for different runs"
+        )
+    if not wanted and all(comparison.status == "ok" for comparison in found.comparisons):
+        fail(f"{' and '.join(map(str, sides))} have no figure in common that could be compared; name one with --metric")
     told = outcomes(conditions, found.comparisons)
     lost = broken(found.comparisons, skipped=len(sides) == 2) if conditions else []
     failed = bool(lost) or any(outcome.state == "fails" for outcome in told)
@@ -114,12 +120,6 @@ def _metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence
             where = " and of ".join(map(str, sides))
             fail(f"no run of {where} has a figure {name!r}: {did_you_mean(name, there)}")
     return wanted or usual_metrics(*frames)
-
-
-def _nothing(sides: Sequence[Side]) -> str:
-    if len(sides) == 1:
-        return f"{sides[0]} alone has nothing to compare: it takes two configurations of one workload, or BASE and NEW"
-    return f"{sides[0]} and {sides[1]} have no configuration in common (config_id): they were asked for different runs"
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _table(compared: Sequence[Comparison]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from analytics.words import between, number
+    from analytics.words import between, number, repeats_words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("configuration", "metric", "BASE", "NEW", "NEW / BASE (95 %)", "P(better)", "verdict"):
@@ -179,18 +179,10 @@ def _table(compared: Sequence[Comparison]) -> Table:
                 number(effect.value),
                 ("" if effect.difference is None else "NEW - BASE: ") + between(change or 0.0, effect.low, effect.high),
                 "-" if chance is None else ">0.99" if chance > 0.99 else "<0.01" if chance < 0.01 else f"{chance:.2f}",
-                _verdict(effect),
+                effect.verdict + ("" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"),
             )
             table.add_row(*map(Text, cells))
     return table
-
-
-def _verdict(effect: Effect) -> str:
-    from analytics.stats import MOST_REPEATS
-
-    more = effect.more_repeats
-    count = "" if more is None else f" (+{more} repeats)" if more <= MOST_REPEATS else f" (more than +{MOST_REPEATS})"
-    return effect.verdict + count
 
 
 def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Iterator[str]:
@@ -200,17 +192,10 @@ def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Itera
     effects = [effect for comparison in found.comparisons for effect in comparison.effects]
     if effects:
         pairs = sum(effect.paired for effect in effects)
-        how = (
-            "in pairs"
-            if pairs == len(effects)
-            else "as two samples"
-            if not pairs
-            else f"in pairs ({pairs}) or two samples"
-        )
-        many = f"the verdicts allow for all {len(effects)} comparisons together (Holm)" if len(effects) > 1 else ""
         yield (
-            f"Launches are compared {how}, on logarithms. Each interval is 95 %{'; ' * bool(many)}{many}. Equivalent: the "
-            f"interval is within ±{100 * equivalence:g} %. (+5 repeats): about 5 more of each would tell."
+            f"Of {len(effects)} comparisons {pairs} are of pairs that ran side by side, the others of two samples. Each "
+            "interval is 95 %; the verdicts allow for all comparisons together (Holm). Equivalent: the interval is within "
+            f"±{100 * equivalence:g} %. (+5 repeats): about 5 more of each would tell."
         )
     if len(sides) == 2 and effects and not any(effect.paired for effect in effects):
         yield "BASE and NEW did not run side by side: what else changed between them is in the ratio, not in the interval."
@@ -240,8 +225,8 @@ def _gate_lines(told: Sequence[Outcome], lost: Sequence[Comparison]) -> Iterator
     for outcome in told:
         metric, limit = outcome.condition.split(" ", 1)
         ratio = "" if outcome.ratio is None else f" {between(outcome.ratio, outcome.low, outcome.high)}"
-        more = f": {repeats_words(outcome.more_repeats)}" if outcome.more_repeats else ""
-        why = f" ({outcome.reason}{more})" if outcome.reason else ""
+        more = "" if outcome.more_repeats is None else f" ({repeats_words(outcome.more_repeats)})"
+        why = f": {outcome.reason}{more}" if outcome.reason else ""
         yield f"{outcome.state}: {printable(outcome.name)}: {metric}{ratio} {words[outcome.state]} {limit}{why}"
     for comparison in lost:
         why = f"{comparison.status}: {comparison.reason}"

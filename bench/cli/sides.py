@@ -53,19 +53,21 @@ class Sources:
     def find(self, text: str) -> Side:
         """Return the runs that a name means; one that means nothing, or several things, ends the command with code 2."""
         from analytics.frame import frame, latest_execution
+        from analytics.rowfiles import RowsError
 
         kind, _, name = text.partition(":")
         if kind not in KINDS or not name:
             kind, name = "", text
         if not kind and Path(text).suffix in (".csv", ".json", ".parquet", ".yaml", ".yml") and Path(text).is_file():
             kind = "suite" if Path(text).suffix in (".yaml", ".yml") else "file"
-        found = {
-            one: rows for one in ([kind] if kind else KINDS) if (rows := getattr(self, f"_{one}")(name, bool(kind)))
-        }
-        if not found:
-            fail(
-                f"{text!r} is no {kind or 'suite, commit, host, file or saved baseline'} here; {self._known(kind, name)}"
-            )
+        try:
+            known = {one: getattr(self, f"_{one}")(name, bool(kind)) for one in ([kind] if kind else KINDS)}
+            found = {one: rows for one, rows in known.items() if rows}
+            if not found:
+                what = kind or "suite, commit, host, file or saved baseline"
+                fail(f"{text!r} is no {what} here; {self._known(kind, name)}")
+        except (OSError, subprocess.SubprocessError, RowsError) as error:
+            fail(str(error))
         if len(found) > 1:
             fail(f"{text!r} is a {' and a '.join(found)}: write {' or '.join(f'{one}:{text}' for one in found)}")
         ((kind, rows),) = found.items()
@@ -127,23 +129,11 @@ class Sources:
         return [row for row in self.rows if row["host"] == name]
 
     def _file(self, name: str, sure: bool) -> Rows:
-        if not sure and not Path(name).is_file():
-            return []
-        return self._read(Path(name))
+        from analytics.rowfiles import read_rows
+
+        return read_rows(Path(name)) if sure or Path(name).is_file() else []
 
     def _baseline(self, name: str, sure: bool) -> Rows:
-        from analytics.rowfiles import RowsError, baseline_path
+        from analytics.rowfiles import baseline_path, baselines, read_rows
 
-        try:
-            path = baseline_path(self.folder, name)
-        except RowsError:
-            return []
-        return self._read(path) if path.is_file() else []
-
-    def _read(self, path: Path) -> Rows:
-        from analytics.rowfiles import RowsError, read_rows
-
-        try:
-            return read_rows(path)
-        except RowsError as error:
-            fail(str(error))
+        return read_rows(baseline_path(self.folder, name)) if name in baselines(self.folder) else []
