@@ -433,7 +433,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         "device_name": device_name(record),
         "host": record.environment.host,
         "environment": record.environment.fingerprint,
-        "commit": record.environment.wattbench_commit or "",
+        "commit": record.environment.folder_commit or record.environment.wattbench_commit or "",
         "flags": " ".join(record.flags),
         "quality": record.quality or "",
     }

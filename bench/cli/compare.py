@@ -55,9 +55,9 @@ def compare(
 ) -> None:
     """Compare NEW with BASE, configuration by configuration, or those of one suite with its first.
 
-    Each is a suite (its newest execution, or SUITE@EXECUTION), a commit of wattbench, a host, a file (CSV, Parquet, JSON of
-    `bench fit --json`) or a baseline of `bench baseline save`; where a name could be several: suite:NAME, commit:NAME,
-    host:NAME, file:NAME, baseline:NAME.
+    Each is a suite (its newest execution, or SUITE@EXECUTION), a git commit (that of the folder where the runs were made, or
+    of wattbench), a host, a file (CSV, Parquet, JSON of `bench fit --json`) or a baseline of `bench baseline save`; where a
+    name could be several: suite:NAME, commit:NAME, host:NAME, file:NAME, baseline:NAME.
     """
     from analytics.compare import Matched, against_first, match
     from analytics.gate import Condition, broken, outcomes
