@@ -56,8 +56,8 @@ def _logs(values: Iterable[float]) -> np.ndarray:
 
 
 def _exp(value: float) -> float:
-    """Return e to a power, or the largest that a float holds: few launches that differ wildly have endless intervals."""
-    return math.exp(min(value, 709.0))
+    """Return e to a power, within what a float holds: few launches that differ wildly have endless intervals."""
+    return math.exp(max(-708.0, min(value, 709.0)))
 
 
 def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int = 9999) -> Estimate:
@@ -166,20 +166,24 @@ def contrast(
     a, b = (_logs(x) if logarithms else np.asarray(x, dtype=float) for x in (candidate, baseline))
     if not len(a) or not len(b) or (paired and len(a) != len(b)):
         raise ValueError(f"wanted launches on both sides, and as many where they are pairs; got {len(a)} and {len(b)}")
+    unit = 1.0 if logarithms else float(max(np.abs(a).max(), np.abs(b).max())) or 1.0  # huge figures have huge squares
+    a, b = a / unit, b / unit
+    back = _exp if logarithms else lambda value: value * unit
     sides = [a - b] if paired else [a, b]
-    n, centre, back = min(map(len, sides)), float(a.mean() - b.mean()), _exp if logarithms else float
+    n, centre = min(map(len, sides)), float(a.mean() - b.mean())
     if n < 2:
         return Contrast(Estimate(back(centre), None, None, n))
-    digits = 1e-12 * float(max(np.abs(a).max(), np.abs(b).max()))  # what is left of equal figures by rounding
-    spread = tuple(s if (s := float(x.std(ddof=1))) > digits else 0.0 for x in sides)
-    error, degrees = _welch([(s**2 / len(x), len(x) - 1) for s, x in zip(spread, sides, strict=True)])
+    digits = 1e-12 * max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))  # what rounding leaves of equal figures
+    deviations = [s if (s := float(x.std(ddof=1))) > digits else 0.0 for x in sides]
+    error, degrees = _welch([(s**2 / len(x), len(x) - 1) for s, x in zip(deviations, sides, strict=True)])
+    spread = tuple(s * unit for s in deviations)
     if error == 0:
         more = 0.5 if abs(centre) <= digits else float(centre > 0)
         return Contrast(Estimate(back(centre), back(centre), back(centre), n), float(more == 0.5), more, spread)
     half = t_quantile(degrees, 0.95) * error
     found = Estimate(back(centre), back(centre - half), back(centre + half), n)
     if paired and logarithms and n >= BOOTSTRAP_FROM:
-        found = geometric_mean(np.exp(sides[0]))
+        found = geometric_mean(np.exp(np.clip(sides[0], -700, 700)))
     p_value = float(2 * special.stdtr(degrees, -abs(centre) / error))
     return Contrast(found, p_value, float(special.stdtr(degrees, centre / error)), spread)
 
@@ -208,14 +212,18 @@ def more_repeats(
     """
     if not any(spread):
         return None
-    variances = np.square(spread)
+    unit = max(spread)
+    variances = np.square(np.divide(spread, unit))
+    centre, (low, high) = (
+        centre / unit,
+        (math.nan, math.nan) if region is None else (region[0] / unit, region[1] / unit),
+    )
     counts = n + np.arange(1, MOST_REPEATS + 1)
     error = np.sqrt(variances.sum() / counts)
     degrees = (counts - 1) * variances.sum() ** 2 / (variances**2).sum()
     told = 1 - special.nctdtr(degrees, abs(centre) / error, special.stdtrit(degrees, 1 - 0.025 / tests))
-    if region is not None:
-        quantile = special.stdtrit(degrees, 0.975)
-        above, below = (region[1] - centre) / error - quantile, (centre - region[0]) / error - quantile
-        told = np.fmax(told, special.stdtr(degrees, above) + special.stdtr(degrees, below) - 1)
+    quantile = special.stdtrit(degrees, 0.975)
+    above, below = (high - centre) / error - quantile, (centre - low) / error - quantile
+    told = np.fmax(told, special.stdtr(degrees, above) + special.stdtr(degrees, below) - 1)
     enough = np.flatnonzero(told >= POWER)
     return int(enough[0]) + 1 if enough.size else MOST_REPEATS + 1

@@ -338,3 +338,16 @@ def test_spoilt_figures_make_no_confident_number(value: Any) -> None:
         assert effect(found).ratio is None
     else:
         assert found.not_compared == {RATE: f"the candidate has no {RATE}"}
+
+
+@pytest.mark.parametrize(
+    "values", [[1e-300, 1e300, 1.0], [1e-300] * 3, [1e300] * 3, [-1e300, 1e300, 0.0], [0.0, 0.0, 1e-300]]
+)
+def test_wild_figures_end_in_a_verdict(values: list[float]) -> None:
+    wild = [row | {RATE: value} for row, value in zip(runs(1, 3, 0.01, execution=OTHER), values, strict=True)]
+    for new, old in ((wild, runs(1, 3, 0.01)), (runs(1, 3, 0.01), wild)):
+        found = effect(only(new, old))
+        told = [v for v in (found.ratio, found.difference, found.low, found.high, found.p_adjusted) if v is not None]
+        assert np.isfinite(told).all()
+        if len(set(values)) > 2:
+            assert found.verdict == "cannot tell"

@@ -303,7 +303,7 @@ def test_what_stands_on_one_side_only_is_listed(store: Callable[..., None]) -> N
 def test_the_text_says_how_it_was_compared(store: Callable[..., None]) -> None:
     store(runs(), later(1.1))
     done = bench("compare", f"mine@{OLD}", "mine")
-    assert "Of 3 comparisons 0 are of pairs" in done.output
+    assert "side by side (0 of 3 comparisons)" in done.output
     assert "all comparisons together (Holm)" in done.output
     assert "did not run side by side" in done.output
     assert "within ±2 %" in done.output

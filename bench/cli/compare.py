@@ -192,10 +192,10 @@ def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Itera
     effects = [effect for comparison in found.comparisons for effect in comparison.effects]
     if effects:
         pairs = sum(effect.paired for effect in effects)
+        told = " +5 repeats: about 5 more of each would tell." if any(effect.more_repeats for effect in effects) else ""
         yield (
-            f"Of {len(effects)} comparisons {pairs} are of pairs that ran side by side, the others of two samples. Each "
-            "interval is 95 %; the verdicts allow for all comparisons together (Holm). Equivalent: the interval is within "
-            f"±{100 * equivalence:g} %. (+5 repeats): about 5 more of each would tell."
+            f"Intervals are 95 %, from pairs that ran side by side ({pairs} of {len(effects)} comparisons) or two samples; "
+            f"verdicts allow for all comparisons together (Holm). Equivalent: within ±{100 * equivalence:g} %.{told}"
         )
     if len(sides) == 2 and effects and not any(effect.paired for effect in effects):
         yield "BASE and NEW did not run side by side: what else changed between them is in the ratio, not in the interval."
