@@ -60,7 +60,8 @@ def figures(runs: pd.DataFrame, metric: str) -> pd.Series:
     """Return what runs know of a metric: finite figures, on the index of `runs`."""
     if metric not in runs:
         return pd.Series(dtype=float)
-    return runs[metric].replace([np.inf, -np.inf], np.nan).dropna().astype(float)
+    values = runs[metric].astype(float)
+    return values[np.isfinite(values)]
 
 
 def incomparable(metric: str, candidate: pd.DataFrame, baseline: pd.DataFrame) -> str | None:

@@ -152,7 +152,7 @@ def compare(
 
 def _effect(cost: str, metric: str, sides: Sequence[pd.DataFrame], *, inverse: bool) -> Effect:
     """Compare one metric that both sides know; the verdict is still to be made."""
-    pairs = _pairs(metric, *sides)
+    pairs = _pairs(metric, sides)
     values = pairs or [figures(side, metric).tolist() for side in sides]
     new, old = reversed(values) if inverse else values
     logarithms = min(min(new), min(old)) > 0
@@ -185,18 +185,23 @@ def _centre(values: Sequence[float], *, logarithms: bool) -> float:
     return stats.geometric_mean(values, resamples=1).value if logarithms else sum(values) / len(values)
 
 
-def _pairs(metric: str, candidate: pd.DataFrame, baseline: pd.DataFrame) -> list[list[float]] | None:
+def _launches(runs: pd.DataFrame) -> list[str]:
+    """Say of each run what those share that ran side by side with it; nothing where that is not known."""
+    texts = zip(*(runs[name].astype(str) for name in PAIRED_BY), strict=True)
+    known = runs["execution"].notna() & runs["repeat"].notna()
+    return ["\0".join(text) if sure else "" for text, sure in zip(texts, known, strict=True)]
+
+
+def _pairs(metric: str, sides: Sequence[pd.DataFrame]) -> list[list[float]] | None:
     """Return the figures of launches that ran side by side; None where they are few, or most launches have no such mate."""
-    known = [
-        side.loc[figures(side, metric).index, [*PAIRED_BY, metric]].dropna(subset=["execution", "repeat"])
-        for side in (candidate, baseline)
-    ]
-    if any(side.duplicated(PAIRED_BY).any() for side in known):
+    known = [figures(side, metric) for side in sides]
+    launches = [_launches(side.loc[values.index, PAIRED_BY]) for side, values in zip(sides, known, strict=True)]
+    new, old = (dict(zip(names, values, strict=True)) for names, values in zip(launches, known, strict=True))
+    both = [name for name in new if name in old]
+    alone = any(len(set(names)) < len(names) or "" in names for names in launches)
+    if alone or len(both) < PAIRS_FROM or 2 * len(both) <= max(map(len, sides)):
         return None
-    pairs = known[0].merge(known[1], on=PAIRED_BY)
-    if len(pairs) < PAIRS_FROM or 2 * len(pairs) <= max(len(candidate), len(baseline)):
-        return None
-    return [pairs[f"{metric}_x"].tolist(), pairs[f"{metric}_y"].tolist()]
+    return [[new[name] for name in both], [old[name] for name in both]]
 
 
 def judged(
