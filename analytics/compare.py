@@ -45,14 +45,14 @@ class Effect:
     """What a candidate does to one figure, as a multiple of the baseline (below 1 is less), with its 95 % interval.
 
     `cost` is one of COSTS, or the `metric` itself: a column of the frame. Where a figure is not positive on some side there
-    is a `difference` instead of a ratio, and the interval is its. `value` and `baseline_value` are geometric means, or means.
+    is a `difference` instead of a ratio (NaN), and the interval is its. `value` and `baseline_value` are (geometric) means.
     The verdict follows `p_adjusted`, which allows for all comparisons that were made together; the interval does not.
     `probability_better` is the chance that the candidate is truly better. Where it cannot be told, `more_repeats` of each
     side would tell (`analytics.stats.more_repeats`), if that is known. `spread`: see `analytics.stats.Contrast`.
     """
 
     cost: str
-    ratio: float | None
+    ratio: float
     low: float | None
     high: float | None
     repeats: int
@@ -95,7 +95,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text."""
-        return asdict(self)
+        told = asdict(self)
+        for effect in told["effects"]:
+            effect["ratio"] = effect["ratio"] if effect["difference"] is None else None
+        return told
 
 
 def compare(
@@ -162,7 +165,7 @@ def _effect(cost: str, metric: str, sides: Sequence[pd.DataFrame], *, inverse: b
     centre = found.found.value
     return Effect(
         cost=cost,
-        ratio=centre if logarithms else None,
+        ratio=centre if logarithms else math.nan,
         low=found.found.low,
         high=found.found.high,
         repeats=found.found.n,
@@ -231,14 +234,13 @@ def judged(
 
 
 def _judge(effect: Effect, tests: int, share: float, *, costs: bool) -> Effect:
-    reach = share * abs(effect.baseline_value)
-    if effect.ratio is not None:
+    if effect.difference is None:
         centre, region, neutral = effect.ratio, (1 - share, 1 + share), 1.0
         distance, bounds = math.log(centre), (math.log1p(-share), math.log1p(share))
     else:
-        centre = distance = effect.difference or 0.0
-        region = bounds = (-reach, reach)
-        neutral = 0.0
+        reach = share * abs(effect.baseline_value)
+        centre = distance = effect.difference
+        region, neutral, bounds = (-reach, reach), 0.0, (-reach, reach)
     found = stats.Estimate(centre, effect.low, effect.high, effect.repeats)
     plain = stats.verdict(found, effect.p_adjusted or 0.0, region, neutral)
     verdict: Verdict = plain

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from analytics import stats
-from analytics.compare import Comparison, Effect
+from analytics.compare import Comparison
 
 State = Literal["fails", "holds", "cannot tell"]
 _CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|<|>)\s*(\d+(?:\.\d*)?|\.\d+)\s*")
@@ -68,24 +68,20 @@ def outcomes(conditions: Sequence[Condition], comparisons: Sequence[Comparison])
 
 
 def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
-    def told(state: State, effect: Effect | None = None, reason: str = "", more: int | None = None) -> Outcome:
-        interval = (None, None, None) if effect is None else (effect.ratio, effect.low, effect.high)
-        return Outcome(str(condition), comparison.name, state, *interval, reason, more)
-
+    found = Outcome(str(condition), comparison.name, "cannot tell")
     effect = next((e for e in comparison.effects if e.metric == condition.metric), None)
     if effect is None:
-        return told("cannot tell", reason=(comparison.not_compared or {}).get(condition.metric, "it is not known"))
-    if effect.ratio is None:
-        return told("cannot tell", reason="figures that are not above 0 have no ratio")
+        return replace(found, reason=(comparison.not_compared or {}).get(condition.metric, "it is not known"))
+    if effect.difference is not None:
+        return replace(found, reason="figures that are not above 0 have no ratio")
+    found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high)
     if effect.low is None or effect.high is None:
-        return told("cannot tell", effect, "it takes two or more repeats of each")
+        return replace(found, reason="it takes two or more repeats of each")
     state = condition.state(effect.low, effect.high)
     if state != "cannot tell":
-        return told(state, effect)
-    beyond = math.log(effect.ratio / condition.ratio)
-    return told(
-        state, effect, "the interval holds the limit", stats.more_repeats(effect.spread, effect.repeats, beyond)
-    )
+        return replace(found, state=state)
+    more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio / condition.ratio))
+    return replace(found, reason="the interval holds the limit", more_repeats=more)
 
 
 def broken(comparisons: Sequence[Comparison], *, skipped: bool) -> list[Comparison]:

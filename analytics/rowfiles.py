@@ -78,7 +78,7 @@ def baseline_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def save_baseline(folder: Path, name: str, rows: Iterable[Mapping[str, Scalar]], *, force: bool) -> Path:
+def save_baseline(folder: Path, name: str, rows: Iterable[Mapping[Any, Any]], *, force: bool) -> Path:
     """Write rows as a baseline, one line a run, in an order and form that do not change, and return the file.
 
     Raises RowsError for a bad name, and for one that is taken unless `force`.

@@ -26,10 +26,11 @@ def baseline() -> None:
 @store_option
 def save(name: str, suite: str | None, execution: str | None, force: bool, folder: Path, store: str | None) -> None:
     """Save the runs of SUITE, or of all suites, as NAME."""
+    from analytics.frame import frame
     from analytics.rowfiles import RowsError, save_baseline
     from bench.cli.selection import select
 
-    rows = select(suite, execution, store, everything=False)
+    rows = frame(select(suite, execution, store, everything=False)).to_dict("records")
     try:
         path = save_baseline(folder, name, rows, force=force)
     except RowsError as error:

@@ -177,7 +177,7 @@ def _table(compared: Sequence[Comparison]) -> Table:
                 ("~" if "estimated" in effect.metric else "") + effect.metric,
                 number(effect.baseline_value),
                 number(effect.value),
-                ("" if effect.difference is None else "NEW - BASE: ") + between(change or 0.0, effect.low, effect.high),
+                ("" if effect.difference is None else "NEW - BASE: ") + between(change, effect.low, effect.high),
                 "-" if chance is None else ">0.99" if chance > 0.99 else "<0.01" if chance < 0.01 else f"{chance:.2f}",
                 effect.verdict + ("" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"),
             )
