@@ -190,9 +190,9 @@ def _centre(values: Sequence[float], *, logarithms: bool) -> float:
 
 def _launches(runs: pd.DataFrame) -> list[str]:
     """Say of each run what those share that ran side by side with it; nothing where that is not known."""
-    texts = zip(*(runs[name].astype(str) for name in PAIRED_BY), strict=True)
+    facts = zip(*(runs[name] for name in PAIRED_BY), strict=True)
     known = runs["execution"].notna() & runs["repeat"].notna()
-    return ["\0".join(text) if sure else "" for text, sure in zip(texts, known, strict=True)]
+    return ["\0".join(map(str, shared)) if sure else "" for shared, sure in zip(facts, known, strict=True)]
 
 
 def _pairs(metric: str, sides: Sequence[pd.DataFrame]) -> list[list[float]] | None:

@@ -175,6 +175,15 @@ def test_runs_side_by_side_are_pairs_and_others_two_samples() -> None:
     assert pair.value == pytest.approx(float(np.exp(np.mean(np.log(np.array(values[0], dtype=float))))))
 
 
+@pytest.mark.parametrize("absent", ["seed", "devices", "host", "execution", "repeat", "started_at", "environment"])
+def test_what_runs_do_not_say_of_themselves_is_no_error(absent: str) -> None:
+    old, new = runs(1, 4, 0.01), runs(1.1, 4, 0.01, seed=1, precision="bf16")
+    bare = [frame([{k: v for k, v in row.items() if k != absent} for row in side]) for side in (new, old)]
+    (found,) = judged([compare(*bare, "new", "old", [RATE])])
+    assert effect(found).paired is (absent not in ("execution", "repeat"))
+    assert effect(found).verdict == "better"
+
+
 def _contrast(values: list[list[Any]], *, paired: bool) -> tuple[float, float]:
     found = stats.contrast(*values, paired=paired)
     assert found.p_value is not None
