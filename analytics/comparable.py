@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from analytics.frame import COUNTS, asked
@@ -57,11 +56,11 @@ def usual_metrics(*frames: pd.DataFrame) -> list[str]:
 
 
 def figures(runs: pd.DataFrame, metric: str) -> pd.Series:
-    """Return what runs know of a metric: finite figures, on the index of `runs`."""
+    """Return what runs know of a metric: figures whose squares are finite, on the index of `runs`."""
     if metric not in runs:
         return pd.Series(dtype=float)
     values = runs[metric].astype(float)
-    return values[np.isfinite(values)]
+    return values[values.abs() < 1e150]
 
 
 def incomparable(metric: str, candidate: pd.DataFrame, baseline: pd.DataFrame) -> str | None:

@@ -255,11 +255,8 @@ def _judge(effect: Effect, tests: int, share: float, *, costs: bool) -> Effect:
 
 
 def _quality(runs: pd.DataFrame) -> dict[str, float] | None:
-    known = {
-        name: float(runs[name].median())
-        for name in ("validation_loss", "validation_accuracy")
-        if name in runs and runs[name].notna().any()
-    }
+    found = {name: figures(runs, name) for name in ("validation_loss", "validation_accuracy")}
+    known = {name: float(values.median()) for name, values in found.items() if len(values)}
     return known or None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analytics.frame import COUNTS
 from bench.files import write_text
 from bench.metrics import TEXT_COLUMNS
 from bench.record import Status
@@ -60,15 +61,38 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
     strange = {str(row["status"]) for row in rows if "status" in row} - set(Status)
     if strange:
         raise RowsError(f"{path}: unknown status {min(strange)!r}; allowed: {', '.join(Status)}")
+    for name in COUNTS:
+        broken = [value for row in rows if not _countable(value := row.get(name))]
+        if broken:
+            raise RowsError(f"{path}: {name} is a whole number, not {broken[0]!r}")
     told = any("status" in row for row in rows)
     return rows if told else [{**row, "status": "ok"} for row in rows]
 
 
+def _number(value: object) -> float | None:
+    """The number that a cell is or spells; None for other text, and for what is absent."""
+    try:
+        return float(value) if isinstance(value, (str, int, float)) else None
+    except ValueError:
+        return None
+
+
+def _countable(value: Scalar | None) -> bool:
+    """Whether a count is one; text such as `max` counts as absent."""
+    number = _number(value)
+    return number is None or (number.is_integer() and abs(number) < 2**53)
+
+
 def _plain(row: Mapping[Any, Any]) -> dict[str, Scalar]:
-    """What a row knows: text and finite numbers."""
+    """What a row knows: text and finite numbers, however they are spelt."""
     known = {str(k): v.isoformat() if isinstance(v, datetime) and pd.notna(v) else v for k, v in row.items()}
     known = {k: v.item() if isinstance(v, np.generic) else v for k, v in known.items()}
-    return {k: v for k, v in known.items() if isinstance(v, str) or (isinstance(v, (int, float)) and math.isfinite(v))}
+    text = {k: v for k, v in known.items() if isinstance(v, str) and k in TEXT_COLUMNS}
+    return text | {
+        k: v
+        for k, v in known.items()
+        if k not in text and isinstance(v, (str, int, float)) and math.isfinite(_number(v) or 0.0)
+    }
 
 
 def baseline_path(folder: Path, name: str) -> Path:

@@ -352,7 +352,7 @@ def test_spoilt_figures_make_no_confident_number(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[1e-300, 1e300, 1.0], [1e-300] * 3, [1e300] * 3, [-1e300, 1e300, 0.0], [0.0, 0.0, 1e-300]]
+    "values", [[1e-149, 1e149, 1.0], [1e-149] * 3, [1e149] * 3, [-1e149, 1e149, 0.0], [0.0, 0.0, 1e-149]]
 )
 def test_wild_figures_end_in_a_verdict(values: list[float]) -> None:
     wild = [row | {RATE: value} for row, value in zip(runs(1, 3, 0.01, execution=OTHER), values, strict=True)]

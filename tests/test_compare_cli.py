@@ -337,6 +337,21 @@ def test_files_that_hold_no_runs_are_refused(name: str, text: str, no_store: Non
     assert len(done.output.splitlines()) <= 2
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config_id,devices\na,3.5\n", "devices is a whole number, not 3.5"),
+        ("config_id,repeat\na,inf1\na,1e300\n", "repeat is a whole number, not '1e300'"),
+        ("config_id,status\na,OK\n", "unknown status 'OK'; allowed: ok"),
+        ("config_id,tokens_per_second\na,fast\nb,inf\n", "have no figure in common"),
+    ],
+)
+def test_cells_that_mean_nothing_are_told(text: str, message: str, no_store: None) -> None:
+    Path("a.csv").write_text(text)
+    done = bench("compare", "a.csv", "a.csv")
+    assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
 def test_a_bare_table_is_enough_and_needs_no_store(no_store: None) -> None:
     table = pd.DataFrame({"config_id": ["1e5"] * 3 + ["012"] * 3, "tokens_per_second": [10.0, 10.1, 9.9, 5, 5.1, 4.9]})
     table.to_csv("old.csv", index=False)
