@@ -13,7 +13,7 @@ import pandas as pd
 from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
 from analytics.scaling import ScalingFit, fit
-from analytics.words import number, printable, scale
+from analytics.words import number, printable, repeats_words, scale
 from bench.quality import meaning
 
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
@@ -109,7 +109,10 @@ def totals(df: pd.DataFrame) -> list[tuple[str, str, str]]:
     return tiles
 
 
-_SAME_WORK = "for the same number of samples (below 1 is less; 95 % intervals; ? the interval does not tell)"
+_SAME_WORK = (
+    "for the same number of samples (below 1 is less; 95 % intervals; "
+    "? cannot be told, (+3) about 3 more repeats would tell"
+)
 
 
 def not_ok(runs: pd.DataFrame) -> Iterator[str]:
@@ -124,14 +127,15 @@ def not_ok(runs: pd.DataFrame) -> Iterator[str]:
 def conclusions(found: Found) -> Iterator[str | Table]:
     """What follows from the runs of one execution: a ladder, the law where it is tested, or each against the first."""
     if found.steps:
-        yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK}", found.steps)
+        yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK})", found.steps)
         yield from unequal(found.runs)
     elif found.tested:
         yield "\n".join(found.law.sentences())
     else:
         if found.others:
-            baseline = found.others[0].baseline
-            yield _compared("configuration", f"Against {baseline}, {_SAME_WORK}", found.others)
+            baseline, count = found.others[0].baseline, len(found.others)
+            many = f"; each verdict allows for all {count} in its column" if count > 1 else ""
+            yield _compared("configuration", f"Against {baseline}, {_SAME_WORK}{many})", found.others)
             yield from unequal(found.runs)
         if not found.law.series and found.runs["status"].eq("ok").any():
             yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
@@ -176,7 +180,8 @@ def _compared(heading: str, caption: str, comparisons: Sequence[Comparison]) -> 
 
 def _factor(effect: Effect) -> str:
     """A ratio with its interval, and what may be said of it; ? is that nothing may."""
-    words = {"cannot tell": "?"}.get(effect.verdict, effect.verdict)
+    more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats).removesuffix(' repeats')})"
+    words = f"?{more}" if effect.verdict == "cannot tell" else effect.verdict
     if effect.low is None or effect.high is None:
         return f"{effect.ratio:.3g} {words}"
     return f"{effect.ratio:.3g} ({effect.low:.3g} to {effect.high:.3g}) {words}"

@@ -22,6 +22,10 @@ _WORDS = {"time in use": "time", "size": "space on disk"}
 _DEARER = {"distillation": "Distillation has its price", "compile": "Compiling does not pay"}
 
 
+FALSE_ALARMS = 0.05
+"""Share of executions in which chance may be taken for a gain."""
+
+
 def told(changes: Sequence[Change]) -> frozenset[tuple[Change, str]]:
     """Return the changes and measures that differ: the interval of each says so, and so do all tests taken together.
 
@@ -39,7 +43,7 @@ def told(changes: Sequence[Change]) -> frozenset[tuple[Change, str]]:
     noise = {column: stats.pooled(known.values()) for column, known in sides.items()}
     values = [stats.p_value(pairs, noise[MEASURES[m][0][0]], change.times(m)) for change, m, pairs in tests]
     found = zip(tests, stats.holm(values), strict=True)
-    return frozenset((change, m) for (change, m, _), yes in found if yes and apart(change.ratio(m)))
+    return frozenset((change, m) for (change, m, _), p in found if p <= FALSE_ALARMS and apart(change.ratio(m)))
 
 
 def options(case: Case) -> Iterator[Advice]:

@@ -14,10 +14,14 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 BOOTSTRAP_FROM = 20
 """Number of launches from which on the interval is bootstrapped; below, a bootstrap is too narrow."""
+MOST_REPEATS = 1000
+"""As many more repeats are looked at when it is asked how many would tell."""
+POWER = 0.8
+"""Chance of telling that such a number of repeats has, if differences and noise are as they were observed."""
 
 SAME = 0.02
 """Two figures whose ratio lies within ± this share of 1, interval and all, are called the same."""
@@ -40,7 +44,7 @@ class Estimate:
 @cache
 def t_quantile(degrees: float, level: float) -> float:
     """Return the factor of a two-sided interval of Student's t at `level`."""
-    return float(stats.t.ppf((1 + level) / 2, degrees))
+    return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
 def _logs(values: Iterable[float]) -> np.ndarray:
@@ -49,6 +53,11 @@ def _logs(values: Iterable[float]) -> np.ndarray:
         raise ValueError(f"wanted one or more positive numbers, got {array.tolist()[:5]}")
     logs: np.ndarray = np.log(array)
     return logs
+
+
+def _exp(value: float) -> float:
+    """Return e to a power, within what a float holds: few launches that differ wildly have endless intervals."""
+    return math.exp(max(-708.0, min(value, 709.0)))
 
 
 def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int = 9999) -> Estimate:
@@ -63,11 +72,11 @@ def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int 
     logs = _logs(values)
     n, centre = len(logs), float(logs.mean())
     if n == 1:
-        return Estimate(math.exp(centre), None, None, n)
+        return Estimate(_exp(centre), None, None, n)
     deviation = float(logs.std(ddof=1))
     if n < BOOTSTRAP_FROM or deviation == 0:
         half = t_quantile(n - 1, level) * deviation / math.sqrt(n)
-        return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
+        return Estimate(_exp(centre), _exp(centre - half), _exp(centre + half), n)
     wider = 2 * float(stats.norm.cdf(math.sqrt(n / (n - 1)) * t_quantile(n - 1, level))) - 1
     found = stats.bootstrap(
         (logs,),
@@ -78,19 +87,34 @@ def geometric_mean(values: Iterable[float], level: float = 0.95, resamples: int 
         batch=1000,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Estimate(math.exp(centre), math.exp(found.low), math.exp(found.high), n)
+    return Estimate(_exp(centre), _exp(found.low), _exp(found.high), n)
 
 
 Verdict = Literal["less", "more", "same", "cannot tell"]
 
 
-def verdict(ratio: Estimate) -> Verdict:
-    """Say what an interval of a ratio allows to say; without one, nothing."""
-    if ratio.low is None or ratio.high is None:
+def verdict(
+    found: Estimate, p_value: float = 0.0, region: tuple[float, float] = (1 - SAME, 1 + SAME), neutral: float = 1.0
+) -> Verdict:
+    """Say what the interval of a ratio, or of another figure with its `neutral` value, allows to say; without one, nothing.
+
+    `same` is an interval within `region` (two one-sided tests, Schuirmann 1987). `less` and `more` take an interval that
+    leaves out `neutral` and a p-value, adjusted where there are many, of 5 % at most.
+    """
+    if found.low is None or found.high is None:
         return "cannot tell"
-    if ratio.low >= 1 - SAME and ratio.high <= 1 + SAME:
+    if found.low >= region[0] and found.high <= region[1]:
         return "same"
-    return "more" if ratio.low > 1 else "less" if ratio.high < 1 else "cannot tell"
+    if p_value > 0.05:
+        return "cannot tell"
+    return "more" if found.low > neutral else "less" if found.high < neutral else "cannot tell"
+
+
+def _welch(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return standard error and degrees of freedom (Welch-Satterthwaite) of a sum of means: (variance, degrees) of each."""
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / free for part, free in parts)
+    return math.sqrt(variance), variance**2 / spread if spread else math.inf
 
 
 def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float = 0.95) -> Estimate:
@@ -107,14 +131,102 @@ def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float
     centre = sum(float(a.mean() - b.mean()) for a, b in sides) / len(sides)
     n = min(len(side) for pair in sides for side in pair)
     if n < 2:
-        return Estimate(math.exp(centre), None, None, n)
-    parts = [(float(x.var(ddof=1)) / len(x) / len(sides) ** 2, len(x) - 1) for pair in sides for x in pair]
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Estimate(math.exp(centre), math.exp(centre), math.exp(centre), n)
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    half = t_quantile(degrees, level) * math.sqrt(variance)
-    return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
+        return Estimate(_exp(centre), None, None, n)
+    error, degrees = _welch(
+        [(float(x.var(ddof=1)) / len(x) / len(sides) ** 2, len(x) - 1) for pair in sides for x in pair]
+    )
+    half = t_quantile(degrees, level) * error if error else 0.0
+    return Estimate(_exp(centre), _exp(centre - half), _exp(centre + half), n)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A candidate against a baseline: candidate / baseline, or the difference of what has no logarithm.
+
+    `found` has the 95 % interval. `p_value` (two-sided, of no difference) and `probability_more` (that the candidate's true
+    figure is the larger one, nothing being known before) are Student's. `spread` holds standard deviations of one launch,
+    of logarithms where there are some: the candidate's and the baseline's, or one of the differences of pairs. All are
+    absent without two launches on a side, or two pairs.
+    """
+
+    found: Estimate
+    p_value: float | None = None
+    probability_more: float | None = None
+    spread: tuple[float, ...] = ()
+
+
+def contrast(
+    candidate: Sequence[float], baseline: Sequence[float], *, paired: bool, logarithms: bool = True
+) -> Contrast:
+    """Compare launches of two configurations; `paired`: the launches of equal position ran side by side.
+
+    Pairs: Student's t of the differences, from 20 on as `geometric_mean`; otherwise Welch's. Raises ValueError for no
+    values, for pairs of unequal number, and for values that are not positive where logarithms are taken.
+    """
+    a, b = (_logs(x) if logarithms else np.asarray(x, dtype=float) for x in (candidate, baseline))
+    if not len(a) or not len(b) or (paired and len(a) != len(b)):
+        raise ValueError(f"wanted launches on both sides, and as many where they are pairs; got {len(a)} and {len(b)}")
+    unit = 1.0 if logarithms else float(max(np.abs(a).max(), np.abs(b).max())) or 1.0  # huge figures have huge squares
+    a, b = a / unit, b / unit
+    back = _exp if logarithms else lambda value: value * unit
+    sides = [a - b] if paired else [a, b]
+    n, centre = min(map(len, sides)), float(a.mean() - b.mean())
+    if n < 2:
+        return Contrast(Estimate(back(centre), None, None, n))
+    digits = 1e-12 * max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))  # what rounding leaves of equal figures
+    deviations = [s if (s := float(x.std(ddof=1))) > digits else 0.0 for x in sides]
+    error, degrees = _welch([(s**2 / len(x), len(x) - 1) for s, x in zip(deviations, sides, strict=True)])
+    spread = tuple(s * unit for s in deviations)
+    if error == 0:
+        more = 0.5 if abs(centre) <= digits else float(centre > 0)
+        return Contrast(Estimate(back(centre), back(centre), back(centre), n), float(more == 0.5), more, spread)
+    half = t_quantile(degrees, 0.95) * error
+    found = Estimate(back(centre), back(centre - half), back(centre + half), n)
+    if paired and logarithms and n >= BOOTSTRAP_FROM:
+        found = geometric_mean(np.exp(np.clip(sides[0], -700, 700)))
+    p_value = float(2 * special.stdtr(degrees, -abs(centre) / error))
+    return Contrast(found, p_value, float(special.stdtr(degrees, centre / error)), spread)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in their order, by the step-down method of Holm (1979).
+
+    To call those of 5 % at most a difference is wrong about any of them in 5 % at most, however they depend on each other.
+    """
+    out, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        out[index] = largest
+    return out
+
+
+def more_repeats(
+    spread: Sequence[float], n: int, centre: float, region: tuple[float, float] | None = None, tests: int = 1
+) -> int | None:
+    """Say how many launches of each side more than `n` would tell with a chance of 80 %, if all goes on as observed.
+
+    `spread` is that of a Contrast. On its scale are `centre`, the distance from what is asked about (0: no difference), and
+    `region`, the bounds of what is called the same. Either will do: a difference, by the noncentral t at 5 % / `tests`; or
+    an interval within the region, by two one-sided tests at 2.5 %. `MOST_REPEATS` + 1 stands for more than that; None
+    where the spread is not known.
+    """
+    if not any(spread):
+        return None
+    unit = max(spread)
+    variances = np.square(np.divide(spread, unit))
+    centre, (low, high) = (
+        centre / unit,
+        (math.nan, math.nan) if region is None else (region[0] / unit, region[1] / unit),
+    )
+    counts = n + np.arange(1, MOST_REPEATS + 1)
+    error = np.sqrt(variances.sum() / counts)
+    degrees = (counts - 1) * variances.sum() ** 2 / (variances**2).sum()
+    told = 1 - special.nctdtr(degrees, abs(centre) / error, special.stdtrit(degrees, 1 - 0.025 / tests))
+    quantile = special.stdtrit(degrees, 0.975)
+    above, below = (high - centre) / error - quantile, (centre - low) / error - quantile
+    told = np.fmax(told, special.stdtr(degrees, above) + special.stdtr(degrees, below) - 1)
+    enough = np.flatnonzero(told >= POWER)
+    return int(enough[0]) + 1 if enough.size else MOST_REPEATS + 1
 
 
 def pooled(groups: Iterable[Iterable[float]]) -> tuple[float, int]:
@@ -146,16 +258,3 @@ def p_value(
     if error == 0:
         return float(centre == 0)
     return float(2 * stats.t.sf(abs(centre) / error, degrees))
-
-
-def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
-    """Say which hypotheses are rejected, so that any is falsely in `alpha` of cases at most.
-
-    Holm (Scandinavian Journal of Statistics 6, 1979).
-    """
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[index] > alpha / (len(p_values) - rank):
-            break
-        rejected[index] = True
-    return rejected

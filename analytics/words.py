@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from analytics.stats import LOSS, REACH, SAME, Estimate
+from analytics.stats import LOSS, MOST_REPEATS, REACH, SAME, Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,11 @@ def between(value: float, low: float | None, high: float | None, unit: str = "")
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
         return number(value) + tail
     return f"{number(value)} ({number(low)} to {number(high)}){tail}"
+
+
+def repeats_words(more: int) -> str:
+    """Write in short how many more repeats would tell."""
+    return f"+{more} repeats" if more <= MOST_REPEATS else f"more than +{MOST_REPEATS} repeats"
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:

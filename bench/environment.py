@@ -110,16 +110,19 @@ def torch_build() -> tuple[str | None, str | None]:
     return found.get("__version__"), found.get("cuda")
 
 
-def commit() -> str | None:
-    """Commit of the checkout that wattbench runs from, with a hash of changes to it; None outside a checkout."""
+def commit(folder: Path | None = None) -> str | None:
+    """Commit of the checkout that a folder is in, with a hash of changes to it; None outside a checkout.
+
+    Without a folder, that of the checkout that wattbench runs from.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "-C", str(folder or root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+        if folder is None and Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return None
         changes = git("diff", "HEAD")
         changed = f"+changed.{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else ""
@@ -150,6 +153,7 @@ def describe(machine: Machine) -> Environment:
         python=platform.python_version(),
         packages=versions,
         wattbench_commit=commit(),
+        folder_commit=commit(Path.cwd()),
         machine=machine,
         torch_cuda=cuda,
         variables=kept,

@@ -45,6 +45,7 @@ TEXT_COLUMNS = (
     "error_message",
     "host",
     "environment",
+    "commit",
 )
 
 UNKNOWN_OF_COMMANDS = (
@@ -447,6 +448,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         "device_name": device_name(record),
         "host": record.environment.host,
         "environment": record.environment.fingerprint,
+        "commit": record.environment.folder_commit or record.environment.wattbench_commit or "",
         "flags": " ".join(record.flags),
         "quality": record.quality or "",
     }

@@ -308,7 +308,10 @@ class Failure(Model):
 
 
 class Environment(Model):
-    """Facts of the machine and the software, from an allow-list; nothing secret, no whole environment."""
+    """Facts of the machine and the software, from an allow-list; nothing secret, no whole environment.
+
+    `folder_commit` is that of the user's checkout, where the command was typed. An execution goes on after a change of it.
+    """
 
     host: str
     boot_id: str | None = None
@@ -317,6 +320,7 @@ class Environment(Model):
     python: str
     packages: dict[str, str]
     wattbench_commit: str | None = None
+    folder_commit: str | None = None
     machine: Machine
     torch_cuda: str | None = None
     variables: dict[str, str] = {}
@@ -326,7 +330,7 @@ class Environment(Model):
     @property
     def fingerprint(self) -> str:
         """Hash of what results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
-        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id"})
+        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit"})
         for gpu in facts["machine"]["gpus"]:
             gpu.pop("used_by")
             gpu.pop("foreign_memory_bytes")

@@ -1,12 +1,16 @@
 """Candidates against baselines: planted factors are found, and nothing is said that the repeats do not tell."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analytics.compare import Comparison, against_first, ladder
+from analytics import stats
+from analytics.comparable import better, metric_names, usual_metrics
+from analytics.compare import Comparison, Effect, against_first, compare, judged, ladder, match
 from analytics.frame import frame
 from bench.record import Status
 from bench.schema import Scalar
@@ -73,9 +77,15 @@ def test_an_absent_figure_has_no_effect() -> None:
 def test_intervals_hold_the_truth_as_often_as_they_say(factor: float, verdict: str) -> None:
     """Of 100 comparisons of 4 repeats with noise, 95 % intervals hold the planted factor in 89 to 99 %."""
     held, right, wrong = 0, 0, 0
-    for seed in range(100):
-        table = frame([*runs(1, 4, 0.02, seed), *runs(factor, 4, 0.02, 1000 + seed, precision="bf16")])
-        (only,) = against_first(table)
+    table = frame([*runs(1, 4, 0), *runs(factor, 4, 0, precision="bf16")])
+    base, new = table[table["precision"] == "fp32"], table[table["precision"] == "bf16"]
+    random = np.random.default_rng(7)
+    for _ in range(100):
+        noisy = [
+            side.assign(samples_per_second=side["samples_per_second"] * noise)
+            for side, noise in zip((new, base), np.exp(random.normal(0, 0.02, (2, 4))), strict=True)
+        ]
+        only = judged([compare(noisy[0], noisy[1], "bf16", "fp32")], costs=True)[0]
         effect = next(e for e in only.effects if e.cost == "seconds")
         assert effect.low is not None
         assert effect.high is not None
@@ -116,3 +126,240 @@ def test_quality_on_other_data_is_not_compared() -> None:
     table["dataset_digest"] = table["precision"]
     (only,) = against_first(table)
     assert (only.quality, only.baseline_quality) == (None, None)
+
+
+OTHER = "20260103T030405-bbbb"
+RATE = "samples_per_second"
+
+
+def only(
+    candidate: list[dict[str, Scalar]], baseline: list[dict[str, Scalar]], *metrics: str, **options: Any
+) -> Comparison:
+    (found,) = match(frame(candidate), frame(baseline), "base", metrics or (RATE,), **options).comparisons
+    return found
+
+
+def effect(comparison: Comparison) -> Effect:
+    (found,) = comparison.effects
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metric", "way"),
+    [
+        *((name, "more") for name in ("tokens_per_second", "samples_per_second_per_device", "validation_accuracy")),
+        *((name, "more") for name in ("model_flops_utilization", "inference_samples_per_second", "busy_share")),
+        *((name, "less") for name in ("step_seconds_median", "joules_per_sample", "peak_memory_bytes", "cost_usd")),
+        *(
+            (name, "less")
+            for name in ("validation_loss", "loss_last", "emissions_kg", "data_wait_share", "straggler_ratio")
+        ),
+        *((name, None) for name in ("loss_first", "parameters", "temperature_celsius_max", "my_own_figure")),
+    ],
+)
+def test_it_is_known_which_way_a_figure_is_better(metric: str, way: str | None) -> None:
+    assert better(metric) == way
+
+
+def test_runs_side_by_side_are_pairs_and_others_two_samples() -> None:
+    old, new = runs(1, 4, 0.01), runs(1.1, 4, 0.01, seed=1, precision="bf16")
+    values = [[row[RATE] for row in side] for side in (new, old)]
+    (first,) = against_first(frame([*old, *new]), [RATE])
+    pair = effect(first)
+    assert pair.paired
+    assert (pair.ratio, pair.p_value) == pytest.approx(_contrast(values, paired=True))
+    apart = effect(only(runs(1.1, 4, 0.01, seed=1, execution=OTHER), old))
+    assert not apart.paired
+    assert (apart.ratio, apart.p_value) == pytest.approx(_contrast(values, paired=False))
+    assert (pair.verdict, apart.verdict) == ("better", "better")
+    assert pair.value == pytest.approx(float(np.exp(np.mean(np.log(np.array(values[0], dtype=float))))))
+
+
+@pytest.mark.parametrize("absent", ["seed", "devices", "host", "execution", "repeat", "started_at", "environment"])
+def test_what_runs_do_not_say_of_themselves_is_no_error(absent: str) -> None:
+    old, new = runs(1, 4, 0.01), runs(1.1, 4, 0.01, seed=1, precision="bf16")
+    bare = [frame([{k: v for k, v in row.items() if k != absent} for row in side]) for side in (new, old)]
+    (found,) = judged([compare(*bare, "new", "old", [RATE])])
+    assert effect(found).paired is (absent not in ("execution", "repeat"))
+    assert effect(found).verdict == "better"
+
+
+def _contrast(values: list[list[Any]], *, paired: bool) -> tuple[float, float]:
+    found = stats.contrast(*values, paired=paired)
+    assert found.p_value is not None
+    return found.found.value, found.p_value
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows[:2],
+        lambda rows: [*rows, rows[0] | {"run_id": "again"}],
+        lambda rows: [row | {"repeat": int(str(row["repeat"])) + 3} for row in rows],
+        lambda rows: [row | {"seed": 9} for row in rows],
+        lambda rows: [row | {"devices": 2} for row in rows],
+        lambda rows: [row | {"environment": "other"} for row in rows],
+    ],
+    ids=["two pairs", "a repeat twice", "few of the same repeat", "other seed", "other devices", "other machine"],
+)
+def test_what_did_not_run_side_by_side_is_no_pair(
+    spoil: Callable[[list[dict[str, Scalar]]], list[dict[str, Scalar]]],
+) -> None:
+    old, new = frame(runs(1, 4, 0.01)), frame(spoil(runs(2, 4, 0.01, seed=1, precision="bf16")))
+    assert effect(judged([compare(new, old, "new", "old", [RATE])])[0]).paired is False
+
+
+def test_a_difference_within_the_region_is_equivalent_and_the_region_is_ones_own() -> None:
+    old, new = runs(1, 5, 0.001), runs(1.01, 5, 0.001, seed=1, execution=OTHER)
+    assert effect(only(new, old)).verdict == "equivalent"
+    assert effect(only(new, old, equivalence=0.005)).verdict == "better"
+    assert effect(only(old, new, equivalence=0.0)).verdict == "worse"
+
+
+def test_what_cannot_be_told_says_how_many_more_repeats_would_tell() -> None:
+    noisy = effect(only(runs(1.03, 3, 0.03, seed=4, execution=OTHER), runs(1, 3, 0.03, seed=3)))
+    assert noisy.verdict == "cannot tell"
+    assert noisy.more_repeats is not None
+    assert noisy.more_repeats >= 1
+    single = effect(only(runs(2, 1, 0, execution=OTHER), runs(1, 1, 0)))
+    assert (single.verdict, single.low, single.more_repeats) == ("cannot tell", None, None)
+
+
+def test_verdicts_allow_for_the_other_comparisons() -> None:
+    old = frame(runs(1, 4, 0.02, seed=1))
+    new = frame(runs(1.05, 4, 0.02, seed=2, precision="bf16"))
+    one = compare(new, old, "new", "old", [RATE])
+    (alone,) = judged([one])
+    assert alone.effects[0].verdict == "better"
+    among = judged([one, *[compare(old, old, str(i), "old", [RATE]) for i in range(19)]])
+    assert among[0].effects[0].verdict == "cannot tell"
+    assert among[0].effects[0].p_adjusted == pytest.approx(min(1.0, 20 * (alone.effects[0].p_value or 0)))
+    assert (among[0].effects[0].low, among[0].effects[0].high) == (alone.effects[0].low, alone.effects[0].high)
+
+
+def test_less_is_better_where_it_is_and_more_or_less_is_said_of_what_is_not_known() -> None:
+    old = [row | {"validation_loss": 2.0 + i / 1000, "colour": 1.0 + i / 1000} for i, row in enumerate(runs(1, 4, 0))]
+    new = [row | {"validation_loss": 3.0, "colour": 2.0} for row in runs(1, 4, 0, execution=OTHER)]
+    loss, colour = only(new, old, "validation_loss", "colour").effects
+    assert (loss.verdict, colour.verdict) == ("worse", "more")
+    assert colour.probability_better is None
+    assert loss.probability_better == pytest.approx(0, abs=1e-3)
+
+
+def test_figures_that_are_not_positive_are_compared_by_differences() -> None:
+    old = [row | {"validation_loss": value} for row, value in zip(runs(1, 4, 0), (0.0, 0.1, -0.1, 0.05), strict=True)]
+    new = [row | {"validation_loss": -9.0 - i / 10} for i, row in enumerate(runs(1, 4, 0, execution=OTHER))]
+    found = effect(only(new, old, "validation_loss"))
+    assert np.isnan(found.ratio)
+    assert found.verdict == "better"
+    assert found.difference == pytest.approx(-9.15 - 0.0125)
+    zero = [row | {"validation_loss": 0.0} for row in runs(1, 4, 0)]
+    assert effect(only(zero, zero, "validation_loss")).verdict == "equivalent"
+
+
+def refused(candidate: list[dict[str, Scalar]], baseline: list[dict[str, Scalar]], metric: str) -> str:
+    found = only(candidate, baseline, metric)
+    assert found.effects == ()
+    return (found.not_compared or {})[metric]
+
+
+def test_figures_of_different_provenance_are_never_compared() -> None:
+    measured, estimated = runs(1, 3, 0.01, readings="m"), runs(1, 3, 0.01, readings="e", execution=OTHER)
+    assert "measured and estimated energy are never compared" in refused(estimated, measured, "joules_per_sample")
+    assert "measured and estimated energy are never compared" in refused(
+        measured, estimated, "joules_per_sample_estimated"
+    )
+    assert "estimated against measured" in refused(estimated, measured, "emissions_kg")
+    imported = [row | {"energy_provenance": "imported"} for row in runs(1, 3, 0.01, readings="m", execution=OTHER)]
+    assert "imported against measured" in refused(imported, measured, "joules_per_sample")
+    less = [row | {"energy_components": "gpu"} for row in runs(1, 3, 0.01, readings="m", execution=OTHER)]
+    assert "different components: gpu against cpu" in refused(less, measured, "joules_per_sample")
+    none = runs(1, 3, 0.01, readings="", execution=OTHER)
+    assert refused(none, measured, "joules_per_sample") == "the candidate has no joules_per_sample"
+
+
+def test_other_work_is_told_and_totals_of_it_are_not_compared() -> None:
+    old = [row | {"validation_loss": 3.0, "trained_steps": 10.0} for row in runs(1, 3, 0.01)]
+    new = [
+        row | {"dataset_digest": "f" * 16, "global_batch_size": 64, "trained_steps": 10.0}
+        for row in runs(1, 3, 0.01, execution=OTHER)
+    ]
+    found = only([row | {"validation_loss": 3.0} for row in new], old, RATE, "validation_loss", "cost_usd")
+    assert [e.metric for e in found.effects] == [RATE]
+    told = found.not_compared or {}
+    assert "the data differ" in told["validation_loss"]
+    assert "did not do the same work (6,400 against 800 samples)" in told["cost_usd"]
+    assert f"other data: {'f' * 16} against {'0' * 16}" in found.notes
+    assert "other batch: 64 against 8" in found.notes
+    assert "other training: quality is that after 640 against 80 samples" in found.notes
+
+
+def test_runs_that_did_not_end_well_are_told() -> None:
+    bad = [rows.make(repeat=9, status=Status.TIMEOUT, execution=OTHER)]
+    found = only([*runs(1, 3, 0.01, execution=OTHER), *bad], runs(1, 3, 0.01))
+    assert "1 of 4 runs of the candidate did not end well (timeout); the others are compared" in found.notes
+    lost = only(bad, runs(1, 3, 0.01))
+    assert (lost.status, lost.baseline_status, lost.reason) == ("timeout", "ok", "synthetic failure")
+    healed = only(runs(1, 3, 0.01), bad)
+    assert (healed.effects, healed.baseline_status) == ((), "timeout")
+
+
+def test_a_way_to_a_target_counts_only_where_all_reached_it() -> None:
+    old = [row | {"seconds_to_target": 10.0 + i} for i, row in enumerate(runs(1, 3, 0))]
+    new = [row | {"seconds_to_target": 5.0} for row in runs(1, 2, 0, execution=OTHER)] + runs(1, 3, 0, execution=OTHER)[
+        2:
+    ]
+    assert refused(new, old, "seconds_to_target") == "1 of 3 runs of the candidate did not reach the target"
+
+
+def test_configurations_are_matched_by_what_was_asked_and_the_newest_execution_counts() -> None:
+    later = [row | {"started_at": (START + timedelta(days=1)).isoformat()} for row in runs(2, 3, 0.01, execution=OTHER)]
+    base = frame([*runs(1, 3, 0.01), *runs(1, 3, 0.01, precision="fp16"), *later])
+    new = frame([*runs(2, 3, 0.01, execution="x"), *runs(1, 3, 0.01, precision="bf16", execution="x")])
+    found = match(new, base, "base", [RATE])
+    assert (found.only_baseline, found.only_candidate) == (["fp16"], ["bf16"])
+    (pair,) = found.comparisons
+    assert pair.name == "fp32"
+    assert effect(pair).repeats == 3
+    assert effect(pair).ratio == pytest.approx(1, rel=0.03), "the older execution was half as fast"
+
+
+def test_the_same_runs_on_both_sides_are_told() -> None:
+    same = runs(1, 3, 0.01)
+    assert "the same runs stand on both sides" in only(same, same).notes
+    assert effect(only(same, same)).verdict == "equivalent"
+
+
+def test_what_is_compared_unless_it_is_said() -> None:
+    both, estimated = frame(runs(1, 2, 0.01)), frame(runs(1, 2, 0.01, readings="e"))
+    assert usual_metrics(both) == ["tokens_per_second", "joules_per_sample", "peak_memory_bytes"]
+    assert usual_metrics(both, estimated)[1] == "joules_per_sample_estimated"
+    command = frame([{"config_id": "a", "status": "ok", "duration_seconds": 3.0, "run_id": "r"}])
+    assert usual_metrics(command) == ["duration_seconds"]
+    assert {"tokens_per_second", "cost_usd"} <= set(metric_names(both))
+    assert "devices" not in metric_names(both)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, "fast", 0.0, -3.0])
+def test_spoilt_figures_make_no_confident_number(value: Any) -> None:
+    spoilt = [row | {RATE: value} for row in runs(1, 3, 0.01, execution=OTHER)]
+    found = only(spoilt, runs(1, 3, 0.01))
+    if value in (0.0, -3.0):
+        assert np.isnan(effect(found).ratio)
+        assert found.to_dict()["effects"][0]["ratio"] is None
+    else:
+        assert found.not_compared == {RATE: f"the candidate has no {RATE}"}
+
+
+@pytest.mark.parametrize(
+    "values", [[1e-149, 1e149, 1.0], [1e-149] * 3, [1e149] * 3, [-1e149, 1e149, 0.0], [0.0, 0.0, 1e-149]]
+)
+def test_wild_figures_end_in_a_verdict(values: list[float]) -> None:
+    wild = [row | {RATE: value} for row, value in zip(runs(1, 3, 0.01, execution=OTHER), values, strict=True)]
+    for new, old in ((wild, runs(1, 3, 0.01)), (runs(1, 3, 0.01), wild)):
+        found = effect(only(new, old))
+        centre = found.ratio if found.difference is None else found.difference
+        told = [v for v in (centre, found.low, found.high, found.p_adjusted) if v is not None]
+        assert np.isfinite(told).all()
+        if len(set(values)) > 2:
+            assert found.verdict == "cannot tell"

@@ -1,5 +1,8 @@
 """Facts of the machine: nothing secret, and no silent run on the CPU."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from bench import environment
@@ -41,6 +44,22 @@ def test_the_fingerprint_is_of_what_results_depend_on() -> None:
         {"wattbench_commit": "other"},
     ):
         assert first.fingerprint != first.model_copy(update=change).fingerprint
+
+
+def test_the_commit_of_the_users_checkout_is_kept_and_changes_no_fingerprint(tmp_path: Path) -> None:
+    machine = Machine(cpu_model="a", cpu_count=2)
+    outside = describe(machine)
+    assert outside.folder_commit is None
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.invalid", "-C", str(tmp_path)]
+    (tmp_path / "train.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    inside = describe(machine)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert inside.folder_commit == head[:12]
+    assert inside.fingerprint == outside.fingerprint
+    (tmp_path / "train.py").write_text("2")
+    assert str(describe(machine).folder_commit).startswith(f"{head[:12]}+changed.")
 
 
 def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -463,3 +463,11 @@ def test_the_served_form_is_told_beside_the_trained_one() -> None:
     untimed = Inference(model_bytes=1000, zeros_share=0.0)
     less = metrics(measured_with(rows.record(), inference=untimed))
     assert {name for name in wanted if name in less} == {"model_bytes", "zeros_share"}
+
+
+def test_the_commit_of_a_run_is_the_users_before_that_of_wattbench() -> None:
+    record = rows.record()
+    assert "commit" not in labels(record)
+    for known, told in (({"wattbench_commit": "b"}, "b"), ({"wattbench_commit": "b", "folder_commit": "a"}, "a")):
+        environment = record.environment.model_copy(update=known)
+        assert labels(record.model_copy(update={"environment": environment}))["commit"] == told

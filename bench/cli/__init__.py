@@ -15,21 +15,26 @@ import click
 _VERBS = {
     "run": ("bench.cli.run:run", "Execute a suite: train, measure, record, and print the answer."),
     "measure": ("bench.cli.measure:measure", "Run any command and measure it: time, energy, carbon, cost, memory."),
+    "import": ("bench.cli.imports:import_", "Import a table of someone else's results."),
     "show": ("bench.cli.show:show", "List the runs that a suite means here, with time and cost; start nothing."),
     "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
     "advise": ("bench.cli.advise:advise", "Say what to do after the runs of a suite, with evidence and limits."),
+    "compare": (
+        "bench.cli.compare:compare",
+        "Compare runs with others, with a verdict; exit with 1 if they are worse than is allowed.",
+    ),
+    "baseline": ("bench.cli.baseline:baseline", "Keep runs in a file, to compare later ones with."),
+    "pareto": ("bench.cli.pareto:pareto", "Say which configurations no other beats in time, energy, cost and quality."),
+    "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
     "report": (
         "bench.cli.report:report",
         "Report stored runs: printed, or one file (HTML, Markdown, CSV ...); carbon and cost by other factors.",
     ),
-    "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
     "doctor": (
         "bench.cli.doctor:doctor",
         "Say what can be measured on this machine, and what to do about what cannot.",
     ),
-    "import": ("bench.cli.imports:import_", "Import a table of someone else's results."),
-    "pareto": ("bench.cli.pareto:pareto", "Say which configurations no other beats in time, energy, cost and quality."),
     "sync": ("bench.cli.sync:sync", "Log records to MLflow that are not there yet."),
 }
 

@@ -28,6 +28,14 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
 
 
+def baselines_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --folder, where baselines are kept."""
+    kind = click.Path(path_type=Path, file_okay=False)
+    return click.option(
+        "--folder", type=kind, default=Path("baselines"), show_default=True, help="Folder of the baselines."
+    )(command)
+
+
 def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --runs."""
     kind = click.Path(path_type=Path, file_okay=False)

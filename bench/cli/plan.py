@@ -15,6 +15,8 @@ from bench.cli.options import json_option, site_fields, site_options, store_opti
 from bench.schema import Site
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analytics.hardware import Device
     from analytics.speed import Speed
     from analytics.work import Work
@@ -147,6 +149,7 @@ def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Answer for each number of devices."""
+    from analytics.frame import frame
     from analytics.plan import Plan, Question
     from analytics.speed import OwnSpeed
     from bench.cli.plan_answer import answer
@@ -159,9 +162,9 @@ def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     given = [name for name in _GIVEN if options[name] is not None]
     _check(options, given, site)
     work = _work(options, given)
-    rows = [] if given or options["priors"] else _rows(options["store"])
-    device = _device(options, rows)
-    speed, why = (_given(options, given[0], work), "") if given else _speed(rows, device, work, options["precision"])
+    runs = frame([]) if given or options["priors"] else _runs(options["store"])
+    device = _device(options, runs)
+    speed, why = (_given(options, given[0], work), "") if given else _speed(runs, device, work, options["precision"])
     if isinstance(speed, OwnSpeed) and speed.sequence and options["sequence"] is None:
         # A length that was measured is a better guess than a typical one.
         work = _work(options | {"sequence": speed.sequence}, given)
@@ -218,20 +221,22 @@ def _work(options: dict[str, Any], given: list[str]) -> Work:
     return Work(amount, amount, 1.0, None, ())
 
 
-def _rows(store: str | None) -> list[dict[str, Any]]:
-    """Return the rows of the store; none where nobody named a store and there is none here."""
+def _runs(store: str | None) -> pd.DataFrame:
+    """Return the runs of the store; none where nobody named a store and there is none here."""
+    from analytics.frame import frame
+    from analytics.store import load
     from bench import tracking
 
     where = tracking.location(store)
     if store is None and where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
-        return []
+        return frame([])
     try:
-        return list(tracking.load(store))
+        return load(store)
     except tracking.StoreError as error:
         fail(str(error))
 
 
-def _device(options: dict[str, Any], rows: list[dict[str, Any]]) -> Device | None:
+def _device(options: dict[str, Any], runs: pd.DataFrame) -> Device | None:
     """Find the device: in the table, among one's own runs, or as given by its peak."""
     from analytics.hardware import Device, find
 
@@ -241,23 +246,22 @@ def _device(options: dict[str, Any], rows: list[dict[str, Any]]) -> Device | Non
     try:
         return replace(find(name), peak=peak)
     except ValueError:
-        if peak is None and all(row.get("device_name") != name for row in rows):
+        if peak is None and (runs["device_name"] != name).all():
             raise
         return Device(name, device_name=name, peak=peak)
 
 
-def _speed(rows: list[dict[str, Any]], device: Device | None, work: Work, precision: str) -> tuple[Speed, str]:
+def _speed(runs: pd.DataFrame, device: Device | None, work: Work, precision: str) -> tuple[Speed, str]:
     """Take one's own runs where they apply, else published trainings and a sentence on why."""
-    from analytics.frame import frame
     from analytics.speed import PriorSpeed, own_speed
 
     if device is None:
         raise ValueError("on which device? give --device H100-SXM, or --peak-flops and --power-watts")
-    own, why = own_speed(frame(rows), device, precision, work.parameters, work.per_sample) if rows else (None, "")
+    own, why = own_speed(runs, device, precision, work.parameters, work.per_sample) if len(runs) else (None, "")
     if own is not None:
         return own, ""
     device.peak_flops(precision)  # told before anything is drawn
-    return PriorSpeed(device, precision), f"Your own {len(rows)} runs do not apply: {why}." if why else ""
+    return PriorSpeed(device, precision), f"Your own {len(runs)} runs do not apply: {why}." if why else ""
 
 
 def _given(options: dict[str, Any], name: str, work: Work) -> Speed:

@@ -30,6 +30,18 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def suite_name(text: str) -> str:
+    """Return the name of a suite, given that or its file."""
+    from bench.suite import SuiteError, load_suite
+
+    if not text.endswith((".yaml", ".yml")):
+        return text
+    try:
+        return load_suite(Path(text)).name
+    except SuiteError as error:
+        fail(*error.messages)
+
+
 def select(
     suite: str | None, execution: str | None, store: str | None, *, everything: bool, refresh: bool = False
 ) -> pd.DataFrame:
@@ -38,13 +50,9 @@ def select(
     from analytics.store import load
     from bench import tracking
     from bench.registry import did_you_mean
-    from bench.suite import SuiteError, load_suite
 
-    if suite is not None and suite.endswith((".yaml", ".yml")):
-        try:
-            suite = load_suite(Path(suite)).name
-        except SuiteError as error:
-            fail(*error.messages)
+    if suite is not None:
+        suite = suite_name(suite)
     try:
         df = load(store, refresh=refresh)
     except tracking.StoreError as error:

@@ -1,0 +1,233 @@
+"""`bench compare`: runs against others, with verdicts, and a gate for continuous integration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli import fail
+from bench.cli.options import baselines_option, json_option, store_option
+from bench.cli.sides import Side, Sources
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from analytics.compare import Comparison, Matched
+    from analytics.gate import Condition, Outcome
+
+
+@click.command()
+@click.argument("base")
+@click.argument("new", required=False)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Compare by this column; may be repeated.")
+@click.option(
+    "--fail-if",
+    "gates",
+    multiple=True,
+    metavar="'METRIC OP RATIO'",
+    help="Exit with 1 if all of the 95 % interval of NEW / BASE is there: 'tokens_per_second < 0.97'. May be repeated.",
+)
+@click.option(
+    "--equivalence",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.02,
+    show_default=True,
+    help="Figures are equivalent if the interval of their ratio is within 1 ± this.",
+)
+@baselines_option
+@store_option
+@json_option
+def compare(
+    base: str,
+    new: str | None,
+    metrics: tuple[str, ...],
+    gates: tuple[str, ...],
+    equivalence: float,
+    folder: Path,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Compare NEW with BASE, configuration by configuration, or those of one suite with its first.
+
+    Each is a suite (its newest execution, or SUITE@EXECUTION), a git commit (that of the folder where the runs were made, or
+    of wattbench), a host, a file (CSV, Parquet, JSON of `bench fit --json`) or a baseline of `bench baseline save`; where a
+    name could be several: suite:NAME, commit:NAME, host:NAME, file:NAME, baseline:NAME.
+    """
+    from analytics.compare import Matched, against_first, match
+    from analytics.gate import Condition, broken, outcomes
+
+    try:
+        conditions = [Condition.parse(text) for text in gates]
+    except ValueError as error:
+        fail(str(error))
+    sources = Sources(store, folder)
+    sides = [sources.find(text) for text in (base, new) if text is not None]
+    wanted = _metrics(sides, metrics, conditions)
+    if len(sides) == 1:
+        found = Matched(against_first(sides[0].df, wanted, equivalence), [], [])
+    else:
+        found = match(sides[1].df, sides[0].df, str(sides[0]), wanted, equivalence)
+    if not found.comparisons and new is None:
+        fail(f"{sides[0]} alone has nothing to compare: it takes two configurations of one workload, or BASE and NEW")
+    if not found.comparisons:
+        fail(
+            f"{sides[0]} and {sides[1]} have no configuration in common (config_id): they were asked for different runs"
+        )
+    if not wanted and all(comparison.status == "ok" for comparison in found.comparisons):
+        fail(f"{' and '.join(map(str, sides))} have no figure in common that could be compared; name one with --metric")
+    told = outcomes(conditions, found.comparisons)
+    lost = broken(found.comparisons, skipped=len(sides) == 2) if conditions else []
+    failed = bool(lost) or any(outcome.state == "fails" for outcome in told)
+    if as_json:
+        document = {
+            **{name: _side(side) for name, side in zip(("base", "new"), sides, strict=False)},
+            "metrics": wanted,
+            "equivalence": equivalence,
+            "comparisons": [comparison.to_dict() for comparison in found.comparisons],
+            "only_base": found.only_baseline,
+            "only_new": found.only_candidate,
+            "gate": [asdict(outcome) for outcome in told],
+            "broken": [comparison.name for comparison in lost],
+            "failed": failed,
+        }
+        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        _show(sides, found, equivalence)
+        for line in _gate_lines(told, lost):
+            click.echo(line)
+    for condition in conditions:
+        if not lost and not any(condition.metric == e.metric for c in found.comparisons for e in c.effects):
+            fail(f"--fail-if {str(condition)!r}: {condition.metric} could be compared in no configuration")
+    sys.exit(1 if failed else 0)
+
+
+def _metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence[Condition]) -> list[str]:
+    """Return the columns to compare by; one that no run has ends the command with exit code 2."""
+    from analytics.comparable import metric_names, usual_metrics
+    from bench.registry import did_you_mean
+
+    frames = [side.df for side in sides]
+    wanted = list(dict.fromkeys([*metrics, *(condition.metric for condition in conditions)]))
+    there = metric_names(*frames)
+    for name in wanted:
+        if name not in there:
+            where = " and of ".join(map(str, sides))
+            fail(f"no run of {where} has a figure {name!r}: {did_you_mean(name, there)}")
+    return wanted or usual_metrics(*frames)
+
+
+def _side(side: Side) -> dict[str, Any]:
+    known = {f"{name}s": sorted(side.df[name].dropna().unique()) for name in ("suite", "execution", "commit", "host")}
+    return {"kind": side.kind, "name": side.name, "runs": len(side.df), **known}
+
+
+# --- in words
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{len(names)} {what}"
+
+
+def _show(sides: Sequence[Side], found: Matched, equivalence: float) -> None:
+    from rich.console import Console
+
+    from analytics.words import printable
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=160)
+    compared = [comparison for comparison in found.comparisons if comparison.effects]
+    for name, side in zip(("BASE", "NEW "), sides, strict=False):
+        about = _side(side)
+        facts = [
+            f"{about['runs']} runs",
+            *(_listed(about[key], key) for key in ("executions", "commits", "hosts") if about[key]),
+        ]
+        first = f"{compared[0].baseline}, the first of " if compared and len(sides) == 1 else ""
+        console.print(f"{name} {printable(f'{first}{side}', 200)}: {printable('; '.join(facts), 300)}", soft_wrap=True)
+    if compared:
+        console.print()
+        console.print(_table(compared))
+        console.print()
+    for line in _remarks(sides, found, equivalence):
+        console.print(line, soft_wrap=True)
+
+
+def _table(compared: Sequence[Comparison]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from analytics.words import between, number, repeats_words
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("configuration", "metric", "BASE", "NEW", "NEW / BASE (95 %)", "P(better)", "verdict"):
+        table.add_column(heading, no_wrap=heading != "configuration")
+    for comparison in compared:
+        for place, effect in enumerate(comparison.effects):
+            change = effect.ratio if effect.difference is None else effect.difference
+            chance = effect.probability_better
+            cells = (
+                "" if place else comparison.name,
+                ("~" if "estimated" in effect.metric else "") + effect.metric,
+                number(effect.baseline_value),
+                number(effect.value),
+                ("" if effect.difference is None else "NEW - BASE: ") + between(change, effect.low, effect.high),
+                "-" if chance is None else ">0.99" if chance > 0.99 else "<0.01" if chance < 0.01 else f"{chance:.2f}",
+                effect.verdict + ("" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"),
+            )
+            table.add_row(*map(Text, cells))
+    return table
+
+
+def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Iterator[str]:
+    """What the table rests on, where the sides did other work, and what is not in it."""
+    from analytics.words import printable
+
+    effects = [effect for comparison in found.comparisons for effect in comparison.effects]
+    if effects:
+        pairs = sum(effect.paired for effect in effects)
+        told = " +5 repeats: about 5 more of each would tell." if any(effect.more_repeats for effect in effects) else ""
+        yield (
+            f"Intervals are 95 %, from pairs that ran side by side ({pairs} of {len(effects)} comparisons) or two samples; "
+            f"verdicts allow for all comparisons together (Holm). Equivalent: within ±{100 * equivalence:g} %.{told}"
+        )
+    if len(sides) == 2 and effects and not any(effect.paired for effect in effects):
+        yield "BASE and NEW did not run side by side: what else changed between them is in the ratio, not in the interval."
+    said: dict[str, list[str]] = {}
+    for comparison in found.comparisons:
+        lines = [
+            *comparison.notes,
+            *(f"{m} is not compared: {why}" for m, why in (comparison.not_compared or {}).items()),
+        ]
+        lines += [f"flags: {' '.join(comparison.flags)}"] if comparison.flags else []
+        if not comparison.effects and comparison.reason:
+            lines.append(f"{comparison.status}: {comparison.reason}")
+        for line in lines:
+            said.setdefault(line, []).append(comparison.name)
+    for line, names in said.items():
+        every = len(names) == len(found.comparisons) and len(names) > 1
+        yield f"{'all' if every else printable(', '.join(names), 200)}: {printable(line, 400)}"
+    for side, names in (("BASE", found.only_baseline), ("NEW", found.only_candidate)):
+        if names:
+            yield f"only in {side}: {printable(', '.join(names), 400)}"
+
+
+def _gate_lines(told: Sequence[Outcome], lost: Sequence[Comparison]) -> Iterator[str]:
+    from analytics.words import between, printable, repeats_words
+
+    words = {"fails": "is", "holds": "is not", "cannot tell": "may be"}
+    for outcome in told:
+        metric, limit = outcome.condition.split(" ", 1)
+        ratio = "" if outcome.ratio is None else f" {between(outcome.ratio, outcome.low, outcome.high)}"
+        more = "" if outcome.more_repeats is None else f" ({repeats_words(outcome.more_repeats)})"
+        why = f": {outcome.reason}{more}" if outcome.reason else ""
+        yield f"{outcome.state}: {printable(outcome.name)}: {metric}{ratio} {words[outcome.state]} {limit}{why}"
+    for comparison in lost:
+        why = f"{comparison.status}: {comparison.reason}"
+        yield f"fails: {printable(comparison.name)}: it ended well in BASE, but not in NEW: {why}"

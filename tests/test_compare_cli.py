@@ -1,0 +1,409 @@
+"""`bench compare` and `bench baseline`: what names mean, what the gate says, and what is refused."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from analytics.compare import compare, judged
+from analytics.frame import frame
+from analytics.gate import Condition, outcomes
+from bench.cli import cli
+from bench.record import Status
+from bench.schema import Scalar
+from bench.tracking import News, StoreError
+from tests import rows
+from tests.rows import HOSTILE, START
+
+Row = dict[str, Scalar]
+OLD, NEW = "20260102T030405-aaaa", "20260103T030405-bbbb"
+A, B = "aaaa11112222", "bbbb33334444"
+
+
+def runs(
+    factor: float = 1.0,
+    n: int = 5,
+    noise: float = 0.005,
+    *,
+    execution: str = OLD,
+    commit: str = A,
+    suite: str = "mine",
+    **fields: Any,
+) -> list[Row]:
+    """Launches of one configuration, `factor` times as fast, and later in a later execution."""
+    random = np.random.default_rng([round(1000 * factor), n, execution == NEW])
+    begun = START + timedelta(days=int(execution[7]), hours="precision" in fields)
+    return [
+        rows.make(
+            repeat=r,
+            v=rows.V * factor * float(np.exp(random.normal(0, noise))),
+            suite=suite,
+            execution=execution,
+            **fields,
+        )
+        | {"commit": commit, "started_at": (begun + timedelta(minutes=r)).isoformat()}
+        for r in range(n)
+    ]
+
+
+def later(factor: float = 1.0, **fields: Any) -> list[Row]:
+    return runs(factor, execution=NEW, commit=B, **fields)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def holds(*parts: list[Row]) -> None:
+        found = [("part", str(i), row) for i, row in enumerate(row for part in parts for row in part)]
+        monkeypatch.setattr("bench.tracking.news", lambda *_: News(found, {}))
+
+    return holds
+
+
+@pytest.fixture
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any) -> News:
+        raise StoreError("there is no store at /nowhere")
+
+    monkeypatch.setattr("bench.tracking.news", absent)
+
+
+def bench(*arguments: str) -> Result:
+    done = CliRunner().invoke(cli, list(arguments))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def document(*arguments: str, code: int = 0) -> dict[str, Any]:
+    done = bench("compare", *arguments, "--json")
+    assert done.exit_code == code, done.output
+    made: dict[str, Any] = json.loads(done.stdout)
+    return made
+
+
+def ratio(told: dict[str, Any]) -> float:
+    ((effect,),) = (c["effects"] for c in told["comparisons"])
+    return float(effect["ratio"])
+
+
+SPEED = ["--metric", "tokens_per_second"]
+GATE = ["--fail-if", "tokens_per_second < 0.97"]
+
+
+@pytest.mark.parametrize(
+    ("base", "new"),
+    [
+        (f"mine@{OLD}", "mine"),
+        (f"mine:{OLD[:8]}", f"suite:mine@{NEW}"),
+        (A[:4], B),
+        (f"commit:{A}{'0' * 28}", f"commit:{B[:7]}"),
+        ("old-host", "host:new-host"),
+        ("old.csv", "new.parquet"),
+        ("file:old.json", "baseline:new"),
+        ("old.json", "new"),
+        (f"suite:mine@{OLD}", "mine.yaml"),
+    ],
+)
+def test_every_kind_of_name(base: str, new: str, store: Callable[..., None]) -> None:
+    old, young = runs(host="old-host"), later(1.2, host="new-host")
+    store(old, young)
+    frame(old).to_csv("old.csv")
+    frame(young).to_parquet("new.parquet")
+    Path("old.json").write_text(
+        json.dumps({"runs": json.loads(frame(old).to_json(orient="records", date_format="iso"))})
+    )
+    Path("mine.yaml").write_text("name: mine\ndefaults: {workload: decoder_lm}\n")
+    assert bench("baseline", "save", "new", "mine").exit_code == 0
+    told = document(base, new, *SPEED)
+    assert ratio(told) == pytest.approx(1.2, rel=0.02)
+    assert told["comparisons"][0]["effects"][0]["verdict"] == "better"
+    assert (told["base"]["runs"], told["new"]["runs"]) == (5, 5)
+
+
+def test_a_git_name_means_its_commit(store: Callable[..., None], tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.invalid", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    store(runs(commit=head[:12]), later(1.2))
+    assert ratio(document("commit:HEAD", B, *SPEED)) == pytest.approx(1.2, rel=0.02)
+    assert "no commit here" in bench("compare", "commit:--all", B).output
+
+
+def test_changes_that_were_not_committed_are_another_state(store: Callable[..., None]) -> None:
+    dirty = [row | {"commit": f"{A}+changed.12345678"} for row in runs(1.5, execution=NEW)]
+    store(runs(), dirty)
+    assert ratio(document(A, f"{A}+changed.12345678", *SPEED)) == pytest.approx(1.5, rel=0.02)
+    two = [row | {"commit": f"{A}+changed.99999999"} for row in runs(suite="other")]
+    store(dirty, two)
+    done = bench("compare", A, A)
+    assert (done.exit_code, "is one of 2" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["mine", "mien"], "did you mean 'mine'"),
+        (["host:mine", "mine"], "'host:mine' is no host here"),
+        (["baseline:x", "mine"], "is no baseline here"),
+        (["twice", "mine"], "'twice' is a suite and a host: write suite:twice or host:twice"),
+        (["mine@1999", "mine"], "no executions '1999'; there are: 2026"),
+        (["mine@2026", "mine"], "2 executions"),
+        (["mine", "suite:twice"], "no configuration in common"),
+        (["mine", "mine", "--metric", "tokens_per_secnd"], "did you mean 'tokens_per_second'"),
+        (["mine", "mine", "--fail-if", "loss < 0.9"], "no run of suite mine and of suite mine has a figure 'loss'"),
+        (["mine", "mine", "--metric", "devices"], "'devices'"),
+        (["mine"], "takes two configurations"),
+        (["mine", "mine", "--equivalence", "2"], "--equivalence"),
+        (["file:gone.csv", "mine"], "cannot be read: No such file"),
+        (["x" * 5000, "mine"], "name too long"),
+        (["file:.", "mine"], "of another kind; supported are CSV, Parquet and JSON"),
+    ],
+)
+def test_wrong_use_is_told_in_a_line(names: list[str], message: str, store: Callable[..., None]) -> None:
+    store(runs(), later(), runs(suite="twice", host="twice", precision="bf16"))
+    done = bench("compare", *names)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokens_per_second",
+        "tokens_per_second = 1",
+        "tokens_per_second < x",
+        "a < 0",
+        "a < -1",
+        "a < 1 < 2",
+        "",
+        "a<1%",
+        "a < nan",
+    ],
+)
+def test_conditions_that_cannot_be_read_are_refused(text: str, store: Callable[..., None]) -> None:
+    store(runs(), later())
+    done = bench("compare", "mine", "mine", "--fail-if", text)
+    assert done.exit_code == 2
+    assert "METRIC OP RATIO" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "state"),
+    [
+        ("m < 0.97", 0.90, 0.96, "fails"),
+        ("m < 0.97", 0.90, 0.98, "cannot tell"),
+        ("m < 0.97", 0.97, 0.99, "holds"),
+        ("m < 0.97", 0.90, 0.97, "cannot tell"),
+        ("m <= 0.97", 0.90, 0.97, "fails"),
+        ("m <= 0.97", 0.97, 0.98, "cannot tell"),
+        ("m > 1.05", 1.06, 1.2, "fails"),
+        ("m > 1.05", 1.0, 1.05, "holds"),
+        ("m > 1.05", 1.05, 1.2, "cannot tell"),
+        ("m >= 1.05", 1.05, 1.2, "fails"),
+        ("m >= 1.05", 1.0, 1.05, "cannot tell"),
+        ("m>=.5", 0.1, 0.4, "holds"),
+    ],
+)
+def test_a_condition_fails_only_where_all_of_the_interval_does(text: str, low: float, high: float, state: str) -> None:
+    assert Condition.parse(text).state(low, high) == state
+
+
+def gate(code: int, *extra: str) -> str:
+    done = bench("compare", f"mine@{OLD}", "mine", *GATE, *extra)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_the_gate_fails_a_slower_candidate_and_passes_others(store: Callable[..., None]) -> None:
+    store(runs(), later(0.9))
+    assert "fails: d=1 synthetic" in gate(1).replace("synthetic d=1", "d=1 synthetic")
+    assert document(f"mine@{OLD}", "mine", *GATE, code=1)["gate"][0]["state"] == "fails"
+    store(runs(), later(1.0))
+    assert "is not < 0.97" in gate(0)
+    store(runs(noise=0.1), later(0.96, noise=0.1))
+    told = gate(0)
+    assert "cannot tell" in told
+    assert " repeats)" in told
+    store(runs(n=1), later(0.5, n=1))
+    assert "it takes two or more repeats of each" in gate(0)
+
+
+def test_every_condition_is_put(store: Callable[..., None]) -> None:
+    store(runs(), later(0.9))
+    told = gate(1, "--fail-if", "joules_per_sample > 1.05", "--fail-if", "peak_memory_bytes > 1.5")
+    assert told.count("fails: ") == 2
+    assert "peak_memory_bytes 1 (1 to 1) is not > 1.5" in told
+
+
+def test_one_slow_configuration_of_many_is_enough(store: Callable[..., None]) -> None:
+    store(runs(), runs(precision="bf16"), later(1.0), later(0.8, precision="bf16"))
+    told = gate(1)
+    assert "fails: bf16" in told
+    assert "holds: fp32" in told
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.OUT_OF_MEMORY, Status.SKIPPED])
+def test_a_configuration_that_broke_is_a_regression(status: Status, store: Callable[..., None]) -> None:
+    broke = [rows.make(suite="mine", execution=NEW, status=status, message=HOSTILE + "\nboom")]
+    broke[0]["started_at"] = (START + timedelta(days=9)).isoformat()
+    store(runs(), broke)
+    told = gate(1)
+    assert f"ended well in BASE, but not in NEW: {status}: {HOSTILE} boom" in told
+    assert bench("compare", f"mine@{OLD}", f"mine@{NEW}", *SPEED).exit_code == 0, "without a gate nothing fails"
+    assert bench("compare", f"mine@{NEW}", f"mine@{OLD}", *GATE).exit_code == 2, "nothing could be compared"
+
+
+def test_a_gate_that_could_compare_nothing_is_wrong_use(store: Callable[..., None]) -> None:
+    store(runs(readings="m"), later(readings="e"))
+    done = bench("compare", f"mine@{OLD}", "mine", "--fail-if", "joules_per_sample > 1.1")
+    assert done.exit_code == 2
+    assert "measured and estimated energy are never compared" in done.output
+    assert "could be compared in no configuration" in done.output
+
+
+def test_a_gate_on_figures_without_a_ratio_cannot_tell() -> None:
+    old, new = (
+        frame([row | {"validation_loss": loss} for row in side]) for side, loss in ((runs(), 0.0), (later(), -1.0))
+    )
+    compared = judged([compare(new, old, "x", "base", ["validation_loss"])])
+    (outcome,) = outcomes([Condition.parse("validation_loss > 1.1")], compared)
+    assert (outcome.state, outcome.ratio) == ("cannot tell", None)
+    assert "no ratio" in outcome.reason
+
+
+def test_one_suite_compares_with_its_first_configuration(store: Callable[..., None]) -> None:
+    skipped = [rows.make(suite="mine", precision="fp8", status=Status.SKIPPED, message="no fp8 here")]
+    store(runs(), runs(1.5, precision="bf16"), skipped)
+    done = bench("compare", "mine", *GATE)
+    assert done.exit_code == 0, "skipped for a reason is no regression of a suite against itself"
+    assert "fp32, the first of suite mine" in done.output
+    assert "better" in done.output
+    assert "no fp8 here" in done.output
+    failed = [rows.make(suite="mine", precision="fp8", status=Status.FAILED, message="boom")]
+    store(runs(), runs(1.5, precision="bf16"), failed)
+    assert bench("compare", "mine", *GATE).exit_code == 1
+
+
+def test_what_stands_on_one_side_only_is_listed(store: Callable[..., None]) -> None:
+    store(runs(), runs(precision="bf16"), later(), later(precision="fp16"))
+    done = bench("compare", f"mine@{OLD}", "mine", *SPEED)
+    assert "only in BASE: bf16" in done.output
+    assert "only in NEW: fp16" in done.output
+    told = document(f"mine@{OLD}", "mine", *SPEED)
+    assert (told["only_base"], told["only_new"]) == (["bf16"], ["fp16"])
+
+
+def test_the_text_says_how_it_was_compared(store: Callable[..., None]) -> None:
+    store(runs(), later(1.1))
+    done = bench("compare", f"mine@{OLD}", "mine")
+    assert "side by side (0 of 3 comparisons)" in done.output
+    assert "all comparisons together (Holm)" in done.output
+    assert "did not run side by side" in done.output
+    assert "within ±2 %" in done.output
+    pairs = document(f"mine@{OLD}", f"mine@{OLD}")
+    assert pairs["comparisons"][0]["effects"][0]["paired"]
+    assert "the same runs stand on both sides" in pairs["comparisons"][0]["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "{"),
+        ("a.json", "[]"),
+        ("a.json", '{"runs": [1]}'),
+        ("a.json", '[{"tokens_per_second": 1}]'),
+        ("a.json", "[" * 100_000),
+        ("a.csv", ""),
+        ("a.csv", "config_id,x\n"),
+        ("a.csv", "devices,tokens_per_second\n1,2\n"),
+        ("a.csv", 'config_id,x\na,"b\n'),
+        ("a.csv", "\xff\xfe\0"),
+        ("a.parquet", "PAR1"),
+    ],
+)
+def test_files_that_hold_no_runs_are_refused(name: str, text: str, no_store: None) -> None:
+    Path(name).write_text(text, encoding="latin-1")
+    done = bench("compare", name, name)
+    assert done.exit_code == 2
+    assert name in done.output
+    assert "supported are" in done.output
+    assert len(done.output.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config_id,devices\na,3.5\n", "devices is a whole number, not 3.5"),
+        ("config_id,repeat\na,inf1\na,1e300\n", "repeat is a whole number, not '1e300'"),
+        ("config_id,status\na,OK\n", "unknown status 'OK'; allowed: ok"),
+        ("config_id,tokens_per_second\na,fast\nb,inf\n", "have no figure in common"),
+    ],
+)
+def test_cells_that_mean_nothing_are_told(text: str, message: str, no_store: None) -> None:
+    Path("a.csv").write_text(text)
+    done = bench("compare", "a.csv", "a.csv")
+    assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
+def test_a_bare_table_is_enough_and_needs_no_store(no_store: None) -> None:
+    table = pd.DataFrame({"config_id": ["1e5"] * 3 + ["012"] * 3, "tokens_per_second": [10.0, 10.1, 9.9, 5, 5.1, 4.9]})
+    table.to_csv("old.csv", index=False)
+    table.assign(tokens_per_second=[8.0, 8.1, 7.9, np.nan, np.inf, -1]).to_csv("new.csv", index=False)
+    told = document("old.csv", "new.csv", *GATE, code=1)
+    first, second = told["comparisons"]
+    assert first["effects"][0]["ratio"] == pytest.approx(0.8, rel=0.01)
+    assert (second["effects"][0]["ratio"], second["effects"][0]["verdict"]) == (None, "cannot tell")
+    assert bench("compare", "old.csv", "mine").exit_code == 2
+
+
+def test_baselines_are_saved_listed_and_removed(store: Callable[..., None]) -> None:
+    store(runs(), later(), runs(suite="other"))
+    assert "no baselines in baselines" in bench("baseline", "list").output
+    done = bench("baseline", "save", "main", "mine")
+    assert "5 runs" in done.output
+    text = Path("baselines/main.json").read_text()
+    assert bench("baseline", "save", "main", "mine").exit_code == 2
+    assert bench("baseline", "save", "main", "mine", "--force").exit_code == 0
+    assert Path("baselines/main.json").read_text() == text, "the same runs make the same file"
+    assert [row["execution"] for row in json.loads(text)["runs"]] == [NEW] * 5
+    assert len(text.splitlines()) == 7
+    assert f"main: 5 runs; mine; {NEW}; bbbb33334444; synthetic-host" in bench("baseline", "list").output
+    (listed,) = json.loads(bench("baseline", "list", "--json").stdout)["baselines"]
+    assert (listed["name"], listed["suites"]) == ("main", ["mine"])
+    assert "did you mean 'main'" in bench("baseline", "remove", "mian").output
+    assert bench("baseline", "remove", "main").exit_code == 0
+    assert not Path("baselines/main.json").exists()
+
+
+def test_a_baseline_outlives_the_store(store: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    store(runs(), runs(1.3, precision="bf16"))
+    bench("baseline", "save", "main", "mine", "--folder", "kept")
+    store(later(0.9), later(1.3, precision="bf16"))
+    told = document("main", "mine", *GATE, "--folder", "kept", code=1)
+    assert [outcome["state"] for outcome in told["gate"]] == ["fails", "holds"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "x" * 80, "a b"])
+def test_names_that_are_no_file_in_the_folder_are_refused(name: str, store: Callable[..., None]) -> None:
+    store(runs())
+    for verb in (["save", name, "mine"], ["remove", name]):
+        done = bench("baseline", *verb)
+        assert (done.exit_code, "cannot be called" in done.output) == (2, True)
+    assert not Path("baselines").exists()
+
+
+def test_other_files_in_the_folder_are_left_alone(store: Callable[..., None]) -> None:
+    store(runs())
+    Path("baselines").mkdir()
+    Path("baselines/other.json").write_text('{"runs": []}')
+    assert "no baselines" in bench("baseline", "list").output
+    assert bench("baseline", "remove", "other").exit_code == 2
+    assert Path("baselines/other.json").exists()
