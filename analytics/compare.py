@@ -155,7 +155,7 @@ def compare(
 
 def _effect(cost: str, metric: str, sides: Sequence[pd.DataFrame], *, inverse: bool) -> Effect:
     """Compare one metric that both sides know; the verdict is still to be made."""
-    pairs = _pairs(metric, sides)
+    pairs = side_by_side(metric, sides)
     values = pairs or [figures(side, metric).tolist() for side in sides]
     new, old = reversed(values) if inverse else values
     logarithms = min(min(new), min(old)) > 0
@@ -195,7 +195,7 @@ def _launches(runs: pd.DataFrame) -> list[str]:
     return ["\0".join(map(str, shared)) if sure else "" for shared, sure in zip(facts, known, strict=True)]
 
 
-def _pairs(metric: str, sides: Sequence[pd.DataFrame]) -> list[list[float]] | None:
+def side_by_side(metric: str, sides: Sequence[pd.DataFrame]) -> list[list[float]] | None:
     """Return the figures of launches that ran side by side; None where they are few, or most launches have no such mate."""
     known = [figures(side, metric) for side in sides]
     launches = [_launches(side.loc[values.index, PAIRED_BY]) for side, values in zip(sides, known, strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analytics import stats
+from analytics.compare import side_by_side
 from analytics.frame import asked
 from analytics.stats import Estimate
 from analytics.words import printable
@@ -136,26 +137,42 @@ class Change:
         """The option with its topic, where that does not go without saying: `precision bf16`, `2 devices`."""
         return self.option if self.topic.noun != "{}" else f"{self.topic.name} {self.option}"
 
+    def column(self, measure: str) -> tuple[str, bool] | None:
+        """Return the column of a measure, and whether its inverse counts; None where a run does not know it."""
+        for column, inverse in MEASURES[measure]:
+            sides = [runs[column] for cell in self.cells for runs in cell if column in runs]
+            if len(sides) == 2 * len(self.cells) and all((values > 0).all() for values in sides):
+                return column, inverse
+            if column == "samples_per_second" and any(values.notna().any() for values in sides):
+                return None  # how long whole runs took would be another thing
+        return None
+
     def pairs(self, measure: str) -> list[tuple[pd.Series, pd.Series]]:
         """Return (option, baseline) of a measure in each cell; [] where a run does not know it."""
-        for column, inverse in MEASURES[measure]:
-            sides = [
-                [runs[column] if column in runs else pd.Series([math.nan]) for runs in cell] for cell in self.cells
-            ]
-            if all((values > 0).all() for cell in sides for values in cell):
-                return [(b, a) if inverse else (a, b) for a, b in sides]
-            if column == "samples_per_second" and any(values.notna().any() for cell in sides for values in cell):
-                return []  # how long whole runs took would be another thing
-        return []
+        found = self.column(measure)
+        if found is None:
+            return []
+        column, inverse = found
+        return [(b[column], a[column]) if inverse else (a[column], b[column]) for a, b in self.cells]
 
     def times(self, measure: str) -> float:
         """Return what ratios of a measure are multiplied with: a power of the factor of devices."""
         return float(self.grew ** _POWER.get(measure, 0.0))
 
     def ratio(self, measure: str) -> Estimate:
-        """Return option / baseline of a measure for the same work (`stats.ratio`); UNKNOWN where a run does not know it."""
-        pairs, times = self.pairs(measure), self.times(measure)
-        found = stats.ratio(pairs) if pairs else UNKNOWN
+        """Return option / baseline of a measure for the same work; UNKNOWN where a run does not know it.
+
+        In one cell as `analytics.compare` does it, by pairs of launches where they ran side by side; over several cells by
+        `stats.ratio`.
+        """
+        column, times, pairs = self.column(measure), self.times(measure), self.pairs(measure)
+        if column is None:
+            return UNKNOWN
+        beside = side_by_side(column[0], self.cells[0]) if len(self.cells) == 1 else None
+        if beside is None:
+            found = stats.ratio(pairs)
+        else:
+            found = stats.contrast(*(reversed(beside) if column[1] else beside), paired=True).found
         low, high = (end and end * times for end in (found.low, found.high))
         return Estimate(found.value * times, low, high, found.n)
 

@@ -11,12 +11,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib import import_module, util
 from typing import Any, Literal
 
 import pandas as pd
 
 from analytics import answer, factors
+from analytics.advise import advise
 from analytics.answer import Found, Table
 from analytics.compare import Comparison, Effect
 from analytics.export import to_csv
@@ -336,9 +336,7 @@ def _series(law: ScalingFit) -> Table:
 
 
 def _advice(runs: pd.DataFrame) -> Iterator[Section]:
-    if util.find_spec("analytics.advise") is None:
-        return
-    found = import_module("analytics.advise").advise(runs)
+    found = advise(runs)
     if found:
         rows = tuple((one.sentence, one.action or "-", "; ".join(one.limits) or "-") for one in found)
         table = Table("Advice, with its limits", ("what the runs show", "what to do", "limits"), rows, figures=False)

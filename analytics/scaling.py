@@ -166,9 +166,7 @@ class SeriesFit:
 
         `spread` is the standard deviation of the logarithm of the mean of the repeats, pooled over configurations.
         """
-        logs = [np.log(point.samples_per_second) for point in self.points]
-        free = sum(len(values) - 1 for values in logs)
-        pooled = sum(float(((values - values.mean()) ** 2).sum()) for values in logs) / free if free else 0.0
+        pooled, _ = stats.pooled(point.samples_per_second for point in self.points)
         rows = [
             {
                 "devices": point.devices,
@@ -177,7 +175,7 @@ class SeriesFit:
                 "work": point.flops_per_sample,
                 "batch_size_per_device": point.batch_size_per_device,
                 "samples_per_device": (point.global_batch_size or math.nan) / point.devices,
-                "spread": math.sqrt(pooled / point.repeats),
+                "spread": pooled / math.sqrt(point.repeats),
             }
             for point in self.points
         ]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from analytics.advice import Advice
 from analytics.advise import advise
 from analytics.frame import frame
-from analytics.stats import holm, p_value, pooled, ratio
+from analytics.stats import p_value, pooled, ratio
 from bench import tracking
 from bench.cli import cli
 from bench.metrics import row
@@ -354,10 +354,7 @@ def test_noise_alone_gives_no_gain(repeats: int, count: int) -> None:
     assert wrong <= 0.05 * count
 
 
-def test_holm_and_pooled_noise() -> None:
-    assert holm([0.01, 0.04, 0.03]) == [True, False, False]
-    assert holm([0.01, 0.02, 0.03]) == [True, True, True]
-    assert holm([]) == []
+def test_pooled_noise() -> None:
     assert pooled([[1.0], [2.0]]) == (0.0, 0)
     deviation, degrees = pooled([[1.0, np.e], [1.0, np.e, 1.0, np.e]])
     assert (deviation**2, degrees) == (pytest.approx((0.5 + 1) / 4), 4)
