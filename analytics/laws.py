@@ -34,7 +34,7 @@ from analytics.stats import REACH
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PRIORS: Mapping[str, tuple[float, float]] = {
-    "collective": (float(np.log(0.08)), 1.0),
+    "collective": (float(np.log(0.08)), 1.25),
     "latency": (float(np.log(0.02)), 1.0),
     "hiding": (-1.2, 1.0),
     "fixed": (float(np.log(0.03)), 2.5),
@@ -49,7 +49,7 @@ LAWS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 NOISE = 0.02
 """Standard deviation of the logarithm of the speed of a configuration beyond its repeats: other days, other hosts."""
-DRIFT, SIZE_DRIFT = 0.02, 0.06
+DRIFT, SIZE_DRIFT = 0.02, 0.15
 """Standard deviation of what a law gets wrong, on logarithms, for a doubling of the devices, and of the work a sample."""
 FREEDOM = 4.0
 """Degrees of freedom that are known of the scale of noise and drift before any data."""
@@ -57,6 +57,7 @@ IDENTIFIED = 0.3
 USUAL_NODE = 8
 """Devices of a node where it is neither measured nor told."""
 _DRAWS, _ROUNDS = 1024, 6
+_SMALLEST, _LARGEST = 1e-60, 1e60
 _MIXED = 25_000
 """Points of the distribution of a prediction, of which quantiles are taken."""
 COVARIATES = ("devices", "num_nodes", "work", "batch_size_per_device", "samples_per_device")
@@ -97,21 +98,20 @@ class _Points:
         return np.log2(self.d), np.log2(self.n)
 
 
-def _numbers(table: pd.DataFrame, name: str, what: str) -> Array:
+def _numbers(table: pd.DataFrame, name: str, what: str, low: float = _SMALLEST) -> Array:
     try:
         values = pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise LawError(f"{what}: column {name!r} holds what is not a number ({error})") from error
-    bad = ~((values > 0) & np.isfinite(values))
+    outside = ~((values >= low) & (values <= _LARGEST))
+    absent = np.isnan(values)
     if name in ("devices", "speed"):
-        if bad.any():
-            rows = [f"row {i}: {values[i]:g}" for i in np.flatnonzero(bad)[:3]]
+        if outside.any():
+            rows = [f"row {i}: {values[i]:g}" for i in np.flatnonzero(outside)[:3]]
             raise LawError(f"{what}: column {name!r} must be positive and finite everywhere ({', '.join(rows)})")
-        return values
-    if (bad & ~np.isnan(values)).any():
-        raise LawError(
-            f"{what}: column {name!r} must be positive or absent, got {values[bad & ~np.isnan(values)][0]:g}"
-        )
+    elif (outside & ~absent).any():
+        given = values[outside & ~absent][0]
+        raise LawError(f"{what}: column {name!r} must be positive and finite or absent, got {given:g}")
     return values
 
 
@@ -324,7 +324,7 @@ def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
     reference = {name: _geometric_mean(measured[name]) for name in _RELATIVE}
     relative = [np.where(np.isnan(measured[name]), 1.0, measured[name] / reference[name]) for name in _RELATIVE]
     points = _Points(measured["devices"], measured["num_nodes"], *relative)
-    spread = np.nan_to_num(pd.to_numeric(table.get("spread", pd.Series(0.0, index=table.index))).to_numpy(dtype=float))
+    spread = np.nan_to_num(_numbers(table, "spread", "a fit", low=0.0)) if "spread" in table else np.zeros(len(table))
     logs = np.log(_numbers(table, "speed", "a fit") / points.d)
     state = _sample(law, logs, points, NOISE**2 + spread**2, seed) | {"reference": reference}
     parameters, confounded = _told(state, LAWS[law])

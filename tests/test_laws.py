@@ -176,7 +176,10 @@ def test_prior_efficiency_falls_and_is_wide() -> None:
         ({"speed": ["12k"] * 7}, "'speed' holds what is not a number"),
         ({"devices": 0}, "'devices' must be positive"),
         ({"devices": 0.5}, "fewer than one device"),
-        ({"work": -1e9}, "'work' must be positive or absent"),
+        ({"speed": [1e300] * 7}, "row 0: 1e.300"),
+        ({"spread": "wide"}, "'spread' holds what is not a number"),
+        ({"spread": np.inf}, "'spread' must be positive and finite"),
+        ({"work": -1e9}, "'work' must be positive and finite or absent"),
         ({"metric": ["throughput"] * 6 + ["1/T"]}, "'metric' mixes throughput, 1/T"),
     ],
 )
