@@ -21,7 +21,7 @@ import pandas as pd
 
 from analytics import laws, stats, words
 from analytics.frame import IDENTITY, asked, summary
-from analytics.stats import LOSS, REACH
+from analytics.stats import LOSS
 from analytics.words import printable
 from bench.record import Status
 from bench.schema import AXES
@@ -87,16 +87,6 @@ class WorkPoint:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Steady time in seconds, its interval if there is one, and what speaks against it: keys of `words.FLAGS`."""
-
-    seconds: float
-    low: float | None
-    high: float | None
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class SeriesFit:
     """The law fitted to one series: configurations that share workload, strategy, precision, devices and execution.
 
@@ -129,37 +119,6 @@ class SeriesFit:
     def devices(self) -> tuple[int, ...]:
         """Numbers of devices that were measured."""
         return tuple(sorted({point.devices for point in self.points}))
-
-    def predict(
-        self, flops: float, devices: int, level: float = 0.95, *, flops_per_sample: float | None = None
-    ) -> Prediction:
-        """Return the steady time in seconds of `flops` of work on `devices`, by T = n / (d · v).
-
-        The interval is that of one more configuration of the same spread (t with sqrt(1 + 1/k)); it knows nothing of
-        what happens outside the measured range, of which the flags tell. It is absent for one configuration, and for
-        another number of devices if only one was measured. Give `flops_per_sample` to have the size of the model
-        checked. Raises ValueError for work that is not positive and for less than one device.
-        """
-        if not (flops > 0 and math.isfinite(flops)) or devices < 1 or not 0 < level < 1:
-            raise ValueError(f"wanted flops > 0, devices >= 1 and 0 < level < 1, got {flops}, {devices}, {level}")
-        seconds = flops / (devices * self.v)
-        unknown = len(self.devices) == 1 and devices not in self.devices
-        sizes = [point.flops_per_sample for point in self.points]
-        size = flops_per_sample if flops_per_sample is not None else sizes[0]
-        found = {
-            "devices_not_identified": unknown,
-            "devices_beyond_reach": not unknown and devices > REACH * max(self.devices),
-            "devices_below_measured": not unknown and devices < min(self.devices),
-            "work_outside_measured": not min(sizes) * 0.999 <= size <= max(sizes) * 1.001,
-            "work_not_checked": flops_per_sample is None,
-            "one_configuration": len(self.points) == 1,
-        }
-        flags = tuple(name for name, true in found.items() if true)
-        if unknown or len(self.points) == 1:
-            return Prediction(seconds, None, None, flags)
-        logs = np.log([point.v for point in self.points])
-        factor = math.exp(stats.t_quantile(len(logs) - 1, level) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs)))
-        return Prediction(seconds, seconds / factor, seconds * factor, flags)
 
     def observations(self) -> pd.DataFrame:
         """Return the configurations as a table for `analytics.laws.fit`: speed in FLOP/s, work in FLOP a sample.
@@ -214,25 +173,6 @@ class ScalingFit:
 
     series: tuple[SeriesFit, ...]
     gains: tuple[Gain, ...]
-
-    def predict(
-        self,
-        flops: float,
-        devices: int,
-        level: float = 0.95,
-        *,
-        series: str | None = None,
-        flops_per_sample: float | None = None,
-    ) -> Prediction:
-        """Return what `SeriesFit.predict` says of the series of that name; it may be left out if there is one only.
-
-        Raises ValueError where the name is unknown or missing.
-        """
-        named = [fit for fit in self.series if series in (None, fit.name)]
-        if len(named) != 1:
-            known = ", ".join(fit.name for fit in self.series) or "none"
-            raise ValueError(f"series {series!r} does not name one series; there are: {known}")
-        return named[0].predict(flops, devices, level, flops_per_sample=flops_per_sample)
 
     def sentences(self) -> list[str]:
         """Say in plain words what was found, series by series, then what precision gains."""

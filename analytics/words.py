@@ -17,7 +17,6 @@ FLAGS = {
     "devices_beyond_reach": f"more than {REACH} times as many devices as were measured: the law is only a guess there",
     "devices_below_measured": "fewer devices than were measured",
     "work_outside_measured": "a model with more or less work per sample than those measured",
-    "work_not_checked": "the work per sample was not given, so whether such a model was measured is not checked",
     "first_node_boundary": "several nodes, while all that was measured ran in one",
     "batch_outside_measured": "a batch outside those measured",
     "nodes_not_identified": "one number of nodes only: what going to several nodes costs is not known",

@@ -1,7 +1,7 @@
 import json
 import math
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from analytics.frame import frame
@@ -109,46 +109,17 @@ def test_single_device_count_is_not_identified() -> None:
     assert found.scaling == "one device count"
     assert "devices_not_identified" in found.flags
     assert any("not identified" in line for line in found.sentences())
-    elsewhere = found.predict(1e12, 4)
-    assert elsewhere.low is elsewhere.high is None
-    assert "devices_not_identified" in elsewhere.flags
-    here = found.predict(1e12, 2)
-    assert "devices_not_identified" not in here.flags
-    assert here.low is not None
 
 
-def test_prediction() -> None:
+def test_observations_are_what_a_law_is_fitted_to() -> None:
     found = only(rows.grid(noise=0.05))
-    made = found.predict(1e15, 4, flops_per_sample=1e8)
-    assert made.flags == ()
-    assert made.seconds == pytest.approx(1e15 / (4 * found.v))
-    assert made.low is not None
-    assert made.high is not None
-    assert made.high / made.seconds == pytest.approx(made.seconds / made.low)
-    wider = found.predict(1e15, 4, level=0.99)
-    assert wider.high is not None
-    assert wider.high > made.high
-    assert found.predict(1e15, 16, flops_per_sample=1e8).flags == ()
-    assert found.predict(1e15, 17, flops_per_sample=1e8).flags == ("devices_beyond_reach",)
-    assert found.predict(1e15, 4, flops_per_sample=1e9).flags == ("work_outside_measured",)
-    assert found.predict(1e15, 4).flags == ("work_not_checked",)
-    with pytest.raises(ValueError, match="flops"):
-        found.predict(-1.0, 4)
-    with pytest.raises(ValueError, match="devices"):
-        found.predict(1.0, 0)
-
-
-def test_prediction_intervals_hold_the_next_configuration() -> None:
-    random = np.random.default_rng(5)
-    hits = 0
-    for _ in range(40):
-        v = rows.V * np.exp(random.normal(0, 0.1, 5))
-        found = only([rows.make(d, v=float(v[i])) for i, d in enumerate((1, 2, 3, 4))])
-        made = found.predict(1e12, 4)
-        assert made.low is not None
-        assert made.high is not None
-        hits += made.low <= 1e12 / (4 * v[4]) <= made.high
-    assert hits / 40 >= 0.85
+    seen = found.observations()
+    assert len(seen) == len(found.points) == 6
+    assert seen["speed"].tolist() == pytest.approx([point.v * point.devices for point in found.points])
+    assert (seen["samples_per_device"] == seen["batch_size_per_device"]).all()
+    assert seen["spread"].nunique() == 1, "pooled over configurations"
+    assert seen["spread"].iloc[0] == pytest.approx(0.05 / 2, rel=0.4)
+    assert found.law("ideal").v.value == pytest.approx(found.v)
 
 
 def test_an_outlier_is_named() -> None:
@@ -205,10 +176,6 @@ def test_precisions_on_different_hosts_are_not_compared() -> None:
 def test_executions_are_series_of_their_own_with_names_apart() -> None:
     found = fit(frame(rows.grid() + rows.grid(execution="later")))
     assert len({series.name for series in found.series}) == 2
-    with pytest.raises(ValueError, match="does not name one series"):
-        found.predict(1e12, 2)
-    name = found.series[1].name
-    assert found.predict(1e12, 2, series=name) == found.series[1].predict(1e12, 2)
 
 
 def test_failures_and_missing_energy_do_not_matter() -> None:
@@ -229,7 +196,6 @@ def test_one_run() -> None:
     found = only([rows.make()])
     assert (found.v_low, found.left_out_median) == (None, None)
     assert {"one_configuration", "devices_not_identified", "some_without_repeats"} <= set(found.flags)
-    assert found.predict(1e12, 1).low is None
     assert any("cannot be said" in line for line in found.sentences())
 
 
@@ -247,7 +213,8 @@ def test_json_holds_only_json(given: Rows) -> None:
 def test_every_flag_has_words() -> None:
     for given in (rows.grid(), [rows.make()], [rows.make(1, "tiny"), rows.make(2, "small")]):
         found = only(given)
-        assert set(found.flags) | set(found.predict(1e12, 99, flops_per_sample=1e20).flags) <= set(FLAGS)
+        told = found.law().predict(pd.DataFrame({"devices": [99], "work": [1e20]}))["flags"].iloc[0].split()
+        assert set(found.flags) | set(told) <= set(FLAGS)
 
 
 def test_hostile_names_come_out_as_one_printable_line() -> None:
