@@ -1,7 +1,8 @@
 """Descriptive curves: they sum measured runs up in one or two numbers, and are not to be extrapolated.
 
-Terms that are linear in d run away in weak scaling, where nothing of the kind happens; Amdahl's and Gustafson's shares hold
-for the one way of scaling each that they are about. To predict, use `analytics.laws`.
+Terms that are linear in d run away in weak scaling, where nothing of the kind happens; Amdahl's and Gustafson's shares
+hold for the one way of scaling each that they are about. To predict, use `analytics.laws`. Where tensor, pipeline and data
+parallelism vary over many configurations, `fit_strategies` says what takes the time of a step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 from scipy import optimize
 
 from analytics.laws import LawError
+from bench.schema import Choice, devices_per_copy
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 STRATEGY_ROWS = 20
@@ -205,3 +207,67 @@ def _relative_nnls(values: Array, seconds: Array) -> Array:
     scale[scale == 0] = 1
     found, _ = optimize.nnls(values / scale / seconds[:, None], np.ones_like(seconds))
     return np.asarray(found / scale)
+
+
+def strategies(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the configurations of a summary (`analytics.frame.summary`) as a table for `fit_strategies`."""
+    known = table[
+        (table["samples_per_second"] > 0) & (table["flops_per_sample"] > 0) & table["global_batch_size"].notna()
+    ]
+    rows = []
+    for _, row in known.iterrows():
+        devices, name = int(row["devices"]), str(row["parallelism"])
+        copy = devices_per_copy(Choice(name=name, options=_options(row)), devices)
+        stages = copy if name == "pp" else 1
+        asked = row.get("parallelism.microbatches")
+        each = float(asked) if pd.notna(asked) and float(asked) > 0 else min(2.0 * stages, row["batch_size_per_device"])
+        rows.append(
+            {
+                "devices": devices,
+                "flops": row["flops_per_sample"] * row["global_batch_size"],
+                "step_seconds": row["global_batch_size"] / row["samples_per_second"],
+                "tensor_parallel": copy if name in ("tp", "fsdp_tp") else 1,
+                "pipeline_parallel": stages,
+                "microbatches": each * row["gradient_accumulation_steps"] if stages > 1 else 1,
+                "parameters": row["parameters"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _options(row: pd.Series) -> dict[str, Any]:
+    size = row.get("parallelism.size")
+    return {"size": int(float(size))} if pd.notna(size) else {}
+
+
+def sentences(seen: pd.DataFrame) -> list[str]:
+    """Describe one series (`SeriesFit.observations`): its largest model on three numbers of devices or more."""
+    largest = seen[seen["work"] >= 0.999 * seen["work"].max()]
+    if largest["devices"].nunique() < 3:
+        return []
+    said = []
+    for name in (*CURVES, "gustafson", "ernest"):
+        try:
+            found = curve(name, largest["devices"].tolist(), largest["speed"].tolist())
+        except LawError:
+            continue
+        shares = ", ".join(f"{key} {value:.3g}" for key, value in found.parameters.items() if key not in ("v", "speed"))
+        said.append(f"{name.capitalize()} ({shares}; misses by {100 * found.error_median:.2g} %)")
+    return [f"Described, not to be extrapolated: {'; '.join(said)}."] if said else []
+
+
+def strategy_sentences(table: pd.DataFrame) -> list[str]:
+    """Say what takes the time of a step over the configurations of a summary, where there are STRATEGY_ROWS or more."""
+    seen = strategies(table)
+    if len(seen) < STRATEGY_ROWS or (seen["tensor_parallel"].nunique() < 2 and seen["pipeline_parallel"].nunique() < 2):
+        return []
+    found = fit_strategies(seen)
+    parts = [
+        f"{100 * share:.0f} % {name.replace('_', ' ')}"
+        for name, share in found.shares(seen).mean().items()
+        if share >= 0.005
+    ]
+    return [
+        f"Over {len(seen)} strategies a step takes on average {', '.join(parts)}; a strategy that was left out is missed by "
+        f"{100 * found.left_out_median:.2g} % (by one v for all: {100 * found.ideal_left_out_median:.2g} %)."
+    ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analytics import laws
-from analytics.scaling import SeriesFit
+from analytics import curves, laws
+from analytics.scaling import Efficiency, SeriesFit
 from analytics.words import FLAGS, between
 
 LEVEL = 0.8
@@ -76,6 +76,14 @@ def outlook(series: SeriesFit, devices: Sequence[int] = (), law: str = "step") -
     return out
 
 
+def _measured(point: Efficiency) -> str:
+    low, high = (None if end is None else 100 * end for end in (point.low, point.high))
+    share = between(100 * point.value, low, high, "%")
+    return (
+        f"Measured on d = {point.devices}: {share} of what d = {point.baseline_devices} does a device ({point.curve})."
+    )
+
+
 def sentences(series: SeriesFit, told: Sequence[Outlook]) -> list[str]:
     """Say what the law predicts, how it does on configurations that it has not seen, and where the time goes."""
     if not told:
@@ -88,11 +96,14 @@ def sentences(series: SeriesFit, told: Sequence[Outlook]) -> list[str]:
         + (f". Beware: {'; '.join(FLAGS[flag] for flag in one.flags)}." if one.flags else ".")
         for one in told
     ]
-    error, plain = laws.left_out(table, law), laws.left_out(table, "ideal")
-    if error is not None and plain is not None and law != "ideal":
+    lines += [_measured(point) for point in series.efficiency if point.devices == max(series.devices)]
+    missed = {name: error for name in laws.LAWS if (error := laws.left_out(table, name)) is not None}
+    if missed:
+        by = ", ".join(f"{name} {100 * error:.2g} %" for name, error in missed.items())
+        best = min(missed, key=lambda name: missed[name])
+        hint = f"; here --law {best} did best" if missed[best] < 0.9 * missed[law] else ""
         lines.append(
-            f"For a configuration that it has not seen, the law {law!r} misses by {100 * error:.2g} % (median), "
-            f"T = n/(d·v) by {100 * plain:.2g} %."
+            f"What a law misses of a configuration that it has not seen (median, each left out once): {by}{hint}."
         )
     parts = [f"{100 * share:.0f} % {PARTS[name]}" for name, share in told[-1].shares.items() if share >= 0.005]
     if len(parts) > 1:
@@ -103,4 +114,4 @@ def sentences(series: SeriesFit, told: Sequence[Outlook]) -> list[str]:
         lines.append(f"Not identified by these runs, so taken from what is usual: {', '.join(unknown)}.")
     if found and found.confounded:
         lines.append(f"These runs cannot tell {found.confounded[0]} from {found.confounded[1]}.")
-    return lines
+    return lines + curves.sentences(table)

@@ -3,8 +3,9 @@
 Each file has the columns of tests/data/published/series.csv (the default): `table`, `series`, `devices`, `x` (speed of all
 devices, or 1 / time) and, where known, `nodes`, `u` (samples a device between two synchronisations), `scaling` (weak,
 strong), `metric`. A series is all measurements of one configuration over numbers of devices; those with three rows or more
-are judged. Held out: the law is fitted to the smallest half of the rows (two at least) and asked for the time at the last.
-Nothing is learned from these tables: the priors of `analytics.laws` are the same for all.
+are judged; rows that cannot be used are counted and left out. Held out: the law is fitted to the smallest half of the rows
+(two at least) and asked for the time at the last. Nothing is learned from these tables: the priors of `analytics.laws` are
+the same for all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tests.fixtures import fixtures
 
 DATA = Path(__file__).parent / "data" / "published"
 LAWS = ("step", "power", "ideal")
+NUMBERS = ("devices", "nodes", "x", "u")
+COLUMNS = ("table", "series", "scaling", "metric", *NUMBERS)
 
 
 def observations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -33,13 +36,13 @@ def observations(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = rows.sort_values("devices", kind="stable").reset_index(drop=True)
     strong = rows["scaling"].iloc[0] == "strong"
-    u = rows["u"].astype(float)
+    u = rows["u"].where(rows["u"] > 0)
     if u.isna().any():
         u = 1 / rows["devices"] if strong else pd.Series(1.0, index=rows.index)
     return pd.DataFrame(
         {
             "devices": rows["devices"],
-            "num_nodes": rows["nodes"],
+            "num_nodes": rows["nodes"].where(rows["nodes"] > 0),
             "speed": rows["x"],
             "samples_per_device": u,
             "batch_size_per_device": u if strong else np.nan,
@@ -54,7 +57,7 @@ def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
     train, target = seen.iloc[:half], seen.iloc[[-1]]
     rate = np.log(seen["speed"] / seen["devices"])
     true = float(target["speed"].iloc[0])
-    out: dict[str, Any] = {"table": table, "series": name, "rows": len(seen)}
+    out: dict[str, Any] = {"table": table, "series": name, "counts": seen["devices"].nunique()}
     for law in LAWS:
         predicted = laws.fit(train, law).predict(target).iloc[0]
         out[law] = 100 * abs(true / predicted["speed"] - 1)
@@ -66,11 +69,42 @@ def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
     return out
 
 
-def series(paths: list[Path]) -> pd.DataFrame:
-    """Judge every series of three rows or more."""
-    found = pd.concat([pd.read_csv(path) for path in paths])
-    groups = found.groupby(["table", "series"], sort=False)
-    judged = [judge(str(key[0]), str(key[1]), rows) for key, rows in groups if len(rows) >= 3]
+def read(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the usable rows of files, and a sentence on each lot that was left out. Raises ValueError for no such table."""
+    parts, said = [], []
+    for path in paths:
+        try:
+            found = pd.read_csv(path, dtype=str, skipinitialspace=True)
+        except (OSError, ValueError) as error:  # absent, empty, no CSV
+            raise ValueError(f"{path}: {error}") from error
+        missing = [name for name in ("table", "series", "devices", "x") if name not in found]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(found)[:200]}")
+        found = found.reindex(columns=[*COLUMNS]).assign(**{name: _number(found, name) for name in NUMBERS})
+        usable = found["devices"].ge(1) & found["x"].gt(0) & np.isfinite(found[["devices", "x"]]).all(axis=1)
+        usable &= found[["table", "series"]].notna().all(axis=1)
+        if not usable.all():
+            lines = ", ".join(str(i + 2) for i in np.flatnonzero(~usable)[:5])
+            said.append(
+                f"{path.name}: {(~usable).sum()} rows cannot be used (line {lines} ...): devices and x must be > 0"
+            )
+        parts.append(found[usable])
+    return pd.concat(parts, ignore_index=True).drop_duplicates(ignore_index=True), said
+
+
+def _number(found: pd.DataFrame, name: str) -> pd.Series:
+    absent = pd.Series(np.nan, index=found.index)
+    return pd.to_numeric(found[name], errors="coerce") if name in found else absent
+
+
+def series(rows: pd.DataFrame) -> pd.DataFrame:
+    """Judge every series of three rows or more on two numbers of devices or more, of one metric."""
+    groups = [(key, part) for key, part in rows.groupby(["table", "series"], sort=False) if len(part) >= 3]
+    judged = [
+        judge(str(table), str(name), part)
+        for (table, name), part in groups
+        if part["devices"].nunique() > 1 and part["metric"].nunique() <= 1
+    ]
     return pd.DataFrame(judged)
 
 
@@ -107,12 +141,15 @@ def _error(law: str, train: pd.DataFrame, target: pd.DataFrame) -> list[float]:
 def by_table(judged: pd.DataFrame) -> pd.DataFrame:
     """Medians and 90th percentiles over the series of each table, and of all."""
     parts = [*judged.groupby("table", sort=False), ("all", judged)]
+    if (judged["counts"] < 3).any():
+        parts.append(("all, 3 numbers of devices", judged[judged["counts"] >= 3]))
     out = []
     for name, part in parts:
         row: dict[str, Any] = {"table": name, "series": len(part)}
         row |= {f"{law} in-sample": part[f"{law}_in_sample"].median() for law in LAWS}
         row |= {column: part[column].median() for column in ("ideal", "last", "power", "step")}
-        row |= {"step p90": part["step"].quantile(0.9), "covered %": 100 * part["covered"].mean()}
+        row |= {f"{law} p90": part[law].quantile(0.9) for law in ("ideal", "power", "step")}
+        row |= {"covered %": 100 * part["covered"].mean()}
         good = part[part["ideal"] < 100]["step"]
         out.append(row | {"worst (ideal < 100)": good.max()})
     return pd.DataFrame(out)
@@ -124,13 +161,21 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="SERIES.csv")
     parser.add_argument("--json", action="store_true", help="Print one JSON document and nothing else.")
     given = parser.parse_args()
-    told = by_table(series(given.files or [DATA / "series.csv"]))
+    try:
+        rows, said = read(given.files or [DATA / "series.csv"])
+    except ValueError as error:
+        parser.error(str(error))
+    judged = series(rows)
+    if judged.empty:
+        parser.error("no series has three usable rows on two numbers of devices of one metric")
+    told = by_table(judged)
     shared: dict[str, Any] = {}
     if not given.files:
         shared = {"joint": joint(), "fixtures": [asdict(fixture) for fixture in fixtures()]}
     if given.json:
-        print(json.dumps({"tables": json.loads(told.to_json(orient="records")), **shared}, indent=1))
+        print(json.dumps({"tables": json.loads(told.to_json(orient="records")), "left_out": said, **shared}, indent=1))
         return
+    print(*said, sep="\n", end="\n" if said else "")
     print("Absolute error of the time in percent, median over series; held out: the last row from the smallest half.")
     print(told.round(2).to_string(index=False))
     for name, value in shared.get("joint", {}).items():

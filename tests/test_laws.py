@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from analytics import curves, laws
-from tests import published
+from analytics.frame import frame, summary
+from tests import published, rows
 from tests.fixtures import fixtures
 
 DEVICES = np.array([1, 2, 4, 8, 16, 32, 64])
@@ -234,8 +235,9 @@ def test_left_out_rows_judge_a_law() -> None:
 
 
 def test_published_tables_are_predicted() -> None:
-    judged = published.series([published.DATA / "series.csv"])
-    told = published.by_table(judged).set_index("table")
+    rows, said = published.read([published.DATA / "series.csv"])
+    assert said == []
+    told = published.by_table(published.series(rows)).set_index("table")
     assert told.loc["DLE", "step"] <= 4.0
     assert told.loc["llm-foundry", "step"] <= 1.5
     assert told.loc["all", "step p90"] <= 40
@@ -261,16 +263,43 @@ def test_published_sums_come_out_as_published() -> None:
         assert fixture.value == pytest.approx(fixture.published, rel=rounding), fixture
 
 
+def protocol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.published", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=100)
+
+
 def test_the_protocol_runs_on_any_file(tmp_path: Path) -> None:
-    rows = table().assign(table="mine", series="a", x=lambda t: t["speed"], nodes=lambda t: t["num_nodes"])
-    rows = rows.assign(scaling="strong", metric="throughput", u=np.nan)
-    rows[["table", "series", "devices", "nodes", "x", "scaling", "metric", "u"]].to_csv(tmp_path / "s.csv")
-    command = [sys.executable, "-m", "tests.published", str(tmp_path / "s.csv"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=100)
+    rows = table().assign(table="mine", series="a", x=lambda t: t["speed"])[["table", "series", "devices", "x"]]
+    rows.sample(frac=1, random_state=0).to_csv(tmp_path / "s.csv", index=False)
+    bad = 'mine,b,8,"1,234"\n\nmine,b,0,5\nmine,b,8,-1\n,,8,5\nmine,c,8,5\nmine,c,8,5\nmine,c,8,6\n'
+    with (tmp_path / "s.csv").open("a") as file:
+        file.write(bad)
+    done = protocol(str(tmp_path / "s.csv"), str(tmp_path / "s.csv"), "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert [row["table"] for row in document["tables"]] == ["mine", "all"]
+    assert [(row["table"], row["series"]) for row in document["tables"]] == [("mine", 1), ("all", 1)]
+    assert document["tables"][0]["step"] < 5
+    assert all("4 rows cannot be used" in line for line in document["left_out"])
     assert "joint" not in document
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "No columns"),
+        ("a,b\n1,2\n", "lacks the columns table, series, devices, x"),
+        ("table,series,devices,x\nt,s,1,1\nt,s,2,2\n", "no series has three usable rows"),
+        (None, "No such file"),
+    ],
+)
+def test_the_protocol_refuses_what_is_no_table(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "s.csv"
+    if text is not None:
+        path.write_text(text)
+    done = protocol(str(path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- descriptive curves
@@ -341,3 +370,30 @@ def test_parts_of_a_step_need_sound_numbers(changes: dict[str, float]) -> None:
         curves.fit_strategies(strategies().assign(**changes))
     with pytest.raises(laws.LawError, match="3 rows or more"):
         curves.fit_strategies(strategies(2))
+
+
+def test_strategies_of_runs_are_told_where_there_are_many() -> None:
+    made = [
+        rows.make(devices, preset, v=rows.V * (0.7 if way == "pp" else 1), batch=batch, parallelism=way)
+        for devices in (2, 4)
+        for preset in rows.SIZES
+        for batch in (8, 16)
+        for way in ("ddp", "tp", "pp")
+    ]
+    table = summary(frame(made))
+    seen = curves.strategies(table)
+    assert set(seen["pipeline_parallel"]) == {1, 2, 4}
+    assert set(seen["tensor_parallel"]) == {1, 2, 4}
+    assert seen["step_seconds"].tolist() == pytest.approx(
+        (table["global_batch_size"] / table["samples_per_second"]).astype(float).tolist()
+    )
+    (line,) = curves.strategy_sentences(table)
+    assert line.startswith("Over 24 strategies a step takes on average ")
+    assert curves.strategy_sentences(table.iloc[:5]) == []
+
+
+def test_a_series_is_described() -> None:
+    (line,) = curves.sentences(table(work=1e9).iloc[:4])
+    assert line.startswith("Described, not to be extrapolated: Amdahl (serial ")
+    assert "Ernest (" in line
+    assert curves.sentences(table(work=1e9).iloc[:1]) == []

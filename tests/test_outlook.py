@@ -45,7 +45,7 @@ def test_words_say_how_sure_and_what_is_not_known() -> None:
     assert "On d = 64: " in lines
     assert "Beware: more than 4 times as many devices as were measured" in lines
     assert "several nodes, while all that was measured ran in one" in lines
-    assert "For a configuration that it has not seen, the law 'step' misses by " in lines
+    assert "What a law misses of a configuration that it has not seen" in lines
     assert "Not identified by these runs, so taken from what is usual: " in lines
     assert "latency" in lines
     assert sentences(found, []) == []
@@ -55,7 +55,7 @@ def test_the_ideal_law_has_no_parts() -> None:
     found = series()
     told = outlook(found, [16], "ideal")
     assert told[0].samples_per_second == pytest.approx(told[0].ideal_samples_per_second)
-    assert len(sentences(found, told)) == 1
+    assert not any("Time of a step" in line for line in sentences(found, told))
 
 
 @pytest.fixture

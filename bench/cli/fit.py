@@ -44,6 +44,8 @@ def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
     answer.show(df)
     if not wanted:
         return
+    from analytics.curves import strategy_sentences
+    from analytics.frame import summary
     from analytics.outlook import sentences
 
     click.echo()
@@ -52,6 +54,8 @@ def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
         click.echo(f"{series.name}, {size}, by the law {law!r} (80 % intervals):")
         for line in sentences(series, outlooks):
             click.echo(f"  {line}")
+    for line in strategy_sentences(summary(df)):
+        click.echo(line)
 
 
 def _counts(text: str) -> list[int]:
