@@ -262,11 +262,8 @@ def strategy_sentences(table: pd.DataFrame) -> list[str]:
     if len(seen) < STRATEGY_ROWS or (seen["tensor_parallel"].nunique() < 2 and seen["pipeline_parallel"].nunique() < 2):
         return []
     found = fit_strategies(seen)
-    parts = [
-        f"{100 * share:.0f} % {name.replace('_', ' ')}"
-        for name, share in found.shares(seen).mean().items()
-        if share >= 0.005
-    ]
+    shares = {str(name).replace("_", " "): share for name, share in found.shares(seen).mean().items()}
+    parts = [f"{100 * share:.0f} % {name}" for name, share in shares.items() if share >= 0.005]
     return [
         f"Over {len(seen)} strategies a step takes on average {', '.join(parts)}; a strategy that was left out is missed by "
         f"{100 * found.left_out_median:.2g} % (by one v for all: {100 * found.ideal_left_out_median:.2g} %)."
