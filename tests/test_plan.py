@@ -15,7 +15,7 @@ from analytics.frame import frame
 from analytics.hardware import Device, find
 from analytics.plan import Plan, Question, Range, duration, next_runs
 from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
-from analytics.work import energy_mwh, implied_mfu, language_model, sample_work, scaled
+from analytics.work import implied_mfu, language_model, sample_work, scaled
 from bench.carbon import intensity
 from bench.cost import cost
 from bench.schema import Choice, Site
@@ -87,13 +87,13 @@ def test_time_of_known_rates() -> None:
     ],
 )
 def test_energy_is_hours_times_watts_times_pue(hours: float, watts: float, pue: float, mwh: float) -> None:
-    assert energy_mwh(hours, watts, pue) == pytest.approx(mwh, rel=2e-3)
     known = Question(
         sample_work(1.0, 1e20), GivenSpeed(1e20 / hours / 3600), (1,), site=Site(pue=pue), watts=watts, counted=False
     )
     found = Plan(known).options[0].facility_energy_joules
     assert found is not None
-    assert found.value / 3.6e9 == pytest.approx(energy_mwh(hours, watts, pue))
+    assert found.value / 3.6e9 == pytest.approx(mwh, rel=2e-3)
+    assert found.value / 3.6e9 == pytest.approx(hours * watts * pue / 1e6)
 
 
 def test_the_textbook_example() -> None:
@@ -136,6 +136,16 @@ def test_attention_is_counted_or_left_out_aloud() -> None:
     experts = language_model(400e9, 1e12, active=17e9, sequence=8192)
     assert experts.parameters == 400e9
     assert experts.flops < language_model(20e9, 1e12, sequence=8192).flops
+
+
+def test_a_shape_holds_the_parameters() -> None:
+    for params, layers, hidden in ((6.74e9, 32, 4096), (1.24e8, 12, 768), (2.7e8, 18, 640), (4.05e11, 126, 16384)):
+        assert language_model(params, 1e12, layers=layers, hidden=hidden).parameters == params
+    for layers, hidden in ((2, 64), (1, 4096), (100, 8192)):
+        with pytest.raises(ValueError, match=r"parameters .* without embeddings, not 7B: check them, or give --active"):
+            language_model(7e9, 1e12, layers=layers, hidden=hidden)
+    assert language_model(7e9, 1e12, layers=2, hidden=4096, active=1e9).parameters == 7e9
+    assert "assumed: 1 layer of 91, " in language_model(1e5, 1e6).says[1]
 
 
 def test_work_that_cannot_be_meant() -> None:

@@ -199,7 +199,7 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --tokens 1e12 --device H100-SXM", "on how many devices?"),
         ("--params 7e9 --tokens 1e12 --devices 8", "on which device?"),
         ("--params 7e9 --tokens 1e12 --device H100 --devices 8", "may be H100-SXM or H100-PCIe or H100-NVL"),
-        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "did you mean 'H100-SXM'?"),
+        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "near names: H100-SXM)"),
         (
             "--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --precision fp8",
             "no peak of A100-SXM-80GB in fp8",
@@ -207,6 +207,10 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --device L4 --devices 8", "what is trained?"),
         ("--params 7e9 --tokens 1e9 --samples 3 --device L4 --devices 8", "not both"),
         ("--params 7e9 --tokens 1e9 --layers 3 --device L4 --devices 8", "both: its layers and its hidden size"),
+        (
+            "--params 7e9 --tokens 1e9 --layers 2 --hidden 64 --device L4 --devices 8",
+            "2 layers of 64 hold about 98,304 parameters (12 × layers × hidden²) without embeddings, not 7B",
+        ),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --region XX", "region 'XX' is not known"),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --regions FR,YY", "region 'YY' is not known"),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --pue 0.5", "--pue"),
