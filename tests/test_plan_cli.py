@@ -65,9 +65,16 @@ def test_the_question_of_the_readme() -> None:
 
 def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
     lines = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64 --next").splitlines()
-    begin = lines.index("  name: plan")
+    begin, end = lines.index("name: plan"), lines.index("repeats: 3")
+    assert lines[begin - 1] == lines[end + 1] == "", "the file can be copied as it stands"
+    assert lines[end + 2 :] == [
+        "Then run:",
+        "",
+        "bench run plan.yaml",
+        "bench measure -- torchrun --nnodes=8 --nproc-per-node=8 train.py   # 64 devices, your own training script",
+    ]
     path = tmp_path / "plan.yaml"
-    path.write_text("\n".join(line.removeprefix("  ") for line in lines[begin : lines.index("  repeats: 3") + 1]))
+    path.write_text("\n".join(lines[begin : end + 1]))
     suite = load_suite(path)
     machine = Machine(cpu_model="Synthetic CPU", cpu_count=8)
     runs = expand(override(suite, ("device_type=cpu",)), machine).runs
@@ -76,7 +83,7 @@ def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
     assert runs[0].precision.name == "bf16"
     text = said("--flops-per-sample 1e12 --samples 1e9 --device RTX-4090 --devices 1-8 --next")
     assert "bench measure -- torchrun --nproc-per-node=1 train.py" in text
-    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices" in text
+    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices, " in text
 
 
 def test_the_document_has_the_same_figures() -> None:
@@ -193,8 +200,18 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --tokens 1e12 --devices 8,,9", "give whole numbers"),
         ("--params 7e9 --tokens 1e12 --devices 2.5", "give whole numbers"),
         (f"--params 7e9 --tokens 1e12 --devices {','.join(map(str, range(1, 60)))}", "at most 50 are allowed"),
-        ("--deadline 30", "'30' is no time such as 30d, 12h or 45m"),
+        ("--deadline 30", "'30' is no time: give a number above 0 and w, d, h, m or s: 2w, 30d, 12h, 45m"),
         ("--deadline d", "above 0"),
+        ("--deadline 2weeks", "give a number above 0 and w, d, h, m or s"),
+        ("", "what is trained?"),
+        ("--deadline 3d", "what is trained?"),
+        (f"{TEXTBOOK} --price 3 --device x --next", "--price and --device and --next cannot go with --known"),
+        ("--known hours=3,devices=3,devices=4", "each of hours, devices once only"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price 1e308", "--price 1e+308 cannot be meant: at most"),
+        (
+            "--params 7e9 --tokens 1e9 --device L4 --devices 8 --power-watts 1e39 --electricity-price 1e300",
+            "cannot be meant",
+        ),
         ("--deadline -3d", "above 0"),
         ("--params 7e9 --tokens 1e12 --device H100-SXM", "on how many devices?"),
         ("--params 7e9 --tokens 1e12 --devices 8", "on which device?"),
