@@ -214,6 +214,9 @@ def own_speed(df: pd.DataFrame, device: Device, precision: str, work: Work) -> t
     if near.empty:
         sizes = f"; the nearest is {far.min():.3g} times off" if far.notna().any() else ""
         return None, f"none was of a comparable {'language model' if language else 'work per sample'}{sizes}"
+    # Where the number of nodes is not told, it is that of the plan.
+    nodes = np.ceil(near["devices"].astype(float) / device.per_node).astype("Int64")
+    near = near.assign(num_nodes=near["num_nodes"].fillna(nodes))
     near, why = _possible(_recounted(near, work) if language else near, device, precision)
     found = scaling.fit(near).series
     if not found:

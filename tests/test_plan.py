@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from analytics import laws
 from analytics.frame import frame
 from analytics.hardware import Device, find
+from analytics.imported import imported
 from analytics.plan import Plan, Question, Range, duration, next_runs
 from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
 from analytics.work import implied_mfu, language_model, sample_work, scaled
@@ -437,6 +439,82 @@ def test_next_runs_are_those_of_the_law() -> None:
     assert {run["devices"] for run in found} <= {1, 2, 4}, "CPU devices share one host"
     for run, after in pairwise(found):
         assert 1 < after["factor_after"] < run["factor_after"] < run["factor_before"] < 2
+
+
+# --- imported runs
+
+TABLE = "params,gpus,tok_s\n7e9,8,{0}\n7e9,16,{1}\n7e9,32,{2}\n"
+MAPS = ("params=parameters", "gpus=devices", "tok_s=tokens_per_second")
+
+
+def theirs(folder: Path, speeds: tuple[float, ...] = (80e3, 158e3, 312e3), **settings: Any) -> pd.DataFrame:
+    """Rows of a table of someone else, on H100-SXM by that name."""
+    path = folder / "theirs.csv"
+    path.write_text(TABLE.format(*speeds))
+    fixed = {"precision": "bf16", "device_name": "H100-SXM", "sequence_length": 2048} | settings
+    found = imported(path, MAPS, [f"{key}={value}" for key, value in fixed.items() if value is not None], "theirs")
+    assert not found.refused
+    return frame(found.rows)
+
+
+@pytest.mark.parametrize(("parameters", "length"), [(7e9, 2048), (6.74e9, 2048), (7e9, None)])
+def test_the_same_model_takes_its_tokens_over_tokens_a_second(
+    parameters: float, length: int | None, tmp_path: Path
+) -> None:
+    work = language_model(parameters, 1e12, sequence=length)
+    speed, why = own_speed(theirs(tmp_path, sequence_length=length), find("H100-SXM"), "bf16", work)
+    assert why == ""
+    assert speed is not None
+    assert speed.source == "imported_runs"
+    assert speed.says[0].startswith("from imported runs: theirs: bf16, 3 configurations on 8, 16, 32 devices")
+    assert speed.sequence == (length or 4096)
+    option = Plan(question(work=work, speed=speed, devices=(8,))).options[0]
+    assert option.duration_seconds.value / DAY == pytest.approx(1e12 / 80e3 / DAY, rel=0.02)
+    assert option.flags == ()
+
+
+def test_another_model_is_counted_by_the_same_rule(tmp_path: Path) -> None:
+    work = language_model(14e9, 1e12, sequence=2048)
+    speed, _ = own_speed(theirs(tmp_path), find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    each = language_model(7e9, 1e12, sequence=2048).flops / 1e12 * 80e3 / 8
+    assert np.median(speed.draws((8,)).rate) / 8 == pytest.approx(each, rel=0.1)
+    assert "work_outside_measured" in speed.draws((8,)).flags[0]
+
+
+def test_speeds_above_the_peak_are_refused_and_high_ones_are_flagged(tmp_path: Path) -> None:
+    work = language_model(7e9, 1e12, sequence=2048)
+    speed, why = own_speed(theirs(tmp_path, (300e3, 310e3, 320e3)), find("H100-SXM"), "bf16", work)
+    assert speed is None
+    assert why.startswith("their speed would be a model FLOP utilization of 1.72, above 1")
+    speed, _ = own_speed(theirs(tmp_path, (140e3, 280e3, 560e3)), find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    assert "mfu_implausible" in Plan(question(work=work, speed=speed)).options[0].flags
+    given = Plan(question(speed=GivenSpeed(1e16))).options[0]
+    assert given.reasons[0].startswith("impossible: it would take a model FLOP utilization of 10.1, above 1")
+    assert not given.feasible
+
+
+def test_a_precision_that_is_not_told_is_none_of_the_planned(tmp_path: Path) -> None:
+    speed, why = own_speed(theirs(tmp_path, precision=None), find("H100-SXM"), "bf16", language_model(7e9, 1e12))
+    assert (speed, why) == (None, "none of those on this device was in bf16")
+
+
+# --- absurd work
+
+
+def test_more_devices_than_sequences_and_sizes_outside_the_published() -> None:
+    device = find("H100-SXM")
+    tiny = Plan(question(work=language_model(1e5, 1e6), speed=PriorSpeed(device, "bf16", 1e5), devices=(8, 512)))
+    (few, many) = tiny.options
+    assert many.reasons == ("more devices than sequences in the whole training (244.1)",)
+    assert "size_outside_published" in few.flags
+    usual = Plan(question(devices=(8,))).options[0].duration_seconds
+    assert few.duration_seconds.high / few.duration_seconds.value > 5 * usual.high / usual.value
+    assert (
+        "all were of 162.3M to 405.9B parameters, so the interval is wider" in PriorSpeed(device, "bf16", 1e5).says[0]
+    )
+    assert PriorSpeed(device, "bf16", 7e9).says == PriorSpeed(device, "bf16").says
 
 
 # --- words

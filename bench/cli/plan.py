@@ -274,9 +274,9 @@ def _device(options: dict[str, Any], runs: pd.DataFrame, given: list[str]) -> tu
         if peak is None and wanted not in ran:
             raise ValueError(f"{error}{known}") from error
         found = Device(wanted, device_name=wanted, peak=peak)
-    said = "that of your own runs" if name is None else printable(name)
+    said = "that of all your runs" if name is None else printable(name)
     means = found.name if found.name == found.device_name else f"{found.name} ({found.device_name})"
-    return found, [] if name == found.name == found.device_name else [f"Device: {said} -> {printable(means)}."]
+    return found, [f"Device: {printable(means) if name == found.name else f'{said} -> {printable(means)}'}."]
 
 
 def _speed(runs: pd.DataFrame, device: Device, work: Work, precision: str) -> tuple[Speed, str]:

@@ -174,7 +174,7 @@ def _next(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
         lines.append(f"  {_devices(run['devices']) if speed.imported else one}   # {gain}")
     return found, [
         *lines,
-        *(["They are imported runs: add what those give with bench import."] if speed.imported else []),
+        *(["Your runs were imported: add what these give with bench import."] if speed.imported else []),
     ]
 
 
