@@ -86,7 +86,7 @@ def find(name: str) -> Device:
     if several:
         raise ValueError(f"device {printable(name)!r} may be {' or '.join(several)}: say which")
     # A near name may be a typing error, or another device: H800 is not H200.
-    near = difflib.get_close_matches(name.upper(), [device.name for device in devices()])
+    near = difflib.get_close_matches(name.upper(), [device.name for device in devices()], 4, 0.5)
     hint = f"near names: {', '.join(near)}" if near else f"it has {', '.join(device.name for device in devices())}"
     raise ValueError(
         f"unknown device {printable(name)!r}: it is not in the table; give --peak-flops and --power-watts ({hint})"

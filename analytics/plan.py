@@ -360,8 +360,11 @@ def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, Any]]:
     `factor_before` and `factor_after` say how wide it is: the 80 % interval is the value × or ÷ that factor.
     """
     measured = set(map(int, own.table["devices"]))
-    tried = sorted(measured if own.shared else {*measured, *(2**k for k in range(most.bit_length())), most})
-    found = laws.next_runs(own.fit(), own.at([most]), own.at(tried), count)
+    more = {2**k for k in range(most.bit_length())} | {most}
+    if own.shared:  # one host: a second number of devices tells more than the first again, more than that do not fit
+        more = {2 * count for count in measured if len(measured) == 1}
+    found = laws.next_runs(own.fit(), own.at([most]), own.at(sorted(measured | more)), count)
+    found = found[found["sd_after"] < 0.995 * found["sd_before"]]
     z = 1.2816  # of a normal distribution, for 80 %
     return [
         {

@@ -158,8 +158,9 @@ class OwnSpeed:
         counts = ", ".join(str(count) for count in sorted(set(self.table["devices"])))
         tokens = f", sequences of {self.sequence:.0f} tokens" if self.sequence else ""
         whose = "imported" if self.imported else "your own"
-        series = f"{printable(self.name, 120)}, {len(self.table)} configurations"
-        return (f"from {whose} runs: {series} on {counts} devices{tokens}",)
+        many = f"{len(self.table)} configuration{'s' if len(self.table) > 1 else ''}"
+        where = f"{counts} device{'' if counts == '1' else 's'}"
+        return (f"from {whose} runs: {printable(self.name, 120)}, {many} on {where}{tokens}",)
 
     def fit(self) -> laws.Fit:
         """Return the law of the series."""

@@ -101,6 +101,28 @@ def test_the_document_has_the_same_figures() -> None:
     assert found["fewest_devices"] <= found["fewest_devices_90_percent_sure"]
 
 
+def test_regions_do_not_need_a_region() -> None:
+    text = said("--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --regions FR,SE")
+    assert "Device: A100-80GB -> A100-SXM-80GB (NVIDIA A100-SXM4-80GB)." in text
+    assert "Carbon: energy × intensity of each region" in text
+    assert "Carbon is absent" not in text
+    assert text.index("Carbon by region, on 8 devices:") < text.index("  FRA: ") < text.index("  SWE: ")
+
+
+def test_a_deadline_is_met_by_many_more_devices_or_by_none() -> None:
+    asked = "--params 7e9 --tokens 1e12 --device H100-SXM --devices 64 --deadline "
+    assert document(asked + "1h")["fewest_devices"] > 10_000
+    assert "Fewest devices that meet the deadline: about 65,536; to be 90 % sure: about " in said(asked + "1h")
+    assert "Fewest devices that meet the deadline: no number up to 1,000,000 does." in said(asked + "1m")
+    assert ", > 99 % likely to meet what is asked" in said(asked + "3000d")
+
+
+def test_electricity_without_power_leaves_the_cost_out_and_says_why() -> None:
+    text = said("--params 7e9 --tokens 1e12 --device A10G --devices 64 --electricity-price 0.2")
+    assert "Cost is absent: electricity alone has a price, and no power is known (give --power-watts)." in text
+    assert "electricity_unknown" not in text
+
+
 def test_known_rates() -> None:
     assert " 1. 4.78 days" in said("--params 5e9 --tokens 300e9 --tokens-per-second 726384")
     assert " 1. 4.78 days" in said("--tokens 300B --tokens-per-second 726384")
@@ -176,8 +198,18 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "from your own runs: synthetic: fp32 ddp, 2 configurations on 1, 2 devices, sequences of 128 tokens" in text
     assert "75 W a device (estimated on your own runs)" in text
     assert "devices_beyond_reach: " in text
+    assert "beyond_this_machine: more devices than were measured: CPU devices are processes that share one host" in text
+    assert "torchrun" not in text
     assert "bench run synthetic.yaml --set devices=" in text
     assert " --set repeats=3   # interval ×/÷ 1." in text
+    at = own.index("--device")
+    default = said([*own[:at], *own[at + 2 :]])
+    assert "Device: that of all your runs -> Synthetic CPU." in default
+    done = bench("--params 7e9 --tokens 1e12 --devices 8")
+    assert done.exit_code == 2
+    assert "Your own 4 runs do not apply: none of those on this device was in bf16." in done.output
+    assert "no peak of Synthetic CPU in bf16: none is known; give --peak-flops" in done.output
+    assert "your own runs were on Synthetic CPU" in bench("--params 7e9 --tokens 1e12 --device cpu --devices 8").output
     text = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8")
     assert "Your own 4 runs do not apply: none of them was on this device." in text
     assert "Your own" not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
@@ -216,7 +248,7 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --tokens 1e12 --device H100-SXM", "on how many devices?"),
         ("--params 7e9 --tokens 1e12 --devices 8", "on which device?"),
         ("--params 7e9 --tokens 1e12 --device H100 --devices 8", "may be H100-SXM or H100-PCIe or H100-NVL"),
-        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "near names: H100-SXM)"),
+        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "near names: H100-SXM"),
         (
             "--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --precision fp8",
             "no peak of A100-SXM-80GB in fp8",

@@ -49,8 +49,9 @@ def answer(
     for rank, option in enumerate(plan.options, 1):
         lines += _option(option, rank, asked.counted)
     lines += ["", *statements] if statements else []
+    lines += ["", f"Carbon by region, on {_devices(best.devices)}:"] if compared else []
     for name, kg, one in compared:
-        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)} on {_devices(best.devices)}")
+        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)}")
     flags = dict.fromkeys(flag for option in plan.options for flag in option.flags)
     lines += ["", *(f"{flag}: {(FLAGS | LAW_FLAGS).get(flag, flag)}." for flag in flags)] if flags else []
     if ask_next:
@@ -72,7 +73,7 @@ def _factors(plan: Plan, *, compared: bool) -> Iterator[str]:
         power = model if asked.watts is None else f"{asked.watts:,.4g} W a device ({label})"
         yield f"Energy: {power}; PUE {'absent' if site.pue is None else f'{site.pue:g} (user_supplied)'}."
         if site.region is None and compared:
-            yield f"Carbon: energy × intensity of each region, location-based, for {_devices(option.devices)}; see below."
+            yield "Carbon: energy × intensity of each region, location-based, below."
         elif site.region is None:
             yield "Carbon is absent: no region (give --region FR)."
         else:
