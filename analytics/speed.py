@@ -130,10 +130,9 @@ class PriorSpeed:
 class OwnSpeed:
     """Speeds by the law fitted to one series of runs, one's own or `imported`.
 
-    `table` holds its configurations, `keys` what they share,
-    `per_sample` is the work of a sample of the planned training in FLOP, `sequence` how many tokens a sample of these runs
-    has, `watts` what one device drew, with `watts_label` saying how that is known. Devices that are `shared` are processes
-    on one host: there are no other nodes.
+    `table` holds its configurations, `keys` what they share, `per_sample` is the work of a sample of the planned training in
+    FLOP, `sequence` how many tokens a sample of these runs has, `watts` what one device drew, with `watts_label` saying how
+    that is known. Devices that are `shared` are processes on one host: there are no other nodes.
     """
 
     name: str
@@ -190,7 +189,7 @@ Speed = GivenSpeed | PriorSpeed | OwnSpeed
 
 
 def own_speed(df: pd.DataFrame, device: Device, precision: str, work: Work) -> tuple[OwnSpeed | None, str]:
-    """Return the speeds of the runs (rows of a frame) that apply to a plan, or None, and in words why not.
+    """Return the speeds of the runs (rows of a frame) that apply to a plan, or None, and in words why not (or not all).
 
     They apply on the same device, in the same precision, if they train all of a model of comparable size: parameters of a
     language model, otherwise work per sample, within a factor of REACH. A language model's work is counted anew by the rule
@@ -200,9 +199,12 @@ def own_speed(df: pd.DataFrame, device: Device, precision: str, work: Work) -> t
     here = df[(df["status"] == Status.OK) & df["device_name"].isin(names)]
     if here.empty:
         return None, "none of them was on this device"
+    untold = (
+        ", and that of some is not told (bench import --set precision=...)" if here["precision"].isna().any() else ""
+    )
     here = here[here["precision"].isin((precision, f"{precision}_params"))]
     if here.empty:
-        return None, f"none of those on this device was in {precision}"
+        return None, f"none of those on this device was in {precision}{untold}"
     for axis in _CHANGES:
         here = here[here[axis].isna() | (here[axis] == RunSpec.model_fields[axis].default.name)]
     if here.empty:
@@ -230,7 +232,7 @@ def own_speed(df: pd.DataFrame, device: Device, precision: str, work: Work) -> t
     best = min(reversed(found), key=rank)  # the newest of those that are as good
     for key, value in best.keys.items():
         near = near[near[key] == value]
-    return _of(best, near, work, device, language=language), ""
+    return _of(best, near, work, device, language=language), why
 
 
 def _recounted(df: pd.DataFrame, work: Work) -> pd.DataFrame:
@@ -246,18 +248,16 @@ def _recounted(df: pd.DataFrame, work: Work) -> pd.DataFrame:
 
 
 def _possible(df: pd.DataFrame, device: Device, precision: str) -> tuple[pd.DataFrame, str]:
-    """Leave out executions with a speed above the peak of the device, and say so."""
+    """Leave out executions with a speed above the peak of the device, and say why."""
     try:
         share = df[scaling.RATE] / device.peak_flops(precision)
     except ValueError:  # no peak is known
         return df, ""
     wrong = df["execution"].isin(df["execution"][share > 1])
-    return df[~wrong], (
-        f"their speed would be a model FLOP utilization of {share.max():.3g}, above 1: their parameters, rates, precision "
-        "or device must be wrong"
-        if wrong.any()
-        else ""
+    why = (
+        f"a speed of theirs would be a model FLOP utilization of {share.max():.3g}, above 1: their parameters, rates, "
     )
+    return df[~wrong], why + "precision or device must be wrong" if wrong.any() else ""
 
 
 def _of(best: scaling.SeriesFit, df: pd.DataFrame, work: Work, device: Device, *, language: bool) -> OwnSpeed:

@@ -207,12 +207,12 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Device: that of all your runs -> Synthetic CPU." in default
     done = bench("--params 7e9 --tokens 1e12 --devices 8")
     assert done.exit_code == 2
-    assert "Your own 4 runs do not apply: none of those on this device was in bf16." in done.output
+    assert "Your 4 runs do not apply: none of those on this device was in bf16." in done.output
     assert "no peak of Synthetic CPU in bf16: none is known; give --peak-flops" in done.output
-    assert "your own runs were on Synthetic CPU" in bench("--params 7e9 --tokens 1e12 --device cpu --devices 8").output
+    assert "your runs were on Synthetic CPU" in bench("--params 7e9 --tokens 1e12 --device cpu --devices 8").output
     text = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8")
-    assert "Your own 4 runs do not apply: none of them was on this device." in text
-    assert "Your own" not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
+    assert "Your 4 runs do not apply: none of them was on this device." in text
+    assert "Your " not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
     done = bench([*own, "--priors"])
     assert done.exit_code == 2
     assert "unknown device 'Synthetic CPU'" in done.output

@@ -260,7 +260,7 @@ def _device(options: dict[str, Any], runs: pd.DataFrame, given: list[str]) -> tu
 
     name, peak = options["device"], options["peak_flops"]
     ran = sorted(set(runs.loc[runs["status"] == Status.OK, "device_name"].dropna()) - {"unknown"})
-    known = f"; your own runs were on {', '.join(map(printable, ran))}" if ran else ""
+    known = f"; your runs were on {', '.join(map(printable, ran))}" if ran else ""
     if name is None and peak is not None:
         return Device("device", peak=peak), []
     if name is None and len(ran) != 1:
@@ -285,8 +285,8 @@ def _speed(runs: pd.DataFrame, device: Device, work: Work, precision: str) -> tu
 
     own, why = own_speed(runs, device, precision, work) if len(runs) else (None, "")
     if own is not None:
-        return own, ""
-    said = f"Your own {len(runs)} runs do not apply: {why}." if why else ""
+        return own, f"Some of your runs are left out: {why}." if why else ""
+    said = f"Your {len(runs)} runs do not apply: {why}." if why else ""
     try:
         device.peak_flops(precision)  # told before anything is drawn
     except ValueError as error:
