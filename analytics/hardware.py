@@ -7,6 +7,7 @@ means, and adds the vendor's power limit and the memory. No device stands in for
 from __future__ import annotations
 
 import csv
+import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,6 @@ from importlib import resources
 
 from analytics.words import printable
 from bench.metrics import peak_flops
-from bench.registry import did_you_mean
 
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp8")
 
@@ -85,5 +85,17 @@ def find(name: str) -> Device:
     several = [device.name for device, keys in _table() if key and any(known.startswith(key) for known in keys)]
     if several:
         raise ValueError(f"device {printable(name)!r} may be {' or '.join(several)}: say which")
-    hint = did_you_mean(printable(name), [device.name for device in devices()])
-    raise ValueError(f"unknown device {printable(name)!r}: {hint} (or give --peak-flops and --power-watts)")
+    # A near name may be a typing error, or another device: H800 is not H200.
+    near = difflib.get_close_matches(name.upper(), [device.name for device in devices()], 4, 0.5)
+    hint = f"near names: {', '.join(near)}" if near else f"it has {', '.join(device.name for device in devices())}"
+    raise ValueError(
+        f"unknown device {printable(name)!r}: it is not in the table; give --peak-flops and --power-watts ({hint})"
+    )
+
+
+def same(name: str, device: Device) -> bool:
+    """Say whether a device that runs name, short or as NVML does, is this one."""
+    try:
+        return name in (device.name, device.device_name) or find(name).device_name == device.device_name
+    except ValueError:
+        return False

@@ -19,12 +19,12 @@ import numpy as np
 from analytics import laws
 from analytics.hardware import Device
 from analytics.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
-from analytics.stats import REACH
 from analytics.words import number, scale
 from analytics.work import IMPLAUSIBLE, Work, implied_mfu
 from bench.carbon import intensity
 from bench.schema import Site
 
+MOST_DEVICES = 1_000_000
 _STATE_BYTES = 16
 """Bytes a parameter in mixed precision with Adam: weights 2, gradients 2, master weights 4, two moments 8."""
 _NODES_MEASURED = ("H100-SXM", "B200")
@@ -32,6 +32,9 @@ FLAGS = {
     "memory_tight": "the training state alone takes more than half of the memory of the devices",
     "power_of_other_nodes": "the power of whole nodes was measured with 8 H100 SXM or B200 only; here it is less sure",
     "pue_unknown": "no PUE is given: 1.0 is used, cooling is left out",
+    "size_outside_published": "a model smaller or larger than all those of the published trainings: what share of the peak "
+    "it reaches is much less sure, and a small one usually reaches less",
+    "beyond_this_machine": "more devices than were measured: CPU devices are processes that share one host and its cores",
     "electricity_unknown": "electricity is left out of the cost: no power is known",
     "prior_of_language_models": "the published trainings are of language models; other work may be slower",
     "budget_not_checked": "the budget is not checked: no price is given",
@@ -50,8 +53,10 @@ class Range:
 
     @staticmethod
     def of(draws: np.ndarray) -> Range:
-        """Return the range of draws."""
+        """Return the range of draws. Raises ValueError where it is not finite."""
         low, value, high = np.quantile(draws, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("a figure is beyond what can be computed: check the numbers")
         return Range(float(value), float(low), float(high))
 
     def times(self, factor: float) -> Range:
@@ -171,6 +176,10 @@ class Question:
             return f"does not fit: the training state ({state}) needs {needs}"
         if self.batch is not None and devices > self.batch:
             return f"more devices than sequences in a batch ({self.batch:,.0f})"
+        if self.work.says and devices > self.work.samples:
+            return f"more devices than {'sequences' if self.work.parameters else 'samples'} in the whole training " + (
+                f"({number(self.work.samples)})"
+            )
         return ""
 
 
@@ -194,11 +203,12 @@ class Plan:
 
     @cached_property
     def _drawn(self) -> _Drawn:
-        asked, most = self.question.devices, REACH * max(self.question.devices)
+        asked = self.question.devices
         node = self.question.device.per_node if self.question.device else 8
         # Numbers in between tell how few devices would do.
-        between = {2**k for k in range(node.bit_length())} | {node * round(2 ** (k / 4)) for k in range(60)}
-        return _draw(self.question, tuple(sorted({*asked, *(count for count in between if count <= most)})))
+        between = {2**k for k in range(node.bit_length())} | {node * round(2 ** (k / 4)) for k in range(80)}
+        wanted = between if self.question.deadline_seconds is not None else ()
+        return _draw(self.question, tuple(sorted({*asked, *(count for count in wanted if count <= MOST_DEVICES)})))
 
     @cached_property
     def options(self) -> tuple[PlanOption, ...]:
@@ -226,11 +236,13 @@ class Plan:
     def fewest(self, sure: float = 0.5) -> int | None:
         """Return about how few devices meet the deadline with at least this chance; None where none of those tried does.
 
-        Tried are numbers between those that are asked for too, up to REACH times the largest.
+        Tried are numbers between and beyond those that are asked for too, a fifth apart, up to MOST_DEVICES, or to those that
+        were measured where more would share the same host.
         """
         deadline, drawn = self.question.deadline_seconds, self._drawn
-        for count, seconds in zip(drawn.devices, drawn.seconds.T, strict=True):
-            if deadline is not None and (seconds <= deadline).mean() >= sure and not self.question.misfit(count):
+        for count, seconds, flags in zip(drawn.devices, drawn.seconds.T, drawn.flags, strict=True):
+            can = not self.question.misfit(count) and "beyond_this_machine" not in flags
+            if can and deadline is not None and (seconds <= deadline).mean() >= sure:
                 return count
         return None
 
@@ -285,6 +297,9 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
         facility.times(intensity(site.region).kg_per_kwh / 3.6e6) if facility and site.region is not None else None
     )
     reasons = [reason] if (reason := asked.misfit(devices)) else []
+    mfu, flags = _mfu(asked, hours.value)
+    if mfu is not None and mfu > 1:
+        reasons.append(f"impossible: it would take a model FLOP utilization of {mfu:.3g}, above 1")
     met = np.full(SIZE, not reasons)
     if asked.deadline_seconds is not None and asked.counted:
         met &= drawn.seconds[:, j] <= asked.deadline_seconds
@@ -295,7 +310,6 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
         met &= drawn.usd[:, j] <= asked.budget_usd
         if usd.value > asked.budget_usd:
             reasons.append(f"too expensive: costs {usd} USD, {number(asked.budget_usd)} are allowed")
-    mfu, flags = _mfu(asked, hours.value)
     return PlanOption(
         devices=devices,
         feasible=not reasons,
@@ -333,7 +347,7 @@ def _flags(asked: Question, devices: int, energy: Range | None, usd: Range | Non
         and device is not None
         and device.name not in _NODES_MEASURED,
         "pue_unknown": energy is not None and asked.site.pue is None,
-        "electricity_unknown": asked.site.usd_per_kwh is not None and energy is None,
+        "electricity_unknown": asked.site.usd_per_kwh is not None and energy is None and usd is not None,
         "prior_of_language_models": asked.speed.source == "published_prior" and asked.work.parameters is None,
         "budget_not_checked": asked.budget_usd is not None and usd is None,
     }
@@ -345,8 +359,12 @@ def next_runs(own: OwnSpeed, most: int, count: int = 3) -> list[dict[str, Any]]:
 
     `factor_before` and `factor_after` say how wide it is: the 80 % interval is the value × or ÷ that factor.
     """
-    tried = sorted({*map(int, own.table["devices"]), *(2**k for k in range(most.bit_length())), most})
-    found = laws.next_runs(own.fit(), own.at([most]), own.at(tried), count)
+    measured = set(map(int, own.table["devices"]))
+    more = {2**k for k in range(most.bit_length())} | {most}
+    if own.shared:  # one host: a second number of devices tells more than the first again, more than that do not fit
+        more = {2 * count for count in measured if len(measured) == 1}
+    found = laws.next_runs(own.fit(), own.at([most]), own.at(sorted(measured | more)), count)
+    found = found[found["sd_after"] < 0.995 * found["sd_before"]]
     z = 1.2816  # of a normal distribution, for 80 %
     return [
         {

@@ -19,16 +19,18 @@ import numpy as np
 import pandas as pd
 
 from analytics import laws, scaling
-from analytics.hardware import Device
+from analytics.hardware import Device, same
 from analytics.stats import REACH
 from analytics.words import printable
-from analytics.work import IMPLAUSIBLE
+from analytics.work import IMPLAUSIBLE, TYPICAL_SEQUENCE, Work, short
 from bench.record import Status
 from bench.schema import RunSpec
 
 SIZE = 4000
 LEVEL = 0.8
 _SEED = 5
+_SIZE_SPREAD = 0.2
+"""Standard deviation of the logarithm of MFU that each doubling beyond the sizes of the published trainings adds: assumed."""
 _CHANGES = ("finetune", "pruning", "quantization", "distillation")
 
 
@@ -74,6 +76,7 @@ class PriorSpeed:
 
     device: Device
     precision: str
+    parameters: float | None = None
     source: str = "published_prior"
 
     @property
@@ -85,6 +88,12 @@ class PriorSpeed:
         return prior
 
     @property
+    def _away(self) -> float:
+        """How many times the model is smaller or larger than all those of the published trainings; 1 for one between."""
+        sizes, n = priors()["parameters"], self.parameters
+        return 1.0 if n is None else max(sizes["least"] / n, n / sizes["most"], 1.0)
+
+    @property
     def says(self) -> tuple[str, ...]:
         """Return the prior in words, and the peak that it is a share of."""
         prior = self._prior
@@ -92,7 +101,9 @@ class PriorSpeed:
         pooled = (
             "" if whose != "all devices" else "; none applies to this device and precision, so the interval is wider"
         )
-        peak = self.device.peak_flops(self.precision)
+        peak, sizes = self.device.peak_flops(self.precision), priors()["parameters"]
+        span = f"{short(sizes['least'])} to {short(sizes['most'])} parameters"
+        pooled += f"; all were of {span}, so the interval is wider" if self._away > 1 else ""
         return (
             f"from published trainings: {100 * prior['mfu']:.3g} % of the peak of {peak / 1e12:,.4g} TFLOP/s "
             f"({self.precision}, dense) at {prior['devices']:,} devices, restarts included ({prior['runs']} trainings of "
@@ -103,25 +114,25 @@ class PriorSpeed:
         """Draw MFU once for all numbers of devices, and how the efficiency falls with them."""
         prior = self._prior
         random = np.random.default_rng(_SEED)
+        spread = math.hypot(prior["log_sd"], _SIZE_SPREAD * math.log2(self._away))
         # Whole trainings above the limit are not known; beyond it lie the tails of the distribution alone.
-        mfu = np.minimum(
-            prior["mfu"] * np.exp(prior["log_sd"] * random.standard_t(prior["degrees"], SIZE)), IMPLAUSIBLE[1]
-        )
+        mfu = np.minimum(prior["mfu"] * np.exp(spread * random.standard_t(prior["degrees"], SIZE)), IMPLAUSIBLE[1])
         columns = np.asarray([*devices, self.device.per_node, prior["devices"]])
         nodes = np.ceil(columns / self.device.per_node)
         efficiency = laws.prior_efficiency(columns, nodes, SIZE, seed=_SEED)
         share = np.minimum(mfu[:, None] * efficiency[:, :-2] / efficiency[:, -1:], IMPLAUSIBLE[1])
         rate = self.device.peak_flops(self.precision) * share * np.asarray(devices, dtype=float)
         load = np.minimum(efficiency[:, :-2] / efficiency[:, -2:-1], 1)
-        return Draws(rate, load, ((),) * len(devices))
+        return Draws(rate, load, (("size_outside_published",) if self._away > 1 else (),) * len(devices))
 
 
 @dataclass(frozen=True)
 class OwnSpeed:
-    """Speeds by the law fitted to one series of one's own runs. `table` holds its configurations, `keys` what they share.
+    """Speeds by the law fitted to one series of runs, one's own or `imported`.
 
-    `per_sample` is the work of a sample of the planned training in FLOP, `sequence` how many tokens a sample of these runs
-    has, `watts` what one device drew, with `watts_label` saying how that is known.
+    `table` holds its configurations, `keys` what they share, `per_sample` is the work of a sample of the planned training in
+    FLOP, `sequence` how many tokens a sample of these runs has, `watts` what one device drew, with `watts_label` saying how
+    that is known. Devices that are `shared` are processes on one host: there are no other nodes.
     """
 
     name: str
@@ -132,16 +143,23 @@ class OwnSpeed:
     sequence: float | None = None
     watts: float | None = None
     watts_label: str = ""
-    source: str = "own_runs"
+    imported: bool = False
+    shared: bool = False
+
+    @property
+    def source(self) -> str:
+        """Return the label."""
+        return "imported_runs" if self.imported else "own_runs"
 
     @property
     def says(self) -> tuple[str, ...]:
         """Return which runs these are."""
         counts = ", ".join(str(count) for count in sorted(set(self.table["devices"])))
         tokens = f", sequences of {self.sequence:.0f} tokens" if self.sequence else ""
-        return (
-            f"from your own runs: {printable(self.name, 120)}, {len(self.table)} configurations on {counts} devices{tokens}",
-        )
+        whose = "imported" if self.imported else "your own"
+        many = f"{len(self.table)} configuration{'s' if len(self.table) > 1 else ''}"
+        where = f"{counts} device{'' if counts == '1' else 's'}"
+        return (f"from {whose} runs: {printable(self.name, 120)}, {many} on {where}{tokens}",)
 
     def fit(self) -> laws.Fit:
         """Return the law of the series."""
@@ -150,82 +168,123 @@ class OwnSpeed:
     def at(self, devices: Sequence[int]) -> pd.DataFrame:
         """Return the rows that the law is asked about."""
         counts = np.asarray(devices)
-        nodes = np.ceil(counts / self.per_node)
+        nodes = np.ones(len(counts)) if self.shared else np.ceil(counts / self.per_node)
         return pd.DataFrame({"devices": counts, "num_nodes": nodes, "work": self.per_sample})
 
     def draws(self, devices: Sequence[int]) -> Draws:
         """Draw from the fitted law; its flags say where it is asked about what was not measured."""
-        node = min(self.per_node, int(self.table["devices"].max()))
+        most = int(self.table["devices"].max())
+        node = min(self.per_node, most)
         at = self.at([*devices, node])
         fit = self.fit()
         rate = fit.draws(at, SIZE, seed=_SEED)
         each = rate / at["devices"].to_numpy(dtype=float)
-        flags = tuple(tuple(str(text).split()) for text in fit.predict(at, LEVEL)["flags"][:-1])
+        told = zip(devices, fit.predict(at, LEVEL)["flags"], strict=False)  # without the node, which comes last
+        beyond = [("beyond_this_machine",) if self.shared and count > most else () for count in devices]
+        flags = tuple((*str(text).split(), *more) for (_, text), more in zip(told, beyond, strict=True))
         return Draws(rate[:, :-1], np.minimum(each[:, :-1] / each[:, -1:], 1), flags)
 
 
 Speed = GivenSpeed | PriorSpeed | OwnSpeed
 
 
-def own_speed(
-    df: pd.DataFrame,
-    device: Device,
-    precision: str,
-    parameters: float | None,
-    per_sample: float,
-) -> tuple[OwnSpeed | None, str]:
-    """Return the speeds of the runs (rows of a frame) that apply to a plan, or None, and in words why not.
+def own_speed(df: pd.DataFrame, device: Device, precision: str, work: Work) -> tuple[OwnSpeed | None, str]:
+    """Return the speeds of the runs (rows of a frame) that apply to a plan, or None, and in words why not (or not all).
 
     They apply on the same device, in the same precision, if they train all of a model of comparable size: parameters of a
-    language model, otherwise work per sample, within a factor of REACH. Of several series that with the most numbers of
-    devices is taken, then the one nearest in size.
+    language model, otherwise work per sample, within a factor of REACH. A language model's work is counted anew by the rule
+    of the plan. Of several series that with the most numbers of devices is taken, then the one nearest in size.
     """
-    here = df[(df["status"] == Status.OK) & (df["device_name"] == (device.device_name or device.name))]
+    names = [name for name in df["device_name"].dropna().unique() if same(name, device)]
+    here = df[(df["status"] == Status.OK) & df["device_name"].isin(names)]
     if here.empty:
         return None, "none of them was on this device"
+    untold = (
+        ", and that of some is not told (bench import --set precision=...)" if here["precision"].isna().any() else ""
+    )
     here = here[here["precision"].isin((precision, f"{precision}_params"))]
     if here.empty:
-        return None, f"none of those on this device was in {precision}"
+        return None, f"none of those on this device was in {precision}{untold}"
     for axis in _CHANGES:
         here = here[here[axis].isna() | (here[axis] == RunSpec.model_fields[axis].default.name)]
     if here.empty:
         return None, f"all of those in {precision} were fine-tuned, pruned, quantized or distilled"
-    language, wanted, column = parameters is not None, per_sample, "flops_per_sample"
-    if parameters is not None:
-        here = here[here["tokens_per_second"].notna()] if "tokens_per_second" in here else here[:0]
-        wanted, column = parameters, "parameters"
+    language, wanted, column = work.parameters is not None, work.per_sample, "flops_per_sample"
+    if work.parameters is not None:
+        here, wanted, column = here[here["tokens_per_second"] > 0], work.parameters, "parameters"
     far = np.exp(np.abs(np.log(here[column].where(here[column] > 0) / wanted)))
     near = here[far <= REACH]
     if near.empty:
         sizes = f"; the nearest is {far.min():.3g} times off" if far.notna().any() else ""
         return None, f"none was of a comparable {'language model' if language else 'work per sample'}{sizes}"
+    # Where the number of nodes is not told, it is that of the plan.
+    nodes = np.ceil(near["devices"].astype(float) / device.per_node).astype("Int64")
+    near = near.assign(num_nodes=near["num_nodes"].fillna(nodes))
+    near, why = _possible(_recounted(near, work) if language else near, device, precision)
     found = scaling.fit(near).series
     if not found:
-        return None, "none says how much work it did"
+        return None, why or "none says how much work it did"
 
     def rank(one: scaling.SeriesFit) -> tuple[int, float]:
-        away = min(abs(math.log(point.flops_per_sample / per_sample)) for point in one.points)
+        away = min(abs(math.log(point.flops_per_sample / work.per_sample)) for point in one.points)
         return -len(one.devices), away
 
     best = min(reversed(found), key=rank)  # the newest of those that are as good
-    watts, label = _watts(near, best.keys)
-    name = f"{best.keys['suite']}: {best.keys['precision']} {best.keys['parallelism']}"
-    tokens = (near["tokens_per_second"] / near["samples_per_second"]).median() if language else math.nan
-    sequence = float(tokens) if tokens > 0 else None
-    table = best.observations()
-    return OwnSpeed(name, best.keys, table, per_sample, device.per_node, sequence, watts, label), ""
+    for key, value in best.keys.items():
+        near = near[near[key] == value]
+    return _of(best, near, work, device, language=language), why
 
 
-def _watts(df: pd.DataFrame, keys: dict[str, Any]) -> tuple[float | None, str]:
-    """Power of one device in the runs of a series: measured where any of them was, else that of a model."""
-    for key, value in keys.items():
-        if key in df and key in ("suite", "execution", "environment"):
-            df = df[df[key] == value]
+def _recounted(df: pd.DataFrame, work: Work) -> pd.DataFrame:
+    """Count the work of runs of language models as the plan counts its own, so that the same model has the same work."""
+    usual = work.shape[2] if work.shape else TYPICAL_SEQUENCE
+    length = (df["tokens_per_second"] / df["samples_per_second"]).fillna(usual)
+    flops = [work.counted(*pair) for pair in zip(df["parameters"], length, strict=True)]
+    samples = df["tokens_per_second"] / length
+    rate = flops * samples / df["devices"].astype(float)
+    return df.assign(
+        flops_per_sample=flops, samples_per_second=samples, flops_per_second_per_device=rate, sequence=length
+    )
+
+
+def _possible(df: pd.DataFrame, device: Device, precision: str) -> tuple[pd.DataFrame, str]:
+    """Leave out executions with a speed above the peak of the device, and say why."""
+    try:
+        share = df[scaling.RATE] / device.peak_flops(precision)
+    except ValueError:  # no peak is known
+        return df, ""
+    wrong = df["execution"].isin(df["execution"][share > 1])
+    why = (
+        f"a speed of theirs would be a model FLOP utilization of {share.max():.3g}, above 1: their parameters, rates, "
+    )
+    return df[~wrong], why + "precision or device must be wrong" if wrong.any() else ""
+
+
+def _of(best: scaling.SeriesFit, df: pd.DataFrame, work: Work, device: Device, *, language: bool) -> OwnSpeed:
+    """Describe a series and the runs it is of."""
+    imported = bool(df["flags"].fillna("").str.split().map(lambda words: "imported" in words).any())
+    watts, label = _watts(df)
+    return OwnSpeed(
+        f"{best.keys['suite']}: " + " ".join(str(best.keys[k]) for k in ("precision", "parallelism") if k in best.keys),
+        best.keys,
+        best.observations(),
+        work.per_sample,
+        device.per_node,
+        float(df["sequence"].median()) if language else None,
+        watts,
+        f"{label} on {'the imported' if imported else 'your own'} runs",
+        imported,
+        shared=bool(df["device_type"].eq("cpu").any()),
+    )
+
+
+def _watts(df: pd.DataFrame) -> tuple[float | None, str]:
+    """Power of one device in runs: measured where any of them was, else that of a model."""
     for column, label in (("power_watts", "measured"), ("power_estimated_watts", "estimated")):
-        each = (df[column] / df["devices"].astype(float)).dropna() if column in df else pd.Series(dtype=float)
+        each = (df[column] / df["devices"].astype(float)).dropna()
         each = each[each > 0]
         if len(each):
             lacks = " ".join(sorted({word for text in df["energy_missing"].dropna() for word in str(text).split()}))
-            without = f", without {lacks}" if lacks and label == "measured" else ""
-            return float(np.exp(np.log(each).mean())), f"{label} on your own runs{without}"
+            without = f", without {lacks}," if lacks and label == "measured" else ""
+            return float(np.exp(np.log(each).mean())), f"{label}{without}"
     return None, ""

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from analytics.words import number
 
 TYPICAL_SEQUENCE = 4096
+SAME_MODEL = 1.1
+"""Models whose parameters differ by no more than this factor are the same: 6.7B is sold as 7B."""
+_VOCABULARY = 2**18
+"""More tokens than vocabularies have: what the tables of embeddings of a model may hold at most."""
 IMPLAUSIBLE = (0.01, 0.65)
 """Model FLOP utilization below or above which an input is probably wrong (not all hours counted, or too many)."""
 _MOST_FLOPS = 1e33
@@ -18,9 +22,9 @@ _MOST_FLOPS = 1e33
 class Work:
     """Work of a whole training in FLOP; `model_flops` without what recomputing adds, which MFU counts.
 
-    `per_sample` is the work of one sample (one sequence); `parameters` are all that a language model trains, None for
-    other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic and what was assumed. Raises
-    ValueError for more than can be meant.
+    `per_sample` is the model's work on one sample (one sequence); `parameters` are all that a language model trains, None
+    for other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic and what was assumed.
+    Raises ValueError for more than can be meant.
     """
 
     flops: float
@@ -33,6 +37,23 @@ class Work:
     def __post_init__(self) -> None:
         if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
             raise ValueError(f"{self.flops:.3g} FLOP cannot be meant (at most {_MOST_FLOPS:.0g}): check the numbers")
+
+    @property
+    def samples(self) -> float:
+        """Return how many samples (sequences) the whole training sees."""
+        return self.model_flops / self.per_sample
+
+    def counted(self, parameters: float, sequence: float) -> float:
+        """Return the work of one sample of a language model that was measured, by the rule by which this work is counted.
+
+        A model of the same parameters, within SAME_MODEL, is the planned one: it has its shape. Others are typical.
+        """
+        if self.shape is None or self.parameters is None:
+            raise ValueError("the shape of the planned language model is not known")
+        if abs(math.log(parameters / self.parameters)) > math.log(SAME_MODEL):
+            return language_model(parameters, 1.0, sequence=sequence).per_sample
+        deep, wide, length = self.shape
+        return (self.per_sample / length + 12 * deep * wide * (sequence - length)) * sequence
 
 
 def language_model(
@@ -58,6 +79,8 @@ def language_model(
     n = active if active is not None else parameters
     if n > parameters:
         raise ValueError(f"{short(n)} active parameters are more than all {short(parameters)}")
+    if layers and hidden and active is None:
+        _check_shape(parameters, layers, hidden)
     attention, length, shape = 0.0, sequence or TYPICAL_SEQUENCE, None
     if plain and layers is None and sequence is None:
         small = " (it is a large part for fewer than 1B parameters)" if n < 1e9 else ""
@@ -65,10 +88,10 @@ def language_model(
             f"attention is left out of the work{small}: give the layers, the hidden size and the sequence to count it"
         )
     else:
-        deep = layers or (n / (12 * 128**2)) ** (1 / 3)
-        wide = hidden or 128 * deep
+        deep = layers or max(1.0, (n / (12 * 128**2)) ** (1 / 3))
+        wide = hidden or math.sqrt(n / 12 / deep)
         attention, shape = 12 * deep * wide * length, (deep, wide, length)
-        assumed = [f"{deep:.0f} layers of {number(round(wide))}"] if layers is None else []
+        assumed = [f"{deep:.0f} layer{'s' if deep >= 1.5 else ''} of {number(round(wide))}"] if layers is None else []
         assumed += [f"sequences of {number(length)}"] if sequence is None else []
         note = f"attention is {100 * attention / (6 * n + attention):.0f} % of the work"
         note += f"; assumed: {', '.join(assumed)} (typical)" if assumed else ""
@@ -77,7 +100,17 @@ def language_model(
     what += " × 4/3 (recompute)" if recompute else ""
     model = (6 * n + attention) * tokens
     says = f"n = {short(tokens)} tokens × {what} = {model * factor:.4g} FLOP"
-    return Work(model * factor, model, (6 * n + attention) * factor * length, parameters, (says, note), shape)
+    return Work(model * factor, model, (6 * n + attention) * length, parameters, (says, note), shape)
+
+
+def _check_shape(parameters: float, layers: float, hidden: float) -> None:
+    """Refuse a shape that holds less than half or more than twice of the parameters; embeddings may be the rest."""
+    blocks, embeddings = 12 * layers * hidden**2, 2 * _VOCABULARY * hidden
+    if not (parameters - embeddings) / 2 <= blocks <= 2 * parameters:
+        raise ValueError(
+            f"{number(layers)} layers of {number(hidden)} hold about {short(blocks)} parameters (12 × layers × hidden²) "
+            f"without embeddings, not {short(parameters)}: check them, or give --active-params of a mixture of experts"
+        )
 
 
 def sample_work(flops_per_sample: float, samples: float) -> Work:
@@ -102,11 +135,6 @@ def implied_mfu(model_flops: float, device_hours: float, peak: float) -> tuple[f
     """
     mfu = model_flops / (device_hours * 3600 * peak)
     return mfu, () if IMPLAUSIBLE[0] <= mfu <= IMPLAUSIBLE[1] else ("mfu_implausible",)
-
-
-def energy_mwh(device_hours: float, watts: float, pue: float = 1.0) -> float:
-    """Return hours of all devices × watts of one × PUE, in MWh."""
-    return device_hours * watts * pue / 1e6
 
 
 def scaled(known: dict[str, float], wanted: dict[str, float]) -> tuple[float, list[str]]:

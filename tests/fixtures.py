@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from analytics.plan import Plan, Question
 from analytics.speed import GivenSpeed
-from analytics.work import energy_mwh, language_model, scaled
+from analytics.work import language_model, sample_work, scaled
+from bench.schema import Site
 
 DAY = 86400.0
 
@@ -29,6 +30,14 @@ def _days(parameters: float, tokens: float, speed: float, devices: int, *, per: 
     return found.value / DAY
 
 
+def _mwh(hours: float, watts: float, pue: float) -> float:
+    """Energy by the planner, of known hours of all devices together."""
+    rate, site = GivenSpeed(1e20 / hours / 3600), Site(pue=pue)
+    found = Plan(Question(sample_work(1.0, 1e20), rate, (1,), site=site, watts=watts, counted=False)).options[0]
+    assert found.facility_energy_joules is not None
+    return found.facility_energy_joules.value / 3.6e9
+
+
 def fixtures() -> list[Fixture]:
     """Times of T = n / (d · v) and energies of hours × watts × PUE."""
     known = {"hours": 3000.0, "params": 340e6, "devices": 8.0, "speed": 2e9}
@@ -39,10 +48,10 @@ def fixtures() -> list[Fixture]:
         Fixture("Megatron GPT-3", "days", _days(175e9, 300e9, 140e12, 1024, per="FLOP", recompute=True), 34),
         Fixture("Megatron 1T", "days", _days(1.008e12, 450e9, 163e12, 3072, per="FLOP", recompute=True), 84),
         Fixture("textbook BERT", "hours", textbook, 220.6),
-        Fixture("LLaMA-7B", "MWh", energy_mwh(82_432, 400, 1.1), 36),
-        Fixture("LLaMA-13B", "MWh", energy_mwh(135_168, 400, 1.1), 59),
-        Fixture("LLaMA-33B", "MWh", energy_mwh(530_432, 400, 1.1), 233),
-        Fixture("LLaMA-65B", "MWh", energy_mwh(1_022_362, 400, 1.1), 449),
-        Fixture("T5", "MWh", energy_mwh(512 * 20 * 24, 310, 1.12), 85.7),
-        Fixture("GPT-3", "MWh", energy_mwh(10_000 * 14.8 * 24, 330, 1.1), 1287),
+        Fixture("LLaMA-7B", "MWh", _mwh(82_432, 400, 1.1), 36),
+        Fixture("LLaMA-13B", "MWh", _mwh(135_168, 400, 1.1), 59),
+        Fixture("LLaMA-33B", "MWh", _mwh(530_432, 400, 1.1), 233),
+        Fixture("LLaMA-65B", "MWh", _mwh(1_022_362, 400, 1.1), 449),
+        Fixture("T5", "MWh", _mwh(512 * 20 * 24, 310, 1.12), 85.7),
+        Fixture("GPT-3", "MWh", _mwh(10_000 * 14.8 * 24, 330, 1.1), 1287),
     ]

@@ -148,6 +148,7 @@ def document() -> dict[str, object]:
             "node_power": "mlcommons/training_results_v4.0 (smc-ac-power), v5.0 (Lenovo): logs of node power",
         },
         "mfu": mfu_priors(df),
+        "parameters": {"least": float(df["params_total"].min()), "most": float(df["params_total"].max())},
         "node_power": node_power(),
     }
 

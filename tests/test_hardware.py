@@ -44,7 +44,8 @@ def test_every_device_stands_in_the_one_table_of_peaks_and_has_a_name_of_its_own
     [
         ("H100", "may be H100-SXM or H100-PCIe or H100-NVL: say which"),
         ("A100", "may be "),
-        ("H10O-SXM", "did you mean 'H100-SXM'"),
+        ("H10O-SXM", "near names: H100-SXM"),
+        ("H800", "unknown device 'H800': it is not in the table; give --peak-flops and --power-watts (near names: H"),
         ("H20", "may be H200"),
         ("TPUv4", "--peak-flops"),
         ("", "unknown device"),
@@ -56,6 +57,15 @@ def test_no_device_stands_in_for_another(name: str, said: str) -> None:
         hardware.find(name)
     assert said in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+def test_a_device_is_the_same_under_all_its_names() -> None:
+    device = hardware.find("H100-SXM")
+    assert hardware.same("NVIDIA H100 80GB HBM3", device)
+    assert hardware.same("h100-sxm5", device)
+    assert not hardware.same("H200", device)
+    assert not hardware.same("H100", device)
+    assert hardware.same("MyChip", hardware.Device("MyChip", device_name="MyChip"))
 
 
 def test_a_precision_without_a_peak_is_told_with_those_that_have_one() -> None:

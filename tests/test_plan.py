@@ -3,7 +3,9 @@
 import json
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 from analytics import laws
 from analytics.frame import frame
 from analytics.hardware import Device, find
+from analytics.imported import imported
 from analytics.plan import Plan, Question, Range, duration, next_runs
 from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
-from analytics.work import energy_mwh, implied_mfu, language_model, sample_work, scaled
+from analytics.work import implied_mfu, language_model, sample_work, scaled
 from bench.carbon import intensity
 from bench.cost import cost
 from bench.schema import Choice, Site
@@ -87,13 +90,13 @@ def test_time_of_known_rates() -> None:
     ],
 )
 def test_energy_is_hours_times_watts_times_pue(hours: float, watts: float, pue: float, mwh: float) -> None:
-    assert energy_mwh(hours, watts, pue) == pytest.approx(mwh, rel=2e-3)
     known = Question(
         sample_work(1.0, 1e20), GivenSpeed(1e20 / hours / 3600), (1,), site=Site(pue=pue), watts=watts, counted=False
     )
     found = Plan(known).options[0].facility_energy_joules
     assert found is not None
-    assert found.value / 3.6e9 == pytest.approx(energy_mwh(hours, watts, pue))
+    assert found.value / 3.6e9 == pytest.approx(mwh, rel=2e-3)
+    assert found.value / 3.6e9 == pytest.approx(hours * watts * pue / 1e6)
 
 
 def test_the_textbook_example() -> None:
@@ -136,6 +139,16 @@ def test_attention_is_counted_or_left_out_aloud() -> None:
     experts = language_model(400e9, 1e12, active=17e9, sequence=8192)
     assert experts.parameters == 400e9
     assert experts.flops < language_model(20e9, 1e12, sequence=8192).flops
+
+
+def test_a_shape_holds_the_parameters() -> None:
+    for params, layers, hidden in ((6.74e9, 32, 4096), (1.24e8, 12, 768), (2.7e8, 18, 640), (4.05e11, 126, 16384)):
+        assert language_model(params, 1e12, layers=layers, hidden=hidden).parameters == params
+    for layers, hidden in ((2, 64), (1, 4096), (100, 8192)):
+        with pytest.raises(ValueError, match=r"parameters .* without embeddings, not 7B: check them, or give --active"):
+            language_model(7e9, 1e12, layers=layers, hidden=hidden)
+    assert language_model(7e9, 1e12, layers=2, hidden=4096, active=1e9).parameters == 7e9
+    assert "assumed: 1 layer of 91, " in language_model(1e5, 1e6).says[1]
 
 
 def test_work_that_cannot_be_meant() -> None:
@@ -293,6 +306,9 @@ def test_steps_and_the_fewest_devices() -> None:
     assert 48 <= half <= 72
     assert 80 <= sure <= 128
     assert Plan(question(deadline_seconds=60.0)).fewest() is None
+    hour = Plan(question(deadline_seconds=3600.0)).fewest()
+    assert hour is not None
+    assert 50_000 < hour < 100_000, "far beyond those that are asked for"
 
 
 def test_owned_devices_cost_capital_and_electricity() -> None:
@@ -362,7 +378,7 @@ def test_a_plan_of_many_options_takes_less_than_a_second() -> None:
 def own(**fields: Any) -> tuple[OwnSpeed | None, str]:
     df = frame(grid(devices=(1, 2, 4), readings="e"))
     device = Device("Synthetic CPU", device_name="Synthetic CPU")
-    usual: dict[str, Any] = {"device": device, "precision": "fp32", "parameters": 6e5, "per_sample": 4e8}
+    usual: dict[str, Any] = {"device": device, "precision": "fp32", "work": language_model(6.5e5, 1e9)}
     return own_speed(df, **(usual | fields))
 
 
@@ -376,12 +392,16 @@ def test_own_runs_are_used_where_they_apply() -> None:
     assert speed.sequence == 128
     assert speed.watts == pytest.approx(75, rel=0.01)
     assert speed.watts_label == "estimated on your own runs"
+    work = language_model(6.5e5, 1e9, sequence=128)
+    speed = replace(speed, per_sample=work.per_sample)
     drawn = speed.draws((1, 64))
     assert drawn.rate.shape == (SIZE, 2)
-    assert np.median(drawn.rate[:, 0]) == pytest.approx(V, rel=0.1)
-    assert drawn.flags == ((), ("devices_beyond_reach", "first_node_boundary"))
+    seconds = work.flops / np.median(drawn.rate[:, 0])
+    assert seconds == pytest.approx(1e9 / (V / 4e8 * 128), rel=0.1), "tokens / (tokens/s)"
+    assert drawn.flags == ((), ("devices_beyond_reach", "beyond_this_machine"))
     assert (drawn.load <= 1).all()
-    plan = Plan(Question(sample_work(4e8, 1e6), speed, (1, 64), watts=speed.watts))
+    plan = Plan(Question(work, speed, (1, 64), watts=speed.watts, deadline_seconds=1.0))
+    assert plan.fewest() is None, "no other nodes"
     assert {option.source for option in plan.options} == {"own_runs"}
     assert "devices_beyond_reach" in plan.options[0].flags
 
@@ -391,8 +411,11 @@ def test_own_runs_are_used_where_they_apply() -> None:
     [
         ({"device": find("H100-SXM")}, "none of them was on this device"),
         ({"precision": "bf16"}, "none of those on this device was in bf16"),
-        ({"parameters": 7e9}, "none was of a comparable language model; the nearest is 1.05e+04 times off"),
-        ({"parameters": None, "per_sample": 1e15}, "none was of a comparable work per sample; the nearest is"),
+        (
+            {"work": language_model(7e9, 1e9)},
+            "none was of a comparable language model; the nearest is 1.05e+04 times off",
+        ),
+        ({"work": sample_work(1e15, 1e9)}, "none was of a comparable work per sample; the nearest is"),
     ],
 )
 def test_own_runs_that_do_not_apply_say_why(fields: dict[str, Any], why: str) -> None:
@@ -403,7 +426,7 @@ def test_own_runs_that_do_not_apply_say_why(fields: dict[str, Any], why: str) ->
 
 def test_trainings_of_a_part_of_the_model_do_not_count() -> None:
     df = frame(grid(readings="e", finetune=Choice(name="lora")))
-    speed, said = own_speed(df, Device("Synthetic CPU"), "fp32", 6e5, 4e8)
+    speed, said = own_speed(df, Device("Synthetic CPU"), "fp32", language_model(6.5e5, 1e9))
     assert speed is None
     assert said == "all of those in fp32 were fine-tuned, pruned, quantized or distilled"
 
@@ -413,9 +436,93 @@ def test_next_runs_are_those_of_the_law() -> None:
     assert speed is not None
     found = next_runs(speed, 16)
     assert len(found) == 3
-    assert {run["devices"] for run in found} <= {1, 2, 4, 8, 16}
+    assert {run["devices"] for run in found} <= {1, 2, 4}, "CPU devices share one host"
     for run, after in pairwise(found):
         assert 1 < after["factor_after"] < run["factor_after"] < run["factor_before"] < 2
+
+
+# --- imported runs
+
+TABLE = "params,gpus,tok_s\n7e9,8,{0}\n7e9,16,{1}\n7e9,32,{2}\n"
+MAPS = ("params=parameters", "gpus=devices", "tok_s=tokens_per_second")
+
+
+def theirs(folder: Path, speeds: tuple[float, ...] = (80e3, 158e3, 312e3), **settings: Any) -> pd.DataFrame:
+    """Rows of a table of someone else, on H100-SXM by that name."""
+    path = folder / "theirs.csv"
+    path.write_text(TABLE.format(*speeds))
+    fixed = {"precision": "bf16", "device_name": "H100-SXM", "sequence_length": 2048} | settings
+    found = imported(path, MAPS, [f"{key}={value}" for key, value in fixed.items() if value is not None], "theirs")
+    assert not found.refused
+    return frame(found.rows)
+
+
+@pytest.mark.parametrize(("parameters", "length"), [(7e9, 2048), (6.74e9, 2048), (7e9, None)])
+def test_the_same_model_takes_its_tokens_over_tokens_a_second(
+    parameters: float, length: int | None, tmp_path: Path
+) -> None:
+    work = language_model(parameters, 1e12, sequence=length)
+    speed, why = own_speed(theirs(tmp_path, sequence_length=length), find("H100-SXM"), "bf16", work)
+    assert why == ""
+    assert speed is not None
+    assert speed.source == "imported_runs"
+    assert speed.says[0].startswith("from imported runs: theirs: bf16, 3 configurations on 8, 16, 32 devices")
+    assert speed.sequence == (length or 4096)
+    option = Plan(question(work=work, speed=speed, devices=(8,))).options[0]
+    assert option.duration_seconds.value / DAY == pytest.approx(1e12 / 80e3 / DAY, rel=0.02)
+    assert option.flags == ()
+
+
+def test_another_model_is_counted_by_the_same_rule(tmp_path: Path) -> None:
+    work = language_model(14e9, 1e12, sequence=2048)
+    speed, _ = own_speed(theirs(tmp_path), find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    each = language_model(7e9, 1e12, sequence=2048).flops / 1e12 * 80e3 / 8
+    assert np.median(speed.draws((8,)).rate) / 8 == pytest.approx(each, rel=0.1)
+    assert "work_outside_measured" in speed.draws((8,)).flags[0]
+
+
+def test_speeds_above_the_peak_are_refused_and_high_ones_are_flagged(tmp_path: Path) -> None:
+    work = language_model(7e9, 1e12, sequence=2048)
+    speed, why = own_speed(theirs(tmp_path, (300e3, 310e3, 320e3)), find("H100-SXM"), "bf16", work)
+    assert speed is None
+    assert why.startswith("a speed of theirs would be a model FLOP utilization of 1.72, above 1")
+    both = pd.concat([theirs(tmp_path), theirs(tmp_path, (300e3, 310e3, 320e3))], ignore_index=True)
+    speed, why = own_speed(both, find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    assert "1.72, above 1" in why
+    assert np.median(speed.draws((8,)).rate) == pytest.approx(80e3 * work.flops / 1e12, rel=0.02)
+    speed, _ = own_speed(theirs(tmp_path, (140e3, 280e3, 560e3)), find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    assert "mfu_implausible" in Plan(question(work=work, speed=speed)).options[0].flags
+    given = Plan(question(speed=GivenSpeed(1e16))).options[0]
+    assert given.reasons[0].startswith("impossible: it would take a model FLOP utilization of 10.1, above 1")
+    assert not given.feasible
+
+
+def test_a_precision_that_is_not_told_is_none_of_the_planned(tmp_path: Path) -> None:
+    speed, why = own_speed(theirs(tmp_path, precision=None), find("H100-SXM"), "bf16", language_model(7e9, 1e12))
+    assert (speed, why) == (
+        None,
+        "none of those on this device was in bf16, and that of some is not told (bench import --set precision=...)",
+    )
+
+
+# --- absurd work
+
+
+def test_more_devices_than_sequences_and_sizes_outside_the_published() -> None:
+    device = find("H100-SXM")
+    tiny = Plan(question(work=language_model(1e5, 1e6), speed=PriorSpeed(device, "bf16", 1e5), devices=(8, 512)))
+    (few, many) = tiny.options
+    assert many.reasons == ("more devices than sequences in the whole training (244.1)",)
+    assert "size_outside_published" in few.flags
+    usual = Plan(question(devices=(8,))).options[0].duration_seconds
+    assert few.duration_seconds.high / few.duration_seconds.value > 5 * usual.high / usual.value
+    assert (
+        "all were of 162.3M to 405.9B parameters, so the interval is wider" in PriorSpeed(device, "bf16", 1e5).says[0]
+    )
+    assert PriorSpeed(device, "bf16", 7e9).says == PriorSpeed(device, "bf16").says
 
 
 # --- words

@@ -65,9 +65,16 @@ def test_the_question_of_the_readme() -> None:
 
 def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
     lines = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8,64 --next").splitlines()
-    begin = lines.index("  name: plan")
+    begin, end = lines.index("name: plan"), lines.index("repeats: 3")
+    assert lines[begin - 1] == lines[end + 1] == "", "the file can be copied as it stands"
+    assert lines[end + 2 :] == [
+        "Then run:",
+        "",
+        "bench run plan.yaml",
+        "bench measure -- torchrun --nnodes=8 --nproc-per-node=8 train.py   # 64 devices, your own training script",
+    ]
     path = tmp_path / "plan.yaml"
-    path.write_text("\n".join(line.removeprefix("  ") for line in lines[begin : lines.index("  repeats: 3") + 1]))
+    path.write_text("\n".join(lines[begin : end + 1]))
     suite = load_suite(path)
     machine = Machine(cpu_model="Synthetic CPU", cpu_count=8)
     runs = expand(override(suite, ("device_type=cpu",)), machine).runs
@@ -76,7 +83,7 @@ def test_the_suite_of_next_is_one(tmp_path: Path) -> None:
     assert runs[0].precision.name == "bf16"
     text = said("--flops-per-sample 1e12 --samples 1e9 --device RTX-4090 --devices 1-8 --next")
     assert "bench measure -- torchrun --nproc-per-node=1 train.py" in text
-    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices" in text
+    assert "bench measure -- torchrun --nnodes=2 --nproc-per-node=4 train.py   # 8 devices, " in text
 
 
 def test_the_document_has_the_same_figures() -> None:
@@ -92,6 +99,28 @@ def test_the_document_has_the_same_figures() -> None:
     assert found["regions"][0]["emissions_kg"] < best["emissions_kg"]
     assert found["options"][2]["reasons"]
     assert found["fewest_devices"] <= found["fewest_devices_90_percent_sure"]
+
+
+def test_regions_do_not_need_a_region() -> None:
+    text = said("--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --regions FR,SE")
+    assert "Device: A100-80GB -> A100-SXM-80GB (NVIDIA A100-SXM4-80GB)." in text
+    assert "Carbon: energy × intensity of each region" in text
+    assert "Carbon is absent" not in text
+    assert text.index("Carbon by region, on 8 devices:") < text.index("  FRA: ") < text.index("  SWE: ")
+
+
+def test_a_deadline_is_met_by_many_more_devices_or_by_none() -> None:
+    asked = "--params 7e9 --tokens 1e12 --device H100-SXM --devices 64 --deadline "
+    assert document(asked + "1h")["fewest_devices"] > 10_000
+    assert "Fewest devices that meet the deadline: about 65,536; to be 90 % sure: about " in said(asked + "1h")
+    assert "Fewest devices that meet the deadline: no number up to 1,000,000 does." in said(asked + "1m")
+    assert ", > 99 % likely to meet what is asked" in said(asked + "3000d")
+
+
+def test_electricity_without_power_leaves_the_cost_out_and_says_why() -> None:
+    text = said("--params 7e9 --tokens 1e12 --device A10G --devices 64 --electricity-price 0.2")
+    assert "Cost is absent: electricity alone has a price, and no power is known (give --power-watts)." in text
+    assert "electricity_unknown" not in text
 
 
 def test_known_rates() -> None:
@@ -169,11 +198,21 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "from your own runs: synthetic: fp32 ddp, 2 configurations on 1, 2 devices, sequences of 128 tokens" in text
     assert "75 W a device (estimated on your own runs)" in text
     assert "devices_beyond_reach: " in text
+    assert "beyond_this_machine: more devices than were measured: CPU devices are processes that share one host" in text
+    assert "torchrun" not in text
     assert "bench run synthetic.yaml --set devices=" in text
     assert " --set repeats=3   # interval ×/÷ 1." in text
+    at = own.index("--device")
+    default = said([*own[:at], *own[at + 2 :]])
+    assert "Device: that of all your runs -> Synthetic CPU." in default
+    done = bench("--params 7e9 --tokens 1e12 --devices 8")
+    assert done.exit_code == 2
+    assert "Your 4 runs do not apply: none of those on this device was in bf16." in done.output
+    assert "no peak of Synthetic CPU in bf16: none is known; give --peak-flops" in done.output
+    assert "your runs were on Synthetic CPU" in bench("--params 7e9 --tokens 1e12 --device cpu --devices 8").output
     text = said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8")
-    assert "Your own 4 runs do not apply: none of them was on this device." in text
-    assert "Your own" not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
+    assert "Your 4 runs do not apply: none of them was on this device." in text
+    assert "Your " not in said("--params 7e9 --tokens 1e12 --device H100-SXM --devices 8 --priors")
     done = bench([*own, "--priors"])
     assert done.exit_code == 2
     assert "unknown device 'Synthetic CPU'" in done.output
@@ -193,13 +232,23 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --tokens 1e12 --devices 8,,9", "give whole numbers"),
         ("--params 7e9 --tokens 1e12 --devices 2.5", "give whole numbers"),
         (f"--params 7e9 --tokens 1e12 --devices {','.join(map(str, range(1, 60)))}", "at most 50 are allowed"),
-        ("--deadline 30", "'30' is no time such as 30d, 12h or 45m"),
+        ("--deadline 30", "'30' is no time: give a number above 0 and w, d, h, m or s: 2w, 30d, 12h, 45m"),
         ("--deadline d", "above 0"),
+        ("--deadline 2weeks", "give a number above 0 and w, d, h, m or s"),
+        ("", "what is trained?"),
+        ("--deadline 3d", "what is trained?"),
+        (f"{TEXTBOOK} --price 3 --device x --next", "--price and --device and --next cannot go with --known"),
+        ("--known hours=3,devices=3,devices=4", "each of hours, devices once only"),
+        ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price 1e308", "--price 1e+308 cannot be meant: at most"),
+        (
+            "--params 7e9 --tokens 1e9 --device L4 --devices 8 --power-watts 1e39 --electricity-price 1e300",
+            "cannot be meant",
+        ),
         ("--deadline -3d", "above 0"),
         ("--params 7e9 --tokens 1e12 --device H100-SXM", "on how many devices?"),
         ("--params 7e9 --tokens 1e12 --devices 8", "on which device?"),
         ("--params 7e9 --tokens 1e12 --device H100 --devices 8", "may be H100-SXM or H100-PCIe or H100-NVL"),
-        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "did you mean 'H100-SXM'?"),
+        ("--params 7e9 --tokens 1e12 --device H10O-SXM --devices 8", "near names: H100-SXM"),
         (
             "--params 7e9 --tokens 1e12 --device A100-80GB --devices 8 --precision fp8",
             "no peak of A100-SXM-80GB in fp8",
@@ -207,6 +256,10 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--params 7e9 --device L4 --devices 8", "what is trained?"),
         ("--params 7e9 --tokens 1e9 --samples 3 --device L4 --devices 8", "not both"),
         ("--params 7e9 --tokens 1e9 --layers 3 --device L4 --devices 8", "both: its layers and its hidden size"),
+        (
+            "--params 7e9 --tokens 1e9 --layers 2 --hidden 64 --device L4 --devices 8",
+            "2 layers of 64 hold about 98,304 parameters (12 × layers × hidden²) without embeddings, not 7B",
+        ),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --region XX", "region 'XX' is not known"),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --regions FR,YY", "region 'YY' is not known"),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --pue 0.5", "--pue"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.publish import publishable
 from bench.schema import Machine
 from bench.suite import SITE_OPTIONS, Plan, SuiteError, expand, load_suite, only, override, with_site
 
+_MOST_DEVICES, _MOST_OPTIONS = 1_000_000, 50
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
 
@@ -73,6 +75,21 @@ def site_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Take what `site_options` adds out of the options of a command; return it by field of Site, what is given only."""
     values = {field: options.pop(option.removeprefix("--").replace("-", "_")) for field, option in SITE_OPTIONS.items()}
     return {field: value for field, value in values.items() if value is not None}
+
+
+def device_counts(text: str) -> tuple[int, ...]:
+    """Read numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512. Raises click.BadParameter."""
+    counts: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= low <= high <= _MOST_DEVICES:
+            wanted = f"whole numbers from 1 to {_MOST_DEVICES:,}: 8,64,512 or 8-512 (doubling)"
+            raise click.BadParameter(f"{text!r}: give {wanted}")
+        counts |= {low * 2**k for k in range(21) if low * 2**k < high} | {high}
+    if len(counts) > _MOST_OPTIONS:
+        raise click.BadParameter(f"{len(counts)} numbers of devices; at most {_MOST_OPTIONS} are allowed")
+    return tuple(sorted(counts))
 
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:

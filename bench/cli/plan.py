@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bench.cli import fail
-from bench.cli.options import json_option, site_fields, site_options, store_option
+from bench.cli.options import device_counts, json_option, site_fields, site_options, store_option
 from bench.schema import Site
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _UNITS = {"w": 7 * 86400.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_MOST_DEVICES, _MOST_OPTIONS = 1_000_000, 50
 
 
 def _number(text: str) -> float:
@@ -40,24 +40,10 @@ def _number(text: str) -> float:
 
 def _time(text: str) -> float:
     """Read a time, 30d, 12h or 45m, as seconds."""
-    if text[-1:] not in _UNITS or not _number(text[:-1]) < 1e9:
-        raise click.BadParameter(f"{text!r} is no time such as 30d, 12h or 45m")
+    number = re.fullmatch(r"[\d.]+(e\d+)?", text[:-1])
+    if text[-1:] not in _UNITS or number is None or not _number(text[:-1]) < 1e9:
+        raise click.BadParameter(f"{text!r} is no time: give a number above 0 and w, d, h, m or s: 2w, 30d, 12h, 45m")
     return _number(text[:-1]) * _UNITS[text[-1]]
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Read numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512."""
-    counts: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high <= _MOST_DEVICES:
-            wanted = f"whole numbers from 1 to {_MOST_DEVICES:,}: 8,64,512 or 8-512 (doubling)"
-            raise click.BadParameter(f"{text!r}: give {wanted}")
-        counts |= {low * 2**k for k in range(21) if low * 2**k < high} | {high}
-    if len(counts) > _MOST_OPTIONS:
-        raise click.BadParameter(f"{len(counts)} numbers of devices; at most {_MOST_OPTIONS} are allowed")
-    return tuple(sorted(counts))
 
 
 def _known(text: str) -> dict[str, float]:
@@ -66,7 +52,10 @@ def _known(text: str) -> dict[str, float]:
     pairs = [part.partition("=") for part in text.split(",")]
     if any(name.strip() not in names or not value for name, _, value in pairs) or not text.startswith("hours="):
         raise click.BadParameter(f"{text!r}: give hours=... and what else is known of {', '.join(names[1:])}")
-    return {name.strip(): _number(value) for name, _, value in pairs}
+    found = {name.strip(): _number(value) for name, _, value in pairs}
+    if len(found) < len(pairs):
+        raise click.BadParameter(f"{text!r}: each of {', '.join(found)} once only")
+    return found
 
 
 _OPTIONS = (
@@ -79,7 +68,7 @@ _OPTIONS = (
     ("--flops-per-sample", _number, "FLOP", "Other work: FLOP of one sample, forward and backward."),
     ("--samples", _number, "N", "... and how many samples."),
     ("--device", str, "NAME", "H100-SXM, A100-80GB, RTX-4090 ... or NVML's name."),
-    ("--devices", _counts, "N,N", "Numbers of devices: 8,64,512 or 8-512 (doubling)."),
+    ("--devices", device_counts, "N,N", "Numbers of devices: 8,64,512 or 8-512 (doubling)."),
     ("--peak-flops", _number, "FLOP/S", "Dense peak of a device that is not known here."),
     ("--power-watts", _number, "W", "Power of one device with its share of the node; otherwise estimated."),
     ("--batch", _number, "N", "Sequences in a batch of all devices: more devices are of no use."),
@@ -94,6 +83,15 @@ _OPTIONS = (
     ("--speed", _number, "V", "With --known: speed of one device, in the same unit."),
     ("--claim", _time, "TIME", "With --known: what it would mean to take this time."),
 )
+_LIMITS = {
+    "price": 1e6,
+    "capital_price": 1e6,
+    "electricity_price": 1e3,
+    "power_watts": 1e6,
+    "embodied": 1e6,
+    "peak_flops": 1e21,
+}
+_SCALED, _FLAGS = ("known", "params", "tokens", "devices", "speed", "claim"), {"ask_next": "next"}
 _GIVEN = ("tokens_per_second", "tokens_per_second_per_device", "flops_per_second_per_device", "accelerator_hours")
 
 
@@ -119,9 +117,10 @@ def plan(as_json: bool, **options: Any) -> None:
     Speeds are those of your own runs where they apply, otherwise those of published trainings, or as given.
     """
     try:
+        _bounded(options)
         document, lines = _scaled(options) if options["known"] else _planned(options)
     except ValueError as error:
-        fail(str(error))
+        fail(*str(error).splitlines())
     if as_json:
         click.echo(json.dumps(document, indent=1, allow_nan=False))
         return
@@ -129,10 +128,23 @@ def plan(as_json: bool, **options: Any) -> None:
         click.echo(line)
 
 
+def _bounded(options: dict[str, Any]) -> None:
+    """Refuse what cannot be meant. Raises ValueError."""
+    for name, most in _LIMITS.items():
+        if (options[name] or 0) > most:
+            raise ValueError(f"--{name.replace('_', '-')} {options[name]:g} cannot be meant: at most {most:,.0f}")
+
+
 def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Answer by T = n / (d · v) from a known training."""
     from analytics.work import scaled
 
+    context = click.get_current_context()
+    given = (name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+    if others := [f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in given if name not in _SCALED]:
+        raise ValueError(
+            f"{' and '.join(others)} cannot go with --known, which takes --params, --tokens, --devices, --speed"
+        )
     devices = options["devices"] or (None,)
     if len(devices) > 1:
         raise ValueError("--known takes one number of --devices")
@@ -162,9 +174,15 @@ def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     given = [name for name in _GIVEN if options[name] is not None]
     _check(options, given, site)
     work = _work(options, given)
+    if options["devices"] is None and not given:
+        raise ValueError("on how many devices? give --devices 8,64,512")
     runs = frame([]) if given or options["priors"] else _runs(options["store"])
-    device = _device(options, runs)
-    speed, why = (_given(options, given[0], work), "") if given else _speed(runs, device, work, options["precision"])
+    device, notes = _device(options, runs, given)
+    if device is None or given:
+        speed, why = _given(options, given[0], work), ""
+    else:
+        speed, why = _speed(runs, device, work, options["precision"])
+    notes += [why] if why else []
     if isinstance(speed, OwnSpeed) and speed.sequence and options["sequence"] is None:
         # A length that was measured is a better guess than a typical one.
         work = _work(options | {"sequence": speed.sequence}, given)
@@ -184,7 +202,7 @@ def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         counted=options["devices"] is not None,
     )
     regions = options["regions"].split(",") if options["regions"] else []
-    return answer(Plan(question), why, regions, ask_next=options["ask_next"])
+    return answer(Plan(question), notes, regions, ask_next=options["ask_next"])
 
 
 def _check(options: dict[str, Any], given: list[str], site: Site) -> None:
@@ -193,8 +211,6 @@ def _check(options: dict[str, Any], given: list[str], site: Site) -> None:
         raise ValueError("--speed and --claim belong to --known")
     if len(given) > 1:
         raise ValueError(f"give one of {' and '.join('--' + name.replace('_', '-') for name in given)}")
-    if options["devices"] is None and not given:
-        raise ValueError("on how many devices? give --devices 8,64,512")
     if given and given[0].startswith("tokens") and options["tokens"] is None:
         raise ValueError(f"--{given[0].replace('_', '-')} takes --tokens")
     per_device = site != Site() or any(options[name] for name in ("power_watts", "device", "peak_flops", "deadline"))
@@ -236,32 +252,46 @@ def _runs(store: str | None) -> pd.DataFrame:
         fail(str(error))
 
 
-def _device(options: dict[str, Any], runs: pd.DataFrame) -> Device | None:
-    """Find the device: in the table, among one's own runs, or as given by its peak."""
+def _device(options: dict[str, Any], runs: pd.DataFrame, given: list[str]) -> tuple[Device | None, list[str]]:
+    """Find the device: in the table, among one's own runs, or as given by its peak; and say which one was taken."""
     from analytics.hardware import Device, find
+    from analytics.words import printable
+    from bench.record import Status
 
     name, peak = options["device"], options["peak_flops"]
-    if name is None:
-        return None if peak is None else Device("device", peak=peak)
+    ran = sorted(set(runs.loc[runs["status"] == Status.OK, "device_name"].dropna()) - {"unknown"})
+    known = f"; your runs were on {', '.join(map(printable, ran))}" if ran else ""
+    if name is None and peak is not None:
+        return Device("device", peak=peak), []
+    if name is None and len(ran) != 1:
+        if given:
+            return None, []
+        raise ValueError(f"on which device? give --device H100-SXM, or --peak-flops and --power-watts{known}")
+    wanted = ran[0] if name is None else name
     try:
-        return replace(find(name), peak=peak)
-    except ValueError:
-        if peak is None and (runs["device_name"] != name).all():
-            raise
-        return Device(name, device_name=name, peak=peak)
+        found = replace(find(wanted), peak=peak)
+    except ValueError as error:
+        if peak is None and wanted not in ran:
+            raise ValueError(f"{error}{known}") from error
+        found = Device(wanted, device_name=wanted, peak=peak)
+    said = "that of all your runs" if name is None else printable(name)
+    means = found.name if found.name == found.device_name else f"{found.name} ({found.device_name})"
+    return found, [f"Device: {printable(means) if name == found.name else f'{said} -> {printable(means)}'}."]
 
 
-def _speed(runs: pd.DataFrame, device: Device | None, work: Work, precision: str) -> tuple[Speed, str]:
+def _speed(runs: pd.DataFrame, device: Device, work: Work, precision: str) -> tuple[Speed, str]:
     """Take one's own runs where they apply, else published trainings and a sentence on why."""
     from analytics.speed import PriorSpeed, own_speed
 
-    if device is None:
-        raise ValueError("on which device? give --device H100-SXM, or --peak-flops and --power-watts")
-    own, why = own_speed(runs, device, precision, work.parameters, work.per_sample) if len(runs) else (None, "")
+    own, why = own_speed(runs, device, precision, work) if len(runs) else (None, "")
     if own is not None:
-        return own, ""
-    device.peak_flops(precision)  # told before anything is drawn
-    return PriorSpeed(device, precision), f"Your own {len(runs)} runs do not apply: {why}." if why else ""
+        return own, f"Some of your runs are left out: {why}." if why else ""
+    said = f"Your {len(runs)} runs do not apply: {why}." if why else ""
+    try:
+        device.peak_flops(precision)  # told before anything is drawn
+    except ValueError as error:
+        raise ValueError(f"{said}\n{error}".strip()) from error
+    return PriorSpeed(device, precision, work.parameters), said
 
 
 def _given(options: dict[str, Any], name: str, work: Work) -> Speed:

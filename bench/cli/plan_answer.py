@@ -6,9 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analytics.plan import FLAGS, Plan, PlanOption, Range, Step, duration, next_runs, plain
+from analytics.plan import FLAGS, MOST_DEVICES, Plan, PlanOption, Range, Step, duration, next_runs, plain
 from analytics.speed import LEVEL, OwnSpeed
-from analytics.stats import REACH
 from analytics.words import FLAGS as LAW_FLAGS
 from analytics.words import printable
 from bench.carbon import intensity
@@ -20,15 +19,17 @@ if TYPE_CHECKING:
 _ENERGY, _CARBON = (3.6e6, "kWh", "MWh"), (1.0, "kg CO2e", "t CO2e")
 
 
-def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return the document and the lines; `why` tells why one's own runs do not apply.
+def answer(
+    plan: Plan, notes: Sequence[str], regions: Sequence[str], *, ask_next: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the document and the lines; `notes` tell which device was taken, and why one's own runs do not apply.
 
     Raises ValueError for a region that is not known.
     """
     asked, best = plan.question, plan.options[0]
     compared = plan.regions(regions)
     speed = f"Speed: {', '.join(asked.speed.says)}."
-    head = [*asked.work.says, speed, *([why] if why else []), *_factors(plan)]
+    head = [*asked.work.says, speed, *notes, *_factors(plan, compared=bool(compared))]
     statements = _statements(plan)
     document: dict[str, Any] = {
         "source": asked.speed.source,
@@ -48,8 +49,9 @@ def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> t
     for rank, option in enumerate(plan.options, 1):
         lines += _option(option, rank, asked.counted)
     lines += ["", *statements] if statements else []
+    lines += ["", f"Carbon by region, on {_devices(best.devices)}:"] if compared else []
     for name, kg, one in compared:
-        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)} on {_devices(best.devices)}")
+        lines.append(f"  {name}: {kg:.3f} kg CO2e/kWh, {_amount(one, *_CARBON)}")
     flags = dict.fromkeys(flag for option in plan.options for flag in option.flags)
     lines += ["", *(f"{flag}: {(FLAGS | LAW_FLAGS).get(flag, flag)}." for flag in flags)] if flags else []
     if ask_next:
@@ -58,7 +60,7 @@ def answer(plan: Plan, why: str, regions: Sequence[str], *, ask_next: bool) -> t
     return document, lines
 
 
-def _factors(plan: Plan) -> Iterator[str]:
+def _factors(plan: Plan, *, compared: bool) -> Iterator[str]:
     """Say what energy, carbon and cost rest on, with labels."""
     asked, option = plan.question, plan.options[0]
     site, speed = asked.site, asked.speed
@@ -70,14 +72,18 @@ def _factors(plan: Plan) -> Iterator[str]:
         model = "estimated, from the devices' limits and the power of measured nodes, host included"
         power = model if asked.watts is None else f"{asked.watts:,.4g} W a device ({label})"
         yield f"Energy: {power}; PUE {'absent' if site.pue is None else f'{site.pue:g} (user_supplied)'}."
-        if site.region is None:
+        if site.region is None and compared:
+            yield "Carbon: energy × intensity of each region, location-based, below."
+        elif site.region is None:
             yield "Carbon is absent: no region (give --region FR)."
         else:
             factor = intensity(site.region)
             where = printable(", ".join(str(x) for x in (factor.region, factor.year, factor.source) if x), 120)
             yield f"Carbon: energy × {factor.kg_per_kwh:.3g} kg {factor.unit}/kWh, location-based ({where})."
     note = f": {printable(site.price_note, 200)}" if site.price_note else ""
-    if option.cost_usd is None:
+    if option.cost_usd is None and site.usd_per_kwh is not None:
+        yield "Cost is absent: electricity alone has a price, and no power is known (give --power-watts)."
+    elif option.cost_usd is None:
         yield "Cost is absent: no price (give --price, or --electricity-price and --capital-price)."
     elif site.usd_per_device_hour is not None:
         yield f"Cost: {site.usd_per_device_hour:g} USD per device-hour, power inside (user_supplied{note})."
@@ -114,9 +120,11 @@ def _option(option: PlanOption, rank: int, counted: bool) -> list[str]:
     if option.embodied_kg is not None:
         parts.append(f"{_amount(option.embodied_kg, *_CARBON)} embodied (not in the other)")
     if option.model_flops_utilization is not None:
-        parts.append(f"MFU {option.model_flops_utilization:.2f}")
+        mfu = option.model_flops_utilization
+        parts.append("MFU above 1" if mfu > 1 else f"MFU {mfu:.2f}" if mfu >= 0.01 else f"MFU {mfu:.2g}")
     if option.feasible and option.chance is not None:
-        parts.append(f"{100 * option.chance:.0f} % likely to meet what is asked")
+        likely = "> 99" if option.chance > 0.99 else f"{100 * option.chance:.0f}"
+        parts.append(f"{likely} % likely to meet what is asked")
     flags = f" [{' '.join(option.flags)}]" if option.flags else ""
     sign = f"{rank}." if option.feasible else "no"
     return [f"{sign:>3} {', '.join(parts)}{flags}", *(f"      {reason}" for reason in option.reasons)]
@@ -127,11 +135,10 @@ def _statements(plan: Plan) -> list[str]:
     lines = [_step(step) for step in plan.steps]
     if plan.question.deadline_seconds is not None and plan.question.counted:
         fewest, sure = plan.fewest(), plan.fewest(0.9)
-        most = f"none up to {REACH * max(plan.question.devices):,}"
-        also = f"about {sure:,}" if sure else most
-        lines.append(
-            f"Fewest devices that meet the deadline: {f'about {fewest:,}' if fewest else most}; to be 90 % sure: {also}."
-        )
+        here = "of this machine" if getattr(plan.question.speed, "shared", False) else f"up to {MOST_DEVICES:,}"
+        none = f"no number {here} does"
+        also = f"; to be 90 % sure: {f'about {sure:,}' if sure else none}" if fewest else ""
+        lines.append(f"Fewest devices that meet the deadline: {f'about {fewest:,}' if fewest else none}{also}.")
     fit = [option for option in plan.options if option.feasible]
     if len(fit) > 1 and fit[0].cost_usd is not None:
         sure = next((option.devices for option in fit if (option.chance or 0) >= 0.9), None)
@@ -157,13 +164,19 @@ def _next(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
     suite = f"suites/{name}.yaml" if Path(f"suites/{name}.yaml").exists() else f"{name}.yaml"
     suite = shlex.quote(printable(suite))  # it comes from the store, and goes into a shell
     found = next_runs(speed, most)
-    lines = ["Runs that narrow the interval most for their device-hours:"]
+    lines = [
+        f"Runs that narrow the interval of the speed on {_devices(most)} most for their device-hours, one after another:"
+    ]
     for run in found:
         gain = f"interval ×/÷ {run['factor_before']:.3g} -> ×/÷ {run['factor_after']:.3g}"
         one = f"bench run {suite} --set devices={run['devices']} --set repeats=3"
-        across = _torchrun(run["devices"], speed.per_node)
-        lines.append(f"  {one if run['devices'] <= speed.per_node else across}   # {gain}")
-    return found, lines
+        if run["devices"] > speed.per_node and not speed.shared:
+            one = _torchrun(run["devices"], speed.per_node)
+        lines.append(f"  {_devices(run['devices']) if speed.imported else one}   # {gain}")
+    return found, [
+        *lines,
+        *(["Your runs were imported: add what these give with bench import."] if speed.imported else []),
+    ]
 
 
 def _torchrun(devices: int, node: int) -> str:
@@ -178,21 +191,28 @@ def _first(plan: Plan, most: int) -> tuple[list[dict[str, Any]], list[str]]:
     node = asked.device.per_node if asked.device else 8
     least = min(1 << (asked.least_devices - 1).bit_length(), most)
     here = sorted({count for count in (least, min(most, node)) if count <= node})
-    lines = ["None of your own runs applies. The fewest devices that hold the model and the most of interest say most;"]
+    lines = [
+        "None of your own runs applies. Runs on the fewest devices that hold the model and on the most of interest say most.",
+        "Repeat them before a third number of devices; by how much they narrow the interval is known once there are some.",
+    ]
     if asked.work.shape is not None and here:
         deep, wide, length = asked.work.shape
         heads = max(1, round(wide / 128))
         lines += [
-            "repeat them before a third number of devices. As plan.yaml, for bench run plan.yaml:",
-            "  name: plan",
-            "  defaults: {workload: decoder_lm, parallelism: fsdp2, batch_size_per_device: 1, measure_seconds: 30,",
-            f"    precision: {asked.precision}, workload_args: {{layers: {max(1, round(deep))}, hidden: {128 * heads}, "
+            "",
+            "Write plan.yaml:",
+            "",
+            "name: plan",
+            "defaults: {workload: decoder_lm, parallelism: fsdp2, batch_size_per_device: 1, measure_seconds: 30,",
+            f"  precision: {asked.precision}, workload_args: {{layers: {max(1, round(deep))}, hidden: {128 * heads}, "
             f"heads: {heads}, sequence_length: {length:.0f}}}}}",
-            f"  matrix: {{devices: {here}}}",
-            "  repeats: 3",
+            f"matrix: {{devices: {here}}}",
+            "repeats: 3",
         ]
+        commands = ["bench run plan.yaml"]
     else:
-        lines += ["repeat them before a third number of devices:", *(f"  {_torchrun(count, node)}" for count in here)]
+        commands = [_torchrun(count, node) for count in here]
     if most > node:
-        lines.append(f"  {_torchrun(most, node)}   # {most:,} devices")
+        commands.append(f"{_torchrun(most, node)}   # {most:,} devices, your own training script")
+    lines += ["", "Then run:", "", *commands]
     return [{"devices": count, "repeats": 3} for count in sorted({*here, most})], lines
