@@ -246,8 +246,8 @@ class Fit:
 
     def _points(self, at: pd.DataFrame) -> _Points:
         given = _covariates(at, "a prediction")
-        size = max(USUAL_NODE, float(np.max(self.measured["devices"] / self.measured["num_nodes"])))
-        nodes = np.where(np.isnan(given["num_nodes"]), np.ceil(given["devices"] / size), given["num_nodes"])
+        counted = np.ceil(given["devices"] / _node_size(self.measured))
+        nodes = np.where(np.isnan(given["num_nodes"]), counted, given["num_nodes"])
         reference = self._state["reference"]
         relative = {name: np.where(np.isnan(given[name]), 1.0, given[name] / reference[name]) for name in _RELATIVE}
         return _Points(given["devices"], np.minimum(nodes, given["devices"]), *relative.values())
@@ -307,7 +307,7 @@ def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
     """Fit a law to configurations that differ in devices, work and batch only, one row each.
 
     Columns: `devices`, `speed` (work a second of all devices together, any one unit), and where known `num_nodes`
-    (otherwise all devices in one), `work` (FLOP a sample), `batch_size_per_device`, `samples_per_device` (between two
+    (otherwise of USUAL_NODE devices), `work` (FLOP a sample), `batch_size_per_device`, `samples_per_device` (between two
     synchronisations), `spread` (standard deviation of the logarithm of `speed` by its repeats). Several rows of
     one configuration count as that many measurements. Raises LawError where no law can be fitted.
     """
@@ -319,7 +319,8 @@ def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
         if name in table and table[name].nunique(dropna=False) > 1:
             raise LawError(f"column {name!r} mixes {', '.join(map(str, table[name].unique()[:4]))}: fit one at a time")
     measured = _covariates(table, "a fit")
-    nodes = np.where(np.isnan(measured["num_nodes"]), 1.0, measured["num_nodes"])
+    size = _node_size(measured)
+    nodes = np.where(np.isnan(measured["num_nodes"]), np.ceil(measured["devices"] / size), measured["num_nodes"])
     measured["num_nodes"] = np.minimum(nodes, measured["devices"])
     reference = {name: _geometric_mean(measured[name]) for name in _RELATIVE}
     relative = [np.where(np.isnan(measured[name]), 1.0, measured[name] / reference[name]) for name in _RELATIVE]
@@ -330,6 +331,11 @@ def fit(table: pd.DataFrame, law: str = "step", seed: int = 0) -> Fit:
     parameters, confounded = _told(state, LAWS[law])
     v = _posterior(state["v"], state["weights"], np.inf)
     return Fit(law, parameters, v, _table_flags(measured), confounded, measured, state)
+
+
+def _node_size(measured: dict[str, Array]) -> float:
+    """Devices of a node: those of the largest one that is known, USUAL_NODE at least."""
+    return float(np.nanmax([USUAL_NODE, *(measured["devices"] / measured["num_nodes"])]))
 
 
 def _geometric_mean(values: Array) -> float:

@@ -45,7 +45,7 @@ class Point:
     name: str
     config_id: str
     devices: int
-    num_nodes: int
+    num_nodes: int | None
     batch_size_per_device: int | None
     global_batch_size: int | None
     flops_per_sample: float
@@ -248,7 +248,7 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
             name=row["name"],
             config_id=row["config_id"],
             devices=int(row["devices"]),
-            num_nodes=1 if pd.isna(row["num_nodes"]) else int(row["num_nodes"]),
+            num_nodes=_count(row["num_nodes"]),
             batch_size_per_device=_count(row["batch_size_per_device"]),
             global_batch_size=_count(row["global_batch_size"]),
             flops_per_sample=float(row["flops_per_sample"]),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli import fail
-from bench.cli.options import json_option
+from bench.cli.options import device_counts, json_option
 from bench.cli.selection import select, selection_options
 
 if TYPE_CHECKING:
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @selection_options
-@click.option("--devices", metavar="8,16", help="Predict the speed on so many devices.")
+@click.option(
+    "--devices", type=device_counts, metavar="8,16", help="Predict the speed on so many devices: 8,64 or 8-512."
+)
 @click.option(
     "--law",
     type=click.Choice(["step", "power", "ideal"]),
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     help="How to predict: step knows what a step loses, power a single exponent, ideal is T = n / (d · v).",
 )
 @json_option
-def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
+def fit(as_json: bool, devices: tuple[int, ...] | None, law: str, **selection: Any) -> None:
     """Print the results and the fitted T = n / (d · v) of SUITE (a name), or of all suites in the store.
 
     With --devices also what so many devices would bring, by a law that knows what a step loses, with 80 % intervals.
@@ -35,7 +36,7 @@ def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
     from analytics.frame import frame
     from bench.cli import answer
 
-    wanted = _counts(devices) if devices is not None else []
+    wanted = devices or ()
     df = frame(select(**selection))
     if as_json:
         told = [one.to_dict() for _, outlooks in _predicted(df, wanted, law) for one in outlooks]
@@ -58,17 +59,7 @@ def fit(as_json: bool, devices: str | None, law: str, **selection: Any) -> None:
         click.echo(line)
 
 
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1 or max(counts) > 10_000_000:
-        fail(f"--devices {text!r}: give whole numbers of devices from 1 to 10,000,000, as in --devices 8,16")
-    return counts
-
-
-def _predicted(df: pd.DataFrame, devices: list[int], law: str) -> list[tuple[Any, list[Any]]]:
+def _predicted(df: pd.DataFrame, devices: tuple[int, ...], law: str) -> list[tuple[Any, list[Any]]]:
     """Each series of the runs with its predictions; none where no devices are asked for."""
     from analytics.outlook import outlook
     from analytics.scaling import fit as fitted
