@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -159,13 +160,21 @@ class Change:
         """Return what ratios of a measure are multiplied with: a power of the factor of devices."""
         return float(self.grew ** _POWER.get(measure, 0.0))
 
+    @cached_property
+    def _contrasts(self) -> dict[str, stats.Contrast]:
+        return {}
+
     def contrast(self, measure: str) -> stats.Contrast:
-        """Compare option with baseline in a measure, `times` left out; of UNKNOWN where a run does not know it.
+        """Compare option with baseline in a measure, `times` left out; UNKNOWN where a run does not know it.
 
         In one cell as `analytics.compare` does it, by pairs of launches where they ran side by side; over several cells by
         `stats.ratio`, the spread of each side then counting by its weight.
         """
-        column, pairs = self.column(measure), self.pairs(measure)
+        if measure not in self._contrasts:
+            self._contrasts[measure] = self._contrast(self.column(measure), self.pairs(measure))
+        return self._contrasts[measure]
+
+    def _contrast(self, column: tuple[str, bool] | None, pairs: list[tuple[pd.Series, pd.Series]]) -> stats.Contrast:
         if column is None:
             return stats.Contrast(UNKNOWN)
         if len(pairs) == 1:

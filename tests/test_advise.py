@@ -292,7 +292,8 @@ def test_one_run_tells_what_to_run_next() -> None:
     (open_,) = advise(frame([*runs(repeats=1), *runs(9, repeats=1, precision="bf16")]))
     assert (
         open_.sentence
-        == "Cannot tell yet: precision bf16 against fp32; each ran once, so that nothing is known of noise: ask for 3 repeats."
+        == "Cannot tell yet: precision bf16 against fp32; each ran once, so that nothing is known of noise: "
+        "ask for 3 repeats."
     )
     assert (open_.action, open_.evidence.measure, open_.evidence.ratio) == ("repeats: 3", "one repeat each", None)
 
@@ -412,11 +413,10 @@ def claims(found: Iterable[Advice]) -> bool:
     return any(one.saving or one.sentence.startswith(("Use", "Consider")) for one in found)
 
 
-@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 160, marks=pytest.mark.slow)])
 def test_noise_alone_gives_no_gain(repeats: int, count: int) -> None:
-    """Of clean executions with six configurations that are all the same, at most 5 % claim any gain."""
-    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "checkpoint"}, {"attention": "math"}]
-    other += [{"compile": "default"}, {"batch": 16}, {}]
+    """Of clean executions with four configurations that are all the same, at most 5 % claim any gain."""
+    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "checkpoint"}, {"batch": 16}, {}]
     table = frame([one for spec in other for one in runs(repeats=repeats, noise=0, **spec)])
     random = np.random.default_rng(7)
     wrong = 0
@@ -479,7 +479,7 @@ def test_for_people_and_for_programs(tmp_path: Path) -> None:
     store = logged(tmp_path, records)
     done = CliRunner().invoke(cli, ["advise", "synthetic", "--store", store])
     assert done.exit_code == 0, done.output
-    assert "6 of 7 runs ended well, 1 were skipped for stated reasons (bench fit tells them)" in done.output
+    assert "6 of 7 runs ended well, 1 was skipped for stated reasons (bench fit tells them)" in done.output
     assert " 1. Use precision bf16 instead of fp32" in done.output
     assert "    evidence: time × 0.5 (" in done.output
     assert "    in a suite: precision: bf16" in done.output
@@ -585,8 +585,7 @@ def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
     gain = ratio([(speeds[0], speeds[1])])
     assert gain.low is not None
     if gain.low > 1.1:
-        assert found["precision"]["sentence"].startswith(
-            tuple(f"{how} precision bf16" for how in ("Use", "Consider", "It looks as if"))
-        )
+        how = found["precision"]["sentence"].split(" precision bf16")[0]
+        assert how in ("Use", "Consider", "It looks as if")
     elif gain.low < 1 < (gain.high or 0):  # a busy machine may not tell
         assert "precision bf16 against fp32" in found["repeats"]["evidence"]["configurations"]

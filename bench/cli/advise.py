@@ -45,7 +45,11 @@ def advise(as_json: bool, **selection: Any) -> None:
         there = runs[runs["status"] == "ok"] if ok else runs
         where = " and ".join(sorted({printable(name) for name in there["device_name"].dropna()}))
         ended = f"{ok} of {len(runs)} runs ended well"
-        ended += f", {skipped} were skipped for stated reasons (bench fit tells them)" if skipped else ""
+        ended += (
+            f", {skipped} {'was' if skipped == 1 else 'were'} skipped for stated reasons (bench fit tells them)"
+            if skipped
+            else ""
+        )
         click.echo(f"\n{printable(suite)} {printable(execution)} on {where}: {ended}\n")
         for number, advice in enumerate(found, 1):
             click.echo(f"{number:2}. {advice.sentence}")
