@@ -226,6 +226,7 @@ def changes(df: pd.DataFrame, table: pd.DataFrame) -> list[Change]:
     several = table.loc[table["devices"] > 1, "parallelism"].nunique() > 1
     texts = table[[*asked(table), "environment", "host", "device_name"]].astype("str").fillna("")
     varying = [c for c in map(str, texts) if texts[c].nunique() > 1]
+    table = table[["name", "config_id", *asked(table)]]
     found: list[list[Change]] = []
     for topic in TOPICS:
         same = [c for c in varying if c not in _BESIDE and not topic.covers(c)]

@@ -44,6 +44,8 @@ def _always(case: Case, column: str, above: float, but: str = "") -> tuple[pd.Da
     """
     among = case.ok[case.ok["parallelism"] != but] if column in case.ok else case.ok[:0]
     runs = among[among.groupby("config_id")[column].transform("min") > above] if len(among) else among
+    if runs.empty:
+        return runs, Evidence(0, (), column), 0.0
     evidence = _evidence(case, runs, column)
     return runs, evidence, evidence.ratio or 0.0
 
@@ -203,13 +205,10 @@ def uncertain(case: Case) -> Iterator[Advice]:
     told = [f"{name} ({repeats_words(n)})" if n else name for name, n in zip(names, more, strict=True)]
     few = [count or 0 for count in more if (count or 0) <= MANY]
     longer = "measure longer, or on a quieter machine"
-    how = (
-        f"so many more should tell{'; where that is too many, ' + longer if len(few) < len(more) else ''}"
-        if few
-        else longer
-    )
+    if few:
+        longer = "so many more should tell" + (f"; where that is too many, {longer}" if len(few) < len(more) else "")
     spread = f"{fewest} repeat{'s' * (fewest > 1)} that differ by {digits(100 * noise)} %"
-    text = f"Cannot tell yet ({spread}): {listed(told)}; {how}."
+    text = f"Cannot tell yet ({spread}): {listed(told)}; {longer}."
     evidence = Evidence(runs, names, "spread of repeats", noise, n=fewest)
     yield Advice("repeats", text, evidence, f"repeats: {max(3, fewest + max(few))}" if few else _longer(case))
 
@@ -220,19 +219,21 @@ def _question(change: Change) -> str:
 
 
 def _longer(case: Case) -> str:
-    """A window five times as long, as a suite says it."""
+    """A window five times as long, as a suite says it; nothing of runs that do not tell theirs."""
     steps, seconds = case.ok["measure_steps"].median(), case.ok["window_seconds"].median()
-    return f"measure_seconds: {math.ceil(5 * seconds)}" if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
+    longer = "" if pd.isna(seconds) else f"measure_seconds: {math.ceil(5 * seconds)}"
+    return longer if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
 
 
 def unsteady(case: Case) -> Iterator[Advice]:
     """Windows that were short or unsteady, on a machine that others used: in half of the runs or more."""
     runs = case.ok[flagged(case.ok, "not_steady", "noisy_host", "window_too_short", "steady_unknown")]
     if len(runs) and 2 * len(runs) >= len(case.ok):
+        seconds = case.ok["window_seconds"].median()
         text = (
-            f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine (windows of "
-            f"{case.ok['window_seconds'].median():.2g} s): measure longer and when nothing else runs, before small "
-            "differences are believed."
+            f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine"
+            + (f" (windows of {digits(seconds)} s)" if pd.notna(seconds) else "")
+            + ": measure longer and when nothing else runs, before small differences are believed."
         )
         yield Advice("steadiness", text, _evidence(case, runs, "unsteady runs"), _longer(case))
 

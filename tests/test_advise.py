@@ -308,6 +308,15 @@ def test_how_many_repeats_would_tell_is_one_rule() -> None:
     (noisy,) = advise(frame([*runs(noise=0.3), *runs(precision="bf16", noise=0.3)]))
     assert noisy.sentence.endswith("; measure longer, or on a quieter machine.")
     assert noisy.action == "measure_steps: 500"
+    theirs = [
+        {
+            name: one.get(name)
+            for name in ("config_id", "suite", "execution", "status", "samples_per_second", "precision")
+        }
+        for one in [*runs(noise=0.3), *runs(precision="bf16", noise=0.3)]
+    ]
+    (bare,) = advise(frame([one | {"flags": "not_steady"} for one in theirs]))[:1]
+    assert (bare.topic, bare.action) == ("repeats", "")
 
 
 BUSY = {"flags": "short_window noisy_host"}
@@ -413,10 +422,10 @@ def claims(found: Iterable[Advice]) -> bool:
     return any(one.saving or one.sentence.startswith(("Use", "Consider")) for one in found)
 
 
-@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 150, marks=pytest.mark.slow)])
 def test_noise_alone_gives_no_gain(repeats: int, count: int) -> None:
-    """Of clean executions with four configurations that are all the same, at most 5 % claim any gain."""
-    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "checkpoint"}, {"batch": 16}, {}]
+    """Of clean executions with three configurations that are all the same, at most 5 % claim any gain."""
+    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "checkpoint"}, {}]
     table = frame([one for spec in other for one in runs(repeats=repeats, noise=0, **spec)])
     random = np.random.default_rng(7)
     wrong = 0
@@ -545,7 +554,6 @@ defaults:
 include:
   - {precision: fp32}
   - {precision: bf16}
-  - {precision: bf16, devices: 2}
   - {workload: slow_lm, workload_args.preset: tiny}
   - {batch_size_per_device: max, memory_limit_bytes: 2000000}
 repeats: 3
@@ -555,7 +563,7 @@ repeats: 3
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
-    """A slow loader, a useful precision, memory to spare and none, one and two devices; nothing of heat or stragglers."""
+    """A slow loader, a useful precision, memory to spare and none; nothing of heat or stragglers."""
     (tmp_path / "slowdata.py").write_text(SLOW)
     info = tmp_path / "slowdata-1.0.dist-info"
     info.mkdir()
@@ -566,7 +574,7 @@ def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
     keep: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 380}
     done = subprocess.run([*command, "run", "planted.yaml"], env=os.environ | {"PYTHONPATH": path}, **keep)
-    assert "15/15" in done.stderr, done.stderr
+    assert "12/12" in done.stderr, done.stderr
     done = subprocess.run([*command, "advise", "planted", "--json"], **keep)
     assert done.returncode == 0, done.stderr
     (document,) = json.loads(done.stdout)["executions"]
@@ -577,8 +585,6 @@ def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
     assert found["memory to spare"]["action"] == "batch_size_per_device: max"
     assert "does not fit into the memory" in found["out of memory"]["sentence"]
     assert not {"throttled", "shared", "failures", "next"} & set(found)
-    text = done.stdout
-    assert "2 devices" in text, "compared or not told"
     df = frame(tracking.load(f"sqlite:///{tmp_path}/mlflow.db"))
     known = df[(df["status"] == "ok") & (df["workload"] == "decoder_lm") & (df["devices"] == 1)]
     speeds = [known[known["precision"] == name]["samples_per_second"] for name in ("bf16", "fp32")]
