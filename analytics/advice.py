@@ -55,10 +55,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Case:
-    """What rules look at: `df` all runs of one execution, `ok` those that ended well, `table` their summary.
+    """What rules look at: `df` all runs of one execution, `ok` those that ended well, `table` their configurations.
 
-    `changes` are the matched comparisons among runs that nothing from outside has slowed down, `told` those measures of
-    them that differ from 1 after all comparisons are counted.
+    `table` has a row a configuration: IDENTITY, what was asked, host, device and the short `name`. `changes` are the matched
+    comparisons among runs that nothing from outside has slowed down, `told` those measures of them that differ from 1 after
+    all comparisons are counted.
     """
 
     df: pd.DataFrame

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analytics import gains, symptoms
 from analytics.advice import Advice, Case, flagged
-from analytics.frame import summary
+from analytics.frame import IDENTITY, asked, names
 from analytics.matched import changes
 from bench.record import Status
 
@@ -38,7 +38,8 @@ def advise(df: pd.DataFrame) -> list[Advice]:
     and if it is worth more than `stats.SAME`. Runs that heat or other users slowed down are compared with nothing.
     """
     ok = df[(df["status"] == Status.OK) & df["config_id"].notna()]
-    table = summary(ok)
+    table = ok.drop_duplicates([*IDENTITY])[[*IDENTITY, "host", "device_name", *asked(ok)]]
+    table = table.assign(name=names(table)).reset_index(drop=True)
     fit = ok[~flagged(ok, *symptoms.UNFIT)]
     found = tuple(changes(fit, table[table["config_id"].isin(fit["config_id"])]))
     case = Case(df, ok, table, found, gains.told(found))

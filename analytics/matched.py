@@ -219,14 +219,13 @@ class Change:
 
 
 def changes(df: pd.DataFrame, table: pd.DataFrame) -> list[Change]:
-    """Return every matched change among the runs `df` of one execution that ended well, and their summary `table`."""
+    """Return every matched change among runs `df` of one execution that ended well; `table` has their configurations."""
     begun = df.groupby("config_id")["started_at"].min()
     table = table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
     runs = {str(config): part for config, part in df.groupby("config_id")}
     several = table.loc[table["devices"] > 1, "parallelism"].nunique() > 1
     texts = table[[*asked(table), "environment", "host", "device_name"]].astype("str").fillna("")
     varying = [c for c in map(str, texts) if texts[c].nunique() > 1]
-    table = table[["name", "config_id", *asked(table)]]
     found: list[list[Change]] = []
     for topic in TOPICS:
         same = [c for c in varying if c not in _BESIDE and not topic.covers(c)]
