@@ -72,7 +72,7 @@ def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
 
 
 def _repriced(df: pd.DataFrame, store: str | None, given: dict[str, Any]) -> pd.DataFrame:
-    """Make carbon and cost of stored runs anew by what is given; imported runs have no record and stay as they are."""
+    """Make carbon and cost of stored runs anew by what is given."""
     import pandas as pd
 
     from analytics.factors import reprice
@@ -82,6 +82,10 @@ def _repriced(df: pd.DataFrame, store: str | None, given: dict[str, Any]) -> pd.
     from bench.suite import SuiteError
 
     imported = df["flags"].str.contains(r"\bimported\b", na=False)
+    if imported.any():
+        click.echo(
+            f"bench: {imported.sum()} imported runs have no record: their carbon and cost stay as they are", err=True
+        )
     try:
         records = reprice(tracking.records((run for _, run in df[~imported].iterrows()), store), given)
     except SuiteError as error:
