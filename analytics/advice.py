@@ -84,7 +84,8 @@ def thin(runs: pd.DataFrame, repeats: int) -> str:
     busy = 2 * int(flagged(runs, "noisy_host", "not_steady").sum()) > len(runs)
     if repeats >= SOUND and not busy:
         return ""
-    return f"{repeats} repeats{' on a busy or unsteady machine' if busy else ''}: run it again before acting on it"
+    made = f"{repeats} repeat{'s' * (repeats != 1)}" + (" on a busy or unsteady machine" if busy else "")
+    return f"{made}: run it again before acting on it"
 
 
 def digits(value: float, count: int = 2) -> str:

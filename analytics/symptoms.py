@@ -97,10 +97,12 @@ def straggling(case: Case) -> Iterator[Advice]:
         return  # chance may pick the same one each time
     devices = {*runs["straggler_device"].dropna()} - {"cpu"}
     which = f"rank {ranks.pop()}" + (f" ({printable(devices.pop(), 50)})" if len(devices) == 1 else "")
-    text = (
-        f"One rank takes {digits(ratio)} times as long as the others, who wait for it; it is {which} in all {len(runs)} "
-        "runs: look at its clocks, its heat and its neighbours."
-    )
+    text = f"one rank takes {digits(ratio)} times as long as the others, who wait for it"
+    text += f"; it is {which} in all {len(runs)} runs"
+    if weak := thin(runs, evidence.n):
+        yield Advice("straggler", f"It looks as if {text}.", evidence, limits=(weak,), weak=True)
+        return
+    text = f"O{text[1:]}: look at its clocks, its heat and its neighbours."
     yield Advice("straggler", text, evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
 
 

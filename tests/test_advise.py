@@ -360,6 +360,9 @@ def test_a_busy_machine_makes_guesses_of_symptoms() -> None:
     input_ = said(runs(more=BUSY | {"data_wait_share": 0.4}))["input"]
     assert input_.sentence.startswith("It looks as if the training waits for its data 40 % of the time")
     assert (input_.action, input_.weak) == ("", True)
+    slow = said(runs(devices=4, more=BUSY | {"straggler_ratio": 1.3, "straggler_rank": 3}))["straggler"]
+    assert slow.sentence.startswith("It looks as if one rank takes 1.3 times as long as the others")
+    assert (slow.saving, slow.weak) == (None, True)
 
 
 def test_large_figures_are_plain_numbers() -> None:
