@@ -12,6 +12,8 @@ from analytics.stats import Estimate
 
 EVERYWHERE = "this machine, these workloads and batches; steady time, without starting up; intervals of 95 %"
 """Limits of every advice."""
+SOUND = 3
+"""Repeats of each side from which on an advice may be an imperative."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Advice:
 
     `saving` is the share of time (for a smaller number of devices: of device-hours) that it saves at best; None where
     nothing is known to be saved. `limits` hold beside EVERYWHERE. `first`: it must be mended before others are believed.
+    `weak`: a guess from evidence that is no ground to act on (`thin`), without action and saving, told after all others.
     """
 
     topic: str
@@ -47,14 +50,16 @@ class Advice:
     saving: float | None = None
     limits: tuple[str, ...] = ()
     first: bool = False
+    weak: bool = False
 
 
 @dataclass(frozen=True)
 class Case:
-    """What rules look at: `df` all runs of one execution, `ok` those that ended well, `table` their summary.
+    """What rules look at: `df` all runs of one execution, `ok` those that ended well, `table` their configurations.
 
-    `changes` are the matched comparisons among runs that nothing from outside has slowed down, `told` those measures of
-    them that differ from 1 after all comparisons are counted.
+    `table` has a row a configuration: IDENTITY, what was asked, host, device and the short `name`. `changes` are the matched
+    comparisons among runs that nothing from outside has slowed down, `told` those measures of them that differ from 1 after
+    all comparisons are counted.
     """
 
     df: pd.DataFrame
@@ -68,17 +73,36 @@ class Case:
         return tuple(self.table[self.table["config_id"].isin(list(config_ids))]["name"])
 
 
+def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
+    """Return for each run whether it has one of some flags."""
+    return df["flags"].fillna("").map(lambda text: not {*text.split()}.isdisjoint(flags)).astype(bool)
+
+
+def thin(runs: pd.DataFrame, repeats: int) -> str:
+    """Say why runs are no ground to act on: few repeats, or most of them unsteady; nothing where they are sound."""
+    runs = runs[~runs.index.duplicated()]
+    busy = 2 * int(flagged(runs, "noisy_host", "not_steady").sum()) > len(runs)
+    if repeats >= SOUND and not busy:
+        return ""
+    made = f"{repeats} repeat{'s' * (repeats != 1)}" + (" on a busy or unsteady machine" if busy else "")
+    return f"{made}: run it again before acting on it"
+
+
+def digits(value: float, count: int = 2) -> str:
+    """Write a number with so many digits, and none of an exponent: 1.2, 24, 140."""
+    return f"{value:.{count}g}" if abs(value) < 10**count - 0.5 else f"{value:,.0f}"
+
+
 def amount(ratio: Estimate, noun: str, mark: str = "") -> str:
     """Say what a ratio means: `24 % less time (20 to 28 %)`, `9.2 times the time (8.9 to 9.4)`; `mark` ~ for a model."""
     if ratio.value >= 2:
-        inside = "" if ratio.low is None else f" ({ratio.low:.3g} to {ratio.high:.3g})"
-        return f"{mark}{ratio.value:.3g} times the {noun}{inside}"
+        both = () if ratio.low is None or ratio.high is None else (digits(ratio.low, 3), digits(ratio.high, 3))
+        inside = f" ({' to '.join(both)})" if both else ""
+        return f"{mark}{digits(ratio.value, 3)} times the {noun}{inside}"
     sign, word = (-1, "less") if ratio.value < 1 else (1, "more")
-    ends = [
-        f"{end:.2g}" for end in sorted(100 * sign * (end - 1) for end in (ratio.low, ratio.high) if end is not None)
-    ]
+    ends = [digits(end) for end in sorted(100 * sign * (end - 1) for end in (ratio.low, ratio.high) if end is not None)]
     inside = f" ({ends[0]} to {ends[1]} %)" if len(set(ends)) > 1 else ""
-    return f"{mark}{100 * abs(ratio.value - 1):.2g} % {word} {noun}{inside}"
+    return f"{mark}{digits(100 * abs(ratio.value - 1))} % {word} {noun}{inside}"
 
 
 def change_evidence(change: Change, measure: str) -> Evidence:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from analytics import gains, symptoms
-from analytics.advice import Advice, Case
-from analytics.frame import summary
+from analytics.advice import Advice, Case, flagged
+from analytics.frame import IDENTITY, asked, names
 from analytics.matched import changes
 from bench.record import Status
 
@@ -32,16 +32,17 @@ RULES: tuple[Callable[[Case], Iterator[Advice]], ...] = (
 
 
 def advise(df: pd.DataFrame) -> list[Advice]:
-    """Return at most ten advices from the runs of one execution (`analytics.frame.frame`), those that save most first.
+    """Return at most ten advices from runs of one execution (`analytics.frame.frame`), what saves most first, guesses last.
 
     A gain is claimed only if its interval tells it after all comparisons of the execution are counted (`matched.holm`),
     and if it is worth more than `stats.SAME`. Runs that heat or other users slowed down are compared with nothing.
     """
     ok = df[(df["status"] == Status.OK) & df["config_id"].notna()]
-    table = summary(ok)
-    fit = ok[~symptoms.flagged(ok, *symptoms.UNFIT)]
+    table = ok.drop_duplicates([*IDENTITY])[[*IDENTITY, "host", "device_name", *asked(ok)]]
+    table = table.assign(name=names(table)).reset_index(drop=True)
+    fit = ok[~flagged(ok, *symptoms.UNFIT)]
     found = tuple(changes(fit, table[table["config_id"].isin(fit["config_id"])]))
     case = Case(df, ok, table, found, gains.told(found))
     said = [advice for rule in RULES for advice in rule(case)]
-    said.sort(key=lambda advice: (not advice.first, -(advice.saving or 0.0)))
+    said.sort(key=lambda advice: (not advice.first, advice.weak, -(advice.saving or 0.0)))
     return said[:MOST]

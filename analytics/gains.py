@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from analytics import stats
-from analytics.advice import Advice, Case, amount, change_evidence
+from analytics.advice import Advice, Case, amount, change_evidence, digits, flagged, thin
 from analytics.matched import MEASURES, UNKNOWN, Change, apart
 from analytics.stats import LOSS, SAME, Estimate
 
@@ -19,7 +19,8 @@ _MORE = {
 _DOES = {"time": "the same work takes", "time in use": "the model in use takes"}
 _FREE = f"it takes no visible time ({100 * LOSS:.0f} % at most) and"
 _WORDS = {"time in use": "time", "size": "space on disk"}
-_DEARER = {"distillation": "Distillation has its price", "compile": "Compiling does not pay"}
+_DEARER = {"distillation": "distillation has its price", "compile": "compiling does not pay"}
+_LOOKS = "It looks as if "
 
 
 FALSE_ALARMS = 0.05
@@ -51,15 +52,15 @@ def options(case: Case) -> Iterator[Advice]:
     for topic in dict.fromkeys(change.topic.name for change in case.changes if change.topic.name != "devices"):
         here = [change for change in case.changes if change.topic.name == topic]
         gains = [(kind, change) for change in here if (kind := _gain(case, change))]
-        worse = [change for change in here if _differs(case, change, change.main) > 1 + SAME]
+        worse = [change for change in here if differs(case, change, change.main) > 1 + SAME]
         if gains:
             yield _use(*min(gains, key=lambda one: (one[0] not in _DOES, one[1].ratio(one[0]).value)), worse)
         elif worse:
             yield _stay(worse, decided=not any(undecided(case, change) for change in here))
 
 
-def _differs(case: Case, change: Change, measure: str) -> float:
-    """The ratio of a measure where it is told to differ from 1; else 1."""
+def differs(case: Case, change: Change, measure: str) -> float:
+    """Return the ratio of a measure where it is told to differ from 1; else 1."""
     return change.ratio(measure).value if (change, measure) in case.told else 1.0
 
 
@@ -75,11 +76,11 @@ def _gain(case: Case, change: Change) -> str:
     """The measure in which a change gains, or nothing: time, else energy, memory or size that take no visible time."""
     if (change.runs[0]["target_reached"] == 0).any():
         return ""
-    if _differs(case, change, change.main) < 1 - SAME:
+    if differs(case, change, change.main) < 1 - SAME:
         return change.main
     highs = [change.ratio(measure).high for measure in {"time", change.main}]
     free = all(high is not None and high <= 1 + LOSS for high in highs)
-    kinds = [kind for kind in ("energy", "memory", "size") if _differs(case, change, kind) < 1 - LOSS]
+    kinds = [kind for kind in ("energy", "memory", "size") if differs(case, change, kind) < 1 - LOSS]
     return kinds[0] if free and kinds else ""
 
 
@@ -87,18 +88,39 @@ def _use(kind: str, change: Change, worse: Sequence[Change]) -> Advice:
     """Advise the option that gains `kind`; warn of the one that costs most of all."""
     ratio = change.ratio(kind)
     judged, limits = quality(change, "served loss" if change.main == "time in use" else "validation loss")
-    verb = "Consider" if "price" in judged else "Use"
-    said = f"{verb} {change.title} instead of {change.baseline}: {_DOES.get(kind, _FREE)} "
+    weak = _thin(change)
+    said = f"{'Consider' if 'price' in judged else 'Use'} {change.title} instead of {change.baseline}"
+    said = f"{_LOOKS}{change.title} gains over {change.baseline}" if weak else said
+    said += f": {_DOES.get(kind, _FREE)} "
     said += amount(ratio, _WORDS.get(kind, kind)) + (_energy(change, " and ") if kind == "time" else "")
     size = change.ratio("size")
     said += f", with {amount(size, 'space on disk')}" if kind != "size" and apart(size) else ""
     said += "." + (_pays(change) if change.topic.name == "compile" else "") + judged
-    if worse:
+    if worse and not weak:
         worst = max(worse, key=lambda other: other.ratio(other.main).value)
         said += f" Not {worst.option}: {amount(worst.ratio(worst.main), worst.main)}."
-    saving = 1 - ratio.value if kind in _DOES else None
-    limits = (*limits, *_conditions(change, kind, said))
-    return Advice(change.topic.name, said, change_evidence(change, kind), change.action, saving, limits)
+    return _advice(change, kind, said, change.action, 1 - ratio.value if kind in _DOES else None, limits)
+
+
+def _thin(change: Change) -> str:
+    """Why a change is no ground to act on, or nothing."""
+    return thin(pd.concat(change.runs), change.ratio(change.main).n)
+
+
+def _advice(
+    change: Change,
+    measure: str,
+    said: str,
+    action: str = "",
+    saving: float | None = None,
+    limits: tuple[str, ...] = (),
+) -> Advice:
+    """Make an advice of a change; one on thin evidence has neither action nor saving."""
+    weak, limits = _thin(change), (*limits, *_conditions(change, measure, said))
+    evidence = change_evidence(change, measure)
+    if weak:
+        return Advice(change.topic.name, said, evidence, limits=(weak, *limits), weak=True)
+    return Advice(change.topic.name, said, evidence, action, saving, limits)
 
 
 def _stay(worse: Sequence[Change], *, decided: bool) -> Advice:
@@ -112,13 +134,23 @@ def _stay(worse: Sequence[Change], *, decided: bool) -> Advice:
             gives.append(f"a lower validation loss ({_losses(change, 'validation loss')})")
         takes = f"take{'' if change.option[0].isdigit() else 's'} {amount(change.ratio(change.main), change.main)}"
         parts.append(f"{change.option} {takes}" + (f", for {' and '.join(gives)}" if gives else ""))
-    topic = f"{first.topic.name} " if first.topic.noun == "{}" else ""
-    stay = "Unless memory is short, stay with" if "less memory" in "".join(parts) else "Stay with"
-    opening = _DEARER.get(first.topic.name, f"{stay if decided else 'Compared with'} {topic}{first.baseline}")
+    said = f"{_opening(first, less='less memory' in ''.join(parts), decided=decided)}: {'; '.join(parts)}."
     judged, limits = quality(first, "validation loss")
-    said = f"{opening}: {'; '.join(parts)}." + (judged if first.topic.name == "distillation" else "")
-    limits = (*limits, *_conditions(first, first.main, said))
-    return Advice(first.topic.name, said, change_evidence(first, first.main), limits=limits)
+    said += judged if first.topic.name == "distillation" else ""
+    return _advice(first, first.main, said, limits=limits)
+
+
+def _opening(change: Change, *, less: bool, decided: bool) -> str:
+    """Say to stay with a baseline, unless `less` memory is a reason; or how it looks, on thin evidence."""
+    stay = f"{change.topic.name} {change.baseline}" if change.topic.noun == "{}" else change.baseline
+    weak, dearer = _thin(change), _DEARER.get(change.topic.name)
+    if dearer:
+        return _LOOKS + dearer if weak else dearer.capitalize()
+    if not decided:
+        return f"Compared with {stay}" + (", as it looks" if weak else "")
+    if weak:
+        return f"{_LOOKS}{stay} is the better choice" + (", unless memory is short" if less else "")
+    return f"{'Unless memory is short, stay' if less else 'Stay'} with {stay}"
 
 
 def _energy(change: Change, before: str) -> str:
@@ -139,7 +171,7 @@ def _pays(change: Change) -> str:
     if ratio.low is None or ratio.high is None or not cost > 0 or ratio.high >= 1:
         return ""
     steps = [f"{cost / (step * (1 - value)):,.0f}" for value in (ratio.value, ratio.low, ratio.high)]
-    return f" It pays after {steps[0]} steps ({steps[1]} to {steps[2]}): compiling takes {cost:.3g} s once."
+    return f" It pays after {steps[0]} steps ({steps[1]} to {steps[2]}): compiling takes {digits(cost, 3)} s once."
 
 
 def _losses(change: Change, measure: str) -> str:
@@ -188,7 +220,7 @@ def _conditions(change: Change, measure: str, said: str) -> Iterator[str]:
         known = sorted(zip(each, (name for name, _ in change.names), strict=True))
         yield f"a mean: from × {known[0][0]:.3g} ({known[0][1]}) to × {known[-1][0]:.3g} ({known[-1][1]})"
     runs = pd.concat(change.runs)
-    if runs["flags"].fillna("").str.contains("noisy_host|not_steady").any():
+    if not _thin(change) and flagged(runs, "noisy_host", "not_steady").any():
         yield "some of the runs were unsteady"
     if change.topic.name in ("batch", "devices") and runs["global_batch_size"].nunique() > len(change.cells):
         yield "a larger batch makes fewer updates from the same samples: look at the loss too"
@@ -206,7 +238,7 @@ def devices(case: Case) -> Iterator[Advice]:
             chain[count] = min(best, change, key=lambda one: (-len(one.cells), one.ratio("time").value))
     worth: Change | None = None
     for _, change in sorted(chain.items()):
-        if _differs(case, change, "knee") >= 1:
+        if differs(case, change, "knee") >= 1:
             if (change, "knee") in case.told:
                 yield _count(change, stop=True)
             break
@@ -223,11 +255,9 @@ def _count(change: Change, *, stop: bool) -> Advice:
     if stop:
         gain = f"take {amount(time, 'time')}" if apart(time) else "are not visibly faster"
         said = f"Stop at {change.baseline}: {change.option} {gain}, but {paid}: they cost more than they bring."
-    else:
-        gain = f"against {change.baseline} the same work takes {amount(time, 'time')}"
-        said = f"Use {change.option} if time counts: {gain} and {paid}."
-    action, saving = (
-        (f"devices: {change.baseline.split()[0]}", 1 - 1 / hours.value) if stop else (change.action, 1 - time.value)
-    )
-    limits = tuple(_conditions(change, "time", said))
-    return Advice("devices", said, change_evidence(change, "time"), action, saving, limits)
+        if _thin(change):
+            said = f"{_LOOKS}{change.option} cost more than they bring: they {gain}, but {paid}."
+        return _advice(change, "time", said, f"devices: {change.baseline.split()[0]}", 1 - 1 / hours.value)
+    opening = f"{_LOOKS}{change.option} pay" if _thin(change) else f"Use {change.option}"
+    said = f"{opening} if time counts: against {change.baseline} the same work takes {amount(time, 'time')} and {paid}."
+    return _advice(change, "time", said, change.action, 1 - time.value)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -159,22 +160,44 @@ class Change:
         """Return what ratios of a measure are multiplied with: a power of the factor of devices."""
         return float(self.grew ** _POWER.get(measure, 0.0))
 
-    def ratio(self, measure: str) -> Estimate:
-        """Return option / baseline of a measure for the same work; UNKNOWN where a run does not know it.
+    @cached_property
+    def _contrasts(self) -> dict[str, stats.Contrast]:
+        return {}
+
+    def contrast(self, measure: str) -> stats.Contrast:
+        """Compare option with baseline in a measure, `times` left out; UNKNOWN where a run does not know it.
 
         In one cell as `analytics.compare` does it, by pairs of launches where they ran side by side; over several cells by
-        `stats.ratio`.
+        `stats.ratio`, the spread of each side then counting by its weight.
         """
-        column, times, pairs = self.column(measure), self.times(measure), self.pairs(measure)
+        if measure not in self._contrasts:
+            self._contrasts[measure] = self._contrast(self.column(measure), self.pairs(measure))
+        return self._contrasts[measure]
+
+    def _contrast(self, column: tuple[str, bool] | None, pairs: list[tuple[pd.Series, pd.Series]]) -> stats.Contrast:
         if column is None:
-            return UNKNOWN
-        beside = side_by_side(column[0], self.cells[0]) if len(self.cells) == 1 else None
-        if beside is None:
-            found = stats.ratio(pairs)
-        else:
-            found = stats.contrast(*(reversed(beside) if column[1] else beside), paired=True).found
+            return stats.Contrast(UNKNOWN)
+        if len(pairs) == 1:
+            beside = side_by_side(column[0], self.cells[0])
+            option, baseline = (
+                (values.tolist() for values in pairs[0]) if beside is None else beside[:: -1 if column[1] else 1]
+            )
+            return stats.contrast(option, baseline, paired=beside is not None)
+        found = stats.ratio(pairs)
+        spread = [stats.pooled([side])[0] / len(pairs) for pair in pairs for side in pair] if found.n > 1 else []
+        return stats.Contrast(found, spread=tuple(spread))
+
+    def ratio(self, measure: str) -> Estimate:
+        """Return option / baseline of a measure for the same work; UNKNOWN where a run does not know it."""
+        found, times = self.contrast(measure).found, self.times(measure)
         low, high = (end and end * times for end in (found.low, found.high))
         return Estimate(found.value * times, low, high, found.n)
+
+    def more_repeats(self, measure: str, tests: int) -> int | None:
+        """How many more repeats of each side would tell, as `stats.more_repeats` has it; None where no spread is known."""
+        found, ratio = self.contrast(measure), self.ratio(measure)
+        region = (math.log1p(-stats.SAME), math.log1p(stats.SAME))
+        return stats.more_repeats(found.spread, ratio.n, math.log(ratio.value), region, tests)
 
     @property
     def main(self) -> str:
@@ -196,7 +219,7 @@ class Change:
 
 
 def changes(df: pd.DataFrame, table: pd.DataFrame) -> list[Change]:
-    """Return every matched change among the runs `df` of one execution that ended well, and their summary `table`."""
+    """Return every matched change among runs `df` of one execution that ended well; `table` has their configurations."""
     begun = df.groupby("config_id")["started_at"].min()
     table = table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
     runs = {str(config): part for config, part in df.groupby("config_id")}

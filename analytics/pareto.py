@@ -17,7 +17,8 @@ import pandas as pd
 
 from analytics import stats
 from analytics.frame import IDENTITY, summary
-from analytics.words import printable
+from analytics.words import number, printable
+from analytics.work import short
 from bench.record import Status
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
@@ -30,11 +31,15 @@ _TO_TARGET = {
     "carbon": ("emissions_to_target_kg",),
 }
 _ALWAYS = {"memory": ("peak_memory_bytes",), "quality": ("validation_loss", "validation_accuracy")}
+_LOADER = ("workload_args.workers", "workload_args.pin_memory")
+"""Arguments of a workload that change neither its model nor its data."""
+_LIGHTER = ("finetune", "pruning")
+"""Methods that take fewer FLOP for the same work by their nature: that is their gain, and no other work."""
 _REMEDIES = {
     "time": "the runs tell no throughput",
     "energy": "no energy is known: bench doctor says what can be measured",
-    "cost": "no price is known: bench run SUITE --price USD, or --electricity-price",
-    "carbon": "no region is known: bench run SUITE --region FR",
+    "cost": "no price is known: give --price USD, or --electricity-price",
+    "carbon": "no energy or no region is known: give --region FR",
     "memory": "no run tells its peak memory",
     "quality": "no run was validated: validation.samples in the suite",
 }
@@ -84,7 +89,7 @@ class Front:
 
 
 def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 1000, seed: int = 0) -> list[Front]:
-    """Return a front for each kind of work in a frame of runs: workload, data and, unless quality counts, model.
+    """Return a front for each kind of work in a frame of runs: workload, data and model.
 
     The means of a configuration are drawn jointly over the objectives (on logarithms; Student's t with n - 1 degrees of
     freedom, with the covariance of the residuals of its repeats), so that time and energy of a run stay together. The knee
@@ -94,24 +99,35 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or not objectives:
         raise ValueError(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
-    return [
-        _front(work, runs, objectives, draws, seed) for work, runs in _works(df[df["status"] == Status.OK], objectives)
-    ]
+    return [_front(work, runs, objectives, draws, seed) for work, runs in _works(df[df["status"] == Status.OK])]
 
 
-def _works(df: pd.DataFrame, objectives: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Split runs into those that do the same work, each with a name."""
-    shared = ["workload", "dataset", "dataset_digest"]
-    judged = "quality" in objectives and df[["validation_loss", "validation_accuracy"]].notna().any(axis=1).all()
-    if not judged:
-        shared += [name for name in df.columns if name.startswith("workload_args.")]
-    keys = df[shared].astype("str").fillna("")
+def _works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split runs into those that do the same work, each with a name: same workload, data, model and FLOP of a sample."""
+    arguments = [name for name in df.columns if name.startswith("workload_args.") and name not in _LOADER]
+    shared = ["workload", "dataset", "dataset_digest", *arguments]
+    methods = [name for name in df.columns if name.split(".")[0] in _LIGHTER]
+    texts = df[[*shared, *methods]].astype("str").fillna("")
+    sizes = df["flops_per_sample"].groupby([texts[name] for name in texts]).transform(_sizes)
+    keys = texts[shared].assign(flops_per_sample=sizes)
     varying = [name for name in shared if keys[name].nunique() > 1 and name != "dataset_digest"]
-    for _, runs in df.groupby([keys[name] for name in shared], sort=False):
+    by_flops = len(keys.drop_duplicates()) > len(keys[shared].drop_duplicates())
+    for _, runs in df.groupby([keys[name] for name in keys], sort=False):
         first = runs.iloc[0]
         told = {name: f"{first[name]:g}" if isinstance(first[name], float) else first[name] for name in varying}
         pieces = [f"{name.split('.')[-1]}={printable(told[name], 40)}" for name in varying if pd.notna(first[name])]
+        pieces += [f"{short(first['flops_per_sample'])} FLOP a sample"] if by_flops else []
         yield " ".join(pieces) or printable(first["workload"]), runs
+
+
+def _sizes(flops: pd.Series) -> pd.Series:
+    """Number the sizes of work: figures within 1 % are one size; those that are not known are one, too."""
+    known = np.sort(flops.dropna().unique())
+    starts: list[float] = []
+    for value in known:
+        if not starts or value > 1.01 * starts[-1]:
+            starts.append(float(value))
+    return pd.Series(np.searchsorted(starts, flops.fillna(-1), side="right"), index=flops.index)
 
 
 def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Objective], dict[str, str]]:
@@ -132,17 +148,29 @@ def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Object
         ]
         complete = [Objective(name, c) for c in known if np.isfinite(runs[c]).all()]
         bases = _bases(runs, complete[0]) if complete else []
+        unequal = "" if reached or name != "quality" else _unequal(runs)
         if not known:
             dropped[name] = _REMEDIES[name]
         elif not complete and len(known) > 1 and name == "energy":
             dropped[name] = "measured for some and estimated for others, which are never mixed"
         elif not complete:
             dropped[name] = "not known for all of them"
+        elif unequal:
+            dropped[name] = unequal
         elif len(bases) > 1:
             dropped[name] = f"it is that of {' and '.join(bases)}, which are never mixed"
         else:
             found.append(complete[0])
     return ("to the target" if reached else f"per million {unit}"), found, dropped
+
+
+def _unequal(runs: pd.DataFrame) -> str:
+    """Say that quality was read after unequal training; nothing where it was not, or where that is not known."""
+    seen = (runs["trained_steps"] * runs["global_batch_size"]).dropna().astype(float)
+    if seen.empty or seen.max() <= 1.1 * seen.min():
+        return ""
+    told = f"it is that after {number(seen.min())} to {number(seen.max())} samples"
+    return f"{told}: give all the same measure_steps and batch, or a target that all reach"
 
 
 def _bases(runs: pd.DataFrame, objective: Objective) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analytics import stats
-from analytics.advice import Advice, Case, Evidence, listed
+from analytics.advice import Advice, Case, Evidence, digits, flagged, listed, thin
 from analytics.frame import asked
-from analytics.gains import undecided
-from analytics.matched import plain
-from analytics.stats import LOSS
-from analytics.words import printable
+from analytics.gains import differs, undecided
+from analytics.matched import Change, apart, plain
+from analytics.stats import LOSS, SAME
+from analytics.words import printable, repeats_words
 from bench.quality import STRAGGLER_RATIO
 from bench.record import Status
 
@@ -21,14 +21,10 @@ UNFIT = ("throttled", "shared_gpu", "mig_shared")
 """Flags of runs that something outside slowed down: no advice compares them."""
 WAITS = 0.1
 """Share of a step from which on waiting is worth a sentence."""
-MANY = 50
-"""More repeats than this are no advice."""
+MANY = 20
+"""More repeats than this, beyond those made, are no advice."""
+_EXPOSED = "exposed_communication_share"
 _AT_BEST = "the saving is at best: that all of the waiting goes"
-
-
-def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
-    """Return for each run whether it has one of some flags."""
-    return df["flags"].fillna("").map(lambda text: not {*text.split()}.isdisjoint(flags)).astype(bool)
 
 
 def _evidence(case: Case, runs: pd.DataFrame, measure: str) -> Evidence:
@@ -48,6 +44,8 @@ def _always(case: Case, column: str, above: float, but: str = "") -> tuple[pd.Da
     """
     among = case.ok[case.ok["parallelism"] != but] if column in case.ok else case.ok[:0]
     runs = among[among.groupby("config_id")[column].transform("min") > above] if len(among) else among
+    if runs.empty:
+        return runs, Evidence(0, (), column), 0.0
     evidence = _evidence(case, runs, column)
     return runs, evidence, evidence.ratio or 0.0
 
@@ -79,49 +77,67 @@ def waiting(case: Case) -> Iterator[Advice]:
         action = f"workload_args.workers: {max(2, 2 * int(workers))}" + (
             ", workload_args.pin_memory: true" if gpu else ""
         )
-        text = f"The training waits for its data {100 * share:.2g} % of the time: load them in more processes."
+        waits = f"training waits for its data {digits(100 * share)} % of the time"
         limits = () if gpu else ("on a CPU the loaders take processors from the training: look whether it gains",)
+        if weak := thin(runs, evidence.n):
+            text = f"It looks as if the {waits}: loading them in more processes may help."
+            yield Advice("input", text, evidence, limits=(weak, *limits), weak=True)
+            return
+        text = f"The {waits}: load them in more processes."
         yield Advice("input", text, evidence, action, share, (_AT_BEST, *limits))
 
 
 def straggling(case: Case) -> Iterator[Advice]:
     """One rank is slower than the others, who wait for it. Stages of a pipeline differ by nature."""
     runs, evidence, ratio = _always(case, "straggler_ratio", STRAGGLER_RATIO, but="pp")
-    if runs.empty:
+    if runs.empty or "straggler_rank" not in runs or runs["straggler_rank"].isna().any():
         return
-    text = f"One rank takes {ratio:.2g} times as long as the others, who wait for it"
-    if "straggler_rank" in runs and runs["straggler_rank"].notna().all():
-        ranks = sorted({int(rank) for rank in runs["straggler_rank"]})
-        devices = {*runs["straggler_device"].dropna()} - {"cpu"}
-        which = f"rank {ranks[0]}" + (f" ({printable(devices.pop(), 50)})" if len(devices) == 1 else "")
-        said = f"it is {which} in all {len(runs)} runs: look at its clocks, its heat and its neighbours"
-        if (
-            len(ranks) > 1 or float(runs["devices"].min()) ** (1 - len(runs)) > 0.05
-        ):  # chance may pick the same one each time
-            said = f"in {len(runs)} runs it was rank {' or '.join(map(str, ranks))}, as chance may have it"
-        text += f"; {said}"
-    yield Advice("straggler", text + ".", evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
+    ranks = {int(rank) for rank in runs["straggler_rank"]}
+    if len(ranks) > 1 or float(runs["devices"].min()) ** (1 - len(runs)) > 0.05:
+        return  # chance may pick the same one each time
+    devices = {*runs["straggler_device"].dropna()} - {"cpu"}
+    which = f"rank {ranks.pop()}" + (f" ({printable(devices.pop(), 50)})" if len(devices) == 1 else "")
+    text = f"one rank takes {digits(ratio)} times as long as the others, who wait for it"
+    text += f"; it is {which} in all {len(runs)} runs"
+    if weak := thin(runs, evidence.n):
+        yield Advice("straggler", f"It looks as if {text}.", evidence, limits=(weak,), weak=True)
+        return
+    text = f"O{text[1:]}: look at its clocks, its heat and its neighbours."
+    yield Advice("straggler", text, evidence, saving=1 - 1 / ratio, limits=(_AT_BEST,))
 
 
 def communicating(case: Case) -> Iterator[Advice]:
-    """Ranks wait for the network or for each other; another parallelism on as many devices may wait less."""
-    column = "exposed_communication_share"
-    runs, evidence, share = _always(case, column, WAITS)
+    """Ranks wait for the network or for each other; another parallelism that was measured may be faster."""
+    runs, evidence, share = _always(case, _EXPOSED, WAITS)
     if runs.empty:
         return
-    others = case.ok[~case.ok["config_id"].isin(runs["config_id"]) & case.ok["devices"].isin(runs["devices"])]
-    waits = others.groupby("parallelism")[column].median().dropna()
-    text = (
-        f"With {listed(evidence.configurations, 2)}, devices wait for each other up to {100 * share:.2g} % of a step: "
-    )
-    profiled = "from a few profiled steps after the window"
-    if len(waits) and waits.min() < share / 2:
-        way = printable(waits.idxmin(), 40)
-        text += f"{way} waits {100 * waits.min():.2g} %; choose it unless the model does not fit."
-        yield Advice("communication", text, evidence, f"parallelism: {way}", limits=(profiled,))
+    names, profiled = listed(evidence.configurations, 2), "from a few profiled steps after the window"
+    text = f"With {names}, devices wait for each other up to {digits(100 * share)} % of a step: "
+    better = [one for change in case.changes if (one := _faster(case, change, runs)) is not None]
+    waits = [(float(fast[_EXPOSED].median()), fast) for fast in better if fast[_EXPOSED].max() < share / 2]
+    if not waits:
+        text += "a larger batch a device, or accumulation, would let them exchange less often."
+        weak = thin(runs, evidence.n)
+        limits = (*([weak] if weak else []), "not measured: a thing to try", profiled)
+        yield Advice("communication", text, evidence, limits=limits, weak=bool(weak))
         return
-    text += "try a larger batch a device, or accumulation, so that they exchange less often."
-    yield Advice("communication", text, evidence, "gradient_accumulation_steps: 4", share, (_AT_BEST, profiled))
+    least, fast = min(waits, key=lambda one: one[0])
+    way = printable(fast["parallelism"].iloc[0], 40)
+    text += f"{way} waits {digits(100 * least)} % and was faster"
+    if weak := thin(pd.concat([runs, fast]), min(evidence.n, len(fast))):
+        yield Advice("communication", f"{text}, as it looks.", evidence, limits=(weak, profiled), weak=True)
+        return
+    text += "; choose it unless the model does not fit."
+    yield Advice("communication", text, evidence, f"parallelism: {way}", limits=(profiled,))
+
+
+def _faster(case: Case, change: Change, waiting: pd.DataFrame) -> pd.DataFrame | None:
+    """The runs of another parallelism that beat those that wait, where a change has measured that."""
+    ratio = differs(case, change, change.main)
+    if change.topic.name != "parallelism" or 1 - SAME <= ratio <= 1 + SAME:
+        return None
+    fast, slow = change.runs if ratio < 1 else change.runs[::-1]
+    return fast if _EXPOSED in fast and slow["config_id"].isin(waiting["config_id"]).all() else None
 
 
 def spare(case: Case) -> Iterator[Advice]:
@@ -182,41 +198,44 @@ def uncertain(case: Case) -> Iterator[Advice]:
     names = tuple(f"{change.title} against {change.baseline}" for change in waiting)
     sides = [side for change in waiting for pair in change.pairs(change.main) for side in pair]
     noise, degrees = stats.pooled(sides)
-    fewest = min(map(len, sides))
-    wanted = _repeats(noise, len(case.changes), fewest) if degrees else 3
-    known = f"{fewest} repeats that differ by {100 * noise:.2g} %" if degrees else "each ran once"
-    how = f"{wanted} repeats should tell differences of {100 * LOSS:.0f} %"
-    if wanted > MANY:
-        how = f"{MANY} repeats would not do: measure longer, or on a quieter machine"
-    text = f"Cannot tell yet ({known}): {listed(names)}; {how}."
-    runs = len({index for side in sides for index in side.index})
-    evidence = Evidence(runs, names, "spread of repeats", noise if degrees else None, n=fewest)
-    yield Advice("repeats", text, evidence, f"repeats: {wanted}" if wanted <= MANY else _longer(case))
+    fewest, runs = min(map(len, sides)), len({index for side in sides for index in side.index})
+    if not degrees:
+        text = f"Cannot tell yet: {listed(names)}; each ran once, so that nothing is known of noise: ask for 3 repeats."
+        yield Advice("repeats", text, Evidence(runs, names, "one repeat each", n=1), "repeats: 3")
+        return
+    more = [change.more_repeats(_question(change), len(case.changes)) for change in waiting]
+    told = [f"{name} ({repeats_words(n)})" if n else name for name, n in zip(names, more, strict=True)]
+    few = [count or 0 for count in more if (count or 0) <= MANY]
+    longer = "measure longer, or on a quieter machine"
+    if few:
+        longer = "so many more should tell" + (f"; where that is too many, {longer}" if len(few) < len(more) else "")
+    spread = f"{fewest} repeat{'s' * (fewest > 1)} that differ by {digits(100 * noise)} %"
+    text = f"Cannot tell yet ({spread}): {listed(told)}; {longer}."
+    evidence = Evidence(runs, names, "spread of repeats", noise, n=fewest)
+    yield Advice("repeats", text, evidence, f"repeats: {max(3, fewest + max(few))}" if few else _longer(case))
 
 
-def _repeats(noise: float, tests: int, now: int) -> int:
-    """Repeats of each side, more than now, whose interval at the level of that many tests is ± LOSS wide at most."""
-    for count in range(max(3, now + 1), MANY + 1):
-        half = stats.t_quantile(2 * count - 2, 1 - 0.05 / tests) * noise * math.sqrt(2 / count)
-        if half <= math.log1p(LOSS):
-            return count
-    return MANY + 1
+def _question(change: Change) -> str:
+    """What is to be told: of devices first whether they are faster at all, then whether they are worth it."""
+    return "time" if change.topic.name == "devices" and not apart(change.ratio("time")) else change.main
 
 
 def _longer(case: Case) -> str:
-    """A window five times as long, as a suite says it."""
+    """A window five times as long, as a suite says it; nothing of runs that do not tell theirs."""
     steps, seconds = case.ok["measure_steps"].median(), case.ok["window_seconds"].median()
-    return f"measure_seconds: {math.ceil(5 * seconds)}" if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
+    longer = "" if pd.isna(seconds) else f"measure_seconds: {math.ceil(5 * seconds)}"
+    return longer if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
 
 
 def unsteady(case: Case) -> Iterator[Advice]:
     """Windows that were short or unsteady, on a machine that others used: in half of the runs or more."""
     runs = case.ok[flagged(case.ok, "not_steady", "noisy_host", "window_too_short", "steady_unknown")]
     if len(runs) and 2 * len(runs) >= len(case.ok):
+        seconds = case.ok["window_seconds"].median()
         text = (
-            f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine (windows of "
-            f"{case.ok['window_seconds'].median():.2g} s): measure longer and when nothing else runs, before small "
-            "differences are believed."
+            f"In {len(runs)} of {len(case.ok)} runs the speed was not steady, or others used the machine"
+            + (f" (windows of {digits(seconds)} s)" if pd.notna(seconds) else "")
+            + ": measure longer and when nothing else runs, before small differences are believed."
         )
         yield Advice("steadiness", text, _evidence(case, runs, "unsteady runs"), _longer(case))
 
@@ -229,7 +248,7 @@ def starting(case: Case) -> Iterator[Advice]:
         evidence = _evidence(case, runs, "startup_seconds")
         seconds = evidence.ratio or 0.0
         text = (
-            f"Starting up took {seconds:.2g} s with {listed(evidence.configurations, 2)}, longer than the window: "
+            f"Starting up took {digits(seconds)} s with {listed(evidence.configurations, 2)}, longer than the window: "
             f"it is more than {100 * LOSS:.0f} % of trainings shorter than {seconds / LOSS:,.0f} s."
         )
         yield Advice("start-up", text, evidence)

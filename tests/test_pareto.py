@@ -15,6 +15,7 @@ from analytics.frame import frame
 from analytics.pareto import front
 from bench.cli import cli
 from tests import rows
+from tests.test_tracking import logged
 
 
 def runs(
@@ -104,9 +105,36 @@ def test_other_work_is_another_front() -> None:
     larger = [row | {"workload_args.preset": "small"} for row in runs("b", 200, 200)]
     given = [*runs("a", 100, 100), *larger]
     assert len(front(frame(given), ("time", "energy"))) == 2, "a larger model is other work ..."
-    judged = [row | {"validation_loss": 3.0 if "tiny" in str(row["workload_args.preset"]) else 2.0} for row in given]
-    (found,) = front(frame(judged), ("time", "quality"))
-    assert found.table["front"].all(), "... unless its quality counts"
+    judged = [row | {"validation_loss": 3.0} for row in given]
+    assert len(front(frame(judged), ("time", "quality"))) == 2, "... also where quality counts"
+    loaders = [row | {"workload_args.workers": 2.0 * (row["config_id"] == "b")} for row in THREE]
+    assert len(front(frame(loaders))) == 1, "a loader changes neither model nor data"
+
+
+def test_work_is_told_by_its_flop_too() -> None:
+    def sized(name: str, factor: float, **fields: Any) -> list[Any]:
+        return [row | {"flops_per_sample": 1e8 * factor} for row in runs(name, 100, 100, **fields)]
+
+    several = front(frame([*sized("a", 1), *sized("b", 1.009), *sized("c", 1.02)]), pareto.DEFAULT)
+    assert [sorted(one.table["config_id"]) for one in several] == [["a", "b"], ["c"]]
+    assert several[1].work == "102M FLOP a sample"
+    (found,) = front(frame([*sized("a", 1), *sized("b", 0.7, finetune="lora")]))
+    assert len(found.table) == 2, "that a method takes less is its gain"
+
+
+def test_quality_after_unequal_training_does_not_count() -> None:
+    def trained(name: str, steps: float, **fields: Any) -> list[Any]:
+        more: dict[str, Any] = {"trained_steps": steps, "validation_loss": 3.0} | fields
+        return [row | more for row in runs(name, 100, 100)]
+
+    (found,) = front(frame([*trained("a", 100), *trained("b", 105)]))
+    assert found.objectives[-1].name == "quality"
+    (found,) = front(frame([*trained("a", 100), *trained("b", 120)]))
+    assert "quality" not in [objective.name for objective in found.objectives]
+    assert "it is that after 800 to 960 samples: give all the same measure_steps" in found.dropped["quality"]
+    goal: dict[str, Any] = {"target_reached": 1.0, "target.value": 3.0, "seconds_to_target": 9.0}
+    (found,) = front(frame([*trained("a", 100, **goal), *trained("b", 120, **goal)]), ("time", "quality"))
+    assert [objective.name for objective in found.objectives] == ["time", "quality"]
 
 
 def test_what_is_missing_is_said_with_a_remedy() -> None:
@@ -195,6 +223,23 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert mixed.count("fastest") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_prices_of_stored_runs_are_made_anew(tmp_path: Path) -> None:
+    kept = logged(tmp_path, [rows.record(precision=p, repeat=r) for p in ("fp32", "bf16") for r in range(2)])
+
+    def usd(*arguments: str) -> float:
+        done = CliRunner().invoke(cli, ["pareto", "--store", kept, "--by", "cost", "--json", *arguments])
+        return float(json.loads(done.stdout)["fronts"][0]["configurations"][0]["cost"])
+
+    assert usd("--price", "7.2") == pytest.approx(2 * usd())
+    wrong = CliRunner().invoke(cli, ["pareto", "--store", kept, "--price", "-1"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "--price" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["--by", "speed"], "--by: objective speed: allowed are"), (["synthetik"], "did you mean 'synthetic'")],
@@ -203,6 +248,10 @@ def test_wrong_use(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: 
     done = asked(THREE, monkeypatch, *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
+    bare = [{k: v for k, v in row.items() if "cost" not in k} for row in THREE]
+    unpriced = asked(bare, monkeypatch, "--by", "cost")
+    assert (unpriced.exit_code, unpriced.stdout) == (2, "")
+    assert unpriced.stderr == "bench: cost: no price is known: give --price USD, or --electricity-price\n"
     failed = [row | {"status": "failed"} for row in THREE]
     assert "no run ended well" in asked(failed, monkeypatch).stderr
 

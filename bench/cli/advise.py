@@ -26,17 +26,17 @@ def advise(as_json: bool, **selection: Any) -> None:
     from analytics.words import printable
 
     df = frame(select(**selection))
-    documents = []
+    documents: list[dict[str, Any]] = []
     for (suite, execution), runs in df.groupby(["suite", "execution"], sort=False):
         found = advices(runs)
-        ok = int((runs["status"] == "ok").sum())
+        ok, skipped = (int((runs["status"] == status).sum()) for status in ("ok", "skipped"))
         documents.append(
             {
                 "suite": suite,
                 "execution": execution,
                 "runs": len(runs),
                 "runs_ok": ok,
-                "limits": EVERYWHERE,
+                "runs_skipped": skipped,
                 "advice": [asdict(advice) for advice in found],
             }
         )
@@ -44,7 +44,13 @@ def advise(as_json: bool, **selection: Any) -> None:
             continue
         there = runs[runs["status"] == "ok"] if ok else runs
         where = " and ".join(sorted({printable(name) for name in there["device_name"].dropna()}))
-        click.echo(f"\n{printable(suite)} {printable(execution)} on {where}: {ok} of {len(runs)} runs ended well\n")
+        ended = f"{ok} of {len(runs)} runs ended well"
+        ended += (
+            f", {skipped} {'was' if skipped == 1 else 'were'} skipped for stated reasons (bench fit tells them)"
+            if skipped
+            else ""
+        )
+        click.echo(f"\n{printable(suite)} {printable(execution)} on {where}: {ended}\n")
         for number, advice in enumerate(found, 1):
             click.echo(f"{number:2}. {advice.sentence}")
             click.echo(f"    evidence: {_evidence(advice.evidence)}")
@@ -53,7 +59,7 @@ def advise(as_json: bool, **selection: Any) -> None:
                     click.echo(f"    {heading}: {text}")
         click.echo(f"\nLimits of all: {EVERYWHERE}." if found else "There is nothing to advise: nothing stands out.")
     if as_json:
-        click.echo(json.dumps(documents, indent=1, allow_nan=False))
+        click.echo(json.dumps({"limits": EVERYWHERE, "executions": documents}, indent=1, allow_nan=False))
 
 
 def _evidence(evidence: Evidence) -> str:
@@ -63,10 +69,10 @@ def _evidence(evidence: Evidence) -> str:
     from analytics.words import between, number
 
     figure, low, high = evidence.ratio, evidence.low, evidence.high
-    told = "" if figure is None else f"{number(figure)} "
+    told = "" if figure is None else f" {number(figure)}"
     if figure is not None and evidence.measure in MEASURES:
-        told = f"× {between(figure, low, high)} "
+        told = f" × {between(figure, low, high)}"
     elif low is not None and high is not None and low < high:
-        told += f"(runs: {number(low)} to {number(high)}) "
+        told += f" (runs: {number(low)} to {number(high)})"
     runs = f"{evidence.runs} run" + ("s" if evidence.runs != 1 else "")
-    return f"{evidence.measure} {told}from {runs}: {listed(evidence.configurations, 3)}"
+    return f"{evidence.measure}{told}, from {runs}: {listed(evidence.configurations, 3)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import fail
-from bench.cli.options import json_option
+from bench.cli.options import json_option, site_fields, site_options
 from bench.cli.selection import select, selection_options
 
 if TYPE_CHECKING:
@@ -38,22 +38,28 @@ _NOTABLE = 0.05
     metavar="time,energy,...",
     help="What counts, of time, energy, cost, carbon, memory and quality; by default time, energy, cost and quality.",
 )
+@site_options
 @json_option
 def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
     """Say which configurations of SUITE (a name), or of all suites, no other beats in all that counts.
 
-    Repeats scatter, so each has a probability of that. Only runs that do the same work are compared.
+    Repeats scatter, so each has a probability of that. Only runs that do the same work are compared. Carbon and cost are
+    made anew by another region, PUE or prices; the store is not changed.
     """
     from analytics.pareto import DEFAULT, front
     from analytics.words import printable
 
+    given = site_fields(selection)
     df = select(**selection)
+    df = _repriced(df, selection["store"], given) if given else df
     try:
         fronts = front(df, [name.strip() for name in by.split(",")] if by is not None else DEFAULT)
     except ValueError as error:
         fail(f"--by: {error}")
     if not fronts:
         fail("no run ended well, so there is nothing to choose from")
+    if not any(one.objectives for one in fronts):
+        fail(*dict.fromkeys(f"{name}: {reason}" for one in fronts for name, reason in one.dropped.items()))
     if as_json:
         click.echo(json.dumps({"fronts": [_document(one) for one in fronts]}, indent=1, allow_nan=False))
         return
@@ -63,6 +69,30 @@ def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
     if len(several) < len(fronts):
         works = ", ".join(one.work for one in fronts if len(one.table) == 1)
         click.echo(f"\none configuration only, so there is nothing to choose from: {printable(works, 300)}")
+
+
+def _repriced(df: pd.DataFrame, store: str | None, given: dict[str, Any]) -> pd.DataFrame:
+    """Make carbon and cost of stored runs anew by what is given."""
+    import pandas as pd
+
+    from analytics.factors import reprice
+    from analytics.frame import declared, tidy
+    from bench import tracking
+    from bench.metrics import row
+    from bench.suite import SuiteError
+
+    imported = df["flags"].str.contains(r"\bimported\b", na=False)
+    if imported.any():
+        click.echo(
+            f"bench: {imported.sum()} imported runs have no record: their carbon and cost stay as they are", err=True
+        )
+    try:
+        records = reprice(tracking.records((run for _, run in df[~imported].iterrows()), store), given)
+    except SuiteError as error:
+        fail(*error.messages)
+    except (tracking.StoreError, ValueError) as error:
+        fail(str(error))
+    return tidy(pd.concat([declared(map(row, records)), df[imported]], ignore_index=True))
 
 
 def _document(one: Front) -> dict[str, Any]:
