@@ -1,11 +1,13 @@
 """`bench compare` and `bench baseline`: what names mean, what the gate says, and what is refused."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,8 @@ from click.testing import CliRunner, Result
 from analytics.compare import compare, judged
 from analytics.frame import frame
 from analytics.gate import Condition, outcomes
-from bench.cli import cli
+from analytics.imported import imported
+from bench.cli import cli, main
 from bench.record import Status
 from bench.schema import Scalar
 from bench.tracking import News, StoreError
@@ -407,3 +410,67 @@ def test_other_files_in_the_folder_are_left_alone(store: Callable[..., None]) ->
     assert "no baselines" in bench("baseline", "list").output
     assert bench("baseline", "remove", "other").exit_code == 2
     assert Path("baselines/other.json").exists()
+
+
+def test_imported_runs_in_the_store_harm_nothing(store: Callable[..., None]) -> None:
+    Path("theirs.csv").write_text("devices,samples_per_second\n1,10\n2,19\n")
+    theirs = imported(Path("theirs.csv"), (), (), "theirs", START).rows
+    assert not any("host" in row or "commit" in row for row in theirs)
+    store(theirs, runs(), later(1.2))
+    assert ratio(document(f"mine@{OLD}", "mine", *SPEED)) == pytest.approx(1.2, rel=0.02)
+    assert ratio(document(A, B, *SPEED)) == pytest.approx(1.2, rel=0.02)
+    assert "did you mean 'mine'" in bench("compare", "mien", "mine").output
+    assert "no host here" in bench("compare", "host:theirs", "mine").output
+    assert bench("compare", "theirs", "--metric", "samples_per_second").exit_code == 0
+
+
+def test_a_fault_of_ours_is_no_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (KeyError("host"), OSError("the disk is full")):
+        monkeypatch.setattr("bench.cli.cli.main", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == 70
+        told = capsys.readouterr().err
+        assert ("Traceback" in told, "please report it" in told) == (isinstance(error, KeyError),) * 2
+
+
+def test_numbers_and_text_that_nothing_can_hold_are_cleaned(no_store: None) -> None:
+    row = '{"config_id": "a\\ud800", "repeat": %d, "tokens_per_second": %d, "my\\udfff": 9%s, "label": "\\ud83d"}'
+    Path("a.json").write_text("[" + ", ".join(row % (r, 10 + r, "9" * 400) for r in range(3)) + "]")
+    Path("b.json").write_text(Path("a.json").read_text().replace(": 1", ": 2"))
+    told = bench("compare", "a.json", "b.json", *SPEED)
+    assert told.exit_code == 0, told.output
+    Path("c.json").write_text('[{"config_id": "a", "repeat": 1%s, "tokens_per_second": 1}]' % ("0" * 400))
+    assert "no configuration in common" in bench("compare", "c.json", "b.json", *SPEED).output
+
+
+def test_what_is_no_baseline_in_the_folder_harms_nothing(store: Callable[..., None]) -> None:
+    store(runs(), later(1.2))
+    bench("baseline", "save", "main", "mine")
+    text = Path("baselines/main.json").read_text()
+    Path("baselines/folder.json").mkdir()
+    Path("baselines/a b.json").write_text(text)
+    Path("baselines/broken.json").write_text(text[:60])
+    os.mkfifo("baselines/pipe.json")
+    done = bench("baseline", "list")
+    assert done.exit_code == 0
+    assert "main: 5 runs" in done.output
+    assert "broken: " in done.output
+    assert [one["name"] for one in json.loads(bench("baseline", "list", "--json").stdout)["baselines"]] == ["main"]
+    assert bench("compare", "main", f"mine@{OLD}").exit_code == 0
+    assert "of another kind" in bench("compare", "file:baselines/pipe.json", "mine").output
+
+
+def test_saving_says_how_to_compare_without_doubt(store: Callable[..., None]) -> None:
+    store(runs(suite="gate"), later(suite="gate"))
+    assert "bench compare baseline:gate gate" in bench("baseline", "save", "gate", "gate").output
+    told = json.loads(bench("baseline", "save", "gate", "gate", "--force", "--json").stdout)
+    assert (told["name"], told["runs"]) == ("gate", 5)
+
+
+def test_unknown_figures_are_answered_with_a_few_usual_ones(store: Callable[..., None]) -> None:
+    store(runs(), later())
+    for name, near in (("time", "samples_per_second"), ("energy", "joules_per_sample"), ("zzz", "tokens_per_second")):
+        done = bench("compare", f"mine@{OLD}", "mine", "--metric", name)
+        assert (done.exit_code, near in done.output) == (2, True)
+        assert len(done.output) < 600

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,6 @@ def compare(
 def _metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence[Condition]) -> list[str]:
     """Return the columns to compare by; one that no run has ends the command with exit code 2."""
     from analytics.comparable import metric_names, usual_metrics
-    from bench.registry import did_you_mean
 
     frames = [side.df for side in sides]
     wanted = list(dict.fromkeys([*metrics, *(condition.metric for condition in conditions)]))
@@ -118,8 +118,30 @@ def _metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence
     for name in wanted:
         if name not in there:
             where = " and of ".join(map(str, sides))
-            fail(f"no run of {where} has a figure {name!r}: {did_you_mean(name, there)}")
+            fail(f"no run of {where} has a figure {name!r}: {_instead(name, there)}")
     return wanted or usual_metrics(*frames)
+
+
+_MEANT = {
+    **dict.fromkeys(("time", "speed", "throughput", "seconds"), "samples_per_second"),
+    **dict.fromkeys(("energy", "joules", "power"), "joules_per_sample"),
+    "memory": "peak_memory_bytes",
+    "loss": "validation_loss",
+    "accuracy": "validation_accuracy",
+    "cost": "cost_usd_per_million_samples",
+    "carbon": "emissions_kg_per_million_samples",
+}
+
+
+def _instead(name: str, there: Sequence[str]) -> str:
+    """Say what was meant, or the figures that are asked for most, of those that are there."""
+    near = [n for n in (_MEANT.get(name), f"{_MEANT.get(name)}_estimated") if n in there]
+    near = near or get_close_matches(name, there, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    usual = ["tokens_per_second", "duration_seconds", *_MEANT.values(), *there]
+    shown = [one for one in dict.fromkeys(usual) if one in there][:15]
+    return f"there are {', '.join(shown)}" + (" and more (bench fit --json)" if len(shown) < len(there) else "")
 
 
 def _side(side: Side) -> dict[str, Any]:
