@@ -235,8 +235,59 @@ def test_the_gate_fails_a_slower_candidate_and_passes_others(store: Callable[...
     told = gate(0)
     assert "cannot tell" in told
     assert " repeats)" in told
+    assert "gate: holds 0, fails 0, cannot tell 1" in told
+    gate(1, "--fail-if-unsure")
     store(runs(n=1), later(0.5, n=1))
-    assert "it takes two or more repeats of each" in gate(0)
+    assert "1 repeat only, it takes 3 of each" in gate(0)
+    store(runs(n=2), later(0.5, n=2))
+    told = gate(0)
+    assert "2 repeats only, it takes 3 of each" in told
+    assert "worse (2 repeats only)" in told
+
+
+def test_doubts_stand_beside_a_failure(store: Callable[..., None]) -> None:
+    store(runs(), [row | {"flags": "noisy_host", "quality": "B"} for row in later(0.8)])
+    assert "is < 0.97; the candidate alone has noisy_host" in gate(1)
+
+
+def test_configurations_that_vanished_fail_the_gate(store: Callable[..., None]) -> None:
+    failed = [rows.make(suite="mine", precision="fp8", status=Status.FAILED)]
+    store(runs(), runs(precision="bf16"), failed, later())
+    told = gate(1)
+    assert "fails: bf16: it is in BASE, but not in NEW" in told
+    assert "fails: fp8" not in told, "it did not end well in BASE either"
+    assert "gate: holds 1, fails 1, cannot tell 0" in told
+    gate(0, "--allow-missing")
+    assert document(f"mine@{OLD}", "mine", *GATE, code=1)["missing"] == ["bf16"]
+    assert bench("compare", f"mine@{OLD}", "mine", *SPEED).exit_code == 0
+
+
+def test_no_throughput_at_all_fails_the_gate(store: Callable[..., None]) -> None:
+    store(runs(), [row | {"tokens_per_second": 0.0} for row in later()])
+    assert "no figure of NEW is above 0, all of BASE are" in gate(1)
+    assert bench("compare", f"mine@{OLD}", "mine", "--fail-if", "tokens_per_second > 1.1").exit_code == 0
+
+
+def test_failures_of_half_the_runs_fail_the_gate_where_base_had_none(store: Callable[..., None]) -> None:
+    bad = [row | {"status": "failed"} for row in later()]
+    store(runs(), [*bad[:3], *later()[3:]])
+    assert "3 of 5 runs of NEW did not end well, and none of BASE" in gate(1)
+    store(runs(), [*bad[:2], *later()[2:]])
+    gate(0)
+    store([*runs()[1:], runs()[0] | {"status": "failed"}], [*bad[:3], *later()[3:]])
+    gate(0)
+
+
+def test_chance_among_many_fails_no_gate() -> None:
+    """Of 20 candidates at their limit, one whose interval alone is beyond it may be chance."""
+    old = frame(runs())
+    near = compare(frame(later(0.985)), old, "near", "base", ["tokens_per_second"])
+    condition = Condition.parse("tokens_per_second < 0.995")
+    (alone,) = outcomes([condition], judged([near]))
+    assert alone.state == "fails"
+    equal = compare(frame(later(1.0, noise=0.02)), old, "equal", "base", ["tokens_per_second"])
+    first, *_ = outcomes([condition], judged([near, *[equal] * 39]))
+    assert (first.state, first.reason) == ("cannot tell", "alone it would fail, among 40 that may be chance")
 
 
 def test_every_condition_is_put(store: Callable[..., None]) -> None:
@@ -308,12 +359,13 @@ def test_the_text_says_how_it_was_compared(store: Callable[..., None]) -> None:
     store(runs(), later(1.1))
     done = bench("compare", f"mine@{OLD}", "mine")
     assert "side by side (0 of 3 comparisons)" in done.output
-    assert "all comparisons together (Holm)" in done.output
+    assert "allow for all 3 together (Holm)" in done.output
     assert "did not run side by side" in done.output
     assert "within ±2 %" in done.output
-    pairs = document(f"mine@{OLD}", f"mine@{OLD}")
-    assert pairs["comparisons"][0]["effects"][0]["paired"]
-    assert "the same runs stand on both sides" in pairs["comparisons"][0]["notes"]
+    store(runs(), runs(1.2, precision="bf16"))
+    assert document("mine")["comparisons"][0]["effects"][0]["paired"]
+    same = bench("compare", "mine", "mine")
+    assert (same.exit_code, same.output.count("the same runs stand on both sides")) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -93,16 +93,16 @@ class Sources:
         if Path(name).is_file():
             name = suite_name(name)
         suite, _, execution = re.sub("@", ":", name, count=1).partition(":")
-        df = self.df[self.df["suite"] == suite]
+        df = self.df.loc[self.df["suite"] == suite]
         if not execution or df.empty:
             return df
-        known = sorted(df["execution"].dropna().unique())
+        known: list[str] = sorted(df["execution"].dropna().unique())
         there = [one for one in known if one.startswith(execution)]
         if len(there) != 1:
             fail(
                 f"suite {suite!r} has {len(there) or 'no'} executions {execution!r}; there are: {', '.join(there or known)}"
             )
-        return df[df["execution"] == there[0]]
+        return df.loc[df["execution"] == there[0]]
 
     def _commit(self, name: str, sure: bool) -> pd.DataFrame:
         hexadecimal = re.fullmatch(r"[0-9a-f]{4,40}(\+changed\.[0-9a-f]*)?", name)
@@ -122,7 +122,7 @@ class Sources:
         return self.df[self.df["commit"].isin(plain if len(same) > 1 else same)]
 
     def _host(self, name: str, sure: bool) -> pd.DataFrame:
-        return self.df[self.df["host"] == name]
+        return self.df.loc[self.df["host"] == name]
 
     def _file(self, name: str, sure: bool) -> pd.DataFrame:
         from analytics.frame import frame
