@@ -515,7 +515,9 @@ def test_what_is_no_baseline_in_the_folder_harms_nothing(store: Callable[..., No
 
 def test_saving_says_how_to_compare_without_doubt(store: Callable[..., None]) -> None:
     store(runs(suite="gate"), later(suite="gate"))
-    assert "bench compare baseline:gate gate" in bench("baseline", "save", "gate", "gate").output
+    done = bench("baseline", "save", "gate", "gate")
+    assert "bench compare baseline:gate suite:gate" in done.output
+    assert bench("compare", "baseline:gate", f"suite:gate@{OLD}").exit_code == 0
     told = json.loads(bench("baseline", "save", "gate", "gate", "--force", "--json").stdout)
     assert (told["name"], told["runs"]) == ("gate", 5)
 

@@ -41,7 +41,8 @@ def save(
     if as_json:
         click.echo(json.dumps({"name": name, "file": str(path), "runs": len(rows)}))
     else:
-        click.echo(f"{path}: {len(rows)} runs; compare with: bench compare baseline:{name} {suite or 'SUITE'}")
+        other = f"suite:{rows[0]['suite']}" if suite else "SUITE"
+        click.echo(f"{path}: {len(rows)} runs; compare with: bench compare baseline:{name} {other}")
 
 
 @baseline.command("list")

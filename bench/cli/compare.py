@@ -65,7 +65,6 @@ def compare(
     of wattbench), a host, a file (CSV, Parquet, JSON of `bench fit --json`) or a baseline of `bench baseline save`; where a
     name could be several: suite:NAME, commit:NAME, host:NAME, file:NAME, baseline:NAME.
     """
-    from analytics.compare import match, within
     from analytics.gate import Condition, broken, outcomes
 
     try:
@@ -75,18 +74,7 @@ def compare(
     sources = Sources(store, folder)
     sides = [sources.find(text) for text in (base, new) if text is not None]
     wanted = _metrics(sides, metrics, conditions)
-    if len(sides) == 1:
-        found = within(sides[0].df, wanted, equivalence)
-    else:
-        found = match(sides[1].df, sides[0].df, str(sides[0]), wanted, equivalence)
-    if not found.comparisons and new is None:
-        fail(f"{sides[0]} alone has nothing to compare: it takes two configurations of the same work, or BASE and NEW")
-    if not found.comparisons:
-        fail(
-            f"{sides[0]} and {sides[1]} have no configuration in common (config_id): they were asked for different runs"
-        )
-    if not wanted and all(comparison.status == "ok" for comparison in found.comparisons):
-        fail(f"{' and '.join(map(str, sides))} have no figure in common that could be compared; name one with --metric")
+    found = _found(sides, wanted, equivalence)
     told = outcomes(conditions, found.comparisons)
     broke = broken(found.comparisons, skipped=len(sides) == 2) if conditions else []
     missing = found.lost if conditions and not allow_missing else []
@@ -115,6 +103,26 @@ def compare(
         if not failed and not any(condition.metric == e.metric for c in found.comparisons for e in c.effects):
             fail(f"--fail-if {str(condition)!r}: {condition.metric} could be compared in no configuration")
     sys.exit(1 if failed else 0)
+
+
+def _found(sides: Sequence[Side], wanted: Sequence[str], equivalence: float) -> Matched:
+    """Compare the sides, or one within itself; where there is nothing to compare the command ends with exit code 2."""
+    from analytics.compare import match, within
+
+    if len(sides) == 1:
+        found = within(sides[0].df, wanted, equivalence)
+        nothing = (
+            f"{sides[0]} alone has nothing to compare: it takes two configurations of the same work, or BASE and NEW"
+        )
+    else:
+        base, new = sides
+        found = match(new.df, base.df, str(base), wanted, equivalence)
+        nothing = f"{base} and {new} have no configuration in common (config_id): they were asked for different runs"
+    if not found.comparisons:
+        fail(nothing)
+    if not wanted and all(comparison.status == "ok" for comparison in found.comparisons):
+        fail(f"{' and '.join(map(str, sides))} have no figure in common that could be compared; name one with --metric")
+    return found
 
 
 def _metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence[Condition]) -> list[str]:
@@ -240,11 +248,16 @@ def _remarks(sides: Sequence[Side], found: Matched, equivalence: float) -> Itera
     effects = [effect for comparison in found.comparisons for effect in comparison.effects]
     if effects:
         pairs = sum(effect.paired for effect in effects)
-        told = " +5 repeats: about 5 more of each would tell." if any(effect.more_repeats for effect in effects) else ""
+        count = f"all {len(effects)} together" if len(effects) > 1 else "this one alone"
         yield (
             f"Intervals are 95 %, from pairs that ran side by side ({pairs} of {len(effects)} comparisons) or two samples; "
-            f"verdicts allow for all {len(effects)} together (Holm). Equivalent: within ±{100 * equivalence:g} %.{told}"
+            f"verdicts allow for {count} (Holm). Equivalent: within ±{100 * equivalence:g} %. BASE and NEW are the figures "
+            "of bench fit: medians of quality, the largest of memory, else geometric means."
         )
+        if any(effect.among for effect in effects):
+            yield f"cannot tell among {len(effects)}: the interval alone would tell, but among so many that may be chance."
+        if any(effect.more_repeats for effect in effects):
+            yield "+5 repeats: about 5 more of each would tell."
     if len(sides) == 2 and effects and not any(effect.paired for effect in effects):
         yield "BASE and NEW did not run side by side: what else changed between them is in the ratio, not in the interval."
     said: dict[str, list[str]] = {}
