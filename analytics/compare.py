@@ -335,11 +335,7 @@ def match(
     both = [config for config in old if config in new]
     compared = [compare(new[config], old[config], called[config], baseline_name, metrics) for config in both]
     gone = [config for config in old if config not in new]
-    notes = [
-        f"{len(given) - len(used)} of {len(given)} runs of {whose} are of older executions: not compared"
-        for whose, given, used in (("BASE", baseline, newest[1]), ("NEW", candidate, newest[0]))
-        if len(used) < len(given)
-    ]
+    notes = [*_older("BASE", baseline, newest[1]), *_older("NEW", candidate, newest[0])]
     return Matched(
         judged(compared, equivalence),
         [called[config] for config in gone],
@@ -358,6 +354,11 @@ def _newest(df: pd.DataFrame) -> pd.DataFrame:
     keys = ["config_id", "suite", "execution", "environment"]
     last = df.sort_values("started_at", kind="stable", na_position="first").drop_duplicates("config_id", keep="last")
     return df.merge(last[keys], on=keys)
+
+
+def _older(whose: str, given: pd.DataFrame, used: pd.DataFrame) -> list[str]:
+    count = len(given) - len(used)
+    return [f"{count} of {len(given)} runs of {whose} are of older executions: not compared"] if count else []
 
 
 def against_first(df: pd.DataFrame) -> list[Comparison]:
@@ -390,8 +391,9 @@ def _in_order(df: pd.DataFrame) -> pd.DataFrame:
 
 def within(df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.SAME) -> Matched:
     """Compare each configuration of a suite with the first that did the same work: that of `_same_work`."""
-    table = _in_order(df)
-    runs = _by_configuration(df)
+    newest = _newest(df)
+    table = _in_order(newest)
+    runs = _by_configuration(newest)
     bases: dict[str, pd.Series] = {}
     out: list[Comparison] = []
     alone: dict[str, None] = {}
@@ -410,7 +412,7 @@ def within(df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.
             out.append(compare(of, runs[first["config_id"]], of["label"].iloc[0], first["name"], metrics))
     out.sort(key=lambda c: [base["name"] for base in bases.values()].index(c.baseline))
     notes = [f"no other configuration does the work of {', '.join(alone)}"] if alone and out else []
-    return Matched(judged(out, equivalence), [], [], [], notes)
+    return Matched(judged(out, equivalence), [], [], [], [*notes, *_older("BASE", df, newest)])
 
 
 def _same_work(one: pd.Series, other: pd.Series) -> bool:

@@ -308,6 +308,9 @@ def test_runs_that_are_left_out_are_counted() -> None:
     del new[1][RATE]
     found = match(frame(new), frame([*runs(1, 4, 0.01), *runs(1, 2, 0.01, execution="0")]), "base", [RATE])
     assert found.notes == ["2 of 6 runs of BASE are of older executions: not compared"]
+    both = [*new, *runs(2, 4, 0.01, execution=OTHER, precision="bf16")]
+    (one,) = within(frame([*both, *runs(1, 2, 0.01, execution="0")]), [RATE]).comparisons
+    assert effect(one).ratio == pytest.approx(0.5, rel=0.03), "older executions are no configurations of their own"
     assert f"1 of 4 runs of the candidate have no {RATE}; the others are compared" in found.comparisons[0].notes
 
 

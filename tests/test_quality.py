@@ -167,12 +167,7 @@ def test_memory_of_others_before_the_run_makes_a_gpu_shared(monkeypatch: pytest.
 
 def test_every_flag_but_that_of_repeats_can_be_set() -> None:
     elsewhere = {"meter_failed", "pue_unknown", "unvalidated_sensor", "no_steps", "steady_unknown", "module_scope"}
-    elsewhere |= {
-        "energy_components_differ",
-        "wide_edges",
-        "electricity_unknown",
-        "imported",
-    }  # by analytics, trace, cost
+    elsewhere |= {"energy_components_differ", "wide_edges", "electricity_unknown", "imported"}  # by analytics, trace, cost
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
 
 
