@@ -77,11 +77,27 @@ def incomparable(metric: str, candidate: pd.DataFrame, baseline: pd.DataFrame) -
             return f"{len(side) - known} of {len(side)} runs of {name} did not reach the target"
     if _QUALITY.search(metric) and _differ((candidate, baseline), "dataset_digest", absent_too=True):
         return "the data differ, and so does what a loss or an accuracy means"
+    if _QUALITY.search(metric) and metric != "loss_first" and (seen := unequal_training(candidate, baseline)):
+        least, most = map(number, seen)
+        return (
+            f"quality is that after {least} to {most} samples: give both the same measure_steps and batch, or a target"
+        )
     work = [(side["steps"] * side["global_batch_size"]).astype("float64").median() for side in sides.values()]
     if _TOTALS.search(metric) and max(work) > 1.01 * min(work):
         told = " against ".join(number(samples) for samples in work)
         return f"the sides did not do the same work ({told} samples): compare figures of a sample or a second"
     return _other_basis(metric, candidate, baseline)
+
+
+def unequal_training(*runs: pd.DataFrame) -> tuple[float, float] | None:
+    """Return how many samples the least and the most trained run saw, where that makes their quality incomparable.
+
+    That is where they differ by more than 10 %, and no run trained to a target. None where they do not, or it is not known.
+    """
+    seen = pd.concat([df["trained_steps"] * df["global_batch_size"] for df in runs]).astype("float64").dropna()
+    if seen.empty or seen.max() <= 1.1 * seen.min() or any(df["target_reached"].notna().any() for df in runs):
+        return None
+    return float(seen.min()), float(seen.max())
 
 
 def _other_kind(metric: str, side: pd.DataFrame) -> str | None:
@@ -120,21 +136,39 @@ def _differ(sides: Sequence[pd.DataFrame], column: str, *, absent_too: bool = Fa
     return " against ".join(printable(", ".join(values), 80) or "unknown" for values in known)
 
 
-def differences(
-    candidate: pd.DataFrame, baseline: pd.DataFrame, sides: Sequence[pd.DataFrame], metrics: Iterable[str]
-) -> list[str]:
-    """Say where two sides did different work, or not all of their runs ended well (`sides` are those that did)."""
+def differences(candidate: pd.DataFrame, baseline: pd.DataFrame, metrics: Iterable[str]) -> list[str]:
+    """Say where two sides did different work, or not all of their runs ended well or know a metric."""
+    sides = [runs[runs["status"] == Status.OK] for runs in (candidate, baseline)]
     out = [f"other {name}: {told}" for column, name in _WORK.items() if (told := _differ(sides, column))]
     for runs, whose in ((candidate, "the candidate"), (baseline, "the baseline")):
         bad = runs[runs["status"] != Status.OK]
         if len(bad):
             how = ", ".join(sorted(set(bad["status"])))
             out.append(f"{len(bad)} of {len(runs)} runs of {whose} did not end well ({how}); the others are compared")
-    trained = [(side["trained_steps"] * side["global_batch_size"]).astype("float64").median() for side in sides]
-    if max(trained) > 1.1 * min(trained) and any(_QUALITY.search(metric) for metric in metrics):
-        told = " against ".join(number(samples) for samples in trained)
-        out.append(f"other training: quality is that after {told} samples")
-    identities = [set(zip(side["execution"], side["run_id"], strict=True)) for side in sides]
-    if identities[0] & identities[1] and candidate["run_id"].notna().all():
-        out.append("the same runs stand on both sides")
+        good = runs[runs["status"] == Status.OK]
+        for metric in metrics:
+            absent = len(good) - len(figures(good, metric))
+            if absent:
+                out.append(f"{absent} of {len(good)} runs of {whose} have no {metric}; the others are compared")
     return out
+
+
+def same_runs(candidate: pd.DataFrame, baseline: pd.DataFrame) -> bool:
+    """Whether two sides share runs: then there is nothing to compare. Runs that do not say which they are share none."""
+    identity = ["suite", "execution", "environment", "run_id"]
+    sides = [side.dropna(subset=["execution", "run_id"])[identity].astype(str) for side in (candidate, baseline)]
+    return len(sides[0].merge(sides[1], on=identity)) > 0
+
+
+DOUBTFUL = ("shared_gpu", "throttled", "noisy_host")
+"""Flags that may make a difference by themselves."""
+
+
+def doubts(candidate: pd.DataFrame, baseline: pd.DataFrame) -> list[str]:
+    """Say what may make a difference besides the thing compared: flags and bad grades that one side alone has."""
+    known = []
+    for side in (candidate, baseline):
+        flags = {flag for text in side["flags"].dropna() for flag in str(text).split() if flag in DOUBTFUL}
+        known.append(flags | ({"grade C"} if (side["quality"] == "C").any() else set()))
+    apart = (("the candidate", known[0] - known[1]), ("the baseline", known[1] - known[0]))
+    return [f"{whose} alone has {' and '.join(sorted(flags))}" for whose, flags in apart if flags]

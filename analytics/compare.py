@@ -6,7 +6,6 @@ A ladder is a chain of such comparisons: each step against the one below it, and
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -15,10 +14,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from analytics import stats
-from analytics.comparable import Better, better, differences, figures, incomparable
-from analytics.frame import IDENTITY, asked, names, summary
+from analytics.comparable import Better, better, differences, doubts, figures, incomparable, same_runs
+from analytics.frame import IDENTITY, MEDIANS, asked, names, summary
 from analytics.words import printable
 from bench.record import Status
+from bench.schema import COMMAND
 
 COSTS = {
     "seconds": ("samples_per_second", True),
@@ -45,10 +45,13 @@ class Effect:
     """What a candidate does to one figure, as a multiple of the baseline (below 1 is less), with its 95 % interval.
 
     `cost` is one of COSTS, or the `metric` itself: a column of the frame. Where a figure is not positive on some side there
-    is a `difference` instead of a ratio (NaN), and the interval is its. `value` and `baseline_value` are (geometric) means.
-    The verdict follows `p_adjusted`, which allows for all comparisons that were made together; the interval does not.
-    `probability_better` is the chance that the candidate is truly better. Where it cannot be told, `more_repeats` of each
-    side would tell (`analytics.stats.more_repeats`), if that is known. `spread`: see `analytics.stats.Contrast`.
+    is a `difference` instead of a ratio (NaN), and the interval is its; `vanished` is a candidate without any figure above 0
+    where all of the baseline's are. `value` and `baseline_value` are the figures of the summary (`analytics.frame`): medians
+    of some, geometric means of others. The verdict follows `p_adjusted` (of no difference) and `p_equivalent` (of a
+    difference that matters), which allow for all comparisons that were made together; the interval does not: `among` is
+    their number where the interval alone would tell, and all together do not. `probability_better` is the chance that the
+    candidate is truly better. Where it cannot be told, `more_repeats` of each side would tell
+    (`analytics.stats.more_repeats`), if that is known. `spread`, `error`, `degrees`: see `analytics.stats.Contrast`.
     """
 
     cost: str
@@ -66,8 +69,13 @@ class Effect:
     probability_better: float | None
     p_value: float | None
     p_adjusted: float | None
+    p_equivalent: float | None
     spread: tuple[float, ...]
+    error: float | None
+    degrees: float | None
     more_repeats: int | None
+    among: int | None
+    vanished: bool
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,8 @@ class Comparison:
     Otherwise it is that of the candidate, or of the baseline where that alone failed, and `reason` tells why.
     `quality` and `baseline_quality` are medians on held-out samples: `validation_loss` and, where there is one,
     `validation_accuracy`; they belong beside every effect, and are absent where the data differ. `flags` are those of
-    either side. `not_compared` says of a metric that was asked for why it has no effect, and `notes` where the two sides
-    did different work.
+    either side. `not_compared` says of a metric that was asked for why it has no effect, `notes` where the two sides
+    did different work, and `doubts` what else may have made a difference. `ended` counts the runs that ended well, and all.
     """
 
     name: str
@@ -92,6 +100,9 @@ class Comparison:
     baseline_status: str = "ok"
     not_compared: dict[str, str] | None = None
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    ended: tuple[int, int] = (0, 0)
+    baseline_ended: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text."""
@@ -126,10 +137,12 @@ def compare(
                 last["error_message"] if pd.notna(last["error_message"]) else last["status"], 300
             )
             return Comparison(name, baseline_name, status, reason, baseline_status=statuses[1])
+    ended = [(len(side), len(runs)) for side, runs in zip(sides, (candidate, baseline), strict=True)]
     effects, reasons = [], {}
+    same = "the same runs stand on both sides" if same_runs(*sides) else None
     wanted = COSTS if metrics is None else {metric: (metric, False) for metric in metrics}
     for cost, (metric, inverse) in wanted.items():
-        why_not = incomparable(metric, sides[0], sides[1])
+        why_not = same or incomparable(metric, sides[0], sides[1])
         if why_not is not None:
             reasons[cost] = why_not
         elif metrics is not None or all((figures(side, metric) > 0).all() for side in sides):
@@ -137,7 +150,7 @@ def compare(
     flags = sorted({flag for side in sides for text in side["flags"].dropna() for flag in str(text).split()})
     same_data = set(sides[0]["dataset_digest"].dropna()) == set(sides[1]["dataset_digest"].dropna())
     quality = [_quality(side) if same_data else None for side in sides]
-    notes = differences(candidate, baseline, sides, wanted)
+    notes = differences(candidate, baseline, [effect.metric for effect in effects])
     refused = reasons if metrics is not None and reasons else None
     return Comparison(
         name,
@@ -150,13 +163,17 @@ def compare(
         flags=tuple(flags),
         not_compared=refused,
         notes=tuple(notes),
+        doubts=tuple(doubts(*sides)),
+        ended=ended[0],
+        baseline_ended=ended[1],
     )
 
 
 def _effect(cost: str, metric: str, sides: Sequence[pd.DataFrame], *, inverse: bool) -> Effect:
     """Compare one metric that both sides know; the verdict is still to be made."""
     pairs = side_by_side(metric, sides)
-    values = pairs or [figures(side, metric).tolist() for side in sides]
+    known = [figures(side, metric) for side in sides]
+    values = pairs or [side.tolist() for side in known]
     new, old = reversed(values) if inverse else values
     logarithms = min(min(new), min(old)) > 0
     found = stats.contrast(new, old, paired=pairs is not None, logarithms=logarithms)
@@ -172,20 +189,30 @@ def _effect(cost: str, metric: str, sides: Sequence[pd.DataFrame], *, inverse: b
         verdict="cannot tell",
         metric=metric,
         difference=None if logarithms else centre,
-        value=_centre(values[0], logarithms=logarithms),
-        baseline_value=_centre(values[1], logarithms=logarithms),
+        value=_shown(metric, known[0]),
+        baseline_value=_shown(metric, known[1]),
         paired=pairs is not None,
         better=way,
         probability_better=None if more is None or way is None else more if way == "more" else 1 - more,
         p_value=found.p_value,
         p_adjusted=found.p_value,
+        p_equivalent=None,
         spread=found.spread,
+        error=found.error,
+        degrees=found.degrees,
         more_repeats=None,
+        among=None,
+        vanished=bool((known[1] > 0).all() and (known[0] <= 0).all()),
     )
 
 
-def _centre(values: Sequence[float], *, logarithms: bool) -> float:
-    return stats.geometric_mean(values, resamples=1).value if logarithms else sum(values) / len(values)
+def _shown(metric: str, values: pd.Series) -> float:
+    """The figure of several runs that the summary shows."""
+    if metric == "peak_memory_bytes":
+        return float(values.max())
+    if metric in MEDIANS or (values <= 0).any():
+        return float(values.median())
+    return stats.geometric_mean(values, resamples=1).value
 
 
 def _launches(runs: pd.DataFrame) -> list[str]:
@@ -213,45 +240,61 @@ def judged(
     """Make the verdicts of comparisons that were made together, their p-values adjusted by Holm's method.
 
     Equivalent (or the same) is an interval within 1 ± `equivalence`; of a difference, within that share of the baseline's
-    mean. `costs`: each cost is a family of its own, as they follow from each other, and verdicts are less, more, same.
+    mean. Of all that are called better or worse any is wrong in 5 % at most, and of all that are called equivalent too (two
+    families: being equivalent is another question). `costs`: each cost is asked about by itself, as they follow from each
+    other, and verdicts are less, more, same.
     """
     comparisons = list(comparisons)
-    p_values: defaultdict[str, list[float]] = defaultdict(list)
-    for comparison in comparisons:
-        for effect in comparison.effects:
-            if effect.p_value is not None:
-                p_values[effect.cost if costs else ""].append(effect.p_value)
-    adjusted = {name: dict(zip(family, stats.holm(family), strict=True)) for name, family in p_values.items()}
-
-    def verdict(effect: Effect) -> Effect:
-        if effect.p_value is None:
-            return effect
-        family = effect.cost if costs else ""
-        known = replace(effect, p_adjusted=adjusted[family][effect.p_value])
-        return _judge(known, len(p_values[family]), equivalence, costs=costs)
-
-    return [replace(c, effects=tuple(map(verdict, c.effects))) for c in comparisons]
+    found = [(e, _scale(e, equivalence)) for c in comparisons for e in c.effects]
+    told: dict[int, Effect] = {}
+    for family in dict.fromkeys(e.cost if costs else "" for e, _ in found):
+        here = [(e, s) for e, s in found if e.p_value is not None and (not costs or e.cost == family)]
+        apart = stats.holm([e.p_value or 0.0 for e, _ in here])
+        same = stats.holm([s.p_same(e) for e, s in here])
+        for (effect, scale), p_apart, p_same in zip(here, apart, same, strict=True):
+            known = replace(effect, p_adjusted=p_apart, p_equivalent=p_same)
+            told[id(effect)] = _judge(known, scale, len(here), costs=costs)
+    return [replace(c, effects=tuple(told.get(id(e), e) for e in c.effects)) for c in comparisons]
 
 
-def _judge(effect: Effect, tests: int, share: float, *, costs: bool) -> Effect:
+@dataclass(frozen=True)
+class _Scale:
+    """What an effect is judged on: `region` of the same and `neutral` value, and as logarithms, `distance` and `bounds`."""
+
+    region: tuple[float, float]
+    neutral: float
+    distance: float
+    bounds: tuple[float, float]
+
+    def p_same(self, effect: Effect) -> float:
+        """The p-value of two one-sided tests."""
+        inside = min(self.bounds[1] - self.distance, self.distance - self.bounds[0])
+        return stats.p_beyond(inside, effect.error or 0.0, effect.degrees or math.inf)
+
+
+def _scale(effect: Effect, share: float) -> _Scale:
     if effect.difference is None:
-        centre, region, neutral = effect.ratio, (1 - share, 1 + share), 1.0
-        distance, bounds = math.log(centre), (math.log1p(-share), math.log1p(share))
-    else:
-        reach = share * abs(effect.baseline_value)
-        centre = distance = effect.difference
-        region, neutral, bounds = (-reach, reach), 0.0, (-reach, reach)
+        bounds = (math.log1p(-share), math.log1p(share))
+        return _Scale((1 - share, 1 + share), 1.0, math.log(effect.ratio), bounds)
+    reach = share * abs(effect.baseline_value)
+    return _Scale((-reach, reach), 0.0, effect.difference, (-reach, reach))
+
+
+def _judge(effect: Effect, scale: _Scale, tests: int, *, costs: bool) -> Effect:
+    centre = effect.ratio if effect.difference is None else effect.difference
     found = stats.Estimate(centre, effect.low, effect.high, effect.repeats)
-    plain = stats.verdict(found, effect.p_adjusted or 0.0, region, neutral)
+    p_values = effect.p_adjusted or 0.0, effect.p_equivalent or 0.0
+    plain = stats.verdict(found, p_values[0], scale.region, scale.neutral, p_values[1])
     verdict: Verdict = plain
+    if plain == "cannot tell":
+        more = stats.more_repeats(effect.spread, effect.repeats, scale.distance, scale.bounds, tests)
+        alone = stats.verdict(found, 0.0, scale.region, scale.neutral) != "cannot tell"
+        return replace(effect, more_repeats=more, among=tests if alone else None)
     if not costs and plain == "same":
         verdict = "equivalent"
-    elif not costs and plain != "cannot tell" and effect.better is not None:
+    elif not costs and effect.better is not None:
         verdict = "better" if plain == effect.better else "worse"
-    more = (
-        stats.more_repeats(effect.spread, effect.repeats, distance, bounds, tests) if plain == "cannot tell" else None
-    )
-    return replace(effect, verdict=verdict, more_repeats=more)
+    return replace(effect, verdict=verdict)
 
 
 def _quality(runs: pd.DataFrame) -> dict[str, float] | None:
@@ -262,11 +305,16 @@ def _quality(runs: pd.DataFrame) -> dict[str, float] | None:
 
 @dataclass(frozen=True)
 class Matched:
-    """Two sets of runs, configuration by configuration, and the names of those that one side alone has."""
+    """Sets of runs, configuration by configuration, and the names of those that stand on one side alone.
+
+    `lost` are those of `only_baseline` that ended well there. `notes` say what was left out.
+    """
 
     comparisons: list[Comparison]
     only_baseline: list[str]
     only_candidate: list[str]
+    lost: list[str]
+    notes: list[str]
 
 
 def match(
@@ -286,10 +334,14 @@ def match(
     called = dict(zip(table["config_id"], known, strict=True))
     both = [config for config in old if config in new]
     compared = [compare(new[config], old[config], called[config], baseline_name, metrics) for config in both]
+    gone = [config for config in old if config not in new]
+    notes = [*_older("BASE", baseline, newest[1]), *_older("NEW", candidate, newest[0])]
     return Matched(
         judged(compared, equivalence),
-        [called[config] for config in old if config not in new],
+        [called[config] for config in gone],
         [called[config] for config in new if config not in old],
+        [called[config] for config in gone if (old[config]["status"] == Status.OK).any()],
+        notes,
     )
 
 
@@ -304,31 +356,76 @@ def _newest(df: pd.DataFrame) -> pd.DataFrame:
     return df.merge(last[keys], on=keys)
 
 
-def against_first(
-    df: pd.DataFrame, metrics: Sequence[str] | None = None, equivalence: float = stats.SAME
-) -> list[Comparison]:
-    """Compare each configuration of one execution with the one that was begun first, which a suite names first.
+def _older(whose: str, given: pd.DataFrame, used: pd.DataFrame) -> list[str]:
+    count = len(given) - len(used)
+    return [f"{count} of {len(given)} runs of {whose} are of older executions: not compared"] if count else []
 
-    Samples of another workload are other work: its configurations are left out. So are those that are there to save their
-    weights for others, unless there is nothing else; and without `metrics`, those of which no run ended well.
+
+def against_first(df: pd.DataFrame) -> list[Comparison]:
+    """Compare what the same work costs in each configuration of one execution with the first of them.
+
+    Samples of another workload are other work: its configurations are left out.
     """
-    table = summary(df)
+    table = _in_order(df)
     if len(table):
         first = df[df["status"] == Status.OK].sort_values("started_at").iloc[0]["workload"]
         table = table[(table["workload"] == first) | (table["workload"].isna() & pd.isna(first))]
-    if "saves" in table and table["saves"].isna().sum() > 1:
-        table = table[table["saves"].isna()]
     if table.empty:
         return []
-    begun = df.groupby("config_id")["started_at"].min()
-    order = table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
     runs = _by_configuration(df)
-    (first, base), *others = zip(order["config_id"], order["name"], strict=True)
-    if metrics is not None:
-        good = set(df.loc[df["status"] == Status.OK, "config_id"])
-        others += [(config, of["label"].iloc[0]) for config, of in runs.items() if config not in good]
-    compared = [compare(runs[config], runs[first], name, base, metrics) for config, name in others]
-    return judged(compared, equivalence, costs=metrics is None)
+    (first, base), *others = zip(table["config_id"], table["name"], strict=True)
+    return judged([compare(runs[config], runs[first], name, base) for config, name in others], costs=True)
+
+
+def _in_order(df: pd.DataFrame) -> pd.DataFrame:
+    """The summary in the order in which configurations were begun, which is that of the suite.
+
+    Those that are there to save their weights for others are left out, unless there is nothing else.
+    """
+    table = summary(df)
+    if "saves" in table and table["saves"].isna().sum() > 1:
+        table = table[table["saves"].isna()]
+    begun = df.groupby("config_id")["started_at"].min()
+    return table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
+
+
+def within(df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.SAME) -> Matched:
+    """Compare each configuration of a suite with the first that did the same work: that of `_same_work`."""
+    newest = _newest(df)
+    table = _in_order(newest)
+    runs = _by_configuration(newest)
+    bases: dict[str, pd.Series] = {}
+    out: list[Comparison] = []
+    alone: dict[str, None] = {}
+    for _, row in table.iterrows():
+        config, name = row["config_id"], row["name"]
+        first = next((base for base in bases.values() if _same_work(row, base)), None)
+        if first is None:
+            bases[config] = row
+            alone[name] = None
+            continue
+        alone.pop(first["name"], None)
+        out.append(compare(runs[config], runs[first["config_id"]], name, first["name"], metrics))
+    for of in runs.values():
+        if bases and not (of["status"] == Status.OK).any():
+            first = next((base for base in bases.values() if _same_work(of.iloc[0], base)), next(iter(bases.values())))
+            out.append(compare(of, runs[first["config_id"]], of["label"].iloc[0], first["name"], metrics))
+    out.sort(key=lambda c: [base["name"] for base in bases.values()].index(c.baseline))
+    notes = [f"no other configuration does the work of {', '.join(alone)}"] if alone and out else []
+    return Matched(judged(out, equivalence), [], [], [], [*notes, *_older("BASE", df, newest)])
+
+
+def _same_work(one: pd.Series, other: pd.Series) -> bool:
+    """Whether a sample is the same work: the workload with the same arguments, or as much FLOP within 1 %.
+
+    What a command does is its own affair.
+    """
+    if str(one["workload"]) != str(other["workload"]):
+        return False
+    arguments = [name for name in other.index if str(name).startswith("workload_args.")]
+    if other["workload"] == COMMAND or all(str(one[name]) == str(other[name]) for name in arguments):
+        return True
+    return bool(abs(one["flops_per_sample"] - other["flops_per_sample"]) <= 0.01 * other["flops_per_sample"])
 
 
 def ladder(df: pd.DataFrame) -> list[Comparison]:

@@ -19,7 +19,6 @@ from bench.metrics import TEXT_COLUMNS
 from bench.record import Status
 from bench.schema import Scalar
 
-SUFFIXES = (".csv", ".json", ".parquet")
 SUPPORTED = (
     "supported are CSV, Parquet and JSON with the columns of `bench fit --json`, one row a run and config_id in each: "
     "the output of `bench fit --json`, a baseline of `bench baseline save`, a table of imported runs"
@@ -38,6 +37,8 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
     """
     found: Any
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RowsError(f"{path}: a file of another kind; {SUPPORTED}")
         if path.suffix == ".csv":
             found = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False).to_dict("records")
         elif path.suffix == ".parquet":
@@ -70,9 +71,11 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
 
 
 def _number(value: object) -> float | None:
-    """The number that a cell is or spells; None for other text, and for what is absent."""
+    """The number that a cell is or spells, infinite beyond what a float holds; None for other text and what is absent."""
     try:
         return float(value) if isinstance(value, (str, int, float)) else None
+    except OverflowError:
+        return math.inf
     except ValueError:
         return None
 
@@ -84,15 +87,21 @@ def _countable(value: Scalar | None) -> bool:
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Scalar]:
-    """What a row knows: text and finite numbers, however they are spelt."""
-    known = {str(k): v.isoformat() if isinstance(v, datetime) and pd.notna(v) else v for k, v in row.items()}
+    """What a row knows: text that can be written and finite numbers, however they are spelt."""
+    known = {_writable(str(k)): v.isoformat() if isinstance(v, datetime) and pd.notna(v) else v for k, v in row.items()}
     known = {k: v.item() if isinstance(v, np.generic) else v for k, v in known.items()}
+    known = {k: _writable(v) if isinstance(v, str) else v for k, v in known.items()}
     text = {k: v for k, v in known.items() if isinstance(v, str) and k in TEXT_COLUMNS}
     return text | {
         k: v
         for k, v in known.items()
         if k not in text and isinstance(v, (str, int, float)) and math.isfinite(_number(v) or 0.0)
     }
+
+
+def _writable(text: str) -> str:
+    """Put ? for halves of characters (lone surrogates), which JSON may spell and nothing can write."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def baseline_path(folder: Path, name: str) -> Path:
@@ -120,7 +129,12 @@ def save_baseline(folder: Path, name: str, rows: Iterable[Mapping[Any, Any]], *,
 
 
 def baselines(folder: Path) -> list[str]:
-    """Name the baselines of a folder, in alphabetical order."""
-    return sorted(
-        path.stem for path in folder.glob("*.json") if path.read_bytes().startswith(b'{"wattbench_baseline":')
-    )
+    """Name the baselines of a folder, in alphabetical order; what else is there does not count."""
+    return sorted(path.stem for path in folder.glob("*.json") if _NAME.fullmatch(path.stem) and _is_baseline(path))
+
+
+def _is_baseline(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).startswith(b'{"wattbench_baseline":')

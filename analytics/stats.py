@@ -94,16 +94,20 @@ Verdict = Literal["less", "more", "same", "cannot tell"]
 
 
 def verdict(
-    found: Estimate, p_value: float = 0.0, region: tuple[float, float] = (1 - SAME, 1 + SAME), neutral: float = 1.0
+    found: Estimate,
+    p_value: float = 0.0,
+    region: tuple[float, float] = (1 - SAME, 1 + SAME),
+    neutral: float = 1.0,
+    p_same: float = 0.0,
 ) -> Verdict:
     """Say what the interval of a ratio, or of another figure with its `neutral` value, allows to say; without one, nothing.
 
-    `same` is an interval within `region` (two one-sided tests, Schuirmann 1987). `less` and `more` take an interval that
-    leaves out `neutral` and a p-value, adjusted where there are many, of 5 % at most.
+    `same` is an interval within `region` (two one-sided tests, Schuirmann 1987) and a `p_same` of 5 % at most. `less` and
+    `more` take an interval that leaves out `neutral` and a `p_value` of 5 % at most. Both are adjusted where there are many.
     """
     if found.low is None or found.high is None:
         return "cannot tell"
-    if found.low >= region[0] and found.high <= region[1]:
+    if found.low >= region[0] and found.high <= region[1] and p_same <= 0.05:
         return "same"
     if p_value > 0.05:
         return "cannot tell"
@@ -144,15 +148,18 @@ class Contrast:
     """A candidate against a baseline: candidate / baseline, or the difference of what has no logarithm.
 
     `found` has the 95 % interval. `p_value` (two-sided, of no difference) and `probability_more` (that the candidate's true
-    figure is the larger one, nothing being known before) are Student's. `spread` holds standard deviations of one launch,
-    of logarithms where there are some: the candidate's and the baseline's, or one of the differences of pairs. All are
-    absent without two launches on a side, or two pairs.
+    figure is the larger one, nothing being known before) are Student's, by the standard `error` and its `degrees` of
+    freedom. `spread` holds standard deviations of one launch: the candidate's and the baseline's, or one of the differences
+    of pairs. Errors and spread are of logarithms where there are some. All are absent without two launches on a side, or
+    two pairs.
     """
 
     found: Estimate
     p_value: float | None = None
     probability_more: float | None = None
     spread: tuple[float, ...] = ()
+    error: float | None = None
+    degrees: float | None = None
 
 
 def contrast(
@@ -179,13 +186,24 @@ def contrast(
     spread = tuple(s * unit for s in deviations)
     if error == 0:
         more = 0.5 if abs(centre) <= digits else float(centre > 0)
-        return Contrast(Estimate(back(centre), back(centre), back(centre), n), float(more == 0.5), more, spread)
+        return Contrast(Estimate(back(centre), back(centre), back(centre), n), float(more == 0.5), more, spread, 0.0)
     half = t_quantile(degrees, 0.95) * error
     found = Estimate(back(centre), back(centre - half), back(centre + half), n)
     if paired and logarithms and n >= BOOTSTRAP_FROM:
         found = geometric_mean(np.exp(np.clip(sides[0], -700, 700)))
     p_value = float(2 * special.stdtr(degrees, -abs(centre) / error))
-    return Contrast(found, p_value, float(special.stdtr(degrees, centre / error)), spread)
+    more = float(special.stdtr(degrees, centre / error))
+    return Contrast(found, p_value, more, spread, error * unit, degrees)
+
+
+def p_beyond(distance: float, error: float, degrees: float) -> float:
+    """Return the p-value of a figure found `distance` beyond a limit, if the true one is not beyond it.
+
+    Twice the one-sided p of Student's t, so that 5 % is where the limit leaves the 95 % interval.
+    """
+    if error == 0:
+        return float(distance < 0)
+    return min(1.0, 2 * float(special.stdtr(degrees, -distance / error)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -207,8 +225,8 @@ def more_repeats(
 
     `spread` is that of a Contrast. On its scale are `centre`, the distance from what is asked about (0: no difference), and
     `region`, the bounds of what is called the same. Either will do: a difference, by the noncentral t at 5 % / `tests`; or
-    an interval within the region, by two one-sided tests at 2.5 %. `MOST_REPEATS` + 1 stands for more than that; None
-    where the spread is not known.
+    an interval within the region, by two one-sided tests at 2.5 % / `tests`. `MOST_REPEATS` + 1 stands for more than that;
+    None where the spread is not known.
     """
     if not any(spread):
         return None
@@ -221,8 +239,8 @@ def more_repeats(
     counts = n + np.arange(1, MOST_REPEATS + 1)
     error = np.sqrt(variances.sum() / counts)
     degrees = (counts - 1) * variances.sum() ** 2 / (variances**2).sum()
-    told = 1 - special.nctdtr(degrees, abs(centre) / error, special.stdtrit(degrees, 1 - 0.025 / tests))
-    quantile = special.stdtrit(degrees, 0.975)
+    quantile = special.stdtrit(degrees, 1 - 0.025 / tests)
+    told = 1 - special.nctdtr(degrees, abs(centre) / error, quantile)
     above, below = (high - centre) / error - quantile, (centre - low) / error - quantile
     told = np.fmax(told, special.stdtr(degrees, above) + special.stdtr(degrees, below) - 1)
     enough = np.flatnonzero(told >= POWER)

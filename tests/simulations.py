@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analytics import stats
+from analytics.compare import Comparison, Effect, judged
+from analytics.gate import Condition, outcomes
 
 TRIALS = 1000
 DRIFT = 0.05
@@ -47,6 +49,81 @@ class Case:
         )
 
 
+@dataclass(frozen=True)
+class Family:
+    """Comparisons made together, of known `truths` (ratios), and the share of trials in which any may be told wrongly.
+
+    Through `judged`: better or worse of what does not differ, equivalent of what is 2 % apart. Through a `gate` at 1: a
+    failure of what does not differ.
+    """
+
+    name: str
+    repeats: int
+    truths: tuple[float, ...]
+    noise: float
+    limit: float
+    gate: bool = False
+    paired: bool = False
+
+    def label(self) -> str:
+        return f"{self.name}, {self.repeats} repeats"
+
+    def rate(self, seed: int, trials: int = TRIALS) -> float:
+        random = np.random.default_rng([seed, self.repeats, len(self.truths), self.gate])
+        return sum(self._wrong(random) for _ in range(trials)) / trials
+
+    def _wrong(self, random: np.random.Generator) -> bool:
+        drawn = np.exp(random.normal(0, self.noise, (2, len(self.truths), self.repeats)))
+        pairs = zip(np.array(self.truths)[:, None] * drawn[0], drawn[1], strict=True)
+        family = judged([comparison(new, old) for new, old in pairs])
+        if self.gate:
+            return any(
+                found.state == "fails" for found in outcomes([Condition("samples_per_second", "<", 1.0)], family)
+            )
+        wrong = {True: ("better", "worse"), False: ("equivalent",)}
+        told = zip(self.truths, (c.effects[0].verdict for c in family), strict=True)
+        return any(verdict in wrong[truth == 1] for truth, verdict in told)
+
+
+def comparison(new: np.ndarray, old: np.ndarray) -> Comparison:
+    """A comparison of launches by their speed."""
+    found = stats.contrast(new, old, paired=False)
+    effect = Effect(
+        cost="samples_per_second",
+        metric="samples_per_second",
+        ratio=found.found.value,
+        low=found.found.low,
+        high=found.found.high,
+        repeats=found.found.n,
+        verdict="cannot tell",
+        difference=None,
+        value=1.0,
+        baseline_value=1.0,
+        paired=False,
+        better="more",
+        probability_better=found.probability_more,
+        p_value=found.p_value,
+        p_adjusted=None,
+        p_equivalent=None,
+        spread=(),  # how many repeats would tell is not asked
+        error=found.error,
+        degrees=found.degrees,
+        more_repeats=None,
+        among=None,
+        vanished=False,
+    )
+    return Comparison("new", "old", "ok", "", (effect,))
+
+
+def families() -> Iterator[Family]:
+    for repeats in (3, 5, 10):
+        yield Family("any of 20 equal, one is told", repeats, (1.0,) * 20, 0.01, 0.06)
+        yield Family("any of 20 equal, gate fails", repeats, (1.0,) * 20, 0.01, 0.06, gate=True)
+    for repeats, noise in ((3, 0.002), (5, 0.005), (10, 0.01)):
+        yield Family("any of 20 2 % off, the same", repeats, (1.02, 0.98) * 10, noise, 0.06)
+        yield Family("10 equal, 10 2 % off, wrong", repeats, (1.0, 1.02) * 10, noise, 0.06)
+
+
 def verdict(new: np.ndarray, old: np.ndarray, *, paired: bool) -> str:
     found = stats.contrast(new, old, paired=paired)
     assert found.p_value is not None
@@ -73,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'limit':>6}"
     )
     good = True
-    for case in cases():
+    for case in (*cases(), *families()):
         rates = [case.rate(seed) for seed in range(seeds)]
         mean = sum(rates) / seeds
         good &= mean <= case.limit

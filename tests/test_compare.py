@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from analytics import stats
-from analytics.comparable import better, metric_names, usual_metrics
-from analytics.compare import Comparison, Effect, against_first, compare, judged, ladder, match
-from analytics.frame import frame
+from analytics.comparable import better, metric_names, unequal_training, usual_metrics
+from analytics.compare import Comparison, Effect, against_first, compare, judged, ladder, match, within
+from analytics.frame import frame, summary
 from bench.record import Status
 from bench.schema import Scalar
 from tests import rows
@@ -164,7 +164,7 @@ def test_it_is_known_which_way_a_figure_is_better(metric: str, way: str | None) 
 def test_runs_side_by_side_are_pairs_and_others_two_samples() -> None:
     old, new = runs(1, 4, 0.01), runs(1.1, 4, 0.01, seed=1, precision="bf16")
     values = [[row[RATE] for row in side] for side in (new, old)]
-    (first,) = against_first(frame([*old, *new]), [RATE])
+    (first,) = within(frame([*old, *new]), [RATE]).comparisons
     pair = effect(first)
     assert pair.paired
     assert (pair.ratio, pair.p_value) == pytest.approx(_contrast(values, paired=True))
@@ -231,10 +231,87 @@ def test_verdicts_allow_for_the_other_comparisons() -> None:
     one = compare(new, old, "new", "old", [RATE])
     (alone,) = judged([one])
     assert alone.effects[0].verdict == "better"
-    among = judged([one, *[compare(old, old, str(i), "old", [RATE]) for i in range(19)]])
+    other = frame(runs(1, 4, 0.02, seed=3, precision="bf16"))
+    among = judged([one, *[compare(other, old, str(i), "old", [RATE]) for i in range(19)]])
     assert among[0].effects[0].verdict == "cannot tell"
     assert among[0].effects[0].p_adjusted == pytest.approx(min(1.0, 20 * (alone.effects[0].p_value or 0)))
     assert (among[0].effects[0].low, among[0].effects[0].high) == (alone.effects[0].low, alone.effects[0].high)
+    assert (alone.effects[0].among, among[0].effects[0].among) == (None, 20), "alone the interval would tell"
+
+
+def test_equivalence_allows_for_the_other_comparisons_too() -> None:
+    old = frame(runs(1, 4, 0.008, seed=1))
+    new = frame(runs(1.002, 4, 0.008, seed=2, precision="bf16"))
+    far = frame(runs(2, 4, 0.005, seed=3, precision="bf16"))
+    one = compare(new, old, "new", "old", [RATE])
+    assert judged([one])[0].effects[0].verdict == "equivalent"
+    among = judged([one, *[compare(far, old, str(i), "old", [RATE]) for i in range(40)]])
+    assert among[0].effects[0].verdict == "cannot tell"
+    assert among[0].effects[0].among == 41
+    assert among[1].effects[0].verdict == "better"
+
+
+def test_a_suite_is_compared_where_the_work_is_the_same() -> None:
+    big = [row | {"started_at": (START + timedelta(hours=1)).isoformat()} for row in runs(1, 3, 0.01, preset="small")]
+    later = (START + timedelta(hours=2)).isoformat()
+    faster = [row | {"started_at": later} for row in runs(2, 3, 0.01, preset="small", precision="bf16")]
+    other = [row | {"started_at": later} for row in runs(1, 3, 0.01, seed=5)]
+    other = [row | {"workload_args.preset": "alone", "config_id": "x", "flops_per_sample": 7e9} for row in other]
+    like = [row | {"workload_args.preset": "like", "config_id": "y", "flops_per_sample": 7.05e9} for row in other]
+    less = [row | {"flops_per_sample": 1e7} for row in runs(3, 3, 0.01, finetune="lora")]
+    found = within(frame([*runs(1, 3, 0.01), *big, *faster, *less]), [RATE])
+    told = [(c.baseline, c.name) for c in found.comparisons]
+    assert told == [("preset=tiny fp32", "preset=tiny fp32 lora"), ("preset=small fp32", "preset=small bf16")]
+    assert [effect(c).verdict for c in found.comparisons] == ["better", "better"]
+    found = within(frame([*runs(1, 3, 0.01), *less, *other]), [RATE])
+    assert found.notes == ["no other configuration does the work of preset=alone"]
+    assert len(within(frame([*other, *like]), [RATE]).comparisons) == 1, "as much work within 1 %"
+
+
+def test_figures_are_those_of_the_summary() -> None:
+    losses = [3.0, 3.1, 9.0]
+    old = [row | {"validation_loss": loss} for row, loss in zip(runs(1, 3, 0.01), losses, strict=True)]
+    new = [
+        row | {"validation_loss": 2 * loss, "peak_memory_bytes": loss}
+        for row, loss in zip(runs(1, 3, 0.01, execution=OTHER), losses, strict=True)
+    ]
+    shown = {e.metric: e for e in only(new, old, RATE, "validation_loss", "peak_memory_bytes").effects}
+    table = summary(frame(new)).iloc[0]
+    assert {name: e.value for name, e in shown.items()} == pytest.approx({name: table[name] for name in shown})
+    assert shown["validation_loss"].baseline_value == 3.1
+
+
+def test_quality_after_unequal_training_is_not_compared() -> None:
+    old = [row | {"validation_loss": 3.0 + r / 10, "trained_steps": 100.0} for r, row in enumerate(runs(1, 3, 0))]
+    new = [row | {"trained_steps": 111.0} for row in old]
+    for row in new:
+        row["execution"] = OTHER
+    assert "after 800 to 888 samples" in refused(new, old, "validation_loss")
+    assert unequal_training(frame([*old, *new])) == (800, 888)
+    assert effect(only(new, old, RATE)).verdict == "equivalent"
+    near = [row | {"trained_steps": 110.0} for row in new]
+    assert effect(only(near, old, "validation_loss")).verdict == "cannot tell"
+    target = [row | {"target_reached": 1.0} for row in new]
+    assert effect(only(target, old, "validation_loss")).verdict == "cannot tell"
+    unknown = [{k: v for k, v in row.items() if k != "trained_steps"} for row in new]
+    assert unequal_training(frame(unknown)) is None
+
+
+def test_what_else_may_make_a_difference_is_told() -> None:
+    busy = [row | {"flags": "noisy_host short_window", "quality": "C"} for row in runs(1, 3, 0.01, execution=OTHER)]
+    assert only(busy, runs(1, 3, 0.01)).doubts == ("the candidate alone has grade C and noisy_host",)
+    assert only(busy, [row | {"flags": "noisy_host", "quality": "C"} for row in runs(1, 3, 0.01)]).doubts == ()
+
+
+def test_runs_that_are_left_out_are_counted() -> None:
+    new = runs(1, 4, 0.01, execution=OTHER)
+    del new[1][RATE]
+    found = match(frame(new), frame([*runs(1, 4, 0.01), *runs(1, 2, 0.01, execution="0")]), "base", [RATE])
+    assert found.notes == ["2 of 6 runs of BASE are of older executions: not compared"]
+    both = [*new, *runs(2, 4, 0.01, execution=OTHER, precision="bf16")]
+    (one,) = within(frame([*both, *runs(1, 2, 0.01, execution="0")]), [RATE]).comparisons
+    assert effect(one).ratio == pytest.approx(0.5, rel=0.03), "older executions are no configurations of their own"
+    assert f"1 of 4 runs of the candidate have no {RATE}; the others are compared" in found.comparisons[0].notes
 
 
 def test_less_is_better_where_it_is_and_more_or_less_is_said_of_what_is_not_known() -> None:
@@ -253,8 +330,8 @@ def test_figures_that_are_not_positive_are_compared_by_differences() -> None:
     assert np.isnan(found.ratio)
     assert found.verdict == "better"
     assert found.difference == pytest.approx(-9.15 - 0.0125)
-    zero = [row | {"validation_loss": 0.0} for row in runs(1, 4, 0)]
-    assert effect(only(zero, zero, "validation_loss")).verdict == "equivalent"
+    zero = [[row | {"validation_loss": 0.0} for row in runs(1, 4, 0, execution=one)] for one in (OTHER, "x")]
+    assert effect(only(*zero, "validation_loss")).verdict == "equivalent"
 
 
 def refused(candidate: list[dict[str, Scalar]], baseline: list[dict[str, Scalar]], metric: str) -> str:
@@ -291,7 +368,6 @@ def test_other_work_is_told_and_totals_of_it_are_not_compared() -> None:
     assert "did not do the same work (6,400 against 800 samples)" in told["cost_usd"]
     assert f"other data: {'f' * 16} against {'0' * 16}" in found.notes
     assert "other batch: 64 against 8" in found.notes
-    assert "other training: quality is that after 640 against 80 samples" in found.notes
 
 
 def test_runs_that_did_not_end_well_are_told() -> None:
@@ -326,8 +402,9 @@ def test_configurations_are_matched_by_what_was_asked_and_the_newest_execution_c
 
 def test_the_same_runs_on_both_sides_are_told() -> None:
     same = runs(1, 3, 0.01)
-    assert "the same runs stand on both sides" in only(same, same).notes
-    assert effect(only(same, same)).verdict == "equivalent"
+    assert refused(same, same, RATE) == "the same runs stand on both sides"
+    unnamed = [{k: v for k, v in row.items() if k != "execution"} for row in same]
+    assert effect(only(unnamed, unnamed)).verdict == "equivalent", "equal names alone do not tell"
 
 
 def test_what_is_compared_unless_it_is_said() -> None:

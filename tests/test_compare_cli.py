@@ -1,11 +1,13 @@
 """`bench compare` and `bench baseline`: what names mean, what the gate says, and what is refused."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,8 @@ from click.testing import CliRunner, Result
 from analytics.compare import compare, judged
 from analytics.frame import frame
 from analytics.gate import Condition, outcomes
-from bench.cli import cli
+from analytics.imported import imported
+from bench.cli import cli, main
 from bench.record import Status
 from bench.schema import Scalar
 from bench.tracking import News, StoreError
@@ -232,8 +235,59 @@ def test_the_gate_fails_a_slower_candidate_and_passes_others(store: Callable[...
     told = gate(0)
     assert "cannot tell" in told
     assert " repeats)" in told
+    assert "gate: holds 0, fails 0, cannot tell 1" in told
+    gate(1, "--fail-if-unsure")
     store(runs(n=1), later(0.5, n=1))
-    assert "it takes two or more repeats of each" in gate(0)
+    assert "1 repeat only, it takes 3 of each" in gate(0)
+    store(runs(n=2), later(0.5, n=2))
+    told = gate(0)
+    assert "2 repeats only, it takes 3 of each" in told
+    assert "worse (2 repeats only)" in told
+
+
+def test_doubts_stand_beside_a_failure(store: Callable[..., None]) -> None:
+    store(runs(), [row | {"flags": "noisy_host", "quality": "B"} for row in later(0.8)])
+    assert "is < 0.97; the candidate alone has noisy_host" in gate(1)
+
+
+def test_configurations_that_vanished_fail_the_gate(store: Callable[..., None]) -> None:
+    failed = [rows.make(suite="mine", precision="fp8", status=Status.FAILED)]
+    store(runs(), runs(precision="bf16"), failed, later())
+    told = gate(1)
+    assert "fails: bf16: it is in BASE, but not in NEW" in told
+    assert "fails: fp8" not in told, "it did not end well in BASE either"
+    assert "gate: holds 1, fails 1, cannot tell 0" in told
+    gate(0, "--allow-missing")
+    assert document(f"mine@{OLD}", "mine", *GATE, code=1)["missing"] == ["bf16"]
+    assert bench("compare", f"mine@{OLD}", "mine", *SPEED).exit_code == 0
+
+
+def test_no_throughput_at_all_fails_the_gate(store: Callable[..., None]) -> None:
+    store(runs(), [row | {"tokens_per_second": 0.0} for row in later()])
+    assert "no figure of NEW is above 0, all of BASE are" in gate(1)
+    assert bench("compare", f"mine@{OLD}", "mine", "--fail-if", "tokens_per_second > 1.1").exit_code == 0
+
+
+def test_failures_of_half_the_runs_fail_the_gate_where_base_had_none(store: Callable[..., None]) -> None:
+    bad = [row | {"status": "failed"} for row in later()]
+    store(runs(), [*bad[:3], *later()[3:]])
+    assert "3 of 5 runs of NEW did not end well, and none of BASE" in gate(1)
+    store(runs(), [*bad[:2], *later()[2:]])
+    gate(0)
+    store([*runs()[1:], runs()[0] | {"status": "failed"}], [*bad[:3], *later()[3:]])
+    gate(0)
+
+
+def test_chance_among_many_fails_no_gate() -> None:
+    """Of 20 candidates at their limit, one whose interval alone is beyond it may be chance."""
+    old = frame(runs())
+    near = compare(frame(later(0.985)), old, "near", "base", ["tokens_per_second"])
+    condition = Condition.parse("tokens_per_second < 0.995")
+    (alone,) = outcomes([condition], judged([near]))
+    assert alone.state == "fails"
+    equal = compare(frame(later(1.0, noise=0.02)), old, "equal", "base", ["tokens_per_second"])
+    first, *_ = outcomes([condition], judged([near, *[equal] * 39]))
+    assert (first.state, first.reason) == ("cannot tell", "alone it would fail, among 40 that may be chance")
 
 
 def test_every_condition_is_put(store: Callable[..., None]) -> None:
@@ -305,12 +359,13 @@ def test_the_text_says_how_it_was_compared(store: Callable[..., None]) -> None:
     store(runs(), later(1.1))
     done = bench("compare", f"mine@{OLD}", "mine")
     assert "side by side (0 of 3 comparisons)" in done.output
-    assert "all comparisons together (Holm)" in done.output
+    assert "allow for all 3 together (Holm)" in done.output
     assert "did not run side by side" in done.output
     assert "within ±2 %" in done.output
-    pairs = document(f"mine@{OLD}", f"mine@{OLD}")
-    assert pairs["comparisons"][0]["effects"][0]["paired"]
-    assert "the same runs stand on both sides" in pairs["comparisons"][0]["notes"]
+    store(runs(), runs(1.2, precision="bf16"))
+    assert document("mine")["comparisons"][0]["effects"][0]["paired"]
+    same = bench("compare", "mine", "mine")
+    assert (same.exit_code, same.output.count("the same runs stand on both sides")) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -407,3 +462,69 @@ def test_other_files_in_the_folder_are_left_alone(store: Callable[..., None]) ->
     assert "no baselines" in bench("baseline", "list").output
     assert bench("baseline", "remove", "other").exit_code == 2
     assert Path("baselines/other.json").exists()
+
+
+def test_imported_runs_in_the_store_harm_nothing(store: Callable[..., None]) -> None:
+    Path("theirs.csv").write_text("devices,samples_per_second\n1,10\n2,19\n")
+    theirs = imported(Path("theirs.csv"), (), (), "theirs", START).rows
+    assert not any("host" in row or "commit" in row for row in theirs)
+    store(theirs, runs(), later(1.2))
+    assert ratio(document(f"mine@{OLD}", "mine", *SPEED)) == pytest.approx(1.2, rel=0.02)
+    assert ratio(document(A, B, *SPEED)) == pytest.approx(1.2, rel=0.02)
+    assert "did you mean 'mine'" in bench("compare", "mien", "mine").output
+    assert "no host here" in bench("compare", "host:theirs", "mine").output
+    assert bench("compare", "theirs", "--metric", "samples_per_second").exit_code == 0
+
+
+def test_a_fault_of_ours_is_no_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (KeyError("host"), OSError("the disk is full")):
+        monkeypatch.setattr("bench.cli.cli.main", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == 70
+        told = capsys.readouterr().err
+        assert ("Traceback" in told, "please report it" in told) == (isinstance(error, KeyError),) * 2
+
+
+def test_numbers_and_text_that_nothing_can_hold_are_cleaned(no_store: None) -> None:
+    row = '{"config_id": "a\\ud800", "repeat": %d, "tokens_per_second": %d, "my\\udfff": 9%s, "label": "\\ud83d"}'
+    Path("a.json").write_text("[" + ", ".join(row % (r, 10 + r, "9" * 400) for r in range(3)) + "]")
+    Path("b.json").write_text(Path("a.json").read_text().replace(": 1", ": 2"))
+    told = bench("compare", "a.json", "b.json", *SPEED)
+    assert told.exit_code == 0, told.output
+    Path("c.json").write_text('[{"config_id": "a", "repeat": 1%s, "tokens_per_second": 1}]' % ("0" * 400))
+    assert "no configuration in common" in bench("compare", "c.json", "b.json", *SPEED).output
+
+
+def test_what_is_no_baseline_in_the_folder_harms_nothing(store: Callable[..., None]) -> None:
+    store(runs(), later(1.2))
+    bench("baseline", "save", "main", "mine")
+    text = Path("baselines/main.json").read_text()
+    Path("baselines/folder.json").mkdir()
+    Path("baselines/a b.json").write_text(text)
+    Path("baselines/broken.json").write_text(text[:60])
+    os.mkfifo("baselines/pipe.json")
+    done = bench("baseline", "list")
+    assert done.exit_code == 0
+    assert "main: 5 runs" in done.output
+    assert "broken: " in done.output
+    assert [one["name"] for one in json.loads(bench("baseline", "list", "--json").stdout)["baselines"]] == ["main"]
+    assert bench("compare", "main", f"mine@{OLD}").exit_code == 0
+    assert "of another kind" in bench("compare", "file:baselines/pipe.json", "mine").output
+
+
+def test_saving_says_how_to_compare_without_doubt(store: Callable[..., None]) -> None:
+    store(runs(suite="gate"), later(suite="gate"))
+    done = bench("baseline", "save", "gate", "gate")
+    assert "bench compare baseline:gate suite:gate" in done.output
+    assert bench("compare", "baseline:gate", f"suite:gate@{OLD}").exit_code == 0
+    told = json.loads(bench("baseline", "save", "gate", "gate", "--force", "--json").stdout)
+    assert (told["name"], told["runs"]) == ("gate", 5)
+
+
+def test_unknown_figures_are_answered_with_a_few_usual_ones(store: Callable[..., None]) -> None:
+    store(runs(), later())
+    for name, near in (("time", "samples_per_second"), ("energy", "joules_per_sample"), ("zzz", "tokens_per_second")):
+        done = bench("compare", f"mine@{OLD}", "mine", "--metric", name)
+        assert (done.exit_code, near in done.output) == (2, True)
+        assert len(done.output) < 600

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats as reference
 
 from analytics import stats
-from tests.simulations import Case, cases
+from tests.simulations import Case, Family, cases, families
 
 
 def covered(n: int, trials: int, **options: int) -> float:
@@ -187,6 +187,16 @@ def test_comparisons_are_wrong_as_rarely_as_they_say(case: Case) -> None:
     assert sum(rates) / 3 <= case.limit
     if case.ratio == 1 and case.noise == 0.05:
         assert sum(rates) / 3 >= 0.02, "so wide an interval would find nothing"
+
+
+@pytest.mark.parametrize("family", list(families()), ids=Family.label)
+def test_all_comparisons_together_are_wrong_as_rarely_as_they_say(family: Family) -> None:
+    assert family.rate(1, 250) <= family.limit + 0.015
+
+
+def test_the_simulation_notices_verdicts_that_allow_for_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "holm", list)
+    assert all(family.rate(1, 50) > 0.15 for family in families())
 
 
 def test_the_simulation_notices_intervals_that_are_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +38,10 @@ _VERBS = {
     ),
     "sync": ("bench.cli.sync:sync", "Log records to MLflow that are not there yet."),
 }
+
+
+FAULT = 70
+"""Exit code where wattbench or the machine failed, never the answer (EX_SOFTWARE of sysexits.h)."""
 
 
 class _Lazy(click.Group):
@@ -88,7 +93,10 @@ def fail(*messages: str, code: int = 2) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line. Mistakes of the user end with a message of one or two lines and exit code 2."""
+    """Run the command line. Mistakes of the user end with a message of one or two lines and exit code 2, ours with 70.
+
+    1 is left to answers: runs that failed, a comparison that is worse than allowed.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without · and × gets ? for them
@@ -108,4 +116,8 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         click.echo(f"bench: {error}", err=True)
-        sys.exit(1)
+        sys.exit(FAULT)
+    except Exception:  # noqa: BLE001 - the last resort: Python's own exit code would be 1
+        traceback.print_exc()
+        click.echo("bench: this is a fault of wattbench: please report it with the lines above", err=True)
+        sys.exit(FAULT)

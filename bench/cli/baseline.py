@@ -24,7 +24,10 @@ def baseline() -> None:
 @click.option("--force", is_flag=True, help="Replace a baseline of that name.")
 @baselines_option
 @store_option
-def save(name: str, suite: str | None, execution: str | None, force: bool, folder: Path, store: str | None) -> None:
+@json_option
+def save(
+    name: str, suite: str | None, execution: str | None, force: bool, folder: Path, store: str | None, as_json: bool
+) -> None:
     """Save the runs of SUITE, or of all suites, as NAME."""
     from analytics.frame import frame
     from analytics.rowfiles import RowsError, save_baseline
@@ -35,7 +38,11 @@ def save(name: str, suite: str | None, execution: str | None, force: bool, folde
         path = save_baseline(folder, name, rows, force=force)
     except RowsError as error:
         fail(str(error))
-    click.echo(f"{path}: {len(rows)} runs; compare with: bench compare {name} SUITE")
+    if as_json:
+        click.echo(json.dumps({"name": name, "file": str(path), "runs": len(rows)}))
+    else:
+        other = f"suite:{rows[0]['suite']}" if suite else "SUITE"
+        click.echo(f"{path}: {len(rows)} runs; compare with: bench compare baseline:{name} {other}")
 
 
 @baseline.command("list")
@@ -51,7 +58,8 @@ def list_(folder: Path, as_json: bool) -> None:
         try:
             rows = read_rows(baseline_path(folder, name))
         except RowsError as error:
-            fail(str(error))
+            click.echo(printable(f"{name}: {error}", 300), err=True)
+            continue
         columns = ("suite", "execution", "commit", "host")
         facts = {f"{key}s": sorted({str(row[key]) for row in rows if key in row}) for key in columns}
         found.append({"name": name, "runs": len(rows), **facts})

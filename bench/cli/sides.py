@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from bench.cli import fail
 from bench.cli.selection import suite_name
-from bench.schema import Scalar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Rows = list[dict[str, Scalar]]
 KINDS = ("suite", "commit", "host", "file", "baseline")
 
 
@@ -40,19 +38,21 @@ class Sources:
         self.problem = ""
 
     @cached_property
-    def rows(self) -> Rows:
-        """Rows of the store; none, and `problem` says why, where it cannot be read."""
+    def df(self) -> pd.DataFrame:
+        """Runs of the store; none, and `problem` says why, where it cannot be read."""
+        from analytics.frame import frame
+        from analytics.store import load
         from bench import tracking
 
         try:
-            return tracking.load(self.store)
+            return load(self.store)
         except tracking.StoreError as error:
             self.problem = str(error)
-            return []
+            return frame([])
 
     def find(self, text: str) -> Side:
         """Return the runs that a name means; one that means nothing, or several things, ends the command with code 2."""
-        from analytics.frame import frame, latest_execution
+        from analytics.frame import latest_execution, tidy
         from analytics.rowfiles import RowsError
 
         kind, _, name = text.partition(":")
@@ -62,7 +62,7 @@ class Sources:
             kind = "suite" if Path(text).suffix in (".yaml", ".yml") else "file"
         try:
             known = {one: getattr(self, f"_{one}")(name, bool(kind)) for one in ([kind] if kind else KINDS)}
-            found = {one: rows for one, rows in known.items() if rows}
+            found = {one: df for one, df in known.items() if len(df)}
             if not found:
                 what = kind or "suite, commit, host, file or saved baseline"
                 fail(f"{text!r} is no {what} here; {self._known(kind, name)}")
@@ -70,9 +70,8 @@ class Sources:
             fail(str(error))
         if len(found) > 1:
             fail(f"{text!r} is a {' and a '.join(found)}: write {' or '.join(f'{one}:{text}' for one in found)}")
-        ((kind, rows),) = found.items()
-        df = frame(rows)
-        return Side(kind, name, df if kind in ("file", "baseline") else latest_execution(df))
+        ((kind, df),) = found.items()
+        return Side(kind, name, df if kind in ("file", "baseline") else tidy(latest_execution(df)))
 
     def _known(self, kind: str, name: str) -> str:
         """What there is instead, for a message."""
@@ -81,59 +80,58 @@ class Sources:
 
         if kind == "file":
             return SUPPORTED
-        there = {
-            "suite": {str(row["suite"]) for row in self.rows},
-            "commit": {str(row["commit"]) for row in self.rows if "commit" in row},
-            "host": {str(row["host"]) for row in self.rows},
-            "baseline": set(baselines(self.folder)),
-        }
+        there = {one: set(self.df[one].dropna()) for one in ("suite", "commit", "host")}
+        there["baseline"] = set(baselines(self.folder))
         names = there[kind] if kind else set().union(*there.values())
-        if kind == "commit" and self.rows and not names:
+        if kind == "commit" and len(self.df) and not names:
             return "the runs in the store were logged without their commits: bench sync --store URI logs them anew"
         return self.problem or (
             did_you_mean(name, names) if names else f"nothing is stored yet (--folder {self.folder})"
         )
 
-    def _suite(self, name: str, sure: bool) -> Rows:
+    def _suite(self, name: str, sure: bool) -> pd.DataFrame:
         if Path(name).is_file():
             name = suite_name(name)
         suite, _, execution = re.sub("@", ":", name, count=1).partition(":")
-        rows = [row for row in self.rows if row["suite"] == suite]
-        if not execution or not rows:
-            return rows
-        there = sorted({str(row["execution"]) for row in rows if str(row["execution"]).startswith(execution)})
+        df = self.df.loc[self.df["suite"] == suite]
+        if not execution or df.empty:
+            return df
+        known: list[str] = sorted(df["execution"].dropna().unique())
+        there = [one for one in known if one.startswith(execution)]
         if len(there) != 1:
-            known = ", ".join(there or sorted({str(row["execution"]) for row in rows}))
-            fail(f"suite {suite!r} has {len(there) or 'no'} executions {execution!r}; there are: {known}")
-        return [row for row in rows if row["execution"] == there[0]]
+            fail(
+                f"suite {suite!r} has {len(there) or 'no'} executions {execution!r}; there are: {', '.join(there or known)}"
+            )
+        return df.loc[df["execution"] == there[0]]
 
-    def _commit(self, name: str, sure: bool) -> Rows:
+    def _commit(self, name: str, sure: bool) -> pd.DataFrame:
         hexadecimal = re.fullmatch(r"[0-9a-f]{4,40}(\+changed\.[0-9a-f]*)?", name)
         if sure and not hexadecimal:
             command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"]
             name = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
         elif not hexadecimal:
-            return []
-        same: dict[str, Rows] = {}
-        for row in self.rows:
-            commit = str(row.get("commit", ""))
+            name = ""
+        same = []
+        for commit in sorted(self.df["commit"].dropna().unique()) if name else ():
             clean = commit.partition("+")[0]
-            if name and clean and (commit.startswith(name) or ("+" not in name and name.startswith(clean))):
-                same.setdefault(commit, []).append(row)
+            if clean and (commit.startswith(name) or ("+" not in name and name.startswith(clean))):
+                same.append(commit)
         plain = [commit for commit in same if "+" not in commit]
         if len(same) > 1 and len(plain) != 1:
-            fail(f"commit {name!r} is one of {len(same)}: {', '.join(sorted(same))}")
-        return same[plain[0] if len(same) > 1 else next(iter(same))] if same else []
+            fail(f"commit {name!r} is one of {len(same)}: {', '.join(same)}")
+        return self.df[self.df["commit"].isin(plain if len(same) > 1 else same)]
 
-    def _host(self, name: str, sure: bool) -> Rows:
-        return [row for row in self.rows if row["host"] == name]
+    def _host(self, name: str, sure: bool) -> pd.DataFrame:
+        return self.df.loc[self.df["host"] == name]
 
-    def _file(self, name: str, sure: bool) -> Rows:
+    def _file(self, name: str, sure: bool) -> pd.DataFrame:
+        from analytics.frame import frame
         from analytics.rowfiles import read_rows
 
-        return read_rows(Path(name)) if sure or Path(name).is_file() else []
+        return frame(read_rows(Path(name)) if sure or Path(name).is_file() else [])
 
-    def _baseline(self, name: str, sure: bool) -> Rows:
+    def _baseline(self, name: str, sure: bool) -> pd.DataFrame:
+        from analytics.frame import frame
         from analytics.rowfiles import baseline_path, baselines, read_rows
 
-        return read_rows(baseline_path(self.folder, name)) if name in baselines(self.folder) else []
+        return frame(read_rows(baseline_path(self.folder, name)) if name in baselines(self.folder) else [])
