@@ -32,7 +32,7 @@ _ALIASES = {"sequence_length": LENGTH, "step_seconds": "step_seconds_median"}
 _RATES = tuple(f"{name}_per_device" for name in SPEEDS)
 _NUMBERS = {*COUNTS, *NUMBERS, *_RATES, LENGTH}
 TARGETS = {*_NUMBERS, *WORDS, "device_name", "dataset", "host", "region", "started_at", *_ALIASES}
-_NOT_ASKED = {*NUMBERS, *_RATES, "repeat", "seed", "started_at", "region"} - {"parameters", "flops_per_sample"}
+_NOT_ASKED = {*NUMBERS, *_RATES, "repeat", "seed", "started_at", "region", "host"} - {"parameters", "flops_per_sample"}
 _OPTION = re.compile(rf"(workload_args|{'|'.join(AXES)})\.[A-Za-z0-9_-]{{1,60}}")
 _ANY_SIGN, _ZERO_TOO = (
     re.compile("loss|error"),

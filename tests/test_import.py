@@ -13,7 +13,10 @@ from analytics import store
 from analytics.frame import frame, summary
 from analytics.imported import Imported, ImportProblem, imported
 from analytics.pareto import front
+from analytics.render import FORMATS
+from analytics.report import make
 from analytics.scaling import fit
+from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 from bench import tracking
 from bench.cli import cli
 from tests import rows
@@ -235,13 +238,44 @@ def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
     assert "\x1b" not in done.output
 
 
+PRIVATE = "host=gpu01.secret.example", "workload_args.user=alice", "dataset=/home/bob/data/corpus.bin"
+
+
+def test_the_host_is_not_asked(tmp_path: Path) -> None:
+    one, other = (read(tmp_path, settings=(*SETTINGS, f"host={host}")).rows[0] for host in ("gpu01", "gpu02"))
+    assert one["config_id"] == other["config_id"], "the same work elsewhere"
+    assert "gpu01" not in str(one["label"])
+
+
+def test_hosts_and_users_of_imported_rows_are_taken_out_of_every_format(tmp_path: Path) -> None:
+    old = [
+        {**row, "label": f"devices=1 host=gpu01.secret.example on=gpu01 user=alice by=bob layers={10 + i}"}
+        for i, row in enumerate(read(tmp_path, settings=(*SETTINGS, *PRIVATE)).rows)
+    ]
+    df, record = frame(old), rows.record(1)
+    at = frame([{**old[0], "host": "10.0.0.7", "run_id": "address"}])
+    assert scrubbed_rows(at, cleaner([], at))["label"].str.endswith("layers=10").all(), "an address has no short name"
+    clean = cleaner([record], df)
+    (other,) = scrubbed([record], clean)
+    hidden = scrubbed_rows(df, clean)
+    assert (other.environment.host, set(hidden["host"])) == ("host-1", {"host-2"})
+    assert hidden["label"].str.startswith("devices=1 host=host-2 on=host-2 user=user by=user layers=").all()
+    report = make(hidden, [other], NOW, ["bench", "report"])
+    for form, render in FORMATS.items():
+        content = render(report)
+        text = content.decode(errors="replace") if isinstance(content, bytes) else content
+        assert not [word for word in ("gpu01", "secret", "alice", "bob", "/home") if word in text], form
+        assert form in ("html", "md") or "corpus.bin" in text
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     path = table(tmp_path)
-    first = run(path, *NAMED)
+    named = [*NAMED, *(part for text in PRIVATE for part in ("--set", text))]
+    first = run(path, *named)
     assert first.exit_code == 0, first.output
     assert "3 of them new" in first.stdout
     kept = list((tmp_path / "runs").glob("theirs/imported-*/imported.jsonl"))
@@ -250,9 +284,9 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(before, frame(tracking.load()))
     assert before["tokens_per_second"].tolist() == [10000, 19000, 36000]
     assert before["repeat"].tolist() == [0, 0, 0]
-    assert "0 of them new" in run(path, *NAMED).stdout
+    assert "0 of them new" in run(path, *named).stdout
     kept[0].unlink()
-    assert "0 of them new" in run(path, *NAMED).stdout, "the store has them, whatever the time of the import"
+    assert "0 of them new" in run(path, *named).stdout, "the store has them, whatever the time of the import"
     assert len(tracking.load()) == 3
 
     def verb(*arguments: str) -> Any:
@@ -265,6 +299,11 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     assert priced.stderr == "bench: 3 imported runs have no record: their carbon and cost stay as they are\n"
     document = json.loads(verb("report", "theirs", "--region", "FR", "--json").stdout)
     assert [row["carbon"] for row in document["runs"]] == [None] * 3
+    for form in FORMATS:
+        for options, leaks in (((), False), (("--with-hosts",), True)):
+            out = verb("report", "theirs", "-o", "-", "--format", form, *options).stdout_bytes
+            found = [word for word in (b"gpu01", b"alice", b"/home") if word in out]
+            assert (bool(found) == leaks) or form in ("html", "md"), (form, found)
     assert "fastest" in verb("pareto", "theirs", "--by", "time").stdout
     other = f"sqlite:///{tmp_path}/other.db"
     assert verb("sync", "--store", other).stdout.startswith("3 records logged")
