@@ -17,6 +17,7 @@ from analytics.render import FORMATS
 from analytics.report import make
 from analytics.scaling import fit
 from analytics.scrub import cleaner, scrubbed, scrubbed_rows
+from analytics.work import language_model
 from bench import tracking
 from bench.cli import cli
 from tests import rows
@@ -64,10 +65,14 @@ def test_rows_are_runs(tmp_path: Path) -> None:
     assert first["devices"] == 1
     assert first["step_seconds_median"] == pytest.approx(0.2)
     assert first["samples_per_second"] == pytest.approx(10000 / 2048)
-    assert first["flops_per_sample"] == 6e9 * 2048
-    assert first["flops_per_second_per_device"] == pytest.approx(6e13)
+    work = language_model(1e9, 2048, sequence=2048).per_sample
+    assert first["flops_per_sample"] == work > 6e9 * 2048, "attention counts, as in bench plan"
+    assert first["flops_per_second_per_device"] == pytest.approx(work * 10000 / 2048)
     assert "energy_provenance" not in first, "no energy, no provenance of it"
-    assert any("6 × parameters" in note for note in found.notes)
+    assert any("6 × parameters + attention" in note and "assumed: 17 layers" in note for note in found.notes)
+    shaped = read(tmp_path, settings=(*SETTINGS, "workload_args.layers=24", "workload_args.hidden=2048"))
+    assert shaped.rows[0]["flops_per_sample"] == (6e9 + 12 * 24 * 2048 * 2048) * 2048
+    assert not any("assumed" in note for note in shaped.notes)
     df = frame(found.rows)
     assert df["devices"].tolist() == [1, 2, 4], "in the order of the file"
     assert len(summary(df)) == 3
@@ -104,7 +109,12 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
         ("1,inf,fp32", "'inf' is no number"),
         ("1,12k,fp32", "samples_per_second: '12k' is no number"),
         ("1,1_0,fp32", "'1_0' is no number"),
-        ('1,"1,5",fp32', "'1,5' is no number"),
+        ('1,"1,5",fp32', "'1,5' is no number; commas may group three digits each (3,600)"),
+        ('1,"0,600",fp32', "'0,600' is no number"),
+        (f"1,{'9' * 400},fp32", "is no number"),
+        ("1,1e308,fp32", "samples_per_second: 1e+308 cannot be meant"),
+        ("1,1e-320,fp32", "cannot be meant"),
+        ("1e18,1,fp32", "devices: 1e+18 cannot be meant"),
         ("1.5,7,fp32", "devices: 1.5 is no whole number"),
         ("0,7,fp32", "devices: 0 is not positive"),
         (",7,fp32", "devices: no number"),
@@ -115,6 +125,51 @@ def test_rows_of_no_use(tmp_path: Path, line: str, reason: str) -> None:
     found = simple(tmp_path, "1,10,fp32", line, "2,19,fp32")
     assert [(number, reason in told) for number, told in found.refused] == [(3, True)], found.refused
     assert len(found.rows) == 2
+
+
+def test_figures_that_follow_must_be_numbers(tmp_path: Path) -> None:
+    header = "devices,samples_per_second,parameters,workload_args.sequence_length"
+    found = simple(tmp_path, "1,1e30,1e9,2048", "1,1,1e32,2048", "1,1,1e9,2048", header=header)
+    assert [line for line, _ in found.refused] == [2, 3]
+    assert all("cannot be meant" in reason for _, reason in found.refused)
+
+
+@pytest.mark.parametrize("began", ["9999-12-31T23:59:59-12:00", "1969-12-31", "1970-01-01T00:00+05:00", "soon"])
+def test_a_start_that_no_run_can_have(tmp_path: Path, began: str) -> None:
+    found = simple(tmp_path, f"1,2,{began}", "1,2,2026-01-01", header="devices,samples_per_second,started_at")
+    assert found.refused == [(2, f"started_at: {began!r} is no time from 1970 to 2100, such as 2026-01-31T13:00Z")]
+
+
+def test_lines_of_json_of_no_use(tmp_path: Path) -> None:
+    good = '{"devices": 1, "samples_per_second": 2}'
+    lines = ["[" * 100_000, '{"devices": 1, "samples_per_second": ' + "9" * 400 + "}", "3", "{torn", good]
+    done = run(table(tmp_path, "\n".join(lines), "a.jsonl"), "--dry-run")
+    assert done.exit_code == 0, done.output
+    for said in (
+        "line 1 is left out: lists within lists",
+        "line 2 is left out: samples_per_second",
+        "line 3",
+        "line 4",
+    ):
+        assert said in done.output
+    assert "1 of 5 rows can be imported" in done.output
+
+
+def test_commas_that_group_thousands(tmp_path: Path) -> None:
+    found = simple(tmp_path, '1,"3,600",fp32', '2,"1,234,567.5",fp32')
+    assert [row["samples_per_second"] for row in found.rows] == [3600, 1234567.5]
+    assert "commas in numbers group thousands: 3,600 is 3600" in found.notes
+    european = simple(tmp_path, "1;3,600;fp32", header="devices;samples_per_second;precision")
+    assert "'3,600' is no number" in european.refused[0][1], "there it may be 3.6"
+
+
+def test_names_of_precisions(tmp_path: Path) -> None:
+    found = simple(tmp_path, "1,2,bfloat16", "1,3,amp_bf16", "1,4,bf16")
+    assert [row["precision"] for row in found.rows] == ["bf16", "amp_bf16", "bf16"]
+    assert "precision bfloat16 is called bf16 here" in found.notes
+    assert any(note.startswith("no precisions of ours: amp_bf16;") for note in found.notes)
+    (note,) = read(tmp_path, settings=("precision=float32",)).notes[1:]
+    assert note == "precision float32 is called fp32 here"
 
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
@@ -153,6 +208,8 @@ def test_repeats(tmp_path: Path) -> None:
         (("gpus=devices",), (), "no column is tokens_per_second or samples_per_second"),
         (("tok_s=tokens_per_second",), (), "no column is devices"),
         (MAPS, ("precission=bf16",), "did you mean 'precision'"),
+        (MAPS, ("repeat=1", "repeat=2"), "--set repeat=2: repeat is given twice"),
+        (("tok_s=zzzz",), (), "unknown name 'zzzz': "),
         (MAPS, ("precision",), "--set precision: wanted NAME=VALUE"),
         (
             ("gpus=devices", "tok_s=tokens_per_second"),
@@ -166,6 +223,7 @@ def test_wrong_names(tmp_path: Path, maps: tuple[str, ...], settings: tuple[str,
     with pytest.raises(ImportProblem) as problem:
         read(tmp_path, maps=maps, settings=settings)
     assert said in str(problem.value)
+    assert max(map(len, str(problem.value).splitlines())) < 500
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:
