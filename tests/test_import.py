@@ -19,7 +19,7 @@ from analytics.scaling import fit
 from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 from analytics.work import language_model
 from bench import tracking
-from bench.cli import cli
+from bench.cli import answer, cli
 from tests import rows
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -287,6 +287,23 @@ def test_nothing_of_use_is_wrong_use(tmp_path: Path) -> None:
     assert "so nothing was imported" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
     assert run(table(tmp_path), *NAMED, "--suite", "../up").exit_code == 2
+
+
+def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "devices,tokens_per_second,joules_per_token"
+    found = simple(tmp_path, "1,1000,", "1,1010,", "2,1900,0.5", header=header)
+    answer.show(frame(found.rows))
+    out = capsys.readouterr().out
+    for said in (
+        "tokens/s (95 %)",
+        "1005 (",
+        "1900",
+        "J/token",
+        "nothing is compared or predicted",
+        "flops_per_sample",
+    ):
+        assert said in out
+    assert not [said for said in ("(ok: )", "no meter", "no cost", "samples/s", "seconds") if said in out], out
 
 
 def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
