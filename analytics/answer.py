@@ -84,7 +84,8 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 def totals(df: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, value and small print of every total of whole runs. What rests on a model says so in its label."""
-    runs = f"{{}} of {len(df)} runs"
+    skipped = int((df["status"] == Status.SKIPPED).sum())
+    runs = f"{{}} of {len(df) - skipped} runs" + (f", {skipped} skipped" if skipped else "")
     tiles = []
     for column, label in (
         ("run_energy_joules", "Energy, measured"),

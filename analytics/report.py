@@ -7,6 +7,7 @@ it is rendered, never here.
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,8 +23,8 @@ from analytics.compare import Comparison, Effect
 from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
 from analytics.frame import asked, summary
-from analytics.scaling import ScalingFit
-from analytics.words import FLAGS, between, in_short, number, printable, scale
+from analytics.scaling import ScalingFit, SeriesFit
+from analytics.words import FLAGS, between, number, printable, scale
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
@@ -32,7 +33,8 @@ _LABELS = (
     *("emissions_basis", "cost_basis", "quality", "flags"),
 )
 _READING = (
-    "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own.",
+    "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own; other figures "
+    "are medians, peak memory is the largest.",
     "Intervals (in brackets) are 95 %: Student's t on the logarithms of the repeats; without repeats there is none.",
     "~ marks a figure that rests on a model. Measured and estimated energy are never added.",
     "- is not known: nothing is filled in, and absent is not 0.",
@@ -174,7 +176,8 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
     fair = not list(answer.unequal(found.runs))
     if found.tested:
         series = found.law.series
-        yield from (line.removeprefix("In short: ") for line in in_short(series) or series[0].sentences()[:1])
+        said = [line for one in series if (line := _brings(one))]
+        yield f"{'; '.join(said)}." if said else series[0].sentences()[0]
         return
     if found.steps and found.steps[-1].effects:
         yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."
@@ -186,11 +189,30 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
         yield f"The fastest of {len(told) + 1} configurations is {best.name}: it {_told(best, fair=fair)}."
     elif told:
         yield f"No configuration can be told to be faster than {told[0][1].baseline} for the same number of samples."
-    elif len(table) and table["samples_per_second"].notna().any():
-        first = table.iloc[0]
-        value, low, high = (float(first[f"samples_per_second{tail}"]) for tail in ("", "_low", "_high"))
-        speed = between(value, low, high, "samples/s")
-        yield f"{first['name']} trains {speed}."
+    elif len(table) and (unit := _unit(table)):
+        first = table[table[f"{unit}s_per_second"].notna()].iloc[0]
+        value, low, high = (float(first[f"{unit}s_per_second{tail}"]) for tail in ("", "_low", "_high"))
+        yield f"{first['name']} trains {between(value, low, high, f'{unit}s/s')}."
+
+
+def _brings(fit: SeriesFit) -> str:
+    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
+
+    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
+    """
+    most = max((point.devices for point in fit.efficiency), default=0)
+    here = [
+        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
+    ]
+    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
+        return ""
+    base = here[0][0].baseline_devices
+    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
+    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
+    devices = f"{base} device" + ("s" if base > 1 else "")
+    if gain / half <= 1 <= gain * half:
+        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
+    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
 
 
 def _time(comparison: Comparison) -> Effect | None:
@@ -237,6 +259,11 @@ def _sums(df: pd.DataFrame) -> list[str]:
 # --- results
 
 
+def _unit(table: pd.DataFrame) -> str | None:
+    """What speeds are told by: samples, or tokens where no samples are counted."""
+    return next((unit for unit in ("sample", "token") if table[f"{unit}s_per_second"].notna().any()), None)
+
+
 def _marks(table: pd.DataFrame, column: str) -> tuple[Mark, ...]:
     bounds = (column, f"{column}_low", f"{column}_high")
     cells = [[None if pd.isna(r[c]) else float(r[c]) for c in bounds] for _, r in table.iterrows()]
@@ -249,14 +276,15 @@ def _speeds(table: pd.DataFrame) -> Iterator[Figure]:
     """Speed and energy by configuration, where there is something to compare."""
     if len(table) < 2:
         return
-    speed = _marks(table, "samples_per_second")
+    unit = _unit(table) or "sample"
+    speed = _marks(table, f"{unit}s_per_second")
     if speed:
-        yield Figure("Speed: more is better", "samples/s", (Group("speed", speed),), log=_wide(speed))
-    kinds = {"measured": "joules_per_sample", "~ estimated by a model": "joules_per_sample_estimated"}
+        yield Figure("Speed: more is better", f"{unit}s/s", (Group("speed", speed),), log=_wide(speed))
+    kinds = {"measured": f"joules_per_{unit}", "~ estimated by a model": f"joules_per_{unit}_estimated"}
     groups = tuple(Group(name, marks) for name, column in kinds.items() if (marks := _marks(table, column)))
     if groups:
         head = "Energy: less is better" + (f" ({groups[0].name})" if len(groups) == 1 else "")
-        yield Figure(head, "J/sample", groups, log=_wide([mark for group in groups for mark in group.marks]))
+        yield Figure(head, f"J/{unit}", groups, log=_wide([mark for group in groups for mark in group.marks]))
 
 
 def _wide(marks: Sequence[Mark], span: float = 20) -> bool:
@@ -304,7 +332,9 @@ def _curves(law: ScalingFit) -> Iterator[Figure]:
                 for i, s in enumerate(p.samples_per_second)
             ]
             line = tuple((float(d), size.flops_per_sample / (d * series.v)) for d in sorted({p.devices for p in near}))
-            groups.append(Group(f"{series.name}, {number(size.flops_per_sample / divisor)} {unit}", tuple(marks), line))
+            shared = _shared([p.name for p in near], series.name)
+            name = f"{series.name}: {shared}{number(size.flops_per_sample / divisor)} {unit} a sample"
+            groups.append(Group(name, tuple(marks), line))
         for curve in dict.fromkeys(point.curve for point in series.efficiency):
             points = [point for point in series.efficiency if point.curve == curve]
             base = Mark(f"d = {points[0].baseline_devices}", 1.0, x=points[0].baseline_devices)
@@ -315,8 +345,20 @@ def _curves(law: ScalingFit) -> Iterator[Figure]:
         "Time per sample: each marker a run, each line the law", "seconds", tuple(groups), "devices d", log=True
     )
     if shares:
-        title = "Efficiency: what a device does of what it does alone"
-        yield Figure(title, "efficiency E", tuple(shares), "devices d", reference=1.0)
+        marks = [mark for group in shares for mark in group.marks]
+        most = max(1.5, *(1.1 * mark.value for mark in marks))
+        cut = most if any(mark.high is not None and mark.high > most for mark in marks) else None
+        title = "Efficiency: what a device does of what it does alone" + (
+            "; arrows: the interval goes on" if cut else ""
+        )
+        yield Figure(title, "efficiency E", tuple(shares), "devices d", reference=1.0, most=cut)
+
+
+def _shared(names: Sequence[str], series: str) -> str:
+    """What the names of configurations share, without devices and what that of the series says: `preset=tiny, `."""
+    words = [word for word in names[0].split() if all(word in name.split() for name in names)]
+    kept = [word for word in words if not word.startswith("d=") and word not in series.split()]
+    return "".join(f"{word}, " for word in kept)
 
 
 def _series(law: ScalingFit) -> Table:
@@ -432,9 +474,12 @@ def _statements(df: pd.DataFrame, records: Sequence[RunRecord], said: dict[str, 
             f"{number(kwh)} kWh of {basis} energy, PUE {said['pue']}, {said['intensity']}, location-based; embodied carbon "
             "is not in it."
         )
-    lacking = sum(record.carbon is None and record.status is not Status.SKIPPED for record in records)
+    ran = [record for record in records if record.status is not Status.SKIPPED]
+    lacking = sum(record.carbon is None for record in ran)
     if lacking:
-        yield f"The carbon of {lacking} of {len(records)} runs is not known: energy {said['energy']}, {said['intensity']}."
+        skipped = f"; {len(records) - len(ran)} skipped" if len(ran) < len(records) else ""
+        why = f"energy {said['energy']}, {said['intensity']}"
+        yield f"The carbon of {lacking} of {len(ran)} runs is not known ({why}){skipped}."
 
 
 def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
@@ -451,6 +496,8 @@ def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
 
 def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) -> Section:
     commands = dict.fromkeys(shlex.join(["bench", *r.environment.argv[1:]]) for r in records if r.environment.argv)
+    words = (word for record in records for word in record.environment.argv[1:])
+    bare = [word for word in dict.fromkeys(words) if word.endswith((".yaml", ".yml")) and "/" not in word]
     data = dict.fromkeys(
         f"{r.measurement.dataset}: {r.measurement.dataset_digest}"
         for r in records
@@ -469,6 +516,7 @@ def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) ->
         "How to do it again",
         (
             Lines((*setup, "pip install -e . -c constraints.txt", *commands), "command"),
+            *([Lines(tuple(f"{name}: the file of that name, wherever it lies." for name in bare))] if bare else []),
             Lines(("The report, from the runs in the store:",)),
             Lines((shlex.join(command),), "command"),
             Table("What it was made from", ("", ""), tuple(rows), figures=False),
