@@ -92,9 +92,7 @@ def svg(figure: Figure) -> str:
     draw = _along if figure.along else _under
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's font may have it
-        canvas = Canvas(
-            layout="constrained", dpi=72
-        )  # that of SVG: else the layout reserves room for a legend of another size
+        canvas = Canvas(layout="constrained")
         axes = canvas.add_subplot()
         draw(figure, canvas, axes)
         file = StringIO()
@@ -135,8 +133,9 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
         aside = 1.02 ** (index - (len(figure.groups) - 1) / 2)
         _bars(axes, index, group.name, [(mark.x * aside, mark.value, mark) for mark in group.marks], "y")
         beyond = [mark.x * aside for mark in group.marks if figure.most and mark.high and mark.high > figure.most]
-        tops = [figure.most or 0] * len(beyond)
-        axes.plot(beyond, tops, "^", color=COLOURS[index % len(COLOURS)], markersize=7, clip_on=False)
+        if figure.most and beyond:
+            tops = [figure.most] * len(beyond)
+            axes.plot(beyond, tops, "^", color=COLOURS[index % len(COLOURS)], markersize=7, clip_on=False)
         if group.law:
             x, y = zip(*group.law, strict=True)
             axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -78,6 +79,8 @@ def report(
     targets = [(name, _format(name, form)) for name in outputs]
     if form is not None and not outputs:
         fail("--format says what a file is: name one with -o (- is standard output)")
+    if as_json and outputs:
+        fail("--json prints the report, -o writes it: give one of them; -o FILE.json writes what --json prints")
     given = site_fields(options)
     rates = _hourly(hourly, given)
     chosen = select(store=store, **options)
@@ -117,6 +120,9 @@ def _format(name: str, form: str | None) -> str:
         fail(f"-o {name}: {wanted} says what it is: {', '.join(_FORMATS)}")
     if name != "-" and Path(name).is_dir():
         fail(f"-o {name} is a folder; name a file in it")
+    folder = Path(name).parent
+    if not folder.is_dir():
+        fail(f"-o {name} cannot be written: {os.strerror(errno.ENOTDIR if folder.exists() else errno.ENOENT)}")
     return found
 
 
