@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -41,7 +42,11 @@ class Found:
     runs: pd.DataFrame
     law: ScalingFit
     steps: tuple[Comparison, ...]
-    others: tuple[Comparison, ...]
+
+    @cached_property
+    def others(self) -> tuple[Comparison, ...]:
+        """Each configuration against the first; made when it is asked for."""
+        return tuple(against_first(self.runs))
 
     @property
     def tested(self) -> bool:
@@ -52,7 +57,7 @@ class Found:
 def find(df: pd.DataFrame) -> list[Found]:
     """Return what each execution in a frame of runs says."""
     parts = [part.reset_index(drop=True) for _, part in df.groupby(["suite", "execution"], sort=False)]
-    return [Found(part, fit(part), tuple(ladder(part)), tuple(against_first(part))) for part in parts]
+    return [Found(part, fit(part), tuple(ladder(part))) for part in parts]
 
 
 def document(df: pd.DataFrame) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -64,7 +64,7 @@ class Section:
 class Report:
     """What a file is made of. `digest` is the SHA-256 of the runs as CSV; only `made_at` differs when it is made again.
 
-    `document` is the answer for programs, `runs` the frame of the runs.
+    `document` makes the answer for programs, `runs` the frame of the runs.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Report:
     sections: tuple[Section, ...]
     digest: str
     made_at: datetime
-    document: dict[str, Any] = field(compare=False)
+    document: Callable[[], dict[str, Any]] = field(compare=False)
     runs: pd.DataFrame = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Report:
             "sections": sections,
             "digest_sha256": self.digest,
         }
-        return {**self.document, "report": {**told, "made_at": self.made_at.isoformat()}}
+        return {**self.document(), "report": {**told, "made_at": self.made_at.isoformat()}}
 
 
 def make(
@@ -123,7 +123,7 @@ def make(
         tuple(sections),
         digest,
         made_at,
-        _document(answer.told(df, whole, found), records),
+        lambda: _document(answer.told(df, whole, found), records),
         df,
     )
 
