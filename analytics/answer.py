@@ -14,7 +14,7 @@ import pandas as pd
 from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
 from analytics.scaling import ScalingFit, fit
-from analytics.words import number, printable, repeats_words, scale
+from analytics.words import between, number, printable, repeats_words, scale
 from bench.quality import meaning
 from bench.record import Status
 
@@ -389,11 +389,7 @@ def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
-    if math.isnan(row[name]):
-        return "-"
-    if math.isnan(row[f"{name}_low"]):
-        return f"{row[name]:.4g}"
-    return f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
+    return between(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _energy(row: pd.Series, unit: str) -> str:

@@ -348,9 +348,11 @@ def _remark(out: Imported, said: set[tuple[str, str]], pooled: list[list[Mapping
         told = f"{', '.join(printable(word) for word in strange[:_FEW])}{' ...' if strange[_FEW:] else ''}"
         out.notes.append(
             f"no precisions of ours: {told}; they are kept as they are. If they are one of {', '.join(ours)}, say so: "
-            "--set precision=NAME, with the column mapped to another name or left out"
+            "--set precision=NAME instead of the column"
         )
     if pooled and "repeat" not in given:
         apart = [n for n in out.ignored if any(len({str(cells.get(n)) for cells in group}) > 1 for group in pooled)]
         told = f"; not mapped, though they differ: {', '.join(map(printable, apart))}" if apart else ""
-        out.notes.append(f"{len(pooled)} configurations have several rows, which count as repeats{told}")
+        out.notes.append(
+            f"several rows of one configuration count as its repeats ({len(pooled)} such configurations){told}"
+        )

@@ -296,8 +296,8 @@ def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path, caps
     out = capsys.readouterr().out
     for said in (
         "tokens/s (95 %)",
-        "1005 (",
-        "1900",
+        "1,005 (",
+        "1,900",
         "J/token",
         "nothing is compared or predicted",
         "flops_per_sample",
