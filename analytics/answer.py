@@ -13,7 +13,7 @@ import pandas as pd
 
 from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
-from analytics.scaling import ScalingFit, fit
+from analytics.scaling import ScalingFit, SeriesFit, fit
 from analytics.words import between, number, printable, repeats_words, scale
 from bench.quality import meaning
 from bench.record import Status
@@ -137,7 +137,9 @@ def conclusions(found: Found) -> Iterator[str | Table]:
         yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK})", found.steps)
         yield from unequal(found.runs)
     elif found.tested:
-        yield "\n".join(found.law.sentences())
+        rest = [line for line in found.law.sentences() if not line.startswith("In short")]
+        short = [f"In short: {line}"] if (line := headline(found.law)) else []
+        yield "\n".join([*short, *rest])
     else:
         if any(one.effects or one.status != Status.OK for one in found.others):
             baseline, count = found.others[0].baseline, len(found.others)
@@ -157,6 +159,32 @@ def conclusions(found: Found) -> Iterator[str | Table]:
 
 def _imported(rows: pd.DataFrame) -> pd.Series:
     return rows["flags"].str.contains(r"\bimported\b", na=False)
+
+
+def headline(law: ScalingFit) -> str:
+    """Say in one sentence what the most devices bring; nothing where there are no repeats to tell it."""
+    said = [line for one in law.series if (line := _brings(one))]
+    return f"{'; '.join(said)}." if said else ""
+
+
+def _brings(fit: SeriesFit) -> str:
+    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
+
+    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
+    """
+    most = max((point.devices for point in fit.efficiency), default=0)
+    here = [
+        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
+    ]
+    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
+        return ""
+    base = here[0][0].baseline_devices
+    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
+    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
+    devices = f"{base} device" + ("s" if base > 1 else "")
+    if gain / half <= 1 <= gain * half:
+        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
+    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
 
 
 def unequal(runs: pd.DataFrame) -> Iterator[str]:

@@ -7,7 +7,6 @@ says it is. Only what follows is added: rates from each other, and the work from
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from analytics.frame import COUNTS, NUMBERS, WORDS
 from analytics.words import printable
 from analytics.work import Work, language_model
 from bench.record import Provenance
+from bench.registry import did_you_mean
 from bench.registry import names as registered
 from bench.schema import AXES, Scalar
 
@@ -48,17 +49,14 @@ _MOST = 1e33
 _YEARS = range(1970, 2101)
 _FEW = 15
 _USUAL = (
-    *(
-        "devices",
-        "num_nodes",
-        "tokens_per_second",
-        "samples_per_second",
-        "step_seconds",
-        "parameters",
-        "sequence_length",
-    ),
-    *("flops_per_sample", "global_batch_size", "precision", "parallelism", "device_name", "joules_per_token"),
-    *("validation_loss", "workload_args.NAME"),
+    "devices",
+    *SPEEDS,
+    "step_seconds",
+    "parameters",
+    "sequence_length",
+    "flops_per_sample",
+    "precision",
+    "parallelism",
 )
 
 
@@ -106,11 +104,9 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, Cells]], bool]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 objects = [(n, _object(line)) for n, line in enumerate(file, 1) if line.strip()]
-                broken = [cells for _, cells in objects if isinstance(cells, ValueError)]
-                if len(broken) == len(objects):
-                    raise broken[0] if broken else ValueError("no lines")
-                named = [cells for _, cells in objects if not isinstance(cells, ValueError)]
-                return list(dict.fromkeys(name for cells in named for name in cells)), objects, True
+                if not (keys := dict.fromkeys(name for _, row in objects if isinstance(row, dict) for name in row)):
+                    raise ValueError("no line is a JSON object")
+                return list(keys), objects, True
             header = file.readline()
             file.seek(0)
             delimiter = max(",;\t", key=header.count)
@@ -123,9 +119,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, Cells]], bool]:
 def _object(line: str) -> Cells:
     try:
         return dict(json.loads(line))
-    except RecursionError:
-        return ValueError("lists within lists, too deep to be read")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return ValueError(f"no JSON object: {error}")
 
 
@@ -182,13 +176,8 @@ def _known(target: str) -> str:
 
 
 def _near(given: str, allowed: Sequence[str], usual: Sequence[str] = ()) -> str:
-    """What may be meant, the nearest first; where nothing is near, what is usual."""
-    near = difflib.get_close_matches(given, allowed, n=4)
-    if not near:
-        shown = usual or allowed[:_FEW]
-        return f"allowed: {', '.join(map(printable, shown))}{' ...' if len(shown) < len(allowed) else ''}"
-    more = f" Or {', '.join(map(printable, near[1:]))}?" if near[1:] else ""
-    return f"did you mean {printable(near[0])!r}?{more}"
+    """What may be meant; where nothing is near, what is usual."""
+    return did_you_mean(given, allowed if get_close_matches(given, allowed) else usual or allowed[:_FEW])
 
 
 def _moment(text: str) -> str:

@@ -7,7 +7,7 @@ it is rendered, never here.
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ from analytics.compare import Comparison, Effect
 from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
 from analytics.frame import asked, summary
-from analytics.scaling import ScalingFit, SeriesFit
+from analytics.scaling import ScalingFit
 from analytics.words import FLAGS, between, number, printable, scale
 from bench.record import RunRecord, Status
 
@@ -175,9 +175,7 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
     """Say the one thing that the runs were made for; quality too, where all were trained equally long."""
     fair = not list(answer.unequal(found.runs))
     if found.tested:
-        series = found.law.series
-        said = [line for one in series if (line := _brings(one))]
-        yield f"{'; '.join(said)}." if said else series[0].sentences()[0]
+        yield answer.headline(found.law) or found.law.series[0].sentences()[0]
         return
     if found.steps and found.steps[-1].effects:
         yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."
@@ -193,26 +191,6 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
         first = table[table[f"{unit}s_per_second"].notna()].iloc[0]
         value, low, high = (float(first[f"{unit}s_per_second{tail}"]) for tail in ("", "_low", "_high"))
         yield f"{first['name']} trains {between(value, low, high, f'{unit}s/s')}."
-
-
-def _brings(fit: SeriesFit) -> str:
-    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
-
-    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
-    """
-    most = max((point.devices for point in fit.efficiency), default=0)
-    here = [
-        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
-    ]
-    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
-        return ""
-    base = here[0][0].baseline_devices
-    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
-    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
-    devices = f"{base} device" + ("s" if base > 1 else "")
-    if gain / half <= 1 <= gain * half:
-        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
-    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
 
 
 def _time(comparison: Comparison) -> Effect | None:
@@ -356,9 +334,8 @@ def _curves(law: ScalingFit) -> Iterator[Figure]:
 
 def _shared(names: Sequence[str], series: str) -> str:
     """What the names of configurations share, without devices and what that of the series says: `preset=tiny, `."""
-    words = [word for word in names[0].split() if all(word in name.split() for name in names)]
-    kept = [word for word in words if not word.startswith("d=") and word not in series.split()]
-    return "".join(f"{word}, " for word in kept)
+    words = [w for w in names[0].split() if w[:2] != "d=" and w not in series.split()]
+    return "".join(f"{word}, " for word in words if all(word in name.split() for name in names))
 
 
 def _series(law: ScalingFit) -> Table:
@@ -478,8 +455,8 @@ def _statements(df: pd.DataFrame, records: Sequence[RunRecord], said: dict[str, 
     lacking = sum(record.carbon is None for record in ran)
     if lacking:
         skipped = f"; {len(records) - len(ran)} skipped" if len(ran) < len(records) else ""
-        why = f"energy {said['energy']}, {said['intensity']}"
-        yield f"The carbon of {lacking} of {len(ran)} runs is not known ({why}){skipped}."
+        why = f"energy {said['energy']}, {said['intensity']}{skipped}"
+        yield f"The carbon of {lacking} of {len(ran)} runs is not known: {why}."
 
 
 def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
@@ -496,8 +473,10 @@ def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
 
 def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) -> Section:
     commands = dict.fromkeys(shlex.join(["bench", *r.environment.argv[1:]]) for r in records if r.environment.argv)
-    words = (word for record in records for word in record.environment.argv[1:])
-    bare = [word for word in dict.fromkeys(words) if word.endswith((".yaml", ".yml")) and "/" not in word]
+    words = dict.fromkeys(word for record in records for word in record.environment.argv[1:])
+    bare = [
+        f"{word}: the file of that name, wherever it lies." for word in words if re.fullmatch(r"[^/]+\.ya?ml", word)
+    ]
     data = dict.fromkeys(
         f"{r.measurement.dataset}: {r.measurement.dataset_digest}"
         for r in records
@@ -516,7 +495,7 @@ def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) ->
         "How to do it again",
         (
             Lines((*setup, "pip install -e . -c constraints.txt", *commands), "command"),
-            *([Lines(tuple(f"{name}: the file of that name, wherever it lies." for name in bare))] if bare else []),
+            *([Lines(tuple(bare))] if bare else []),
             Lines(("The report, from the runs in the store:",)),
             Lines((shlex.join(command),), "command"),
             Table("What it was made from", ("", ""), tuple(rows), figures=False),
