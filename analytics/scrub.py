@@ -27,9 +27,12 @@ def cleaner(records: Sequence[RunRecord], rows: pd.DataFrame | None = None) -> C
     """Return what takes private names out of a text: of the hosts and users of records, and of rows that have no record.
 
     Hosts become `host-1`, `host-2` ... in the order of `records`, then of `rows`. Users are told by their home folders, and
-    in rows by columns that name them. Of a path its last part stays, of a URL its scheme.
+    by columns and arguments that name them. Of a path its last part stays, of a URL its scheme.
     """
-    cells = [] if rows is None else [(name, text) for name in rows for text in dict.fromkeys(rows[name].dropna())]
+    cells: list[tuple[Any, Any]] = (
+        [] if rows is None else [(name, text) for name in rows for text in dict.fromkeys(rows[name].dropna())]
+    )
+    cells += [item for record in records for item in record.spec.workload_args.items()]
     said = [(str(name).rpartition(".")[2].lower(), text) for name, text in cells if isinstance(text, str)]
     hosts = [record.environment.host for record in sorted(records, key=lambda one: one.started_at)]
     hosts += [text for name, text in said if name in _HOST_COLUMNS and not text.isdecimal()]

@@ -266,7 +266,12 @@ def test_hosts_users_and_folders_are_taken_out_of_every_format() -> None:
         environment = record.environment.model_copy(
             update={"host": host, "argv": argv, "variables": {"NCCL_SOCKET_IFNAME": "eth-private"}}
         )
-        args = {**record.spec.workload_args, "data": "/data/projects/apollo/corpus.txt", "who": "by alice on node7"}
+        args = {
+            **record.spec.workload_args,
+            "data": "/data/projects/apollo/corpus.txt",
+            "who": "by alice on node7",
+            "user": "carol",
+        }
         spec = record.spec.model_copy(update={"workload_args": args})
         note = "see https://prices.example/gpu and /home/alice/prices"
         site = record.site.model_copy(update={"price_note": note})
@@ -277,7 +282,18 @@ def test_hosts_users_and_folders_are_taken_out_of_every_format() -> None:
     )
     out.append(failed.model_copy(update={"environment": out[0].environment}))
     report = made(scrubbed(out))
-    private = ("alice", "node7", "cluster.corp", "apollo", "/home", "/data", "eth-private", "ml.corp", "secret place/")
+    private = (
+        "alice",
+        "carol",
+        "node7",
+        "cluster.corp",
+        "apollo",
+        "/home",
+        "/data",
+        "eth-private",
+        "ml.corp",
+        "secret place/",
+    )
     for form, render in FORMATS.items():
         content = render(report)
         text = content.decode(errors="replace") if isinstance(content, bytes) else content
