@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
-from analytics.scaling import ScalingFit, fit
-from analytics.words import number, printable, repeats_words, scale
+from analytics.scaling import ScalingFit, SeriesFit, fit
+from analytics.words import between, number, printable, repeats_words, scale
 from bench.quality import meaning
+from bench.record import Status
 
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."
 
@@ -40,7 +42,11 @@ class Found:
     runs: pd.DataFrame
     law: ScalingFit
     steps: tuple[Comparison, ...]
-    others: tuple[Comparison, ...]
+
+    @cached_property
+    def others(self) -> tuple[Comparison, ...]:
+        """Each configuration against the first; made when it is asked for."""
+        return tuple(against_first(self.runs))
 
     @property
     def tested(self) -> bool:
@@ -51,7 +57,7 @@ class Found:
 def find(df: pd.DataFrame) -> list[Found]:
     """Return what each execution in a frame of runs says."""
     parts = [part.reset_index(drop=True) for _, part in df.groupby(["suite", "execution"], sort=False)]
-    return [Found(part, fit(part), tuple(ladder(part)), tuple(against_first(part))) for part in parts]
+    return [Found(part, fit(part), tuple(ladder(part))) for part in parts]
 
 
 def document(df: pd.DataFrame) -> dict[str, Any]:
@@ -83,7 +89,8 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 def totals(df: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, value and small print of every total of whole runs. What rests on a model says so in its label."""
-    runs = f"{{}} of {len(df)} runs"
+    skipped = int((df["status"] == Status.SKIPPED).sum())
+    runs = f"{{}} of {len(df) - skipped} runs" + (f", {skipped} skipped" if skipped else "")
     tiles = []
     for column, label in (
         ("run_energy_joules", "Energy, measured"),
@@ -130,15 +137,54 @@ def conclusions(found: Found) -> Iterator[str | Table]:
         yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK})", found.steps)
         yield from unequal(found.runs)
     elif found.tested:
-        yield "\n".join(found.law.sentences())
+        rest = [line for line in found.law.sentences() if not line.startswith("In short")]
+        short = [f"In short: {line}"] if (line := headline(found.law)) else []
+        yield "\n".join([*short, *rest])
     else:
-        if found.others:
+        if any(one.effects or one.status != Status.OK for one in found.others):
             baseline, count = found.others[0].baseline, len(found.others)
             many = f"; each verdict allows for all {count} in its column" if count > 1 else ""
             yield _compared("configuration", f"Against {baseline}, {_SAME_WORK}{many})", found.others)
             yield from unequal(found.runs)
-        if not found.law.series and found.runs["status"].eq("ok").any():
-            yield "  no law is fitted: these runs do not say how much work (FLOP) a sample takes"
+        if not found.law.series and found.runs["status"].eq(Status.OK).any():
+            what = (
+                "nothing is compared or predicted"
+                if found.runs["samples_per_second"].isna().all()
+                else "no law is fitted"
+            )
+            give = "; import them with flops_per_sample, or with parameters and sequence_length"
+            tail = give if _imported(found.runs).all() else ""
+            yield f"  {what}: these runs do not say how much work (FLOP) a sample takes{tail}"
+
+
+def _imported(rows: pd.DataFrame) -> pd.Series:
+    return rows["flags"].str.contains(r"\bimported\b", na=False)
+
+
+def headline(law: ScalingFit) -> str:
+    """Say in one sentence what the most devices bring; nothing where there are no repeats to tell it."""
+    said = [line for one in law.series if (line := _brings(one))]
+    return f"{'; '.join(said)}." if said else ""
+
+
+def _brings(fit: SeriesFit) -> str:
+    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
+
+    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
+    """
+    most = max((point.devices for point in fit.efficiency), default=0)
+    here = [
+        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
+    ]
+    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
+        return ""
+    base = here[0][0].baseline_devices
+    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
+    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
+    devices = f"{base} device" + ("s" if base > 1 else "")
+    if gain / half <= 1 <= gain * half:
+        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
+    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
 
 
 def unequal(runs: pd.DataFrame) -> Iterator[str]:
@@ -172,9 +218,9 @@ def _compared(heading: str, caption: str, comparisons: Sequence[Comparison]) -> 
     for comparison in comparisons:
         found = {effect.cost: effect for effect in comparison.effects}
         cells = [_factor(found[cost]) if cost in found else "-" for cost in shown]
-        name = comparison.name if found else f"{comparison.name} ({comparison.status}: {comparison.reason})"
+        why = "" if found or comparison.status == Status.OK else f" ({comparison.status}: {comparison.reason})"
         quality = [_before_after(comparison, f"validation_{name}") for name in ("loss", "accuracy")]
-        rows.append((name, *cells, *quality))
+        rows.append((comparison.name + why, *cells, *quality))
     return Table(caption, headings, tuple(rows), figures=False)
 
 
@@ -198,8 +244,7 @@ def results_table(results: pd.DataFrame) -> Table:
         "runs": [str(count) for count in results["repeats"]],
         "seconds (95 %)": _whole_runs(results),
         **_of_whole_runs(results),
-        "samples/s (95 %)": [_with_interval(row, "samples_per_second") for _, row in results.iterrows()],
-        "J/sample": [_energy(row) for _, row in results.iterrows()],
+        **_speed(results),
         **_per_million(results),
         **_trained(results),
         **_memory(results),
@@ -207,8 +252,33 @@ def results_table(results: pd.DataFrame) -> Table:
         **_quality(results),
         "quality": [str(grade) for grade in results["quality"].fillna("-")],
     }
-    caption = "Results by configuration: means of its runs, with 95 % intervals"
-    return _filled(caption, results["name"], columns)
+    return _filled(RESULTS, results["name"], columns)
+
+
+RESULTS = (
+    "Results by configuration: geometric means of speeds and energies, with 95 % intervals; medians of the rest, but the "
+    "largest peak memory"
+)
+
+
+def _speed(results: pd.DataFrame) -> dict[str, list[str]]:
+    """Speed and energy by the sample; by the token for those that count no samples."""
+    columns: dict[str, list[str]] = {}
+    for unit, shown in (
+        ("sample", results["samples_per_second"].notna()),
+        ("token", results["samples_per_second"].isna()),
+    ):
+        rows = [row for _, row in results.iterrows()]
+        columns[f"{unit}s/s (95 %)"] = [
+            _with_interval(row, f"{unit}s_per_second") if here else "-" for row, here in zip(rows, shown, strict=True)
+        ]
+        columns[f"J/{unit}"] = [_energy(row, unit) if here else "-" for row, here in zip(rows, shown, strict=True)]
+    return columns
+
+
+def _untimed(results: pd.DataFrame) -> bool:
+    """Whether some tell no throughput: a command of the user that reports no steps."""
+    return bool((results["samples_per_second"].isna() & results["tokens_per_second"].isna()).any())
 
 
 def _filled(caption: str, names: pd.Series, columns: dict[str, list[str]]) -> Table:
@@ -326,15 +396,15 @@ def _loss(row: pd.Series) -> str:
 
 
 def _whole_runs(results: pd.DataFrame) -> list[str]:
-    """Seconds of whole runs, where some tell no throughput: a command of the user that reports no steps."""
-    if results["samples_per_second"].notna().all():
+    """Seconds of whole runs, where some tell no throughput."""
+    if not _untimed(results):
         return ["-"] * len(results)
     return [_with_interval(row, "duration_seconds") for _, row in results.iterrows()]
 
 
 def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
     """Energy, carbon and money of a whole run, for the same runs as `_whole_runs`."""
-    if results["samples_per_second"].notna().all():
+    if not _untimed(results):
         return {}
     joules = results["run_energy_joules"]
     energy = joules.fillna(results["run_energy_estimated_joules"])
@@ -347,17 +417,12 @@ def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
-    if math.isnan(row[name]):
-        return "-"
-    if math.isnan(row[f"{name}_low"]):
-        return f"{row[name]:.4g}"
-    return f"{row[name]:.4g} ({row[f'{name}_low']:.4g} to {row[f'{name}_high']:.4g})"
+    return between(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _energy(row: pd.Series) -> str:
-    if not math.isnan(row["joules_per_sample"]):
-        return _number(row["joules_per_sample"])
-    return _number(row["joules_per_sample_estimated"], "~")
+def _energy(row: pd.Series, unit: str) -> str:
+    measured = row[f"joules_per_{unit}"]
+    return _number(row[f"joules_per_{unit}_estimated"], "~") if math.isnan(measured) else _number(measured)
 
 
 def _systematic(measured: pd.DataFrame) -> list[str]:
@@ -385,6 +450,7 @@ def _compiling(results: pd.DataFrame) -> list[str]:
 def remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
     out = []
+    ours = ~_imported(results)
     measured = results["energy_joules"].notna()
     estimated = results["run_energy_estimated_joules"].notna()
     missing = " ".join(
@@ -396,13 +462,13 @@ def remarks(results: pd.DataFrame) -> list[str]:
         )
     if (~measured & estimated).any():
         out.append(_ESTIMATED)
-    elif not measured.all():
+    elif not (measured | ~ours).all():
         out.append("no energy: no meter could read any (bench doctor says why)")
     out += _systematic(results[measured]) + _compiling(results)
     energy = measured | estimated
     if energy.any() and results["emissions_kg"].isna().all():
         out.append("no carbon: give a region, the power of which is used (bench report --region FR)")
-    if results["cost_usd"].isna().all():
+    if ours.any() and results["cost_usd"].isna().all():
         out.append(
             "no cost: give USD per device-hour (bench report --price 2.10) or per kWh (--electricity-price 0.20)"
         )
@@ -412,7 +478,8 @@ def remarks(results: pd.DataFrame) -> list[str]:
         out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
     found = results[results["label"].str.contains(" bmax ", regex=False)]
     out += [f"largest batch that fits, {row['name']}: {row['batch_size_per_device']}" for _, row in found.iterrows()]
-    out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
+    if results["quality"].notna().any():
+        out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")
     flags = {flag for text in results["flags"] for flag in str(text).split()} - {"energy_estimated", "energy_absent"}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from analytics.words import number, printable
 from bench.carbon import basis, intensity
 from bench.cost import recost
-from bench.hourly import Hourly
+from bench.hourly import Hourly, Starts
 from bench.metrics import missing_components, used_gpus
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
 from bench.suite import with_site
@@ -48,15 +47,24 @@ def by_the_hour(records: Sequence[RunRecord], hourly: Hourly) -> list[str]:
         for r in records
         if r.carbon is not None
     ]
-    said, found, name = [], hourly.best_start(runs), printable(hourly.name)
-    if found is not None:
-        hour, best, was = found
-        begun = min(start for start, _, _ in runs).astimezone(UTC)
-        than = f"{number(1000 * best)} g CO2e instead of {number(1000 * was)} g, begun at {begun:%H:%M}"
-        said.append(f"best hour to start these runs by {name}: {hour:02d}:00 UTC ({than})")
+    said, name = [*_best(hourly.starts(runs), printable(hourly.name))] if runs else [], printable(hourly.name)
     if hourly.priced and any(record.site.usd_per_device_hour is not None for record in records):
         said.append(f"the prices of {name} are not used for rented devices: a rent includes power")
     return said
+
+
+def _best(starts: Starts | None, name: str) -> Iterator[str]:
+    if starts is None:
+        yield f"{name} covers less than a day, or none of it as long as the runs took: no best hour to start can be said"
+        return
+    if starts.best is None:
+        yield f"by {name} it does not matter at which hour these runs start: {number(1000 * starts.was)} g CO2e at any"
+        return
+    form = "%Y-%m-%d %H:%M" if starts.dated else "%H:%M"
+    than = f"{number(1000 * starts.kg[starts.best])} g CO2e instead of {number(1000 * starts.was)} g, begun at"
+    span = f" of those from {min(starts.kg):{form}} to {max(starts.kg):{form}}" if starts.dated else ""
+    best = f"best hour{span} to start these runs by {name}"
+    yield f"{best}: {starts.best:{form}} UTC ({than} {starts.began:{form}})"
 
 
 # --- the factors, each with its label

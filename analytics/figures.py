@@ -62,7 +62,7 @@ class Group:
 class Figure:
     """Marks by name, one under the other, or along numbers of devices (`along`); `reference` is a line to compare with.
 
-    `axis` names the values and their unit.
+    `axis` names the values and their unit; it ends at `most`, where bars that go on have an arrow.
     """
 
     title: str
@@ -71,6 +71,7 @@ class Figure:
     along: str = ""
     reference: float | None = None
     log: bool = False
+    most: float | None = None
 
     @property
     def words(self) -> str:
@@ -131,12 +132,18 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     for index, group in enumerate(figure.groups):
         aside = 1.02 ** (index - (len(figure.groups) - 1) / 2)
         _bars(axes, index, group.name, [(mark.x * aside, mark.value, mark) for mark in group.marks], "y")
+        beyond = [mark.x * aside for mark in group.marks if figure.most and mark.high and mark.high > figure.most]
+        if figure.most and beyond:
+            tops = [figure.most] * len(beyond)
+            axes.plot(beyond, tops, "^", color=COLOURS[index % len(COLOURS)], markersize=7, clip_on=False)
         if group.law:
             x, y = zip(*group.law, strict=True)
             axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.2)
     axes.set_xscale("log")
     axes.set_xticks(places, [number(place) for place in places])
     axes.xaxis.set_minor_locator(NullLocator())
+    if figure.most is not None:
+        axes.set_ylim(0, figure.most)
     axes.set_xlim(places[0] / 1.2, places[-1] * 1.2)
     axes.set_xlabel(figure.along)
     axes.set_ylabel(figure.axis)

@@ -7,8 +7,9 @@ it is rendered, never here.
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
 from analytics.frame import asked, summary
 from analytics.scaling import ScalingFit
-from analytics.words import FLAGS, between, in_short, number, printable, scale
+from analytics.words import FLAGS, between, number, printable, scale
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
@@ -32,7 +33,8 @@ _LABELS = (
     *("emissions_basis", "cost_basis", "quality", "flags"),
 )
 _READING = (
-    "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own.",
+    "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own; other figures "
+    "are medians, peak memory is the largest.",
     "Intervals (in brackets) are 95 %: Student's t on the logarithms of the repeats; without repeats there is none.",
     "~ marks a figure that rests on a model. Measured and estimated energy are never added.",
     "- is not known: nothing is filled in, and absent is not 0.",
@@ -62,7 +64,7 @@ class Section:
 class Report:
     """What a file is made of. `digest` is the SHA-256 of the runs as CSV; only `made_at` differs when it is made again.
 
-    `document` is the answer for programs, `runs` the frame of the runs.
+    `document` makes the answer for programs, `runs` the frame of the runs.
     """
 
     title: str
@@ -70,7 +72,7 @@ class Report:
     sections: tuple[Section, ...]
     digest: str
     made_at: datetime
-    document: dict[str, Any] = field(compare=False)
+    document: Callable[[], dict[str, Any]] = field(compare=False)
     runs: pd.DataFrame = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Report:
             "sections": sections,
             "digest_sha256": self.digest,
         }
-        return {**self.document, "report": {**told, "made_at": self.made_at.isoformat()}}
+        return {**self.document(), "report": {**told, "made_at": self.made_at.isoformat()}}
 
 
 def make(
@@ -121,7 +123,7 @@ def make(
         tuple(sections),
         digest,
         made_at,
-        _document(answer.told(df, whole, found), records),
+        lambda: _document(answer.told(df, whole, found), records),
         df,
     )
 
@@ -173,8 +175,7 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
     """Say the one thing that the runs were made for; quality too, where all were trained equally long."""
     fair = not list(answer.unequal(found.runs))
     if found.tested:
-        series = found.law.series
-        yield from (line.removeprefix("In short: ") for line in in_short(series) or series[0].sentences()[:1])
+        yield answer.headline(found.law) or found.law.series[0].sentences()[0]
         return
     if found.steps and found.steps[-1].effects:
         yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."
@@ -186,11 +187,10 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
         yield f"The fastest of {len(told) + 1} configurations is {best.name}: it {_told(best, fair=fair)}."
     elif told:
         yield f"No configuration can be told to be faster than {told[0][1].baseline} for the same number of samples."
-    elif len(table) and table["samples_per_second"].notna().any():
-        first = table.iloc[0]
-        value, low, high = (float(first[f"samples_per_second{tail}"]) for tail in ("", "_low", "_high"))
-        speed = between(value, low, high, "samples/s")
-        yield f"{first['name']} trains {speed}."
+    elif len(table) and (unit := _unit(table)):
+        first = table[table[f"{unit}s_per_second"].notna()].iloc[0]
+        value, low, high = (float(first[f"{unit}s_per_second{tail}"]) for tail in ("", "_low", "_high"))
+        yield f"{first['name']} trains {between(value, low, high, f'{unit}s/s')}."
 
 
 def _time(comparison: Comparison) -> Effect | None:
@@ -237,6 +237,11 @@ def _sums(df: pd.DataFrame) -> list[str]:
 # --- results
 
 
+def _unit(table: pd.DataFrame) -> str | None:
+    """What speeds are told by: samples, or tokens where no samples are counted."""
+    return next((unit for unit in ("sample", "token") if table[f"{unit}s_per_second"].notna().any()), None)
+
+
 def _marks(table: pd.DataFrame, column: str) -> tuple[Mark, ...]:
     bounds = (column, f"{column}_low", f"{column}_high")
     cells = [[None if pd.isna(r[c]) else float(r[c]) for c in bounds] for _, r in table.iterrows()]
@@ -249,14 +254,15 @@ def _speeds(table: pd.DataFrame) -> Iterator[Figure]:
     """Speed and energy by configuration, where there is something to compare."""
     if len(table) < 2:
         return
-    speed = _marks(table, "samples_per_second")
+    unit = _unit(table) or "sample"
+    speed = _marks(table, f"{unit}s_per_second")
     if speed:
-        yield Figure("Speed: more is better", "samples/s", (Group("speed", speed),), log=_wide(speed))
-    kinds = {"measured": "joules_per_sample", "~ estimated by a model": "joules_per_sample_estimated"}
+        yield Figure("Speed: more is better", f"{unit}s/s", (Group("speed", speed),), log=_wide(speed))
+    kinds = {"measured": f"joules_per_{unit}", "~ estimated by a model": f"joules_per_{unit}_estimated"}
     groups = tuple(Group(name, marks) for name, column in kinds.items() if (marks := _marks(table, column)))
     if groups:
         head = "Energy: less is better" + (f" ({groups[0].name})" if len(groups) == 1 else "")
-        yield Figure(head, "J/sample", groups, log=_wide([mark for group in groups for mark in group.marks]))
+        yield Figure(head, f"J/{unit}", groups, log=_wide([mark for group in groups for mark in group.marks]))
 
 
 def _wide(marks: Sequence[Mark], span: float = 20) -> bool:
@@ -304,7 +310,9 @@ def _curves(law: ScalingFit) -> Iterator[Figure]:
                 for i, s in enumerate(p.samples_per_second)
             ]
             line = tuple((float(d), size.flops_per_sample / (d * series.v)) for d in sorted({p.devices for p in near}))
-            groups.append(Group(f"{series.name}, {number(size.flops_per_sample / divisor)} {unit}", tuple(marks), line))
+            shared = _shared([p.name for p in near], series.name)
+            name = f"{series.name}: {shared}{number(size.flops_per_sample / divisor)} {unit} a sample"
+            groups.append(Group(name, tuple(marks), line))
         for curve in dict.fromkeys(point.curve for point in series.efficiency):
             points = [point for point in series.efficiency if point.curve == curve]
             base = Mark(f"d = {points[0].baseline_devices}", 1.0, x=points[0].baseline_devices)
@@ -315,8 +323,19 @@ def _curves(law: ScalingFit) -> Iterator[Figure]:
         "Time per sample: each marker a run, each line the law", "seconds", tuple(groups), "devices d", log=True
     )
     if shares:
-        title = "Efficiency: what a device does of what it does alone"
-        yield Figure(title, "efficiency E", tuple(shares), "devices d", reference=1.0)
+        marks = [mark for group in shares for mark in group.marks]
+        most = max(1.5, *(1.1 * mark.value for mark in marks))
+        cut = most if any(mark.high is not None and mark.high > most for mark in marks) else None
+        title = "Efficiency: what a device does of what it does alone" + (
+            "; arrows: the interval goes on" if cut else ""
+        )
+        yield Figure(title, "efficiency E", tuple(shares), "devices d", reference=1.0, most=cut)
+
+
+def _shared(names: Sequence[str], series: str) -> str:
+    """What the names of configurations share, without devices and what that of the series says: `preset=tiny, `."""
+    words = [w for w in names[0].split() if w[:2] != "d=" and w not in series.split()]
+    return "".join(f"{word}, " for word in words if all(word in name.split() for name in names))
 
 
 def _series(law: ScalingFit) -> Table:
@@ -432,9 +451,12 @@ def _statements(df: pd.DataFrame, records: Sequence[RunRecord], said: dict[str, 
             f"{number(kwh)} kWh of {basis} energy, PUE {said['pue']}, {said['intensity']}, location-based; embodied carbon "
             "is not in it."
         )
-    lacking = sum(record.carbon is None and record.status is not Status.SKIPPED for record in records)
+    ran = [record for record in records if record.status is not Status.SKIPPED]
+    lacking = sum(record.carbon is None for record in ran)
     if lacking:
-        yield f"The carbon of {lacking} of {len(records)} runs is not known: energy {said['energy']}, {said['intensity']}."
+        skipped = f"; {len(records) - len(ran)} skipped" if len(ran) < len(records) else ""
+        why = f"energy {said['energy']}, {said['intensity']}{skipped}"
+        yield f"The carbon of {lacking} of {len(ran)} runs is not known: {why}."
 
 
 def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
@@ -451,6 +473,10 @@ def _cost(df: pd.DataFrame, records: Sequence[RunRecord]) -> Section:
 
 def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) -> Section:
     commands = dict.fromkeys(shlex.join(["bench", *r.environment.argv[1:]]) for r in records if r.environment.argv)
+    words = dict.fromkeys(word for record in records for word in record.environment.argv[1:])
+    bare = [
+        f"{word}: the file of that name, wherever it lies." for word in words if re.fullmatch(r"[^/]+\.ya?ml", word)
+    ]
     data = dict.fromkeys(
         f"{r.measurement.dataset}: {r.measurement.dataset_digest}"
         for r in records
@@ -469,6 +495,7 @@ def _again(records: Sequence[RunRecord], command: Sequence[str], digest: str) ->
         "How to do it again",
         (
             Lines((*setup, "pip install -e . -c constraints.txt", *commands), "command"),
+            *([Lines(tuple(bare))] if bare else []),
             Lines(("The report, from the runs in the store:",)),
             Lines((shlex.join(command),), "command"),
             Table("What it was made from", ("", ""), tuple(rows), figures=False),

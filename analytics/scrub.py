@@ -19,47 +19,61 @@ _PLACE = re.compile(
 )
 _USER = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\|(?<![\w.-])~)([\w.-]{2,})")
 _FILES = ("file", "sqlite")
+_HOST_COLUMNS = {"host", "hostname", "host_name", "node", "node_name", "server", "machine"}
+_USER_COLUMNS = {"user", "username", "user_name", "owner", "author", "account", "login", "email"}
 
 
-def scrubbed(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Return the records with `host-1`, `host-2` ... for hosts, and paths, commands and errors without folders and users.
+def cleaner(records: Sequence[RunRecord], rows: pd.DataFrame | None = None) -> Callable[[str], str]:
+    """Return what takes private names out of a text: of the hosts and users of records, and of rows that have no record.
 
-    Users are told by their home folders; environment variables go altogether, and so does the log's tail. Of a path its last
-    part stays, of a URL its scheme.
+    Hosts become `host-1`, `host-2` ... in the order of `records`, then of `rows`. Users are told by their home folders, and
+    by columns and arguments that name them. Of a path its last part stays, of a URL its scheme.
     """
-    hosts = list(dict.fromkeys(r.environment.host for r in sorted(records, key=lambda one: one.started_at)))
-    users = {name for record in records for text in _texts(record) for name in _USER.findall(text)}
-    names = {host: f"host-{number}" for number, host in enumerate(hosts, 1)}
-    names |= {host.partition(".")[0]: name for host, name in names.items() if "." in host}
+    cells: list[tuple[Any, Any]] = (
+        [] if rows is None else [(name, text) for name in rows for text in dict.fromkeys(rows[name].dropna())]
+    )
+    cells += [item for record in records for item in record.spec.workload_args.items()]
+    said = [(str(name).rpartition(".")[2].lower(), text) for name, text in cells if isinstance(text, str)]
+    hosts = [record.environment.host for record in sorted(records, key=lambda one: one.started_at)]
+    hosts += [text for name, text in said if name in _HOST_COLUMNS and not text.isdecimal()]
+    texts = [*(text for record in records for text in _texts(record)), *(text for _, text in said)]
+    users = {name for text in texts for name in _USER.findall(text)}
+    users |= {text for name, text in said if name in _USER_COLUMNS and len(text) > 1 and not text.isdecimal()}
+    names = {host: f"host-{number}" for number, host in enumerate(filter(None, dict.fromkeys(hosts)), 1)}
+    short = {host.partition(".")[0]: name for host, name in names.items() if "." in host}
+    names |= {host: name for host, name in short.items() if not host.isdecimal()}  # an address is no name
     names |= dict.fromkeys(users - names.keys(), "user")
     longest = sorted(names, key=len, reverse=True)
     known = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in longest) or r"(?!)")
-
-    def clean(text: str) -> str:
-        return known.sub(lambda found: names[found[0]], _PLACE.sub(_last_part, redact(text)))
-
-    def clean_note(text: str) -> str:  # whoever names the page of a price wants it seen
-        return "".join(part if "://" in part else clean(part) for part in re.split(r"(https?://\S+)", text))
-
-    return [
-        _clean_record(record, clean, names[record.environment.host]).model_copy(update=_notes(record, clean_note))
-        for record in records
-    ]
+    return lambda text: known.sub(lambda found: names[found[0]], _PLACE.sub(_last_part, redact(text)))
 
 
-def scrubbed_rows(df: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that have no record, with text without folders and users, as in `scrubbed`; their hosts are absent."""
-    out = df.assign(host=None)
+def scrubbed(records: Sequence[RunRecord], clean: Callable[[str], str] | None = None) -> list[RunRecord]:
+    """Return the records with hosts, paths, commands and errors as `clean` leaves them, by default that of `cleaner`.
+
+    Environment variables go altogether, and so does the log's tail.
+    """
+    clean = clean or cleaner(records)
+    return [_clean_record(record, clean) for record in records]
+
+
+def scrubbed_rows(rows: pd.DataFrame, clean: Callable[[str], str]) -> pd.DataFrame:
+    """Return rows that have no record with all their text as `clean` leaves it."""
+    out = rows.copy()
     for name in out.columns:
         if not pd.api.types.is_numeric_dtype(out[name].dtype) and name != "started_at":
-            text = out[name].map(lambda cell: _PLACE.sub(_last_part, redact(str(cell))), na_action="ignore")
-            out[name] = text.astype(df[name].dtype)
+            out[name] = out[name].map(lambda cell: clean(str(cell)), na_action="ignore").astype(rows[name].dtype)
     return out
 
 
 def _notes(record: RunRecord, clean: Callable[[str], str]) -> dict[str, Any]:
-    cost = record.cost and record.cost.model_copy(update={"note": clean(record.cost.note)})
-    return {"site": record.site.model_copy(update={"price_note": clean(record.site.price_note)}), "cost": cost}
+    """Notes on prices; whoever names the page of a price wants it seen."""
+
+    def kept(text: str) -> str:
+        return "".join(part if "://" in part else clean(part) for part in re.split(r"(https?://\S+)", text))
+
+    cost = record.cost and record.cost.model_copy(update={"note": kept(record.cost.note)})
+    return {"site": record.site.model_copy(update={"price_note": kept(record.site.price_note)}), "cost": cost}
 
 
 def _last_part(found: re.Match[str]) -> str:
@@ -92,14 +106,20 @@ def _clean_spec(spec: RunSpec, clean: Callable[[str], str]) -> RunSpec:
     return spec.model_copy(update=changed)
 
 
-def _clean_record(record: RunRecord, clean: Callable[[str], str], host: str) -> RunRecord:
+def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
     """Clean what is shown of a record. Where the name of the configuration changes, that of the run is made anew."""
     environment, measured, error = record.environment, record.measurement, record.error
     spec = _clean_spec(record.spec, clean)
     changed: dict[str, Any] = {
         "spec": spec,
+        **_notes(record, clean),
         "environment": environment.model_copy(
-            update={"host": host, "boot_id": None, "variables": {}, "argv": [clean(part) for part in environment.argv]}
+            update={
+                "host": clean(environment.host),
+                "boot_id": None,
+                "variables": {},
+                "argv": [clean(part) for part in environment.argv],
+            }
         ),
     }
     if spec.label != record.spec.label:

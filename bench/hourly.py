@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -19,6 +20,11 @@ _Value = TypeVar("_Value")
 _HOUR = timedelta(hours=1)
 _KG = {"kg_per_kwh": 1.0, "g_per_kwh": 1e-3}
 _USD = "usd_per_kwh"
+_MOST = 3.0
+"""kg CO2e/kWh: what the dirtiest coal plant emits is about a third of it, so more is another unit."""
+_MOST_STARTS = 24 * 31
+_SAME = 1e-3
+"""Starts that differ by less than this share are equal."""
 _WANTED = "wanted columns: time (ISO 8601) or hour (0 to 23, UTC), kg_per_kwh or g_per_kwh, and perhaps usd_per_kwh"
 
 
@@ -28,6 +34,22 @@ class Rates:
 
     kg_per_kwh: float
     usd_per_kwh: float | None
+
+
+@dataclass(frozen=True)
+class Starts:
+    """kg CO2e of runs by the hour (UTC) at which they would begin, and `was` as they began; `dated`: no day that repeats."""
+
+    kg: dict[datetime, float]
+    was: float
+    began: datetime
+    dated: bool
+
+    @property
+    def best(self) -> datetime | None:
+        """The hour of the least, the first of equals; None where it does not matter."""
+        best = min(self.kg, key=lambda start: self.kg[start])
+        return best if self.kg[best] < (1 - _SAME) * max(*self.kg.values(), self.was) else None
 
 
 @dataclass(frozen=True)
@@ -73,30 +95,37 @@ class Hourly:
         last = self.first + (max(self.rows) + 1) * self.step
         return f"{len(self.rows)} rows from {self.first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
 
-    def best_start(self, runs: Sequence[tuple[datetime, float, float]]) -> tuple[int, float, float] | None:
-        """Return the hour (UTC) at which the runs should have begun, kg CO2e then, and kg as it was.
+    def starts(self, runs: Sequence[tuple[datetime, float, float]]) -> Starts | None:
+        """Return what the runs would have emitted, begun on each hour; None for a file of less than a day, and without runs.
 
-        `runs` are (start, seconds, kWh with PUE); all are moved together, so that the first begins on the hour. None for a
-        file that is no day that repeats, and without runs. Hours that it does not cover cannot be chosen.
+        `runs` are (start, seconds, kWh with PUE); all are moved together, so that the first begins on the hour: of the day
+        in which they ran, or, where the file names days, of its span (31 days of it, from that of the runs). Hours at which
+        the file does not cover them to their end cannot be chosen.
         """
-        if self.first is not None or not runs:
+        if not runs or not self._whole_day:
             return None
         begun = min(start for start, _, _ in runs).astimezone(UTC)
-        midnight = begun.replace(hour=0, minute=0, second=0, microsecond=0)
 
         def kg(shift: timedelta) -> float:
             return math.fsum(kwh * self.mean(start + shift, seconds).kg_per_kwh for start, seconds, kwh in runs)
 
+        first, hours = begun.replace(hour=0, minute=0, second=0, microsecond=0), 24
+        if self.first is not None:
+            start = self.first.replace(minute=0, second=0, microsecond=0)
+            start += _HOUR * (start < self.first)
+            hours = (self.first + (max(self.rows) + 1) * self.step - start) // _HOUR
+            if hours > _MOST_STARTS:
+                start = min(max(start, first), start + (hours - _MOST_STARTS) * _HOUR)
+            first, hours = start, min(hours, _MOST_STARTS)
         found = {}
-        for hour in range(24):
-            try:
-                found[hour] = kg(midnight + hour * _HOUR - begun)
-            except ValueError:
-                continue
-        if not found:
-            return None
-        best = min(found, key=lambda hour: found[hour])
-        return best, found[best], kg(timedelta())
+        for hour in range(hours):
+            with suppress(ValueError):
+                found[first + hour * _HOUR] = kg(first + hour * _HOUR - begun)
+        return Starts(found, kg(timedelta()), begun, dated=self.first is not None) if found else None
+
+    @property
+    def _whole_day(self) -> bool:
+        return self.first is None or (max(self.rows) + 1) * self.step >= timedelta(hours=24)
 
 
 def read_hourly(path: Path) -> Hourly:
@@ -125,7 +154,13 @@ def read_hourly(path: Path) -> Hourly:
         if key in slots:
             raise ValueError(f"{place}: {when[0]} {row[when[0]]!r} is there twice")
         usd = _read(row, _USD, place, _amount) if _USD in names else None
-        slots[key] = Rates(_read(row, kg[0], place, _amount) * _KG[kg[0]], usd)
+        carbon = _read(row, kg[0], place, _amount) * _KG[kg[0]]
+        if carbon > _MOST:
+            hint = " (g given as kg? then call the column g_per_kwh)" if _KG[kg[0]] == 1 else ""
+            raise ValueError(
+                f"{place}: {kg[0]} {row[kg[0]].strip()} is above {_MOST / _KG[kg[0]]:g}, which no grid emits{hint}"
+            )
+        slots[key] = Rates(carbon, usd)
     return _slotted(path.name, slots)
 
 

@@ -98,7 +98,33 @@ def test_the_best_hour_to_have_started_in() -> None:
     some = read_hourly(saved("hour,kg_per_kwh\n3,0.1\n4,0.05\n"))
     assert "04:00 UTC" in by_the_hour(reprice(late, {}, some), some)[0], "hours that are not covered cannot be chosen"
     series = read_hourly(saved("time,kg_per_kwh\n2026-01-02T03:00Z,0.1\n"))
-    assert by_the_hour(reprice(late, {}, series), series) == []
+    assert "covers less than a day" in by_the_hour(reprice(late, {}, series), series)[0]
+
+
+def test_the_best_hour_of_days_that_are_named() -> None:
+    late = [rows.record(1, repeat=r) for r in range(2)]  # 2026-01-02 03:04:05
+    cells = [
+        f"2026-01-0{day}T{hour:02d}:00Z,{0.02 if (day, hour) == (3, 5) else 0.4}"
+        for day in (2, 3)
+        for hour in range(24)
+    ]
+    rates = read_hourly(saved("\n".join(["time,kg_per_kwh", *cells])))
+    (line,) = by_the_hour(reprice(late, {}, rates), rates)
+    assert (
+        "best hour of those from 2026-01-02 00:00 to 2026-01-03 23:00 to start these runs by grid.csv: 2026-01-03 05:00 UTC"
+        in line
+    )
+    assert "begun at 2026-01-02 03:04" in line
+    year = [f"{datetime(2025, 12, 1) + timedelta(hours=h):%Y-%m-%dT%H:%M},0.{1 + h % 7}" for h in range(24 * 365)]
+    rates = read_hourly(saved("\n".join(["time,kg_per_kwh", *year])))
+    (line,) = by_the_hour(reprice(late, {}, rates), rates)
+    assert "from 2026-01-02 00:00 to 2026-02-01 23:00" in line, "a month of a year"
+
+
+def test_equal_hours_do_not_matter() -> None:
+    rates = read_hourly(day({}))
+    (line,) = by_the_hour(reprice([rows.record(1)], {}, rates), rates)
+    assert "does not matter" in line
 
 
 def test_many_values_are_told_as_a_span() -> None:
@@ -119,6 +145,8 @@ def test_many_values_are_told_as_a_span() -> None:
         ("hour,kg_per_kwh\n1.5,0.1\n", "hour '1.5' is not an hour"),
         ("hour,kg_per_kwh\n1,-0.1\n", "line 2: kg_per_kwh '-0.1' is not a number of 0 or more"),
         ("hour,kg_per_kwh\n1,nan\n", "kg_per_kwh 'nan' is not a number"),
+        ("hour,kg_per_kwh\n1,400\n", "line 2: kg_per_kwh 400 is above 3, which no grid emits (g given as kg?"),
+        ("hour,g_per_kwh\n1,4000\n", "line 2: g_per_kwh 4000 is above 3000, which no grid emits"),
         ("hour,kg_per_kwh\n1\n", "kg_per_kwh '' is not a number"),
         ("hour,kg_per_kwh\n1,0.1\n1,0.2\n", "line 3: hour '1' is there twice"),
         ("hour,kg_per_kwh,usd_per_kwh\n1,0.1,\n", "usd_per_kwh '' is not a number"),

@@ -13,9 +13,13 @@ from analytics import store
 from analytics.frame import frame, summary
 from analytics.imported import Imported, ImportProblem, imported
 from analytics.pareto import front
+from analytics.render import FORMATS
+from analytics.report import make
 from analytics.scaling import fit
+from analytics.scrub import cleaner, scrubbed, scrubbed_rows
+from analytics.work import language_model
 from bench import tracking
-from bench.cli import cli
+from bench.cli import answer, cli
 from tests import rows
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -61,10 +65,14 @@ def test_rows_are_runs(tmp_path: Path) -> None:
     assert first["devices"] == 1
     assert first["step_seconds_median"] == pytest.approx(0.2)
     assert first["samples_per_second"] == pytest.approx(10000 / 2048)
-    assert first["flops_per_sample"] == 6e9 * 2048
-    assert first["flops_per_second_per_device"] == pytest.approx(6e13)
+    work = language_model(1e9, 2048, sequence=2048).per_sample
+    assert first["flops_per_sample"] == work > 6e9 * 2048, "attention counts, as in bench plan"
+    assert first["flops_per_second_per_device"] == pytest.approx(work * 10000 / 2048)
     assert "energy_provenance" not in first, "no energy, no provenance of it"
-    assert any("6 × parameters" in note for note in found.notes)
+    assert any("6 × parameters + attention" in note and "assumed: 17 layers" in note for note in found.notes)
+    shaped = read(tmp_path, settings=(*SETTINGS, "workload_args.layers=24", "workload_args.hidden=2048"))
+    assert shaped.rows[0]["flops_per_sample"] == (6e9 + 12 * 24 * 2048 * 2048) * 2048
+    assert not any("assumed" in note for note in shaped.notes)
     df = frame(found.rows)
     assert df["devices"].tolist() == [1, 2, 4], "in the order of the file"
     assert len(summary(df)) == 3
@@ -101,7 +109,12 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
         ("1,inf,fp32", "'inf' is no number"),
         ("1,12k,fp32", "samples_per_second: '12k' is no number"),
         ("1,1_0,fp32", "'1_0' is no number"),
-        ('1,"1,5",fp32', "'1,5' is no number"),
+        ('1,"1,5",fp32', "'1,5' is no number; commas may group three digits each (3,600)"),
+        ('1,"0,600",fp32', "'0,600' is no number"),
+        (f"1,{'9' * 400},fp32", "is no number"),
+        ("1,1e308,fp32", "samples_per_second: 1e+308 cannot be meant"),
+        ("1,1e-320,fp32", "cannot be meant"),
+        ("1e18,1,fp32", "devices: 1e+18 cannot be meant"),
         ("1.5,7,fp32", "devices: 1.5 is no whole number"),
         ("0,7,fp32", "devices: 0 is not positive"),
         (",7,fp32", "devices: no number"),
@@ -112,6 +125,51 @@ def test_rows_of_no_use(tmp_path: Path, line: str, reason: str) -> None:
     found = simple(tmp_path, "1,10,fp32", line, "2,19,fp32")
     assert [(number, reason in told) for number, told in found.refused] == [(3, True)], found.refused
     assert len(found.rows) == 2
+
+
+def test_figures_that_follow_must_be_numbers(tmp_path: Path) -> None:
+    header = "devices,samples_per_second,parameters,workload_args.sequence_length"
+    found = simple(tmp_path, "1,1e30,1e9,2048", "1,1,1e32,2048", "1,1,1e9,2048", header=header)
+    assert [line for line, _ in found.refused] == [2, 3]
+    assert all("cannot be meant" in reason for _, reason in found.refused)
+
+
+@pytest.mark.parametrize("began", ["9999-12-31T23:59:59-12:00", "1969-12-31", "1970-01-01T00:00+05:00", "soon"])
+def test_a_start_that_no_run_can_have(tmp_path: Path, began: str) -> None:
+    found = simple(tmp_path, f"1,2,{began}", "1,2,2026-01-01", header="devices,samples_per_second,started_at")
+    assert found.refused == [(2, f"started_at: {began!r} is no time from 1970 to 2100, such as 2026-01-31T13:00Z")]
+
+
+def test_lines_of_json_of_no_use(tmp_path: Path) -> None:
+    good = '{"devices": 1, "samples_per_second": 2}'
+    lines = ["[" * 100_000, '{"devices": 1, "samples_per_second": ' + "9" * 400 + "}", "3", "{torn", good]
+    done = run(table(tmp_path, "\n".join(lines), "a.jsonl"), "--dry-run")
+    assert done.exit_code == 0, done.output
+    for said in (
+        "line 1 is left out: no JSON object: maximum recursion",
+        "line 2 is left out: samples_per_second",
+        "line 3",
+        "line 4",
+    ):
+        assert said in done.output
+    assert "1 of 5 rows can be imported" in done.output
+
+
+def test_commas_that_group_thousands(tmp_path: Path) -> None:
+    found = simple(tmp_path, '1,"3,600",fp32', '2,"1,234,567.5",fp32')
+    assert [row["samples_per_second"] for row in found.rows] == [3600, 1234567.5]
+    assert "commas in numbers group thousands: 3,600 is 3600" in found.notes
+    european = simple(tmp_path, "1;3,600;fp32", header="devices;samples_per_second;precision")
+    assert "'3,600' is no number" in european.refused[0][1], "there it may be 3.6"
+
+
+def test_names_of_precisions(tmp_path: Path) -> None:
+    found = simple(tmp_path, "1,2,bfloat16", "1,3,amp_bf16", "1,4,bf16")
+    assert [row["precision"] for row in found.rows] == ["bf16", "amp_bf16", "bf16"]
+    assert "precision bfloat16 is called bf16 here" in found.notes
+    assert any(note.startswith("no precisions of ours: amp_bf16;") for note in found.notes)
+    (note,) = read(tmp_path, settings=("precision=float32",)).notes[1:]
+    assert note == "precision float32 is called fp32 here"
 
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
@@ -150,6 +208,8 @@ def test_repeats(tmp_path: Path) -> None:
         (("gpus=devices",), (), "no column is tokens_per_second or samples_per_second"),
         (("tok_s=tokens_per_second",), (), "no column is devices"),
         (MAPS, ("precission=bf16",), "did you mean 'precision'"),
+        (MAPS, ("repeat=1", "repeat=2"), "--set repeat=2: repeat is given twice"),
+        (("tok_s=zzzz",), (), "unknown name 'zzzz': "),
         (MAPS, ("precision",), "--set precision: wanted NAME=VALUE"),
         (
             ("gpus=devices", "tok_s=tokens_per_second"),
@@ -163,6 +223,7 @@ def test_wrong_names(tmp_path: Path, maps: tuple[str, ...], settings: tuple[str,
     with pytest.raises(ImportProblem) as problem:
         read(tmp_path, maps=maps, settings=settings)
     assert said in str(problem.value)
+    assert max(map(len, str(problem.value).splitlines())) < 500
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:
@@ -228,11 +289,58 @@ def test_nothing_of_use_is_wrong_use(tmp_path: Path) -> None:
     assert run(table(tmp_path), *NAMED, "--suite", "../up").exit_code == 2
 
 
+def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "devices,tokens_per_second,joules_per_token"
+    found = simple(tmp_path, "1,1000,", "1,1010,", "2,1900,0.5", header=header)
+    answer.show(frame(found.rows))
+    out = capsys.readouterr().out
+    for said in (
+        "tokens/s (95 %)",
+        "1,005 (",
+        "1,900",
+        "J/token",
+        "nothing is compared or predicted",
+        "flops_per_sample",
+    ):
+        assert said in out
+    assert not [said for said in ("(ok: )", "no meter", "no cost", "samples/s", "seconds") if said in out], out
+
+
 def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
     text = f'devices,samples_per_second,workload_args.x,"b\x1b[31m"\n1,1,"{rows.HOSTILE}\n\x1b[31m",z\n'
     done = run(table(tmp_path, text), "--dry-run")
     assert done.exit_code == 0, done.output
     assert "\x1b" not in done.output
+
+
+PRIVATE = "host=gpu01.secret.example", "workload_args.user=alice", "dataset=/home/bob/data/corpus.bin"
+
+
+def test_the_host_is_not_asked(tmp_path: Path) -> None:
+    one, other = (read(tmp_path, settings=(*SETTINGS, f"host={host}")).rows[0] for host in ("gpu01", "gpu02"))
+    assert one["config_id"] == other["config_id"], "the same work elsewhere"
+    assert "gpu01" not in str(one["label"])
+
+
+def test_hosts_and_users_of_imported_rows_are_taken_out_of_every_format(tmp_path: Path) -> None:
+    old = [
+        {**row, "label": f"devices=1 host=gpu01.secret.example on=gpu01 user=alice by=bob layers={10 + i}"}
+        for i, row in enumerate(read(tmp_path, settings=(*SETTINGS, *PRIVATE)).rows)
+    ]
+    df, record = frame(old), rows.record(1)
+    at = frame([{**old[0], "host": "10.0.0.7", "run_id": "address"}])
+    assert scrubbed_rows(at, cleaner([], at))["label"].str.endswith("layers=10").all(), "an address has no short name"
+    clean = cleaner([record], df)
+    (other,) = scrubbed([record], clean)
+    hidden = scrubbed_rows(df, clean)
+    assert (other.environment.host, set(hidden["host"])) == ("host-1", {"host-2"})
+    assert hidden["label"].str.startswith("devices=1 host=host-2 on=host-2 user=user by=user layers=").all()
+    report = make(hidden, [other], NOW, ["bench", "report"])
+    for form, render in FORMATS.items():
+        content = render(report)
+        text = content.decode(errors="replace") if isinstance(content, bytes) else content
+        assert not [word for word in ("gpu01", "secret", "alice", "bob", "/home") if word in text], form
+        assert form in ("html", "md") or "corpus.bin" in text
 
 
 @pytest.mark.slow
@@ -241,7 +349,8 @@ def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     path = table(tmp_path)
-    first = run(path, *NAMED)
+    named = [*NAMED, *(part for text in PRIVATE for part in ("--set", text))]
+    first = run(path, *named)
     assert first.exit_code == 0, first.output
     assert "3 of them new" in first.stdout
     kept = list((tmp_path / "runs").glob("theirs/imported-*/imported.jsonl"))
@@ -250,9 +359,9 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(before, frame(tracking.load()))
     assert before["tokens_per_second"].tolist() == [10000, 19000, 36000]
     assert before["repeat"].tolist() == [0, 0, 0]
-    assert "0 of them new" in run(path, *NAMED).stdout
+    assert "0 of them new" in run(path, *named).stdout
     kept[0].unlink()
-    assert "0 of them new" in run(path, *NAMED).stdout, "the store has them, whatever the time of the import"
+    assert "0 of them new" in run(path, *named).stdout, "the store has them, whatever the time of the import"
     assert len(tracking.load()) == 3
 
     def verb(*arguments: str) -> Any:
@@ -265,6 +374,11 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     assert priced.stderr == "bench: 3 imported runs have no record: their carbon and cost stay as they are\n"
     document = json.loads(verb("report", "theirs", "--region", "FR", "--json").stdout)
     assert [row["carbon"] for row in document["runs"]] == [None] * 3
+    for form in FORMATS:
+        for options, leaks in (((), False), (("--with-hosts",), True)):
+            out = verb("report", "theirs", "-o", "-", "--format", form, *options).stdout_bytes
+            found = [word for word in (b"gpu01", b"alice", b"/home") if word in out]
+            assert (bool(found) == leaks) or form in ("html", "md"), (form, found)
     assert "fastest" in verb("pareto", "theirs", "--by", "time").stdout
     other = f"sqlite:///{tmp_path}/other.db"
     assert verb("sync", "--store", other).stdout.startswith("3 records logged")

@@ -138,7 +138,16 @@ def test_a_page_needs_nothing_else_and_has_all_sections() -> None:
 
 def test_each_kind_of_suite_gets_its_answer_first() -> None:
     law = made(matrix())
-    assert "2 devices train 2 times as fast as 1 device" in law.in_short[0]
+    assert "bf16 ddp: 2 devices train 2 (1.995 to 2.005) times as fast as 1 device; fp32" in law.in_short[0]
+    noisy = [rows.record(d, repeat=r, v=rows.V * (1, 3, 0.3)[r]) for d in (1, 2) for r in range(3)]
+    assert "whether 2 devices train faster than 1 device cannot be told" in made(noisy).in_short[0]
+    figures = {one.title: one for part in made(noisy).sections for one in part.blocks if isinstance(one, Figure)}
+    assert [one.most for title, one in figures.items() if "arrows" in title] == [1.5]
+    sizes = made([rows.record(d, preset, repeat=r) for d in (1, 2) for preset in ("tiny", "small") for r in range(2)])
+    drawn = [one for part in sizes.sections for one in part.blocks if isinstance(one, Figure)]
+    names = [{group.name.split(",")[0] for group in one.groups} for one in drawn]
+    assert names == [{"fp32 ddp: preset=tiny", "fp32 ddp: preset=small"}] * 2, "a preset has one name in both"
+    assert all("<svg" in svg(one) for one in (*figures.values(), *drawn))
     pair = [one for one in matrix() if one.spec.world_size == 1]
     compared = made(pair)
     assert compared.in_short[0].startswith(
@@ -173,6 +182,13 @@ def test_the_statement_of_carbon_keeps_measured_and_estimated_apart() -> None:
     assert f"{grams:.3g} g CO2e" in quotes[0]
     assert f"emitted an estimated {1.5 * grams:.3g} g CO2e" in quotes[1]
     assert quotes[2].startswith("The carbon of 1 of 3 runs is not known")
+    records += [rows.record(2, repeat=r, status=Status.SKIPPED, readings="") for r in range(4)]
+    parts = {section.key: section for section in made(records).sections}
+    assert parts["carbon"].blocks[0].lines[2].startswith("The carbon of 1 of 3 runs is not known")  # type: ignore[union-attr]
+    assert parts["carbon"].blocks[0].lines[2].endswith("; 4 skipped.")  # type: ignore[union-attr]
+    text = str(FORMATS["md"](made(records)))
+    assert "1 of 3 runs, 4 skipped" in text
+    assert "of 7 runs is" not in text
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -250,7 +266,12 @@ def test_hosts_users_and_folders_are_taken_out_of_every_format() -> None:
         environment = record.environment.model_copy(
             update={"host": host, "argv": argv, "variables": {"NCCL_SOCKET_IFNAME": "eth-private"}}
         )
-        args = {**record.spec.workload_args, "data": "/data/projects/apollo/corpus.txt", "who": "by alice on node7"}
+        args = {
+            **record.spec.workload_args,
+            "data": "/data/projects/apollo/corpus.txt",
+            "who": "by alice on node7",
+            "user": "carol",
+        }
         spec = record.spec.model_copy(update={"workload_args": args})
         note = "see https://prices.example/gpu and /home/alice/prices"
         site = record.site.model_copy(update={"price_note": note})
@@ -261,7 +282,18 @@ def test_hosts_users_and_folders_are_taken_out_of_every_format() -> None:
     )
     out.append(failed.model_copy(update={"environment": out[0].environment}))
     report = made(scrubbed(out))
-    private = ("alice", "node7", "cluster.corp", "apollo", "/home", "/data", "eth-private", "ml.corp", "secret place/")
+    private = (
+        "alice",
+        "carol",
+        "node7",
+        "cluster.corp",
+        "apollo",
+        "/home",
+        "/data",
+        "eth-private",
+        "ml.corp",
+        "secret place/",
+    )
     for form, render in FORMATS.items():
         content = render(report)
         text = content.decode(errors="replace") if isinstance(content, bytes) else content

@@ -6,46 +6,51 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    import rich.console
     import rich.table
 
     from analytics.answer import Table
 
 
-def show(df: pd.DataFrame) -> None:
-    """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
+def console() -> rich.console.Console:
+    """Return what answers are printed on: as wide as the terminal, and wide where there is none."""
     from rich.console import Console
 
+    found = Console(highlight=False, markup=False)
+    return found if found.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
+def show(df: pd.DataFrame) -> None:
+    """Print the answer for people: the table, what is missing in it and why, and the ladder, the law or a comparison."""
     from analytics import answer
     from analytics.frame import summary
     from analytics.words import printable
 
     results = summary(df)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
+    out = console()
     for found in answer.find(df):
         runs = found.runs
         suite, execution = runs["suite"].iloc[0], runs["execution"].iloc[0]
         one = results[(results["suite"] == suite) & (results["execution"] == execution)]
         devices = " and ".join(sorted(set(one["device_name"])))
         if len(one):
-            console.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
-            console.print(_rich(answer.results_table(one)))
+            out.print(f"\n{printable(suite)} {printable(execution)} on {printable(devices)}")
+            out.print(_rich(answer.results_table(one)))
             for table in (*answer.served(one), *answer.to_target(one)):
-                console.print(f"\n  {table.caption[0].lower()}{table.caption[1:]}:")
-                console.print(_rich(table))
+                out.print(f"\n  {table.caption[0].lower()}{table.caption[1:]}:")
+                out.print(_rich(table))
             for line in answer.remarks(one):
-                console.print(f"  {line}")
+                out.print(f"  {line}")
         for line in answer.not_ok(runs):
-            console.print(f"  {line}")
+            out.print(f"  {line}")
         for part in answer.conclusions(found):
-            console.print()
+            out.print()
             if isinstance(part, str):
-                console.print(part)
+                out.print(part)
             else:
-                console.print(f"{part.caption}:")
-                console.print()
-                console.print(_rich(part))
+                out.print(f"{part.caption}:")
+                out.print()
+                out.print(_rich(part))
 
 
 def _rich(table: Table) -> rich.table.Table:

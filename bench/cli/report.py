@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import click
 
 from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
-from bench.cli.selection import select, selection_options
+from bench.cli.selection import select, selection_options, suite_name
 from bench.record import RunRecord
 from bench.suite import SITE_OPTIONS
 
@@ -78,15 +79,18 @@ def report(
     targets = [(name, _format(name, form)) for name in outputs]
     if form is not None and not outputs:
         fail("--format says what a file is: name one with -o (- is standard output)")
+    if as_json and outputs:
+        fail("--json prints the report, -o writes it: give one of them; -o FILE.json writes what --json prints")
     given = site_fields(options)
     rates = _hourly(hourly, given)
     chosen = select(store=store, **options)
     imported = chosen["flags"].str.contains(r"\bimported\b", na=False)
     records, others = _records(chosen[~imported], store, given, rates), chosen[imported]
     if targets and not unscrubbed:
-        from analytics.scrub import scrubbed, scrubbed_rows
+        from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 
-        records, others = scrubbed(records), scrubbed_rows(others)
+        clean = cleaner(records, others)
+        records, others = scrubbed(records, clean), scrubbed_rows(others, clean)
     df = declared(row(record) for record in records)
     if len(others):
         note = f"bench: {len(others)} imported runs have no record: their carbon and cost stay as they are"
@@ -116,6 +120,9 @@ def _format(name: str, form: str | None) -> str:
         fail(f"-o {name}: {wanted} says what it is: {', '.join(_FORMATS)}")
     if name != "-" and Path(name).is_dir():
         fail(f"-o {name} is a folder; name a file in it")
+    folder = Path(name).parent
+    if not folder.is_dir():
+        fail(f"-o {name} cannot be written: {os.strerror(errno.ENOTDIR if folder.exists() else errno.ENOENT)}")
     return found
 
 
@@ -156,7 +163,7 @@ def _command(
 ) -> list[str]:
     """Return the command that makes the report of these runs again."""
     executions = list(dict.fromkeys(record.execution for record in records))
-    suite = [options["suite"]] if options["suite"] else []
+    suite = [suite_name(options["suite"])] if options["suite"] else []
     which = ["--execution", executions[0]] if len(executions) == 1 else ["--all"] if options["everything"] else []
     factors = [text for field, value in given.items() for text in (SITE_OPTIONS[field], f"{value}")]
     hours = ["--hourly", hourly.name] if hourly is not None else []
