@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from analytics.comparable import unequal_training
 from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
-from analytics.scaling import ScalingFit, SeriesFit, fit
+from analytics.scaling import ScalingFit, fit
 from analytics.words import between, number, printable, repeats_words, scale
 from bench.quality import meaning
 from bench.record import Status
@@ -137,9 +138,7 @@ def conclusions(found: Found) -> Iterator[str | Table]:
         yield _compared("step", f"The ladder: each step against the one below, {_SAME_WORK})", found.steps)
         yield from unequal(found.runs)
     elif found.tested:
-        rest = [line for line in found.law.sentences() if not line.startswith("In short")]
-        short = [f"In short: {line}"] if (line := headline(found.law)) else []
-        yield "\n".join([*short, *rest])
+        yield "\n".join(found.law.sentences())
     else:
         if any(one.effects or one.status != Status.OK for one in found.others):
             baseline, count = found.others[0].baseline, len(found.others)
@@ -161,40 +160,12 @@ def _imported(rows: pd.DataFrame) -> pd.Series:
     return rows["flags"].str.contains(r"\bimported\b", na=False)
 
 
-def headline(law: ScalingFit) -> str:
-    """Say in one sentence what the most devices bring; nothing where there are no repeats to tell it."""
-    said = [line for one in law.series if (line := _brings(one))]
-    return f"{'; '.join(said)}." if said else ""
-
-
-def _brings(fit: SeriesFit) -> str:
-    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
-
-    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
-    """
-    most = max((point.devices for point in fit.efficiency), default=0)
-    here = [
-        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
-    ]
-    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
-        return ""
-    base = here[0][0].baseline_devices
-    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
-    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
-    devices = f"{base} device" + ("s" if base > 1 else "")
-    if gain / half <= 1 <= gain * half:
-        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
-    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
-
-
 def unequal(runs: pd.DataFrame) -> Iterator[str]:
     """Warn where quality was read after unequal training."""
-    if "saves" in runs:
-        runs = runs[runs["saves"].isna()]
-    seen = (runs["trained_steps"] * runs["global_batch_size"]).dropna()
-    if len(seen) and seen.max() > 1.1 * seen.min() and runs["target_reached"].isna().all():
+    seen = unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs)
+    if seen:
         yield (
-            f"Quality is that after {seen.min():.0f} to {seen.max():.0f} samples, so it is not comparable: give all the same "
+            f"Quality is that after {seen[0]:.0f} to {seen[1]:.0f} samples, so it is not comparable: give all the same "
             "measure_steps and batch, or a target"
         )
 

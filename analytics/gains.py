@@ -8,6 +8,7 @@ import pandas as pd
 
 from analytics import stats
 from analytics.advice import Advice, Case, amount, change_evidence, digits, flagged, thin
+from analytics.comparable import unequal_training
 from analytics.matched import MEASURES, UNKNOWN, Change, apart
 from analytics.stats import LOSS, SAME, Estimate
 
@@ -191,12 +192,10 @@ def _paired(change: Change, measure: str) -> Estimate:
 
 def _unequal(change: Change) -> bool:
     """Whether the two sides were trained on other data, or on more samples, so that their quality says nothing."""
-    for cell in change.cells:
-        seen = pd.concat([(runs["trained_steps"] * runs["global_batch_size"]).dropna() for runs in cell])
-        data = {frozenset(runs["dataset_digest"].dropna()) for runs in cell}
-        if len(data) > 1 or (len(seen) and seen.max() > 1.1 * seen.min()):
-            return True
-    return False
+    return any(
+        unequal_training(*cell) is not None or len({frozenset(runs["dataset_digest"].dropna()) for runs in cell}) > 1
+        for cell in change.cells
+    )
 
 
 def quality(change: Change, measure: str) -> tuple[str, tuple[str, ...]]:

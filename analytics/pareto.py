@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analytics import stats
+from analytics.comparable import unequal_training
 from analytics.frame import IDENTITY, summary
 from analytics.words import number, printable
 from analytics.work import short
@@ -166,10 +167,10 @@ def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Object
 
 def _unequal(runs: pd.DataFrame) -> str:
     """Say that quality was read after unequal training; nothing where it was not, or where that is not known."""
-    seen = (runs["trained_steps"] * runs["global_batch_size"]).dropna().astype(float)
-    if seen.empty or seen.max() <= 1.1 * seen.min():
+    seen = unequal_training(runs)
+    if seen is None:
         return ""
-    told = f"it is that after {number(seen.min())} to {number(seen.max())} samples"
+    told = f"it is that after {number(seen[0])} to {number(seen[1])} samples"
     return f"{told}: give all the same measure_steps and batch, or a target that all reach"
 
 

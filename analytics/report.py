@@ -24,7 +24,7 @@ from analytics.export import to_csv
 from analytics.figures import Figure, Group, Mark
 from analytics.frame import asked, summary
 from analytics.scaling import ScalingFit
-from analytics.words import FLAGS, between, number, printable, scale
+from analytics.words import FLAGS, between, headline, number, printable, scale
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
@@ -175,7 +175,7 @@ def _finding(found: Found, table: pd.DataFrame) -> Iterator[str]:
     """Say the one thing that the runs were made for; quality too, where all were trained equally long."""
     fair = not list(answer.unequal(found.runs))
     if found.tested:
-        yield answer.headline(found.law) or found.law.series[0].sentences()[0]
+        yield headline(found.law.series) or found.law.series[0].sentences()[0]
         return
     if found.steps and found.steps[-1].effects:
         yield f"The whole ladder {_told(found.steps[-1], fair=fair)}."

@@ -88,20 +88,35 @@ def fit_sentences(fit: ScalingFit) -> list[str]:
 
 
 def in_short(series: Sequence[SeriesFit]) -> list[str]:
-    """Say in one sentence what the most devices bring, where repeats tell; no sentence where they do not."""
-    said = [line for fit in series if (line := _short(fit))]
-    return [f"In short: {'; '.join(said)}."] if said else []
+    """Say in one sentence what the most devices bring; no sentence where there are no repeats to tell it."""
+    line = headline(series)
+    return [f"In short: {line}"] if line else []
 
 
-def _short(fit: SeriesFit) -> str:
+def headline(series: Sequence[SeriesFit]) -> str:
+    """Say what the most devices bring, without more ado; nothing where there are no repeats to tell it."""
+    said = [line for fit in series if (line := _brings(fit))]
+    return f"{'; '.join(said)}." if said else ""
+
+
+def _brings(fit: SeriesFit) -> str:
+    """Say what the most devices bring, as a mean over the curves; nothing where no repeats tell how sure that is.
+
+    Half-widths on logarithms add in quadrature: the runs of each curve are its own.
+    """
     most = max((point.devices for point in fit.efficiency), default=0)
-    here = [point for point in fit.efficiency if point.devices == most and point.low is not None]
-    if not here:
+    here = [
+        (p, p.low, p.high) for p in fit.efficiency if p.devices == most and p.low is not None and p.high is not None
+    ]
+    if not here or len({p.baseline_devices for p, *_ in here}) > 1:
         return ""
-    base = here[0].baseline_devices
-    share = math.exp(sum(math.log(point.value) for point in here) / len(here))
+    base = here[0][0].baseline_devices
+    gain = most / base * math.exp(math.fsum(math.log(p.value) for p, *_ in here) / len(here))
+    half = math.exp(math.hypot(*(math.log(high / low) / 2 for _, low, high in here)) / len(here))
     devices = f"{base} device" + ("s" if base > 1 else "")
-    return f"{fit.name}: {most} devices train {share * most / base:.3g} times as fast as {devices}"
+    if gain / half <= 1 <= gain * half:
+        return f"{fit.name}: whether {most} devices train faster than {devices} cannot be told from these runs"
+    return f"{fit.name}: {most} devices train {between(gain, gain / half, gain * half)} times as fast as {devices}"
 
 
 def series_sentences(fit: SeriesFit) -> list[str]:

@@ -229,4 +229,4 @@ def test_in_short_the_most_devices_against_the_fewest() -> None:
     given = [rows.make(d, v=rows.V * (0.8 if d == 4 else 1), repeat=r) for d in (1, 2, 4) for r in range(2)]
     found = fit(frame(given))
     assert found.sentences()[0].startswith("In short: ")
-    assert found.sentences()[0].endswith(": 4 devices train 3.2 times as fast as 1 device.")
+    assert found.sentences()[0].endswith(": 4 devices train 3.2 (3.2 to 3.2) times as fast as 1 device.")

@@ -174,13 +174,10 @@ def _listed(names: Sequence[str], what: str) -> str:
 
 
 def _show(sides: Sequence[Side], found: Matched, equivalence: float) -> None:
-    from rich.console import Console
-
     from analytics.words import printable
+    from bench.cli.answer import console
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
+    screen = console()
     compared = [comparison for comparison in found.comparisons if comparison.effects]
     bases = list(dict.fromkeys(comparison.baseline for comparison in compared))
     for name, side in zip(("BASE", "NEW "), sides, strict=False):
@@ -192,13 +189,13 @@ def _show(sides: Sequence[Side], found: Matched, equivalence: float) -> None:
         first = ""
         if bases and len(sides) == 1:
             first = "the first of each kind of work in " if len(bases) > 1 else f"{bases[0]}, the first of "
-        console.print(f"{name} {printable(f'{first}{side}', 200)}: {printable('; '.join(facts), 300)}", soft_wrap=True)
+        screen.print(f"{name} {printable(f'{first}{side}', 200)}: {printable('; '.join(facts), 300)}", soft_wrap=True)
     if compared:
-        console.print()
-        console.print(_table(compared, headed=len(bases) > 1))
-        console.print()
+        screen.print()
+        screen.print(_table(compared, headed=len(bases) > 1))
+        screen.print()
     for line in _remarks(sides, found, equivalence):
-        console.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
 
 
 def _table(compared: Sequence[Comparison], *, headed: bool) -> Table:

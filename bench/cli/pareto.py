@@ -102,18 +102,16 @@ def _document(one: Front) -> dict[str, Any]:
 
 
 def _show(one: Front, *, alone: bool) -> None:
-    from rich.console import Console
+    from bench.cli.answer import console
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
+    screen = console()
     if not alone:
-        console.print(f"\n{one.work}")
+        screen.print(f"\n{one.work}")
     if one.objectives:
-        console.print(f"What the same work takes ({one.per}; 95 % intervals):")
-        console.print(_table(one))
+        screen.print(f"What the same work takes ({one.per}; 95 % intervals):")
+        screen.print(_table(one))
     for line in _sentences(one):
-        console.print(f"  {line}")
+        screen.print(f"  {line}")
 
 
 def _table(one: Front) -> Table:
