@@ -10,7 +10,7 @@ import click
 
 from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
-from bench.cli.selection import select, selection_options
+from bench.cli.selection import repriced, select, selection_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,24 +75,11 @@ def _repriced(df: pd.DataFrame, store: str | None, given: dict[str, Any]) -> pd.
     """Make carbon and cost of stored runs anew by what is given."""
     import pandas as pd
 
-    from analytics.factors import reprice
     from analytics.frame import declared, tidy
-    from bench import tracking
     from bench.metrics import row
-    from bench.suite import SuiteError
 
-    imported = df["flags"].str.contains(r"\bimported\b", na=False)
-    if imported.any():
-        click.echo(
-            f"bench: {imported.sum()} imported runs have no record: their carbon and cost stay as they are", err=True
-        )
-    try:
-        records = reprice(tracking.records((run for _, run in df[~imported].iterrows()), store), given)
-    except SuiteError as error:
-        fail(*error.messages)
-    except (tracking.StoreError, ValueError) as error:
-        fail(str(error))
-    return tidy(pd.concat([declared(map(row, records)), df[imported]], ignore_index=True))
+    records, imported = repriced(df, store, given)
+    return tidy(pd.concat([declared(map(row, records)), imported], ignore_index=True))
 
 
 def _document(one: Front) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import click
 
 from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
-from bench.cli.selection import select, selection_options, suite_name
+from bench.cli.selection import repriced, select, selection_options, suite_name
 from bench.record import RunRecord
 from bench.suite import SITE_OPTIONS
 
@@ -84,8 +84,7 @@ def report(
     given = site_fields(options)
     rates = _hourly(hourly, given)
     chosen = select(store=store, **options)
-    imported = chosen["flags"].str.contains(r"\bimported\b", na=False)
-    records, others = _records(chosen[~imported], store, given, rates), chosen[imported]
+    records, others = repriced(chosen, store, given, rates)
     if targets and not unscrubbed:
         from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 
@@ -93,8 +92,6 @@ def report(
         records, others = scrubbed(records, clean), scrubbed_rows(others, clean)
     df = declared(row(record) for record in records)
     if len(others):
-        note = f"bench: {len(others)} imported runs have no record: their carbon and cost stay as they are"
-        click.echo(note, err=True)
         df = pd.concat([df, others], ignore_index=True)
     df = tidy(df)
     remarks = [] if rates is None else by_the_hour(records, rates)
@@ -142,20 +139,6 @@ def _hourly(path: Path | None, given: dict[str, Any]) -> Hourly | None:
     if rates.priced and given.keys() & {"usd_per_kwh", "usd_per_device_hour"}:
         fail(f"--hourly {path.name} has prices of electricity: leave --price and --electricity-price out")
     return rates
-
-
-def _records(runs: pd.DataFrame, store: str | None, given: dict[str, Any], rates: Hourly | None) -> list[RunRecord]:
-    """Read the records and make carbon and cost anew; a mistake ends the command with exit code 2."""
-    from analytics.factors import reprice
-    from bench import tracking
-    from bench.suite import SuiteError
-
-    try:
-        return reprice(tracking.records((run for _, run in runs.iterrows()), store), given, rates)
-    except SuiteError as error:
-        fail(*error.messages)
-    except (tracking.StoreError, ValueError) as error:
-        fail(str(error))
 
 
 def _command(

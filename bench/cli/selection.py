@@ -14,6 +14,9 @@ from bench.cli.options import store_option
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.hourly import Hourly
+    from bench.record import RunRecord
+
 
 def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add SUITE, --execution, --all, --store and --refresh: the arguments of `select`."""
@@ -72,3 +75,27 @@ def select(
     elif not everything:
         df = latest_execution(df)
     return tidy(df)  # without the columns of other suites
+
+
+def repriced(
+    runs: pd.DataFrame, store: str | None, given: dict[str, Any], rates: Hourly | None = None
+) -> tuple[list[RunRecord], pd.DataFrame]:
+    """Return the records of some runs, with carbon and cost made anew, and the imported runs, which have none.
+
+    That imported runs stay as they are is told on stderr; a mistake in what is given ends the command with exit code 2.
+    """
+    from analytics.factors import reprice
+    from bench import tracking
+    from bench.suite import SuiteError
+
+    imported = runs["flags"].str.contains(r"\bimported\b", na=False)
+    try:
+        records = reprice(tracking.records((run for _, run in runs[~imported].iterrows()), store), given, rates)
+    except SuiteError as error:
+        fail(*error.messages)
+    except (tracking.StoreError, ValueError) as error:
+        fail(str(error))
+    if imported.any():
+        note = f"bench: {imported.sum()} imported runs have no record: their carbon and cost stay as they are"
+        click.echo(note, err=True)
+    return records, runs[imported]
