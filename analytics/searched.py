@@ -18,6 +18,7 @@ import pandas as pd
 from analytics.objectives import REMEDIES, Objective, mixed, objective
 from analytics.pareto import hypervolume, judged
 from analytics.searched_words import sentences
+from analytics.words import printable
 from bench.record import Status
 from bench.schema import Scalar
 
@@ -119,7 +120,7 @@ class SearchResult:
                 "~ energy" for o in self.objectives if "estimated" in o.column
             ],
         }
-        return [f"{', '.join(which)}: {note}" for note, which in notes.items() if which]
+        return [f"{printable(', '.join(which), 200)}: {note}" for note, which in notes.items() if which]
 
     def document(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text: what `--json` prints and `search.json` holds."""

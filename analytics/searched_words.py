@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 from analytics.frame import piece
 from analytics.objectives import UNITS, Objective
 from analytics.words import between, number, printable, scale
-from bench.record import Status
 
 if TYPE_CHECKING:
     from analytics.searched import SearchResult, Tried
@@ -103,8 +101,8 @@ def _apart(found: SearchResult) -> Iterator[str]:
         for a, b in pairs
         if a.low and b.low and all(a.low[name] <= b.high[name] and b.low[name] <= a.high[name] for name in a.low)
     ]
-    told = [f"the intervals of trials {', '.join(alike)} overlap"] if alike else []
-    told += [f"one ran once of trials {', '.join(once)}"] if once else []
+    told = [f"the intervals of trials {printable(', '.join(alike), 100)} overlap"] if alike else []
+    told += [f"one ran once of trials {printable(', '.join(once), 100)}"] if once else []
     if told:
         yield f"Cannot tell all neighbours apart: {'; '.join(told)}. --confirm repeats the best ones and tells."
     elif pairs:
@@ -143,16 +141,18 @@ def _lacking(found: SearchResult) -> Iterator[str]:
     """Objectives that no run tells, and why trials came to nothing."""
     if found.absent:
         yield f"Left out: {'; '.join(f'{name} ({reason})' for name, reason in found.absent.items())}."
-    counted: Counter[str] = Counter()
+    reasons: dict[str, list[str]] = {}
     for trial in found.trials:
         broken = [name for name, excess in trial.violations.items() if excess > 0 and name != "runs"]
-        why = trial.why or "no reason is known"
-        why = why.partition(":")[0].replace("_", " ") if why.startswith((Status.OUT_OF_MEMORY, Status.TIMEOUT)) else why
+        why = f"beyond the limit of {' and '.join(broken)}" if broken else trial.why or "no reason is known"
         if trial.state in ("infeasible", "failed"):
-            counted[f"beyond the limit of {' and '.join(broken)}" if broken else printable(why, 100)] += 1
-    told = "; ".join(f"{count} × {reason}" for reason, count in counted.most_common(5))
-    if counted:
-        yield f"{counted.total()} of {len(found.trials)} trials came to nothing: {told}{'; ...' * (len(counted) > 5)}."
+            reasons.setdefault(why.partition(":")[0].replace("_", " "), []).append(why.partition(": ")[2])
+    lost = sum(map(len, reasons.values()))
+    most = sorted(reasons.items(), key=lambda item: -len(item[1]))[:5]
+    told = [f"{len(all_)} × {head}{f' (such as: {all_[0]})' * bool(all_[0])}" for head, all_ in most]
+    if lost:
+        told += ["..."] * (len(reasons) > len(most))
+        yield f"{lost} of {len(found.trials)} trials came to nothing: {'; '.join(printable(one, 120) for one in told)}."
 
 
 def _tried(found: SearchResult) -> str:

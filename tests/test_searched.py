@@ -218,7 +218,7 @@ def test_the_words_say_what_to_choose() -> None:
         "hardly at all: schedule."
     )
     assert lines[6:] == [
-        "1 of 5 trials came to nothing: 1 × out of memory.",
+        "1 of 5 trials came to nothing: 1 × out of memory (such as: tried to allocate 3 GB).",
         "Configurations measured: 5 of 8 that are possible; the budget of 4 trials is spent.",
         "The search itself took 90 s, ~4.5 kJ, 0.09 USD; runs: 12.",
     ]
@@ -293,6 +293,18 @@ def test_an_objective_that_no_run_tells() -> None:
     neither = find(bare, TRIALS[:2], space(("energy",)))
     assert (neither.points, neither.objectives) == ((), ())
     assert "feasible" not in " ".join(sentences(neither))
+
+
+def test_reasons_are_counted() -> None:
+    nan = [oom(k, "ab"[k], why=f"invalid: the loss went from {k} to nan") for k in range(2)]
+    never = oom(2, "c", why="needs 3 × 64 threads, 64 processors are here", runs=())
+    (line,) = [line for line in sentences(find(GIVEN, [*nan, never])) if "came to nothing" in line]
+    assert line == (
+        "3 of 3 trials came to nothing: 2 × invalid (such as: the loss went from 0 to nan); "
+        "1 × needs 3 × 64 threads, 64 processors are here."
+    )
+    many = [oom(k, "a", why=f"reason {k}") for k in range(7)]
+    assert "1 × reason 4; ...." in " ".join(sentences(find(GIVEN, many)))
 
 
 def test_at_most_ten_sentences() -> None:

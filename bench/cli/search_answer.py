@@ -42,7 +42,7 @@ def _table(found: SearchResult) -> Table:
         values = [figure(one, point, point.low.get(one.name), point.high.get(one.name)) for one in found.objectives]
         runs = f"{len(point.runs)} {'stored' if point.source == 'store' else point.stage}"
         sure = "" if point.p_front is None else f" {100 * point.p_front:.0f} %"
-        place = ("yes" if point.front else "no") + sure + " knee" * point.knee
+        place = ("yes" if point.front else "no") + sure + " knee" * (point.knee and len(found.front) > 2)
         table.add_row(*map(Text, (str(point.number), configuration(point), *values, runs, place)))
     return table
 
