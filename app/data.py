@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from analytics import store
 from app.serve import TRACKING_URI
+from bench import tracking
 
 
 def _read(where: str | None) -> tuple[pd.DataFrame, datetime]:
     return store.load(where), datetime.now(UTC)
 
 
+def _read_searches(where: str | None) -> tuple[list[dict[str, Any]], datetime]:
+    return tracking.searches(where), datetime.now(UTC)  # type: ignore[attr-defined]
+
+
 _cached = st.cache_data(_read, ttl=60, max_entries=4, show_spinner="Reading the runs ...")
+_cached_searches = st.cache_data(_read_searches, ttl=60, max_entries=4, show_spinner="Reading the searches ...")
 
 
 def uri() -> str | None:
@@ -33,7 +40,14 @@ def load() -> tuple[pd.DataFrame, datetime]:
     return found
 
 
+def searches() -> tuple[list[dict[str, Any]], datetime]:
+    """Return the documents of all searches, newest first, and when they were read (UTC); raises like `load`."""
+    found: tuple[list[dict[str, Any]], datetime] = _cached_searches(uri())
+    return found
+
+
 def refresh() -> None:
     """Forget what was read, so that the next page reads the whole store again."""
     _cached.clear()
+    _cached_searches.clear()
     store.forget(uri())
