@@ -20,7 +20,7 @@ from bench.meters.trace import Row, Trace
 from bench.metrics import metrics, split_energy, used_gpus
 from bench.process import signal_name
 from bench.quality import judge
-from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status
+from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status, Trial
 from bench.redact import redact
 from bench.schema import COMMAND, MEASURE, RunSpec, Site
 
@@ -33,13 +33,14 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclass(frozen=True)
 class Context:
-    """What all runs of an execution have in common."""
+    """What runs of an execution have in common; `trial` is that of a search."""
 
     suite: str
     execution: str
     site: Site
     environment: Environment
     gpus: list[str]
+    trial: Trial | None = None
 
     def devices(self, spec: RunSpec) -> list[str]:
         """Devices of the ranks of a run, by rank."""
@@ -126,6 +127,7 @@ def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
         config_id=spec.config_id,
         suite=context.suite,
         execution=context.execution,
+        trial=context.trial,
         spec=spec,
         status=Status.SKIPPED,
         error=Failure(type="Skipped", message=reason),
@@ -154,6 +156,7 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
         config_id=spec.config_id,
         suite=context.suite,
         execution=context.execution,
+        trial=context.trial,
         spec=spec,
         status=status,
         error=error,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,29 @@ NEEDS = "needs.json"
 """File in a run's folder that names the folder of the run that it needs."""
 CHECKPOINT = "checkpoint"
 """Folder in a run's folder with the weights that the run has saved."""
+
+
+class Busy(Exception):
+    """Another process holds what is asked for; the message says what, and is ready to be shown."""
+
+
+@contextmanager
+def held(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file, in which the id of this process stands; the kernel lets go of it however the process ends.
+
+    Where another process holds it, raises Busy with the message `busy`; without a message, waits until it lets go.
+    """
+    import fcntl  # not on Windows, where the dashboard may run
+
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise Busy(busy) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

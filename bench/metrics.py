@@ -46,6 +46,9 @@ TEXT_COLUMNS = (
     "host",
     "environment",
     "commit",
+    "study",
+    "trial",
+    "stage",
 )
 
 UNKNOWN_OF_COMMANDS = (
@@ -452,6 +455,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         "flags": " ".join(record.flags),
         "quality": record.quality or "",
     }
+    if record.trial is not None:
+        out |= {"study": record.trial.study, "trial": str(record.trial.number), "stage": record.trial.stage}
     if record.measurement is not None:
         hardware, model = split_energy(record.measurement.energy)
         shown = hardware or model

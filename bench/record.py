@@ -337,13 +337,21 @@ class Environment(Model):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
+class Trial(Model):
+    """The trial of a search that a run was made for. A trial is measured in a short `probe`, or in `full`, or in both."""
+
+    study: str
+    number: Annotated[int, Field(ge=0)]
+    stage: Literal["probe", "full"]
+
+
 class RunRecord(Model):
     """One run, whatever became of it: one `record.json`.
 
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
     those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
     allocated and idle during the run. Carbon and cost are made with `site`. `quality` grades the measurement by its
-    flags, see bench.quality.
+    flags, see bench.quality. `trial` is there where a search made the run.
     """
 
     schema_version: Literal[1] = 1
@@ -351,6 +359,7 @@ class RunRecord(Model):
     config_id: str
     suite: Slug
     execution: str
+    trial: Trial | None = None
     spec: RunSpec
     status: Status
     error: Failure | None = None

@@ -5,14 +5,13 @@ One failed run stops nothing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Self
 from bench import needs
 from bench.collect import Context, collect, oom_kills, save, skipped
 from bench.environment import EnvironmentProblem, check_torch, describe
-from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
+from bench.files import CHECKPOINT, NEEDS, held, read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
 from bench.record import Environment, RunRecord, Status
 from bench.schema import COMMAND, Machine, RunSpec
@@ -32,10 +31,6 @@ RUN_OVERHEAD_SECONDS = 2.0
 """Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/warm_start.py."""
 START_SECONDS = 12.0
 """Start of an execution: importing torch, transformers and mlflow on two cores."""
-
-
-class Busy(Exception):
-    """Another process runs this execution."""
 
 
 class Progress:
@@ -123,31 +118,47 @@ def open_execution(
 
     With `retry`, one with failed runs is unfinished.
     """
-    suite_folder = runs / plan.suite.name
-    digest = plan_digest(plan)
-    for folder in [] if new else sorted(suite_folder.glob("*"), reverse=True):
-        facts = read_json(folder / "execution.json")
-        if not facts or facts["fingerprint"] != environment.fingerprint or facts["plan_digest"] != digest:
-            continue
+    suite_folder, digest = runs / plan.suite.name, plan_digest(plan)
+    for folder in [] if new else earlier(suite_folder, environment, digest):
         execution = Execution(folder, plan, resumed=True, records=load_records(folder))
         if execution.missing(retry=retry):
             return execution
         break  # the newest of the same runs is complete
-    now = datetime.now(UTC)
-    folder = suite_folder / f"{now:%Y%m%dT%H%M%SZ}-{environment.fingerprint}"
-    while folder.exists():
-        folder = folder.with_name(f"{folder.name}x")
-    folder.mkdir(parents=True)
+    folder = new_folder(suite_folder, environment)
+    write_facts(folder, plan, environment, digest, runs=[run.run_id for run in plan.runs])
+    return Execution(folder, plan, resumed=False)
+
+
+def earlier(suite_folder: Path, environment: Environment, digest: str) -> Iterator[Path]:
+    """Find the executions of the same runs, by their `plan_digest`, in the same environment, the newest first."""
+    for folder in sorted(suite_folder.glob("*"), reverse=True):
+        facts = read_json(folder / "execution.json")
+        if facts and facts["fingerprint"] == environment.fingerprint and facts["plan_digest"] == digest:
+            yield folder
+
+
+def new_folder(suite_folder: Path, environment: Environment) -> Path:
+    """Make the folder of an execution that begins now, which no other process takes too."""
+    folder = suite_folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{environment.fingerprint}"
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name}x")
+        else:
+            return folder
+
+
+def write_facts(folder: Path, plan: Plan, environment: Environment, digest: str, **more: Any) -> None:
+    """Write `execution.json`, by which `earlier` finds an execution."""
     facts = {
         "suite": plan.suite.model_dump(mode="json"),
         "fingerprint": environment.fingerprint,
         "plan_digest": digest,
-        "started_at": now.isoformat(),
-        "runs": [run.run_id for run in plan.runs],
+        "started_at": datetime.now(UTC).isoformat(),
         "environment": environment.model_dump(mode="json"),
     }
-    write_json(folder / "execution.json", facts)
-    return Execution(folder, plan, resumed=False)
+    write_json(folder / "execution.json", facts | more)
 
 
 def load_records(folder: Path) -> dict[str, RunRecord]:
@@ -183,20 +194,22 @@ def remaining_seconds(specs: list[RunSpec], records: list[RunRecord]) -> float |
     return total
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold an execution for this process; the kernel lets go of it however the process ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(f"another process runs this execution: {folder}") from error
-        yield
+def surroundings(plan: Plan, machine: Machine) -> Environment:
+    """Describe where the runs of a plan are done. Raises EnvironmentProblem where torch cannot do them."""
+    trained = [run for run in plan.to_do if run.workload != COMMAND]
+    if trained:
+        check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in trained))
+    return describe(machine)
+
+
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold an execution for this process. Raises Busy where another one runs it."""
+    return held(folder / ".lock", f"another process runs this execution: {folder}")
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a suite as Ctrl-C does, with everything in order."""
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end a suite or a search as Ctrl-C does, with everything in order."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -276,13 +289,23 @@ class Runner:
         killed = kills is not None and after is not None and after > kills
         return collect(self.context, spec, folder, killed_for_memory=killed)
 
+    def index(self) -> None:
+        """Open the index, and log what an earlier call could not log any more."""
+        self.noted(self.tracker.open)
+        for record in self.execution.records.values():
+            self.tracker.log(record, self.execution.folder / record.run_id)
+
+    def noted(self, action: Callable[[], object]) -> None:
+        """Do something with the index; say it where that fails for the first time."""
+        failed_before = self.tracker.error
+        action()
+        if self.tracker.error and not failed_before:
+            self.progress.note(f"{self.tracker.error}\nruns go on; bench sync logs them later")
+
     def keep(self, record: RunRecord) -> None:
         """Remember a record and index it."""
         self.execution.records[record.run_id] = record
-        failed_before = self.tracker.error
-        self.tracker.log(record, self.execution.folder / record.run_id)
-        if self.tracker.error and not failed_before:
-            self.progress.note(f"{self.tracker.error}\nruns go on; bench sync logs them later")
+        self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
         self.progress.done(record)
 
 
@@ -306,23 +329,16 @@ def run_suite(
     """
     began = time.monotonic()
     progress = progress or Progress()
-    trained = [run for run in plan.to_do if run.workload != COMMAND]
-    if trained:
-        check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in trained))
-    environment = describe(machine)
+    environment = surroundings(plan, machine)
     execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry)
-    with _locked(execution.folder), _terminable():
+    with locked(execution.folder), terminable():
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
         runner = Runner.make(execution, machine, environment, store, progress)
         try:
             if chosen:
                 runner.start()
-            runner.tracker.open()
-            if runner.tracker.error:
-                progress.note(f"{runner.tracker.error}\nruns go on; bench sync logs them later")
-            for record in execution.records.values():  # what an earlier call could not index any more
-                runner.tracker.log(record, execution.folder / record.run_id)
+            runner.index()
             _record_skipped(runner)
             while chosen:
                 spec, known = chosen[0], list(execution.records.values())

@@ -12,14 +12,15 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from bench.files import held
 from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.record import RunRecord, Status
 from bench.redact import redact
@@ -35,8 +36,8 @@ _LOG_BYTES = 200_000
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 _CHUNK, _SINGLY = 500, 20
 """Runs read at a time, so that whoever writes waits for no more; changed executions that are asked for one by one."""
-IMPORTED = "imported.jsonl"
-"""File of an execution that was imported: one row a line."""
+SEARCH = "search.json"
+"""File of an execution of a search, and artifact of its parent run: what is known of the search."""
 _SETTINGS = {
     # A server that is down must not hold a suite up for minutes; nothing reports usage.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -114,6 +115,16 @@ class Tracker:
             self._known.add(key)
         return self.error is None
 
+    def attach(self, document: dict[str, Any]) -> None:
+        """Keep the document of a search with the parent run, whose tag `bench.search` names its study."""
+
+        def attach() -> None:
+            assert self._client is not None  # noqa: S101  opened first
+            self._client.log_text(self._parent, json.dumps(document, indent=1, allow_nan=False), SEARCH)
+            self._client.set_tag(self._parent, "bench.search", document["study"])
+
+        self._guarded(attach)
+
     def close(self, *, finished: bool) -> None:
         """End the parent run: FINISHED, or KILLED where runs are still missing."""
         if self._client is not None and self._parent:
@@ -129,6 +140,7 @@ class Tracker:
             self.error = f"MLflow at {shown(self.uri)} failed: {_reason(error)}"
 
     def _open(self) -> None:
+        alone: Any = nullcontext()
         if self.uri.startswith(_SQLITE):
             path = Path(self.uri.removeprefix(_SQLITE))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +148,10 @@ class Tracker:
                 raise PermissionError(f"{path} cannot be written")
             with closing(sqlite3.connect(path, timeout=5)) as connection:
                 connection.execute("pragma schema_version")
-        self._client = client = _client(self.uri)
-        found = client.get_experiment_by_name(self.suite)
-        self._experiment = found.experiment_id if found else client.create_experiment(self.suite, self._artifacts())
+            alone = held(path.with_name(f"{path.name}.lock"))  # two that make a store at once spoil it
+        with alone:
+            self._client = client = _client(self.uri)
+            self._experiment = self._made(client)
         where = f"tags.`bench.kind` = 'suite' and tags.`bench.execution` = '{self.execution}'"
         parents = client.search_runs([self._experiment], where, max_results=1)
         if parents:
@@ -150,6 +163,20 @@ class Tracker:
         else:
             tags = {"bench.kind": "suite", "bench.execution": self.execution}
             self._parent = client.create_run(self._experiment, tags=tags, run_name=self.execution).info.run_id
+
+    def _made(self, client: MlflowClient) -> str:
+        """Find the experiment of the suite, or create it, whoever else does so at the same time."""
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self.suite)
+        if found is None:
+            try:
+                return str(client.create_experiment(self.suite, self._artifacts()))
+            except MlflowException:
+                found = client.get_experiment_by_name(self.suite)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def _artifacts(self) -> str | None:
         """Beside a local store, so that artifacts do not land in whatever folder the command was typed in."""
@@ -260,9 +287,8 @@ def _require_store(uri: str) -> None:
     if not path.is_file():
         raise StoreError(f"there is no store at {path}\nmake one with: bench run suites/scaling.yaml")
     try:
-        with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5) as connection:
+        with closing(_read_only(path)) as connection:
             tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        connection.close()
     except sqlite3.Error as error:
         raise StoreError(f"{path} is not a readable MLflow store: {error}") from error
     if not {"experiments", "runs", "alembic_version"} <= tables:
@@ -318,9 +344,13 @@ _TEXTS = "select run_uuid, value from tags where key = 'bench.row' and run_uuid 
 _FIGURES = "select run_uuid, key, value from latest_metrics where is_nan = 0 and run_uuid in ({})"
 
 
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+
+
 def _local_news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
     rows = []
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+    with closing(_read_only(path)) as database:
         listed = database.execute(_LISTED).fetchall()
         parts = {run: f"{status} {end}" if status in _ENDED else "" for run, status, end in listed}
         wanted = [run for run, stamp in parts.items() if not stamp or known.get(run) != stamp]
@@ -374,7 +404,7 @@ def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
         for run in _runs(client, uri, f" and tags.`bench.execution` = '{execution}'"):
             row = _row(run)
             if row is not None and (identity := _identity(row)) in wanted:
-                found[identity] = _record(client, run.info, f"{identity[2]} at {shown(uri)}")
+                found[identity] = _record(uri, run.info, f"{identity[2]} at {shown(uri)}")
     lost = [identity for identity in wanted if identity not in found]
     if lost:
         raise StoreError(f"the run {lost[0][2]} is not at {shown(uri)} any more")
@@ -388,21 +418,65 @@ def _identity(row: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in (row.get("suite"), row.get("execution"), row.get("run_id"), began))
 
 
-def _record(client: MlflowClient, run: Any, which: str) -> RunRecord:
-    remedy = "bench sync --store URI makes another store from the folder of the runs"
-    local = urlsplit(run.artifact_uri)
-    try:
-        if local.scheme == "file":  # MLflow would ask its database for the place of each one, and copy it
-            text = (Path(url2pathname(local.path)) / "record.json").read_text(encoding="utf-8")
-        else:
-            with TemporaryDirectory() as folder:
-                text = Path(client.download_artifacts(run.run_id, "record.json", folder)).read_text(encoding="utf-8")
-    except Exception as error:
-        raise StoreError(f"no record.json of {which}: {_reason(error)}\n{remedy}") from error
+_REMEDY = "bench sync --store URI makes another store from the folder of the runs"
+
+
+def _record(uri: str, run: Any, which: str) -> RunRecord:
+    text = _artifact(uri, run.run_id, run.artifact_uri, "record.json", which)
     try:
         return RunRecord.model_validate_json(text)
     except ValueError as error:
-        raise StoreError(f"record.json of {which} is no record that this version can read\n{remedy}") from error
+        raise StoreError(f"record.json of {which} is no record that this version can read\n{_REMEDY}") from error
+
+
+def _artifact(uri: str, run: str, place: str, name: str, which: str) -> str:
+    """Read an artifact of a run, whose artifacts are at a place. Raises StoreError where it cannot be had."""
+    local = urlsplit(place)
+    try:
+        if local.scheme == "file":  # MLflow would ask its database for the place of each one, and copy it
+            return (Path(url2pathname(local.path)) / name).read_text(encoding="utf-8")
+        with TemporaryDirectory() as folder:
+            return Path(_client(uri).download_artifacts(run, name, folder)).read_text(encoding="utf-8")
+    except Exception as error:
+        raise StoreError(f"no {name} of {which}: {_reason(error)}\n{_REMEDY}") from error
+
+
+_SEARCHES = """
+select r.run_uuid, r.artifact_uri from runs r join experiments e on e.experiment_id = r.experiment_id
+join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.search'
+where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
+
+
+def searches(uri: str | None = None) -> list[dict[str, Any]]:
+    """Return what is known of each search in the store (see Tracker.attach), the newest first.
+
+    Of several workers of one study the document with the most trials is taken. What is torn or of another tool is passed
+    over. Raises StoreError; never creates a store.
+    """
+    uri = location(uri)
+    _require_store(uri)
+    places = None
+    if uri.startswith(_SQLITE):
+        path = Path(uri.removeprefix(_SQLITE))
+        with suppress(sqlite3.Error), closing(_read_only(path)) as database:
+            places = database.execute(_SEARCHES).fetchall()
+    if places is None:
+        found = _runs(_reader(uri), uri, " and tags.`bench.search` != ''", kind="suite")
+        places = [(run.info.run_id, run.info.artifact_uri) for run in found]
+    best: dict[str, dict[str, Any]] = {}
+    for run, place in places:
+        with suppress(StoreError, ValueError):
+            document = json.loads(_artifact(uri, run, place, SEARCH, run))
+            if is_search(document):
+                known = best.setdefault(document["study"], document)
+                if len(document["trials"]) > len(known["trials"]):
+                    best[document["study"]] = document
+    return list(best.values())
+
+
+def is_search(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether what was read from a file is the document of a search."""
+    return isinstance(value, dict) and isinstance(value.get("study"), str) and isinstance(value.get("trials"), list)
 
 
 def _reader(uri: str) -> MlflowClient:
@@ -450,43 +524,3 @@ def _whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] 
         return None
     histories = ("step_seconds", "power_watts/")
     return row | {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
-
-
-def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
-    """Log all records and imported rows that the store lacks: those under a runs folder, or of one execution in it.
-
-    Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
-    """
-    count, unreadable = 0, []
-    made = {path.parent.parent for path in runs.glob("*/*/*/record.json")}
-    made |= {path.parent for path in runs.glob(f"*/*/{IMPORTED}")}
-    for execution in sorted(made if only is None else {only}):
-        tracker = Tracker(uri, execution.parent.name, execution.name)
-        tracker.open()
-        for path in sorted(execution.glob("*/record.json")):
-            try:
-                record = RunRecord.model_validate_json(path.read_text())
-            except ValueError:
-                unreadable.append(str(path))
-                continue
-            count += tracker.log(record, path.parent)
-        rows, torn = _imported(execution)
-        count += sum(tracker.log_row(row) for row in rows)
-        unreadable += torn
-        tracker.close(finished=True)
-        if tracker.error:
-            raise StoreError(tracker.error)
-    return count, unreadable
-
-
-def _imported(execution: Path) -> tuple[list[dict[str, Scalar]], list[str]]:
-    """Read the rows that were imported into an execution; its file is told where it holds something else."""
-    path = execution / IMPORTED
-    if not path.exists():
-        return [], []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        whole = all({"run_id", "started_at", "suite", "execution"} <= row.keys() for row in rows)
-    except (ValueError, AttributeError):
-        whole = False
-    return (rows, []) if whole else ([], [str(path)])

@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +15,8 @@ import pytest
 from bench import tracking
 from bench.metrics import row
 from bench.record import RunRecord, Status
-from bench.tracking import StoreError, Tracker, load, location, shown, sync
+from bench.sync import sync
+from bench.tracking import StoreError, Tracker, load, location, searches, shown
 from tests import rows
 
 pytestmark = [
@@ -137,6 +140,90 @@ def test_locations_are_absolute_and_without_credentials(tmp_path: Path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@team.example/x")
     assert location() == "https://me:hunter2@team.example/x"
     assert shown() == "https://***@team.example/x"
+
+
+def document(study: str, trials: int) -> dict[str, Any]:
+    return {"study": study, "trials": [{"number": number} for number in range(trials)], "sentences": ["é"]}
+
+
+def searched(uri: str, suite: str, execution: str, found: dict[str, Any], *, finished: bool = True) -> None:
+    tracker = Tracker(uri, suite, execution)
+    tracker.open()
+    tracker.attach(found)
+    if finished:
+        tracker.close(finished=True)
+    assert tracker.error is None, tracker.error
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_searches_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool) -> None:
+    uri = logged(tmp_path, [rows.record(1)])  # no search
+    assert searches(uri) == []
+    searched(uri, "a", "1", document("a-1", 2))
+    searched(uri, "a", "1", document("a-1", 4))  # of one worker the last
+    searched(uri, "a", "2", document("a-1", 3))  # of several the one that knows more
+    searched(uri, "b", "3", document("b-1", 1), finished=False)
+    if server:  # as a server is read: through MLflow only
+        monkeypatch.setattr(tracking, "_SEARCHES", "select of another version")
+    assert searches(uri) == [document("b-1", 1), document("a-1", 4)]
+    (torn,) = tmp_path.glob("store/mlartifacts/b/*/artifacts/search.json")
+    torn.write_text(torn.read_text()[:30])
+    assert searches(uri) == [document("a-1", 4)]
+    for found in ("[]", '{"study": 1, "trials": []}', '{"study": "a-1"}'):
+        torn.write_text(found)
+        assert searches(uri) == [document("a-1", 4)]
+    torn.unlink()
+    assert searches(uri) == [document("a-1", 4)]
+
+
+def test_looking_for_searches_makes_no_store(tmp_path: Path, broken_server: str) -> None:
+    with pytest.raises(StoreError, match="there is no store at"):
+        searches()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match="does not answer"):
+        searches(broken_server)
+
+
+def test_searches_are_caught_up_with(tmp_path: Path) -> None:
+    record = rows.record(1)
+    folder = saved(tmp_path, record).parent
+    (folder / "search.json").write_text(json.dumps(document("a-1", 3)))
+    alone = tmp_path / "runs" / "b" / "1"  # all of its runs were there already
+    alone.mkdir(parents=True)
+    (alone / "search.json").write_text(json.dumps(document("b-1", 1)))
+    (tmp_path / "runs" / "c" / "1").mkdir(parents=True)
+    (tmp_path / "runs" / "c" / "1" / "search.json").write_text("[1]")
+    uri = f"sqlite:///{tmp_path}/later.db"
+    assert sync(tmp_path / "runs", uri) == (1, [])
+    assert {found["study"] for found in searches(uri)} == {"a-1", "b-1"}
+    assert sync(tmp_path / "runs", uri) == (0, [])
+    assert len(searches(uri)) == 2
+
+
+def test_a_store_and_an_experiment_that_others_make_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; from bench.tracking import Tracker; sys.stdin.readline(); t = Tracker(None, 'x', sys.argv[1]); "
+    code += "t.open(); print(t.error)"
+    command = [sys.executable, "-P", "-W", "ignore", "-c", code]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "1"], **pipes) as first, subprocess.Popen([*command, "2"], **pipes) as second:
+        for process in (first, second):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [process.stdout.read() for process in (first, second)] == ["None\n"] * 2
+    from mlflow import MlflowClient
+
+    find = MlflowClient.get_experiment_by_name
+    seen: list[str] = []
+
+    def late(client: MlflowClient, name: str) -> Any:
+        seen.append(name)
+        return find(client, name) if len(seen) > 1 else None  # another process was between looking and making
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    tracker = Tracker(None, "x", "3")
+    tracker.open()
+    assert tracker.error is None
+    assert len(seen) == 2
 
 
 @pytest.fixture

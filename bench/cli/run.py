@@ -13,9 +13,10 @@ import click
 
 from bench.cli import fail, program
 from bench.cli.options import json_option, read_suite, runs_option, store_option, suite_options
+from bench.files import Busy
 from bench.metrics import headline, row
 from bench.record import RunRecord, Status
-from bench.runner import Busy, Execution, Progress, run_suite
+from bench.runner import Execution, Progress, run_suite
 from bench.schema import RunSpec
 
 if TYPE_CHECKING:

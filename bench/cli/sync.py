@@ -16,11 +16,12 @@ from bench.cli.options import runs_option, store_option
 def sync(runs: Path, store: str | None) -> None:
     """Log records to MLflow that are not there yet: after its server was down, or into another store."""
     from bench import tracking
+    from bench.sync import sync as log_all
 
     if not runs.is_dir():
         fail(f"no folder of runs at {runs.absolute()}; name it with --runs")
     try:
-        count, unreadable = tracking.sync(runs, store)
+        count, unreadable = log_all(runs, store)
     except tracking.StoreError as error:
         fail(str(error), code=1)
     for path in unreadable:

@@ -1,0 +1,57 @@
+"""Which process measures on which device: workers of searches hold theirs, so that none disturbs another."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from bench.files import Busy, held
+from bench.schema import Machine
+
+
+@contextmanager
+def claim(machine: Machine, folder: Path) -> Iterator[None]:
+    """Hold the free GPUs of a machine, or where it has none the processors of this process, until the context ends.
+
+    Each is a lock file in `folder`, which the kernel lets go of however the process ends. Raises Busy where another
+    process holds one of them; then nothing is held.
+    """
+    if machine.gpus:
+        names = {gpu.index: gpu.uuid for gpu in machine.free_gpus}
+    else:
+        names = {number: f"cpu{number}" for number in sorted(os.sched_getaffinity(0))}
+    folder.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    taken: dict[str, list[int]] = defaultdict(list)
+    with ExitStack() as stack:
+        with held(folder / f"{host}-claim"):  # one claims at a time: two that want the same devices do not both fail
+            for number, name in names.items():
+                path = folder / f"{host}-{name}"
+                try:
+                    stack.enter_context(held(path, f"{name} is held"))
+                except Busy:
+                    taken[path.read_text().strip()].append(number)
+        if taken:
+            raise Busy(_why(taken, names, gpus=bool(machine.gpus)))
+        yield
+
+
+def _why(taken: dict[str, list[int]], wanted: Iterable[int], *, gpus: bool) -> str:
+    """Say which of the devices that were wanted are held by which process, and what to do."""
+    kind, option = ("GPUs", "--gpus") if gpus else ("processors", "taskset -c")
+    found = "; ".join(f"{_listed(numbers)} by process {process}" for process, numbers in taken.items())
+    free = sorted(set(wanted) - {number for numbers in taken.values() for number in numbers})
+    numbers = ",".join(map(str, free)) if gpus else _listed(free)
+    others = f"take those that are free ({option} {numbers})" if free else f"give each its own ({option} ...)"
+    return f"{kind} are held for the trials of another search or worker: {found}\n{others}, or wait until it has ended"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """Write sorted numbers as `0-3,8`."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

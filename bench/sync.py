@@ -1,0 +1,56 @@
+"""Folders of runs -> the index: what it lacks, after its server was down, or all of it into another store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.files import read_json
+from bench.record import RunRecord
+from bench.schema import Scalar
+from bench.tracking import SEARCH, StoreError, Tracker, is_search
+
+IMPORTED = "imported.jsonl"
+"""File of an execution that was imported: one row a line."""
+
+
+def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
+    """Log all records, imported rows and searches that the store lacks: under a runs folder, or of one execution in it.
+
+    Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
+    """
+    count, unreadable = 0, []
+    made = {path.parent.parent for path in runs.glob("*/*/*/record.json")}
+    made |= {path.parent for name in (IMPORTED, SEARCH) for path in runs.glob(f"*/*/{name}")}
+    for execution in sorted(made if only is None else {only}):
+        tracker = Tracker(uri, execution.parent.name, execution.name)
+        tracker.open()
+        for path in sorted(execution.glob("*/record.json")):
+            try:
+                record = RunRecord.model_validate_json(path.read_text())
+            except ValueError:
+                unreadable.append(str(path))
+                continue
+            count += tracker.log(record, path.parent)
+        rows, torn = _imported(execution)
+        count += sum(tracker.log_row(row) for row in rows)
+        unreadable += torn
+        if is_search(document := read_json(execution / SEARCH)):
+            tracker.attach(document)
+        tracker.close(finished=True)
+        if tracker.error:
+            raise StoreError(tracker.error)
+    return count, unreadable
+
+
+def _imported(execution: Path) -> tuple[list[dict[str, Scalar]], list[str]]:
+    """Read the rows that were imported into an execution; its file is told where it holds something else."""
+    path = execution / IMPORTED
+    if not path.exists():
+        return [], []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        whole = all({"run_id", "started_at", "suite", "execution"} <= row.keys() for row in rows)
+    except (ValueError, AttributeError):
+        whole = False
+    return (rows, []) if whole else ([], [str(path)])

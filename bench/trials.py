@@ -1,0 +1,115 @@
+"""The runs of a search on this machine: as those of a suite, but which come next is known when the last ones have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.devices import claim
+from bench.files import Busy, write_json
+from bench.record import Environment, RunRecord, Trial
+from bench.runner import (
+    Execution,
+    Progress,
+    Runner,
+    earlier,
+    load_records,
+    locked,
+    new_folder,
+    remaining_seconds,
+    surroundings,
+    terminable,
+    write_facts,
+)
+from bench.schema import Machine, RunSpec, Suite
+from bench.suite import Plan
+from bench.tracking import SEARCH
+
+
+@dataclass
+class Trials:
+    """The runs of one worker of a search on this machine: one execution, whose node stays warm between trials."""
+
+    runner: Runner
+    started: bool = False
+
+    @property
+    def execution(self) -> Execution:
+        """The execution of this worker."""
+        return self.runner.execution
+
+    def run(self, specs: Sequence[RunSpec], trial: Trial) -> list[RunRecord]:
+        """Do the runs of a trial in order and return their records.
+
+        A run that this execution has a record of, of a try that was interrupted or of an equal trial, is not done again.
+        Raises EnvironmentProblem or LaunchError where the node cannot be started, KeyboardInterrupt after Ctrl-C or SIGTERM.
+        """
+        known, runner = self.execution.records, self.runner
+        runner.context = replace(runner.context, trial=trial)
+        missing = [spec for spec in specs if spec.run_id not in known]
+        if missing and not self.started:
+            runner.start()
+            self.started = True
+        for done, spec in enumerate(missing):
+            runner.progress.start(spec, remaining_seconds(missing[done:], list(known.values())))
+            runner.keep(runner.one(spec))
+        return [known[spec.run_id] for spec in specs]
+
+    def publish(self, document: dict[str, Any]) -> None:
+        """Keep the document of the search, what is known of it so far: in the folder of the execution, and in the index."""
+        write_json(self.execution.folder / SEARCH, document)
+        self.runner.noted(lambda: self.runner.tracker.attach(document))
+
+
+@contextmanager
+def open_trials(
+    search: Suite,
+    study: str,
+    likely: Sequence[RunSpec],
+    machine: Machine,
+    *,
+    runs: Path,
+    store: str | None,
+    progress: Progress | None = None,
+) -> Iterator[Trials]:
+    """Hold the devices of this machine for a worker of a search, and go on with an execution of its study or begin one.
+
+    `search` gives the name, the site and `idle_seconds`; `likely` are some runs that the search may ask for, so that
+    what they need is imported and metered. `progress` hears of runs only, not of a beginning. The node starts with the
+    first run. In the index the execution ends as FINISHED, or as KILLED where an exception leaves this context. Raises
+    Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs.
+    """
+    plan = Plan(search, list(likely))
+    environment = surroundings(plan, machine)
+    used = machine if any(spec.device_type == "cuda" for spec in likely) else machine.model_copy(update={"gpus": []})
+    with ExitStack() as stack:
+        stack.enter_context(claim(used, runs.absolute() / ".devices"))
+        execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
+        stack.enter_context(terminable())
+        runner = Runner.make(execution, machine, environment, store, progress or Progress())
+        finished = False
+        try:
+            runner.index()
+            yield Trials(runner)
+            finished = True
+        finally:
+            runner.launcher.close()
+            runner.tracker.close(finished=finished)
+
+
+def _execution(stack: ExitStack, folder: Path, plan: Plan, study: str, environment: Environment) -> Execution:
+    """Hold the newest execution of a study that no other worker holds, or a new one."""
+    digest = f"search-{study}"
+    for found in earlier(folder, environment, digest):
+        try:
+            stack.enter_context(locked(found))
+        except Busy:
+            continue
+        return Execution(found, plan, resumed=True, records=load_records(found))
+    made = new_folder(folder, environment)
+    stack.enter_context(locked(made))  # before others can find it
+    write_facts(made, plan, environment, digest, study=study)
+    return Execution(made, plan, resumed=False)

@@ -1,0 +1,247 @@
+"""The runs of a search: through one warm node, on devices of their own, and going on after whatever ended the search."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.collect import Context, skipped
+from bench.environment import find_machine
+from bench.files import Busy
+from bench.metrics import TEXT_COLUMNS, labels
+from bench.record import RunRecord, Status, Trial
+from bench.runner import Progress
+from bench.schema import RunSpec, Site, Suite
+from bench.suite import Plan
+from bench.tracking import load, searches
+from bench.trials import _execution, open_trials
+from tests import rows
+
+STUDY = "look-0a1b2c3d"
+LOOK = Suite(name="look", idle_seconds=0, usd_per_device_hour=1)
+real = [
+    pytest.mark.slow,
+    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    for mark in real:
+        test = mark(test)
+    return test
+
+
+def trial(number: int, stage: Any = "full") -> Trial:
+    return Trial(study=STUDY, number=number, stage=stage)
+
+
+def spec(**fields: Any) -> RunSpec:
+    given = {"workload_args": {"layers": 1, "hidden": 32, "heads": 2, "sequence_length": 16}, "device_type": "cpu"}
+    given |= {"workload": "decoder_lm", "batch_size_per_device": 2, "measure_steps": 8, "warmup_steps": 2}
+    return RunSpec.model_validate({**given, "meters": [], "validation": {"samples": 0}, **fields})
+
+
+def test_a_record_says_which_trial_it_belongs_to() -> None:
+    plain = rows.record(1)
+    assert not {"study", "trial", "stage"} & labels(plain).keys()
+    tried = plain.model_copy(update={"trial": trial(3, "probe")})
+    assert labels(tried) == labels(plain) | {"study": STUDY, "trial": "3", "stage": "probe"}
+    assert set(labels(tried)) <= set(TEXT_COLUMNS)
+    assert RunRecord.model_validate_json(tried.model_dump_json()) == tried
+    before = json.loads(plain.model_dump_json())
+    del before["trial"]  # as versions wrote it that knew no searches
+    assert RunRecord.model_validate(before) == plain
+
+
+def test_a_run_that_is_skipped_belongs_to_its_trial_too() -> None:
+    context = Context("look", "x", Site(), rows.environment(), [], trial(4))
+    assert skipped(context, spec(), "no").trial == trial(4)
+
+
+def test_each_worker_has_an_execution_and_goes_on_with_it(tmp_path: Path) -> None:
+    plan, facts = Plan(LOOK, [spec()]), rows.environment()
+
+    def opened(stack: ExitStack, study: str = STUDY, host: Any = facts) -> Any:
+        return _execution(stack, tmp_path / "runs" / "look", plan, study, host)
+
+    with ExitStack() as stack:
+        first, second = opened(stack), opened(stack)
+        assert first.folder != second.folder
+        assert not first.resumed
+        assert not second.resumed
+    written = json.loads((first.folder / "execution.json").read_text())
+    assert (written["study"], written["plan_digest"]) == (STUDY, f"search-{STUDY}")
+    with ExitStack() as stack:
+        newest = opened(stack)
+        assert newest.resumed
+        assert newest.folder == max(first.folder, second.folder)
+        assert opened(stack).folder == min(first.folder, second.folder)
+        others = {opened(stack).folder, opened(stack, "look-11111111").folder}
+        others.add(opened(stack, host=rows.environment(host="another")).folder)
+        assert len({newest.folder, *others}) == 4
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.noted: list[str] = []
+
+    def start(self, spec: RunSpec, remaining_seconds: float | None) -> None:
+        self.started.append(spec.run_id)
+
+    def note(self, text: str) -> None:
+        self.noted.append(text)
+
+
+def ended(folder: Path) -> list[str]:
+    """How the parent runs of a store have ended."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        query = "select status from runs join tags using (run_uuid) where key = 'bench.kind' and value = 'suite'"
+        return sorted(status for (status,) in database.execute(query))
+
+
+@slow
+def test_trials_go_through_one_node(tmp_path: Path) -> None:
+    machine, heard = find_machine()[0], Heard()
+    probe, full = spec(), [spec(measure_steps=12, repeat=repeat, seed=repeat) for repeat in range(2)]
+    machine = machine.model_copy(update={"gpus": []})
+    document = {"study": STUDY, "trials": [{"number": 0}, {"number": 1}]}
+    opened = lambda: open_trials(LOOK, STUDY, [probe], machine, runs=Path("runs"), store=None, progress=heard)  # noqa: E731
+    with opened() as trials:
+        assert trials.runner.launcher._process is None  # as long as nothing is to be run
+        (short,) = trials.run([probe], trial(0, "probe"))
+        node = trials.runner.launcher._process
+        longer = trials.run(full, trial(1))
+        assert trials.runner.launcher._process is node
+        trials.publish(document)
+        assert searches() == [document]
+    assert [r.status for r in (short, *longer)] == [Status.OK] * 3
+    assert [r.trial for r in (short, *longer)] == [trial(0, "probe"), trial(1), trial(1)]
+    assert short.cost is not None
+    assert json.loads((trials.execution.folder / "search.json").read_text()) == document
+    assert ended(tmp_path) == ["FINISHED"]
+    found = {str(row["run_id"]): row for row in load()}
+    assert {(row["study"], row["trial"], row["stage"]) for row in found.values()} == {
+        (STUDY, "0", "probe"),
+        (STUDY, "1", "full"),
+    }
+    assert len(heard.started) == 3
+
+    def again() -> None:
+        with opened() as found:
+            assert found.execution.folder == trials.execution.folder
+            assert found.run([*full, probe], trial(7)) == [*longer, short]
+            assert found.runner.launcher._process is None
+            os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C between two trials
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert ended(tmp_path) == ["KILLED"]
+    assert len(heard.started) == len(load()) == 3
+    assert heard.noted == []
+
+
+WORKER = """
+import json, os, sys
+from pathlib import Path
+from bench.environment import find_machine
+from bench.record import Trial
+from bench.schema import RunSpec, Suite
+from bench.trials import open_trials
+specs = [RunSpec.model_validate(one) for one in json.loads(sys.argv[1])]
+machine = find_machine()[0].model_copy(update={"gpus": []})
+with open_trials(Suite.model_validate_json(sys.argv[2]), sys.argv[3], specs, machine, runs=Path("runs"), store=None) as t:
+    print("open", flush=True)
+    sys.stdin.readline()
+    for number, spec in enumerate(specs):
+        t.run([spec], Trial(study=sys.argv[3], number=number, stage="full"))
+    print(t.runner.tracker.error or "done", flush=True)
+"""
+
+
+def worker(specs: list[RunSpec], processors: set[int] | None = None) -> subprocess.Popen[str]:
+    asked = json.dumps([one.model_dump(mode="json") for one in specs])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", WORKER, asked, LOOK.model_dump_json(), STUDY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, processors) if processors else None,
+    )
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def records(folder: Path) -> Iterator[RunRecord]:
+    for path in folder.glob("runs/*/*/*/record.json"):
+        yield RunRecord.model_validate_json(path.read_text())
+
+
+@slow
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    specs = [spec(), spec(measure_steps=None, measure_seconds=4)]
+    with worker(specs) as process:
+        go(process)
+        until(lambda: list(tmp_path.glob(f"runs/look/*/{specs[1].run_id}/steps-0.jsonl")))
+        process.kill()
+    (kept,) = records(tmp_path)
+    heard = Heard()
+    machine = find_machine()[0].model_copy(update={"gpus": []})
+    with open_trials(LOOK, STUDY, specs, machine, runs=Path("runs"), store=None, progress=heard) as trials:
+        assert trials.execution.name == kept.execution
+        assert trials.run(specs[:1], trial(0)) == [kept]
+        (redone,) = trials.run(specs[1:], trial(1))
+    assert redone.status is Status.OK
+    assert heard.started == [specs[1].run_id]
+    assert {row["trial"] for row in load()} == {"0", "1"}
+    assert ended(tmp_path) == ["FINISHED"]
+
+
+@slow
+def test_two_workers_have_processors_of_their_own(tmp_path: Path) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("NOT CHECKED: two workers need two processors")
+    with worker([spec()], {processors[0]}) as first, worker([spec(batch_size_per_device=4)], {processors[1]}) as second:
+        assert (read(first), read(second)) == ("open", "open")
+        machine = find_machine()[0].model_copy(update={"gpus": []})
+        with pytest.raises(Busy) as told:
+            open_trials(LOOK, STUDY, [spec()], machine, runs=Path("runs"), store=None).__enter__()
+        assert f"{processors[0]} by process {first.pid}; {processors[1]} by process {second.pid}\n" in str(told.value)
+        go(first)
+        go(second)
+        assert (read(first), read(second)) == ("done", "done")
+    found = list(records(tmp_path))
+    assert [record.status for record in found] == [Status.OK] * 2
+    assert len({record.execution for record in found}) == 2
+    assert len(load()) == 2  # also where both made the store at once
+    assert ended(tmp_path) == ["FINISHED"] * 2
