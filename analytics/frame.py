@@ -264,7 +264,8 @@ _PLAIN = {axis: RunSpec.model_fields[axis].default.name for axis in AXES[2:]}
 """What an axis does where nothing was asked: it goes without saying."""
 
 
-def _piece(column: str, value: Any) -> str:
+def piece(column: str, value: Any) -> str:
+    """Name one field of a configuration: `d=2`, `bf16`, `preset=small`; nothing for what an axis does by default."""
     if pd.isna(value) or value == _PLAIN.get(column):
         return ""
     whole = isinstance(value, float) and value.is_integer()
@@ -296,7 +297,7 @@ def names(table: pd.DataFrame) -> pd.Series:
         if groups > apart:
             chosen, apart = [*chosen, column], groups
     chosen = chosen or ["workload", "devices"]
-    texts = [" ".join(filter(None, (_piece(c, row[c]) for c in chosen))) or "plain" for _, row in table.iterrows()]
+    texts = [" ".join(filter(None, (piece(c, row[c]) for c in chosen))) or "plain" for _, row in table.iterrows()]
     return pd.Series(texts, index=table.index, dtype="str")
 
 

@@ -18,58 +18,17 @@ import pandas as pd
 from analytics import stats
 from analytics.comparable import unequal_training
 from analytics.frame import IDENTITY, summary
+from analytics.objectives import REMEDIES, Objective, Per, columns, mixed
 from analytics.words import number, printable
 from analytics.work import short
 from bench.record import Status
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
 DEFAULT = ("time", "energy", "cost", "quality")
-UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
-_TO_TARGET = {
-    "time": ("seconds_to_target",),
-    "energy": ("energy_to_target_joules", "energy_to_target_estimated_joules"),
-    "cost": ("cost_to_target_usd",),
-    "carbon": ("emissions_to_target_kg",),
-}
-_ALWAYS = {"memory": ("peak_memory_bytes",), "quality": ("validation_loss", "validation_accuracy")}
 _LOADER = ("workload_args.workers", "workload_args.pin_memory")
 """Arguments of a workload that change neither its model nor its data."""
 _LIGHTER = ("finetune", "pruning")
 """Methods that take fewer FLOP for the same work by their nature: that is their gain, and no other work."""
-_REMEDIES = {
-    "time": "the runs tell no throughput",
-    "energy": "no energy is known: bench doctor says what can be measured",
-    "cost": "no price is known: give --price USD, or --electricity-price",
-    "carbon": "no energy or no region is known: give --region FR",
-    "memory": "no run tells its peak memory",
-    "quality": "no run was validated: validation.samples in the suite",
-}
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One thing to be small (accuracy: large), and the column of the frame that it follows from."""
-
-    name: str
-    column: str
-
-    @property
-    def unit(self) -> str:
-        """Unit of `values`, and whether they are estimated."""
-        unit = UNITS.get(self.name, self.column.removeprefix("validation_"))
-        return f"{unit}, estimated" if "estimated" in self.column else unit
-
-    @property
-    def rising(self) -> bool:
-        """Whether less is better."""
-        return self.column != "validation_accuracy"
-
-    def values(self, runs: pd.DataFrame) -> np.ndarray:
-        """Figures of the runs in `unit`: of a million samples or tokens, where they are of work."""
-        known = runs[self.column].to_numpy(dtype=float)
-        return (
-            1e6 / known if self.column.endswith("_per_second") else known * (1e6 if "joules_per" in self.column else 1)
-        )
 
 
 @dataclass(frozen=True)
@@ -134,32 +93,25 @@ def _sizes(flops: pd.Series) -> pd.Series:
 def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Objective], dict[str, str]]:
     """Choose what time, energy ... are counted for, and the column of each objective that all runs know."""
     reached = runs["target_reached"].eq(1).all() and runs.get("target.value", pd.Series(dtype=float)).nunique() == 1
-    unit = next((u for u in ("samples", "tokens") if runs[f"{u}_per_second"].gt(0).all()), "samples")
-    each = unit.removesuffix("s")
-    per_work = {
-        "time": (f"{unit}_per_second",),
-        "energy": (f"joules_per_{each}", f"joules_per_{each}_estimated"),
-        "cost": (f"cost_usd_per_million_{unit}",),
-        "carbon": (f"emissions_kg_per_million_{unit}",),
-    }
+    units: tuple[Per, ...] = ("samples", "tokens")
+    unit = next((u for u in units if runs[f"{u}_per_second"].gt(0).all()), units[0])
+    per: Per = "target" if reached else unit
     found, dropped = [], {}
     for name in wanted:
-        known = [
-            c for c in (_ALWAYS | (_TO_TARGET if reached else per_work))[name] if c in runs and runs[c].notna().any()
-        ]
+        known = [c for c in columns(name, per) if c in runs and runs[c].notna().any()]
         complete = [Objective(name, c) for c in known if np.isfinite(runs[c]).all()]
-        bases = _bases(runs, complete[0]) if complete else []
+        bases = mixed(runs, complete[0]) if complete else ""
         unequal = "" if reached or name != "quality" else _unequal(runs)
         if not known:
-            dropped[name] = _REMEDIES[name]
+            dropped[name] = REMEDIES[name]
         elif not complete and len(known) > 1 and name == "energy":
             dropped[name] = "measured for some and estimated for others, which are never mixed"
         elif not complete:
             dropped[name] = "not known for all of them"
         elif unequal:
             dropped[name] = unequal
-        elif len(bases) > 1:
-            dropped[name] = f"it is that of {' and '.join(bases)}, which are never mixed"
+        elif bases:
+            dropped[name] = bases
         else:
             found.append(complete[0])
     return ("to the target" if reached else f"per million {unit}"), found, dropped
@@ -174,17 +126,6 @@ def _unequal(runs: pd.DataFrame) -> str:
     return f"{told}: give all the same measure_steps and batch, or a target that all reach"
 
 
-def _bases(runs: pd.DataFrame, objective: Objective) -> list[str]:
-    """Say what an objective rests on: more than one such thing is not to be compared."""
-    labels = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
-    if objective.name not in labels or "estimated" in objective.column:
-        return []
-    bases = runs[labels[objective.name]]
-    if objective.name == "energy":
-        bases = bases.fillna(runs["energy_provenance"])
-    return sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
-
-
 def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, seed: int) -> Front:
     per, objectives, dropped = _chosen(runs, wanted)
     table = summary(runs)[[*IDENTITY, "name", "repeats"]]
@@ -192,6 +133,19 @@ def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, see
         return Front(work, per, (), table, dropped)
     keys = runs[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)
     parts = [runs[keys == key] for key in table[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)]
+    table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
+    first = objectives[0]
+    table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
+    return Front(work, per, tuple(objectives), table, dropped)
+
+
+def judged(
+    parts: Sequence[pd.DataFrame], objectives: Sequence[Objective], draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Judge configurations by their runs, one frame of them each, that know all objectives: the columns of `Front.table`.
+
+    There is a row a configuration, in their order; they are all held against each other, whatever work they do.
+    """
     raw = [np.column_stack([objective.values(part) for objective in objectives]) for part in parts]
     logs = [
         bool((np.concatenate(raw)[:, k] > 0).all()) for k in range(len(objectives))
@@ -199,7 +153,7 @@ def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, see
     signs = np.array([1.0 if objective.rising else -1.0 for objective in objectives])
     scaled = [signs * np.where(logs, np.log(np.where(logs, x, 1.0)), x) for x in raw]
     centres = np.array([x.mean(axis=0) for x in scaled])
-    table = table.assign(**_figures(objectives, raw, logs))
+    table = pd.DataFrame({"repeats": [len(part) for part in parts], **_figures(objectives, raw, logs)})
     table["front"] = _nondominated(centres[None])[0]
     drawn = _draws(scaled, draws, np.random.default_rng(seed))
     known = (table["repeats"] > 1).to_numpy(dtype=bool)
@@ -208,9 +162,7 @@ def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, see
         best = drawn[:, :, k] <= drawn[:, :, k].min(axis=1, keepdims=True)
         table[f"p_best_{objective.name}"] = np.where(known, best.mean(axis=0), math.nan)
     table["knee"] = np.arange(len(table)) == _knee(centres, table["front"].to_numpy())
-    first = objectives[0]
-    table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
-    return Front(work, per, tuple(objectives), table, dropped)
+    return table
 
 
 def _figures(objectives: Sequence[Objective], raw: Sequence[np.ndarray], logs: Sequence[bool]) -> dict[str, Any]:
@@ -242,9 +194,10 @@ def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator
 def _nondominated(points: np.ndarray) -> np.ndarray:
     """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
     out = np.ones(points.shape[:2], dtype=bool)
+    columns = np.ascontiguousarray(np.moveaxis(points, 2, 0))
     for index in range(points.shape[1]):
-        here = points[:, index : index + 1]
-        beaten = np.all(points <= here, axis=2) & np.any(points < here, axis=2)
+        here = columns[:, :, index : index + 1]
+        beaten = np.all(columns <= here, axis=0) & np.any(columns < here, axis=0)
         out[:, index] = ~np.any(beaten, axis=1)
     return out
 
@@ -255,3 +208,27 @@ def _knee(centres: np.ndarray, on_front: np.ndarray) -> int:
     low, high = centres[here].min(axis=0), centres[here].max(axis=0)
     distance = np.linalg.norm((centres[here] - low) / np.where(high > low, high - low, 1.0), axis=1)
     return int(here[distance.argmin()])
+
+
+def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
+    """Return the volume of what points dominate within a reference point, smaller being better: shape (points, objectives).
+
+    A coordinate in which all points and the reference are positive counts by its logarithm. Exact, by slicing along the
+    last objective (While et al., IEEE Trans. Evolutionary Computation 10, 2006): meant for up to four.
+    """
+    both = np.vstack([reference, points])
+    both = np.where((both > 0).all(axis=0), np.log(np.where(both > 0, both, 1.0)), both)
+    if both.shape[1] == 1:  # a length is an area of height 1
+        both = np.column_stack([np.append(1.0, np.zeros(len(points))), both])
+    reference, points = both[0], both[1:]
+    points = points[(points < reference).all(axis=1)]
+    return _volume(np.unique(points[_nondominated(points[None])[0]], axis=0), reference)
+
+
+def _volume(points: np.ndarray, reference: np.ndarray) -> float:
+    points = points[points[:, -1].argsort()]
+    heights = np.diff(np.append(points[:, -1], reference[-1]))
+    if points.shape[1] == 2:
+        return float(heights @ (reference[0] - np.minimum.accumulate(points[:, 0])))
+    slices = (_volume(points[: k + 1, :-1], reference[:-1]) for k in np.flatnonzero(heights))
+    return float(sum(height * area for height, area in zip(heights[heights > 0], slices, strict=True)))

@@ -1,0 +1,83 @@
+"""Confirming the front of a search: a suite that repeats the best configurations, and what its runs say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analytics import pareto
+from analytics.compare import Effect, compare, judged
+from analytics.frame import asked
+from analytics.searched_words import called, neighbours
+from analytics.words import between, printable, repeats_words
+from bench.record import Status
+
+if TYPE_CHECKING:
+    from analytics.searched import SearchResult
+
+
+def confirm_suite(found: SearchResult, k: int = 5, repeats: int = 5) -> dict[str, Any]:
+    """Return a suite, as written in a file, of the best `k` points: the knee, the front, then what is least beaten."""
+    search, cells = found.space.search, []
+    for trial in found.points[:k]:
+        cell = found.space.cell(trial.params)
+        if search.trains_to_the_end:
+            cell |= {"measure_steps": found.space.spec(trial.params).measure_steps, "warmup_seconds": 0.0}
+        cells += [cell] if cell not in cells else []
+    suite = search.suite(f"{search.name[:56]}-confirm", include=cells, repeats=repeats)
+    return suite.model_dump(mode="json", exclude_defaults=True)
+
+
+def confirmed(found: SearchResult, df: pd.DataFrame) -> list[str]:
+    """Say what confirming runs (a frame) say of the points of a search: which are on the front, and which differ."""
+    if not found.points:
+        return ["There is nothing to confirm."]
+    parts: dict[int, pd.DataFrame] = {}
+    for _, runs in df[df["status"] == Status.OK].groupby("config_id", sort=False):
+        row = runs[asked(df)].to_dict("records")[0]  # of Python's own numbers
+        params = found.space.params({str(name): value for name, value in row.items()})
+        told = runs[np.all([np.isfinite(one.values(runs)) for one in found.objectives], axis=0)]
+        parts |= {point.number: told for point in found.points if point.params == params and len(told)}
+    points = [point for point in found.points if point.number in parts]
+    gone = [called(point) for point in found.front if point.number not in parts]
+    lost = [f"No confirming run tells all of what counts of {', '.join(gone)}."] if gone else []
+    if not points:
+        return lost
+    table = pareto.judged([parts[point.number] for point in points], found.objectives)
+    out = []
+    for head, before, after in (("Still", True, True), ("No longer", True, False), ("Now", False, True)):
+        here = [
+            called(point) + (f" {100 * sure:.0f} % sure" if pd.notna(sure) else "")
+            for point, now, sure in zip(points, table["front"], table["p_front"], strict=True)
+            if (point.front, now) == (before, after)
+        ]
+        out += [f"{head} on the front: {', '.join(here)}."] if here else []
+    out += _pairs(found, parts)
+    pairs = [(p.values[o.name], x) for o in found.objectives for p, x in zip(points, table[o.name], strict=True)]
+    off = [100 * abs(before / now - 1) for before, now in pairs if now]
+    far = f"{statistics.median(off):.2g} % (median), {max(off):.2g} % at most" if off else ""
+    return [*out, *([f"The values of the search were off by {far}."] if far else []), *lost]
+
+
+def _pairs(found: SearchResult, parts: dict[int, pd.DataFrame]) -> Iterator[str]:
+    """Say of neighbours on the front what really differs, all tests together allowed for (Holm)."""
+    metrics = [one.column for one in found.objectives]
+    pairs = [(a.number, b.number) for a, b in neighbours(found) if a.number in parts and b.number in parts]
+    for one in judged(compare(parts[a], parts[b], f"Trial {a}", f"trial {b}", metrics) for a, b in pairs):
+        verdicts = {effect.verdict for effect in one.effects}
+        head = "are really different" if verdicts & {"better", "worse"} else "cannot be told apart"
+        head = "are the same" if verdicts == {"equivalent"} else head
+        told = {name: f"not compared ({printable(why, 120)})" for name, why in (one.not_compared or {}).items()}
+        told |= {effect.metric: _verdict(effect) for effect in one.effects}
+        yield f"{one.name} and {one.baseline} {head}: {'; '.join(f'{o.name} {told[o.column]}' for o in found.objectives)}."
+
+
+def _verdict(effect: Effect) -> str:
+    centre, what = (effect.ratio, "times") if effect.difference is None else (effect.difference, "more")
+    what += " as fast" if effect.metric.endswith("_per_second") else ""
+    more = f"; {repeats_words(effect.more_repeats)} would tell" if effect.more_repeats else ""
+    return f"{effect.verdict}, {between(centre, effect.low, effect.high)} {what}{more}"

@@ -1,0 +1,437 @@
+"""The answer of a search, on planted runs: the front, its words, and what confirming runs say."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from analytics.confirm import confirm_suite, confirmed
+from analytics.frame import frame
+from analytics.objectives import Objective, column
+from analytics.pareto import hypervolume
+from analytics.searched import SearchResult, Spent, Tried, result
+from analytics.searched_words import sentences
+from analytics.space import Amount, Search, Space
+from bench.metrics import parameters
+from bench.schema import Machine
+from bench.suite import expand, load_suite
+from tests import rows
+
+STUDY = "find-0123abcd"
+SPENT = Spent(trials=4, runs=12, seconds=90.0, joules=4500.0, joules_estimated=True, usd=0.09)
+
+
+class Planted(Space):
+    """A space of as many configurations as values of precision; nothing of it is run."""
+
+    @property
+    def possible(self) -> Any:
+        return {frozenset({("precision", name)}): {} for name in self.search.space["precision"]}
+
+    def params(self, row: Any) -> Any:
+        return {"precision": row["precision"]}
+
+
+def space(objectives: Any = ("time", "energy"), **fields: Any) -> Planted:
+    given = {"name": "find", "budget": {"trials": 9}, "space": {"precision": list("abcdefgh")}}
+    given["defaults"] = {"workload": "decoder_lm", "batch_size_per_device": 8, "workload_args.preset": "tiny"}
+    search = Search.model_validate(given | {"objectives": objectives} | fields)
+    return Planted.of(search, Machine(cpu_model="Synthetic CPU", cpu_count=64))
+
+
+def runs(
+    number: int, name: str, time: float, joules: float, repeats: int = 3, study: str = STUDY, **fields: Any
+) -> list[dict[str, Any]]:
+    """Runs of a trial with planted seconds and joules for a million samples, 1 % apart."""
+    out: list[dict[str, Any]] = []
+    for repeat in range(repeats):
+        row: dict[str, Any] = rows.make(precision=name, repeat=repeat, readings="m")
+        factor = 1 + 0.01 * (repeat - (repeats - 1) / 2)
+        row |= {"samples_per_second": 1e6 / time / factor, "joules_per_sample": joules * factor / 1e6}
+        out.append(
+            row | {"config_id": name, "study": study, "trial": str(number), "run_id": f"{name}-r{repeat}"} | fields
+        )
+    return out
+
+
+def tried(number: int, name: str, repeats: int = 3, **fields: Any) -> Tried:
+    values = {"time": 1.0, "energy": 1.0}
+    names = tuple(f"{name}-r{repeat}" for repeat in range(repeats))
+    given = Tried(
+        *(number, "complete", "full" if repeats > 1 else "probe", "search", {"precision": name}, values, {}, names),
+        *(30.0, 1500.0, True, 0.03, None),
+    )
+    return replace(given, **fields)
+
+
+def oom(number: int, name: str, **fields: Any) -> Tried:
+    lost: dict[str, Any] = {"state": "infeasible", "values": {}, "violations": {"runs": 1.0}, "runs": ("x-r0",)}
+    lost |= {"why": "out_of_memory: tried to allocate 3 GB"}
+    return tried(number, name, **(lost | fields))
+
+
+def find(given: list[Any], trials: list[Tried], where: Space | None = None, **fields: Any) -> SearchResult:
+    told: dict[str, Any] = {"importance": {}, "spent": SPENT, "ended": "the budget of 4 trials is spent"} | fields
+    return result(where or space(), STUDY, trials, frame(given), **told)
+
+
+GIVEN = [*runs(0, "a", 100, 300), *runs(1, "b", 200, 100), *runs(2, "c", 120, 150), *runs(3, "d", 220, 310, 1)]
+TRIALS = [tried(0, "a"), tried(1, "b"), tried(2, "c"), tried(3, "d", 1), oom(4, "e")]
+
+
+def test_the_front_with_its_intervals() -> None:
+    found = find(GIVEN, TRIALS)
+    assert [point.number for point in found.front] == [0, 2, 1], "the fastest first"
+    assert [point.number for point in found.points] == [2, 0, 1, 3], "the knee, the front, the others"
+    a, b, c, d, e = found.trials
+    assert a.values["time"] == pytest.approx(100, rel=1e-3)
+    assert a.low["energy"] < a.values["energy"] < a.high["energy"]
+    assert a.p_front is not None
+    assert a.p_front > 0.95
+    assert (b.knee, c.knee) == (False, True)
+    assert (d.low, d.p_front, d.front) == ({}, None, False)
+    assert (e.values, e.front, e.why) == ({}, False, "out_of_memory: tried to allocate 3 GB")
+    assert [name.column for name in found.objectives] == ["samples_per_second", "joules_per_sample"]
+
+
+def test_values_are_for_the_work_asked_for() -> None:
+    found = find(GIVEN, TRIALS, space(work={"samples": 2e6}))
+    assert found.trials[0].values["time"] == pytest.approx(200, rel=1e-3)
+    assert found.trials[0].values["energy"] == pytest.approx(600, rel=1e-3)
+    priced = frame([row | {"cost_usd_per_million_tokens": 3.0, "tokens_per_second": 50.0} for row in GIVEN])
+    work = Amount(tokens=5e5)
+    assert column("cost", work, priced) == "cost_usd_per_million_tokens"
+    assert Objective("cost", "cost_usd_per_million_tokens", 5e5).values(priced)[0] == 1.5
+    assert Objective("time", "tokens_per_second", 5e5).values(priced)[0] == 1e4
+    assert Objective("memory", "peak_memory_bytes", 5e5).values(priced)[0] == 1e9
+
+
+def test_an_interrupted_trial_has_runs_in_two_executions_and_others_have_none_of_it() -> None:
+    again = runs(0, "a", 110, 330, 1, execution="20260102T040405-aaaa")
+    strange = runs(7, "a", 1, 1, execution="x") + runs(0, "a", 1, 1, study="other-study", execution="y")
+    found = find([*GIVEN, *again, *strange], TRIALS)
+    assert found.trials[0].values["time"] == pytest.approx((100**3 * 110) ** 0.25, rel=1e-3)
+    stored = tried(0, "a", source="store", runs=tuple(f"20260102T030405-aaaa/a-r{k}" for k in range(3)))
+    found = find([*GIVEN, *again], [*TRIALS[1:], stored])
+    assert found.trials[0].number == 0, "those of the store come first"
+    assert found.trials[0].values["time"] == pytest.approx(100, rel=1e-3)
+
+
+def test_models_of_any_size_stand_on_one_front() -> None:
+    larger = [row | {"workload_args.preset": "small", "flops_per_sample": 9e9} for row in runs(1, "b", 200, 100)]
+    assert len(find([*runs(0, "a", 100, 300), *larger], TRIALS[:2]).front) == 2
+
+
+def test_measured_and_estimated_energy_never_meet() -> None:
+    def told(row: dict[str, Any], *, measured: bool) -> dict[str, Any]:
+        joules = row.pop("joules_per_sample")
+        return row | {"joules_per_sample_estimated": 2 * joules} | ({"joules_per_sample": joules} if measured else {})
+
+    given = [told(row, measured=True) for row in runs(0, "a", 100, 300)]
+    given += [told(row, measured=False) for row in runs(1, "b", 200, 100)]
+    found = find(given, TRIALS[:2])
+    assert found.objectives[1].column == "joules_per_sample_estimated", "which all know"
+    assert found.trials[0].values["energy"] == pytest.approx(600, rel=1e-3)
+    assert "~" in sentences(found)[0]
+    assert "~ energy: the figure of a model, not a measurement" in found.notes
+    for row in given[3:]:
+        del row["joules_per_sample_estimated"]
+    found = find(given, TRIALS[:2])
+    assert found.objectives[1].column == "joules_per_sample"
+    assert [point.number for point in found.points] == [0]
+    assert found.notes == ["trial 1: not compared, as the runs do not tell all of what counts"]
+    parts = [row | {"energy_components": "gpu"} for row in runs(1, "b", 200, 100)]
+    found = find([*runs(0, "a", 100, 300), *parts], TRIALS[:2])
+    assert found.absent == {"energy": "it is that of cpu and gpu, which are never mixed"}
+    assert [one.name for one in found.objectives] == ["time"]
+
+
+def test_accuracy_is_to_be_large() -> None:
+    scored = [row | {"validation_accuracy": x} for x, n in ((0.5, 0), (0.9, 1)) for row in runs(n, "ab"[n], 100 + n, 1)]
+    trials = [tried(n, name, values={"accuracy": 0.0}) for n, name in enumerate("ab")]
+    found = find(scored, trials, space(("accuracy",), work={"samples": 1e6}))
+    assert [point.number for point in found.front] == [1]
+    assert found.reference == {"accuracy": pytest.approx(0.45)}
+    assert sentences(found)[0] == "Highest accuracy: trial 1 (b): accuracy 0.9 for 1,000,000 samples."
+    assert [share for _, share in found.hypervolume] == [pytest.approx(0.05 / 0.45), 1]
+
+
+def test_hypervolume_over_trials() -> None:
+    found = find(GIVEN, TRIALS)
+    numbers, shares = zip(*found.hypervolume, strict=True)
+    assert numbers == (0, 1, 2, 3, 4)
+    assert 0 < shares[0] < shares[1] < shares[2]
+    assert shares[2:] == (1, 1, 1)
+    assert found.reference["energy"] == pytest.approx(1.1 * 310, rel=1e-3)
+    assert [number for number, _ in find(GIVEN, [*TRIALS[:4], oom(4, "e", state="running")]).hypervolume] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("points", "reference", "volume"),
+    [
+        ([[-3.0], [-1.0]], [0.0], 3.0),
+        ([[-3.0, -1.0], [-1.0, -3.0]], [0.0, 0.0], 5.0),
+        ([[-3.0, -1.0], [-1.0, -3.0], [-1.0, -1.0], [-2.0, 1.0]], [0.0, 0.0], 5.0),
+        ([[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0], [-1.0, -1.0, -2.0]], [0.0, 0.0, 0.0], 4.0),
+        ([[-2.0, -1.0, -1.0, -3.0], [-1.0, -2.0, -1.0, -3.0]], [0.0, 0.0, 0.0, 0.0], 9.0),
+        ([[1.0, 10.0], [10.0, 1.0]], [100.0, 100.0], 3 * math.log(10) ** 2),
+        ([[1.0, 0.0]], [10.0, 2.0], 2 * math.log(10)),
+    ],
+)
+def test_known_volumes(points: list[list[float]], reference: list[float], volume: float) -> None:
+    assert hypervolume(np.array(points), np.array(reference)) == pytest.approx(volume)
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_volumes_as_counted_by_chance(objectives: int) -> None:
+    random = np.random.default_rng(objectives)
+    points = -random.random((30, objectives))
+    darts = -random.random((40_000, objectives))
+    inside = (points[:, None] <= darts).all(axis=2).any(axis=0)
+    assert hypervolume(points, np.zeros(objectives)) == pytest.approx(inside.mean(), abs=0.012)
+    assert hypervolume(np.vstack([points, points]), np.zeros(objectives)) == pytest.approx(
+        hypervolume(points, np.zeros(objectives))
+    )
+
+
+def test_the_words_say_what_to_choose() -> None:
+    importance = {"time": {"precision": 0.9, "devices": 0.1}, "energy": {"precision": 0.99, "schedule": 0.01}}
+    lines = sentences(find(GIVEN, TRIALS, importance=importance))
+    assert lines[0].startswith("Least time: trial 0 (a): time 100 s, energy 300 J for 1,000,000 samples.")
+    assert lines[1].startswith("In between, nearest to the best of all (the knee): trial 2")
+    assert lines[2].startswith("Least energy: trial 1")
+    assert lines[3] == "Trial 0 instead of trial 2 (precision=a instead of c): 1.2 times as fast, 2 times the energy."
+    assert lines[4] == "All choices that stand next to each other differ by more than their intervals in something."
+    assert lines[5] == (
+        "What mattered most, as far as these trials tell: precision for time (90 %), precision for energy (99 %); "
+        "hardly at all: schedule."
+    )
+    assert lines[6:] == [
+        "1 of 5 trials came to nothing: 1 × out of memory.",
+        "Configurations measured: 5 of 8 that are possible; the budget of 4 trials is spent.",
+        "The search itself took 90 s, ~4.5 kJ, 0.09 USD; runs: 12.",
+    ]
+
+
+def test_neighbours_that_cannot_be_told_apart() -> None:
+    close = [*runs(0, "a", 100, 101), *runs(1, "b", 101, 100)]
+    assert "the intervals of trials 0 and 1 overlap. --confirm repeats" in " ".join(sentences(find(close, TRIALS[:2])))
+    once = [*runs(0, "a", 100, 300, 1), *runs(1, "b", 300, 100)]
+    found = find(once, [tried(0, "a", 1), tried(1, "b")])
+    assert "one ran once of trials 0 and 1" in " ".join(sentences(found))
+    assert found.notes == [
+        "trial 0: on the front, but ran once: there is no interval, and how sure that is cannot be told"
+    ]
+    single = find(close, TRIALS[:2], space(("time",)))
+    assert [point.number for point in single.front] == [0]
+    assert "the intervals of trials 0 and 1 overlap" in " ".join(sentences(single)), "the best and the next"
+
+
+def broken(number: int, name: str, **excess: float) -> Tried:
+    return tried(number, name, state="infeasible", violations=excess, why="breaks a constraint")
+
+
+def test_no_feasible_point() -> None:
+    limited = space(constraints={"memory": {"max": 2e9}, "time": {"max": 10}})
+    trials = [broken(0, "a", memory=0.5, time=0.3), broken(1, "b", memory=0.12, time=-0.1), oom(4, "e")]
+    found = find(GIVEN, trials, limited)
+    assert (found.points, found.hypervolume) == ((), ((0, 0.0), (1, 0.0), (4, 0.0)))
+    lines = sentences(found)
+    assert lines[0] == "No trial is feasible, so there is nothing to choose."
+    assert lines[1] == "Nobody meets memory ≤ 2 GB: the nearest, trial 1 (b), misses it by 12 %."
+    assert lines[2].startswith("3 of 3 trials came to nothing: 1 × beyond the limit of memory and time; 1 × beyond")
+
+
+NOTHING = Spent(0, 0, 0.0, None, False, None)
+
+
+@pytest.mark.parametrize(
+    ("trials", "spent", "said", "unsaid"),
+    [
+        ([], NOTHING, "Configurations measured: none of 8|started no run", "feasible|Least"),
+        ([tried(0, "a")], SPENT, "The only one to choose from: trial 0", "Cannot|instead|came to nothing"),
+        ([oom(0, "a"), oom(1, "b", runs=())], SPENT, "No trial is feasible|2 of 2 trials|measured: 1 of", "Left out"),
+        (
+            [tried(0, "a", source="store"), tried(1, "b", source="store")],
+            NOTHING,
+            "Least time: trial 0|all of them by earlier runs|started no run",
+            "came to nothing",
+        ),
+        ([tried(0, "a", state="running", runs=())], SPENT, "measured: none", "feasible|Least"),
+    ],
+)
+def test_degenerate_searches(trials: list[Tried], spent: Spent, said: str, unsaid: str) -> None:
+    found = find(GIVEN, trials, spent=spent)
+    text = " ".join(sentences(found))
+    assert all(words in text for words in said.split("|")), text
+    assert not any(words in text for words in unsaid.split("|")), text
+    json.dumps(found.document(), allow_nan=False)
+
+
+def test_an_objective_that_no_run_tells() -> None:
+    bare = [{k: v for k, v in row.items() if "joules" not in k} for row in GIVEN]
+    found = find(bare, TRIALS[:2])
+    assert [one.name for one in found.objectives] == ["time"]
+    assert "Left out: energy (no energy is known: bench doctor says what can be measured)." in sentences(found)
+    assert found.document()["objectives"][1] == {
+        "name": "energy",
+        "direction": "minimize",
+        "unit": None,
+        "column": None,
+    }
+    neither = find(bare, TRIALS[:2], space(("energy",)))
+    assert (neither.points, neither.objectives) == ((), ())
+    assert "feasible" not in " ".join(sentences(neither))
+
+
+def test_at_most_ten_sentences() -> None:
+    limits = {name: {"max": 1.0} for name in ("time", "cost", "energy", "carbon", "memory", "loss")}
+    many = [broken(k, "ab"[k], **dict.fromkeys(limits, 1.0)) for k in range(2)]
+    bare = [{k: v for k, v in row.items() if "joules" not in k} for row in GIVEN]
+    lines = sentences(find(bare, many, space(constraints=limits)))
+    assert len(lines) <= 10
+    assert lines[-1].startswith("The search itself took"), "which is never left out"
+
+
+WORDS = """study name description sampler machine storage work objectives constraints space space_size budget spent ended
+trials hypervolume reference importance sentences notes front_file"""
+OF_A_TRIAL = """number state stage source params values low high violations front knee p_front runs seconds joules
+joules_estimated usd why"""
+
+
+def test_the_document() -> None:
+    document = json.loads(json.dumps(find(GIVEN, TRIALS).document(), allow_nan=False))
+    assert sorted(document) == sorted(WORDS.split())
+    assert sorted(document["trials"][0]) == sorted(OF_A_TRIAL.split())
+    assert document["machine"] == "Synthetic CPU, 64 processors"
+    assert document["work"] == {"samples": 1e6}
+    assert document["space"]["precision"]["choices"] == list("abcdefgh")
+    assert (document["space_size"], document["budget"]) == (8, {"trials": 9})
+    assert document["objectives"][0] == {
+        "name": "time",
+        "direction": "minimize",
+        "unit": "s",
+        "column": "samples_per_second",
+    }
+    assert document["trials"][2]["knee"] is True
+    assert document["hypervolume"][-1] == {"trial": 4, "share": 1.0}
+
+
+def test_the_suite_of_the_best(tmp_path: Path) -> None:
+    where = space(region="FR", usd_per_device_hour=2.0, idle_seconds=0.0)
+    told = confirm_suite(find(GIVEN, TRIALS, where), k=2)
+    path = tmp_path / "confirm.yaml"
+    path.write_text(yaml.safe_dump(told))
+    suite = load_suite(path)
+    assert (suite.name, suite.repeats, suite.include) == ("find-confirm", 5, [{"precision": "c"}, {"precision": "a"}])
+    assert (suite.region, suite.usd_per_device_hour, suite.idle_seconds) == ("FR", 2.0, 0.0)
+    assert suite.defaults == where.search.defaults
+    twice = find(GIVEN, [*TRIALS, tried(5, "c", source="store")], where)
+    cells = confirm_suite(twice, k=9)["include"]
+    assert all(a != b for a, b in itertools.combinations(cells, 2))
+
+
+def test_the_suite_of_a_search_for_quality_trains_for_all_of_the_work() -> None:
+    fields = {"defaults": {"workload": "text_cnn", "batch_size_per_device": 8, "warmup_steps": 2}, "seed": 1}
+    search = Search.model_validate(
+        {"name": "find", "budget": {"trials": 1}, "space": {"devices": [1]}, "objectives": ["loss"]}
+        | fields
+        | {"work": {"samples": 800}}
+    )
+    where = Space.of(search, Machine(cpu_model="Synthetic CPU", cpu_count=64))
+    given = [row | {"validation_loss": 2.0} for row in runs(0, "a", 100, 300)]
+    (cell,) = confirm_suite(find(given, [tried(0, "a", params={"devices": 1})], where))["include"]
+    assert cell == {"devices": 1, "measure_steps": 98, "warmup_seconds": 0.0}
+
+
+def test_the_way_to_a_target() -> None:
+    aimed = [row | {"target_reached": 1.0, "seconds_to_target": 7.0} for row in runs(0, "a", 100, 300)]
+    aim = {"target.metric": "validation_loss", "target.value": 3.0}
+    defaults = {"workload": "decoder_lm", "batch_size_per_device": 8, **aim}
+    found = find(aimed, TRIALS[:1], space(("time",), work={"target": True}, defaults=defaults))
+    assert sentences(found)[0] == "The only one to choose from: trial 0 (a): time 7 s to the target."
+    assert found.document()["work"] == {"target": {"metric": "validation_loss", "value": 3.0}}
+
+
+def test_what_confirming_runs_say() -> None:
+    found = find(GIVEN, TRIALS)
+    again = [*runs(0, "a", 102, 300, 5), *runs(1, "b", 200, 100, 5), *runs(2, "c", 120, 150, 5)]
+    lines = confirmed(found, frame(again))
+    assert lines[0].startswith("Still on the front: trial 2 (c) 100 % sure, trial 0")
+    assert lines[1].startswith("Trial 0 and trial 2 are really different: time better, 1.17")
+    assert "energy worse, 2" in lines[1]
+    assert lines[-1] == "The values of the search were off by 0.0067 % (median), 2 % at most."
+    noisy = [*runs(0, "a", 102, 300, 5), *runs(2, "c", 99, 150, 5)]
+    lines = confirmed(found, frame(noisy))
+    assert any(line.startswith("No longer on the front: trial 0 (a)") for line in lines)
+    assert lines[-1] == "No confirming run tells all of what counts of trial 1 (b)."
+    assert confirmed(found, frame([])) == [
+        "No confirming run tells all of what counts of trial 0 (a), trial 2 (c), trial 1 (b)."
+    ]
+    assert confirmed(find([], []), frame(noisy)) == ["There is nothing to confirm."]
+
+
+def test_what_confirming_runs_cannot_tell() -> None:
+    close = [*runs(0, "a", 100, 102), *runs(1, "b", 101, 100)]
+    found = find(close, TRIALS[:2])
+    again = [*runs(0, "a", 100, 100.5, 4), *runs(1, "b", 100.6, 100, 4)]
+    (line,) = [line for line in confirmed(found, frame(again)) if line.startswith("Trial 0 and")]
+    assert "cannot be told apart" in line or "are the same" in line
+
+
+def test_confirming_runs_are_known_again_by_what_they_set(tmp_path: Path) -> None:
+    """With a real space: options, numbers and what is set only with another value come back from the rows."""
+    search = Search.model_validate(
+        {
+            "name": "real",
+            "defaults": {"workload": "text_cnn", "measure_seconds": 1.0},
+            "space": {
+                "devices": [1, 2],
+                "batch_size_per_device": {"low": 1, "high": 64, "log": True},
+                "parallelism": ["ddp", {"name": "ddp", "bucket_mb": 5}],
+                "gradient_accumulation_steps": {"choices": [2, 4], "when": {"devices": 2}},
+            },
+            "objectives": ["time"],
+            "budget": {"trials": 3},
+        }
+    )
+    where = Space.of(search, Machine(cpu_model="Synthetic CPU", cpu_count=64))
+    cells: list[dict[str, Any]] = [
+        {"devices": 1, "batch_size_per_device": 7, "parallelism": "ddp-bucket_mb=5"},
+        {"devices": 2, "batch_size_per_device": 64, "parallelism": "ddp", "gradient_accumulation_steps": 4},
+    ]
+
+    def ran(stage: dict[str, Any], *repeats: int) -> list[dict[str, Any]]:
+        out = []
+        for number, params in enumerate(cells):
+            for repeat in repeats:
+                spec = where.spec(params).model_copy(update={"repeat": repeat})
+                row = {k: v for k, v in rows.make().items() if k not in parameters(rows.record().spec)}
+                told = row | parameters(spec) | {"config_id": spec.config_id, "run_id": f"{number}-r{repeat}"}
+                out.append(
+                    told | {"samples_per_second": 100.0 + number + 0.01 * repeat} | stage | {"trial": str(number)}
+                )
+        return out
+
+    trials = [tried(n, "", params=params, runs=(f"{n}-r0", f"{n}-r1")) for n, params in enumerate(cells)]
+    found = result(where, STUDY, trials, frame(ran({"study": STUDY}, 0, 1)), {}, SPENT, "it ended")
+    assert [point.number for point in found.points] == [1, 0]
+    assert found.space_size is not None
+    path = tmp_path / "confirm.yaml"
+    path.write_text(yaml.safe_dump(confirm_suite(found, repeats=2)))
+    plan = expand(load_suite(path), where.machine)
+    assert sorted(map(where.params, map(parameters, plan.runs)), key=str) == sorted(2 * cells, key=str)
+    lines = confirmed(found, frame(ran({"study": "other"}, 0, 1, 2)))
+    assert lines[0].startswith("Still on the front: trial 1 (d=2 b=64 ddp accumulation=4)")
+    assert lines[1].startswith("Trial 1 and trial 0 are the same: time equivalent")
