@@ -62,15 +62,15 @@ def test_the_answer_comes_first(open_page: Open) -> None:
     assert app.text[0].value == "Ended: the budget of 30 trials is spent. tpe on 2 × Synthetic CPU"
     assert app.text[1].value.startswith("Least time: devices=2 precision=bf16.\nLeast cost")
     tiles = {tile.label: tile.value for tile in app.metric}
-    assert tiles == {"Trials": "3", "Time": "37.5 s", "Energy": "~750 J", "Money": "0.003 USD"}
+    assert tiles == {"Trials": "3", "Runs": "3", "Time": "37.5 s", "Energy": "~750 J", "Money": "0.003 USD"}
 
 
 def test_what_the_search_took_is_absent_where_it_is_not_known(open_page: Open) -> None:
     spent = {"trials": 3, "runs": 3, "seconds": 5.0, "joules": None, "joules_estimated": False, "usd": None}
     app = open_page(document(three(), spent=spent))
-    assert {tile.label: tile.value for tile in app.metric} == {"Trials": "3", "Time": "5 s"}
+    assert {tile.label: tile.value for tile in app.metric} == {"Trials": "3", "Runs": "3", "Time": "5 s"}
     spent |= {"joules": 80.0}
-    assert open_page(document(three(), spent=spent)).metric[2].value == "80 J", "measured: no ~"
+    assert open_page(document(three(), spent=spent)).metric[3].value == "80 J", "measured: no ~"
 
 
 def test_a_running_search_says_so_and_since_when(open_page: Open) -> None:
@@ -86,12 +86,15 @@ def test_a_search_without_trials(open_page: Open) -> None:
 
 def test_a_search_in_which_nothing_ended_well(open_page: Open) -> None:
     bad = trial(0, {}, state="infeasible", stage=None, violations={"runs": 1.0}, why="out of memory", runs=[])
+    heavy = trial(2, {"time": 1.0}, state="infeasible", violations={"memory": 0.123, "cost": -0.5})
     running = trial(1, {}, state="running", stage=None, runs=[])
-    app = open_page(document([bad, running], sentences=["No trial met the constraints."]))
+    app = open_page(document([bad, running, heavy], sentences=["No trial met the constraints."]))
     assert "No trial met the constraints." in texts(app)
     assert "out of memory" in texts(app)
     assert "What no other trial beats" not in texts(app)
     assert app.dataframe[0].value["why"].iloc[0] == "out of memory"
+    app.selectbox(key="trial").select(2).run()
+    assert "trial 2: infeasible, others, full\ntime: 1 (0.95 to 1.06) s\nbreaks memory by 12 %\nfrom" in texts(app)
 
 
 def test_a_study_is_chosen_and_kept_in_the_address(open_page: Open) -> None:
@@ -106,10 +109,22 @@ def test_a_study_is_chosen_and_kept_in_the_address(open_page: Open) -> None:
     assert open_page(*given, study="other-00000000").dataframe[0].value["number"].tolist() == [7]
 
 
+def test_an_objective_that_no_run_tells_is_not_drawn(open_page: Open) -> None:
+    app = open_page(document(three(), "time", "cost", "energy"))
+    assert app.selectbox(key="objectives").options == ["time and cost"]
+    assert "energy [J, estimated]" not in app.dataframe[0].value
+
+
+def test_a_choice_may_be_nothing(open_page: Open) -> None:
+    app = open_page(document([trial(0, {"time": 1.0, "cost": 1.0}, params={"compression": None})]))
+    assert app.code[0].value == "compression: null"
+
+
 def test_one_trial_with_what_is_known_of_it(open_page: Open) -> None:
     app = open_page(document(three()))
     assert "trial 1: complete, knee, full, 100 % likely on the front\ntime: 60 (57 to 63.6) s" in texts(app)
     assert app.code[0].value == "devices: 2"
+    assert "breaks" not in texts(app)
     app.selectbox(key="trial").select(2).run()
     assert "trial 2: complete, others, probe\ntime: 120 s\ncost: 1.5 USD" in texts(app), "a probe has no interval"
     assert "run probe-r0" in texts(app)
@@ -122,6 +137,7 @@ def test_the_table_has_units_and_the_front_first(open_page: Open) -> None:
     assert found["time [s]"].tolist() == [60.0, 100.0, 120.0]
     assert found["low time [s]"].tolist()[:2] == [57.0, 95.0]
     assert "why" not in found, "nothing is known of it"
+    assert found.columns[-1] == "usd"
 
 
 @pytest.mark.parametrize("names", [("time",), ("time", "cost", "energy", "accuracy")])
@@ -147,7 +163,7 @@ def test_store_that_does_not_answer(open_page: Open) -> None:
     ("torn", "where"),
     [
         ({"study": "a", "trials": []}, "sampler: Field required"),
-        (document([{"number": 1}]), "trials.0.seconds: Field required"),
+        (document([{"number": 1}]), "trials.0.state: Field required"),
         (
             document([trial(0, {}) | {"values": {"time": "fast"}}]),
             "trials.0.values.time: Input should be a valid number",
@@ -224,7 +240,8 @@ def test_the_line_of_what_is_to_be_large_goes_the_other_way() -> None:
     figure = charts.front_chart(shown, *shown.objectives)
     assert (list(figure.data[0].x), list(figure.data[0].y)) == ([0.9, 0.0], [50.0, 20.0])
     assert figure.layout.xaxis.type == "linear", "0 has no place on a logarithmic axis"
-    assert figure.layout.yaxis.title.text == "energy [J, estimated]"
+    titles = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
+    assert titles == ("accuracy", "energy [J, estimated]")
 
 
 def test_history_chart() -> None:

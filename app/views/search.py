@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from analytics.export import defused, to_csv
 from analytics.words import printable
 from app import charts, page
-from app.searches import Document, table
+from app.searches import Document, table, told, took
 
 
 def _pick() -> Document:
@@ -29,7 +29,7 @@ def _pick() -> Document:
 
 
 def _front(shown: Document) -> None:
-    pairs = {f"{x.name} and {y.name}": (x, y) for x, y in combinations(shown.objectives, 2)}
+    pairs = {f"{x.name} and {y.name}": (x, y) for x, y in combinations(shown.goals, 2)}
     if pairs:
         st.subheader("What no other trial beats")
         x, y = pairs[st.selectbox("Objectives", list(pairs), key="objectives", bind="query-params")]
@@ -46,17 +46,17 @@ def _trials(shown: Document) -> None:
     st.download_button("Download as CSV", csv, "wattbench-search.csv", "text/csv", on_click="ignore", icon=icon)
     numbers = {trial.number: trial for trial in order}
     trial = numbers[st.selectbox("One trial (the knee and the front first)", list(numbers), key="trial")]
-    took = f"from the {trial.source}; its runs took {', '.join(trial.took.values())}"
-    lines = [*trial.lines(shown.objectives), took, *(f"run {run}" for run in trial.runs)]
+    cost = f"from the {trial.source}; its runs took {', '.join(took(trial).values())}"
+    lines = [*told(trial, shown.goals), cost, *(f"run {run}" for run in trial.runs)]
     page.lines([printable(line, 500) for line in lines])
-    st.caption("What it set, to paste under the defaults of a suite:")
+    st.caption("What it set:")
     st.code(yaml.safe_dump(trial.params, sort_keys=False), language="yaml")
 
 
 def _course(shown: Document) -> None:
     st.subheader("How the search went")
     st.caption("Grey marks are trials, lines the best so far.")
-    parts = [(g.title, [(float(t.number), t.values[g.name]) for t in shown.complete], g.sign) for g in shown.objectives]
+    parts = [(g.title, [(float(t.number), t.values[g.name]) for t in shown.complete], g.sign) for g in shown.goals]
     shares = [(step["trial"], 100 * step["share"]) for step in shown.hypervolume]
     parts += [("hypervolume [% of final]", shares, -1)] if shares else []
     columns = st.columns(2)
@@ -85,5 +85,5 @@ if shown.complete:
     _course(shown)
 st.subheader("What the search itself took")
 with st.container(horizontal=True):
-    for label, value in {"Trials": len(shown.trials), **shown.spent.took}.items():
+    for label, value in {"Trials": shown.spent.trials, "Runs": shown.spent.runs, **took(shown.spent)}.items():
         st.metric(label, value, border=True, width=200)
