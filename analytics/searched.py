@@ -44,7 +44,7 @@ class Tried:
     state: str
     stage: str | None
     source: str
-    params: dict[str, Scalar]
+    params: dict[str, Scalar | None]
     values: dict[str, float]
     violations: dict[str, float]
     runs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Plotly figures of a fit. No Streamlit here: a figure can be tested, saved and put into a report.
+"""Plotly figures of a fit and of a search. No Streamlit here: a figure can be tested, saved and put into a report.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008), told apart by colour-blind readers; series differ in
 marker and dash as well. Names come from the store, so they are escaped: Plotly renders some HTML in its texts.
@@ -7,18 +7,25 @@ marker and dash as well. Names come from the store, so they are escaped: Plotly 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
 
 from analytics.scaling import Efficiency, Point, SeriesFit
+from analytics.searched import Tried
 from analytics.words import between, number, printable, scale
+from app.searches import Document, Goal, kind, told
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+PATTERNS = ("", "/", ".", "x")
+GREY = "#888888"
+RANKS = {"others": (GREY, "diamond", 9), "front": (COLOURS[0], "circle", 12), "knee": (COLOURS[1], "star", 16)}
+"""Colour, symbol and size of a trial."""
 
 
 def text(value: object) -> str:
@@ -36,13 +43,12 @@ def _layout(figure: go.Figure, x: str, y: str, devices: Sequence[int], height: i
     if len(ticks) == 1:
         figure.update_xaxes(range=[math.log10(ticks[0] / 2), math.log10(ticks[0] * 2)])
     figure.update_yaxes(title=y)
-    figure.update_layout(
-        height=height,
-        margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
-        hovermode="closest",
-    )
-    return figure
+    return figure.update_layout(**_frame(height))
+
+
+def _frame(height: int) -> dict[str, Any]:
+    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0}
+    return {"height": height, "margin": {"l": 10, "r": 10, "t": 30, "b": 10}, "legend": legend, "hovermode": "closest"}
 
 
 def _sizes(fit: SeriesFit) -> Iterator[tuple[float, list[Point]]]:
@@ -180,3 +186,84 @@ def _efficiency_text(point: Efficiency) -> str:
     low, high = (None if bound is None else 100 * bound for bound in (point.low, point.high))
     interval = "" if low is not None else " (one run: no interval)"
     return f"d = {point.devices}: {between(100 * point.value, low, high, '%')}{interval}<br>{text(point.curve)}"
+
+
+def front_chart(shown: Document, x: Goal, y: Goal) -> go.Figure:
+    """Draw two objectives of the complete trials with 95 % intervals, and the line beyond which there is none.
+
+    The line is the front of these two; filled marks were measured in full, open ones by a probe.
+    """
+    figure, edge = go.Figure(layout=_frame(480)), list[Tried]()
+    for trial in sorted(shown.complete, key=lambda t: (x.sign * t.values[x.name], y.sign * t.values[y.name])):
+        if not edge or y.sign * trial.values[y.name] < y.sign * edge[-1].values[y.name]:
+            edge.append(trial)
+    at = {"x": _values(edge, x), "y": _values(edge, y), "line": {"color": COLOURS[0], "shape": "hv", "width": 1}}
+    figure.add_scatter(**at, mode="lines", name="no other is better in both", hoverinfo="skip")
+    for rank, stage in sorted(set(map(kind, shown.complete)), reverse=True):
+        trials = [trial for trial in shown.complete if kind(trial) == (rank, stage)]
+        colour, symbol, size = RANKS[rank]
+        marker = {"color": colour, "size": size, "symbol": symbol + ("" if stage == "full" else "-open")}
+        texts = ["<br>".join(map(text, told(trial, shown.goals))) for trial in trials]
+        at = {"name": text(f"{rank}, {stage}"), **_with_ends("x", trials, x), **_with_ends("y", trials, y)}
+        figure.add_scatter(**at, mode="markers", marker=marker, hovertext=texts, hoverinfo="text")
+    figure.update_xaxes(**_axis(_values(shown.complete, x), x.title))
+    return figure.update_yaxes(**_axis(_values(shown.complete, y), y.title))
+
+
+def _values(trials: Sequence[Tried], goal: Goal) -> list[float]:
+    return [trial.values[goal.name] for trial in trials]
+
+
+def _with_ends(axis: str, trials: Sequence[Tried], goal: Goal) -> dict[str, Any]:
+    values = _values(trials, goal)
+    up = [trial.high.get(goal.name, value) - value for trial, value in zip(trials, values, strict=True)]
+    down = [value - trial.low.get(goal.name, value) for trial, value in zip(trials, values, strict=True)]
+    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "visible": any(up + down)}
+    return {axis: values, f"error_{axis}": bars | {"thickness": 1}}
+
+
+def _axis(values: Sequence[float], title: str) -> dict[str, Any]:
+    """Logarithmic where values are positive and far apart."""
+    ticks = _ticks(values) if values and max(values) > 5 * min(values) > 0 else []
+    log = {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
+    return {"title": text(title)} | (log if ticks else {"type": "linear"})
+
+
+def history_chart(title: str, points: Sequence[tuple[float, float]], sign: int) -> go.Figure:
+    """Draw figures over the numbers of their trials, and the best so far: the least, or with `sign` -1 the largest."""
+    numbers, values = [x for x, _ in points], [y for _, y in points]
+    best = list(accumulate(values, min if sign > 0 else max))
+    line = {"color": COLOURS[0], "shape": "hv", "width": 2}
+    figure = go.Figure(layout=_frame(260) | {"showlegend": False, "xaxis_title": "trial"})
+    figure.add_scatter(x=numbers, y=values, mode="markers", marker={"color": GREY}, name="trial")
+    figure.add_scatter(x=numbers, y=best, mode="lines", line=line, name="best so far")
+    return figure.update_yaxes(**_axis(values if sign > 0 else [0, *values], title))
+
+
+def importance_chart(importance: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Draw how much of what each objective varies is told by each parameter, in percent."""
+    figure = go.Figure(layout=_frame(420))
+    for index, (goal, shares) in enumerate(importance.items()):
+        look = {"color": _looks(index)[0], "pattern": {"shape": PATTERNS[index % len(PATTERNS)]}}
+        x = [100 * share for share in shares.values()]
+        figure.add_bar(orientation="h", x=x, y=list(map(text, shares)), name=text(goal), marker=look)
+    figure.update_xaxes(title="importance [%]", rangemode="tozero")
+    return figure.update_yaxes(type="category", categoryorder="total ascending")
+
+
+def parallel_chart(shown: Document) -> go.Figure:
+    """Draw a line a complete trial, those of the front in orange; each axis has the values in order, not to scale."""
+    trials = sorted(shown.complete, key=lambda trial: trial.front)
+    names = dict.fromkeys(name for trial in trials for name in trial.params)
+    axes: dict[str, list[Any]] = {name: [trial.params.get(name) for trial in trials] for name in names}
+    axes |= {goal.title: _values(trials, goal) for goal in shown.goals}
+    sides = []
+    for name, values in axes.items():
+        order = sorted(set(values), key=lambda value: (value is None, isinstance(value, str), value))
+        ticks = range(0, len(order), -(-len(order) // 8))
+        names_of = [text("not set" if x is None else number(x) if isinstance(x, float) else x) for x in order]
+        side = {"label": text(name), "values": [order.index(value) for value in values], "tickvals": list(ticks)}
+        sides.append(side | {"ticktext": names_of[:: ticks.step]})
+    line = {"color": [int(trial.front) for trial in trials], "colorscale": [[0, GREY], [1, COLOURS[1]]]}
+    figure = go.Figure(go.Parcoords(dimensions=sides, line=line | {"cmin": 0, "cmax": 1}, labelangle=-15))
+    return figure.update_layout(height=480, margin={"l": 50, "r": 50, "t": 90, "b": 20})

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from analytics import store
 from app.serve import TRACKING_URI
+from bench import tracking
 
 
-def _read(where: str | None) -> tuple[pd.DataFrame, datetime]:
-    return store.load(where), datetime.now(UTC)
+def _read(where: str | None, what: str, _load: Callable[[str | None], Any]) -> tuple[Any, datetime]:
+    return _load(where), datetime.now(UTC)
 
 
-_cached = st.cache_data(_read, ttl=60, max_entries=4, show_spinner="Reading the runs ...")
+_cached = st.cache_data(_read, ttl=60, max_entries=8, show_spinner="Reading the store ...")
 
 
 def uri() -> str | None:
@@ -29,7 +32,13 @@ def load() -> tuple[pd.DataFrame, datetime]:
 
     Raises `bench.tracking.StoreError`, which is not cached: the next rerun tries again.
     """
-    found: tuple[pd.DataFrame, datetime] = _cached(uri())
+    found: tuple[pd.DataFrame, datetime] = _cached(uri(), "runs", store.load)
+    return found
+
+
+def searches() -> tuple[list[dict[str, Any]], datetime]:
+    """Return the documents of all searches, newest first, and when they were read (UTC); raises like `load`."""
+    found: tuple[list[dict[str, Any]], datetime] = _cached(uri(), "searches", tracking.searches)
     return found
 
 

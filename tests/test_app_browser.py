@@ -16,6 +16,7 @@ import pytest
 from bench.record import Status
 from bench.tracking import Tracker
 from tests import rows
+from tests.searches import thirty
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,6 +54,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tracker.open()
         for record in records:
             tracker.log(record, empty)
+        if records is given:
+            found = thirty() | dict.fromkeys(("study", "machine"), rows.HOSTILE) | {"sentences": [rows.HOSTILE_LINK]}
+            found["trials"][0] |= {"params": {rows.HOSTILE: rows.HOSTILE_LINK}, "runs": [rows.HOSTILE]}
+            tracker.attach(found)
         tracker.close(finished=True)
         assert tracker.error is None
     return folder / "mlflow.db"
@@ -128,12 +133,23 @@ def safe(browser: Any) -> None:
     assert not browser.find_elements("css selector", "img[src='x'], a[href^='javascript']")
 
 
+def drawn(browser: Any, charts: int) -> None:
+    """All charts of the page are drawn, it is safe, and it does not scroll sideways."""
+    end = time.monotonic() + WAIT
+    while len(browser.find_elements("css selector", ".js-plotly-plot")) < charts:
+        assert time.monotonic() < end, f"{charts} charts are drawn"
+        time.sleep(0.2)
+    safe(browser)
+    overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    assert overflow <= 0, "the page does not scroll sideways"
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("width", [1400, 420])
-def test_both_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> None:
+def test_all_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> None:
     before = digest(store)
     folder = tmp_path / "cwd"
     folder.mkdir()
@@ -144,13 +160,9 @@ def test_both_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> No
         safe(browser)
         said = ("The law is T = n / (d · v)", "breaks at d = 4", "times as fast as fp32", "Download as CSV")
         see(browser, f"{server.url}/scaling", *said)
-        end = time.monotonic() + WAIT
-        while len(browser.find_elements("css selector", ".js-plotly-plot")) < 3:
-            assert time.monotonic() < end, "three charts are drawn"
-            time.sleep(0.2)
-        safe(browser)
-        overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-        assert overflow <= 0, "the page does not scroll sideways"
+        drawn(browser, 3)
+        see(browser, f"{server.url}/search", rows.HOSTILE, rows.HOSTILE_LINK, "What the search itself took")
+        drawn(browser, 7)
         see(browser, f"{server.url}/scaling?execution=20250101T000000-old", "v = 1 GFLOP/s")
         if "SCREENSHOTS" in os.environ:
             shoot(browser, server.url, width)
@@ -161,7 +173,7 @@ def test_both_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> No
 
 
 def shoot(browser: Any, url: str, width: int) -> None:
-    for page, text in (("", "All runs"), ("scaling", "Download as CSV")):
+    for page, text in (("", "All runs"), ("scaling", "Download as CSV"), ("search", "What the search itself took")):
         see(browser, f"{url}/{page}", text)
         height = browser.execute_script("return document.querySelector('[data-testid=stMain]').scrollHeight")
         browser.set_window_size(width, height + 150)
@@ -188,8 +200,8 @@ def test_no_store(browser: Any, tmp_path: Path) -> None:
     folder = tmp_path / "cwd"
     folder.mkdir()
     with Server(f"sqlite:///{folder / 'absent.db'}", folder) as server:
-        for name in ("", "scaling"):
+        for name, what in (("", "runs"), ("scaling", "runs"), ("search", "searches")):
             body = see(browser, f"{server.url}/{name}", "bench run")  # the reason comes after the heading
-            assert "The runs could not be read." in body
+            assert f"The {what} could not be read." in body
             assert "Traceback" not in body
     assert list(folder.iterdir()) == [], "opening a page makes no store"

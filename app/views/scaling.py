@@ -64,18 +64,13 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _lines(sentences: list[str]) -> None:
-    with st.container(border=True):
-        st.text("\n".join(sentences))
-
-
 def _words(found: ScalingFit, series: list[SeriesFit]) -> None:
     """Say what the runs say, in text only: names of series are those of the store."""
-    _lines([*words.in_short(series), *words.LAW, *map(words.gain_sentence, found.gains)])
+    page.lines([*words.in_short(series), *words.LAW, *map(words.gain_sentence, found.gains)])
     for pair in (series[i : i + 2] for i in range(0, len(series), 2)):
         for column, entry in zip(st.columns(len(pair)), pair, strict=True):
             with column:
-                _lines([f"{entry.name}", *(f"• {sentence}" for sentence in entry.sentences())])
+                page.lines([f"{entry.name}", *(f"• {sentence}" for sentence in entry.sentences())])
 
 
 def _charts(series: list[SeriesFit]) -> None:
@@ -108,7 +103,7 @@ if found.series:
     _words(found, chosen)
     _charts(chosen)
 else:
-    _lines(found.sentences())
+    page.lines(found.sentences())
 table = summary(runs)
 if not table.empty:
     st.subheader("Configurations")

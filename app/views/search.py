@@ -1,0 +1,89 @@
+"""Search: what a search found, how it went, what is known of each trial, and what the search itself took."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import streamlit as st
+import yaml
+from pydantic import ValidationError
+
+from analytics.export import defused, to_csv
+from analytics.words import printable
+from app import charts, page
+from app.searches import Document, table, told, took
+
+
+def _pick() -> Document:
+    """Let a study be chosen, the newest first; stop the page where its document cannot be read."""
+    studies = {printable(document["study"]): document for document in page.searches("Search")}
+    study = st.selectbox("Study", list(studies), key="study", bind="query-params")
+    try:
+        shown = Document.model_validate(studies[study])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        st.error("This search cannot be shown: its document is torn, or of another version.", icon=":material/error:")
+        st.text(printable(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}", 300))
+        st.stop()
+    return shown
+
+
+def _front(shown: Document) -> None:
+    pairs = {f"{x.name} and {y.name}": (x, y) for x, y in combinations(shown.goals, 2)}
+    if pairs:
+        st.subheader("What no other trial beats")
+        x, y = pairs[st.selectbox("Objectives", list(pairs), key="objectives", bind="query-params")]
+        st.plotly_chart(charts.front_chart(shown, x, y), key="front")
+        st.caption("Filled marks are full measurements, open ones probes: one short run. Bars are 95 % intervals.")
+
+
+def _trials(shown: Document) -> None:
+    st.subheader("Trials")
+    order = sorted(shown.trials, key=lambda trial: (not trial.knee, not trial.front, trial.state != "complete"))
+    trials = table(shown.model_copy(update={"trials": order}))
+    st.dataframe(defused(trials), hide_index=True, placeholder="")
+    csv, icon = to_csv(trials).encode(), ":material/download:"
+    st.download_button("Download as CSV", csv, "wattbench-search.csv", "text/csv", on_click="ignore", icon=icon)
+    numbers = {trial.number: trial for trial in order}
+    trial = numbers[st.selectbox("One trial (the knee and the front first)", list(numbers), key="trial")]
+    cost = f"from the {trial.source}; its runs took {', '.join(took(trial).values())}"
+    lines = [*told(trial, shown.goals), cost, *(f"run {run}" for run in trial.runs)]
+    page.lines([printable(line, 500) for line in lines])
+    st.caption("What it set:")
+    st.code(yaml.safe_dump(trial.params, sort_keys=False), language="yaml")
+
+
+def _course(shown: Document) -> None:
+    st.subheader("How the search went")
+    st.caption("Grey marks are trials, lines the best so far.")
+    parts = [(g.title, [(float(t.number), t.values[g.name]) for t in shown.complete], g.sign) for g in shown.goals]
+    shares = [(step["trial"], 100 * step["share"]) for step in shown.hypervolume]
+    parts += [("hypervolume [% of final]", shares, -1)] if shares else []
+    columns = st.columns(2)
+    for index, part in enumerate(parts):
+        columns[index % 2].plotly_chart(charts.history_chart(*part), key=f"history{index}")
+    if any(shown.importance.values()):
+        st.subheader("What matters")
+        st.plotly_chart(charts.importance_chart(shown.importance), key="importance")
+    st.subheader("Parameters and objectives")
+    st.caption(
+        "A line is a trial, orange on the front. Values stand in order, not to scale. Drag along an axis to pick."
+    )
+    st.plotly_chart(charts.parallel_chart(shown), key="parallel")
+
+
+shown = _pick()
+ended = f"Ended: {shown.ended}" if shown.ended else "Running, or stopped before its end"
+when = f", as of {shown.written_at:%Y-%m-%d %H:%M:%S} UTC" if shown.written_at else ""
+st.text(printable(f"{ended}{when}. {shown.sampler} on {shown.machine}", 500))
+page.lines([*shown.sentences, *shown.notes] or ["Nothing can be said yet."])
+if shown.complete:
+    _front(shown)
+if shown.trials:
+    _trials(shown)
+if shown.complete:
+    _course(shown)
+st.subheader("What the search itself took")
+with st.container(horizontal=True):
+    for label, value in {"Trials": shown.spent.trials, "Runs": shown.spent.runs, **took(shown.spent)}.items():
+        st.metric(label, value, border=True, width=200)
