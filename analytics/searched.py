@@ -184,10 +184,10 @@ def result(
 
 
 def _runs(trial: Tried, study: str, ok: pd.DataFrame) -> pd.DataFrame:
-    own = ok["run_id"].isin(trial.runs) | (ok["execution"] + "/" + ok["run_id"]).isin(trial.runs)
+    own = ok["run_id"].isin(trial.runs)
     if trial.source == "search" and "study" in ok:
         own &= (ok["study"] == study) & (ok["trial"] == str(trial.number))
-    return ok[own]
+    return ok[own | (ok["execution"] + "/" + ok["run_id"]).isin(trial.runs)]
 
 
 def _placed(trial: Tried, table: pd.DataFrame, objectives: Sequence[Objective]) -> Tried:

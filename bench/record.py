@@ -330,10 +330,18 @@ class Environment(Model):
     @property
     def fingerprint(self) -> str:
         """Hash of what results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
-        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit"})
-        for gpu in facts["machine"]["gpus"]:
-            gpu.pop("used_by")
-            gpu.pop("foreign_memory_bytes")
+        return self._digest({"used_by", "foreign_memory_bytes"}, set())
+
+    @property
+    def kind(self) -> str:
+        """Hash of the same but for which machine it is: equal ones may share the work of a search."""
+        return self._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
+
+    def _digest(self, of_gpus: set[str], but: set[str]) -> str:
+        facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit", *but})
+        facts["machine"]["gpus"] = [
+            {name: value for name, value in gpu.items() if name not in of_gpus} for gpu in facts["machine"]["gpus"]
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 

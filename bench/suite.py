@@ -76,6 +76,8 @@ def load_suite(path: Path) -> Suite:
         raise SuiteError([f"{path}: {error}"]) from error
     if not isinstance(value, dict):
         raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {_kind(value)}"])
+    if "space" in value:
+        raise SuiteError([f"{path}: this is a search, not a suite: bench search {path}; verbs that read take its name"])
     mistakes: list[str] = []
     shapes = {
         name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude", "ladder")
@@ -85,7 +87,7 @@ def load_suite(path: Path) -> Suite:
     try:
         suite = Suite.model_validate(value, strict=True)
     except ValidationError as error:
-        mistakes += _messages(error, Suite.model_fields)
+        mistakes += messages(error, Suite.model_fields)
     mistakes += _field_mistakes(suite)  # of what can be looked at, also where another part is wrong
     if mistakes:
         raise SuiteError(f"{path}: {message}" for message in mistakes)
@@ -109,7 +111,7 @@ _BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max
 """Names that pydantic gives to the alternatives of a field; nobody wrote them."""
 
 
-def _messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
+def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
     """Turn pydantic's findings into lines: where, what was given, what is allowed."""
     for found in error.errors():
         where = ".".join(str(part) for part in found["loc"] if str(part) not in _BRANCHES)
@@ -202,7 +204,7 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
     try:
         changed = Suite.model_validate(suite.model_dump() | top | {"defaults": defaults, "matrix": matrix}, strict=True)
     except ValidationError as error:
-        raise SuiteError([*mistakes, *(f"--set: {message}" for message in _messages(error))]) from error
+        raise SuiteError([*mistakes, *(f"--set: {message}" for message in messages(error))]) from error
     mistakes += [f"--set: {message}" for message in _field_mistakes(changed)]
     if mistakes:
         raise SuiteError(mistakes)
@@ -237,10 +239,10 @@ def with_site(site: _AnySite, given: dict[str, Any]) -> _AnySite:
         kept = site.model_dump(exclude=dropped)
         return type(site).model_validate(kept | given, strict=True)
     except ValidationError as error:
-        messages = list(_messages(error))
+        told = list(messages(error))
         for name, option in SITE_OPTIONS.items():
-            messages = [message.replace(name, option) for message in messages]
-        raise SuiteError(messages) from error
+            told = [message.replace(name, option) for message in told]
+        raise SuiteError(told) from error
 
 
 def expand(suite: Suite, machine: Machine) -> Plan:
@@ -411,7 +413,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     try:
         spec = RunSpec.model_validate(cell, strict=True)
     except ValidationError as error:
-        mistakes += _messages(error, FIELDS)
+        mistakes += messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
     spec = spec.model_copy(update={"workload_args": arguments})
@@ -434,7 +436,7 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
         )
         return checked
     except ValidationError as error:
-        mistakes += [f"workload_args: {message}" for message in _messages(error, arguments.model_fields)]
+        mistakes += [f"workload_args: {message}" for message in messages(error, arguments.model_fields)]
     except ValueError as error:
         mistakes.append(str(error))
     return {}

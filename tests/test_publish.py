@@ -9,7 +9,7 @@ from bench.publish import publishable
 from bench.quality import PUBLISH_SECONDS, PUBLISH_STEPS, PUBLISH_WARMUP_SECONDS, PUBLISH_WARMUP_STEPS
 from bench.schema import Machine, Suite
 from bench.suite import expand, load_suite
-from tests.test_suite import BASE, CPU, ROOT, gpus
+from tests.test_suite import BASE, CPU, SUITES, gpus
 
 SHORT = {"warmup_steps": 10, "warmup_seconds": 30.0, "timeout_seconds": 600.0}
 
@@ -76,7 +76,7 @@ def test_axes_and_cells_of_a_published_suite(tmp_path: Path) -> None:
     assert counting.include == [{"measure_steps": 50, "measure_seconds": None}]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("machine", [CPU, gpus(2)], ids=["cpu", "two-gpus"])
 def test_every_shipped_suite_can_be_published(path: Path, machine: Machine) -> None:
     for run in expand(publishable(load_suite(path)), machine).runs:

@@ -10,6 +10,7 @@ from bench.suite import Plan, SuiteError, expand, load_suite, only, override, wi
 from bench.yamlfile import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
 
 ROOT = Path(__file__).parent.parent
+SUITES = sorted(path for path in (ROOT / "suites").glob("*.yaml") if not path.stem.startswith("search_"))
 CPU = Machine(cpu_model="Synthetic", cpu_count=2)
 
 
@@ -48,7 +49,7 @@ def mistakes(folder: Path, text: str, machine: Machine = CPU) -> list[str]:
     return caught.value.messages
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("machine", [CPU, gpus(1), gpus(8)], ids=["cpu", "one-gpu", "eight-gpus"])
 def test_every_shipped_suite_is_valid_everywhere(path: Path, machine: Machine) -> None:
     plan = expand(load_suite(path), machine)

@@ -26,6 +26,7 @@ _VERBS = {
     ),
     "baseline": ("bench.cli.baseline:baseline", "Keep runs in a file, to compare later ones with."),
     "pareto": ("bench.cli.pareto:pareto", "Say which configurations no other beats in time, energy, cost and quality."),
+    "search": ("bench.cli.search:search", "Find good ways to train within a budget, without trying all of them."),
     "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
     "report": (
         "bench.cli.report:report",

@@ -77,6 +77,12 @@ def site_fields(options: dict[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if value is not None}
 
 
+def place(options: dict[str, Any]) -> dict[str, Any]:
+    """Take `site_fields` out of the options of a command that runs something: WATTBENCH_REGION stands in for --region."""
+    region = os.environ.get("WATTBENCH_REGION")
+    return ({"region": region} if region else {}) | site_fields(options)
+
+
 def device_counts(text: str) -> tuple[int, ...]:
     """Read numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512. Raises click.BadParameter."""
     counts: set[int] = set()
@@ -145,10 +151,7 @@ def read_suite(
     from bench.carbon import intensity
     from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
 
-    given = site_fields(site)
-    region = os.environ.get("WATTBENCH_REGION")
-    if region:
-        given.setdefault("region", region)
+    given = place(site)
     try:
         machine, no_gpu = find_machine(gpus)
         asked = with_site(override(load_suite(suite), settings), given)

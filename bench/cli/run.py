@@ -33,7 +33,7 @@ def _number(context: click.Context, parameter: click.Parameter, value: float | N
     return value
 
 
-class _Lines(Progress):
+class Lines(Progress):
     """Progress as lines on stderr; in a terminal the last one is alive and says what runs and how long it takes."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class _Lines(Progress):
             return
         now = time.monotonic()
         left = f", about {_clock(max(0.0, self._left[1] - (now - self._left[0])))} left" if self._left else ""
-        text = f"[{self._finished}/{self._to_do}] {_clock(now - self._began)}{left}  {self._current}"
+        text = f"{self._head()} {_clock(now - self._began)}{left}  {self._current}"
         sys.stderr.write(f"\r\x1b[2K{text[:150]}")
         sys.stderr.flush()
 
@@ -75,9 +75,10 @@ class _Lines(Progress):
         left = ""
         if self._left and not self._alive:
             left = f"  {_clock(max(0.0, self._left[1] - record.duration_seconds))} left"
-        self._line(
-            f"[{self._finished}/{self._to_do}] {record.spec.label} r{record.spec.repeat}: {headline(record)}{left}"
-        )
+        self._line(f"{self._head()} {record.spec.label} r{record.spec.repeat}: {headline(record)}{left}")
+
+    def _head(self) -> str:
+        return f"[{self._finished}/{self._to_do}]"
 
     def _line(self, text: str) -> None:
         clear = "\r\x1b[2K" if self._alive else ""
@@ -128,7 +129,7 @@ def run(
         show.echo(asked, as_json=as_json)
         return
     click.echo(show.takes(asked), err=True)
-    execution = _execute(asked, runs, store, new=new, retry=retry, max_minutes=max_minutes)
+    execution = execute(asked, runs, store, new=new, retry=retry, max_minutes=max_minutes)
     selected = {spec.run_id for spec in asked.narrowed.runs}
     _answer(execution, store, selected, as_json=as_json)
     ended = [record.status for run_id, record in execution.records.items() if run_id in selected]
@@ -136,11 +137,12 @@ def run(
     sys.exit(1 if failed else 0)
 
 
-def _execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Execution:
+def execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Execution:
+    """Do the runs that are asked for with progress on stderr; what goes wrong ends the command with a message."""
     from bench.environment import EnvironmentProblem
     from bench.launch.local import LaunchError
 
-    progress = _Lines()
+    progress = Lines()
     selected = {spec.run_id for spec in asked.narrowed.runs}
     try:
         return run_suite(
