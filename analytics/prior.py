@@ -17,6 +17,7 @@ GAIN = 0.05
 """A configuration is worth a look if it is expected to be better by more than this share than any that is known."""
 _SCALED = ("devices", "batch_size_per_device", "global_batch_size", "gradient_accumulation_steps")
 """Fields whose effect the law knows; configurations that differ in others are different series."""
+_MOST_SERIES = 8
 _TOO_FAR = {"devices_not_identified", "devices_beyond_reach"}
 
 
@@ -36,7 +37,8 @@ def promising(space: Space, known: Mapping[Key, tuple[Mapping[str, Any], float]]
             left[_series(params)].append(params)
     best = [_judged(space, params, seconds) for params, seconds in known.values()]
     found = []
-    for name, candidates in left.items():
+    fastest = sorted(left, key=lambda name: min(seconds for _, seconds in series[name]))
+    for name, candidates in ((name, left[name]) for name in fastest[:_MOST_SERIES]):
         for params, seconds in _expected(space, series[name], candidates):
             here = _judged(space, params, seconds)
             if not any(np.all(other <= here * (1 + GAIN)) for other in best):

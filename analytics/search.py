@@ -124,7 +124,6 @@ class Searcher:
     score: Scores
     told: Callable[[FrozenTrial], None] = lambda trial: None
     clock: Callable[[], float] = time.monotonic
-    lead: bool = True
     _keys: dict[int, Key | None] = field(default_factory=dict)
     _me: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
@@ -218,7 +217,7 @@ class Searcher:
             if self.space.search.sampler == "grid" or attempt >= _SAME_AGAIN:
                 self._enqueue_new()
             known = self._known()
-            if attempt == 0 and self.lead:
+            if attempt == 0 and self.space.search.sampler not in ("random", "grid"):
                 self._look_ahead(known)
             trial = self.study.ask()
             params = suggest(trial, self.space)

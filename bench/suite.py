@@ -74,10 +74,9 @@ def load_suite(path: Path) -> Suite:
         value = yamlfile.read(path)
     except yamlfile.YamlError as error:
         raise SuiteError([f"{path}: {error}"]) from error
-    if not isinstance(value, dict):
-        raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {_kind(value)}"])
-    if "space" in value:
-        raise SuiteError([f"{path}: this is a search, not a suite: bench search {path}; verbs that read take its name"])
+    if not isinstance(value, dict) or "space" in value:
+        this = f"a search: bench search {path}" if isinstance(value, dict) else _kind(value)
+        raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {this}"])
     mistakes: list[str] = []
     shapes = {
         name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude", "ladder")

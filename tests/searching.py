@@ -11,11 +11,13 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
 import optuna
 
+from analytics.objectives import objective
 from analytics.pareto import hypervolume
 from analytics.search import Scores, Searcher
 from analytics.study import open_study
@@ -30,7 +32,17 @@ class _Found(Exception):
     """Enough of the front is known."""
 
 
-def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False, lead: bool = True) -> int:
+@cache
+def _grid(task: str) -> tuple[np.ndarray, float]:
+    """Return the worst point of the full grid, and its hypervolume from there."""
+    asked = search(task)
+    df = Recorded(space(asked)).frame()
+    found = [objective(goal, asked.work, df) for goal in asked.objectives]
+    points = np.column_stack([one.values(df[df["status"] == "ok"]) for one in found if one])
+    return points.max(axis=0), hypervolume(points, points.max(axis=0))
+
+
+def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False) -> int:
     """Return how many configurations a search runs before it has 95 % of the hypervolume of the grid."""
     asked = search(task, seed, sampler=sampler)
     over = space(asked)
@@ -41,15 +53,8 @@ def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False,
         scored = score(rows)
         return np.array([scored.values[name] for name in goals]) if scored.why is None else None
 
-    grid = np.array(
-        [
-            known
-            for row in recorded.rows.values()
-            if (known := point([row | {"started_at": "2026-11-22T16:00:00+00:00"}])) is not None
-        ]
-    )
-    worst = grid.max(axis=0)
-    whole, seen = hypervolume(grid, worst), []
+    worst, whole = _grid(task)
+    seen: list[np.ndarray] = []
 
     def done() -> bool:
         return bool(seen) and hypervolume(np.array(seen), worst) >= SHARE * whole
@@ -62,7 +67,7 @@ def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False,
             raise _Found
         return rows
 
-    one = Searcher(over, open_study(None, "replay", over, sampler), run, score, lead=lead)
+    one = Searcher(over, open_study(None, "replay", over, sampler), run, score)
     if stored:
         df = recorded.frame()
         plain = (df["parallelism"] == "ddp") & (df["memory"] == "none") & (df["optimizer"] == "adamw")

@@ -1,0 +1,282 @@
+"""`bench search` for real: trials that train, an answer, going on after every way to end, and what cannot be searched."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.record import RunRecord
+from tests.test_end_to_end import BENCH, bench, processes_in, pytestmark  # noqa: F401  as for all real runs
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "defaults": {
+        "workload": "decoder_lm",
+        **{
+            f"workload_args.{name}": size
+            for name, size in {"layers": 1, "hidden": 32, "heads": 2, "sequence_length": 16}.items()
+        },
+        "threads_per_device": 1,
+        "device_type": "cpu",
+        "warmup_steps": 1,
+        "warmup_seconds": 0,
+        "measure_seconds": 0.6,
+        "validation": {"samples": 0},
+    },
+    "space": {"batch_size_per_device": [1, 8, 64], "precision": ["fp32", "bf16"]},
+    "objectives": ["time", "memory"],
+    "budget": {"trials": 3},
+    "probe": {"measure_seconds": 0.3},
+    "repeats": 2,
+    "idle_seconds": 0,
+}
+
+
+def written(folder: Path, **changes: Any) -> str:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return str(path)
+
+
+def search(folder: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    return bench(folder, "search", written(folder, **changes), *arguments)
+
+
+def records(folder: Path) -> list[RunRecord]:
+    paths = sorted(folder.glob("runs/small/*/*/record.json"), key=lambda path: path.stat().st_mtime)
+    return [RunRecord.model_validate_json(path.read_text()) for path in paths]
+
+
+def document(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert process.stdout, process.stderr
+    found: dict[str, Any] = json.loads(process.stdout, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("search")
+    return folder, search(folder, "--json")
+
+
+Done = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_a_search_runs_its_trials_and_answers(done: Done) -> None:
+    folder, process = done
+    assert process.returncode == 0, process.stderr
+    told = document(process)
+    assert told["ended"] == "the budget of 3 trials is spent"
+    tried = [trial for trial in told["trials"] if trial["state"] == "complete"]
+    assert len(tried) == told["spent"]["trials"] == 3
+    assert any(trial["front"] and trial["knee"] for trial in tried)
+    by_trial: dict[int, list[RunRecord]] = {}
+    for record in records(folder):
+        assert record.trial is not None
+        assert record.trial.study == told["study"]
+        by_trial.setdefault(record.trial.number, []).append(record)
+    for trial in tried:
+        made = by_trial[trial["number"]]
+        assert [record.trial.stage for record in made if record.trial] == ["probe", "full", "full"][: len(made)]
+        assert len(trial["runs"]) == (2 if trial["stage"] == "full" else 1)
+        assert made[0].spec.batch_size_per_device == trial["params"]["batch_size_per_device"]
+        rates = [
+            r.measurement.samples / r.measurement.window_seconds
+            for r in made[-len(trial["runs"]) :]
+            if r.measurement and r.measurement.samples
+        ]
+        assert trial["low"].get("time", 0) <= trial["values"]["time"]
+        assert (
+            min(1e6 / rate for rate in rates) * 0.999
+            <= trial["values"]["time"]
+            <= max(1e6 / rate for rate in rates) * 1.001
+        )
+    assert sum(record.duration_seconds for record in records(folder)) <= told["spent"]["seconds"]
+    assert processes_in(folder) == []
+
+
+def test_the_index_knows_study_and_trial(done: Done) -> None:
+    from bench.tracking import load, searches
+
+    folder, process = done
+    told = document(process)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert {(row["study"], row["stage"]) for row in load(uri)} == {(told["study"], "probe"), (told["study"], "full")}
+    (kept,) = searches(uri)
+    assert kept["trials"] == told["trials"]
+    assert kept["sentences"] == told["sentences"]
+
+
+def test_the_same_command_again_only_answers_and_a_larger_budget_goes_on(done: Done) -> None:
+    folder, process = done
+    before = len(records(folder))
+    again = search(folder)
+    assert again.returncode == 0, again.stderr
+    assert len(records(folder)) == before
+    assert "small-" in again.stdout
+    more = search(folder, "--trials", "4", "--json")
+    assert document(more)["study"] == document(process)["study"]
+    assert document(more)["spent"]["trials"] == 4
+    assert len(records(folder)) > before
+
+
+def test_stored_runs_begin_another_study(done: Done) -> None:
+    folder, _ = done
+    known = len({json.dumps(t["params"]) for t in document(search(folder, "--show", "--json"))["trials"]})
+    shown = search(folder, "--dry-run")
+    assert f"{known} configurations are known from stored runs of this machine" in shown.stdout
+    new = document(search(folder, "--new", "--trials", "1", "--json"))
+    assert new["study"].endswith("-2")
+    assert [trial["source"] for trial in new["trials"]].count("store") == known
+
+
+def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
+    process = search(tmp_path, "--confirm", "--trials", "2", "--json")
+    assert process.returncode == 0, process.stderr
+    told = document(process)
+    confirming = [json.loads(path.read_text()) for path in tmp_path.glob("runs/small-confirm/*/*/record.json")]
+    assert len(confirming) == 5 * len([t for t in told["trials"] if t["state"] == "complete"])
+    assert any("on the front" in sentence for sentence in told["confirmed"])
+    assert (tmp_path / told["front_file"]).exists() or Path(told["front_file"]).exists()
+
+
+def killed_in_a_run(folder: Path, after: int) -> None:
+    """Start a search and kill its process, all at once, in the middle of a run."""
+    process = subprocess.Popen(
+        [*BENCH, "search", written(folder)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    limit = time.monotonic() + 120
+    while (
+        len(list(folder.glob("runs/small/*/*/record.json"))) < after
+        or len(list(folder.glob("runs/small/*/*/spec.json"))) <= after
+    ):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_after_kill_9_in_a_trial_the_same_command_goes_on(tmp_path: Path) -> None:
+    killed_in_a_run(tmp_path, after=1)
+    before = {record.run_id for record in records(tmp_path)}
+    process = search(tmp_path, "--json")
+    assert process.returncode == 0, process.stderr
+    told = document(process)
+    assert told["spent"]["trials"] == 3
+    assert len({record.execution for record in records(tmp_path)}) == 1
+    assert before <= {run.rpartition("/")[2] for trial in told["trials"] for run in trial["runs"]} | {
+        r.run_id for r in records(tmp_path)
+    }
+    assert processes_in(tmp_path) == []
+
+
+def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
+    from bench.tracking import searches
+
+    process = subprocess.Popen(
+        [*BENCH, "search", written(tmp_path)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("runs/small/*/*/spec.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where SIGINT is ignored
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "the same command goes on" in told
+    assert [kept["ended"] for kept in searches(f"sqlite:///{tmp_path}/mlflow.db")] == ["stopped before its end"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two processors")
+def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
+    numbers = sorted(os.sched_getaffinity(0))[:2]
+    path = written(tmp_path, budget={"trials": 6})
+    workers = [
+        subprocess.Popen(
+            ["taskset", "-c", str(number), *BENCH, "search", path, "--json"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in numbers
+    ]
+    while len(list(tmp_path.glob("runs/small/*/execution.json"))) < 2:
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.05)
+    third = search(tmp_path, budget={"trials": 6})
+    assert third.returncode == 2
+    assert "held for the trials of another search or worker" in third.stderr
+    told = [worker.communicate(timeout=200) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], told
+    tried = json.loads(told[0][0] if told[0][0].count("complete") >= told[1][0].count("complete") else told[1][0])
+    configurations = [
+        json.dumps(trial["params"], sort_keys=True) for trial in tried["trials"] if trial["state"] == "complete"
+    ]
+    assert len(configurations) == len(set(configurations))
+    assert len({record.execution for record in records(tmp_path)}) == 2
+
+
+CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
+    "nothing can run": ({"space": {"devices": [64]}}, [], 1, "no configuration of the space can run on this machine"),
+    "no price": ({"objectives": ["cost"]}, [], 2, "cost needs a price"),
+    "no region": ({"objectives": ["carbon"]}, [], 2, "carbon needs a region"),
+    "a storage that is a folder": ({}, ["--storage", "."], 1, "no storage of a study"),
+    "a wrong sampler": ({}, ["--sampler", "best"], 2, "sampler: Input should be"),
+    "a wrong price": ({}, ["--price", "-1"], 2, "--price"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_what_cannot_be_searched_is_told(name: str, tmp_path: Path) -> None:
+    changes, arguments, code, message = CANNOT[name]
+    process = search(tmp_path, *arguments, **changes)
+    assert (process.returncode, process.stdout) == (code, "")
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not list(tmp_path.glob("runs/*/*/execution.json"))
+
+
+def test_an_objective_without_a_source_is_told(tmp_path: Path) -> None:
+    process = search(tmp_path, objectives=["energy"], defaults=SMALL["defaults"] | {"meters": []})
+    assert process.returncode == 1
+    assert "energy is not known" in process.stdout
+    assert "Traceback" not in process.stderr
+
+
+def test_optuna_dashboard_reads_the_study(done: Done) -> None:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna_dashboard import wsgi
+
+    folder, process = done
+    app = wsgi(JournalStorage(JournalFileBackend(str(folder / "runs" / "small" / "study.journal"))))
+    asked = {
+        "REQUEST_METHOD": "GET",
+        "SERVER_NAME": "x",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "QUERY_STRING": "after=0",
+    }
+
+    def get(path: str) -> Any:
+        body = b"".join(
+            app({**asked, "PATH_INFO": path, "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}, lambda *_: None)
+        )
+        return json.loads(body)
+
+    (study, *_) = get("/api/studies")["study_summaries"]
+    assert study["study_name"] == document(process)["study"]
+    detail = get(f"/api/studies/{study['study_id']}")
+    assert {trial["state"] for trial in detail["trials"]} >= {"Complete"}
+    assert list(detail["objective_names"]) == ["time", "memory"]
