@@ -27,13 +27,13 @@ import psutil
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from analytics import objectives
-from analytics.frame import asked, frame
+from analytics.frame import NUMBERS, asked
 from analytics.prior import promising
 from analytics.searched import Spent, Tried
 from analytics.space import EXCLUDED, Impossible, Key, Search, Space
 from analytics.study import distribution, storage_errors, suggest
 from analytics.words import printable
-from bench.metrics import parameters
+from bench.metrics import TEXT_COLUMNS, parameters
 from bench.record import Status
 from bench.schema import RunSpec, Scalar
 
@@ -47,6 +47,7 @@ _KILLED, _ENOUGH, _TELLING = 2, 4, 10
 """A configuration in which the search was killed so often is given up."""
 _MARGIN = 300.0
 _COLUMNS = "columns"
+_JUDGED = [*TEXT_COLUMNS, *NUMBERS]
 _RAN = "runs"
 """Name of the constraint that a configuration can run."""
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -83,7 +84,7 @@ class Scores:
 
     def __call__(self, rows: Iterable[Row]) -> Scored:
         """Return the mean over runs of each objective and of what is limited (geometric where all are positive)."""
-        df = frame(dict(row) for row in rows)
+        df = pd.DataFrame([dict(row) for row in rows]).reindex(columns=_JUDGED)
         ok = df[df["status"] == Status.OK]
         if ok.empty:
             return Scored({}, _failure(df.iloc[0]))
