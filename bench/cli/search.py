@@ -83,11 +83,8 @@ def _print(session: Session, found: SearchResult, sentences: list[str]) -> None:
     from bench.cli.search_answer import show
 
     show(found)
-    for heading, lines in (("confirmed by repeating the best in turn:", sentences),):
-        if lines:
-            click.echo(f"\n{heading}")
-        for line in lines:
-            click.echo(f"  {line}")
+    if sentences:
+        click.echo("\n".join(["\nRepeated in turn, the best come to this:", *(f"  {line}" for line in sentences)]))
     again = f" --store {session.store}" if session.store else ""
     click.echo(f"\nstudy: {found.study} in {session.storage}")
     if "://" not in session.storage:
