@@ -21,21 +21,22 @@ _MOST_SERIES = 8
 _TOO_FAR = {"devices_not_identified", "devices_beyond_reach"}
 
 
-def promising(space: Space, known: Mapping[Key, tuple[Mapping[str, Any], float]]) -> dict[str, Any] | None:
-    """Return the configuration that is expected to be better than all known ones in time and cost; None if there is none.
+def promising(space: Space, known: Mapping[Key, tuple[Mapping[str, Any], float, bool]]) -> dict[str, Any] | None:
+    """Return the configuration that is expected to be better in time and cost than all that is allowed, if any.
 
-    `known` has parameters and seconds of the work by key. Series of two or more configurations are extended (law `step`).
+    `known` has by key the parameters, the seconds of the work, and whether all constraints are met. Series of two or more
+    configurations are extended (law `step`).
     """
     if space.possible is None or not {"time", "cost"} & {goal.name for goal in space.search.objectives}:
         return None
     series: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], float]]] = defaultdict(list)
-    for params, seconds in known.values():
+    for params, seconds, _ in known.values():
         series[_series(params)].append((params, seconds))
     left: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for key, params in space.possible.items():
         if key not in known and len(series.get(_series(params), ())) > 1:
             left[_series(params)].append(params)
-    best = [_judged(space, params, seconds) for params, seconds in known.values()]
+    best = [_judged(space, params, seconds) for params, seconds, allowed in known.values() if allowed]
     found = []
     fastest = sorted(left, key=lambda name: min(seconds for _, seconds in series[name]))
     for name, candidates in ((name, left[name]) for name in fastest[:_MOST_SERIES]):

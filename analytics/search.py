@@ -11,13 +11,11 @@ import socket
 import statistics
 import time
 import uuid
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +27,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from analytics import objectives
 from analytics.frame import NUMBERS, asked
 from analytics.prior import promising
-from analytics.searched import Spent, Tried
-from analytics.space import EXCLUDED, Impossible, Key, Search, Space
-from analytics.study import distribution, storage_errors, suggest
+from analytics.space import LENGTH, Impossible, Key, Search, Space
+from analytics.study import FINISHED, WORKER, distribution, launched, paid, storage_errors, suggest
 from analytics.words import printable
 from bench.metrics import TEXT_COLUMNS, parameters
 from bench.record import Status
@@ -42,15 +39,14 @@ NEAR = 0.05
 _SAME_AGAIN, _MOST_ASKED = 5, 100
 """So often in a row may a sampler propose what is known or impossible before something new is drawn at random; and at all."""
 _HOPELESS = 5
-"""The search ends when so many configurations were tried and none came to anything."""
-_KILLED, _ENOUGH, _TELLING = 2, 4, 10
+"""The search ends when so many configurations one after the other broke down."""
+_KILLED, _ENOUGH = 2, 4
 """A configuration in which the search was killed so often is given up."""
 _MARGIN = 300.0
 _COLUMNS = "columns"
 _JUDGED = [*TEXT_COLUMNS, *NUMBERS]
 _RAN = "runs"
 """Name of the constraint that a configuration can run."""
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Row = Mapping[str, Scalar]
 
@@ -67,12 +63,13 @@ class Runner(Protocol):
 class Scored:
     """What the runs of a configuration came to: values by objective and constraint; `why` where one is not known.
 
-    `absent` is true where runs that ended well do not tell it, and others will not either.
+    `absent` is true where runs that ended well do not tell it, and others will not either; `failed` where runs broke down.
     """
 
     values: dict[str, float]
     why: str | None = None
     absent: bool = False
+    failed: bool = False
 
 
 @dataclass
@@ -83,11 +80,14 @@ class Scores:
     columns: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, rows: Iterable[Row]) -> Scored:
-        """Return the mean over runs of each objective and of what is limited (geometric where all are positive)."""
-        df = pd.DataFrame([dict(row) for row in rows]).reindex(columns=_JUDGED)
-        ok = df[df["status"] == Status.OK]
-        if ok.empty:
-            return Scored({}, _failure(df.iloc[0]))
+        """Return the mean over runs of each objective and of what is limited (geometric where all are positive).
+
+        A configuration of which one run does not end well, or misses the target, is none to be recommended.
+        """
+        ok = pd.DataFrame([dict(row) for row in rows]).reindex(columns=_JUDGED)
+        lost = ok[ok["status"] != Status.OK]
+        if len(lost):
+            return Scored({}, _failure(lost.iloc[0]), failed=bool((lost["status"] == Status.FAILED).all()))
         if self.search.work.target and not ok["target_reached"].eq(1).all():
             return Scored({}, "the target was not reached in the steps or seconds that were given")
         values = {}
@@ -127,49 +127,88 @@ class Searcher:
     clock: Callable[[], float] = time.monotonic
     _keys: dict[int, Key | None] = field(default_factory=dict)
     _me: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    _began: float = 0.0
+    _failures: list[str] = field(default_factory=list)
 
     def search(self) -> str:
         """Try configurations until the budget is spent or nothing new is left; return why it ended.
 
         Raises StorageProblem, and what the runner raises, after which another call goes on with the same configuration.
         """
-        began = self.clock()
-        before = {"host": socket.gethostname(), "began": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._began = self.clock()
         with storage_errors(self.study.study_name):
+            self._tick()
+            if len(self._workers()) > 1:
+                self.study.sampler.reseed_rng()  # so that two that begin at once do not draw the same
             while True:
-                self.study.set_user_attr(f"worker {self._me}", before | {"seconds": self.clock() - began})
+                self._tick()
                 self._take_over()
                 ended = self._ended()
                 asked_for = None if ended else self._ask()
                 if asked_for is None:
-                    return ended or self._all_tried() or "the sampler proposes nothing new any more"
-                self._try(*asked_for)
+                    return ended or self._all_tried() or f"the sampler proposes nothing new any more{self._last_why()}"
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another took it for lost
+                    self._try(*asked_for)
+
+    def _tick(self) -> None:
+        """Tell others how long this worker has been at it."""
+        known = {"host": socket.gethostname(), "seconds": self.clock() - self._began}
+        self.study.set_user_attr(f"{WORKER}{self._me}", known)
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return [value for name, value in self.study.user_attrs.items() if name.startswith(WORKER)]
+
+    def _last_why(self) -> str:
+        why = [trial.user_attrs["why"] for trial in self._trials() if "why" in trial.user_attrs]
+        return f"; the last one: {why[-1]}" if why else ""
 
     def add_known(self, df: pd.DataFrame) -> int:
-        """Add what stored runs of this machine tell of configurations of the space, one trial each; return how many."""
+        """Add what stored runs of this machine tell of configurations of the space, one trial each; return how many.
+
+        Of a configuration the longest runs count, if they are as long as a probe at least. Runs of this study are left out.
+        """
         names = asked(df)
-        groups: dict[Key, list[Row]] = defaultdict(list)
-        for row in df[df["status"].isin([Status.OK, Status.OUT_OF_MEMORY])].to_dict("records"):
+        groups: dict[Key, list[dict[str, Any]]] = defaultdict(list)
+        usable = df["status"].isin([Status.OK, Status.OUT_OF_MEMORY]) & (df["study"] != self.study.study_name)
+        for row in df[usable].to_dict("records"):
             told = {str(name): value for name, value in row.items()}
             groups[self.space.key({name: told[name] for name in names})].append(told)
         known, count = self._known(), 0
+        waiting = [
+            trial.system_attrs.get("fixed_params") for trial in self._trials() if trial.state is TrialState.WAITING
+        ]
         for same, rows in groups.items():
             params = self.space.params({name: rows[0][name] for name in names})
-            if params is None or same in known:
+            if params is None or same in known or params in waiting:
                 continue
-            scored = self._judge(rows)
-            ran = any(row["status"] == Status.OK for row in rows)
-            if scored.why is None or not ran:
-                self.study.add_trial(self._stored(params, scored, rows))
+            longest = self._longest(rows, params)
+            if not longest or len({row["status"] for row in longest}) > 1:
+                continue
+            scored = self._judge(longest)
+            if scored.why is None or longest[0]["status"] == Status.OUT_OF_MEMORY:
+                self.study.add_trial(self._stored(params, scored, longest))
                 count += 1
         return count
 
+    def _longest(self, rows: Sequence[dict[str, Any]], params: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return those of stored runs that measured longest, unless that is less than a probe measures."""
+        least = self.space.spec(params, probe=True).model_dump(
+            include={*LENGTH} - {"timeout_seconds"}, exclude_none=True
+        )
+        enough = [row for row in rows if all(row.get(name, 0) >= value for name, value in least.items())]
+        name = "measure_steps" if "measure_steps" in least else "measure_seconds"
+        most = max((row[name] for row in enough if name in least), default=None)
+        return [row for row in enough if name not in least or row[name] == most]
+
     def _stored(self, params: dict[str, Any], scored: Scored, rows: Sequence[Row]) -> FrozenTrial:
-        whole = scored.why is None
+        whole, full = scored.why is None, self.space.spec(params)
+        long = all(
+            (getattr(full, name) or 0) <= float(rows[0].get(name) or 0) for name in ("measure_steps", "measure_seconds")
+        )
         attributes = {
             "source": "store",
-            "stage": "full" if len(rows) > 1 else "probe",
-            "runs": [f"{row['execution']}/{row['run_id']}" for row in rows],
+            "stage": "full" if long else "probe",
+            "runs": [_name(row) for row in rows],
             "values": scored.values,
             **({} if whole else {"why": scored.why}),
         }
@@ -200,25 +239,23 @@ class Searcher:
         return self.study.get_trials(deepcopy=False)
 
     def _known(self) -> dict[Key, int]:
-        """Return the trial of each configuration that was tried or is under way, by key."""
-        out = {}
+        """Return the trial of each configuration that was tried or is under way, by key; the first where there are two."""
+        out: dict[Key, int] = {}
         for trial in self._trials():
-            if trial.state in (*_FINISHED, TrialState.RUNNING):
-                if self._keys.get(trial.number) is None:
-                    try:
-                        self._keys[trial.number] = self.space.key(parameters(self.space.spec(trial.params)))
-                    except Impossible:
-                        continue
-                out[self._keys[trial.number] or frozenset()] = trial.number
+            if trial.state in (*FINISHED, TrialState.RUNNING):
+                with suppress(Impossible):
+                    same = self._keys.get(trial.number) or self.space.key(parameters(self.space.spec(trial.params)))
+                    self._keys[trial.number] = same
+                    out.setdefault(same, trial.number)
         return out
 
     def _ask(self) -> tuple[Trial, RunSpec] | None:
         """Ask for a configuration that is possible and new; None where none is proposed."""
         for attempt in range(_MOST_ASKED):
-            if self.space.search.sampler == "grid" or attempt >= _SAME_AGAIN:
-                self._enqueue_new()
             known = self._known()
-            if attempt == 0 and self.space.search.sampler not in ("random", "grid"):
+            if self.space.search.sampler == "grid" or attempt >= _SAME_AGAIN:
+                self._enqueue_new(known)
+            elif attempt == 0 and self.space.search.sampler != "random":
                 self._look_ahead(known)
             trial = self.study.ask()
             params = suggest(trial, self.space)
@@ -226,8 +263,9 @@ class Searcher:
                 self._cannot(trial, f"the search was killed in it {_KILLED} times")
                 continue
             try:
-                number = known.get(self.space.key(parameters(self.space.spec(params))))
-                if number is None:
+                same = self.space.key(parameters(self.space.spec(params)))
+                number = self._known().get(same, trial.number)  # also what others ask for at the same time
+                if number == trial.number:
                     return trial, self.space.spec(params, probe=True)
                 trial.set_user_attr("why", f"the same as trial {number}")
                 self.study.tell(trial, state=TrialState.FAIL)
@@ -241,150 +279,144 @@ class Searcher:
         trial.set_constraint(_RAN, 1.0)
         self.study.tell(trial, state=TrialState.PRUNED)
 
-    def _enqueue_new(self) -> None:
+    def _enqueue_new(self, known: Mapping[Key, int]) -> None:
         """Propose a configuration that was not tried: the next of a grid, or one at random, where all can be listed."""
-        if self.space.possible is None:
-            return
-        known = self._known()
-        left = [params for same, params in self.space.possible.items() if same not in known]
+        left = [params for same, params in (self.space.possible or {}).items() if same not in known]
+        grid = self.space.search.sampler == "grid"
         if left:
             random = np.random.default_rng(self.space.search.seed + len(self._trials()))
-            self.study.enqueue_trial(
-                left[0 if self.space.search.sampler == "grid" else int(random.integers(len(left)))]
-            )
+            params = left[0 if grid else int(random.integers(len(left)))]
+            self.study.enqueue_trial(params, user_attrs={"proposed_by": "grid" if grid else "chance"})
 
     def _look_ahead(self, known: Mapping[Key, int]) -> None:
-        """Propose what the law of scaling expects to be better than all that is known, if anything."""
+        """Propose what the law of scaling expects to be better than all that is allowed and known, if anything."""
         trials = {trial.number: trial for trial in self._trials()}
         times = {
-            same: (trials[number].params, seconds)
+            same: (trials[number].params, seconds, not _broken(trials[number]))
             for same, number in known.items()
             if (seconds := trials[number].user_attrs.get("values", {}).get("time"))
         }
-        if not any(trial.state is TrialState.WAITING for trial in trials.values()) and len(times) >= _ENOUGH:
+        if len(times) >= _ENOUGH and not any(trial.state is TrialState.WAITING for trial in trials.values()):
             params = promising(self.space, times)
             if params is not None and self.space.key(parameters(self.space.spec(params))) not in known:
                 self.study.enqueue_trial(params, user_attrs={"proposed_by": "law of scaling"})
 
     def _all_tried(self) -> str | None:
         possible = self.space.possible
-        if possible is None:
+        trials = {trial.number: trial for trial in self._trials()}
+        if possible is None or any(trial.state is TrialState.WAITING for trial in trials.values()):
             return None
-        if not possible:
-            return "no configuration of the space can run on this machine"
-        finished = {self._keys.get(trial.number) for trial in self._trials() if trial.state in _FINISHED}
+        finished = {same for same, number in self._known().items() if trials[number].state in FINISHED}
         return f"all {len(possible)} configurations that are possible were tried" if finished >= set(possible) else None
 
     def _try(self, trial: Trial, spec: RunSpec) -> None:
         """Measure a configuration and tell what came of it; where it is interrupted, it is proposed again."""
-        rows: dict[str, Row] = {}
+        paid: dict[str, Any] = {}
         try:
             trial.set_user_attr("source", "search")
-            scored = self._measure(trial, [spec], "probe", rows)
-            specs = self._more(trial, scored, rows)
-            if specs:
-                known = self._measure(trial, specs, "full", rows)
-                scored = known if known.why is None else scored
-        except BaseException:
-            trial.set_user_attr("why", "stopped before its end; proposed again")
-            self.study.tell(trial, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs={"killed": trial.user_attrs.get("killed", 0)})
+            scored, rows = self._measure(trial, [spec], "probe", paid)
+            if specs := self._more(trial, scored, rows[0]):
+                scored, rows = self._measure(trial, specs, "full", paid)
+        except optuna.exceptions.UpdateFinishedTrialError:
             raise
+        except BaseException:
+            with suppress(Exception):  # what stopped it may be the storage itself
+                trial.set_user_attr("why", "stopped before its end; proposed again")
+                self.study.tell(trial, state=TrialState.FAIL)
+                self.study.enqueue_trial(trial.params, user_attrs={"killed": trial.user_attrs.get("killed", 0)})
+            raise
+        self._failures = [*self._failures, str(scored.why)] if scored.failed else []
         if scored.why is None:
             for name, excess in self._violations(scored).items():
                 trial.set_constraint(name, excess)
-            self.study.tell(trial, self._objectives(scored))
+            self.study.tell(trial, self._objectives(scored), skip_if_finished=True)
         else:
             self._cannot(trial, scored.why)
-        self.told(self.study.get_trials(deepcopy=False)[trial.number])
+        self.told(self._trials()[trial.number])
 
-    def _measure(self, trial: Trial, specs: Sequence[RunSpec], stage: str, rows: dict[str, Row]) -> Scored:
-        """Do runs; keep in the trial what they were, what they came to, and what they took with those before."""
+    def _measure(
+        self, trial: Trial, specs: Sequence[RunSpec], stage: str, paid: dict[str, Any]
+    ) -> tuple[Scored, Sequence[Row]]:
+        """Do runs; keep in the trial what they were and came to, and what they took with those before."""
         trial.set_user_attr("worker", _held_until(time.time() + sum(spec.timeout_seconds for spec in specs) + _MARGIN))
-        found = self.run(specs, trial.number, stage)
-        rows |= {f"{row['execution']}/{row['run_id']}": row for row in found}
-        scored = self._judge(found)
-        if scored.why is None or stage == "probe":
-            well = [row for row in found if row["status"] == Status.OK]
-            trial.set_user_attr("stage", stage)
-            trial.set_user_attr("runs", [f"{row['execution']}/{row['run_id']}" for row in well or found])
-            trial.set_user_attr("values", scored.values)
-            trial.set_user_attr("absent", scored.absent)
-        for name, value in _taken(rows.values()).items():
-            trial.set_user_attr(name, value)
-        return scored
+        rows = self.run(specs, trial.number, stage)
+        paid |= {_name(row): _taken(row) for row in rows}
+        trial.set_user_attr("paid", paid)
+        self._tick()
+        scored = self._judge(rows)
+        trial.set_user_attr("stage", stage)
+        trial.set_user_attr("runs", [_name(row) for row in rows])
+        trial.set_user_attr("values", scored.values)
+        trial.set_user_attr("absent", scored.absent)
+        return scored, rows
 
-    def _more(self, trial: Trial, scored: Scored, rows: Mapping[str, Row]) -> list[RunSpec]:
-        """Return the full runs that a configuration is worth, and that there is time for."""
+    def _more(self, trial: Trial, scored: Scored, probe: Row) -> list[RunSpec]:
+        """Return the full runs that a configuration is worth, and that the budget has room for."""
         if scored.why is not None or any(excess > NEAR for excess in self._violations(scored).values()):
             return []
         signs = [1 if goal.direction == "minimize" else -1 for goal in self.space.search.objectives]
-        known = [
-            np.multiply(signs, other.values)
-            for other in self._trials()
-            if other.state is TrialState.COMPLETE and not any(excess > 0 for excess in other.constraints.values())
-        ]
-        if not near(np.multiply(signs, self._objectives(scored)), known):
+        feasible = [t for t in self._trials() if t.state is TrialState.COMPLETE and not _broken(t)]
+        if not near(np.multiply(signs, self._objectives(scored)), [np.multiply(signs, t.values) for t in feasible]):
             return []
-        full = self.space.spec(trial.params)
-        count, probe = self.space.search.repeats, next(iter(rows.values()))
-        left = self._left("minutes")
-        if left is not None:
-            longer = (full.measure_seconds or 0.0) - float(probe.get("measure_seconds", 0.0))
-            count = min(count, int(60 * left / (float(probe["duration_seconds"]) + max(longer, 0.0))))
+        full, seconds = self.space.spec(trial.params), float(probe["duration_seconds"])
+        longer = (full.measure_seconds or 0.0) - float(probe.get("measure_seconds", 0.0))
+        times = 1 + max(longer, 0.0) / seconds if seconds else 1.0
+        count, one, used = self.space.search.repeats, _taken(probe) | {"minutes": seconds / 60}, self.used()
+        for name, limit in self.space.search.budget.model_dump(exclude_none=True, exclude={"trials"}).items():
+            if one.get(name) and used[name] is not None:
+                count = min(count, int((limit - used[name]) / (one[name] * times)))
         specs = [full.model_copy(update={"repeat": r, "seed": (full.seed + r) % 2**31}) for r in range(count)]
         return [] if [spec.run_id for spec in specs] == [probe["run_id"]] else specs
 
-    def used(self) -> dict[str, float | None]:
+    def used(self) -> dict[str, Any]:
         """Return what the study has taken so far, by the names of Budget; None where that is not known."""
-        made = [
-            t.user_attrs for t in self._trials() if t.user_attrs.get("source") == "search" and "seconds" in t.user_attrs
-        ]
-        out: dict[str, float | None] = {
-            "trials": sum(t.state in _FINISHED and "seconds" in t.user_attrs for t in self._trials())
-        }
-        workers = [value for name, value in self.study.user_attrs.items() if name.startswith("worker ")]
-        out["minutes"] = sum(worker["seconds"] for worker in workers) / 60
+        took = paid(self.study)
+        busy = sum(trial.state is TrialState.RUNNING and "worker" in trial.user_attrs for trial in self._trials())
+        out: dict[str, Any] = {"trials": len(launched(self.study)) + busy}
+        out["minutes"] = sum(worker["seconds"] for worker in self._workers()) / 60
         for name in ("joules", "usd"):
-            known = [attributes[name] for attributes in made if attributes.get(name) is not None]
-            out[name] = sum(known) if known or not made else None
+            known = [one[name] for one in took.values() if name in one]
+            out[name] = sum(known) if known or not took else None
         return out
-
-    def _left(self, name: str) -> float | None:
-        """Return what is left of one part of the budget; None where it has no limit."""
-        limit, used = getattr(self.space.search.budget, name), self.used()[name]
-        return None if limit is None or used is None else limit - used
 
     def _ended(self) -> str | None:
         """Say why the search is over; None where it goes on."""
-        tried = [trial for trial in self._trials() if trial.state in _FINISHED]
-        made = [trial.user_attrs for trial in tried if "seconds" in trial.user_attrs]
-        spent = self.used()
+        made, used = launched(self.study), self.used()
+        took = [trial.user_attrs["paid"].values() for trial in made]
         for name, limit in self.space.search.budget.model_dump(exclude_none=True).items():
-            used = spent[name]
-            if used is None:
+            if used[name] is None:
                 return f"the budget is counted in {name}, and what the runs took of it is not known (bench doctor says why)"
-            each = [one["seconds"] / 60 if name == "minutes" else one.get(name) or 0.0 for one in made]
-            # The next one would take as much as most do, not as one that was repeated.
-            if used + (1 if name == "trials" else statistics.median(each) if each else 0.0) > limit:
+            # The next one would take as much as the first run of most.
+            each = [next(iter(one)).get("seconds" if name == "minutes" else name, 0.0) for one in took]
+            usual = statistics.median(each) if each else 0.0
+            if used[name] + (1 if name == "trials" else usual / 60 if name == "minutes" else usual) > limit:
                 return f"the budget of {limit:g} {name} is spent"
-        ran = [one for one in made if one.get("values") or one.get("absent")]
+        ran = [trial.user_attrs for trial in made if trial.user_attrs.get("values") or trial.user_attrs.get("absent")]
         if len(ran) > 1 and all(one.get("absent") for one in ran):
             return str(ran[-1]["why"])
-        if len(made) >= _HOPELESS and not any(trial.state is TrialState.COMPLETE for trial in tried):
-            return f"none of {len(made)} configurations ran to its end: {made[-1].get('why')}"
+        if len(self._failures) >= _HOPELESS:
+            return f"the last {len(self._failures)} configurations broke down: {self._failures[-1]}"
         return self._all_tried()
 
     def _take_over(self) -> None:
         """Propose again what workers were doing that are not there any more."""
         for trial in self._trials():
             if trial.state is TrialState.RUNNING and not _alive(trial):
-                lost = Trial(self.study, trial._trial_id)
-                lost.set_user_attr("why", "its worker was killed; proposed again")
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                killed = trial.user_attrs.get("killed", 0) + 1
-                if trial.params:
-                    self.study.enqueue_trial(trial.params, user_attrs={"killed": killed})
+                with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another was faster
+                    Trial(self.study, trial._trial_id).set_user_attr("why", "its worker was killed; proposed again")
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    killed = trial.user_attrs.get("killed", 0) + 1
+                    if trial.params:
+                        self.study.enqueue_trial(trial.params, user_attrs={"killed": killed})
+
+
+def _name(row: Row) -> str:
+    return f"{row['execution']}/{row['run_id']}"
+
+
+def _broken(trial: FrozenTrial) -> bool:
+    """Whether a trial breaks a constraint."""
+    return any(excess > 0 for excess in trial.constraints.values())
 
 
 def _held_until(end: float) -> dict[str, Any]:
@@ -406,74 +438,11 @@ def _alive(trial: FrozenTrial) -> bool:
         return False
 
 
-def _taken(rows: Iterable[Row]) -> dict[str, Any]:
-    """Sum up what runs took: seconds, joules (measured where all are, else estimated) and money; absent where unknown."""
-    rows = list(rows)
-    out: dict[str, Any] = {"seconds": sum(float(row["duration_seconds"]) for row in rows)}
-    for name in ("run_energy_joules", "run_energy_estimated_joules"):
-        known = [float(row[name]) for row in rows if name in row]
-        if known and len(known) == len(rows):
-            out |= {"joules": sum(known), "joules_estimated": "estimated" in name}
+def _taken(row: Row) -> dict[str, float]:
+    """Return what a run took: seconds, joules (`estimated` is 1 where they are a model's) and usd; absent where unknown."""
+    out = {"seconds": float(row["duration_seconds"])}
+    for name, estimated in (("run_energy_joules", 0.0), ("run_energy_estimated_joules", 1.0)):
+        if name in row:
+            out |= {"joules": float(row[name]), "estimated": estimated}
             break
-    paid = [float(row["cost_usd"]) for row in rows if "cost_usd" in row]
-    return out | ({"usd": sum(paid)} if paid else {})
-
-
-def read(study: optuna.Study) -> list[Tried]:
-    """Return the trials of a study, but for those that were proposed again, told nothing new or were not asked for."""
-    out = []
-    for trial in study.get_trials(deepcopy=False):
-        told, broken = trial.user_attrs, {name: excess for name, excess in trial.constraints.items() if excess > 0}
-        if trial.state in (TrialState.FAIL, TrialState.WAITING) or told.get("why") == EXCLUDED:
-            continue
-        state = {TrialState.COMPLETE: "complete", TrialState.RUNNING: "running"}.get(trial.state, "infeasible")
-        out.append(
-            Tried(
-                number=trial.number,
-                state="infeasible" if broken else state,
-                stage=told.get("stage"),
-                source=told.get("source", "search"),
-                params=dict(trial.params),
-                values=dict(told.get("values", {})),
-                violations=broken,
-                runs=tuple(told.get("runs", ())),
-                seconds=float(told.get("seconds", 0.0)),
-                joules=told.get("joules"),
-                joules_estimated=bool(told.get("joules_estimated", False)),
-                usd=told.get("usd"),
-                why=told.get("why"),
-            )
-        )
-    return out
-
-
-def spent(study: optuna.Study, tried: Iterable[Tried]) -> Spent:
-    """Return what all runs took that were made for a study."""
-    made = [one for one in tried if one.source == "search" and one.seconds]
-    joules = [one.joules for one in made if one.joules is not None]
-    paid = [one.usd for one in made if one.usd is not None]
-    return Spent(
-        trials=len(made),
-        runs=sum(len(one.runs) for one in made),
-        seconds=sum(value["seconds"] for name, value in study.user_attrs.items() if name.startswith("worker ")),
-        joules=sum(joules) if joules else None,
-        joules_estimated=any(one.joules_estimated for one in made),
-        usd=sum(paid) if paid else None,
-    )
-
-
-def importance(study: optuna.Study) -> dict[str, dict[str, float]]:
-    """Return by objective what share of its spread goes back to each parameter (PED-ANOVA); empty for few trials."""
-    out: dict[str, dict[str, float]] = {}
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for index, name in enumerate(study.metric_names if study.metric_names and len(trials) >= _TELLING else []):
-        sign = -1.0 if study.directions[index] is optuna.study.StudyDirection.MAXIMIZE else 1.0
-        with suppress(ValueError, RuntimeError), warnings.catch_warnings():  # parameters that do not differ
-            warnings.simplefilter("ignore")  # that a low value is good
-            found = optuna.importance.get_param_importances(study, target=partial(_value, index, sign))
-            out[name] = {param: float(share) for param, share in found.items()}
-    return out
-
-
-def _value(index: int, sign: float, trial: FrozenTrial) -> float:
-    return sign * float(trial.values[index])
+    return out | ({"usd": float(row["cost_usd"])} if "cost_usd" in row else {})

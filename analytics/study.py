@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from analytics.space import Choices, Range, Space, label
+from analytics.searched import Spent, Tried
+from analytics.space import EXCLUDED, Choices, Range, Space, label
 
+WORKER = "worker "
+"""Beginning of the names under which workers tell how long they have been at it."""
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _LOCK_SECONDS = 20
-_STARTUP, _MANY = 8, 1000
+_STARTUP, _MANY, _TELLING = 8, 1000, 30
 
 
 class StorageProblem(Exception):
@@ -32,7 +38,7 @@ def storage_errors(where: str) -> Iterator[None]:
     """Turn errors of a storage into StorageProblem."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         locked = "; another process holds it: try again when it has ended" if "locked" in lines[0] else ""
         raise StorageProblem(f"the study at {where} cannot be used: {lines[0]}{locked}") from error
@@ -50,8 +56,9 @@ def open_study(where: str | None, name: str, space: Space, sampler: str = "auto"
         try:
             storage = None if where is None else _storage(where)
             names = [] if storage is None else optuna.get_all_study_names(storage)
-            known = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
-            number = known + new if known else 1
+            found = [re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", other) for other in names]
+            newest = max((int(one[1] or 1) for one in found if one), default=0)
+            number = newest + new if newest else 1
             study = optuna.create_study(
                 storage=storage,
                 study_name=name if number < 2 else f"{name}-{number}",
@@ -150,3 +157,83 @@ def sample(space: Space, count: int = 100) -> list[dict[str, Any]]:
     """Return some configurations of a space, drawn at random."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [suggest(study.ask(), space) for _ in range(count)]
+
+
+def launched(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that have ended and for which something ran."""
+    return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.user_attrs.get("paid")]
+
+
+def paid(study: optuna.Study) -> dict[str, dict[str, float]]:
+    """Return by run what all runs took that were made for a study, those of interrupted trials too.
+
+    Seconds, joules (`estimated` is 1 where they are a model's) and usd; absent where unknown.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        out |= trial.user_attrs.get("paid", {})
+    return out
+
+
+def _sum(took: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """Sum up what runs took; joules of the kind that most of them tell, measured and estimated are never added."""
+    took = list(took)
+    joules = [[one["joules"] for one in took if one.get("estimated") == kind] for kind in (0.0, 1.0)]
+    estimated = len(joules[1]) > len(joules[0])
+    usd = [one["usd"] for one in took if "usd" in one]
+    return {
+        "seconds": sum(one["seconds"] for one in took),
+        "joules": sum(joules[estimated]) if joules[estimated] else None,
+        "joules_estimated": estimated,
+        "usd": sum(usd) if usd else None,
+    }
+
+
+def read_trials(study: optuna.Study) -> list[Tried]:
+    """Return the trials of a study, but for those that were proposed again, told nothing new or were not asked for."""
+    out = []
+    for trial in study.get_trials(deepcopy=False):
+        told, broken = trial.user_attrs, {name: excess for name, excess in trial.constraints.items() if excess > 0}
+        if trial.state in (TrialState.FAIL, TrialState.WAITING) or told.get("why") == EXCLUDED:
+            continue
+        state = {TrialState.COMPLETE: "complete", TrialState.RUNNING: "running"}.get(trial.state, "infeasible")
+        out.append(
+            Tried(
+                number=trial.number,
+                state="infeasible" if broken else state,
+                stage=told.get("stage"),
+                source=told.get("source", "search"),
+                params=dict(trial.params),
+                values=dict(told.get("values", {})),
+                violations=broken,
+                runs=tuple(told.get("runs", ())),
+                why=told.get("why"),
+                **_sum(told.get("paid", {}).values()),
+            )
+        )
+    return out
+
+
+def spent(study: optuna.Study) -> Spent:
+    """Return what all runs took that were made for a study, and how long its workers were at it."""
+    took = paid(study)
+    workers = [value["seconds"] for name, value in study.user_attrs.items() if name.startswith(WORKER)]
+    total = _sum(took.values()) | {"seconds": sum(workers)}
+    return Spent(trials=len(launched(study)), runs=len(took), **total)
+
+
+def importance(study: optuna.Study) -> dict[str, dict[str, float]]:
+    """Return by objective how far each parameter sets the best trials apart (PED-ANOVA), as shares; empty for few trials."""
+    out: dict[str, dict[str, float]] = {}
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for index, name in enumerate(study.metric_names if study.metric_names and len(trials) >= _TELLING else []):
+        sign = -1.0 if study.directions[index] is optuna.study.StudyDirection.MAXIMIZE else 1.0
+        with suppress(ValueError, RuntimeError), warnings.catch_warnings():  # parameters that do not differ
+            warnings.simplefilter("ignore")  # that a low value is good
+            found = optuna.importance.get_param_importances(study, target=partial(_value, index, sign))
+            out[name] = {param: float(share) for param, share in found.items()}
+    return out
+
+
+def _value(index: int, sign: float, trial: FrozenTrial) -> float:
+    return sign * float(trial.values[index])

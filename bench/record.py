@@ -334,8 +334,13 @@ class Environment(Model):
 
     @property
     def kind(self) -> str:
-        """Hash of the same but for which machine it is: equal ones may share the work of a search."""
-        return self._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
+        """Hash of the same but for which machine it is, and which of its GPUs: equal ones may share the work of a search."""
+        memory = self.machine.memory_bytes
+        rough = None if memory is None else round(memory / 2**32)  # equal hosts differ by what the kernel keeps
+        variables = {name: value for name, value in self.variables.items() if name != "CUDA_VISIBLE_DEVICES"}
+        machine = self.machine.model_copy(update={"memory_bytes": rough})
+        plain = self.model_copy(update={"machine": machine, "variables": variables})
+        return plain._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
 
     def _digest(self, of_gpus: set[str], but: set[str]) -> str:
         facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit", *but})

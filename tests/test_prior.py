@@ -7,7 +7,7 @@ from tests.replay import search, space
 
 
 def known(over, times):  # type: ignore[no-untyped-def]
-    return {over.key(_row(over, params)): (params, seconds) for params, seconds in times}
+    return {over.key(_row(over, params)): (params, seconds, True) for params, seconds in times}
 
 
 def _row(over, params):  # type: ignore[no-untyped-def]

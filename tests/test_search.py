@@ -1,15 +1,18 @@
 """Searches played back from a grid that was measured once: what is asked for, told, repeated, given up and found."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 
+from analytics.frame import frame
 from analytics.search import NEAR, Scores, Searcher, near
 from analytics.space import Search
-from analytics.study import StorageProblem, open_study
+from analytics.study import StorageProblem, launched, open_study, read_trials, spent
 from bench.schema import RunSpec
 from tests.replay import Recorded, search, space
 
@@ -22,15 +25,11 @@ def searcher(tmp_path: Path, run: Any = None, asked: Search | None = None, **mor
     return Searcher(over, study, run, Scores(asked), **more), run
 
 
-def ended(trials: Sequence[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
-    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and "seconds" in trial.user_attrs]
-
-
 def test_a_search_spends_its_trials_on_different_configurations(tmp_path: Path) -> None:
     one, run = searcher(tmp_path)
     assert one.search() == "the budget of 12 trials is spent"
     assert len(run.configurations) == len(set(run.configurations)) == 12
-    tried = ended(one.study.trials)
+    tried = launched(one.study)
     assert len(tried) == 12
     assert {trial.user_attrs["source"] for trial in tried} == {"search"}
     best = one.study.best_trials[0]
@@ -65,8 +64,8 @@ def test_candidates_are_repeated_in_full_and_the_rest_is_not(tmp_path: Path) -> 
     one.search()
     assert stages[:2] == [("probe", 1, 0.5), ("full", 3, 1.5)]
     assert 2 <= sum(stage == "full" for stage, *_ in stages) < 15 == sum(stage == "probe" for stage, *_ in stages)
-    values = {trial.number: trial.values for trial in ended(one.study.trials) if trial.values}
-    for trial in ended(one.study.trials):
+    values = {trial.number: trial.values for trial in launched(one.study) if trial.values}
+    for trial in launched(one.study):
         if trial.user_attrs["stage"] == "probe" and trial.values:
             assert not near(trial.values, [v for n, v in values.items() if n < trial.number])
         assert len(trial.user_attrs["runs"]) == (3 if trial.user_attrs["stage"] == "full" else 1)
@@ -121,11 +120,13 @@ def test_out_of_memory_is_a_constraint_that_is_paid_for(tmp_path: Path) -> None:
     )
     one, _ = searcher(tmp_path, run, asked)
     assert one.search() == "the budget of 15 trials is spent"
-    lost = [trial for trial in ended(one.study.trials) if trial.state.name == "PRUNED"]
+    lost = [trial for trial in launched(one.study) if trial.state.name == "PRUNED"]
     assert lost
     assert {trial.user_attrs["why"] for trial in lost} == {"out_of_memory: tried to allocate 2 GiB"}
-    assert all(trial.constraints == {"runs": 1.0} and trial.user_attrs["joules"] > 0 for trial in lost)
-    assert one.used()["joules"] == pytest.approx(sum(t.user_attrs["joules"] for t in ended(one.study.trials)))
+    assert all(trial.constraints == {"runs": 1.0} for trial in lost)
+    told = [trial for trial in read_trials(one.study) if trial.why]
+    assert all(trial.joules and trial.joules_estimated for trial in told)
+    assert one.used()["joules"] == pytest.approx(sum(trial.joules or 0 for trial in read_trials(one.study)))
     assert all(trial.params["batch_size_per_device"] < 8 for trial in one.study.best_trials)
 
 
@@ -133,7 +134,34 @@ def test_a_search_in_which_nothing_runs_ends_early_and_says_why(tmp_path: Path) 
     asked = search()
     run = failing(Recorded(space(asked)), lambda spec: True, status="failed", error_message="no such file: text")
     one, _ = searcher(tmp_path, run, asked)
-    assert one.search() == "none of 5 configurations ran to its end: failed: no such file: text"
+    assert one.search() == "the last 5 configurations broke down: failed: no such file: text"
+    again, run = searcher(
+        tmp_path, None, asked.model_copy(update={"budget": asked.budget.model_copy(update={"trials": 9})})
+    )
+    assert again.search() == "the budget of 9 trials is spent"  # what was wrong is mended
+
+
+def test_running_out_of_memory_again_and_again_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    asked = search(budget={"trials": 12})
+    run = failing(Recorded(space(asked)), lambda spec: True, status="out_of_memory", error_message="too large")
+    one, _ = searcher(tmp_path, run, asked)
+    assert one.search() == "the budget of 12 trials is spent"
+
+
+def test_a_configuration_that_fails_when_it_is_repeated_is_not_recommended(tmp_path: Path) -> None:
+    asked = search(budget={"trials": 4}, repeats=3, probe={"measure_seconds": 0.5})
+    recorded = Recorded(space(asked))
+    lost = failing(recorded, lambda spec: spec.repeat == 2, status="out_of_memory", error_message="later")
+
+    def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[dict[str, Any]]:
+        return lost(specs, number, stage) if stage == "full" else recorded(specs, number, stage)  # type: ignore[no-any-return]
+
+    one, _ = searcher(tmp_path, run, asked)
+    one.search()
+    told = [trial for trial in read_trials(one.study) if trial.stage == "full"]
+    assert told
+    assert {(trial.state, trial.why) for trial in told} == {("infeasible", "out_of_memory: later")}
+    assert spent(one.study).runs == sum(4 if trial.stage == "full" else 1 for trial in read_trials(one.study))
 
 
 def test_an_objective_that_no_run_tells_ends_the_search(tmp_path: Path) -> None:
@@ -167,13 +195,17 @@ def test_budgets_of_energy_and_money_end_before_they_are_overspent(tmp_path: Pat
         one, _ = searcher(tmp_path / part, None, asked)
         assert one.search() == f"the budget of {limit:g} {part} is spent"
         assert 0.6 * limit < one.used()[part] < 1.3 * limit
+    asked = search(budget={"joules": 900.0}, repeats=20)
+    one, _ = searcher(tmp_path / "repeats", None, asked)
+    one.search()
+    assert one.used()["joules"] < 1.3 * 900
 
 
 def test_a_constraint_that_nobody_meets_leaves_no_best_trial(tmp_path: Path) -> None:
     asked = search(budget={"trials": 10}, constraints={"memory": {"max": 1e6}})
     one, _ = searcher(tmp_path, None, asked)
     assert one.search() == "the budget of 10 trials is spent"
-    tried = ended(one.study.trials)
+    tried = launched(one.study)
     assert all(trial.constraints["memory"] > 0 for trial in tried if trial.values)
     assert one.study.best_trials == []
     assert {trial.user_attrs["stage"] for trial in tried} == {"probe"}  # nothing is repeated that is not allowed
@@ -193,8 +225,13 @@ def test_a_stopped_trial_is_proposed_again_by_the_next_worker(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         one.search()
     two, _ = searcher(tmp_path, run, asked)
+    before = spent(two.study).joules
+    assert before
+    own = pd.DataFrame([row | {"study": "replay"} for row in recorded.frame().to_dict("records")])
+    assert two.add_known(frame(own)) == 0  # its own runs are no earlier ones
     assert two.search() == "the budget of 6 trials is spent"
     assert seen[2] == seen[3]
+    assert (spent(two.study).joules or 0) > before
     assert len(set(seen)) == 6
     assert two.used()["trials"] == 6
 
@@ -251,7 +288,48 @@ def test_stored_runs_of_something_else_are_passed_over(tmp_path: Path) -> None:
     assert one.add_known(df.assign(**{"workload_args.sequence_length": 128.0})) == 0
     assert one.add_known(df.assign(precision="fp16")) == 0
     assert one.add_known(df[df["status"] == "failed"]) == 0
-    assert one.add_known(df.head(3).assign(measure_seconds=60.0, timeout_seconds=900.0)) == 3
+    assert one.add_known(df.head(3).assign(measure_seconds=0.1)) == 0  # looked at for less time than a probe is
+    both = pd.concat(
+        [df.head(3).assign(samples_per_second=1.0), df.head(3).assign(measure_seconds=60.0, run_id="long")]
+    )
+    assert one.add_known(frame(both)) == 3  # of several lengths the longest counts
+    assert all(trial.values[0] < 1e5 for trial in one.study.trials)
+
+
+def test_two_workers_at_once_neither_repeat_each_other_nor_overspend(tmp_path: Path) -> None:
+    for sampler in ("tpe", "random", "grid"):
+        asked, both = search(budget={"trials": 14}, sampler=sampler), threading.Barrier(2)
+        runs, ends = [Recorded(space(asked)) for _ in range(2)], []
+        workers = [searcher(tmp_path / sampler, run, asked)[0] for run in runs]
+
+        def go(worker: Searcher, both: threading.Barrier = both, ends: list[str] = ends) -> None:
+            both.wait()
+            ends.append(worker.search())
+
+        threads = [threading.Thread(target=go, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert ends == ["the budget of 14 trials is spent"] * 2
+        tried = [*runs[0].configurations, *runs[1].configurations]
+        assert 14 <= len(tried) <= 15  # both may begin the last one
+        assert len(set(tried)) >= len(tried) - 1  # and the first at the very same time
+        assert all(run.configurations for run in runs)
+
+
+def test_what_another_worker_took_for_lost_is_left_to_it(tmp_path: Path) -> None:
+    asked = search(budget={"trials": 3})
+    recorded, taken = Recorded(space(asked)), []
+
+    def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[dict[str, Any]]:
+        if not taken:
+            taken.append(number)
+            one.study.tell(number, state=optuna.trial.TrialState.FAIL)
+        return recorded(specs, number, stage)
+
+    one, _ = searcher(tmp_path, run, asked)
+    assert one.search() == "the budget of 3 trials is spent"
 
 
 def test_a_line_torn_by_a_kill_does_not_break_the_study(tmp_path: Path) -> None:
@@ -262,7 +340,7 @@ def test_a_line_torn_by_a_kill_does_not_break_the_study(tmp_path: Path) -> None:
     two, _ = searcher(tmp_path, None, search(budget={"trials": 14}))
     two.search()
     three, _ = searcher(tmp_path)
-    assert len(ended(three.study.trials)) == 14
+    assert len(launched(three.study)) == 14
 
 
 def test_a_storage_that_is_none_is_told(tmp_path: Path) -> None:

@@ -18,12 +18,11 @@ import yaml
 
 from analytics.confirm import confirm_suite, confirmed
 from analytics.frame import frame
-from analytics.search import Scores, Searcher, importance, spent
-from analytics.search import read as read_trials
+from analytics.search import Scores, Searcher
 from analytics.searched import SearchResult, Tried, result
 from analytics.space import Impossible, Search, Space, changed, load_search, override, unpriced
 from analytics.store import load
-from analytics.study import StorageProblem, default_sampler, open_study, sample
+from analytics.study import StorageProblem, default_sampler, importance, open_study, read_trials, sample, spent
 from bench.carbon import intensity
 from bench.cli import fail
 from bench.cli.options import Asked, place
@@ -219,7 +218,7 @@ class Session:
     def _result(self, study: optuna.Study, ended: str, file: Path | None) -> SearchResult:
         tried = read_trials(study)
         found = result(
-            self.space, study.study_name, tried, self._rows(study, tried), importance(study), spent(study, tried), ended
+            self.space, study.study_name, tried, self._rows(study, tried), importance(study), spent(study), ended
         )
         known = str(file) if file is not None and found.points else None
         return replace(found, sampler=self.sampler, storage=self.storage, front_file=known)
