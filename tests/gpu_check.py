@@ -67,6 +67,7 @@ CHECKS = {
     "V13": Spec("CodeCarbon", jobs.v13, 120, 20, 2),
     "V11": Spec("power limits", sensor.v11, 60, 27, 1),
     "LOOP": Spec("speed of a step", strategies.speed, 150, 100),
+    "SEARCH": Spec("a short search", strategies.search, 150, 100),
     "SUITES": Spec("every strategy", strategies.suites, 600, 240),
 }
 OF_A_BOARD = ("V1", *REQUIRED)

@@ -221,7 +221,7 @@ def test_every_check_has_its_cost():
     session = SimpleNamespace(no_load=None, gpus=[1], stretches={}, allow_power_limit=False)
     found = gpu_check.costs(list(gpu_check.CHECKS), session)
     assert all(0 <= least <= full for least, full in found.values())
-    later = {"LOOP", "SUITES"}
+    later = {"LOOP", "SEARCH", "SUITES"}
     assert set(plan(found, 560)) >= set(gpu_check.CHECKS) - later  # one call can do all of these, if shorter
     assert set(plan({name: found[name] for name in later}, 560)) == later  # and the next one the rest
     assert found["V6"] == found["V10"] == (0.0, 0.0)  # they look at what V4 recorded

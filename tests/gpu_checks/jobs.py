@@ -102,12 +102,12 @@ def v13(session, seconds):
     return out
 
 
-def bench_run(settings, seconds, suite="scaling"):
-    """Run a suite through the command line. Returns the process and the records."""
+def bench_run(settings, seconds, suite="scaling", verb=("run",)):
+    """Run a suite, or another verb on its file, through the command line. Returns the process and the records."""
     if missing := absent(NEEDED):
         raise Skipped(f"not installed: {', '.join(missing)}")
     suite = ROOT / "suites" / f"{suite}.yaml"
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", str(suite)]
+    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", verb[0], str(suite), *verb[1:]]
     for setting in settings:
         command += ["--set", setting]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "WATTBENCH_"))}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from bench.metrics import metrics
-from tests.gpu_checks.jobs import ANSWER, absent, bench_run
+from tests.gpu_checks.jobs import ANSWER, NEEDED, absent, bench_run
 from tests.gpu_checks.session import ROOT, Outcome, Skipped
 
 LEAST_SPEED, LEAST_MFU = 0.98, {"NVIDIA H100 80GB HBM3": 0.42}
@@ -15,7 +15,8 @@ def suites(session, seconds):
     """Each run of each suite, short and once: what it took, or why it was skipped."""
     if session.no_load:
         raise Skipped(session.no_load)
-    names = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml") if path.stem != "scaling")
+    names = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
+    names = [name for name in names if name != "scaling" and not name.startswith("search_")]
     out = Outcome()
     for name in names:
         settings = ("repeats=1", "idle_seconds=0", "device_type=cuda", "warmup_seconds=0.5")
@@ -33,6 +34,30 @@ def suites(session, seconds):
                 found = f"{run.status}: {run.error.message[:90]}"
             out.add(f"  {run.spec.label[:60]}", found, str(run.status) in ("ok", "skipped", "out_of_memory"))
             out.figures[run.run_id] = {"status": str(run.status), "flags": run.flags} | known
+    return out
+
+
+def search(session, seconds):
+    """A short search on the GPU: trials run through one warm node, energy is measured, there is a front."""
+    if session.no_load:
+        raise Skipped(session.no_load)
+    if missing := absent([*NEEDED, *ANSWER, "optuna"]):
+        raise Skipped(f"not installed: {', '.join(missing)}")
+    out, settings = Outcome(), ("objectives=[time, energy]", "repeats=2", "idle_seconds=0")
+    arguments = ("--trials", "4", "--minutes", f"{max(seconds, 60) / 60:.1f}", "--json")
+    done, records = bench_run(settings, seconds, "search_cost_efficiency", ("search", *arguments))
+    out.add("SEARCH", f"exit code {done.returncode}, {len(records)} runs", done.returncode == 0, "0")
+    if done.returncode:
+        out.figures["stderr"] = done.stderr[-2000:]
+        return out
+    told = json.loads(done.stdout)
+    ran = [trial for trial in told["trials"] if trial["state"] == "complete"]
+    front = [trial["params"] for trial in ran if trial["front"]]
+    out.add("SEARCH trials", f"{len(ran)} complete, {len(front)} on the front", bool(front), "a front")
+    spent = told["spent"]
+    text = "unknown" if spent["joules"] is None else f"{spent['joules']:.4g} J"
+    out.add("SEARCH energy", text, spent["joules"] is not None and not spent["joules_estimated"], "measured")
+    out.figures = {"spent": spent, "trials": told["trials"], "sentences": told["sentences"]}
     return out
 
 
