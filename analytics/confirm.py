@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def confirm_suite(found: SearchResult, k: int = 5, repeats: int = 5) -> dict[str, Any]:
-    """Return a suite, as written in a file, of the best `k` points: the knee, the front, then what is least beaten."""
+    """Return a suite, as written in a file, of the whole front, the knee first, filled up to `k` by what is least beaten."""
     search, cells = found.space.search, []
-    for trial in found.points[:k]:
+    for trial in found.points[: max(k, len(found.front))]:
         cell = found.space.cell(trial.params)
         if search.trains_to_the_end:
             cell |= {"measure_steps": found.space.spec(trial.params).measure_steps, "warmup_seconds": 0.0}
@@ -37,14 +37,20 @@ def confirmed(found: SearchResult, df: pd.DataFrame) -> list[str]:
     if not found.points:
         return ["There is nothing to confirm."]
     parts: dict[int, pd.DataFrame] = {}
-    for _, runs in df[df["status"] == Status.OK].groupby("config_id", sort=False):
+    repeated: set[int] = set()
+    for _, runs in df.groupby("config_id", sort=False):
         row = runs[asked(df)].to_dict("records")[0]  # of Python's own numbers
         params = found.space.params({str(name): value for name, value in row.items()})
+        alike = {point.number for point in found.points if point.params == params}
+        runs = runs[runs["status"] == Status.OK]
         told = runs[np.all([np.isfinite(one.values(runs)) for one in found.objectives], axis=0)]
-        parts |= {point.number: told for point in found.points if point.params == params and len(told)}
+        repeated |= alike
+        parts |= dict.fromkeys(alike, told) if len(told) else {}
     points = [point for point in found.points if point.number in parts]
-    gone = [called(point) for point in found.front if point.number not in parts]
-    lost = [f"No confirming run tells all of what counts of {', '.join(gone)}."] if gone else []
+    lost = []
+    for head, ran in (("No confirming run tells all of what counts of", True), ("Not repeated:", False)):
+        gone = [called(p) for p in found.front if p.number not in parts and (p.number in repeated) == ran]
+        lost += [f"{head} {', '.join(gone)}."] if gone else []
     if not points:
         return lost
     table = pareto.judged([parts[point.number] for point in points], found.objectives)

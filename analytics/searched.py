@@ -32,10 +32,10 @@ Shares = Mapping[str, Mapping[str, float]]
 class Tried:
     """One configuration that a search tried, or that stored runs told of (`source`: `search` or `store`).
 
-    `state` is `complete`, `infeasible` (it could not run, or breaks a constraint), `failed` or `running`; `why` says why not.
+    `state` is `complete`, `infeasible` (it could not run, or breaks a constraint) or `running`; `why` says why not.
     `stage` is `probe` or `full`, None where nothing ran. `params` are what it set; `values` are for the work asked for, by
     objective and constraint (s, J, USD, kg, bytes). `violations` has by constraint the share of the limit by which it is
-    broken, and `runs` 1 where it could not run. `runs` name those of the highest stage: run_id, or execution/run_id.
+    broken, and `runs` 1 where it could not run. `runs` name those of the highest stage: execution/run_id.
     `seconds`, `joules` and `usd` are what all of its runs took that were made for this search. The rest is found by
     `result`: 95 % intervals, as far as they are known, the place on the front, and the chance to be on it.
     """
@@ -62,7 +62,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the search itself took: trials that were no stored runs, their runs, wall-clock, energy and money."""
+    """What the search itself took: trials that were no stored runs, all runs made for it, wall-clock, energy and money."""
 
     trials: int
     runs: int
@@ -149,13 +149,11 @@ class SearchResult:
 def result(
     space: Space, study: str, tried: Sequence[Tried], rows: pd.DataFrame, importance: Shares, spent: Spent, ended: str
 ) -> SearchResult:
-    """Judge the trials of a study by `rows` (see `analytics.frame.frame`): those of the study, and of the store.
-
-    Runs of a trial are pooled over the executions of the study: one that was interrupted has several.
-    """
+    """Judge the trials of a study by `rows` (see `analytics.frame.frame`): those of the study, and of the store."""
     ok = rows[rows["status"] == Status.OK]
     tried = sorted(tried, key=lambda trial: (trial.source != "store", trial.number))
-    runs = {trial.number: _runs(trial, study, ok) for trial in tried}
+    names = ok["execution"] + "/" + ok["run_id"]
+    runs = {trial.number: ok[names.isin(trial.runs)] for trial in tried}
     whole = [runs[trial.number] for trial in tried if trial.state == "complete"]
     pool = pd.concat([ok[:0], *(whole or runs.values())])
     found: list[Objective] = []
@@ -181,13 +179,6 @@ def result(
     ends = {one.name: float(end if one.rising else -end) for one, end in zip(found, reference, strict=False)}
     judgement = (trials, tuple(ranked), tuple(found), absent, history, ends, importance)
     return SearchResult(space, study, *judgement, spent, ended, space.search.sampler)
-
-
-def _runs(trial: Tried, study: str, ok: pd.DataFrame) -> pd.DataFrame:
-    own = ok["run_id"].isin(trial.runs)
-    if trial.source == "search" and "study" in ok:
-        own &= (ok["study"] == study) & (ok["trial"] == str(trial.number))
-    return ok[own | (ok["execution"] + "/" + ok["run_id"]).isin(trial.runs)]
 
 
 def _placed(trial: Tried, table: pd.DataFrame, objectives: Sequence[Objective]) -> Tried:

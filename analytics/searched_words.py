@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from analytics.searched import SearchResult, Tried
 
 _MOST = 10
-_LITTLE = 0.05
-"""A parameter with a smaller share than this in all objectives hardly matters."""
+_LITTLE, _CLEAR = 0.05, 2.0
+"""With a smaller share in all objectives a parameter hardly matters; above so often an even share one stands out."""
+_LIKELY = 0.25
+"""From this chance on, a trial that is not on the front may well be."""
 
 
 def configuration(trial: Tried) -> str:
@@ -93,7 +96,7 @@ def neighbours(found: SearchResult) -> list[tuple[Tried, Tried]]:
 
 
 def _apart(found: SearchResult) -> Iterator[str]:
-    """Whether the intervals of neighbours let them be told apart."""
+    """Whether the intervals of neighbours let them be told apart, and what else may well be on the front."""
     pairs = neighbours(found)
     once = [f"{a.number} and {b.number}" for a, b in pairs if not (a.low and b.low)]
     alike = [
@@ -103,28 +106,36 @@ def _apart(found: SearchResult) -> Iterator[str]:
     ]
     told = [f"the intervals of trials {printable(', '.join(alike), 100)} overlap"] if alike else []
     told += [f"one ran once of trials {printable(', '.join(once), 100)}"] if once else []
+    others = [(p.p_front or 0.0, p.number) for p in found.points if not p.front]
+    likely = [f"{n} ({100 * sure:.0f} %)" for sure, n in sorted(others, reverse=True) if sure >= _LIKELY]
+    told += [f"perhaps on the front as well: {printable(', '.join(likely), 100)}"] if likely else []
     if told:
-        yield f"Cannot tell all neighbours apart: {'; '.join(told)}. --confirm repeats the best ones and tells."
+        yield f"Cannot tell all choices apart: {'; '.join(told)}. --confirm repeats the best ones."
     elif pairs:
         yield "All choices that stand next to each other differ by more than their intervals in something."
 
 
 def _mattered(found: SearchResult) -> Iterator[str]:
-    """Which parameter mattered most, and which did not."""
-    shares = {name: told for name, told in found.importance.items() if told and max(told.values()) > 0}
+    """Which parameter mattered most for each objective that varies, where one stands out, and which did not."""
+    shares = {}
+    for one in found.objectives:
+        values = sorted(point.values[one.name] for point in found.points)
+        if found.importance.get(one.name) and values and not math.isclose(values[0], values[-1]):
+            shares[one.name] = found.importance[one.name]
     tops = [(name, *max(told.items(), key=lambda item: item[1])) for name, told in shares.items()]
+    tops = [(name, param, share) for name, param, share in tops if share * len(shares[name]) > _CLEAR]
     params = dict.fromkeys(param for told in shares.values() for param in told)
     little = [p for p in params if all(told.get(p, 0.0) < _LITTLE for told in shares.values())]
     if tops:
         most = ", ".join(f"{param} for {name} ({100 * share:.0f} %)" for name, param, share in tops)
         hardly = f"; hardly at all: {', '.join(little)}" if little else ""
-        yield printable(f"What mattered most, as far as these trials tell: {most}{hardly}.", 300)
+        yield printable(f"What mattered most among the best trials: {most}{hardly}.", 300)
 
 
 def _unmet(found: SearchResult) -> Iterator[str]:
     """Constraints that nobody meets, and by how much the nearest misses them; only where no trial meets all."""
     states = {trial.state for trial in found.trials}
-    if "complete" in states or not states & {"infeasible", "failed"}:
+    if "complete" in states or "infeasible" not in states:
         return
     yield "No trial is feasible, so there is nothing to choose."
     ran = [trial for trial in found.trials if trial.violations and "runs" not in trial.violations]
@@ -138,21 +149,33 @@ def _unmet(found: SearchResult) -> Iterator[str]:
 
 
 def _lacking(found: SearchResult) -> Iterator[str]:
-    """Objectives that no run tells, and why trials came to nothing."""
+    """Objectives that no run tells, why trials came to nothing, and what was never launched."""
     if found.absent:
         yield f"Left out: {'; '.join(f'{name} ({reason})' for name, reason in found.absent.items())}."
+    lost = [trial for trial in found.trials if trial.state == "infeasible"]
+    never = [trial for trial in lost if not _launched(trial)]
+    lost = [trial for trial in lost if _launched(trial)]
+    if lost:
+        yield f"{len(lost)} of {len(found.trials) - len(never)} trials came to nothing: {_reasons(lost)}."
+    if never:
+        yield f"Proposed and never launched, as they cannot run here: {_reasons(never)}."
+
+
+def _launched(trial: Tried) -> bool:
+    """Whether something of a trial was run; one in which the search was killed left no runs."""
+    return bool(trial.runs or trial.stage or "was killed" in (trial.why or ""))
+
+
+def _reasons(trials: Sequence[Tried]) -> str:
+    """Count why trials came to nothing, with an example of each reason."""
     reasons: dict[str, list[str]] = {}
-    for trial in found.trials:
+    for trial in trials:
         broken = [name for name, excess in trial.violations.items() if excess > 0 and name != "runs"]
         why = f"beyond the limit of {' and '.join(broken)}" if broken else trial.why or "no reason is known"
-        if trial.state in ("infeasible", "failed"):
-            reasons.setdefault(why.partition(":")[0].replace("_", " "), []).append(why.partition(": ")[2])
-    lost = sum(map(len, reasons.values()))
+        reasons.setdefault(why.partition(":")[0].replace("_", " "), []).append(why.partition(": ")[2])
     most = sorted(reasons.items(), key=lambda item: -len(item[1]))[:5]
     told = [f"{len(all_)} × {head}{f' (such as: {all_[0]})' * bool(all_[0])}" for head, all_ in most]
-    if lost:
-        told += ["..."] * (len(reasons) > len(most))
-        yield f"{lost} of {len(found.trials)} trials came to nothing: {'; '.join(printable(one, 120) for one in told)}."
+    return "; ".join(printable(one, 120) for one in [*told, *["..."] * (len(reasons) > len(most))])
 
 
 def _tried(found: SearchResult) -> str:
@@ -170,7 +193,9 @@ def _spent(found: SearchResult) -> str:
     spent = found.spent
     if not spent.runs:
         return "The search itself started no run."
-    told = [f"{number(spent.seconds)} s"] + (["energy unknown"] if spent.joules is None else [])
-    told += [] if spent.joules is None else ["~" * spent.joules_estimated + quantity("energy", spent.joules)]
-    told += [] if spent.usd is None else [f"{number(spent.usd)} USD"]
-    return f"The search itself took {', '.join(told)}; runs: {spent.runs}."
+    made = [trial for trial in found.trials if trial.source == "search" and trial.seconds]
+    least = {name: "at least " * any(getattr(trial, name) is None for trial in made) for name in ("joules", "usd")}
+    energy = "" if spent.joules is None else "~" * spent.joules_estimated + quantity("energy", spent.joules)
+    told = [f"{number(spent.seconds)} s", least["joules"] + energy if energy else "energy unknown"]
+    told += [] if spent.usd is None else [f"{least['usd']}{number(spent.usd)} USD"]
+    return f"The search itself took {', '.join(told)}; runs made for it: {spent.runs}."

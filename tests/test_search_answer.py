@@ -25,7 +25,7 @@ def test_the_answer_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "120 (117.1 to 123) s   150 (146.3 to 153.8) J    3 full   yes 100 % knee" in wide
     assert "310 J   1 probe               no" in wide
     assert "Least time: trial 0" in wide
-    assert "95 % of the final hypervolume after 3 of 5 trials." in wide
+    assert "95 % of the final hypervolume after 3 of 5 launched trials." in wide
     assert max(map(len, wide.splitlines())) <= 160
 
 
@@ -39,6 +39,15 @@ def test_narrow_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_what_was_stored_already(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stored = [replace(trial, source="store") for trial in TRIALS[:3]]
     assert "hypervolume after the stored runs alone" in printed(monkeypatch, capsys, 120, GIVEN, [*stored, TRIALS[3]])
+
+
+def test_what_was_never_launched_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = [oom(number, "e", runs=(), stage=None) for number in (5, 6)]
+    first = replace(never[0], number=-1)
+    told = printed(monkeypatch, capsys, 120, GIVEN, [first, *TRIALS, *never])
+    assert "95 % of the final hypervolume after 3 of 5 launched trials." in told
 
 
 def test_nothing_to_print(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from bench.suite import expand, load_suite
 from tests import rows
 
 STUDY = "find-0123abcd"
+FOLDER = "20260102T030405-aaaa"
 SPENT = Spent(trials=4, runs=12, seconds=90.0, joules=4500.0, joules_estimated=True, usd=0.09)
 
 
@@ -62,7 +63,7 @@ def runs(
 
 def tried(number: int, name: str, repeats: int = 3, **fields: Any) -> Tried:
     values = {"time": 1.0, "energy": 1.0}
-    names = tuple(f"{name}-r{repeat}" for repeat in range(repeats))
+    names = tuple(f"{FOLDER}/{name}-r{repeat}" for repeat in range(repeats))
     given = Tried(
         *(number, "complete", "full" if repeats > 1 else "probe", "search", {"precision": name}, values, {}, names),
         *(30.0, 1500.0, True, 0.03, None),
@@ -71,7 +72,12 @@ def tried(number: int, name: str, repeats: int = 3, **fields: Any) -> Tried:
 
 
 def oom(number: int, name: str, **fields: Any) -> Tried:
-    lost: dict[str, Any] = {"state": "infeasible", "values": {}, "violations": {"runs": 1.0}, "runs": ("x-r0",)}
+    lost: dict[str, Any] = {
+        "state": "infeasible",
+        "values": {},
+        "violations": {"runs": 1.0},
+        "runs": (f"{FOLDER}/x-r0",),
+    }
     lost |= {"why": "out_of_memory: tried to allocate 3 GB"}
     return tried(number, name, **(lost | fields))
 
@@ -112,12 +118,17 @@ def test_values_are_for_the_work_asked_for() -> None:
     assert Objective("memory", "peak_memory_bytes", 5e5).values(priced)[0] == 1e9
 
 
-def test_an_interrupted_trial_has_runs_in_two_executions_and_others_have_none_of_it() -> None:
+def test_a_trial_is_judged_by_the_runs_that_it_names_whatever_else_has_their_run_ids() -> None:
     again = runs(0, "a", 110, 330, 1, execution="20260102T040405-aaaa")
-    strange = runs(7, "a", 1, 1, execution="x") + runs(0, "a", 1, 1, study="other-study", execution="y")
-    found = find([*GIVEN, *again, *strange], TRIALS)
+    two = tried(0, "a", runs=(*TRIALS[0].runs, "20260102T040405-aaaa/a-r0"))
+    found = find([*GIVEN, *again, *runs(0, "a", 1, 1, execution="x")], [two, *TRIALS[1:]])
     assert found.trials[0].values["time"] == pytest.approx((100**3 * 110) ** 0.25, rel=1e-3)
-    stored = tried(0, "a", source="store", runs=tuple(f"20260102T030405-aaaa/a-r{k}" for k in range(3)))
+    found = find([*GIVEN, *again], TRIALS)
+    assert found.trials[0].values["time"] == pytest.approx(100, rel=1e-3)
+    assert find(GIVEN, [tried(0, "a", runs=("a-r0",))]).points == (), "a run_id alone names nothing"
+    moved = [row | {"study": "other", "trial": "7"} for row in GIVEN]
+    assert find(moved, TRIALS).front == find(GIVEN, TRIALS).front, "the names of runs are enough"
+    stored = tried(0, "a", source="store")
     found = find([*GIVEN, *again], [*TRIALS[1:], stored])
     assert found.trials[0].number == 0, "those of the store come first"
     assert found.trials[0].values["time"] == pytest.approx(100, rel=1e-3)
@@ -206,7 +217,10 @@ def test_volumes_as_counted_by_chance(objectives: int) -> None:
 
 
 def test_the_words_say_what_to_choose() -> None:
-    importance = {"time": {"precision": 0.9, "devices": 0.1}, "energy": {"precision": 0.99, "schedule": 0.01}}
+    importance = {
+        "time": {"precision": 0.9, "devices": 0.1, "schedule": 0.0},
+        "energy": {"precision": 0.97, "devices": 0.02, "schedule": 0.01},
+    }
     lines = sentences(find(GIVEN, TRIALS, importance=importance))
     assert lines[0].startswith("Least time: trial 0 (a): time 100 s, energy 300 J for 1,000,000 samples.")
     assert lines[1].startswith("In between, nearest to the best of all (the knee): trial 2")
@@ -214,14 +228,46 @@ def test_the_words_say_what_to_choose() -> None:
     assert lines[3] == "Trial 0 instead of trial 2 (precision=a instead of c): 1.2 times as fast, 2 times the energy."
     assert lines[4] == "All choices that stand next to each other differ by more than their intervals in something."
     assert lines[5] == (
-        "What mattered most, as far as these trials tell: precision for time (90 %), precision for energy (99 %); "
+        "What mattered most among the best trials: precision for time (90 %), precision for energy (97 %); "
         "hardly at all: schedule."
     )
     assert lines[6:] == [
         "1 of 5 trials came to nothing: 1 × out of memory (such as: tried to allocate 3 GB).",
         "Configurations measured: 5 of 8 that are possible; the budget of 4 trials is spent.",
-        "The search itself took 90 s, ~4.5 kJ, 0.09 USD; runs: 12.",
+        "The search itself took 90 s, ~4.5 kJ, 0.09 USD; runs made for it: 12.",
     ]
+
+
+def test_energy_that_is_known_of_some_trials_only() -> None:
+    lines = sentences(find(GIVEN, [*TRIALS[:2], oom(4, "e", joules=None)]))
+    assert lines[-1] == "The search itself took 90 s, at least ~4.5 kJ, 0.09 USD; runs made for it: 12."
+
+
+EVEN = dict.fromkeys("uvwxyz", 1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("time", "memory", "said"),
+    [
+        (EVEN, EVEN, None),
+        (EVEN | {"u": 0.33}, EVEN | {"u": 0.9}, None),
+        (EVEN | {"u": 0.34}, EVEN | {"u": 0.9}, "What mattered most among the best trials: u for time (34 %)."),
+        ({"u": 1.0}, {}, None),
+        (
+            {"u": 0.9, "v": 0.08, "w": 0.02},
+            {"u": 0.3, "v": 0.3, "w": 0.4},
+            "trials: u for time (90 %); hardly at all: w.",
+        ),
+    ],
+)
+def test_what_mattered_is_said_where_something_stands_out(time: Any, memory: Any, said: str | None) -> None:
+    found = find(
+        GIVEN, TRIALS, space(("time", "memory")), importance={"time": time, "memory": memory, "loss": {"u": 1.0}}
+    )
+    assert all(point.values["memory"] == pytest.approx(1e9) for point in found.points), "which does not vary"
+    lines = [line for line in sentences(found) if "mattered" in line]
+    assert len(lines) == (said is not None)
+    assert all(line.endswith(said or "") for line in lines), lines
 
 
 def test_neighbours_that_cannot_be_told_apart() -> None:
@@ -236,6 +282,19 @@ def test_neighbours_that_cannot_be_told_apart() -> None:
     single = find(close, TRIALS[:2], space(("time",)))
     assert [point.number for point in single.front] == [0]
     assert "the intervals of trials 0 and 1 overlap" in " ".join(sentences(single)), "the best and the next"
+
+
+def test_others_that_may_well_be_on_the_front() -> None:
+    near = [*GIVEN[:9], *runs(4, "e", 120.2, 150.2)]
+    found = find(near, [*TRIALS[:3], tried(4, "e")])
+    chance = next(point.p_front for point in found.points if point.number == 4)
+    assert chance is not None
+    assert 0.25 < chance < 0.6
+    line = next(line for line in sentences(found) if "apart" in line)
+    assert line == (
+        f"Cannot tell all choices apart: perhaps on the front as well: 4 ({100 * chance:.0f} %). "
+        "--confirm repeats the best ones."
+    )
 
 
 def broken(number: int, name: str, **excess: float) -> Tried:
@@ -297,14 +356,20 @@ def test_an_objective_that_no_run_tells() -> None:
 
 def test_reasons_are_counted() -> None:
     nan = [oom(k, "ab"[k], why=f"invalid: the loss went from {k} to nan") for k in range(2)]
-    never = oom(2, "c", why="needs 3 × 64 threads, 64 processors are here", runs=())
-    (line,) = [line for line in sentences(find(GIVEN, [*nan, never])) if "came to nothing" in line]
-    assert line == (
-        "3 of 3 trials came to nothing: 2 × invalid (such as: the loss went from 0 to nan); "
-        "1 × needs 3 × 64 threads, 64 processors are here."
+    never = oom(2, "c", why="needs 3 × 64 threads, 64 processors are here", runs=(), stage=None)
+    lines = sentences(find(GIVEN, [*nan, never]))
+    assert (
+        "Proposed and never launched, as they cannot run here: 1 × needs 3 × 64 threads, 64 processors are here."
+        in lines
     )
+    (line,) = [line for line in lines if "came to nothing" in line]
+    assert line == ("2 of 2 trials came to nothing: 2 × invalid (such as: the loss went from 0 to nan).")
     many = [oom(k, "a", why=f"reason {k}") for k in range(7)]
     assert "1 × reason 4; ...." in " ".join(sentences(find(GIVEN, many)))
+    killed = oom(0, "a", why="the search was killed in it 2 times", runs=(), stage=None)
+    text = " ".join(sentences(find(GIVEN, [killed])))
+    assert "1 of 1 trials came to nothing: 1 × the search was killed in it 2 times." in text
+    assert "never launched" not in text
 
 
 def test_at_most_ten_sentences() -> None:
@@ -346,9 +411,12 @@ def test_the_suite_of_the_best(tmp_path: Path) -> None:
     path = tmp_path / "confirm.yaml"
     path.write_text(yaml.safe_dump(told))
     suite = load_suite(path)
-    assert (suite.name, suite.repeats, suite.include) == ("find-confirm", 5, [{"precision": "c"}, {"precision": "a"}])
+    assert (suite.name, suite.repeats) == ("find-confirm", 5)
+    assert suite.include == [{"precision": "c"}, {"precision": "a"}, {"precision": "b"}], "the knee, then the front"
     assert (suite.region, suite.usd_per_device_hour, suite.idle_seconds) == ("FR", 2.0, 0.0)
     assert suite.defaults == where.search.defaults
+    assert len(confirm_suite(find(GIVEN, TRIALS, where))["include"]) == 4, "filled up"
+    assert len(confirm_suite(find(GIVEN, TRIALS, where), k=1)["include"]) == 3, "the front is repeated whole"
     twice = find(GIVEN, [*TRIALS, tried(5, "c", source="store")], where)
     cells = confirm_suite(twice, k=9)["include"]
     assert all(a != b for a, b in itertools.combinations(cells, 2))
@@ -387,10 +455,11 @@ def test_what_confirming_runs_say() -> None:
     noisy = [*runs(0, "a", 102, 300, 5), *runs(2, "c", 99, 150, 5)]
     lines = confirmed(found, frame(noisy))
     assert any(line.startswith("No longer on the front: trial 0 (a)") for line in lines)
-    assert lines[-1] == "No confirming run tells all of what counts of trial 1 (b)."
-    assert confirmed(found, frame([])) == [
-        "No confirming run tells all of what counts of trial 0 (a), trial 2 (c), trial 1 (b)."
-    ]
+    assert lines[-1] == "Not repeated: trial 1 (b)."
+    failed = [row | {"status": "failed"} for row in runs(1, "b", 200, 100)]
+    lines = confirmed(found, frame([*noisy[:5], *failed]))
+    assert lines[-2:] == ["No confirming run tells all of what counts of trial 1 (b).", "Not repeated: trial 2 (c)."]
+    assert confirmed(found, frame([])) == ["Not repeated: trial 0 (a), trial 2 (c), trial 1 (b)."]
     assert confirmed(find([], []), frame(noisy)) == ["There is nothing to confirm."]
 
 
@@ -436,7 +505,9 @@ def test_confirming_runs_are_known_again_by_what_they_set(tmp_path: Path) -> Non
                 )
         return out
 
-    trials = [tried(n, "", params=params, runs=(f"{n}-r0", f"{n}-r1")) for n, params in enumerate(cells)]
+    trials = [
+        tried(n, "", params=params, runs=(f"{FOLDER}/{n}-r0", f"{FOLDER}/{n}-r1")) for n, params in enumerate(cells)
+    ]
     found = result(where, STUDY, trials, frame(ran({"study": STUDY}, 0, 1)), {}, SPENT, "it ended")
     assert [point.number for point in found.points] == [1, 0]
     assert found.space_size is not None

@@ -48,8 +48,9 @@ def _table(found: SearchResult) -> Table:
 
 
 def _volume(found: SearchResult) -> list[str]:
-    """Say after how many trials of this search most of the final hypervolume was reached."""
-    shares, stored = [share for _, share in found.hypervolume], sum(t.source == "store" for t in found.trials)
+    """Say after how many trials that this search launched most of the final hypervolume was reached."""
+    ran, stored = {t.number for t in found.trials if t.runs}, sum(t.source == "store" for t in found.trials)
+    shares = [share for number, share in found.hypervolume if number in ran]
     count = sum(share < _ENOUGH for share in shares) + 1
-    told = f"{count - stored} of {len(shares) - stored} trials" if count > stored else "the stored runs alone"
+    told = f"{count - stored} of {len(shares) - stored} launched trials" if count > stored else "the stored runs alone"
     return [f"{100 * _ENOUGH:.0f} % of the final hypervolume after {told}."] if found.points else []
