@@ -12,12 +12,12 @@ import pandas as pd
 from analytics import pareto
 from analytics.compare import Effect, compare, judged
 from analytics.frame import asked
-from analytics.searched_words import called, neighbours
+from analytics.searched_words import called, neighbours, quantity
 from analytics.words import between, printable, repeats_words
 from bench.record import Status
 
 if TYPE_CHECKING:
-    from analytics.searched import SearchResult
+    from analytics.searched import SearchResult, Tried
 
 
 def confirm_suite(found: SearchResult, k: int = 5, repeats: int = 5) -> dict[str, Any]:
@@ -54,14 +54,10 @@ def confirmed(found: SearchResult, df: pd.DataFrame) -> list[str]:
     if not points:
         return lost
     table = pareto.judged([parts[point.number] for point in points], found.objectives)
-    out = []
-    for head, before, after in (("Still", True, True), ("No longer", True, False), ("Now", False, True)):
-        here = [
-            called(point) + (f" {100 * sure:.0f} % sure" if pd.notna(sure) else "")
-            for point, now, sure in zip(points, table["front"], table["p_front"], strict=True)
-            if (point.front, now) == (before, after)
-        ]
-        out += [f"{head} on the front: {', '.join(here)}."] if here else []
+    out = [
+        f"{called(p)}: {_told(found, row)}; {_place(p, row)}."
+        for p, (_, row) in zip(points, table.iterrows(), strict=True)
+    ]
     out += _pairs(found, parts)
     pairs = [(p.values[o.name], x) for o in found.objectives for p, x in zip(points, table[o.name], strict=True)]
     off = [100 * abs(before / now - 1) for before, now in pairs if now]
@@ -69,10 +65,35 @@ def confirmed(found: SearchResult, df: pd.DataFrame) -> list[str]:
     return [*out, *([f"The values of the search were off by {far}."] if far else []), *lost]
 
 
+def _told(found: SearchResult, row: pd.Series) -> str:
+    """Print what a configuration came to when it was repeated."""
+    figures = [
+        f"{one.name} {'~' * ('estimated' in one.column)}"
+        + quantity(one.name, row[one.name], row[f"{one.name}_low"], row[f"{one.name}_high"])
+        for one in found.objectives
+    ]
+    return ", ".join(figures)
+
+
+def _place(point: Tried, row: pd.Series) -> str:
+    """Say whether a configuration is on the front, and whether that is new."""
+    sure = 1.0 if pd.isna(row["p_front"]) else float(row["p_front"])
+    chance = "" if pd.isna(row["p_front"]) else f" ({100 * sure:.0f} % sure)"
+    if row["front"]:
+        return (
+            ("still" if point.front else "now")
+            + (" on the front" if sure >= 0.5 else " on the front, perhaps")
+            + chance
+        )
+    return "no longer on the front" if point.front else "not on the front"
+
+
 def _pairs(found: SearchResult, parts: dict[int, pd.DataFrame]) -> Iterator[str]:
-    """Say of neighbours on the front what really differs, all tests together allowed for (Holm)."""
+    """Say what really differs of neighbours on the front, and of the knee and those behind, all tests allowed for (Holm)."""
     metrics = [one.column for one in found.objectives]
-    pairs = [(a.number, b.number) for a, b in neighbours(found) if a.number in parts and b.number in parts]
+    knee, behind = found.points[0], [point for point in found.points if not point.front]
+    sides = dict.fromkeys((a.number, b.number) for a, b in [*neighbours(found), *((knee, point) for point in behind)])
+    pairs = [(a, b) for a, b in sides if a in parts and b in parts]
     for one in judged(compare(parts[a], parts[b], f"Trial {a}", f"trial {b}", metrics) for a, b in pairs):
         verdicts = {effect.verdict for effect in one.effects}
         head = "are really different" if verdicts & {"better", "worse"} else "cannot be told apart"

@@ -448,13 +448,16 @@ def test_what_confirming_runs_say() -> None:
     found = find(GIVEN, TRIALS)
     again = [*runs(0, "a", 102, 300, 5), *runs(1, "b", 200, 100, 5), *runs(2, "c", 120, 150, 5)]
     lines = confirmed(found, frame(again))
-    assert lines[0].startswith("Still on the front: trial 2 (c) 100 % sure, trial 0")
-    assert lines[1].startswith("Trial 0 and trial 2 are really different: time better, 1.17")
-    assert "energy worse, 2" in lines[1]
+    assert lines[0].startswith("trial 2 (c): time 120 (")
+    assert lines[0].endswith("still on the front (100 % sure).")
+    told = next(
+        line for line in lines if line.startswith("Trial 0 and trial 2 are really different: time better, 1.17")
+    )
+    assert "energy worse, 2" in told
     assert lines[-1] == "The values of the search were off by 0.0067 % (median), 2 % at most."
     noisy = [*runs(0, "a", 102, 300, 5), *runs(2, "c", 99, 150, 5)]
     lines = confirmed(found, frame(noisy))
-    assert any(line.startswith("No longer on the front: trial 0 (a)") for line in lines)
+    assert any(line.startswith("trial 0 (a): ") and line.endswith("no longer on the front.") for line in lines)
     assert lines[-1] == "Not repeated: trial 1 (b)."
     failed = [row | {"status": "failed"} for row in runs(1, "b", 200, 100)]
     lines = confirmed(found, frame([*noisy[:5], *failed]))
@@ -516,5 +519,7 @@ def test_confirming_runs_are_known_again_by_what_they_set(tmp_path: Path) -> Non
     plan = expand(load_suite(path), where.machine)
     assert sorted(map(where.params, map(parameters, plan.runs)), key=str) == sorted(2 * cells, key=str)
     lines = confirmed(found, frame(ran({"study": "other"}, 0, 1, 2)))
-    assert lines[0].startswith("Still on the front: trial 1 (d=2 b=64 ddp accumulation=4)")
-    assert lines[1].startswith("Trial 1 and trial 0 are the same: time equivalent")
+    assert lines[0].startswith(
+        "trial 1 (d=2 b=64 ddp accumulation=4): time 9,900 (9,898 to 9,902) s; still on the front"
+    )
+    assert lines[2].startswith("Trial 1 and trial 0 are the same: time equivalent")
