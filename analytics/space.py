@@ -15,6 +15,7 @@ budget: {trials: 30, minutes: 8}
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ MOST_LISTED = 20_000
 LENGTH = ("measure_steps", "measure_seconds", "warmup_steps", "warmup_seconds", "timeout_seconds")
 """Fields that say how long is measured, not what: runs that differ in them alone tell of one configuration."""
 EXCLUDED = "left out by exclude"
+_DRAWN = 200
+"""So many combinations are looked at for mistakes where not all can be listed."""
 _NOT_SEARCHED = {"saves", "needs", "seed", "meters", "validation", "target", *LENGTH}
 _BESIDE = {*LENGTH, "meters", "seed", "repeat", "ladder", "launcher"}
 
@@ -272,28 +275,36 @@ def _domain(given: Any) -> Choices | Range:
 
 
 def _space_mistakes(search: Search) -> Iterator[str]:
-    earlier: set[str] = set()
+    earlier: dict[str, list[Any]] = {}  # empty for those that are no choices on every machine
     for name, given in search.space.items():
         where = f"space: {name!r}"
         if (field := name.partition(".")[0]) not in FIELDS:
             yield f"{where} is no field of a run: {did_you_mean(name, FIELDS)}"
         elif field in _NOT_SEARCHED:
             yield f"{where} cannot be searched over: it says how a run is measured or what it keeps, not how it trains"
-        for branch in branches(given):
+        each: list[list[Any]] = [[] for _ in branches(given)]
+        for branch, labels in zip(branches(given), each, strict=True):
             if branch == "auto" and name == "devices":
                 continue
             try:
                 domain = _domain(branch)
+                labels += map(label, domain.choices if isinstance(domain, Choices) else [])
+                yield from (f"{where}: when {message}" for message in _never(domain.when, earlier))
             except SuiteError as error:
                 yield from (f"{where}: {message}" for message in error.messages)
-                continue
-            yield from (
-                f"{where}: when names {other!r}, which does not stand before it" for other in set(domain.when) - earlier
-            )
-            labels = [label(value) for value in domain.choices] if isinstance(domain, Choices) else []
             if len(set(map(str, labels))) < len(labels):
                 yield f"{where}: a value stands twice"
-        earlier.add(name)
+        earlier[name] = [value for labels in each for value in labels] if all(each) else []
+
+
+def _never(when: Mapping[str, Any], earlier: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Tell what a condition needs that no earlier field ever is."""
+    for other, wanted in when.items():
+        if other not in earlier:
+            yield f"names {other!r}, which does not stand before it"
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if (known := earlier.get(other)) and label(value) not in known:
+                yield f"needs {other} {value!r}, which is none of its values: {did_you_mean(str(value), map(str, known))}"
 
 
 def _mistakes(search: Search) -> Iterator[str]:
@@ -338,7 +349,10 @@ Key = frozenset[tuple[str, str]]
 
 
 class Impossible(Exception):
-    """A configuration that this machine cannot run, or that makes no sense; the message says why."""
+    """A configuration that this machine cannot run, or that makes no sense: the reason, then the mistakes that it has."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -353,7 +367,7 @@ class Space:
     fields: Mapping[str, Choices | Range]
     probe: Mapping[str, Any]
     refused: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
-    _specs: dict[Any, RunSpec] = field(default_factory=dict, compare=False, repr=False)
+    _specs: dict[Any, RunSpec | tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, search: Search, machine: Machine) -> Self:
@@ -368,6 +382,33 @@ class Space:
             raise SuiteError([f"the space says nothing about {device_type}, which is what this machine has"])
         fields = {name: _domain(given) for name, given in written.items()}
         return cls(search, machine, fields, for_device_type(search.probe, device_type))
+
+    def _mistakes(self) -> Iterator[str]:
+        """Tell the mistakes that all combinations have, or all of one choice. Which devices there are differs by machine."""
+        found: dict[tuple[str, Any], set[str]] = {}
+        for params in self.listed() or map(self._drawn, range(_DRAWN)):
+            told = set()
+            try:
+                self.spec(params)
+            except Impossible as error:
+                told |= set(error.args[1:])
+                if str(error) == EXCLUDED:
+                    continue
+            for pair in (("", None), *params.items()):
+                found[pair] = found.get(pair, told) & told
+        for (name, _), mistakes in found.items():
+            if name != "devices" and not isinstance(self.fields.get(name), Range):
+                yield from sorted(mistakes)
+
+    def _drawn(self, seed: int) -> dict[str, Any]:
+        """Return one configuration, with numbers at the ends of their ranges."""
+        draw = random.Random(seed)  # noqa: S311  nothing is kept secret
+        params: dict[str, Any] = {}
+        for name, domain in self.fields.items():
+            if self.active(name, params):
+                values = domain.choices if isinstance(domain, Choices) else (domain.low, domain.high)
+                params[name] = label(draw.choice(values))
+        return params
 
     def active(self, name: str, params: Mapping[str, Any]) -> bool:
         """Whether a field is set at all, given the earlier ones."""
@@ -403,8 +444,13 @@ class Space:
         """Return the run of some parameters, of full length or shortened. Raises Impossible."""
         which = (probe, *sorted(params.items()))
         if which not in self._specs:
-            self._specs[which] = self._expanded(params, probe=probe)
-        return self._specs[which]
+            try:
+                self._specs[which] = self._expanded(params, probe=probe)
+            except Impossible as error:
+                self._specs[which] = error.args
+        if isinstance(known := self._specs[which], tuple):
+            raise Impossible(*known)
+        return known
 
     def _expanded(self, params: Mapping[str, Any], *, probe: bool) -> RunSpec:
         whole = self.search.trains_to_the_end
@@ -414,7 +460,8 @@ class Space:
             matrix = {name: [value] for name, value in cell.items()}
             plan = expand(self.search.suite(exclude=self.search.exclude, matrix=matrix), self.machine)
         except SuiteError as error:
-            raise Impossible(EXCLUDED if "all excluded" in error.messages[0] else error.messages[0]) from error
+            excluded = "all excluded" in error.messages[0]
+            raise Impossible(*([EXCLUDED] if excluded else [error.messages[0], *error.messages])) from error
         if plan.skipped:
             raise Impossible(next(iter(plan.skipped.values())))
         return self._to_the_end(plan.runs[0]) if whole else plan.runs[0]
@@ -443,7 +490,7 @@ class Space:
 
         How long is measured does not count, unless quality does.
         """
-        beside = _BESIDE - ({"measure_steps"} if self.quality else set())
+        beside = _BESIDE - ({"measure_steps", "warmup_steps", "warmup_seconds"} if self.quality else set())
         return frozenset(
             (name, f"{value:.12g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value))
             for name, value in told.items()
@@ -452,7 +499,12 @@ class Space:
 
     @cached_property
     def possible(self) -> dict[Key, dict[str, Any]] | None:
-        """Parameters of all configurations that this machine can run, by their key; None where they cannot be listed."""
+        """Parameters of all configurations that this machine can run, by their key; None where they cannot be listed.
+
+        Raises SuiteError for what is wrong whatever it is combined with.
+        """
+        if mistakes := list(self._mistakes()):
+            raise SuiteError(mistakes)
         listed = self.listed()
         out: dict[Key, dict[str, Any]] = {}
         for params in listed or []:
@@ -486,8 +538,6 @@ class Space:
 
 def _fits(choice: Any, name: str, row: Mapping[str, Any]) -> bool:
     """Whether a row has a choice, options and all."""
-    options = dict(choice) if isinstance(choice, dict) else {"name": choice}
-    plain = [(name, options.pop("name", None)), *((f"{name}.{option}", value) for option, value in options.items())]
-    return all(
-        row.get(column) == value or str(row.get(column)) == str(value) for column, value in plain if value is not None
-    )
+    options = choice if isinstance(choice, dict) else {"name": choice}
+    told = ((row.get(name if option == "name" else f"{name}.{option}"), value) for option, value in options.items())
+    return all(pd.isna(found) if value is None else str(found) == str(value) or found == value for found, value in told)

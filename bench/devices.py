@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import os
-import socket
+import stat
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 
 from bench.files import Busy, held
-from bench.schema import Machine
+from bench.schema import Machine, RunSpec
+
+
+def _folder() -> Path:
+    """Return the folder of this user's lock files on this host, whatever folder runs go to. Raises Busy."""
+    usual = f"{tempfile.gettempdir()}/wattbench-{os.getuid()}-{os.uname().nodename}"
+    folder = Path(os.environ.get("WATTBENCH_LOCKS", usual))
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise Busy(f"{folder}, where the devices in use are noted, is no folder of yours alone: remove it")
+    return folder
 
 
 @contextmanager
-def claim(machine: Machine, folder: Path) -> Iterator[None]:
-    """Hold the free GPUs of a machine, or where it has none the processors of this process, until the context ends.
+def claim(machine: Machine, runs: Iterable[RunSpec]) -> Iterator[None]:
+    """Hold what runs use until the context ends: the free GPUs, or where none uses GPUs the processors of this process.
 
-    Each is a lock file in `folder`, which the kernel lets go of however the process ends. Raises Busy where another
-    process holds one of them; then nothing is held.
+    Each is a lock file, which the kernel lets go of however the process ends. Raises Busy where another process of this
+    user holds one of them; then nothing is held.
     """
-    if machine.gpus:
+    if gpus := bool(machine.gpus) and any(spec.device_type == "cuda" for spec in runs):
         names = {gpu.index: gpu.uuid for gpu in machine.free_gpus}
     else:
         names = {number: f"cpu{number}" for number in sorted(os.sched_getaffinity(0))}
-    folder.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
+    folder = _folder()
     taken: dict[str, list[int]] = defaultdict(list)
     with ExitStack() as stack:
-        with held(folder / f"{host}-claim"):  # one claims at a time: two that want the same devices do not both fail
+        with held(folder / "claim"):  # one claims at a time: two that want the same devices do not both fail
             for number, name in names.items():
-                path = folder / f"{host}-{name}"
+                path = folder / name
                 try:
                     stack.enter_context(held(path, f"{name} is held"))
                 except Busy:
                     taken[path.read_text().strip()].append(number)
         if taken:
-            raise Busy(_why(taken, names, gpus=bool(machine.gpus)))
+            raise Busy(_why(taken, names, gpus=gpus))
         yield
 
 

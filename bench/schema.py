@@ -78,6 +78,28 @@ def devices_per_copy(parallelism: Choice, devices: int) -> int:
     return int(size) or devices
 
 
+def why_not_shared(spec: RunSpec) -> str | None:
+    """Say why so many devices cannot share the work as a run asks for; None if they can. What a command does is its own."""
+    name, size, world = spec.parallelism.name, spec.devices_per_copy, spec.world_size
+    shard = int(spec.parallelism.options.get("shard", 2))
+    what = "sequences" if name == "cp" else "layers"
+    if name == "single" and world > 1:
+        why = f"parallelism single is for one device, not {world}: choose ddp"
+    elif name == "hsdp" and (shard < 2 or world % shard or world < 2 * shard):
+        why = f"hsdp needs two or more whole groups of {shard} devices, not {world} devices: choose fsdp2"
+    elif name in SHARED_COPY and world < 2:
+        why = f"parallelism {name} shares {what} between devices: one has nothing to share"
+    elif name in SHARED_COPY and (size < 2 or size > world or world % size):
+        why = f"{world} devices cannot form groups of {size} that share {what}: choose another size"
+    elif name == "tp" and size < world:
+        why = "tp shares one copy between all devices; for several copies choose fsdp_tp"
+    elif name == "fsdp_tp" and size == world:
+        why = f"fsdp_tp of groups of {world} on {world} devices has one group: choose tp"
+    else:
+        return None
+    return why if spec.workload != COMMAND else None
+
+
 class Validation(Model):
     """How quality is measured on samples held out of the training: at the end, and every so many measured steps.
 

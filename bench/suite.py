@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import needs, registry, yamlfile
 from bench.metrics import parameters
-from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite, devices_per_copy
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Site, Suite, devices_per_copy, why_not_shared
 
 MAX_RUNS = 10_000
 SITE_OPTIONS = {
@@ -472,7 +472,7 @@ def _why_not(spec: RunSpec, machine: Machine) -> str | None:
         return f"needs {spec.world_size} × {spec.threads_per_device} threads, {machine.cpu_count} processors are here"
     if spec.precision.name == "tf32" and spec.device_type == "cpu":
         return "tf32 exists on NVIDIA GPUs only"
-    return None
+    return why_not_shared(spec)
 
 
 def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:

@@ -84,9 +84,8 @@ def open_trials(
     """
     plan = Plan(search, list(likely))
     environment = surroundings(plan, machine)
-    used = machine if any(spec.device_type == "cuda" for spec in likely) else machine.model_copy(update={"gpus": []})
     with ExitStack() as stack:
-        stack.enter_context(claim(used, runs.absolute() / ".devices"))
+        stack.enter_context(claim(machine, likely))
         execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
         stack.enter_context(terminable())
         runner = Runner.make(execution, machine, environment, store, progress or Progress())

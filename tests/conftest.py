@@ -16,4 +16,5 @@ def own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
         if name.startswith(("WATTBENCH_", "MLFLOW_TRACKING", "CODECARBON_")) or name == "CUDA_VISIBLE_DEVICES":
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("WATTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
     monkeypatch.setenv("WATTBENCH_VALIDATION", str(tmp_path / "validation"))

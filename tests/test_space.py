@@ -120,6 +120,106 @@ def test_loss_is_that_after_all_of_the_work() -> None:
         assert spec.measure_seconds is None
 
 
+def test_a_warm_up_counts_where_the_loss_does() -> None:
+    defaults = {k: v for k, v in search().defaults.items() if k != "measure_seconds"}
+    params = {"precision": "fp32", "optimizer": "adamw", "memory": "none", "devices": 2, "parallelism": "ddp"}
+    over = space(search("[time, loss]", work={"samples": 640.0}, defaults=defaults))
+    row = parameters(over.spec(params | {"batch_size_per_device": 1}))
+    assert over.params(row) is not None
+    assert over.params(row | {"warmup_steps": int(row["warmup_steps"]) + 30}) is None
+    assert over.params(row | {"warmup_seconds": 9.0}) is None
+    fast = space(search())
+    row = parameters(fast.spec(params | {"batch_size_per_device": 1}))
+    assert fast.params(row | {"warmup_steps": 99, "warmup_seconds": 9.0}) is not None
+
+
+def test_what_is_left_open_is_found_again(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}", "memory_limit_bytes: [null, 4000000000]"
+    )
+    over = Space.of(load(tmp_path, text), MACHINE)
+    for limit in (None, 4_000_000_000):
+        params = {"precision": "fp32", "devices": 1, "batch_size_per_device": 1, "memory_limit_bytes": limit}
+        row = parameters(over.spec(params))
+        assert over.params(row) == params
+        assert over.params({"memory_limit_bytes": float("nan")} | row) == params
+
+
+def test_what_is_impossible_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = space(search())
+    params = {"batch_size_per_device": 1, "precision": "fp32", "optimizer": "adamw", "memory": "none"}
+    assert over.possible  # all were looked at
+    monkeypatch.setattr("analytics.space.expand", None)
+    for _ in range(2):
+        with pytest.raises(Impossible, match=r"^left out by exclude$"):
+            over.spec(params | {"devices": 1, "parallelism": "tp"})
+
+
+SHARED = GOOD.replace("{choices: [ddp, {name: tp, size: 2}], when: {devices: 2}}", "[ddp, tp]").replace(
+    "optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}",
+    "parallelism.size: {choices: [2, 4], when: {parallelism: tp}}",
+)
+
+
+def test_devices_that_cannot_share_the_work_are_known_beforehand(tmp_path: Path) -> None:
+    over = Space.of(load(tmp_path, SHARED), MACHINE.model_copy(update={"cpu_count": 4}))
+    assert over.possible is not None
+    found = {(p["devices"], p["parallelism"], p.get("parallelism.size")) for p in over.possible.values()}
+    assert found == {(1, "ddp", None), (2, "ddp", None), (4, "ddp", None), (2, "tp", 2), (4, "tp", 4)}
+    assert sorted(over.refused) == [
+        "2 devices cannot form groups of 4 that share layers: choose another size",
+        "parallelism tp shares layers between devices: one has nothing to share",
+        "tp shares one copy between all devices; for several copies choose fsdp_tp",
+    ]
+
+
+ENDLESS = SHARED.replace("space:", "space:\n  optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}")
+WRONG = {
+    "defaults": ("preset: tiny,", "preset: tiny, precision: bf61,", "unknown precision 'bf61': did you mean 'bf16'"),
+    "a choice": ("precision: [fp32, bf16]", "precision: [fp32, bf61]", "unknown precision 'bf61': did you mean 'bf16'"),
+    "a boolean": ("precision: [fp32, bf16]", "compile: [eager, true]", "compile: give one name, or {name: ..., option"),
+    "booleans": ("precision: [fp32, bf16]", "compile: [true, false]", "compile: give one name, or {name: ..., option"),
+    "an option": (", when: {parallelism: tp}}", "}", "parallelism 'ddp' has no option 'size'"),
+    "a field": ("preset: tiny,", "preset: tiny, precison: bf16,", "unknown key 'precison': did you mean 'precision'"),
+}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "endless"])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_in_every_combination_is_a_mistake(name: str, listed: bool, tmp_path: Path) -> None:
+    old, new, message = WRONG[name]
+    text = SHARED if listed else ENDLESS
+    text = text.replace("precision: [fp32, bf16]", "memory: [none]") if name == "defaults" else text
+    over = Space.of(load(tmp_path, text.replace(old, new)), MACHINE)
+    with pytest.raises(SuiteError) as told:
+        assert over.possible
+    assert any(message in line for line in told.value.messages)
+
+
+def test_what_goes_with_some_choices_only_is_no_mistake(tmp_path: Path) -> None:
+    batch = SHARED.replace("batch_size_per_device: {low: 1, high: 16, log: true}", "global_batch_size: [2, 6]")
+    divided = Space.of(load(tmp_path, batch), MACHINE.model_copy(update={"cpu_count": 4}))
+    assert divided.possible is not None
+    assert {params["devices"] for params in divided.possible.values()} == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("tpp", "when needs parallelism 'tpp', which is none of its values: did you mean 'tp'"),
+        ("[tp, zerro]", "when needs parallelism 'zerro', which is none of its values: allowed: ddp, tp"),
+    ],
+)
+def test_a_condition_that_is_never_met_is_a_mistake(when: str, message: str, tmp_path: Path) -> None:
+    assert message in refused(tmp_path, SHARED.replace("when: {parallelism: tp}", f"when: {{parallelism: {when}}}"))
+
+
+def test_a_condition_on_what_differs_by_machine_is_left_alone(tmp_path: Path) -> None:
+    on = "{on: {cpu: [ddp, tp], cuda: [ddp, tp, fsdp_tp]}}"
+    assert load(tmp_path, SHARED.replace("[ddp, tp]", on).replace("{parallelism: tp}", "{parallelism: [tp, fsdp_tp]}"))
+    assert load(tmp_path, SHARED.replace("when: {parallelism: tp}", "when: {devices: 4}"))
+
+
 def test_choices_have_names_that_people_read() -> None:
     assert label({"name": "lora", "rank": 8}) == "lora-rank=8"
     assert [label(value) for value in ("a", 1, 1.5, True, None)] == ["a", 1, 1.5, True, None]

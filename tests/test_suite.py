@@ -161,6 +161,23 @@ def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) 
     assert "none is visible here" in next(iter(none.skipped.values()))
 
 
+def test_devices_that_cannot_share_the_work_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    ways = ["ddp", "single", "tp", {"name": "tp", "size": 2}, "pp", "cp", "fsdp_tp", "hsdp", {"name": "pp", "size": 3}]
+    plan = made(tmp_path, gpus(4), matrix={"devices": [1, 2, 4], "parallelism": ways})
+    possible = {(run.world_size, str(run.parallelism)) for run in plan.to_do}
+    assert possible == {
+        *((1, way) for way in ("ddp", "single")),
+        *((2, way) for way in ("ddp", "tp", "tp-size=2", "pp", "cp")),
+        *((4, way) for way in ("ddp", "tp", "pp", "cp", "fsdp_tp", "hsdp")),
+    }
+    assert "parallelism cp shares sequences between devices: one has nothing to share" in plan.skipped.values()
+    assert "4 devices cannot form groups of 3 that share layers: choose another size" in plan.skipped.values()
+    script = {"workload": "command", "workload_args.argv": "train --how {parallelism}"}
+    assert not made(
+        tmp_path, defaults=script, matrix={"parallelism": ["tp", "single"]}
+    ).skipped  # it has ways of its own
+
+
 def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
     plan = made(tmp_path, gpus(1), matrix={"device_type": ["cpu", "cuda"], "devices": [1]})
     assert {run.device_type for run in plan.to_do} == {"cpu", "cuda"}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from bench.strategies.decoders import Decoder
-from bench.strategies.parallelism import WEIGHTS, Ddp, refuse, share
+from bench.strategies.parallelism import WEIGHTS, Ddp, refuse
 from bench.strategies.parts import Parallelism, Parts
 from bench.strategies.precision import Unsupported
 
@@ -34,8 +34,8 @@ class Cp(Ddp):
 
         from bench.strategies.objective import Section
 
-        spec, tokens = parts.spec, parts.workload.tokens_per_sample
-        size = share(spec, 2, "sequences")
+        Parallelism.__init__(self, parts)
+        spec, tokens, size = parts.spec, parts.workload.tokens_per_sample, parts.spec.devices_per_copy
         if self.needs_gpu and parts.device.type != "cuda":
             raise Unsupported("cp needs GPUs: torch has no ring attention for the attention kernel of CPUs")
         queries, keys = Decoder(parts.model).heads()
@@ -45,7 +45,6 @@ class Cp(Ddp):
             raise Unsupported(f"the ring takes as many heads of keys as of queries, not {keys} and {queries}")
         if tokens is None or tokens % (2 * size):
             raise Unsupported(f"sequences of {tokens} tokens cannot be cut into {2 * size} equal stretches")
-        Parallelism.__init__(self, parts)
         self._replicate(Section(parts.model), bucket_mb)
         mesh = init_device_mesh(parts.device.type, (spec.world_size // size, size), mesh_dim_names=("copies", "ring"))
         self.ring = mesh["ring"]

@@ -28,18 +28,6 @@ def refuse(spec: RunSpec, axes: Iterable[str], reason: str) -> None:
             raise Unsupported(f"parallelism {spec.parallelism.name} with {axis} {getattr(spec, axis)}: {reason}")
 
 
-def share(spec: RunSpec, least: int, shared: str) -> int:
-    """Return how many devices share one copy of the model: at least `least`, and all copies must be whole."""
-    size, world = spec.devices_per_copy, spec.world_size
-    if world < 2:
-        raise Unsupported(
-            f"parallelism {spec.parallelism.name} shares {shared} between devices: one has nothing to share"
-        )
-    if size < least or size > world or world % size:
-        raise Unsupported(f"{world} devices cannot form groups of {size} that share {shared}: choose another size")
-    return size
-
-
 def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     """Return the whole weights of a model of DTensors on the host, on rank 0."""
     import torch.distributed as dist
@@ -53,11 +41,6 @@ def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
 
 class Single(Parallelism):
     """One device; no wrapper, no collectives."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        if self.data_ranks > 1:
-            raise Unsupported(f"parallelism single is for one device, not {self.data_ranks}: choose ddp")
 
 
 class Ddp(Parallelism):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.schema import RunSpec, Scalar
+from bench.schema import RunSpec, Scalar, why_not_shared
 from bench.strategies.precision import Precision, Unsupported
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Parallelism:
 
         from bench.strategies.objective import Objective
 
+        if why := why_not_shared(parts.spec):
+            raise Unsupported(why)
         self.parts = parts
         self.data_rank, self.data_ranks = dist.get_rank(), dist.get_world_size()
         self.loss_ranks = dist.get_world_size()

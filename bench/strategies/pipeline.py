@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bench.strategies.decoders import Decoder
-from bench.strategies.parallelism import WEIGHTS, refuse, share
+from bench.strategies.parallelism import WEIGHTS, refuse
 from bench.strategies.parts import Parallelism, Parts
 from bench.strategies.precision import Unsupported
 
@@ -48,7 +48,7 @@ class Pp(Parallelism):
 
         super().__init__(parts)
         spec = parts.spec
-        stages = share(spec, 2, "layers")
+        stages = spec.devices_per_copy
         if schedule not in _SCHEDULES:
             raise Unsupported(f"pp has the schedules {' and '.join(_SCHEDULES)}, not {schedule}")
         refuse(spec, WEIGHTS, "it deals out the layers that were there in the beginning")

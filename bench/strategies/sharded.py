@@ -107,11 +107,6 @@ class Hsdp(Fsdp2):
         meta: bool = False,
         mixed: bool = False,
     ) -> None:
-        world = parts.spec.world_size
-        if shard < 2 or world % shard or world < 2 * shard:
-            raise Unsupported(
-                f"hsdp needs two or more whole groups of {shard} devices, not {world} devices: choose fsdp2"
-            )
         self.shard = shard
         super().__init__(parts, reshard, offload, meta, mixed)
 

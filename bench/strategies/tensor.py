@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bench.strategies.decoders import Decoder
-from bench.strategies.parallelism import WEIGHTS, gathered, refuse, share
+from bench.strategies.parallelism import WEIGHTS, gathered, refuse
 from bench.strategies.parts import Parallelism, Parts
 from bench.strategies.precision import Unsupported
 from bench.strategies.sharded import Fsdp2
@@ -196,8 +196,6 @@ class Tp(Parallelism):
         from torch.distributed.device_mesh import init_device_mesh
 
         super().__init__(parts)
-        if share(parts.spec, 2, "layers") != parts.spec.world_size:
-            raise Unsupported("tp shares one copy between all devices; for several copies choose fsdp_tp")
         check(parts, parts.spec.world_size, sequence=sequence)
         self.data_rank, self.data_ranks = 0, 1
         mesh = init_device_mesh(parts.device.type, (parts.spec.world_size,), mesh_dim_names=("tensor",))
@@ -228,8 +226,6 @@ class FsdpTp(Fsdp2):
 
         Parallelism.__init__(self, parts)
         world = parts.spec.world_size
-        if share(parts.spec, 2, "layers") == world:
-            raise Unsupported(f"fsdp_tp of groups of {world} on {world} devices has one group: choose tp")
         check(parts, size, sequence=sequence)
         self.data_rank, self.data_ranks = self.data_rank // size, world // size
         mesh = init_device_mesh(parts.device.type, (self.data_ranks, size), mesh_dim_names=("shard", "tensor"))
