@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -125,6 +125,7 @@ class Searcher:
     score: Scores
     told: Callable[[FrozenTrial], None] = lambda trial: None
     clock: Callable[[], float] = time.monotonic
+    asking: Callable[[], AbstractContextManager[None]] = nullcontext
     _keys: dict[int, Key | None] = field(default_factory=dict)
     _me: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _began: float = 0.0
@@ -142,9 +143,10 @@ class Searcher:
                 self.study.sampler.reseed_rng()  # so that two that begin at once do not draw the same
             while True:
                 self._tick()
-                self._take_over()
-                ended = self._ended()
-                asked_for = None if ended else self._ask()
+                with self.asking():  # one at a time: others see what this one takes before they ask
+                    self._take_over()
+                    ended = self._ended()
+                    asked_for = None if ended else self._ask()
                 if asked_for is None:
                     return ended or self._all_tried() or f"the sampler proposes nothing new any more{self._last_why()}"
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another took it for lost
@@ -264,10 +266,11 @@ class Searcher:
                 continue
             try:
                 same = self.space.key(parameters(self.space.spec(params)))
-                number = self._known().get(same, trial.number)  # also what others ask for at the same time
-                if number == trial.number:
-                    return trial, self.space.spec(params, probe=True)
-                trial.set_user_attr("why", f"the same as trial {number}")
+                if same not in known:
+                    spec = self.space.spec(params, probe=True)
+                    trial.set_user_attr("worker", _held_until(time.time() + spec.timeout_seconds + _MARGIN))
+                    return trial, spec
+                trial.set_user_attr("why", f"the same as trial {known[same]}")
                 self.study.tell(trial, state=TrialState.FAIL)
             except Impossible as error:
                 self._cannot(trial, str(error))

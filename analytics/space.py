@@ -120,6 +120,8 @@ class Limit(Model):
     def _any(self) -> Self:
         if self.max is None and self.min is None:
             raise ValueError("give {max: NUMBER}, {min: NUMBER} or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
 
     def excess(self, value: float) -> float:
@@ -168,10 +170,15 @@ class Search(Site):
     @field_validator("objectives", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+            if len(set(value)) < len(value):
+                raise ValueError(f"an objective stands twice in {', '.join(value)}")
             value = {name: OBJECTIVES.get(name, "minimize") for name in value}
         if not isinstance(value, dict):
             return value
+        if not 1 <= len(value) <= 4:
+            raise ValueError(f"give one to four of {', '.join(OBJECTIVES)}, not {len(value)}")
         for name, direction in value.items():
             if name not in OBJECTIVES:
                 raise ValueError(f"no objective {name!r}: {did_you_mean(str(name), OBJECTIVES)}")
@@ -250,9 +257,18 @@ def override(search: Search, settings: Iterable[str]) -> Search:
             continue
         if name.partition(".")[0] not in FIELDS:
             raise SuiteError([f"--set: unknown field {name!r}: {did_you_mean(name, [*FIELDS, *Search.model_fields])}"])
-        defaults.pop(name, None)
-        space.pop(name, None)
-        (space if isinstance(value, list) or value == "auto" else defaults)[name] = value
+        varies = (
+            isinstance(value, list)
+            or value == "auto"
+            or (isinstance(value, dict) and bool({"low", "choices"} & set(value)))
+        )
+        within = "." in name and name.partition(".")[0] in space  # an option of what varies varies with it
+        if varies or within:
+            defaults.pop(name, None)
+            space[name] = value if varies else [value]
+        else:
+            space.pop(name, None)
+            defaults[name] = value
     found = changed(search, {"defaults": defaults, "space": space, **top})
     mistakes = [*_space_mistakes(found), *_mistakes(found)]
     if mistakes:
@@ -275,11 +291,11 @@ def _domain(given: Any) -> Choices | Range:
 
 
 def _space_mistakes(search: Search) -> Iterator[str]:
-    earlier: dict[str, list[Any]] = {}  # empty for those that are no choices on every machine
+    earlier: dict[str, list[Any]] = {name: [label(value)] for name, value in search.defaults.items() if _plain(value)}
     for name, given in search.space.items():
         where = f"space: {name!r}"
         if (field := name.partition(".")[0]) not in FIELDS:
-            yield f"{where} is no field of a run: {did_you_mean(name, FIELDS)}"
+            yield f"{where} is no field of a run: {_option_of(name) or did_you_mean(name, FIELDS)}"
         elif field in _NOT_SEARCHED:
             yield f"{where} cannot be searched over: it says how a run is measured or what it keeps, not how it trains"
         each: list[list[Any]] = [[] for _ in branches(given)]
@@ -294,7 +310,16 @@ def _space_mistakes(search: Search) -> Iterator[str]:
                 yield from (f"{where}: {message}" for message in error.messages)
             if len(set(map(str, labels))) < len(labels):
                 yield f"{where}: a value stands twice"
-        earlier[name] = [value for labels in each for value in labels] if all(each) else []
+        earlier[name] = [value for labels in each for value in labels] if all(each) else []  # not known: any will do
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _option_of(name: str) -> str | None:
+    """Say of which field something is an option that is often searched over."""
+    return f"it is an option: write optimizer.{name}" if name in ("learning_rate", "weight_decay", "momentum") else None
 
 
 def _never(when: Mapping[str, Any], earlier: Mapping[str, list[Any]]) -> Iterator[str]:
@@ -322,6 +347,9 @@ def _mistakes(search: Search) -> Iterator[str]:
         yield "loss and accuracy are those after `work`, which is counted in samples here: work: {samples: NUMBER}"
     if search.probe and (search.work.target or search.trains_to_the_end):
         yield "probe: a shorter training tells nothing of the loss, the accuracy or the way to a target: leave probe out"
+    for rule in search.exclude:
+        for name in {name for name in rule if name.partition(".")[0] not in FIELDS}:
+            yield f"exclude: unknown field {name!r}: {did_you_mean(name, FIELDS)}"
     for name in set(search.probe) - set(LENGTH):
         yield f"probe: {name!r} is none of {', '.join(LENGTH)}"
 
@@ -412,8 +440,10 @@ class Space:
 
     def active(self, name: str, params: Mapping[str, Any]) -> bool:
         """Whether a field is set at all, given the earlier ones."""
+        fixed = self.search.defaults
         for other, wanted in self.fields[name].when.items():
-            if other not in params or params[other] not in map(label, wanted if isinstance(wanted, list) else [wanted]):
+            given = params.get(other) if other in self.fields else label(fixed.get(other))
+            if given not in map(label, wanted if isinstance(wanted, list) else [wanted]):
                 return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import warnings
@@ -71,6 +72,17 @@ def open_study(where: str | None, name: str, space: Space, sampler: str = "auto"
         # Going on does not draw the same again.
         study.sampler = make_sampler(sampler, space, space.search.seed + len(study.get_trials(deepcopy=False)))
     return study
+
+
+@contextmanager
+def one_at_a_time(where: str) -> Iterator[None]:
+    """Keep the other workers of a study in a journal file waiting; those of a database may, rarely, ask for the same."""
+    if "://" in where:
+        yield
+        return
+    with Path(f"{where}.asking").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it, however its holder ends
+        yield
 
 
 def _storage(where: str) -> BaseStorage:

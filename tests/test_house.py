@@ -22,7 +22,7 @@ ROOMS = ("bench", "analytics", "app")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 19_600
+FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 19_900
 
 
 def code_lines(text: str) -> set[int]:

@@ -243,8 +243,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "wrong way": ({"objectives": {"accuracy": "minimize"}}, "accuracy: maximize, not 'minimize'"),
     "five": (
         {"objectives": ["time", "cost", "energy", "carbon", "memory"]},
-        "at most 4 items",
+        "give one to four of time, cost",
     ),
+    "twice the same": ({"objectives": ["time", "time"]}, "an objective stands twice in time, time"),
+    "an empty window": ({"constraints": {"memory": {"min": 2.0, "max": 1.0}}}, "min 2 is above max 1"),
+    "excluded stranger": (
+        {"exclude": [{"precison": "fp32"}]},
+        "exclude: unknown field 'precison': did you mean 'precision'",
+    ),
+    "an option": ({"space": {"learning_rate": [0.1, 0.2]}}, "it is an option: write optimizer.learning_rate"),
     "no end": ({"budget": {}}, "a search needs an end"),
     "no limit": ({"constraints": {"memory": {}}}, "give {max: NUMBER}, {min: NUMBER} or both"),
     "sampler": ({"sampler": "annealing"}, "sampler: Input should be 'auto', 'tpe'"),
@@ -291,6 +298,14 @@ def test_settings_of_the_command_line() -> None:
     assert "precision" not in found.space
     assert found.space["threads_per_device"] == [1, 2]
     assert (found.repeats, found.defaults["workload_args.preset"]) == (5, "small")
+    conditional = search(
+        space={"parallelism": ["ddp", "tp"], "parallelism.size": {"choices": [2], "when": {"parallelism": "tp"}}}
+    )
+    fixed = space(override(conditional, ["parallelism=tp"]))
+    assert fixed.listed() == [{"parallelism.size": 2}]
+    assert list(override(conditional, ["parallelism=[tp, ddp]"]).space) == ["parallelism", "parallelism.size"]
+    assert override(asked, ["parallelism.size=2"]).space["parallelism.size"] == [2]
+    assert override(asked, ["batch_size_per_device={low: 2, high: 4}"]).space["batch_size_per_device"]["high"] == 4
     for wrong, message in (("x", "give key=value"), ("precison=bf16", "did you mean"), ("repeats=0", "greater than")):
         with pytest.raises(SuiteError, match=message):
             override(asked, [wrong])
