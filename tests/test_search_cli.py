@@ -182,7 +182,8 @@ def test_a_study_that_is_not_there_names_the_others(done: Done) -> None:
     shown = search(folder, "--show", "--price", "3")
     assert shown.returncode == 2
     assert "nothing was tried yet in the study small-" in shown.stderr
-    assert f"other studies of it: {document(process)['study']}" in shown.stderr
+    assert "other studies of it: small-" in shown.stderr
+    assert document(process)["study"] in shown.stderr
 
 
 def test_a_dry_run_tells_and_creates_nothing(tmp_path: Path) -> None:
@@ -236,8 +237,8 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
 
 
 def test_the_output_of_a_run_that_failed_is_named(tmp_path: Path) -> None:
-    space = {"workload_args.command": ["true", "false"]}
-    defaults = {"workload": "command", "device_type": "cpu", "meters": []}
+    space = {"workload_args.code": [0, 3]}
+    defaults = {"workload": "command", "workload_args.argv": "sh -c 'exit {code}'", "device_type": "cpu"}
     process = search(tmp_path, space=space, defaults=defaults, objectives=["time"], probe={}, repeats=1)
     (log,) = [line for line in process.stderr.splitlines() if line.startswith("  its output: ")]
     assert Path(log.removeprefix("  its output: ")).exists()

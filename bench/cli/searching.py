@@ -158,9 +158,7 @@ class Session:
                 study = open_study(self.storage, self.study, self.space, self.search.sampler, new=new)
         except StorageProblem as error:
             fail(redact(str(error)))
-        told = (
-            f"other studies of it: {', '.join(others[:5])}; each is of one file, machine, environment, place and price"
-        )
+        told = f"other studies of it: {', '.join(others[:5])}; each is of one file, machine, environment and price"
         return study, [told] if others and not there else []
 
     def shown(self) -> tuple[SearchResult, list[str]]:
@@ -194,8 +192,9 @@ class Session:
             fail(redact(str(error)), code=FAULT if isinstance(error, StorageProblem) else 1)
         except KeyboardInterrupt:
             progress.end()
-            told = "the same command goes on where this one ended, and with --show prints what was found"
-            click.echo(f"bench: stopped; {told}", err=True)
+            click.echo(
+                "bench: stopped; the same command goes on where it ended, --show prints what was found", err=True
+            )
             sys.exit(130)
         finally:
             progress.end()
