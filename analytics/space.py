@@ -359,6 +359,10 @@ def unpriced(search: Search) -> Iterator[str]:
     prices = [getattr(search, name) for name in Site.model_fields if name.startswith("usd_")]
     if "cost" in search.judged and not any(price is not None for price in prices):
         yield "cost needs a price: --price USD (an hour of a device), or --electricity-price; or write it into the file"
+    if search.budget.usd is not None and not any(price is not None for price in prices):
+        yield "budget: usd needs a price: --price USD (an hour of a device); or write it into the file"
+    if search.defaults.get("meters") == [] and (search.budget.joules or {"energy", "carbon"} & set(search.judged)):
+        yield "energy and carbon need a meter: leave meters: [] out of the defaults"
     if "carbon" in search.judged and search.region is None:
         yield "carbon needs a region: --region FR; or write it into the file"
 

@@ -85,6 +85,18 @@ def one_at_a_time(where: str) -> Iterator[None]:
         yield
 
 
+def names(where: str, pattern: str) -> list[str]:
+    """Return the names of the studies in a storage that match; no file is created. Raises StorageProblem."""
+    path = Path(where.removeprefix("sqlite:///"))
+    with storage_errors(where):
+        try:
+            there = path.exists() or ("://" in where and not path.parent.is_dir())
+            found = optuna.get_all_study_names(_storage(where)) if there else []
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise StorageProblem(f"{where} is no storage of a study that can be used: {error}") from error
+    return sorted(name for name in found if re.fullmatch(pattern, name))
+
+
 def _storage(where: str) -> BaseStorage:
     if "://" in where:
         local = where.startswith("sqlite")

@@ -198,7 +198,8 @@ def front_chart(shown: Document, x: Goal, y: Goal) -> go.Figure:
         if not edge or y.sign * trial.values[y.name] < y.sign * edge[-1].values[y.name]:
             edge.append(trial)
     at = {"x": _values(edge, x), "y": _values(edge, y), "line": {"color": COLOURS[0], "shape": "hv", "width": 1}}
-    figure.add_scatter(**at, mode="lines", name="no other is better in both", hoverinfo="skip")
+    if len(edge) > 1:
+        figure.add_scatter(**at, mode="lines", name="no other is better in both", hoverinfo="skip")
     for rank, stage in sorted(set(map(kind, shown.complete)), reverse=True):
         trials = [trial for trial in shown.complete if kind(trial) == (rank, stage)]
         colour, symbol, size = RANKS[rank]
@@ -206,12 +207,18 @@ def front_chart(shown: Document, x: Goal, y: Goal) -> go.Figure:
         texts = ["<br>".join(map(text, told(trial, shown.goals))) for trial in trials]
         at = {"name": text(f"{rank}, {stage}"), **_with_ends("x", trials, x), **_with_ends("y", trials, y)}
         figure.add_scatter(**at, mode="markers", marker=marker, hovertext=texts, hoverinfo="text")
-    figure.update_xaxes(**_axis(_values(shown.complete, x), x.title))
-    return figure.update_yaxes(**_axis(_values(shown.complete, y), y.title))
+    figure.update_xaxes(**_axis(_reach(shown.complete, x), x.title))
+    return figure.update_yaxes(**_axis(_reach(shown.complete, y), y.title))
 
 
 def _values(trials: Sequence[Tried], goal: Goal) -> list[float]:
     return [trial.values[goal.name] for trial in trials]
+
+
+def _reach(trials: Sequence[Tried], goal: Goal) -> list[float]:
+    """Return values and the ends of their intervals."""
+    ends = [end[goal.name] for trial in trials for end in (trial.low, trial.high) if goal.name in end]
+    return [*_values(trials, goal), *ends]
 
 
 def _with_ends(axis: str, trials: Sequence[Tried], goal: Goal) -> dict[str, Any]:

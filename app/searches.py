@@ -45,6 +45,7 @@ class Document(Model, extra="ignore"):
     hypervolume: list[dict[Literal["trial", "share"], float]]
     importance: dict[str, dict[str, float]]
     sentences: list[str]
+    confirmed: tuple[str, ...] = ()
     notes: list[str]
 
     @property
@@ -83,10 +84,21 @@ def told(trial: Tried, goals: list[Goal]) -> list[str]:
     return [*lines, trial.why] if trial.why else lines
 
 
+_NAMES = {"number": "trial", "p_front": "chance to be on the front", "violations.runs": "cannot run"}
+_NAMES |= {"seconds": "took [s]", "joules": "took [J]", "joules_estimated": "[J] estimated", "usd": "took [USD]"}
+_BEGINNINGS = {"params.": "", "values.": "", "violations.": "share beyond "}
+_FIRST = ("number", "state", "stage", "front", "knee", "values.", "params.")
+
+
 def table(shown: Document) -> pd.DataFrame:
-    """Return a row a trial: what it is, its parameters, its values with intervals, what it breaks, what it took."""
+    """Return a row a trial: what it is, its values, its parameters, then intervals, what it breaks, what it took."""
     rows = [asdict(trial) | {"runs": " ".join(trial.runs)} for trial in shown.trials]
-    titles = {f"values.{goal.name}": goal.title for goal in shown.goals}
-    titles |= {f"{end}.{goal.name}": f"{end} {goal.title}" for goal in shown.goals for end in ("low", "high")}
-    found = pd.json_normalize(rows).rename(columns=titles).dropna(axis="columns", how="all")
-    return found[sorted(found, key=lambda name: name in {"runs", "seconds", "joules", "joules_estimated", "usd"})]
+    names = _NAMES | {f"values.{goal.name}": goal.title for goal in shown.goals}
+    names |= {f"{end}.{goal.name}": f"{end} {goal.title}" for goal in shown.goals for end in ("low", "high")}
+    found = pd.json_normalize(rows).dropna(axis="columns", how="all")
+    titles: dict[str, str] = {}
+    for name in sorted(map(str, found), key=lambda name: [name.startswith(start) for start in _FIRST], reverse=True):
+        start = next((one for one in _BEGINNINGS if name.startswith(one)), "")
+        title = names.get(name) or _BEGINNINGS.get(start, "") + name.removeprefix(start)
+        titles[name] = name if title in titles.values() else title
+    return found[list(titles)].rename(columns=titles)

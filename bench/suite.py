@@ -75,7 +75,7 @@ def load_suite(path: Path) -> Suite:
     except yamlfile.YamlError as error:
         raise SuiteError([f"{path}: {error}"]) from error
     if not isinstance(value, dict) or "space" in value:
-        this = f"a search: bench search {path}" if isinstance(value, dict) else _kind(value)
+        this = f"a search: bench search {path} --dry-run" if isinstance(value, dict) else _kind(value)
         raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {this}"])
     mistakes: list[str] = []
     shapes = {

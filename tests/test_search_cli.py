@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from bench.cli import searching
 from bench.record import RunRecord
 from tests.test_end_to_end import BENCH, bench, processes_in, pytestmark  # noqa: F401  as for all real runs
 
@@ -122,6 +125,10 @@ def test_the_same_command_again_only_answers_and_a_larger_budget_goes_on(done: D
     assert again.returncode == 0, again.stderr
     assert len(records(folder)) == before
     assert "small-" in again.stdout
+    assert "nothing was run: the budget of 3 trials is spent, earlier calls included" in again.stderr
+    path = folder / "small.yaml"
+    assert f"Confirm it with:  bench search {path} --confirm\n" in again.stdout
+    assert "optuna-dashboard " in again.stdout
     more = search(folder, "--trials", "4", "--json")
     assert document(more)["study"] == document(process)["study"]
     assert document(more)["spent"]["trials"] == 4
@@ -139,13 +146,102 @@ def test_stored_runs_begin_another_study(done: Done) -> None:
 
 
 def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
+    from bench.tracking import searches
+
     process = search(tmp_path, "--confirm", "--trials", "2", "--json")
     assert process.returncode == 0, process.stderr
     told = document(process)
     confirming = [json.loads(path.read_text()) for path in tmp_path.glob("runs/small-confirm/*/*/record.json")]
     assert len(confirming) == 5 * len([t for t in told["trials"] if t["state"] == "complete"])
     assert any("on the front" in sentence for sentence in told["confirmed"])
+    assert f"confirming the best by {len(confirming)} runs; time: about" in process.stderr
+    assert "\n[1 of 2: trial " in process.stderr
+    first, _, second = process.stderr.partition("confirming the best")
+    assert " left" not in first
+    assert " left" in second
+    assert document(search(tmp_path, "--show", "--json"))["confirmed"] == told["confirmed"]
+    (kept,) = searches(f"sqlite:///{tmp_path}/mlflow.db")
+    assert kept["confirmed"] == told["confirmed"]
     assert (tmp_path / told["front_file"]).exists() or Path(told["front_file"]).exists()
+
+
+def test_stored_runs_cost_what_they_would_cost_here(done: Done) -> None:
+    folder, _ = done
+    shown = search(folder, "--dry-run", "--json", "--price", "7", objectives=["time", "cost"])
+    assert document(shown)["known"] >= 3, "those runs had no price"
+    assert document(search(folder, "--dry-run", "--json", "--ignore-stored"))["known"] == 0
+    told = document(search(folder, "--price", "7", "--trials", "1", "--json", objectives=["time", "cost"]))
+    stored = [trial for trial in told["trials"] if trial["source"] == "store"]
+    assert len(stored) >= 3
+    for trial in stored:
+        assert trial["values"]["cost"] == pytest.approx(trial["values"]["time"] / 3600 * 7, rel=1e-3)
+
+
+def test_a_study_that_is_not_there_names_the_others(done: Done) -> None:
+    folder, process = done
+    shown = search(folder, "--show", "--price", "3")
+    assert shown.returncode == 2
+    assert "nothing was tried yet in the study small-" in shown.stderr
+    assert "other studies of it: small-" in shown.stderr
+    assert document(process)["study"] in shown.stderr
+
+
+def test_a_dry_run_tells_and_creates_nothing(tmp_path: Path) -> None:
+    process = search(tmp_path, "--dry-run", "--json", "--storage", f"sqlite:///{tmp_path}/study.db")
+    wanted = {"combinations": 6, "possible": 6, "refused": {}, "known": 0, "sampler": "tpe", "budget": {"trials": 3}}
+    assert document(process) == wanted
+    assert search(tmp_path, "--show").returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+    shown = bench(tmp_path, "show", "small.yaml")
+    assert "this is a search: bench search small.yaml --dry-run" in shown.stderr
+
+
+@dataclass
+class Found:
+    front_file: str | None = None
+    ended: str = "all were tried"
+    study: str = "small-00000000"
+    points: tuple[int, ...] = (1,)
+    front: list[Any] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        return {"front_file": self.front_file}
+
+
+def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FourTrials:
+        def __init__(self, *_: Any, told: Any) -> None:
+            self.told = told
+
+        def search(self) -> str:
+            for number in range(4):
+                self.told(number)
+            return "all were tried"
+
+    published: list[bool] = []
+    trials: Any = SimpleNamespace(
+        execution=SimpleNamespace(folder=tmp_path),
+        publish=lambda document: published.append(Path(document["front_file"]).exists()),
+    )
+    space: Any = SimpleNamespace(search=SimpleNamespace(name="small"))
+    session = searching.Session(space, None, tmp_path, {"ignore_stored": True})  # type: ignore[arg-type]
+    monkeypatch.setattr(searching, "Searcher", FourTrials)
+    monkeypatch.setattr(searching, "Scores", lambda search: None)
+    monkeypatch.setattr(searching, "confirm_suite", lambda found: {})
+    monkeypatch.setattr(session, "_result", lambda *_: Found())
+    found = session._go(None, trials, searching._Progress())  # type: ignore[arg-type]
+    assert published == [True, True], "the first, and the end"
+    assert found.front_file == str(tmp_path / "confirm.yaml")
+
+
+def test_the_output_of_a_run_that_failed_is_named(tmp_path: Path) -> None:
+    space = {"workload_args.code": [0, 3]}
+    defaults = {"workload": "command", "workload_args.argv": "sh -c 'exit {code}'", "device_type": "cpu"}
+    process = search(tmp_path, space=space, defaults=defaults, objectives=["time"], probe={}, repeats=1)
+    (log,) = [line for line in process.stderr.splitlines() if line.startswith("  its output: ")]
+    assert Path(log.removeprefix("  its output: ")).exists()
 
 
 def killed_in_a_run(folder: Path, after: int) -> None:
@@ -231,7 +327,24 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     "nothing can run": ({"space": {"devices": [64]}}, [], 1, "no configuration of the space can run on this machine"),
     "no price": ({"objectives": ["cost"]}, [], 2, "cost needs a price"),
     "no region": ({"objectives": ["carbon"]}, [], 2, "carbon needs a region"),
-    "a storage that is a folder": ({}, ["--storage", "."], 1, "no storage of a study"),
+    "a storage that is a folder": ({}, ["--storage", "."], 2, "no storage of a study"),
+    "such a storage, dry": ({}, ["--storage", ".", "--dry-run"], 2, "no storage of a study"),
+    "money without a price": ({"budget": {"usd": 3}}, [], 2, "budget: usd needs a price"),
+    "energy without a meter": (
+        {"objectives": ["energy"], "defaults": SMALL["defaults"] | {"meters": []}},
+        [],
+        2,
+        "energy and carbon need a meter",
+    ),
+    "a grid that cannot be listed": (
+        {"space": {"workload_args.dropout": {"low": 0.0, "high": 0.5}}},
+        ["--sampler", "grid"],
+        2,
+        "sampler grid: the space cannot be listed",
+    ),
+    "show and confirm": ({}, ["--show", "--confirm"], 2, "--show and --dry-run run nothing"),
+    "dry and confirm": ({}, ["--dry-run", "--confirm"], 2, "--show and --dry-run run nothing"),
+    "show and new": ({}, ["--show", "--new"], 2, "no --new with --show"),
     "a wrong sampler": ({}, ["--sampler", "best"], 2, "sampler: Input should be"),
     "a wrong price": ({}, ["--price", "-1"], 2, "--price"),
 }
@@ -248,7 +361,7 @@ def test_what_cannot_be_searched_is_told(name: str, tmp_path: Path) -> None:
 
 
 def test_an_objective_without_a_source_is_told(tmp_path: Path) -> None:
-    process = search(tmp_path, objectives=["energy"], defaults=SMALL["defaults"] | {"meters": []})
+    process = search(tmp_path, objectives=["energy"], defaults=SMALL["defaults"] | {"meters": ["nvml"]})
     assert process.returncode == 1
     assert "energy is not known" in process.stdout
     assert "Traceback" not in process.stderr

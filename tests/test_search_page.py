@@ -104,9 +104,9 @@ def test_a_study_is_chosen_and_kept_in_the_address(open_page: Open) -> None:
     assert app.selectbox(key="trial").value == 1, "its knee"
     app.selectbox(key="study").select("other-00000000").run()
     assert not app.exception
-    assert app.dataframe[0].value["number"].tolist() == [7]
+    assert app.dataframe[0].value["trial"].tolist() == [7]
     assert app.selectbox(key="trial").value == 7
-    assert open_page(*given, study="other-00000000").dataframe[0].value["number"].tolist() == [7]
+    assert open_page(*given, study="other-00000000").dataframe[0].value["trial"].tolist() == [7]
 
 
 def test_an_objective_that_no_run_tells_is_not_drawn(open_page: Open) -> None:
@@ -133,11 +133,15 @@ def test_one_trial_with_what_is_known_of_it(open_page: Open) -> None:
 
 def test_the_table_has_units_and_the_front_first(open_page: Open) -> None:
     found = open_page(document(three())).dataframe[0].value
-    assert found["number"].tolist() == [1, 0, 2]
+    assert found["trial"].tolist() == [1, 0, 2]
+    first = ["trial", "state", "stage", "front", "knee", "time [s]", "cost [USD]", "precision", "devices"]
+    assert sorted(found.columns[:9], key=first.index) == first
+    assert list(found.columns[5:7]) == first[5:7], "what counts comes first"
+    assert not [name for name in found if "." in name or "_" in name]
     assert found["time [s]"].tolist() == [60.0, 100.0, 120.0]
     assert found["low time [s]"].tolist()[:2] == [57.0, 95.0]
     assert "why" not in found, "nothing is known of it"
-    assert found.columns[-1] == "usd"
+    assert {"took [s]", "took [USD]", "chance to be on the front"} <= set(found)
 
 
 @pytest.mark.parametrize("names", [("time",), ("time", "cost", "energy", "accuracy")])
@@ -151,6 +155,23 @@ def test_no_search(open_page: Open) -> None:
     app = open_page()
     assert app.code[0].value == "bench search suites/search_cost_efficiency.yaml"
     assert "Looked in:" in texts(app)
+
+
+def test_what_a_confirming_run_said_is_shown(open_page: Open) -> None:
+    assert "Repeated in turn" not in texts(open_page(document(three())))
+    app = open_page(document(three(), confirmed=["Still on the front: trial 1.", EVIL[0]]))
+    assert "Repeated in turn" in texts(app)
+    assert "Still on the front: trial 1.\n" + EVIL[0] in texts(app)
+    assert EVIL[0] not in markup(app)
+
+
+def test_hypervolume_is_explained(open_page: Open) -> None:
+    assert "Hypervolume: what they beat" in texts(open_page(document(three())))
+
+
+def test_a_table_whose_names_meet_keeps_both() -> None:
+    found = table(read(document([trial(0, {"time": 1.0}, params={"trial": 5})])))
+    assert (found["trial"].tolist(), found["params.trial"].tolist()) == ([0], [5])
 
 
 def test_store_that_does_not_answer(open_page: Open) -> None:
@@ -228,6 +249,11 @@ def test_front_chart() -> None:
     assert probe.marker.symbol.endswith("-open")
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("time [s]", "cost [USD]")
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "linear", "close together"
+    lone = charts.front_chart(read(document(three()[:1])), *shown.objectives)
+    assert [mark.name for mark in lone.data] == ["front, full"], "one point has no line"
+    bars = {"low": {"time": 1.0, "cost": 1.0}, "high": {"time": 400.0, "cost": 1.0}}
+    long = read(document([trial(0, {"time": 30.0, "cost": 1.0}, **bars), trial(1, {"time": 180.0, "cost": 1.0})]))
+    assert {"1", "500"} <= set(charts.front_chart(long, *long.objectives).layout.xaxis.ticktext)
     wide = read(document([trial(0, {"time": 30.0, "cost": 9.0}), trial(1, {"time": 3000.0, "cost": 1.0})]))
     axis = charts.front_chart(wide, *wide.objectives).layout.xaxis
     assert (axis.type, axis.ticktext[:3]) == ("log", ("10", "20", "50"))
@@ -277,4 +303,4 @@ def test_a_table_of_many_trials_is_whole() -> None:
     found = table(shown)
     assert len(found) == 30
     assert found["time [s]"].isna().sum() == 30 - len(shown.complete) > 0
-    assert found["params.parallelism.size"].notna().any()
+    assert found["parallelism.size"].notna().any()

@@ -55,7 +55,7 @@ def _trials(shown: Document) -> None:
 
 def _course(shown: Document) -> None:
     st.subheader("How the search went")
-    st.caption("Grey marks are trials, lines the best so far.")
+    st.caption("Grey marks are trials, lines the best so far. Hypervolume: what they beat, in all objectives at once.")
     parts = [(g.title, [(float(t.number), t.values[g.name]) for t in shown.complete], g.sign) for g in shown.goals]
     shares = [(step["trial"], 100 * step["share"]) for step in shown.hypervolume]
     parts += [("hypervolume [% of final]", shares, -1)] if shares else []
@@ -77,6 +77,9 @@ ended = f"Ended: {shown.ended}" if shown.ended else "Running, or stopped before 
 when = f", as of {shown.written_at:%Y-%m-%d %H:%M:%S} UTC" if shown.written_at else ""
 st.text(printable(f"{ended}{when}. {shown.sampler} on {shown.machine}", 500))
 page.lines([*shown.sentences, *shown.notes] or ["Nothing can be said yet."])
+if shown.confirmed:
+    st.subheader("Repeated in turn")
+    page.lines(shown.confirmed)
 if shown.complete:
     _front(shown)
 if shown.trials:

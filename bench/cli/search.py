@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bench.cli import fail, program
 from bench.cli.options import json_option, runs_option, site_options, store_option
+from bench.redact import redact
 
 if TYPE_CHECKING:
     from analytics.searched import SearchResult
     from bench.cli.searching import Session
 
+_ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
+"""Options that are not repeated in the command that is proposed next."""
+
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), metavar="SEARCH.yaml")
-@click.option(
-    "--trials", type=click.IntRange(1), help="Try so many configurations at most, instead of the file's budget."
-)
-@click.option("--minutes", type=click.FloatRange(0, 1e6, min_open=True), help="Take so long at most.")
+@click.option("--trials", type=click.IntRange(1), help="Most trials of the study, earlier ones included.")
+@click.option("--minutes", type=click.FloatRange(0, 1e6, min_open=True), help="Most minutes of it, likewise.")
 @click.option("--sampler", help="auto, tpe, gp, nsga2, nsga3, random or grid, instead of the file's.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the sampler, instead of the file's.")
 @click.option(
     "--set",
     "settings",
@@ -53,12 +58,13 @@ def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json
     """
     from bench.cli.searching import read
 
+    if show_only + dry_run + confirm > 1 or (show_only and options["new"]):
+        fail("--show and --dry-run run nothing: give one of them alone, or --confirm; and no --new with --show")
     session = read(path, **options)
     if dry_run:
-        _describe(session)
+        _describe(session, as_json=as_json)
         return
-    found = session.shown() if show_only else session.go()
-    sentences = session.confirm(found) if confirm and found.points else []
+    found, sentences = session.shown() if show_only else session.go(confirm=confirm)
     if as_json:
         click.echo(json.dumps(found.document() | {"confirmed": sentences}, indent=1, allow_nan=False))
     else:
@@ -66,17 +72,28 @@ def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json
     sys.exit(0 if found.front else 1)
 
 
-def _describe(session: Session) -> None:
+def _describe(session: Session, *, as_json: bool) -> None:
     """Say what would be searched."""
+    session.opened(make=False)  # a storage that cannot be one is told
     space, asked = session.space, session.space.search
-    listed, possible = space.listed(), space.possible
-    size = "more than can be listed" if possible is None else f"{len(possible)} different ones can run here"
-    click.echo(f"{asked.name}: {'' if listed is None else f'{len(listed)} combinations, '}{size}")
+    combinations, possible = (None if some is None else len(some) for some in (space.listed(), space.possible))
+    budget = asked.budget.model_dump(exclude_none=True)
+    told: dict[str, Any] = {
+        "combinations": combinations,
+        "possible": possible,
+        "refused": dict(space.refused.most_common()),
+    }
+    told |= {"known": session.known(), "sampler": session.sampler, "budget": budget}
+    if as_json:
+        click.echo(json.dumps(told, indent=1, allow_nan=False))
+        return
+    size = "more than can be listed" if possible is None else f"{possible} different ones can run here"
+    click.echo(f"{asked.name}: {'' if combinations is None else f'{combinations} combinations, '}{size}")
     for why, count in space.refused.most_common(5):
         click.echo(f"  {count} cannot: {why}")
-    click.echo(f"  for the least {', '.join(goal.name for goal in asked.objectives)}; sampler {session.sampler}")
-    budget = ", ".join(f"{value:g} {name}" for name, value in asked.budget.model_dump(exclude_none=True).items())
-    click.echo(f"  budget: {budget}; {session.known()} configurations are known from stored runs of this machine")
+    click.echo(f"  for the best {', '.join(goal.name for goal in asked.objectives)}; sampler {session.sampler}")
+    limits = ", ".join(f"{value:g} {name}" for name, value in budget.items())
+    click.echo(f"  budget: {limits}; {told['known']} configurations are known from stored runs of this machine")
 
 
 def _print(session: Session, found: SearchResult, sentences: list[str]) -> None:
@@ -85,12 +102,28 @@ def _print(session: Session, found: SearchResult, sentences: list[str]) -> None:
     show(found)
     if sentences:
         click.echo("\n".join(["\nRepeated in turn, the best come to this:", *(f"  {line}" for line in sentences)]))
-    again = f" --store {session.store}" if session.store else ""
-    click.echo(f"\nstudy: {found.study} in {session.storage}")
-    if "://" not in session.storage:
-        click.echo(f"Look at it with:  optuna-dashboard {session.storage}  (pip install optuna-dashboard)")
-    click.echo(f"or with:          {program()} dashboard{again}")
+    again = f" --store {shlex.quote(_public(session.store))}" if session.store else ""
+    click.echo(f"\nstudy: {found.study} in {found.storage}")
+    click.echo(f"Look at it with:  {program()} dashboard{again}")
+    click.echo(f"and with:         optuna-dashboard {shlex.quote(found.storage)}  (pip install optuna-dashboard)")
     if found.front_file and not sentences:
-        click.echo(f"Confirm it with:  {program()} search ... --confirm, or {program()} run {found.front_file}{again}")
+        click.echo(f"Confirm it with:  {_again('--confirm')}")
     if not found.points:
         fail("nothing that is allowed was found", code=1)
+
+
+def _public(value: object) -> str:
+    return redact(str(value)) if "://" in str(value) else str(value)
+
+
+def _again(*more: str) -> str:
+    """Return this command with what makes its study, as it can be pasted but for passwords, and more options."""
+    context = click.get_current_context()
+    words = [program(), "search", str(context.params["path"])]
+    for param in context.command.params:
+        name, value = str(param.name), context.params[str(param.name)]
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in _ONCE:
+            for one in value if param.multiple else [value]:
+                words += [param.opts[0]] if one is True else [param.opts[0], _public(one)]
+    return shlex.join([*words, *more])

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +22,64 @@ import pandas as pd
 import yaml
 
 from analytics.confirm import confirm_suite, confirmed
+from analytics.frame import asked as asked_columns
 from analytics.frame import frame
 from analytics.search import Scores, Searcher
 from analytics.searched import SearchResult, Tried, result
 from analytics.space import Impossible, Search, Space, changed, load_search, override, unpriced
 from analytics.store import load
-from analytics.study import StorageProblem, default_sampler, importance, open_study, read_trials, sample, spent
+from analytics.study import (
+    StorageProblem,
+    default_sampler,
+    importance,
+    names,
+    one_at_a_time,
+    open_study,
+    read_trials,
+    sample,
+    spent,
+)
+from bench import tracking
 from bench.carbon import intensity
-from bench.cli import fail
+from bench.cli import FAULT, fail
 from bench.cli.options import Asked, place
 from bench.cli.run import Lines, execute
+from bench.cli.show import takes
+from bench.cost import recost
 from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, describe, find_machine
 from bench.files import Busy, read_json, write_text
 from bench.launch.local import LaunchError
 from bench.metrics import row
-from bench.record import Trial
-from bench.runner import load_records
+from bench.record import RunRecord, Status, Trial
+from bench.redact import redact
 from bench.schema import Machine, RunSpec
 from bench.suite import SuiteError, expand, load_suite, with_site
-from bench.tracking import StoreError
+from bench.tracking import SEARCH, StoreError
 from bench.trials import Trials, open_trials
 
 JOURNAL, CONFIRM = "study.journal", "confirm.yaml"
+_PUBLISH_SECONDS = 30.0
+"""So often at most the answer is made and published while the search goes on."""
 
 
 class _Progress(Lines):
-    """Lines of runs, each with its trial and stage."""
+    """Lines of runs, each with its trial and stage; what is left of a trial says nothing of the search."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trial = ""
+        self.folder = Path()
+
+    def start(self, spec: RunSpec, remaining_seconds: float | None) -> None:
+        """Show what runs."""
+        super().start(spec, None)
+
+    def done(self, record: RunRecord) -> None:
+        """Print how a run ended, and where to read why it failed."""
+        super().done(record)
+        log = self.folder / record.run_id / "worker.log"
+        if record.status not in (Status.OK, Status.SKIPPED, Status.OUT_OF_MEMORY) and log.exists():
+            self.note(f"  its output: {log}")
 
     def _head(self) -> str:
         return f"[{self.trial}]"
@@ -58,8 +91,8 @@ def read(path: Path, *, gpus: str | None, **options: Any) -> Session:
         machine, no_gpu = find_machine(gpus)
         asked = with_site(override(load_search(path), options["settings"]), place(options))
         budget = {name: options[name] for name in ("trials", "minutes") if options[name] is not None}
-        asked = changed(asked, {"budget": asked.budget.model_dump() | budget} if budget else {})
-        asked = changed(asked, {"sampler": options["sampler"]} if options["sampler"] else {})
+        changes = {name: options[name] for name in ("sampler", "seed") if options[name] is not None}
+        asked = changed(asked, changes | {"budget": asked.budget.model_dump() | budget})
         mistakes = list(unpriced(asked))
         if mistakes:
             fail(*mistakes)
@@ -71,6 +104,8 @@ def read(path: Path, *, gpus: str | None, **options: Any) -> Session:
         if space.possible == {}:
             reasons = (f"{count} of them: {why}" for why, count in space.refused.most_common(5))
             fail("no configuration of the space can run on this machine", *reasons, code=1)
+        if asked.sampler == "grid" and space.possible is None:
+            fail("sampler grid: the space cannot be listed; give ranges of whole numbers, a step or choices, or random")
         return Session(space, machine, Path(options["runs"]).absolute(), options)
     except SuiteError as error:
         fail(*error.messages)
@@ -78,7 +113,7 @@ def read(path: Path, *, gpus: str | None, **options: Any) -> Session:
         fail(str(error))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """A search as the command line asks for it."""
 
@@ -86,6 +121,8 @@ class Session:
     machine: Machine
     runs: Path
     options: dict[str, Any]
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _published: float = -math.inf
 
     @property
     def search(self) -> Search:
@@ -108,62 +145,91 @@ class Session:
         """Name of the sampler."""
         return default_sampler(self.space) if self.search.sampler == "auto" else self.search.sampler
 
+    @property
+    def study(self) -> str:
+        """Name of the study; those that `--new` begins have a number after it."""
+        text = json.dumps([self.space.identity(), describe(self.machine).kind], sort_keys=True)
+        return f"{self.search.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
     def known(self) -> int:
         """Count the configurations that stored runs tell of."""
+        if self.options["ignore_stored"]:
+            return 0
         searcher = self._searcher(open_study(None, self.search.name, self.space), lambda *_: [])
         return searcher.add_known(self._stored())
 
-    def shown(self) -> SearchResult:
-        """Return the answer of what was tried so far."""
-        study = self._study(new=False)
-        if not study.trials:
-            fail(f"nothing was tried yet in the study {study.study_name} at {self.storage}")
-        return self._result(
-            study, "shown as it is; the search was not gone on with", self._confirm_file(study.study_name)
-        )
-
-    def go(self) -> SearchResult:
-        """Search until the budget ends; what goes wrong ends the command with a message."""
-        progress = _Progress()
+    def opened(self, *, make: bool) -> tuple[optuna.Study | None, list[str]]:
+        """Open the study, where it is there or is to be made; where it is new, say which others of this search there are."""
         try:
-            study = self._study(new=self.options["new"])
-            suite = self.search.suite()
-            with open_trials(
-                suite,
-                study.study_name,
-                self._likely(),
-                self.machine,
-                runs=self.runs,
-                store=self.store,
-                progress=progress,
-            ) as trials:
-                return self._go(study, trials, progress)
+            found = names(self.storage, rf"{re.escape(self.search.name)}-[0-9a-f]{{8}}(-\d+)?")
+            others = [name for name in found if not name.startswith(self.study)]
+            there, new, study = len(others) < len(found), make and self.options["new"], None
+            if there or make:
+                study = open_study(self.storage, self.study, self.space, self.search.sampler, new=new)
+        except StorageProblem as error:
+            fail(redact(str(error)))
+        told = f"other studies of it: {', '.join(others[:5])}; each is of one file, machine, environment and price"
+        return study, [told] if others and not there else []
+
+    def shown(self) -> tuple[SearchResult, list[str]]:
+        """Return the answer of what was tried so far, and what a confirming run said of it."""
+        study, others = self.opened(make=False)
+        if study is None or not study.trials:
+            fail(f"nothing was tried yet in the study {self.study} at {redact(self.storage)}", *others)
+        found = self._result(study, "shown as it is; the search was not gone on with")
+        files = [file for folder in self._folders(found.study) if (file := folder / CONFIRM).exists()]
+        return replace(found, front_file=str(files[-1]) if files and found.points else None), self._confirmed(found)
+
+    def go(self, *, confirm: bool) -> tuple[SearchResult, list[str]]:
+        """Search until the budget ends, and repeat the best if asked; what goes wrong ends the command with a message."""
+        progress = _Progress()
+        study, others = self.opened(make=True)
+        assert study is not None  # noqa: S101  it was made
+        where: dict[str, Any] = {"runs": self.runs, "store": self.store, "progress": progress}
+        try:
+            with open_trials(self.search.suite(), study.study_name, self._likely(), self.machine, **where) as trials:
+                progress.folder = trials.execution.folder
+                for note in (f"study {study.study_name}, runs in {progress.folder}", *others):
+                    progress.note(note)
+                found = self._go(study, trials, progress)
+                if confirm and found.points:
+                    trials.runner.launcher.close()  # its devices stay claimed
+                    self._publish(trials, found, self._confirm(found))
+                return found, self._confirmed(found)
         except (Busy, EnvironmentProblem) as error:
             fail(str(error))
         except (StorageProblem, LaunchError) as error:
-            fail(str(error), code=1)
+            fail(redact(str(error)), code=FAULT if isinstance(error, StorageProblem) else 1)
         except KeyboardInterrupt:
             progress.end()
-            click.echo("bench: stopped; the same command goes on where this one ended", err=True)
+            click.echo(
+                "bench: stopped; the same command goes on where it ended, --show prints what was found", err=True
+            )
             sys.exit(130)
         finally:
             progress.end()
 
     def _go(self, study: optuna.Study, trials: Trials, progress: _Progress) -> SearchResult:
         def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[Any]:
-            of = f"/{self.search.budget.trials}" if self.search.budget.trials else ""
-            progress.trial = f"trial {(searcher.used()['trials'] or 0) + 1:.0f}{of} {stage}"
+            of = f" of {self.search.budget.trials}" if self.search.budget.trials else ""
+            progress.trial = f"{_launched(study) + 1}{of}: trial {number}, {stage}"
             return [
                 row(record) for record in trials.run(specs, Trial(study=study.study_name, number=number, stage=stage))
             ]
 
         def publish(ended: str) -> SearchResult:
-            found = self._result(study, ended, trials.execution.folder / CONFIRM)
-            trials.publish(found.document() | {"written_at": datetime.now(UTC).isoformat(timespec="seconds")})
+            found, file = self._result(study, ended), trials.execution.folder / CONFIRM
+            if found.points:
+                write_text(file, yaml.safe_dump(confirm_suite(found), sort_keys=False, allow_unicode=True))
+                found = replace(found, front_file=str(file))
+            self._publish(trials, found, self._confirmed(found))
             return found
 
-        searcher = self._searcher(study, run, told=lambda trial: publish(""))
-        progress.note(f"study {study.study_name}, runs in {trials.execution.folder}")
+        def told(trial: Any) -> None:
+            if time.monotonic() >= self._published + _PUBLISH_SECONDS:
+                publish("")
+
+        searcher = self._searcher(study, run, told=told, asking=partial(one_at_a_time, self.storage))
         if not self.options["ignore_stored"] and (count := searcher.add_known(self._stored())):
             progress.note(f"{count} configurations are known from stored runs of this machine")
         try:
@@ -171,28 +237,32 @@ class Session:
         except KeyboardInterrupt:
             publish("stopped before its end")
             raise
-        if found.points:
-            text = yaml.safe_dump(confirm_suite(found), sort_keys=False, allow_unicode=True)
-            write_text(trials.execution.folder / CONFIRM, text)
+        if not progress.trial and found.ended.endswith("is spent"):
+            progress.note(f"nothing was run: {found.ended}, earlier calls included; a larger one (--trials) goes on")
         return found
 
-    def confirm(self, found: SearchResult) -> list[str]:
+    def _publish(self, trials: Trials, found: SearchResult, confirmed: list[str]) -> None:
+        """Keep the answer in the folder of the execution and in the index, with what a confirming run said."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        trials.publish(found.document() | {"confirmed": confirmed, "written_at": now})
+        self._published = time.monotonic()
+
+    def _confirm(self, found: SearchResult) -> list[str]:
         """Repeat the best configurations in turn, and say what that says of the answer."""
-        if found.front_file is None or not Path(found.front_file).exists():
-            fail("there is nothing to confirm: the search has not ended")
-        plan = expand(load_suite(Path(found.front_file)), self.machine)
-        execution = execute(
-            Asked(self.machine, plan, plan), self.runs, self.store, new=False, retry=False, max_minutes=None
-        )
+        plan = expand(load_suite(Path(str(found.front_file))), self.machine)
+        asked = Asked(self.machine, plan, plan)
+        click.echo(f"bench: confirming the best by {len(plan.to_do)} runs; {takes(asked)}", err=True)
+        execution = execute(asked, self.runs, self.store, new=False, retry=False, max_minutes=None)
         return confirmed(found, frame(row(record) for record in execution.records.values()))
 
-    def _study(self, *, new: bool) -> optuna.Study:
-        text = json.dumps([self.space.identity(), describe(self.machine).kind], sort_keys=True)
-        name = f"{self.search.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        try:
-            return open_study(self.storage, name, self.space, self.search.sampler, new=new)
-        except StorageProblem as error:
-            fail(str(error), code=1)
+    def _confirmed(self, found: SearchResult) -> list[str]:
+        """Return what a confirming run said of this very front."""
+        front = {trial.number for trial in found.front}
+        for folder in reversed(self._folders(found.study)):
+            kept = read_json(folder / SEARCH) or {}
+            if kept.get("confirmed") and {t["number"] for t in kept["trials"] if t["front"]} == front:
+                return list(map(str, kept["confirmed"]))
+        return []
 
     def _searcher(self, study: optuna.Study, run: Any, **more: Any) -> Searcher:
         return Searcher(self.space, study, run, Scores(self.search), **more)
@@ -213,40 +283,64 @@ class Session:
             df = load(self.store)
         except StoreError:
             df = frame([])
-        return df[df["environment"] == describe(self.machine).fingerprint]
+        return frame(self._rows(df[df["environment"] == describe(self.machine).fingerprint]))
 
-    def _result(self, study: optuna.Study, ended: str, file: Path | None) -> SearchResult:
+    def _rows(self, stored: pd.DataFrame) -> list[dict[str, Any]]:
+        """Return rows of stored runs.
+
+        Where cost or carbon count, they are those at the place and the prices of this search, of runs of its space alone, and
+        runs whose record cannot be read are left out.
+        """
+        rows, columns = stored.to_dict("records"), asked_columns(stored)
+        if not {"cost", "carbon"} & set(self.search.judged):
+            return [_present(one) for one in rows]
+        rows = [one for one in rows if self.space.params({str(name): one[name] for name in columns}) is not None]
+        return [self._row(record) for record in _records(rows, self.store)]
+
+    def _row(self, record: RunRecord) -> dict[str, Any]:
+        site = self.search.suite().site
+        return dict(row(record if record.site == site else recost(record, site)))
+
+    def _result(self, study: optuna.Study, ended: str) -> SearchResult:
         tried = read_trials(study)
-        found = result(
-            self.space, study.study_name, tried, self._rows(study, tried), importance(study), spent(study), ended
-        )
-        known = str(file) if file is not None and found.points else None
-        return replace(found, sampler=self.sampler, storage=self.storage, front_file=known)
+        found = result(self.space, study.study_name, tried, self._table(tried), importance(study), spent(study), ended)
+        return replace(found, sampler=self.sampler, storage=redact(self.storage))
 
-    def _rows(self, study: optuna.Study, tried: Sequence[Tried]) -> pd.DataFrame:
-        """Return the runs of the study: of the workers whose folders are here, and what else the store has of them."""
-        own = [row(record) for folder in self._folders(study.study_name) for record in load_records(folder).values()]
-        here = {f"{one['execution']}/{one['run_id']}" for one in own}
-        if {run for trial in tried for run in trial.runs} <= here:
-            return frame(own)
-        try:
-            df = load(self.store)
-        except StoreError:
-            return frame(own)
-        names = df["execution"] + "/" + df["run_id"]
-        wanted = names.isin({run for trial in tried for run in trial.runs} - here)
-        return frame([*own, *(_known(one) for one in df[wanted].to_dict("records"))])
+    def _table(self, tried: Sequence[Tried]) -> pd.DataFrame:
+        """Return the runs of trials; those that are not known yet are read, from the folders here or else from the store."""
+        wanted = dict.fromkeys(run for trial in tried for run in trial.runs)
+        for name in wanted.keys() - self._known:
+            with suppress(OSError, ValueError):
+                text = (self.runs / self.search.name / name / "record.json").read_text()
+                self._known[name] = self._row(RunRecord.model_validate_json(text))
+        if lost := wanted.keys() - self._known:
+            with suppress(StoreError):
+                df = load(self.store)
+                rows = self._rows(df[(df["execution"] + "/" + df["run_id"]).isin(lost)])
+                self._known |= {f"{one['execution']}/{one['run_id']}": one for one in rows}
+        return frame(self._known[name] for name in wanted if name in self._known)
 
     def _folders(self, study: str) -> list[Path]:
         files = sorted((self.runs / self.search.name).glob("*/execution.json"))
         return [path.parent for path in files if (read_json(path) or {}).get("study") == study]
 
-    def _confirm_file(self, study: str) -> Path | None:
-        files = [folder / CONFIRM for folder in self._folders(study)]
-        return next((path for path in reversed(files) if path.exists()), None)
+
+def _launched(study: optuna.Study) -> int:
+    """Count the trials that have ended and for which something ran."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+    return sum(one.user_attrs.get("source") == "search" and bool(one.user_attrs.get("runs")) for one in ended)
 
 
-def _known(one: dict[Any, Any]) -> dict[str, Any]:
+def _records(rows: list[Any], uri: str | None) -> list[RunRecord]:
+    """Return the records of some rows, but for those that cannot be read: imported, lost or of another version."""
+    try:
+        return tracking.records(rows, uri)
+    except StoreError:
+        half = len(rows) // 2
+        return [*_records(rows[:half], uri), *_records(rows[half:], uri)] if half else []
+
+
+def _present(one: dict[Any, Any]) -> dict[str, Any]:
     """Return a row of a frame without what is absent in it."""
     return {
         str(name): value.isoformat() if name == "started_at" else value
