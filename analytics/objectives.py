@@ -13,7 +13,7 @@ from analytics.words import printable
 from bench.record import Status
 
 if TYPE_CHECKING:
-    from analytics.space import Amount, Goal
+    from analytics.searchfile import Amount, Goal
 
 Per = Literal["samples", "tokens", "target"]
 """What the figures of a run are counted for: work, or the way to its target."""

@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from analytics import objectives
 from analytics.frame import NUMBERS, asked
 from analytics.prior import promising
-from analytics.space import LENGTH, Impossible, Key, Search, Space
+from analytics.searchfile import LENGTH, Search
+from analytics.space import Impossible, Key, Space
 from analytics.study import FINISHED, WORKER, distribution, launched, paid, storage_errors, suggest
 from analytics.words import printable
 from bench.metrics import TEXT_COLUMNS, parameters

@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from analytics.searched import Spent, Tried
-from analytics.space import EXCLUDED, Choices, Range, Space, label
+from analytics.searchfile import Choices, Range, label
+from analytics.space import EXCLUDED, Space
 
 WORKER = "worker "
 """Beginning of the names under which workers tell how long they have been at it."""
@@ -114,7 +115,7 @@ def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
     lock.acquire()
     try:
         text = path.read_bytes()
-        if not text.endswith(b"\n"):
+        if text.startswith(b'{"op_code"') and not text.endswith(b"\n"):  # nothing else is touched
             os.truncate(path, text.rfind(b"\n") + 1)
     finally:
         lock.release()

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from analytics.frame import frame
-from analytics.space import Search, Space
+from analytics.searchfile import Search
+from analytics.space import Space
 from bench import yamlfile
 from bench.metrics import parameters
 from bench.schema import Machine, RunSpec

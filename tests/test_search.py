@@ -12,7 +12,7 @@ import pytest
 
 from analytics.frame import frame
 from analytics.search import NEAR, Scores, Searcher, near
-from analytics.space import Search
+from analytics.searchfile import Search
 from analytics.study import StorageProblem, launched, one_at_a_time, open_study, read_trials, spent
 from bench.schema import RunSpec
 from tests.replay import Recorded, search, space

@@ -17,7 +17,8 @@ from analytics.objectives import Objective, column
 from analytics.pareto import hypervolume
 from analytics.searched import SearchResult, Spent, Tried, result
 from analytics.searched_words import sentences
-from analytics.space import Amount, Search, Space
+from analytics.searchfile import Amount, Search
+from analytics.space import Space
 from bench.metrics import parameters
 from bench.schema import Machine
 from bench.suite import expand, load_suite

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from analytics.space import Choices, Impossible, Range, Search, Space, label, load_search, override, unpriced
+from analytics.searchfile import Choices, Range, Search, label, load_search, override, unpriced
+from analytics.space import Impossible, Space
 from bench import yamlfile
 from bench.metrics import parameters
 from bench.schema import Gpu, Machine

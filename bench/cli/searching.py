@@ -26,12 +26,14 @@ from analytics.frame import asked as asked_columns
 from analytics.frame import frame
 from analytics.search import Scores, Searcher
 from analytics.searched import SearchResult, Tried, result
-from analytics.space import Impossible, Search, Space, changed, load_search, override, unpriced
+from analytics.searchfile import Search, changed, load_search, override, unpriced
+from analytics.space import Impossible, Space
 from analytics.store import load
 from analytics.study import (
     StorageProblem,
     default_sampler,
     importance,
+    launched,
     names,
     one_at_a_time,
     open_study,
@@ -212,7 +214,7 @@ class Session:
     def _go(self, study: optuna.Study, trials: Trials, progress: _Progress) -> SearchResult:
         def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[Any]:
             of = f" of {self.search.budget.trials}" if self.search.budget.trials else ""
-            progress.trial = f"{_launched(study) + 1}{of}: trial {number}, {stage}"
+            progress.trial = f"{len(launched(study)) + 1}{of}: trial {number}, {stage}"
             return [
                 row(record) for record in trials.run(specs, Trial(study=study.study_name, number=number, stage=stage))
             ]
@@ -323,12 +325,6 @@ class Session:
     def _folders(self, study: str) -> list[Path]:
         files = sorted((self.runs / self.search.name).glob("*/execution.json"))
         return [path.parent for path in files if (read_json(path) or {}).get("study") == study]
-
-
-def _launched(study: optuna.Study) -> int:
-    """Count the trials that have ended and for which something ran."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
-    return sum(one.user_attrs.get("source") == "search" and bool(one.user_attrs.get("runs")) for one in ended)
 
 
 def _records(rows: list[Any], uri: str | None) -> list[RunRecord]:
