@@ -148,14 +148,14 @@ def test_stored_runs_begin_another_study(done: Done) -> None:
 def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
     from bench.tracking import searches
 
-    process = search(tmp_path, "--confirm", "--trials", "2", "--json")
+    process = search(tmp_path, "--confirm", "--trials", "1", "--json")
     assert process.returncode == 0, process.stderr
     told = document(process)
     confirming = [json.loads(path.read_text()) for path in tmp_path.glob("runs/small-confirm/*/*/record.json")]
     assert len(confirming) == 5 * len([t for t in told["trials"] if t["state"] == "complete"])
     assert any("on the front" in sentence for sentence in told["confirmed"])
     assert f"confirming the best by {len(confirming)} runs; time: about" in process.stderr
-    assert "\n[1 of 2: trial " in process.stderr
+    assert "\n[1 of 1: trial " in process.stderr
     first, _, second = process.stderr.partition("confirming the best")
     assert " left" not in first
     assert " left" in second
@@ -212,7 +212,7 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FourTrials:
-        def __init__(self, *_: Any, told: Any) -> None:
+        def __init__(self, *_: Any, told: Any, **__: Any) -> None:
             self.told = told
 
         def search(self) -> str:
@@ -226,7 +226,7 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
         publish=lambda document: published.append(Path(document["front_file"]).exists()),
     )
     space: Any = SimpleNamespace(search=SimpleNamespace(name="small"))
-    session = searching.Session(space, None, tmp_path, {"ignore_stored": True})  # type: ignore[arg-type]
+    session = searching.Session(space, None, tmp_path, {"ignore_stored": True, "storage": None})  # type: ignore[arg-type]
     monkeypatch.setattr(searching, "Searcher", FourTrials)
     monkeypatch.setattr(searching, "Scores", lambda search: None)
     monkeypatch.setattr(searching, "confirm_suite", lambda found: {})
@@ -296,7 +296,7 @@ def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two processors")
 def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
     numbers = sorted(os.sched_getaffinity(0))[:2]
-    path = written(tmp_path, budget={"trials": 6})
+    path = written(tmp_path, budget={"trials": 4})
     workers = [
         subprocess.Popen(
             ["taskset", "-c", str(number), *BENCH, "search", path, "--json"],
@@ -310,7 +310,7 @@ def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
     while len(list(tmp_path.glob("runs/small/*/execution.json"))) < 2:
         assert all(worker.poll() is None for worker in workers)
         time.sleep(0.05)
-    third = search(tmp_path, budget={"trials": 6})
+    third = search(tmp_path, budget={"trials": 4})
     assert third.returncode == 2
     assert "held for the trials of another search or worker" in third.stderr
     told = [worker.communicate(timeout=200) for worker in workers]
@@ -324,7 +324,12 @@ def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
 
 
 CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
-    "nothing can run": ({"space": {"devices": [64]}}, [], 1, "no configuration of the space can run on this machine"),
+    "nothing can run": (
+        {"space": {"devices": [64], "batch_size_per_device": [1]}},
+        [],
+        1,
+        "no configuration of the space can run on this machine",
+    ),
     "no price": ({"objectives": ["cost"]}, [], 2, "cost needs a price"),
     "no region": ({"objectives": ["carbon"]}, [], 2, "carbon needs a region"),
     "a storage that is a folder": ({}, ["--storage", "."], 2, "no storage of a study"),
@@ -337,7 +342,7 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
         "energy and carbon need a meter",
     ),
     "a grid that cannot be listed": (
-        {"space": {"workload_args.dropout": {"low": 0.0, "high": 0.5}}},
+        {"space": {"batch_size_per_device": [1], "optimizer.learning_rate": {"low": 1e-4, "high": 1e-2}}},
         ["--sampler", "grid"],
         2,
         "sampler grid: the space cannot be listed",
@@ -358,13 +363,6 @@ def test_what_cannot_be_searched_is_told(name: str, tmp_path: Path) -> None:
     assert message in process.stderr
     assert "Traceback" not in process.stderr
     assert not list(tmp_path.glob("runs/*/*/execution.json"))
-
-
-def test_an_objective_without_a_source_is_told(tmp_path: Path) -> None:
-    process = search(tmp_path, objectives=["energy"], defaults=SMALL["defaults"] | {"meters": ["nvml"]})
-    assert process.returncode == 1
-    assert "energy is not known" in process.stdout
-    assert "Traceback" not in process.stderr
 
 
 def test_optuna_dashboard_reads_the_study(done: Done) -> None:

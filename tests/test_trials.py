@@ -4,10 +4,8 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import pytest
 
 from bench.collect import Context, skipped
 from bench.environment import find_machine
-from bench.files import Busy
 from bench.metrics import TEXT_COLUMNS, labels
 from bench.record import RunRecord, Status, Trial
 from bench.runner import Progress
@@ -152,96 +149,3 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
     assert ended(tmp_path) == ["KILLED"]
     assert len(heard.started) == len(load()) == 3
     assert heard.noted == []
-
-
-WORKER = """
-import json, os, sys
-from pathlib import Path
-from bench.environment import find_machine
-from bench.record import Trial
-from bench.schema import RunSpec, Suite
-from bench.trials import open_trials
-specs = [RunSpec.model_validate(one) for one in json.loads(sys.argv[1])]
-machine = find_machine()[0].model_copy(update={"gpus": []})
-with open_trials(Suite.model_validate_json(sys.argv[2]), sys.argv[3], specs, machine, runs=Path("runs"), store=None) as t:
-    print("open", flush=True)
-    sys.stdin.readline()
-    for number, spec in enumerate(specs):
-        t.run([spec], Trial(study=sys.argv[3], number=number, stage="full"))
-    print(t.runner.tracker.error or "done", flush=True)
-"""
-
-
-def worker(specs: list[RunSpec], processors: set[int] | None = None) -> subprocess.Popen[str]:
-    asked = json.dumps([one.model_dump(mode="json") for one in specs])
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", WORKER, asked, LOOK.model_dump_json(), STUDY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, processors) if processors else None,
-    )
-
-
-def read(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def records(folder: Path) -> Iterator[RunRecord]:
-    for path in folder.glob("runs/*/*/*/record.json"):
-        yield RunRecord.model_validate_json(path.read_text())
-
-
-@slow
-def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
-    specs = [spec(), spec(measure_steps=None, measure_seconds=4)]
-    with worker(specs) as process:
-        go(process)
-        until(lambda: list(tmp_path.glob(f"runs/look/*/{specs[1].run_id}/steps-0.jsonl")))
-        process.kill()
-    (kept,) = records(tmp_path)
-    heard = Heard()
-    machine = find_machine()[0].model_copy(update={"gpus": []})
-    with open_trials(LOOK, STUDY, specs, machine, runs=Path("runs"), store=None, progress=heard) as trials:
-        assert trials.execution.name == kept.execution
-        assert trials.run(specs[:1], trial(0)) == [kept]
-        (redone,) = trials.run(specs[1:], trial(1))
-    assert redone.status is Status.OK
-    assert heard.started == [specs[1].run_id]
-    assert {row["trial"] for row in load()} == {"0", "1"}
-    assert ended(tmp_path) == ["FINISHED"]
-
-
-@slow
-def test_two_workers_have_processors_of_their_own(tmp_path: Path) -> None:
-    processors = sorted(os.sched_getaffinity(0))
-    if len(processors) < 2:
-        pytest.skip("NOT CHECKED: two workers need two processors")
-    with worker([spec()], {processors[0]}) as first, worker([spec(batch_size_per_device=4)], {processors[1]}) as second:
-        assert (read(first), read(second)) == ("open", "open")
-        machine = find_machine()[0].model_copy(update={"gpus": []})
-        with pytest.raises(Busy) as told:
-            open_trials(LOOK, STUDY, [spec()], machine, runs=Path("runs"), store=None).__enter__()
-        assert f"{processors[0]} by process {first.pid}; {processors[1]} by process {second.pid}\n" in str(told.value)
-        go(first)
-        go(second)
-        assert (read(first), read(second)) == ("done", "done")
-    found = list(records(tmp_path))
-    assert [record.status for record in found] == [Status.OK] * 2
-    assert len({record.execution for record in found}) == 2
-    assert len(load()) == 2  # also where both made the store at once
-    assert ended(tmp_path) == ["FINISHED"] * 2
