@@ -127,7 +127,7 @@ class Searcher:
     told: Callable[[FrozenTrial], None] = lambda trial: None
     clock: Callable[[], float] = time.monotonic
     asking: Callable[[], AbstractContextManager[None]] = nullcontext
-    _keys: dict[int, Key | None] = field(default_factory=dict)
+    _keys: dict[int, Key] = field(default_factory=dict)
     _me: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _began: float = 0.0
     _failures: list[str] = field(default_factory=list)

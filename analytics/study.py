@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import warnings
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from analytics.searched import Spent, Tried
 from analytics.searchfile import Choices, Range, label
 from analytics.space import EXCLUDED, Space
+from bench.files import held
 
 WORKER = "worker "
 """Beginning of the names under which workers tell how long they have been at it."""
@@ -81,8 +81,7 @@ def one_at_a_time(where: str) -> Iterator[None]:
     if "://" in where:
         yield
         return
-    with Path(f"{where}.asking").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it, however its holder ends
+    with held(Path(f"{where}.asking")):
         yield
 
 

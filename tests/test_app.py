@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,7 @@ from app import charts, serve
 from bench import tracking
 from bench.record import Status
 from tests import rows
-
-MAIN = Path(serve.__file__).with_name("main.py")
-EVIL = (rows.HOSTILE, rows.HOSTILE_LINK, rows.HOSTILE_FORMULA)
-Open = Callable[..., AppTest]
+from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 
 
 @pytest.fixture
@@ -33,28 +30,10 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
             return frame(given)
 
         monkeypatch.setattr(store, "load", load)
-        st.cache_data.clear()
-        app = AppTest.from_file(str(MAIN), default_timeout=30)
-        app.switch_page(f"views/{name}.py")
-        for key, value in query.items():
-            app.query_params[key] = value
-        app.run()
-        assert not app.exception, app.exception
-        return app
+        return opened(name, query)
 
     yield run
     st.cache_data.clear()
-
-
-def texts(app: AppTest) -> str:
-    return "\n".join(element.value for kind in (app.text, app.caption, app.subheader) for element in kind)
-
-
-def markup(app: AppTest) -> str:
-    """All that Streamlit renders as Markdown."""
-    kinds = (app.markdown, app.caption, app.title, app.subheader, app.header, app.error, app.info, app.warning)
-    parts = [str(element.value) for kind in kinds for element in kind]
-    return "\n".join([*parts, *(f"{tile.label} {tile.value} {tile.delta}" for tile in app.metric)])
 
 
 def test_overview_counts_and_totals(open_page: Open) -> None:

@@ -1,23 +1,19 @@
 """The Search page, run by Streamlit's own test harness on made-up documents, and its charts by their data."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app import charts, serve
+from app import charts
 from app.searches import Document, table
 from bench import tracking
 from tests import rows
+from tests.pages import EVIL, Open, markup, opened, texts
 from tests.searches import document, thirty, three, trial
-
-MAIN = Path(serve.__file__).with_name("main.py")
-EVIL = (rows.HOSTILE, rows.HOSTILE_LINK, rows.HOSTILE_FORMULA)
-Open = Callable[..., AppTest]
 
 
 @pytest.fixture
@@ -29,28 +25,10 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
             return list(given)
 
         monkeypatch.setattr(tracking, "searches", searches, raising=False)
-        st.cache_data.clear()
-        app = AppTest.from_file(str(MAIN), default_timeout=30)
-        app.switch_page("views/search.py")
-        for key, value in query.items():
-            app.query_params[key] = value
-        app.run()
-        assert not app.exception, app.exception
-        return app
+        return opened("search", query)
 
     yield run
     st.cache_data.clear()
-
-
-def texts(app: AppTest) -> str:
-    return "\n".join(element.value for kind in (app.text, app.caption, app.subheader) for element in kind)
-
-
-def markup(app: AppTest) -> str:
-    """All that Streamlit renders as Markdown."""
-    kinds = (app.markdown, app.caption, app.title, app.subheader, app.header, app.error, app.info, app.warning)
-    parts = [str(element.value) for kind in kinds for element in kind]
-    return "\n".join([*parts, *(f"{tile.label} {tile.value} {tile.delta}" for tile in app.metric)])
 
 
 def read(given: dict[str, Any]) -> Document:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, descri
 from bench.files import Busy, read_json, write_text
 from bench.launch.local import LaunchError
 from bench.metrics import row
-from bench.record import RunRecord, Status, Trial
+from bench.record import Environment, RunRecord, Status, Trial
 from bench.redact import redact
 from bench.schema import Machine, RunSpec
 from bench.suite import SuiteError, expand, load_suite, with_site
@@ -147,10 +147,15 @@ class Session:
         """Name of the sampler."""
         return default_sampler(self.space) if self.search.sampler == "auto" else self.search.sampler
 
-    @property
+    @cached_property
+    def environment(self) -> Environment:
+        """Where the runs are done."""
+        return describe(self.machine)
+
+    @cached_property
     def study(self) -> str:
         """Name of the study; those that `--new` begins have a number after it."""
-        text = json.dumps([self.space.identity(), describe(self.machine).kind], sort_keys=True)
+        text = json.dumps([self.space.identity(), self.environment.kind], sort_keys=True)
         return f"{self.search.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def known(self) -> int:
@@ -285,7 +290,7 @@ class Session:
             df = load(self.store)
         except StoreError:
             df = frame([])
-        return frame(self._rows(df[df["environment"] == describe(self.machine).fingerprint]))
+        return frame(self._rows(df[df["environment"] == self.environment.fingerprint]))
 
     def _rows(self, stored: pd.DataFrame) -> list[dict[str, Any]]:
         """Return rows of stored runs.
