@@ -24,6 +24,8 @@ from bench.redact import redact
 
 _FORMAT = 1
 _PART, _RUN = "_part", "_run"
+MLFLOW_RUN = "mlflow_run_id"
+"""Column with the name by which MLflow knows a run."""
 _VERSION = hashlib.sha256(json.dumps([_FORMAT, pd.__version__, DECLARED]).encode()).hexdigest()
 
 
@@ -32,9 +34,12 @@ def load(
     suite: str | None = None,
     *,
     refresh: bool = False,
+    named: bool = False,
     progress: tracking.Progress | None = None,
 ) -> pd.DataFrame:
     """Return `analytics.frame.frame` of all runs in the store, or of those of one suite.
+
+    With `named` there is a column more, `mlflow_run_id`, by which MLflow knows a run.
 
     What is kept of finished runs is not read again, unless `refresh` asks for it: see `bench.tracking.news` for what cannot
     be seen without. `progress` is told how many runs were read. Raises StoreError; never creates a store.
@@ -54,7 +59,10 @@ def load(
         found = found.sort_values(_RUN, kind="stable", ignore_index=True)
     if parts != known:
         _write(path, found[found[_PART].map(parts) != ""], parts)
-    return tidy((found if suite is None else found[found["suite"] == suite]).drop(columns=[_PART, _RUN]))
+    if suite is not None:
+        found = found[found["suite"] == suite]
+    shown = found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)
+    return tidy(shown.drop(columns=_PART))
 
 
 def forget(uri: str | None = None) -> None:

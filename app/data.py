@@ -28,11 +28,11 @@ def uri() -> str | None:
 
 
 def load() -> tuple[pd.DataFrame, datetime]:
-    """Return the frame of all runs and when it was read (UTC).
+    """Return the frame of all runs (with `mlflow_run_id`) and when it was read (UTC).
 
     Raises `bench.tracking.StoreError`, which is not cached: the next rerun tries again.
     """
-    found: tuple[pd.DataFrame, datetime] = _cached(uri(), "runs", store.load)
+    found: tuple[pd.DataFrame, datetime] = _cached(uri(), "runs", lambda where: store.load(where, named=True))
     return found
 
 

@@ -1,7 +1,7 @@
-"""What all pages share: what was read from the store, or the reason why there is nothing.
+"""What all pages share: what was read from the store, or the reason why there is nothing; tables and figures with downloads.
 
 Text of runs comes from whoever wrote to the store. It is shown by `st.text` and `st.dataframe` only, which interpret
-neither Markdown nor HTML.
+neither Markdown nor HTML; figures escape it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
+from analytics.export import defused, to_csv
 from app import data
 from bench import tracking
+
+FORMATS = ("png", "svg")
+"""What the browser can save a figure as, by the camera that stands above each."""
 
 _Found = TypeVar("_Found", pd.DataFrame, list[dict[str, Any]])
 
@@ -35,6 +40,14 @@ def _read(title: str, load: Callable[[], tuple[_Found, datetime]], what: str, co
         if st.button("Read again", icon=":material/refresh:"):
             data.refresh()
         when = st.empty()
+        st.segmented_control(
+            "The camera of a figure saves",
+            FORMATS,
+            default=FORMATS[0],
+            key="figures",
+            bind="query-params",
+            required=True,
+        )
     try:
         found, read_at = load()
     except tracking.StoreError as error:
@@ -54,3 +67,32 @@ def lines(sentences: Sequence[str]) -> None:
     """Show sentences in a box, as text."""
     with st.container(border=True):
         st.text("\n".join(sentences))
+
+
+def table(df: pd.DataFrame, name: str, *, full: pd.DataFrame | None = None, **options: Any) -> Any:
+    """Show a table and offer it as `wattbench-NAME.csv`, or what is `full` of it; return what `st.dataframe` does.
+
+    `options` are those of `st.dataframe`. Text that a spreadsheet would run is made text in both.
+    """
+    shown = st.dataframe(defused(df), key=f"table-{name}", **{"hide_index": True, "placeholder": "", **options})
+    csv = to_csv(df if full is None else full)
+    _download("Download as CSV", csv, f"wattbench-{name}.csv", "text/csv")
+    return shown
+
+
+def figure(drawn: go.Figure, name: str, alt: str, **options: Any) -> Any:
+    """Show a figure, which its camera saves as a picture, and offer it as `wattbench-NAME.html`.
+
+    `alt` says to a screen reader what it shows; no text of runs in it. `options` are those of `st.plotly_chart`, whose
+    answer is returned.
+    """
+    picture = {"format": st.session_state.get("figures") or FORMATS[0], "filename": f"wattbench-{name}", "scale": 2}
+    config = {"displaylogo": False, "toImageButtonOptions": picture}
+    shown = st.plotly_chart(drawn, key=f"figure-{name}", alt=alt, config=config, **options)
+    _download("Download as HTML", lambda: drawn.to_html(include_plotlyjs=True), f"wattbench-{name}.html", "text/html")
+    return shown
+
+
+def _download(label: str, content: str | Callable[[], str], name: str, mime: str) -> None:
+    icon = ":material/download:"
+    st.download_button(label, content, name, mime, key=f"get-{name}", on_click="ignore", icon=icon, type="tertiary")

@@ -14,7 +14,8 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from analytics.scaling import fit
-from app import charts, serve
+from app import serve
+from app.charts import scaling as charts
 from bench import tracking
 from bench.record import Status
 from tests import rows
@@ -24,7 +25,7 @@ from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 @pytest.fixture
 def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     def run(given: Any, name: str = "overview", **query: str) -> AppTest:
-        def load(uri: str | None = None) -> pd.DataFrame:
+        def load(uri: str | None = None, **_: Any) -> pd.DataFrame:
             if isinstance(given, Exception):
                 raise given
             return frame(given)
@@ -89,7 +90,7 @@ def test_store_that_does_not_answer(open_page: Open, name: str) -> None:
 
 def test_an_error_is_not_kept(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page(tracking.StoreError("down"))
-    monkeypatch.setattr(store, "load", lambda uri=None: frame([rows.make()]))
+    monkeypatch.setattr(store, "load", lambda uri=None, **_: frame([rows.make()]))
     app.run()
     assert not app.error
     assert app.metric
@@ -97,7 +98,7 @@ def test_an_error_is_not_kept(open_page: Open, monkeypatch: pytest.MonkeyPatch) 
 
 def test_read_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page([rows.make()])
-    monkeypatch.setattr(store, "load", lambda uri=None: frame([rows.make(), rows.make(2)]))
+    monkeypatch.setattr(store, "load", lambda uri=None, **_: frame([rows.make(), rows.make(2)]))
     app.run()
     assert app.metric[1].value == "1", "kept for a minute"
     app.button[0].click().run()

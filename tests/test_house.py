@@ -22,7 +22,8 @@ ROOMS = ("bench", "analytics", "app")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 19_900
+SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py")]
+FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 22_400
 
 
 def code_lines(text: str) -> set[int]:
@@ -116,11 +117,12 @@ def test_the_dashboard_needs_a_part_of_the_dependencies_and_no_torch() -> None:
     lines = (ROOT / "app" / "requirements.txt").read_text().splitlines()
     wanted = {line for line in lines if not line.startswith("#")}
     assert wanted <= {text.strip() for text in PROJECT["dependencies"]}
-    modules = [path for path in FILES if path.parts[-2] == "analytics" or path.parent.name == "app"]
+    modules = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("analytics", "app")]
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in modules
-        if path.stem not in ("__init__", "main", "search", "study")  # searching itself is done where the devices are
+        # Pages run when they are imported, and searching itself is done where the devices are.
+        if path.stem not in ("__init__", "main") and path.parent.name != "views" and path not in SEARCHING
     ]
     assert imports(names, without=["torch", "transformers", "codecarbon", "optuna", "pycountry"]) == ""
 

@@ -8,7 +8,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app import charts
+from app.charts import search as charts
 from app.searches import Document, table
 from bench import tracking
 from tests import rows

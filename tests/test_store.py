@@ -257,3 +257,10 @@ def test_one_suite_and_progress(either: str) -> None:
     store.forget(either)
     store.forget(either)
     assert store.load(either, "none at all").empty
+
+
+def test_the_name_by_which_mlflow_knows_a_run(either: str) -> None:
+    for _ in range(2):  # read, then from the cache
+        found = store.load(either, named=True)
+        assert sorted(found[store.MLFLOW_RUN]) == sorted(run for _, run, _ in tracking.news(either, {}).rows)
+        pd.testing.assert_frame_equal(found.drop(columns=store.MLFLOW_RUN), store.load(either))

@@ -8,10 +8,10 @@ import pandas as pd
 import streamlit as st
 
 from analytics import words
-from analytics.export import defused, to_csv
 from analytics.frame import latest_execution, summary
 from analytics.scaling import ScalingFit, SeriesFit, fit
-from app import charts, page
+from app import page
+from app.charts import scaling as charts
 
 ALL = "All series"
 TABLE = {
@@ -76,20 +76,20 @@ def _words(found: ScalingFit, series: list[SeriesFit]) -> None:
 def _charts(series: list[SeriesFit]) -> None:
     st.subheader("Measured times and the law")
     st.caption("Each marker is a run, each line the law with one v for its series, its band the 95 % interval of v.")
-    st.plotly_chart(charts.time_chart(series), key="time")
+    page.figure(charts.time_chart(series), "times", "Time per sample against devices: runs and the law")
     left, right = st.columns(2)
     with left:
         st.subheader("What the law misses")
         st.caption("Above 0 the law says longer than it took. One marker a configuration.")
         if any(len(entry.points) > 1 for entry in series):
-            st.plotly_chart(charts.residual_chart(series), key="residuals")
+            page.figure(charts.residual_chart(series), "residuals", "By how much the law misses each configuration")
         else:
             st.text("Not known: one configuration always fits.")
     with right:
         st.subheader("Efficiency")
         st.caption("What a device does compared with the fewest devices; bars are 95 % intervals of the repeats.")
         if any(entry.efficiency for entry in series):
-            st.plotly_chart(charts.efficiency_chart(series), key="efficiency")
+            page.figure(charts.efficiency_chart(series), "efficiency", "Efficiency against devices")
         else:
             st.text("Not known: no configuration ran on more than one number of devices.")
 
@@ -108,12 +108,4 @@ table = summary(runs)
 if not table.empty:
     st.subheader("Configurations")
     st.caption("Geometric means of the repeats with 95 % intervals; without repeats there is no interval.")
-    st.dataframe(defused(_shown(table)), hide_index=True)
-    st.download_button(
-        "Download as CSV",
-        to_csv(table).encode(),
-        file_name="wattbench-configurations.csv",
-        mime="text/csv",
-        on_click="ignore",
-        icon=":material/download:",
-    )
+    page.table(_shown(table), "configurations", full=table)

@@ -8,9 +8,9 @@ import streamlit as st
 import yaml
 from pydantic import ValidationError
 
-from analytics.export import defused, to_csv
 from analytics.words import printable
-from app import charts, page
+from app import page
+from app.charts import search as charts
 from app.searches import Document, table, told, took
 
 
@@ -33,17 +33,14 @@ def _front(shown: Document) -> None:
     if pairs:
         st.subheader("What no other trial beats")
         x, y = pairs[st.selectbox("Objectives", list(pairs), key="objectives", bind="query-params")]
-        st.plotly_chart(charts.front_chart(shown, x, y), key="front")
+        page.figure(charts.front_chart(shown, x, y), "front", "Two objectives of the trials, and the front")
         st.caption("Filled marks are full measurements, open ones probes: one short run. Bars are 95 % intervals.")
 
 
 def _trials(shown: Document) -> None:
     st.subheader("Trials")
     order = sorted(shown.trials, key=lambda trial: (not trial.knee, not trial.front, trial.state != "complete"))
-    trials = table(shown.model_copy(update={"trials": order}))
-    st.dataframe(defused(trials), hide_index=True, placeholder="")
-    csv, icon = to_csv(trials).encode(), ":material/download:"
-    st.download_button("Download as CSV", csv, "wattbench-search.csv", "text/csv", on_click="ignore", icon=icon)
+    page.table(table(shown.model_copy(update={"trials": order})), "search")
     numbers = {trial.number: trial for trial in order}
     trial = numbers[st.selectbox("One trial (the knee and the front first)", list(numbers), key="trial")]
     cost = f"from the {trial.source}; its runs took {', '.join(took(trial).values())}"
@@ -61,15 +58,16 @@ def _course(shown: Document) -> None:
     parts += [("hypervolume [% of final]", shares, -1)] if shares else []
     columns = st.columns(2)
     for index, part in enumerate(parts):
-        columns[index % 2].plotly_chart(charts.history_chart(*part), key=f"history{index}")
+        with columns[index % 2]:
+            page.figure(charts.history_chart(*part), f"history-{index}", "Figures of the trials and the best so far")
     if any(shown.importance.values()):
         st.subheader("What matters")
-        st.plotly_chart(charts.importance_chart(shown.importance), key="importance")
+        page.figure(charts.importance_chart(shown.importance), "importance", "How much each parameter matters")
     st.subheader("Parameters and objectives")
     st.caption(
         "A line is a trial, orange on the front. Values stand in order, not to scale. Drag along an axis to pick."
     )
-    st.plotly_chart(charts.parallel_chart(shown), key="parallel")
+    page.figure(charts.parallel_chart(shown), "parallel", "Parameters and objectives of each trial")
 
 
 shown = _pick()
