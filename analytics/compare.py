@@ -399,8 +399,8 @@ def within(
     newest = _newest(df)
     table, others = _in_order(newest), list[str]()
     if baseline is not None:
-        first = table[table["name"] == baseline].iloc[0]
-        same = table.apply(_same_work, axis="columns", other=first).astype(bool)
+        chosen = table[table["name"] == baseline].iloc[0]
+        same = table.apply(_same_work, axis="columns", other=chosen).astype(bool)
         others = list(table["name"][~same])
         table = table[same].sort_values("name", key=lambda name: name != baseline, kind="stable")
     runs = _by_configuration(newest)
