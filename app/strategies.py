@@ -58,7 +58,7 @@ class Goal:
 
     def value(self, figure: float) -> float:
         """Return a figure of the column in the unit that is shown."""
-        return self.factor / figure if self.inverse else self.factor * figure
+        return self.factor * figure if not self.inverse else self.factor / figure if figure else math.inf
 
     def told(self, value: float) -> str:
         """Write a value with its unit."""
@@ -79,9 +79,8 @@ def goals(df: pd.DataFrame, amount: str) -> list[Goal]:
         column = next((one for one in known or columns(name, per) if one in ok and ok[one].notna().any()), None)
         if column is None:
             continue
-        estimated = "estimated" in column
-        if name in _BASES:
-            estimated = bool(ok[_BASES[name]].str.contains("estimated", na=False).any())
+        bases = ok.get(_BASES.get(name, ""), pd.Series(dtype="str"))
+        estimated = "estimated" in column or bool(bases.str.contains("estimated", na=False).any())
         unit, factor = _UNITS.get(name, ("", 1.0))
         inverse = column.endswith("_per_second")
         one = inverse or "joules_per" in column
@@ -110,13 +109,13 @@ class Mark:
 def mark(name: str, effect: Effect, goal: Goal) -> Mark:
     """Return an effect as it is shown: that on a rate is turned into that on the time, where it is not yet."""
     x, low, high = effect.ratio, effect.low, effect.high
-    if goal.inverse and effect.cost == effect.metric:
+    if goal.inverse and effect.cost == effect.metric and effect.difference is None:
         x, low, high = 1 / x, high and 1 / high, low and 1 / low
     verdict = "not enough repeats" if low is None or high is None else effect.verdict
     more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"
     told = between(x if effect.difference is None else effect.difference, low, high)
     words = f"{told} {verdict}{f' among {effect.among}' if effect.among else ''}{more}"
-    words = words if effect.difference is None else f"difference {words}"
+    words = words if effect.difference is None else f"no ratio, difference {words}"
     figures = " → ".join(goal.told(goal.value(figure)) for figure in (effect.baseline_value, effect.value))
     return Mark(name, x, low, high, verdict, words, figures)
 
@@ -190,9 +189,8 @@ def remarks(found: Sequence[Comparison]) -> list[str]:
 
 def unknown(known: Sequence[Goal]) -> list[str]:
     """Say of each goal that no run tells what to do about it; loss and accuracy are both quality."""
-    told = {goal.name for goal in known}
-    lacking = [name for name in GOALS[:5] if name not in told] + ["quality"] * (not told & {"loss", "accuracy"})
-    return [f"No {name}: {REMEDIES[name]}." for name in lacking]
+    told = {"quality" if goal.name in GOALS[5:] else goal.name for goal in known}
+    return [f"No {name}: {REMEDIES[name]}." for name in (*GOALS[:5], "quality") if name not in told]
 
 
 def advised(found: Sequence[Advice]) -> list[str]:

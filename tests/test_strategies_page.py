@@ -1,6 +1,7 @@
 """The page of strategies: candidates against a baseline, a ladder, what fits into memory; on synthetic rows."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from analytics.compare import Comparison, ladder, within
 from analytics.frame import frame
 from app import strategies
 from app.charts import strategies as charts
+from app.serve import TRACKING_URI
 from app.strategies import Goal, Mark
 from bench import tracking
 from bench.record import Status
@@ -260,6 +262,25 @@ def test_charts_escape_names() -> None:
 
 
 # --- the page
+
+
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_URI, recorded_uri)
+    app = opened("strategies", {"suite": "ladder"})
+    steps = app.dataframe[1].value
+    assert steps["Candidate"].tolist()[-1] == "all steps"
+    assert re.match(r"0\.\d+ \(0\.\d+ to \d\.\d+\) less", steps["time ×"].tolist()[-1])
+    assert "~energy, estimated ×" in steps
+    app.selectbox(key="suite").select("batches").run()
+    assert not app.exception
+    assert "does not fit into the memory" in app.text[0].value, "what to do, first"
+    cells = app.dataframe[1].value
+    assert (cells["outcome"] == "out of memory").sum() == 6
+    assert cells["attempted_bytes"].min() > 1e11
+    assert "not enough repeats" in app.dataframe[0].value["time ×"].tolist()[0]
 
 
 def test_candidates(open_page: Open) -> None:

@@ -31,8 +31,8 @@ def _rows(figure: go.Figure, heads: Sequence[Sequence[str]], title: str, height:
         at = {"x": 0, "xref": "x domain", "xanchor": "left", "y": row, "yref": "y", "yanchor": "bottom", "yshift": lift}
         lines = "<br>".join(escape(printable(line, 120), quote=False) for line in head)
         figure.add_annotation(**at, text=lines, showarrow=False, align="left")
-    reach = [len(heads) - 0.5, -50 / height]
-    figure.update_yaxes(range=reach, showticklabels=False, showgrid=False, zeroline=False, fixedrange=True)
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
+    figure.update_yaxes(range=[len(heads) - 0.5, -50 / height], **hidden)
     title_of = {"title": {"text": text(title), "font": {"size": 15}}, "showlegend": True}
     return figure.update_layout(**frame(height * len(heads) + 140) | title_of).update_layout(margin_t=40)
 
@@ -45,8 +45,7 @@ def _points(figure: go.Figure, points: Sequence[Mark], title: str, *also: float)
         at = {"x": [p.x for _, p, *_ in here], "y": [row for row, *_ in here]}
         at["error_x"] = {"type": "data", "symmetric": False, "visible": any(p.low for _, p, *_ in here), **bars}
         at["hovertext"] = ["<br>".join(map(text, (p.name, p.words, p.figures))) for _, p, *_ in here]
-        colour, symbol, _ = VERDICTS[verdict]
-        look = {"color": colour, "symbol": symbol, "size": 11}
+        look = {"color": VERDICTS[verdict][0], "symbol": VERDICTS[verdict][1], "size": 11}
         figure.add_scatter(**at, mode="markers", marker=look, name=verdict, hoverinfo="text")
     known = [*also, *(point.x for point in points if math.isfinite(point.x))]
     ends = [end for point in points for end in (point.low, point.high) if end is not None]

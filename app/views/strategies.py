@@ -11,13 +11,12 @@ from app import page, strategies
 from app.charts import strategies as charts
 
 FIRST, ALL = "The first of each kind of work", "All strategies"
-GIGABYTES = {"peak_memory_bytes": "Peak memory", "attempted_bytes": "Wanted at last"}
-GIGABYTES |= {"memory_available_bytes": "Memory of a device"}
-MEMORY = {name: st.column_config.NumberColumn(title, format="bytes") for name, title in GIGABYTES.items()}
-MEMORY |= {"parameters": st.column_config.NumberColumn("Parameters", format="compact")}
-MEMORY |= {"share": st.column_config.NumberColumn("Share", format="percent")}
-MEMORY |= {"strategy": "Strategy", "model": "Model", "batch": "Batch per device", "outcome": "Outcome"}
-MEMORY |= {"worst": "Runs that ended so", "runs": "Runs", "reason": "Reason"}
+FORMATS = {"peak_memory_bytes": ("Peak memory", "bytes"), "attempted_bytes": ("Wanted at last", "bytes")}
+FORMATS |= {"memory_available_bytes": ("Memory of a device", "bytes"), "share": ("Share", "percent")}
+FORMATS |= {"parameters": ("Parameters", "compact"), "batch": ("Batch per device", "localized")}
+FORMATS |= {"worst": ("Runs that ended so", "plain"), "runs": ("Runs", "plain")}
+MEMORY = {name: st.column_config.NumberColumn(title, format=how) for name, (title, how) in FORMATS.items()}
+MEMORY |= {"strategy": "Strategy", "model": "Model", "outcome": "Outcome", "reason": "Reason"}
 CANDIDATES = (
     "Marks are multiples of the baseline, bars 95 % intervals. Better or worse: the interval lies on one side of 1. "
     "Equivalent: it lies within 2 % of 1. Cannot tell: neither; *+5 repeats*: about 5 more of each would tell. Verdicts "
@@ -26,11 +25,11 @@ CANDIDATES = (
 )
 LADDER = (
     "Each step against the one below, last all steps against the foot. On this axis factors add up. A mark is the end of a "
-    "step, its bar the 95 % interval of its factor. Less, more, same (within 2 %) or cannot tell, each step by itself."
+    "step, its bar the 95 % interval of its factor. Less, more, same (within 2 %) or cannot tell: each step by itself."
 )
 CELLS = (
-    "A cell is a batch: the peak memory of its fullest device, and the share of what a device has where that is known; or "
-    "how the worst of its runs ended. On a CPU it is what the process grew by."
+    "A cell is a batch: the peak memory of its fullest device (on a CPU what the process grew by), and its share of what a "
+    "device has, where that is known; or how the worst of its runs ended."
 )
 _cached = st.cache_data(ttl=60, max_entries=8, show_spinner="Comparing ...")
 _within, _ladder, _advise = _cached(compare.within), _cached(compare.ladder), _cached(advise)
@@ -62,8 +61,7 @@ def _candidates(runs: pd.DataFrame) -> None:
     for pair in (list(drawn.items())[i : i + 2] for i in range(0, len(drawn), 2)):
         for column, (goal, marks) in zip(st.columns(2), pair, strict=False):
             with column:
-                alt = f"Ratios to the baseline: {goal.name}"
-                page.figure(charts.forest_chart(marks, goal), f"ratios-{goal.name}", alt)
+                page.figure(charts.forest_chart(marks, goal), f"ratios-{goal.name}", f"Ratios: {goal.name}")
     page.table(strategies.table(found.comparisons, chosen), "candidates", full=strategies.effects(found.comparisons))
     if said := [
         *strategies.remarks(found.comparisons),
