@@ -234,6 +234,7 @@ def memory_map(df: pd.DataFrame) -> pd.DataFrame:
     how = [name for name in asked(df) if name.split(".")[0] in _HOW and name != "optimizer.learning_rate"]
     of_model = ["workload", *(name for name in asked(df) if name.startswith("workload_args."))]
     df["strategy"], df["model"] = _called(df, how), _called(df, of_model)
+    df["model"] = df["model"].mask(df["model"] == "plain", df["workload"])
     df["parameters"] = df.groupby("model")["parameters"].transform("max")
     df["batch"] = df["batch_size_per_device"].astype(int)
     df["outcome"] = pd.Categorical([_OUTCOME.get(status, "failed") for status in df["status"]], OUTCOMES, ordered=True)

@@ -230,6 +230,14 @@ def test_learning_rates_and_one_accumulation_step_are_no_strategies() -> None:
     assert found["runs"].tolist() == [2]
 
 
+def test_a_model_without_arguments_is_called_by_its_workload() -> None:
+    given = [rows.make() | {"workload_args.layers": layers} for layers in (None, 2.0)]
+    assert strategies.memory_map(frame([given[0], given[1] | {"config_id": "b", "run_id": "b"}]))["model"].tolist() == [
+        "layers=2",
+        "synthetic",
+    ]
+
+
 def test_memory_chart() -> None:
     figure = charts.memory_chart(strategies.memory_map(frame(tried())))
     cells = {trace.name: trace for trace in figure.data if trace.type == "bar"}

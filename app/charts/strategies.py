@@ -102,7 +102,7 @@ def memory_chart(told: pd.DataFrame) -> go.Figure:
         here = told[told["outcome"] == outcome]
         shades = 0.05 + 0.25 * full[here.index] if outcome == "fits" else pd.Series(0.15, here.index)
         look = {"color": [faint(colour, shade) for shade in shades], "line": {"color": colour, "width": 1}}
-        look["pattern"] = {"shape": pattern, "fgcolor": faint(colour, 0.3), "size": 12, "solidity": 0.15}
+        look["pattern"] = {"shape": pattern, "fgcolor": faint(colour, 0.55), "size": 12, "solidity": 0.15}
         at = {"y": here["row"], "base": here["column"] - 0.48, "x": [0.96] * len(here), "width": 0.5}
         figure.add_bar(**at, orientation="h", marker=look, name=outcome, hoverinfo="skip")
     words = {(entry.row, entry.column): "<br>".join(map(text, cell(entry))) for entry in told.itertuples()}
