@@ -163,13 +163,12 @@ def table(found: Sequence[Comparison], wanted: Sequence[Goal]) -> pd.DataFrame:
 
 def effects(found: Sequence[Comparison]) -> pd.DataFrame:
     """Return all that is known of the comparisons, a row an effect or a reason why there is none."""
-    rows: list[dict[str, Any]] = []
+    rows = list[dict[str, Any]]()
     for one in found:
         about = {"candidate": one.name, "baseline": one.baseline, "status": one.status, "reason": one.reason}
         about |= {"flags": " ".join(one.flags), "notes": "; ".join([*one.notes, *one.doubts])}
         refused = [{"metric": metric, "reason": why} for metric, why in (one.not_compared or {}).items()]
-        known = [asdict(replace(effect, spread=())) for effect in one.effects]
-        rows += [about | more for more in [*known, *refused] or [{}]]
+        rows += [about | more for more in [*map(asdict, one.effects), *refused] or [{}]]
     return pd.DataFrame(rows).drop(columns=["cost", "spread"], errors="ignore")
 
 

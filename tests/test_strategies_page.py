@@ -258,6 +258,15 @@ def test_memory_chart() -> None:
     ]
 
 
+def test_figures_of_very_many_rows_end() -> None:
+    shown = [Mark(str(row), 1.5, 1.4, 1.6, "worse", "") for row in range(100)]
+    figure = charts.forest_chart(shown, goal(grid(), "time"))
+    assert len(figure.data[0].x) == len(figure.layout.annotations) == charts.MOST
+    told = strategies.memory_map(frame([rows.make() | {"memory": f"m{i}", "config_id": str(i)} for i in range(100)]))
+    figure = charts.memory_chart(told)
+    assert len(figure.data[0].x) == len(figure.layout.annotations) == charts.MOST
+
+
 def test_charts_escape_names() -> None:
     evil = rows.HOSTILE
     time = goal(grid(), "time")

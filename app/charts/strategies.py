@@ -22,6 +22,8 @@ VERDICTS = {"better": LESS, "less": LESS, "worse": MORE, "more": MORE, "equivale
 VERDICTS |= {"cannot tell": (GREY, "circle-open", "x"), "not enough repeats": (GREY, "square-open", "x")}
 VERDICTS |= {FOOT: (GREY, "triangle-down", "")}
 """Colour, symbol and pattern of a verdict."""
+MOST = 40
+"""More rows than this are not drawn."""
 CELLS = dict(zip(OUTCOMES, ((COLOURS[0], ""), (GREY, "."), (COLOURS[4], "/"), (COLOURS[1], "x")), strict=True))
 
 
@@ -63,7 +65,7 @@ def _points(figure: go.Figure, points: Sequence[Mark], title: str, *also: float)
 
 def forest_chart(shown: Sequence[Mark], goal: Goal) -> go.Figure:
     """Draw what candidates do in one goal as multiples of their baseline, with 95 % intervals, on a logarithmic axis."""
-    figure, shown = go.Figure(), [mark for mark in shown if mark.x > 0]
+    figure, shown = go.Figure(), [mark for mark in shown if mark.x > 0][:MOST]
     _points(figure, shown, f"multiple of the baseline ({goal.good} 1 is better)", 1.0)
     at = {"x": [1, 1, None] * len(shown), "y": [y for row in range(len(shown)) for y in (row - 0.15, row + 0.3, None)]}
     figure.add_scatter(**at, mode="lines", line={"color": GREY, "width": 1}, name="1: the baseline", hoverinfo="skip")
@@ -94,8 +96,9 @@ def memory_chart(told: pd.DataFrame) -> go.Figure:
     """Draw what of `app.strategies.memory_map` fits: a row a strategy and model, a column a batch; darker is fuller."""
     figure = go.Figure(layout={"barmode": "overlay"})
     sizes = dict(zip(zip(told["strategy"], told["model"], strict=True), told["parameters"], strict=True))
-    rows, batches = list(sizes), sorted(told["batch"].unique())
-    told = told.assign(row=[rows.index(key) for key in zip(told["strategy"], told["model"], strict=True)])
+    rows, batches = list(sizes)[:MOST], sorted(told["batch"].unique())
+    told = told.assign(row=[list(sizes).index(key) for key in zip(told["strategy"], told["model"], strict=True)])
+    told = told[told["row"] < MOST]
     told["column"] = told["batch"].map(batches.index)
     full = told["share"].fillna(told["peak_memory_bytes"] / told["peak_memory_bytes"].max()).fillna(0.5).clip(0, 1)
     for outcome, (colour, pattern) in CELLS.items():

@@ -14,14 +14,14 @@ FIRST, ALL = "The first of each kind of work", "All strategies"
 FORMATS = {"peak_memory_bytes": ("Peak memory", "bytes"), "attempted_bytes": ("Wanted at last", "bytes")}
 FORMATS |= {"memory_available_bytes": ("Memory of a device", "bytes"), "share": ("Share", "percent")}
 FORMATS |= {"parameters": ("Parameters", "compact"), "batch": ("Batch per device", "localized")}
-FORMATS |= {"worst": ("Runs that ended so", "plain"), "runs": ("Runs", "plain")}
 MEMORY = {name: st.column_config.NumberColumn(title, format=how) for name, (title, how) in FORMATS.items()}
-MEMORY |= {"strategy": "Strategy", "model": "Model", "outcome": "Outcome", "reason": "Reason"}
+MEMORY |= {"worst": "Runs that ended so", "runs": "Runs", "reason": "Reason"}
+MEMORY |= {"strategy": "Strategy", "model": "Model", "outcome": "Outcome"}
 CANDIDATES = (
     "Marks are multiples of the baseline, bars 95 % intervals. Better or worse: the interval lies on one side of 1. "
     "Equivalent: it lies within 2 % of 1. Cannot tell: neither; *+5 repeats*: about 5 more of each would tell. Verdicts "
     "allow for all that is compared (Holm): *cannot tell among 15* is an interval that alone would tell, but among so many "
-    "it may be chance. ~ is the figure of a model, not a measurement."
+    "it may be chance. ~ is the figure of a model, not a measurement. At most 40 rows are drawn; the table has all."
 )
 LADDER = (
     "Each step against the one below, last all steps against the foot. On this axis factors add up. A mark is the end of a "
@@ -29,7 +29,7 @@ LADDER = (
 )
 CELLS = (
     "A cell is a batch: the peak memory of its fullest device (on a CPU what the process grew by), and its share of what a "
-    "device has, where that is known; or how the worst of its runs ended."
+    "device has, where that is known; or how the worst of its runs ended. At most 40 rows are drawn; the table has all."
 )
 _cached = st.cache_data(ttl=60, max_entries=8, show_spinner="Comparing ...")
 _within, _ladder, _advise = _cached(compare.within), _cached(compare.ladder), _cached(advise)
