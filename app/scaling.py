@@ -161,9 +161,12 @@ def beware(table: pd.DataFrame) -> list[str]:
 
 
 def judged(series: Sequence[SeriesFit], misses: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Return a row for each series and law, and for each curve that describes it; `misses` is by series, then law."""
+    """Return a row for each series and law, and for each curve that describes it; `misses` is by series, then law.
+
+    Series on which laws were not tried are left out, but for one, where there is no other.
+    """
     rows = []
-    for entry in series:
+    for entry in [entry for entry in series if entry.name in misses] or series[:1]:
         best = preferred(known) if (known := misses.get(entry.name)) else None
         for law, formula in FORMULAS.items():
             miss = known.get(law) if known else None

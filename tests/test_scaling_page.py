@@ -223,6 +223,9 @@ def test_laws_are_judged_and_one_is_preferred() -> None:
     assert found["Law"].tolist() == ["step", "power", "ideal", "amdahl", "usl", "gustafson", "ernest"]
     assert found["Use"].tolist() == ["predicts", "preferred", "predicts", *["describes only"] * 4]
     assert found["Misses the unseen by [%]"].tolist()[:3] == [10, 2, 123.4]
+    other = fitted([rows.make(precision="bf16")])
+    assert scaling.judged([*series, *other], misses).equals(found), "nothing was tried on the other"
+    assert scaling.judged(series, {})["Misses the unseen by [%]"][:3].isna().all(), "nothing was tried"
     (said,) = scaling.verdicts(series, misses)
     assert (
         "the law power is preferred. It misses a configuration that it has not seen by 2 % (median), the least" in said

@@ -153,7 +153,7 @@ def _efficiency_text(point: Efficiency) -> str:
 def parts_chart(lines: Sequence[Line]) -> go.Figure:
     """Draw the shares of the time of a step by the law, in percent: a bar for each series and number of devices."""
     told = [(f"{text(line.series.name)}, d = {one.devices}", one.shares) for line in lines for one in line.told]
-    figure = go.Figure(layout=frame(140 + 26 * len(told)) | {"barmode": "stack"})
+    figure = go.Figure(layout=frame(140 + 26 * len(told)) | {"barmode": "stack", "legend_traceorder": "normal"})
     for index, (part, name) in enumerate(PARTS.items()):
         shares = [100 * found[part] for _, found in told]
         look = {"color": COLOURS[index], "pattern": {"shape": (*PATTERNS, "-", "+")[index]}}
