@@ -9,7 +9,7 @@ import streamlit as st
 
 from analytics import laws, words
 from analytics.curves import strategy_sentences
-from analytics.frame import latest_execution, summary
+from analytics.frame import summary
 from analytics.outlook import not_told, outlook, time_sentences
 from analytics.scaling import SeriesFit, fit
 from app import page
@@ -36,23 +36,6 @@ TABLE = {
     "loss_last": ("Last loss", 1.0),
     "flags": ("Flags", None),
 }
-
-
-def _pick(df: pd.DataFrame) -> pd.DataFrame:
-    """Let a suite and one of its executions be chosen; the newest of each is the default."""
-    left, right = st.columns(2)
-    newest = df.sort_values("started_at", ascending=False)
-    suite = left.selectbox("Suite", list(newest["suite"].dropna().unique()), key="suite", bind="query-params")
-    of_suite: pd.DataFrame = newest[newest["suite"] == suite]
-    executions = [*latest_execution(of_suite)["execution"].unique()[:1], *of_suite["execution"].dropna().unique()]
-    execution = right.selectbox(
-        "Execution (newest first; executions are never mixed)",
-        list(dict.fromkeys(executions)),
-        key="execution",
-        bind="query-params",
-    )
-    chosen: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == execution)]
-    return chosen
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +150,7 @@ def _series(series: list[SeriesFit]) -> None:
                 page.lines([f"{entry.name}", *(f"• {sentence}" for sentence in entry.sentences())])
 
 
-runs = _pick(page.runs("Scaling"))
+runs = page.execution(page.runs("Scaling"))
 if bad := asked.not_well(runs):
     page.lines(bad)
 table, found = _summary(runs), _fit(runs)
