@@ -10,21 +10,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import pairwise
+from shlex import quote
 from statistics import fmean
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analytics.frame import asked
-from app.runs import columns, estimated, title, unit
+from analytics.words import number
+from app.runs import estimated, measured, shown, title, unit
 from bench.meters.trace import Row, Trace
 from bench.metrics import missing_components, split_energy, systematic, used_gpus
+from bench.quality import meaning
 from bench.record import EnergyReading, Environment, Provenance, RunRecord
 
 POINTS = 1000
-_TABLE = ["Figure", "Value", "Comes from", "Covered [%]", "Error at most [±]", "Lacks"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, f
 
 def _steps(files: Mapping[str, bytes], record: RunRecord | None) -> pd.DataFrame:
     """Return step, seconds, loss, and whether it is one of the window: of rank 0, or of the first that a command tells."""
-    lines: list[dict[str, Any]] = []
-    for line in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
+    lines: list[Any] = []
+    for text in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
         with suppress(ValueError):
-            lines.append(json.loads(line))
+            lines.append(json.loads(text))
     told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
-    measured = record.measurement if record is not None else None
-    window = [p for p in measured.phases if p.name == "steady"] if measured is not None else []
+    result = record.measurement if record is not None else None
+    window = [p for p in result.phases if p.name == "steady"] if result is not None else []
     begin = window[0].start_ns if window else None
     rows = []
     for before, line in pairwise([{}, *told]):
@@ -89,75 +91,73 @@ def _steps(files: Mapping[str, bytes], record: RunRecord | None) -> pd.DataFrame
             seconds = (line["t_ns"] - before["t_ns"]) / 1e9
         at = line.get("start_ns", before.get("t_ns"))
         rows.append((seconds, line.get("loss"), begin is None or at is None or at >= begin))
-    if not rows and measured is not None:
-        rows = [(seconds, None, True) for seconds in measured.step_seconds]
+    if not rows and result is not None:
+        rows = [(seconds, None, True) for seconds in result.step_seconds]
     found = pd.DataFrame(rows, columns=["seconds", "loss", "window"])
     found[["seconds", "loss"]] = found[["seconds", "loss"]].apply(pd.to_numeric, errors="coerce")
-    first = record.measurement.quality[-1].step - len(found) if measured is not None and measured.quality else 0
+    first = result.quality[-1].step - len(found) if result is not None and result.quality else 0
     found.insert(0, "step", range(1 + max(0, first), 1 + max(0, first) + len(found)))
     return found
 
 
 def environment(env: Environment) -> dict[str, str]:
     """Return the facts of a machine and its software, flat and as text."""
-    flat = pd.json_normalize(env.model_dump(mode="json", exclude={"packages", "machine", "variables", "argv"})).iloc[0]
-    out = {name: str(value) for name, value in flat.items() if value is not None}
-    machine = env.machine.model_dump(mode="json", exclude={"gpus"}, exclude_none=True)
-    out |= {name: str(value) for name, value in machine.items()}
-    out |= {f"gpu {gpu.index}": f"{gpu.name}, {gpu.uuid}" for gpu in env.machine.gpus}
-    out |= {f"package {name}": version for name, version in sorted(env.packages.items())}
-    return out | {f"variable {name}": value for name, value in sorted(env.variables.items())}
+    facts = env.model_dump(mode="json", exclude={"argv": True, "machine": {"gpus"}}, exclude_none=True)
+    facts["gpus"] = {str(gpu.index): f"{gpu.name}, {gpu.uuid}" for gpu in env.machine.gpus}
+    return {str(name): str(value) for name, value in pd.json_normalize(facts).iloc[0].items()}
 
 
 def _readings(name: str, record: RunRecord) -> list[EnergyReading]:
     """Return the readings that a figure of energy or power is made of, measured or estimated as it says."""
-    measured = record.measurement
+    result = record.measurement
     found = [*record.unused] if name.startswith("unused") else [*record.energy]
-    if measured is not None and not name.startswith(("run_", "unused")):
+    if result is not None and not name.startswith(("run_", "unused")):
         phase = re.match(r"phase_(\w+?)_energy", name)
-        served = measured.inference.energy if measured.inference is not None else []
-        of_phases = [r for p in measured.phases if phase and p.name == phase[1] for r in p.energy]
-        part = {"phase": of_phases, "startup": measured.startup, "inference": served}
-        found = part.get(name.split("_")[0], measured.energy)
+        served = result.inference.energy if result.inference is not None else []
+        of_phases = [r for p in result.phases if phase and p.name == phase[1] for r in p.energy]
+        part = {"phase": of_phases, "startup": result.startup, "inference": served}
+        found = part.get(name.split("_")[0], result.energy)
     hardware, model = split_energy(found)
     return model if estimated(name) else hardware
 
 
-def _origin(name: str, run: pd.Series, record: RunRecord | None) -> str:
+def _origin(name: str, run: pd.Series) -> str:
     """Say where a figure comes from that is not of energy."""
-    if "imported" in str(run["flags"]).split():
-        return "imported: someone else's figure, see where the file is from"
-    if name.startswith("emissions"):
-        return f"energy ({run['emissions_basis']}) × PUE × intensity of the grid"
-    if name.startswith("cost"):
-        return f"price given by the user ({run['cost_basis']})"
-    if name == "memory_estimated_bytes" or "parameters" in name or name in ("flops_per_sample", "flops_per_token"):
-        return "~ estimated from shapes" if estimated(name) else "counted from the shapes of the model"
-    if name.startswith("idle"):
-        return "measured before the runs of the execution"
-    return "FLOP counted / time measured" if "flops" in name or "utilization" in name else "timed or counted in the run"
+    says = {
+        "emissions": f"energy ({shown(run['emissions_basis'])}) × PUE × intensity of the grid",
+        "cost": f"prices given by the user ({shown(run['cost_basis'])})",
+        "memory_estimate": "~ estimated from shapes alone",
+        "parameters|flops_per_(sample|token)": "counted from the model's shapes",
+        "idle": "measured before the runs of the execution",
+        "flops|utilization": "FLOP counted / time measured",
+    }
+    if "imported" in shown(run["flags"]).split():
+        return "imported: a figure of someone else"
+    return next((text for name_, text in says.items() if re.search(name_, name)), "timed or counted in the run")
 
 
 def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd.DataFrame:
     """Return a row a figure of a run: value, where it comes from, coverage, bound of its error, and what it lacks."""
-    fixed = {*asked(df), "seed", "repeat", "ladder"}
     rows: list[tuple[Any, ...]] = []
-    for name in columns(df):
-        if not pd.api.types.is_float_dtype(df[name].dtype) or name in fixed or pd.isna(run[name]):
+    for name in measured(df):
+        if pd.isna(run[name]):
             continue
         factor, value = unit(name)[0], float(run[name])
-        row: tuple[Any, ...] = (_origin(name, run, record), None, None, "")
-        drawn = record is not None and re.search("joules|watts", name) and not re.search("idle_|limit", name)
-        if drawn and record is not None and (readings := _readings(name, record)):
-            label = Provenance.worst([reading.provenance for reading in readings])
-            covered = 100 * min(reading.coverage for reading in readings)
-            bound = systematic(readings) / sum(r.energy_joules for r in readings) if label.measured else None
-            lacks = " ".join(missing_components(readings, used_gpus(record))) if label.measured else ""
-            row = (f"{'' if label.measured else '~ '}{label}", covered, bound and bound * value * factor, lacks)
-        elif drawn and not estimated(name):
-            row = (str(run["energy_provenance"]), None, None, str(run["energy_missing"]))
+        row: tuple[str, float | None, float | None, str] = (_origin(name, run), None, None, "")
+        if re.search("joules|watts", name) and not re.search("idle_|limit", name):
+            found = _readings(name, record) if record is not None else []
+            label = Provenance.worst([reading.provenance for reading in found])
+            if label.measured:
+                bound = systematic(found) / sum(r.energy_joules for r in found) * value * factor
+                lacks = missing_components(found, used_gpus(record)) if record is not None else []
+                row = (str(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
+            elif found:
+                row = (f"~ {label}", 100 * min(r.coverage for r in found), None, "")
+            elif "imported" not in row[0]:
+                row = ("~ estimated_model" if estimated(name) else shown(run["energy_provenance"]), None, None, "")
         rows.append((title(name), value * factor, *row))
-    return pd.DataFrame(rows, columns=_TABLE).fillna({"Lacks": ""})
+    heads = ["Figure", "Value", "Comes from", "Covered [%]", "Error at most [±]", "Lacks"]
+    return pd.DataFrame(rows, columns=heads).astype({"Covered [%]": "float64", "Error at most [±]": "float64"})
 
 
 def readings(record: RunRecord) -> pd.DataFrame:
@@ -172,4 +172,59 @@ def phases(record: RunRecord) -> pd.DataFrame:
     for phase in record.measurement.phases if record.measurement is not None else []:
         sums = [sum(r.energy_joules for r in part) if part else None for part in split_energy(phase.energy)]
         rows.append((phase.name, phase.seconds, *sums))
-    return pd.DataFrame(rows, columns=["phase", "seconds", "energy_joules", "energy_estimated_joules"])
+    heads = ["phase", "seconds", "energy_joules", "energy_estimated_joules"]
+    return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))
+
+
+def about(run: pd.Series) -> list[str]:
+    """Say which run it is, how it ended, when and where."""
+    names = ("suite", "execution", "host", "device_name", "commit")
+    told = [f"{name.replace('_', ' ')} {text}" for name in names if (text := shown(run[name]))]
+    ended = f"{shown(run['status']).replace('_', ' ')}, started {shown(run['started_at'])} UTC"
+    grade = f", grade {shown(run['quality'])} (A best, C worst)" if shown(run["quality"]) else ""
+    return [shown(run["label"]), f"{ended}{grade}", ", ".join(told)]
+
+
+def headline(run: pd.Series) -> list[tuple[str, str, str]]:
+    """Return label with unit, value and what it rests on, of the figures that people look for first."""
+    lacks = f", lacks {text}" if (text := shown(run["energy_missing"])) else ""
+    bound = f" ± {number(run['energy_systematic_joules'])}" if pd.notna(run["energy_systematic_joules"]) else ""
+    notes = {
+        "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
+        "energy_joules": ("Energy of the window, measured", f"{shown(run['energy_provenance'])}{lacks}"),
+        "energy_estimated_joules": ("~ Energy of the window, estimated", "by a model, not measured"),
+        "peak_memory_bytes": ("Peak memory, largest rank", "allocated, or grown by"),
+        "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
+        "cost_usd": ("Cost, whole run", f"from {shown(run['cost_basis'])}"),
+        "duration_seconds": ("Whole run", "from start to end"),
+    }
+    out = []
+    for name, (label, note) in notes.items():
+        if pd.notna(run[name]):
+            mark = "~ " * (name == "energy_estimated_joules" or "estimated" in note)
+            value = f"{mark}{number(run[name] * unit(name)[0])}{bound * (name == 'energy_joules')}"
+            out.append((f"{label} [{unit(name)[1]}]", value, note))
+    return out
+
+
+def in_mlflow(uri: str, experiment: str, run: str) -> tuple[str, str]:
+    """Return the address of a run in MLflow's own pages, and the command that starts them where the store is a file."""
+    place = f"/#/experiments/{experiment}/runs/{run}"
+    if uri.startswith("sqlite"):
+        return f"http://127.0.0.1:5000{place}", f"mlflow ui --backend-store-uri {quote(uri)}"
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return (f"{parts.scheme}://{host}{parts.path.rstrip('/')}{place}" if parts.scheme in ("http", "https") else ""), ""
+
+
+def failure(run: pd.Series, one: Opened) -> tuple[str, str]:
+    """Say why a run did not end well, and return the end of its log; nothing where it did, or where that is not kept."""
+    error = one.record.error if one.record is not None else None
+    if error is not None:
+        return f"{error.type}: {error.message}", error.log_tail
+    return (f"{shown(run['error_type'])}: {shown(run['error_message'])}" if shown(run["error_type"]) else ""), ""
+
+
+def limits(run: pd.Series) -> list[str]:
+    """Say what each flag of a run means."""
+    return [f"{flag}: {meaning(flag)}" for flag in shown(run["flags"]).split()]

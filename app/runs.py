@@ -17,30 +17,14 @@ from analytics.words import number, printable
 from bench.record import Status
 from bench.registry import did_you_mean
 
-TITLES = {
-    "label": "Configuration",
-    "suite": "Suite",
-    "status": "Outcome",
-    "started_at": "Started (UTC)",
-    "devices": "Devices",
-    "precision": "Precision",
-    "samples_per_second": "Samples/s",
-    "step_seconds_median": "Median step [s]",
-    "joules_per_sample": "J/sample, measured",
-    "joules_per_sample_estimated": "~ J/sample, estimated",
-    "peak_memory_bytes": "Peak memory [MB]",
-    "emissions_kg": "CO2e, whole run [g]",
-    "emissions_basis": "CO2e from energy",
-    "cost_usd": "Cost, whole run [USD]",
-    "validation_loss": "Validation loss",
-    "duration_seconds": "Whole run [s]",
-    "quality": "Grade",
-    "flags": "Flags",
-    "device_name": "Device",
-    "host": "Host",
-    "execution": "Execution",
-    "repeat": "Repeat",
-}
+TITLES = {"label": "Configuration", "suite": "Suite", "status": "Outcome", "started_at": "Started (UTC)"}
+TITLES |= {"devices": "Devices", "precision": "Precision", "samples_per_second": "Samples/s"}
+TITLES |= {"step_seconds_median": "Median step [s]", "joules_per_sample": "J/sample, measured"}
+TITLES |= {"joules_per_sample_estimated": "~ J/sample, estimated", "peak_memory_bytes": "Peak memory [MB]"}
+TITLES |= {"emissions_kg": "CO2e, whole run [g]", "emissions_basis": "CO2e from energy"}
+TITLES |= {"cost_usd": "Cost, whole run [USD]", "validation_loss": "Validation loss", "quality": "Grade"}
+TITLES |= {"duration_seconds": "Whole run [s]", "flags": "Flags", "device_name": "Device", "host": "Host"}
+TITLES |= {"execution": "Execution", "repeat": "Repeat"}
 """Columns that are shown unless others are chosen, with their headings."""
 
 QUICK = {"suite": "Suite", "execution": "Execution", "status": "Outcome", "device_name": "Device", "host": "Host"}
@@ -88,7 +72,7 @@ def title(name: str) -> str:
 def columns(df: pd.DataFrame) -> list[str]:
     """Return all columns in the order of the table, those that nothing is known of last."""
     usual = [name for name in TITLES if name in df]
-    rest = sorted((name for name in df if name not in usual), key=lambda name: (bool(df[name].isna().all()), name))
+    rest = sorted((str(name) for name in df if name not in usual), key=lambda name: (bool(df[name].isna().all()), name))
     return [*usual, *rest]
 
 
@@ -101,10 +85,8 @@ class FilterError(ValueError):
     """A condition cannot be understood; the message names the field and says what can be."""
 
 
-_COMPARED: dict[str, Callable[[Any, Any], Any]] = {
-    **{"=": operator.eq, "==": operator.eq, "!=": operator.ne},
-    **{">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le},
-}
+_COMPARED: dict[str, Callable[[Any, Any], Any]] = {"=": operator.eq, "==": operator.eq, "!=": operator.ne}
+_COMPARED |= {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(r'\s*([^\s<>=!"]+)(?:\s*(>=|<=|==|!=|=|>|<)|\s+(contains|is)\s)\s*("[^"]*"|[^"]*?)\s*', re.I)
 _AND = re.compile(r'("[^"]*")|\s+and\s+', re.I)
 
@@ -156,10 +138,12 @@ def _condition(column: pd.Series, name: str, sign: str, value: str) -> pd.Series
         column, wanted = column.astype("str").str.casefold(), value.casefold()
         if sign == "contains":
             return column.str.contains(wanted, regex=False, na=False).astype(bool)
-        return _COMPARED[sign](column, wanted) & column.notna()
+        kept: pd.Series = column.notna() & _COMPARED[sign](column, wanted)
+        return kept
     if sign == "contains" or pd.isna(wanted) or wanted in (math.inf, -math.inf):
         raise FilterError(f"{name} is {kind}: {sign} {printable(value)!r} says nothing of it")
-    return _COMPARED[sign](column, wanted).fillna(False).astype(bool) & column.notna()
+    numbers: pd.Series = column.notna() & _COMPARED[sign](column, wanted).fillna(False).astype(bool)
+    return numbers
 
 
 def chosen(df: pd.DataFrame, quick: Mapping[str, Sequence[str]], text: str, where: str) -> pd.DataFrame:
@@ -209,25 +193,25 @@ def surroundings(run: pd.Series) -> dict[str, str]:
     return {name: text for name in _ABOUT if (text := shown(run.get(name)))}
 
 
+def measured(df: pd.DataFrame) -> list[str]:
+    """Return the columns with figures: numbers that were not asked for."""
+    fixed = {*asked(df), "seed", "repeat", "ladder"}
+    return [name for name in columns(df) if types.is_float_dtype(df[name].dtype) and name not in fixed]
+
+
 def figures(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> pd.DataFrame:
     """Return a row a figure that both runs have: A, B, their ratio, and what that ratio can tell.
 
-    `same` says whether they are equal. Repeats of both configurations, of the same execution and machine, give a spread: a
-    ratio within it is what repeats of one and the same configuration differ by as well.
+    Repeats of both configurations, of the same execution and machine, give a spread: a ratio within it is what repeats of
+    one and the same configuration differ by as well.
     """
-    fixed = {*asked(df), "seed", "repeat", "ladder", "timeout_seconds"}
-    names = [name for name in columns(df) if types.is_float_dtype(df[name].dtype) and name not in fixed]
-    groups = [_repeats(df, run) for run in (a, b)]
-    rows = []
-    for name in names:
-        if pd.isna(a[name]) or pd.isna(b[name]):
-            continue
-        ratio = b[name] / a[name] if a[name] > 0 and b[name] > 0 else math.nan
-        factor = unit(name)[0]
-        told = _told(ratio, [group[name].dropna() for group in groups])
-        ends = {"A": factor * a[name], "B": factor * b[name]}
-        rows.append({"Figure": title(name), **ends, "B / A": ratio, "What it tells": told, "same": a[name] == b[name]})
-    return pd.DataFrame(rows, columns=["Figure", "A", "B", "B / A", "What it tells", "same"])
+    groups, rows = [_repeats(df, run) for run in (a, b)], []
+    for name in measured(df):
+        if pd.notna(a[name]) and pd.notna(b[name]):
+            ratio = b[name] / a[name] if a[name] > 0 and b[name] > 0 else math.nan
+            told = _told(ratio, [group[name].dropna() for group in groups])
+            rows.append((title(name), unit(name)[0] * a[name], unit(name)[0] * b[name], ratio, told))
+    return pd.DataFrame(rows, columns=["Figure", "A", "B", "B / A", "What it tells"])
 
 
 def _repeats(df: pd.DataFrame, run: pd.Series) -> pd.DataFrame:

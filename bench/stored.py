@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench.tracking import _CHUNK, _ENDED, _SQLITE, StoreError, _read_only, _reader, _reason, _require_store, location
+from bench.tracking import _ENDED, _SQLITE, StoreError, _read_only, _reader, _reason, _require_store, location
 
 LARGEST = 32 * 2**20
 """Bytes of a file that is read; larger ones are named."""
-MOST_FILES = 200
 _RUN = re.compile(r"[0-9a-f]{32}")
 _PLACE = "select experiment_id, artifact_uri, status from runs where run_uuid = ? and lifecycle_stage = 'active'"
 _COURSE = (
     "select run_uuid, value from metrics where key = ? and is_nan = 0 and run_uuid in ({}) order by run_uuid, step"
 )
-_BULK, _AT_ONCE, _POINTS = "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval", 100, 100
+_BULK, _AT_ONCE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval", 100
 
 
 class Stored(NamedTuple):
@@ -51,7 +50,7 @@ def files(run: str, uri: str | None = None) -> Stored:
     try:
         with TemporaryDirectory() as folder:
             for name, size, read in _listed(uri, run, place, Path(folder)):
-                if size > LARGEST or len(found.files) >= MOST_FILES:
+                if size > LARGEST:
                     found.left_out[name] = size
                 else:
                     found.files[name] = read()
@@ -102,30 +101,25 @@ def courses(runs: Sequence[str], uri: str | None = None, metric: str = "step_sec
     """Return the values of a metric over the steps of some runs, about 100 of each; nothing where they cannot be had."""
     uri, wanted = location(uri), [run for run in runs if _RUN.fullmatch(run)]
     found: dict[str, list[float]] = {}
+    read = {"sqlite": _local, "http": _served, "https": _served}.get(urlsplit(uri).scheme)
     with suppress(Exception):  # an ornament of a table: its absence is no error
-        for run, value in _local(uri, wanted, metric) if uri.startswith(_SQLITE) else _served(uri, wanted, metric):
-            found.setdefault(run, []).append(value)
+        for first in range(0, len(wanted) if read else 0, _AT_ONCE):
+            for run, value in read(uri, wanted[first : first + _AT_ONCE], metric):  # type: ignore[misc]
+                found.setdefault(run, []).append(value)
     return found
 
 
-def _local(uri: str, runs: list[str], metric: str) -> Iterator[tuple[str, float]]:
+def _local(uri: str, runs: list[str], metric: str) -> Iterable[tuple[str, float]]:
     _require_store(uri)
     with closing(_read_only(Path(uri.removeprefix(_SQLITE)))) as database:
-        for first in range(0, len(runs), _CHUNK):
-            chunk = runs[first : first + _CHUNK]
-            yield from database.execute(_COURSE.format(",".join("?" * len(chunk))), [metric, *chunk])
+        return database.execute(_COURSE.format(",".join("?" * len(runs))), [metric, *runs]).fetchall()
 
 
-def _served(uri: str, runs: list[str], metric: str) -> Iterator[tuple[str, float]]:
-    """Ask a server as MLflow's own charts do: its REST store asks for run after run, which takes long."""
-    if urlsplit(uri).scheme not in ("http", "https"):
-        return
-    client = _reader(uri)
+def _served(uri: str, runs: list[str], metric: str) -> Iterable[tuple[str, float]]:
+    """Ask a server as MLflow's own charts do: its REST store would ask for run after run, which takes long."""
     from mlflow.utils.rest_utils import http_request
 
-    credentials: Any = client._tracking_client.store.get_host_creds()
-    for first in range(0, len(runs), _AT_ONCE):
-        asked = {"run_ids": runs[first : first + _AT_ONCE], "metric_key": metric, "max_results": _POINTS}
-        answer = http_request(credentials, _BULK, "GET", params=asked, timeout=10, max_retries=0)
-        for point in answer.json().get("metrics", []):
-            yield str(point["run_id"]), float(point["value"])
+    credentials: Any = _reader(uri)._tracking_client.store.get_host_creds()
+    asked = {"run_ids": runs, "metric_key": metric, "max_results": _AT_ONCE}
+    answer = http_request(credentials, _BULK, "GET", params=asked, timeout=10, max_retries=0)
+    return [(str(point["run_id"]), float(point["value"])) for point in answer.json().get("metrics", [])]

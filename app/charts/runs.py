@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from app.charts.base import COLOURS, DASHES, GREY, PATTERNS, SYMBOLS, faint, frame, text
+from app.onerun import Opened, phases
+from bench.metrics import metrics
 
 _INK = COLOURS[:6]
 OUTLIER = 1.5
@@ -92,7 +94,14 @@ def loss_chart(steps: pd.DataFrame, quality: Sequence[tuple[int, float, float | 
         name = "accuracy on held-out samples (right)"
         x, y = [step for step, _ in told], [share for _, share in told]
         figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name=name, yaxis="y2")
-        right = {"title": "accuracy [%]", "overlaying": "y", "side": "right", "range": [0, 100], "showgrid": False}
+        right = {
+            "title": "accuracy [%]",
+            "overlaying": "y",
+            "side": "right",
+            "range": [0, 105],
+            "tickvals": [0, 25, 50, 75, 100],
+            "showgrid": False,
+        }
         figure.update_layout(yaxis2=right)
     figure.update_xaxes(title="step of the training")
     return figure.update_yaxes(title="loss", selector={"overlaying": None})
@@ -129,3 +138,43 @@ def phases_chart(phases: pd.DataFrame) -> go.Figure:
         bar = {"orientation": "h", "y": list(shown.values()), "x": x, "marker": marker, "hovertext": told}
         figure.add_bar(**bar, name=name, hovertemplate="%{fullData.name}: %{hovertext}, %{x:.3g} %<extra></extra>")
     return figure.update_xaxes(title="share of the run [%]", range=[0, 100]).update_yaxes(autorange="reversed")
+
+
+Drawn = tuple[str, str, go.Figure, str]
+"""Heading, name, figure, and what it shows in words."""
+
+
+def of_run(one: Opened) -> Iterator[Drawn]:
+    """Draw what is known of a run."""
+    result = one.record.measurement if one.record is not None else None
+    if one.power:
+        said = "Power over the run, by device; phases are shaded, the measured window most. ~ marks a model's estimate."
+        yield "Power", "power", power_chart(one.power, one.spans), said
+    if len(one.steps):
+        said = "Time of each step of rank 0; crosses took more than 1.5 times the median of the window."
+        yield "Step times", "steps", steps_chart({"": one.steps}), said
+    if one.steps["loss"].notna().any() or (result is not None and result.quality):
+        quality = [(q.step, q.loss, q.accuracy) for q in result.quality] if result is not None else []
+        yield "Learning", "loss", loss_chart(one.steps, quality), "Loss of each step, and quality on held-out samples."
+    if one.record is None or result is None:
+        return
+    if result.phases:
+        said = "Shares of the phases in the time of the run, and in its energy."
+        yield "Where time and energy went", "phases", phases_chart(phases(one.record)), said
+    if result.peak_memory_bytes:
+        limit = metrics(one.record).get("memory_available_bytes")
+        figure = memory_chart(result.peak_memory_bytes, result.memory_estimated_bytes, limit)
+        said = (
+            "Peak of each rank: of tensors on a GPU, or what a CPU process grew by. The estimate is from shapes alone."
+        )
+        yield "Memory", "memory", figure, said
+
+
+def of_two(ones: Mapping[str, Opened]) -> Iterator[Drawn]:
+    """Draw step times and power of two runs in one figure each."""
+    if any(len(one.steps) for one in ones.values()):
+        figure = steps_chart({name: one.steps for name, one in ones.items()})
+        yield "Step times", "steps-of-two", figure, "Time of each step of both runs"
+    power = {f"{name}: {device}": points for name, one in ones.items() for device, points in one.power.items()}
+    if power:
+        yield "Power", "power-of-two", power_chart(power), "Power of both runs over their time, by device"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+from typing import Any
 from zlib import crc32
 
 import pandas as pd
@@ -14,23 +16,25 @@ from analytics.store import MLFLOW_RUN
 from app import data, onerun, page
 from app import runs as listed
 from app.charts import runs as charts
-from bench import quality, stored
-from bench.tracking import StoreError, shown
+from bench import stored
+from bench.tracking import StoreError, location
 
 AT_ONCE = 200
 BOUND = {"bind": "query-params"}
-FIGURES = st.column_config.NumberColumn
+DIGITS = st.column_config.NumberColumn(format="%.4g")
 
 
-@st.cache_data(max_entries=16, show_spinner="Reading the files of the run ...")
-def _files(run: str, where: str | None) -> tuple[stored.Stored, onerun.Opened]:
+def _read(run: str, where: str | None) -> tuple[stored.Stored, onerun.Opened]:
     found = stored.files(run, where)
     return found, onerun.opened(found.files)
 
 
-@st.cache_resource(max_entries=4)
-def _courses(where: str | None) -> dict[str, list[float]]:
+def _no_courses(where: str | None) -> dict[str, list[float]]:
     return {}
+
+
+_files: Any = st.cache_data(_read, max_entries=16, show_spinner="Reading the files of the run ...")
+_courses: Any = st.cache_resource(_no_courses, max_entries=4)
 
 
 def _filtered(df: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +43,7 @@ def _filtered(df: pd.DataFrame) -> pd.DataFrame:
     with st.container(horizontal=True):
         for name, label in listed.QUICK.items():
             options = sorted(df[name].dropna().unique())
-            quick[name] = st.multiselect(label, options, key=name, placeholder="any", width=200, **BOUND)
+            quick[name] = st.multiselect(label, options, key=name, placeholder="any", width=178, **BOUND)
     with st.container(horizontal=True):
         text = st.text_input("Text in configuration, error or flags", key="text", width=300, **BOUND)
         example = "devices >= 2 and precision == bf16"
@@ -83,7 +87,9 @@ def _list(df: pd.DataFrame) -> list[str]:
         return []
     table = defused(listed.scaled(part, names))
     config = {
-        name: FIGURES(listed.title(name), format="%.4g") if part[name].dtype == "float64" else listed.title(name)
+        name: st.column_config.NumberColumn(listed.title(name), format="%.4g")
+        if part[name].dtype == "float64"
+        else listed.title(name)
         for name in names
     }
     known, ids = _courses(data.uri()), list(part[MLFLOW_RUN])
@@ -99,69 +105,132 @@ def _list(df: pd.DataFrame) -> list[str]:
     st.download_button(label, lambda: to_csv(found), csv, "text/csv", on_click="ignore", icon=icon, type="tertiary")
     st.caption("Pick a row to open the run, or two rows to compare them; or choose here:")
     left, right = st.columns(2)
-    names_of = {run: f"{row['label']} · {row['started_at']:%m-%d %H:%M:%S}" for run, (_, row) in zip(ids, part.iterrows())}
-    a = left.selectbox("Open", ids, None, names_of.get, key="open", placeholder="a run")
-    b = right.selectbox("Compare with", ids, None, names_of.get, key="with", placeholder="another run")
+    told = {run: " · ".join(onerun.about(row)[:2]) for run, (_, row) in zip(ids, part.iterrows(), strict=True)}
+    a = left.selectbox("Open", ids, None, told.get, key="open", placeholder="a run")
+    b = right.selectbox("Compare with", ids, None, told.get, key="with", placeholder="another run")
     rows = [ids[index] for index in picked.selection.rows]
     return rows or [run for run in (a, b) if run]
 
 
 def _opened(run: pd.Series) -> tuple[stored.Stored, onerun.Opened]:
-    """Read the files of a run; where they cannot be had, say why and go on with what the row says."""
+    """Read the files of a run; where they cannot be had, the row alone is shown, and why."""
     try:
-        return _files(run[MLFLOW_RUN], data.uri())
+        found: tuple[stored.Stored, onerun.Opened] = _files(run[MLFLOW_RUN], data.uri())
     except StoreError as error:
         return stored.Stored("", {}, {}), onerun.Opened(problems=(str(error),))
+    return found
 
 
 def _one(df: pd.DataFrame, run: pd.Series) -> None:
     files, one = _opened(run)
     page.lines(onerun.about(run))
     with st.container(horizontal=True):
-        for label, value, note in onerun.headline(run, one.record):
+        for label, value, note in onerun.headline(run):
             with st.container(border=True, width=260, gap="xsmall"):
                 st.metric(label, value)
                 st.text(note)
     if one.problems:
         st.info("Not everything is known of this run; what follows is what there is.", icon=":material/info:")
         st.text("\n".join(one.problems))
-    flags = [f"{flag}: {quality.meaning(flag)}" for flag in str(run["flags"] or "").split() if run["flags"] == run["flags"]]
-    if flags:
-        st.subheader("What limits its quality")
-        page.lines(flags)
-    _failure(run, one)
-    _figures(one)
-    _tables(df, run, files, one)
-
-
-def _failure(run: pd.Series, one: onerun.Opened) -> None:
-    error = one.record.error if one.record is not None else None
-    if error is None and pd.isna(run["error_type"]):
-        return
-    st.subheader("Why it did not end well")
-    st.text(f"{error.type}: {error.message}" if error else f"{run['error_type']}: {run['error_message']}")
-    if error is not None and error.log_tail:
+    why, tail = onerun.failure(run, one)
+    if why:
+        st.subheader("Why it did not end well")
+        page.lines([why])
+    if tail:
         st.caption("The end of its log:")
-        st.code(error.log_tail, language=None, height=300)
+        st.code(tail, language=None, height=400)
+    if limits := onerun.limits(run):
+        st.subheader("What limits these figures")
+        page.lines(limits)
+    _figures(one)
+    _tabs(df, run, files, one)
 
 
 def _figures(one: onerun.Opened) -> None:
+    places = st.columns(2)
+    for index, (heading, name, figure, said) in enumerate(charts.of_run(one)):
+        with places[index % 2]:
+            st.subheader(heading)
+            page.figure(figure, name, said)
+            st.caption(said)
+
+
+def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Opened) -> None:
     record = one.record
-    left, right = st.columns(2)
-    with left:
-        if one.power:
-            st.subheader("Power")
-            page.figure(charts.power_chart(one.power, one.spans), "power", "Power over the run, by device")
-            st.caption("Shaded: phases of the run, the measured window most. A line marked ~ is a model's estimate.")
-        if record is not None and record.measurement is not None and record.measurement.phases:
-            st.subheader("Where time and energy went")
-            page.figure(charts.phases_chart(onerun.phases(record)), "phases", "Shares of the phases of the run")
-    with right:
-        if len(one.steps):
-            st.subheader("Step times")
-            page.figure(charts.steps_chart({"": one.steps}), "steps", "Time of each step")
-        if record is not None and record.measurement is not None and record.measurement.peak_memory_bytes:
-            st.subheader("Memory")
-            measured, limit = record.measurement, metrics(record).get("memory_available_bytes")
-            drawn = charts.memory_chart(measured.peak_memory_bytes, measured.memory_estimated_bytes, limit)
-            page.figure(drawn, "memory", "Peak of memory of each rank")
+    figures, asked, where, log, kept = st.tabs(
+        ["Every figure", "What was asked", "Environment", "Log", "Files, MLflow"]
+    )
+    with figures:
+        st.caption(
+            "Where each comes from. Errors are bounds that the sensors give; what repeats differ by comes on top."
+        )
+        page.table(onerun.provenance(df, run, record), "figures", placeholder="not known")
+        if record is not None:
+            st.caption("What each sensor said of the window, or of the whole run where it has none:")
+            page.table(onerun.readings(record), "readings")
+            page.table(onerun.phases(record), "phases")
+            page.lines(factors.lines([record]))
+    with asked:
+        spec = record.spec.model_dump(mode="json", exclude_none=True) if record else listed.wanted(df, run)
+        st.code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), language="yaml")
+    with where:
+        facts = onerun.environment(record.environment) if record else listed.surroundings(run)
+        page.table(pd.DataFrame(facts.items(), columns=["What", "Value"]), "environment")
+    with log:
+        st.code(one.log or "No log is kept of this run.", language=None, height=400)
+    with kept:
+        for name, content in files.files.items():
+            st.download_button(f"{name} ({len(content):,} B)", content, name, key=f"file-{name}", on_click="ignore")
+        st.text("\n".join(f"{name}: {size:,} B, too large to be shown here" for name, size in files.left_out.items()))
+        if files.experiment.isdecimal():
+            url, command = onerun.in_mlflow(location(data.uri()), files.experiment, run[MLFLOW_RUN])
+            if command:
+                st.caption("In MLflow's own pages: type the command, then follow the link.")
+                st.code(command, language=None)
+            if url:
+                st.link_button("Open in MLflow", url, icon=":material/open_in_new:")
+
+
+def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
+    ones = {"A": _opened(a)[1], "B": _opened(b)[1]}
+    page.lines([f"A: {' · '.join(onerun.about(a)[:2])}", f"B: {' · '.join(onerun.about(b)[:2])}"])
+    asked = listed.facts(listed.wanted(df, a), listed.wanted(df, b))
+    records = [one.record for one in ones.values() if one.record is not None]
+    facts = [onerun.environment(record.environment) for record in records]
+    where = listed.facts(*(facts if len(facts) == 2 else map(listed.surroundings, (a, b))))
+    for heading, name, table in (("What was asked", "asked", asked), ("Environment and versions", "where", where)):
+        st.subheader(f"{heading}: differences")
+        differ = table[table["A"] != table["B"]]
+        page.table(differ, f"differ-{name}") if len(differ) else st.text("No difference.")
+    st.subheader("Figures")
+    figures = listed.figures(df, a, b)
+    st.caption("One run of each cannot tell whether a difference is real; several of each can:")
+    st.code(f"bench compare {quote(f'{a.suite}@{a.execution}')} {quote(f'{b.suite}@{b.execution}')}", language=None)
+    same = figures["A"] == figures["B"]
+    page.table(figures[~same], "figures-of-two", column_config=dict.fromkeys(["A", "B", "B / A"], DIGITS))
+    for place, (heading, name, figure, said) in zip(st.columns(2), charts.of_two(ones), strict=False):
+        with place:
+            st.subheader(heading)
+            page.figure(figure, name, said)
+    with st.expander("What is equal"):
+        for table in (asked, where, figures):
+            st.dataframe(defused(table[table["A"] == table["B"]]), hide_index=True)
+
+
+df = page.runs("Runs")
+address = [listed.by_name(df, st.query_params.get(name)) for name in ("run", "other")]
+picked = [run for run in address if run is not None]
+if picked:
+    st.page_link("views/runs.py", label="Back to the list", icon=":material/arrow_back:")
+else:
+    if "run" in st.query_params:
+        st.info("The store has no run of this address (any more); here are all.", icon=":material/info:")
+    picked = [run for name in _list(df) if (run := listed.by_name(df, name)) is not None][:2]
+    if picked:
+        names = dict(zip(("run", "other"), (str(run[MLFLOW_RUN]) for run in picked), strict=False))
+        st.divider()
+        st.page_link("views/runs.py", label="Show this alone, at an address to share", query_params=names)
+if len(picked) == 2:
+    _two(df, *picked)
+elif picked:
+    _one(df, picked[0])
