@@ -24,7 +24,7 @@ from app.runs import estimated, measured, shown, title, unit
 from bench.meters.trace import Row, Trace
 from bench.metrics import missing_components, split_energy, systematic, used_gpus
 from bench.quality import meaning
-from bench.record import EnergyReading, Environment, Provenance, RunRecord
+from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000
 
@@ -36,9 +36,14 @@ class Opened:
     record: RunRecord | None = None
     power: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     spans: list[tuple[str, float, float]] = field(default_factory=list)
-    steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", "seconds", "loss", "window"]))
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
     log: str = ""
     problems: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> Measurement | None:
+        """What was measured; None where the run did not end well, or has no record."""
+        return self.record.measurement if self.record is not None else None
 
 
 def opened(files: Mapping[str, bytes]) -> Opened:
@@ -56,12 +61,13 @@ def opened(files: Mapping[str, bytes]) -> Opened:
             traces.append(Trace(Row(**values) for values in table.to_pylist()))
         except (pa.ArrowException, ValueError, TypeError, OSError):
             problems.append("The trace of the meters cannot be read.")
-    phases = record.measurement.phases if record is not None and record.measurement is not None else []
+    result = record.measurement if record is not None else None
+    phases = result.phases if result is not None else []
     origin = min([p.start_ns for p in phases] or [t.rows[0].t_ns for t in traces if t.rows], default=0)
     spans = [(p.name, (p.start_ns - origin) / 1e9, (p.end_ns - origin) / 1e9) for p in phases]
     power = {name: points for trace in traces for name, points in _power(trace, origin)}
     log = files.get("worker.log", b"").decode(errors="replace")
-    return Opened(record, power, spans, _steps(files, record), log, tuple(problems))
+    return Opened(record, power, spans, _steps(files, result), log, tuple(problems))
 
 
 def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, float]]]]:
@@ -74,23 +80,20 @@ def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, f
         yield name, [((fmean(t for t, _ in g) - origin) / 1e9, fmean(w for _, w in g)) for g in groups]
 
 
-def _steps(files: Mapping[str, bytes], record: RunRecord | None) -> pd.DataFrame:
+def _steps(files: Mapping[str, bytes], result: Measurement | None) -> pd.DataFrame:
     """Return step, seconds, loss, and whether it is one of the window: of rank 0, or of the first that a command tells."""
     lines: list[Any] = []
     for text in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
         with suppress(ValueError):
             lines.append(json.loads(text))
     told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
-    result = record.measurement if record is not None else None
-    window = [p for p in result.phases if p.name == "steady"] if result is not None else []
-    begin = window[0].start_ns if window else None
+    begin = min([p.start_ns for p in result.phases if p.name == "steady"] if result is not None else [], default=0)
     rows = []
     for before, line in pairwise([{}, *told]):
         seconds = line.get("step_seconds")
         if seconds is None and "t_ns" in before and "t_ns" in line:
             seconds = (line["t_ns"] - before["t_ns"]) / 1e9
-        at = line.get("start_ns", before.get("t_ns"))
-        rows.append((seconds, line.get("loss"), begin is None or at is None or at >= begin))
+        rows.append((seconds, line.get("loss"), line.get("start_ns", before.get("t_ns", begin)) >= begin))
     if not rows and result is not None:
         rows = [(seconds, None, True) for seconds in result.step_seconds]
     found = pd.DataFrame(rows, columns=["seconds", "loss", "window"])
@@ -109,16 +112,13 @@ def environment(env: Environment) -> dict[str, str]:
 
 def _readings(name: str, record: RunRecord) -> list[EnergyReading]:
     """Return the readings that a figure of energy or power is made of, measured or estimated as it says."""
-    result = record.measurement
-    found = [*record.unused] if name.startswith("unused") else [*record.energy]
-    if result is not None and not name.startswith(("run_", "unused")):
-        phase = re.match(r"phase_(\w+?)_energy", name)
+    result, parts = record.measurement, {"unused": record.unused, "run": record.energy}
+    if result is not None:
+        of_phase = [r for p in result.phases if name.startswith(f"phase_{p.name}_energy") for r in p.energy]
         served = result.inference.energy if result.inference is not None else []
-        of_phases = [r for p in result.phases if phase and p.name == phase[1] for r in p.energy]
-        part = {"phase": of_phases, "startup": result.startup, "inference": served}
-        found = part.get(name.split("_")[0], result.energy)
-    hardware, model = split_energy(found)
-    return model if estimated(name) else hardware
+        parts |= {"phase": of_phase, "startup": result.startup, "inference": served}
+    found = parts.get(name.split("_")[0], result.energy if result is not None else record.energy)
+    return split_energy(found)[int(estimated(name))]
 
 
 def _origin(name: str, run: pd.Series) -> str:
@@ -166,12 +166,10 @@ def readings(record: RunRecord) -> pd.DataFrame:
     return pd.DataFrame([reading.model_dump(mode="json") | {"flags": " ".join(reading.flags)} for reading in found])
 
 
-def phases(record: RunRecord) -> pd.DataFrame:
+def phases(result: Measurement) -> pd.DataFrame:
     """Return a row a phase: seconds, joules measured, and joules estimated by a model."""
-    rows = []
-    for phase in record.measurement.phases if record.measurement is not None else []:
-        sums = [sum(r.energy_joules for r in part) if part else None for part in split_energy(phase.energy)]
-        rows.append((phase.name, phase.seconds, *sums))
+    sums = [[sum(r.energy_joules for r in part) or None for part in split_energy(p.energy)] for p in result.phases]
+    rows = [(phase.name, phase.seconds, *both) for phase, both in zip(result.phases, sums, strict=True)]
     heads = ["phase", "seconds", "energy_joules", "energy_estimated_joules"]
     return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))
 

@@ -14,7 +14,7 @@ from app import onerun
 from app import runs as listed
 from app.charts import runs as charts
 from bench import stored
-from bench.record import Status
+from bench.record import Quality, Status
 from tests import rows
 
 pytestmark = [
@@ -277,8 +277,14 @@ def test_memory_and_loss_charts() -> None:
     figure = charts.memory_chart([10**9, 2 * 10**9], 15 * 10**8, 4e9)
     assert list(figure.data[0].x) == [1000, 2000]
     assert [note.text for note in figure.layout.annotations] == ["~ estimated 1500 MB", "limit 4000 MB"]
-    loss = charts.loss_chart(steps(1, 1).assign(loss=[3.0, 2.0]), [(2, 2.5, 0.4), (4, 2.1, None)])
+    loss = charts.loss_chart(
+        steps(1, 1).assign(loss=[3.0, 2.0]),
+        [
+            Quality(step=2, read_ns=0, seconds=1, samples=1, loss=2.5, accuracy=0.4),
+            Quality(step=4, read_ns=0, seconds=1, samples=1, loss=2.1),
+        ],
+    )
     parts = {trace.name: (list(trace.x), list(trace.y)) for trace in loss.data}
     assert parts["training loss"] == ([1, 2], [3, 2])
     assert parts["loss on held-out samples"] == ([2, 4], [2.5, 2.1])
-    assert parts["accuracy on held-out samples (right)"] == ([2], [40])
+    assert list(loss.data[1].text) == ["40 % right", ""]

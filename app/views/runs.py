@@ -29,12 +29,7 @@ def _read(run: str, where: str | None) -> tuple[stored.Stored, onerun.Opened]:
     return found, onerun.opened(found.files)
 
 
-def _no_courses(where: str | None) -> dict[str, list[float]]:
-    return {}
-
-
 _files: Any = st.cache_data(_read, max_entries=16, show_spinner="Reading the files of the run ...")
-_courses: Any = st.cache_resource(_no_courses, max_entries=4)
 
 
 def _filtered(df: pd.DataFrame) -> pd.DataFrame:
@@ -46,9 +41,8 @@ def _filtered(df: pd.DataFrame) -> pd.DataFrame:
             quick[name] = st.multiselect(label, options, key=name, placeholder="any", width=178, **BOUND)
     with st.container(horizontal=True):
         text = st.text_input("Text in configuration, error or flags", key="text", width=300, **BOUND)
-        example = "devices >= 2 and precision == bf16"
-        label = "More filters, by any field"
-        where = st.text_input(label, key="where", placeholder=example, width=500, max_chars=1000, **BOUND)
+        more = {"key": "where", "placeholder": "devices >= 2 and precision == bf16", "max_chars": 1000}
+        where = st.text_input("More filters, by any field", width=500, **more, **BOUND)
     try:
         return listed.chosen(df, quick, text, where)
     except listed.FilterError as error:
@@ -86,23 +80,21 @@ def _list(df: pd.DataFrame) -> list[str]:
         st.info("No run matches: take a filter away.", icon=":material/filter_alt_off:")
         return []
     table = defused(listed.scaled(part, names))
-    config = {
-        name: st.column_config.NumberColumn(listed.title(name), format="%.4g")
-        if part[name].dtype == "float64"
-        else listed.title(name)
-        for name in names
-    }
-    known, ids = _courses(data.uri()), list(part[MLFLOW_RUN])
+    config: dict[str, Any] = {name: listed.title(name) for name in names}
+    digits = [name for name in names if part[name].dtype == "float64"]
+    config |= {name: st.column_config.NumberColumn(config[name], format="%.4g") for name in digits}
+    config["label"] = st.column_config.TextColumn(listed.title("label"), width=330)
+    known, ids = st.session_state.setdefault("courses", {}), list(part[MLFLOW_RUN])
     known |= stored.courses([run for run in ids if run not in known], data.uri())
     if any(run in known for run in ids):
         table.insert(min(8, len(names)), "steps", [known.get(run) for run in ids])
         config["steps"] = st.column_config.LineChartColumn("Step times", y_min=0)
     key = f"list-{crc32(''.join(ids).encode())}"
     picked = st.dataframe(table, column_config=config, key=key, hide_index=True, placeholder="", on_select="rerun")
-    label = f"Download all {len(found):,} as CSV"
-    icon = ":material/download:"
-    csv = "wattbench-runs.csv"
-    st.download_button(label, lambda: to_csv(found), csv, "text/csv", on_click="ignore", icon=icon, type="tertiary")
+    name = "wattbench-runs.csv"
+    st.download_button(
+        f"Download all {len(found):,} as CSV", lambda: to_csv(found), name, "text/csv", on_click="ignore"
+    )
     st.caption("Pick a row to open the run, or two rows to compare them; or choose here:")
     left, right = st.columns(2)
     told = {run: " · ".join(onerun.about(row)[:2]) for run, (_, row) in zip(ids, part.iterrows(), strict=True)}
@@ -157,9 +149,7 @@ def _figures(one: onerun.Opened) -> None:
 
 def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Opened) -> None:
     record = one.record
-    figures, asked, where, log, kept = st.tabs(
-        ["Every figure", "What was asked", "Environment", "Log", "Files, MLflow"]
-    )
+    figures, asked, where, kept = st.tabs(["Every figure", "What was asked", "Environment", "Log, files, MLflow"])
     with figures:
         st.caption(
             "Where each comes from. Errors are bounds that the sensors give; what repeats differ by comes on top."
@@ -168,7 +158,6 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
         if record is not None:
             st.caption("What each sensor said of the window, or of the whole run where it has none:")
             page.table(onerun.readings(record), "readings")
-            page.table(onerun.phases(record), "phases")
             page.lines(factors.lines([record]))
     with asked:
         spec = record.spec.model_dump(mode="json", exclude_none=True) if record else listed.wanted(df, run)
@@ -176,9 +165,8 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
     with where:
         facts = onerun.environment(record.environment) if record else listed.surroundings(run)
         page.table(pd.DataFrame(facts.items(), columns=["What", "Value"]), "environment")
-    with log:
-        st.code(one.log or "No log is kept of this run.", language=None, height=400)
     with kept:
+        st.code(one.log or "No log is kept of this run.", language=None, height=400)
         for name, content in files.files.items():
             st.download_button(f"{name} ({len(content):,} B)", content, name, key=f"file-{name}", on_click="ignore")
         st.text("\n".join(f"{name}: {size:,} B, too large to be shown here" for name, size in files.left_out.items()))
@@ -201,7 +189,10 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
     for heading, name, table in (("What was asked", "asked", asked), ("Environment and versions", "where", where)):
         st.subheader(f"{heading}: differences")
         differ = table[table["A"] != table["B"]]
-        page.table(differ, f"differ-{name}") if len(differ) else st.text("No difference.")
+        if len(differ):
+            page.table(differ, f"differ-{name}")
+        else:
+            st.text("None.")
     st.subheader("Figures")
     figures = listed.figures(df, a, b)
     st.caption("One run of each cannot tell whether a difference is real; several of each can:")
