@@ -125,6 +125,17 @@ def test_a_run_can_be_chosen_without_a_mouse(open_page: Open) -> None:
     assert "One run of each cannot tell" in texts(app)
 
 
+def test_alone_and_back(open_page: Open) -> None:
+    app = open_page(GIVEN, status="ok")
+    app.selectbox(key="open").select(f"{0:032x}").run()
+    next(button for button in app.button if "alone" in button.label).click().run()
+    assert app.query_params["run"] in (f"{0:032x}", [f"{0:032x}"])
+    assert not app.multiselect
+    next(button for button in app.button if "Back" in button.label).click().run()
+    assert "run" not in app.query_params
+    assert len(listed(app)) == 2, "the filters are kept"
+
+
 def test_hostile_text_is_never_markup(open_page: Open) -> None:
     given: list[Any] = []
     for index, evil in enumerate(EVIL):

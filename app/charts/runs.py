@@ -12,7 +12,7 @@ from app.onerun import Opened, phases
 from bench.metrics import metrics
 from bench.record import Quality
 
-_INK = COLOURS[:6]
+_INK, _WINDOW, _OTHERS = COLOURS[:6], COLOURS[4], (*COLOURS[:4], COLOURS[5])
 OUTLIER = 1.5
 """A step that takes so many times the median is marked."""
 NAMED = 0.05
@@ -34,7 +34,7 @@ def power_chart(
     for index, (name, start, end) in enumerate(spans):
         shade, label = faint(GREY, 0.08 + 0.1 * (index % 2)), {"text": text(name), "textangle": -90}
         if name == "steady":
-            shade, label = faint(COLOURS[4], 0.25), {"text": "measured window", "textposition": "top center"}
+            shade, label = faint(_WINDOW, 0.25), {"text": "measured window", "textposition": "top center"}
         label = label if end - start >= NAMED * total else {}
         figure.add_vrect(x0=start, x1=end, fillcolor=shade, line_width=0, layer="below", label=label)
     figure.update_xaxes(title="time since the start of the run [s]")
@@ -97,11 +97,11 @@ def phases_chart(phases: pd.DataFrame) -> go.Figure:
     shown = {name: title for name, title in titles.items() if phases[name].notna().any()}
     sums = phases.groupby("phase", sort=False)[list(shown)].sum()
     for index, (phase, values) in enumerate(sums.iterrows()):
-        pattern = {"shape": PATTERNS[index // len(_INK) + index % 2 * 2]}
         x = [100 * values[name] / sums[name].sum() for name in shown]
         told = [f"{values[name]:.4g} {'s' if name == 'seconds' else 'J'}" for name in shown]
-        marker = {"color": _INK[index % len(_INK)], "pattern": pattern}
-        name = "measured window" if phase == "steady" else text(phase)
+        name, marker = text(phase), {"color": _OTHERS[index % 5], "pattern": {"shape": PATTERNS[1 + index % 3]}}
+        if phase == "steady":
+            name, marker = "measured window", {"color": _WINDOW}
         bar = {"orientation": "h", "y": list(shown.values()), "x": x, "marker": marker, "hovertext": told}
         figure.add_bar(**bar, name=name, hovertemplate="%{fullData.name}: %{hovertext}, %{x:.3g} %<extra></extra>")
     return figure.update_xaxes(title="share of the run [%]", range=[0, 100]).update_yaxes(autorange="reversed")

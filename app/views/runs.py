@@ -67,8 +67,11 @@ def _arranged(df: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list
     pages = max(1, -(-len(found) // AT_ONCE))
     number = min(pages, st.pagination(pages, key="page", **BOUND)) if pages > 1 else 1
     part = listed.ordered(found, by, descending=way == ways[0])[AT_ONCE * (number - 1) : AT_ONCE * number]
-    first = AT_ONCE * (number - 1) + 1
-    st.caption(f"Shows {first:,} to {first + len(part) - 1:,} of {len(found):,} runs that match; {len(df):,} in all.")
+    first = AT_ONCE * (number - 1)
+    st.caption(
+        f"Shows {first + 1:,} to {first + len(part):,} of {len(found):,} runs that match; {len(df):,} in all. "
+        "Pick a row to open its run below, or two rows to compare them."
+    )
     return part, every if everything else names or usual
 
 
@@ -95,7 +98,6 @@ def _list(df: pd.DataFrame) -> list[str]:
     st.download_button(
         f"Download all {len(found):,} as CSV", lambda: to_csv(found), name, "text/csv", on_click="ignore"
     )
-    st.caption("Pick a row to open the run, or two rows to compare them; or choose here:")
     left, right = st.columns(2)
     told = {run: " · ".join(onerun.about(row)[:2]) for run, (_, row) in zip(ids, part.iterrows(), strict=True)}
     a = left.selectbox("Open", ids, None, told.get, key="open", placeholder="a run")
@@ -154,7 +156,7 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
         st.caption(
             "Where each comes from. Errors are bounds that the sensors give; what repeats differ by comes on top."
         )
-        page.table(onerun.provenance(df, run, record), "figures", placeholder="not known")
+        page.table(onerun.provenance(df, run, record), "figures")
         if record is not None:
             st.caption("What each sensor said of the window, or of the whole run where it has none:")
             page.table(onerun.readings(record), "readings")
@@ -208,11 +210,18 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
             st.dataframe(defused(table[table["A"] == table["B"]]), hide_index=True)
 
 
+def _go(names: dict[str, str]) -> None:
+    """Put MLflow's names of the runs that are shown alone into the address, or none."""
+    for name in ("run", "other"):
+        st.query_params.pop(name, None)
+    st.query_params.update(names)
+
+
 df = page.runs("Runs")
 address = [listed.by_name(df, st.query_params.get(name)) for name in ("run", "other")]
 picked = [run for run in address if run is not None]
 if picked:
-    st.page_link("views/runs.py", label="Back to the list", icon=":material/arrow_back:")
+    st.button("Back to the list", icon=":material/arrow_back:", on_click=_go, args=({},))
 else:
     if "run" in st.query_params:
         st.info("The store has no run of this address (any more); here are all.", icon=":material/info:")
@@ -220,7 +229,7 @@ else:
     if picked:
         names = dict(zip(("run", "other"), (str(run[MLFLOW_RUN]) for run in picked), strict=False))
         st.divider()
-        st.page_link("views/runs.py", label="Show this alone, at an address to share", query_params=names)
+        st.button("Show this alone, at an address to share", icon=":material/link:", on_click=_go, args=(names,))
 if len(picked) == 2:
     _two(df, *picked)
 elif picked:
