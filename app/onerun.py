@@ -71,7 +71,8 @@ def opened(files: Mapping[str, bytes]) -> Opened:
 
 
 def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, float]]]]:
-    for source, component, device in trace.devices:
+    sources = {(component, device): source for source, component, device in reversed(trace.devices)}
+    for (component, device), source in reversed(sources.items()):  # of several sources the first, as `power` takes it
         points = trace.power(component, device)
         wide = -(-len(points) // POINTS) or 1
         groups = [points[i : i + wide] for i in range(0, len(points), wide)]
@@ -87,6 +88,7 @@ def _steps(files: Mapping[str, bytes], result: Measurement | None) -> pd.DataFra
         with suppress(ValueError):
             lines.append(json.loads(text))
     told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
+    told = [line for line in told if all(isinstance(line.get(name, 0), int) for name in ("t_ns", "start_ns"))]
     begin = min([p.start_ns for p in result.phases if p.name == "steady"] if result is not None else [], default=0)
     rows = []
     for before, line in pairwise([{}, *told]):
@@ -126,9 +128,10 @@ def _origin(name: str, run: pd.Series) -> str:
     says = {
         "emissions": f"energy ({shown(run['emissions_basis'])}) × PUE × intensity of the grid",
         "cost": f"prices given by the user ({shown(run['cost_basis'])})",
+        "systematic": "a bound: of sensors, and of the edges of the window",
         "memory_estimate": "~ estimated from shapes alone",
         "parameters|flops_per_(sample|token)": "counted from the model's shapes",
-        "idle": "measured before the runs of the execution",
+        "^idle": "measured before the runs of the execution",
         "flops|utilization": "FLOP counted / time measured",
     }
     if "imported" in shown(run["flags"]).split():
@@ -144,7 +147,7 @@ def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd
             continue
         factor, value = unit(name)[0], float(run[name])
         row: tuple[str, float | None, float | None, str] = (_origin(name, run), None, None, "")
-        if re.search("joules|watts", name) and not re.search("idle_|limit", name):
+        if re.search("joules|watts", name) and not re.search("^idle|limit|systematic", name):
             found = _readings(name, record) if record is not None else []
             label = Provenance.worst([reading.provenance for reading in found])
             if label.measured:
@@ -168,7 +171,9 @@ def readings(record: RunRecord) -> pd.DataFrame:
 
 def phases(result: Measurement) -> pd.DataFrame:
     """Return a row a phase: seconds, joules measured, and joules estimated by a model."""
-    sums = [[sum(r.energy_joules for r in part) or None for part in split_energy(p.energy)] for p in result.phases]
+    sums = [
+        [sum(r.energy_joules for r in part) if part else None for part in split_energy(p.energy)] for p in result.phases
+    ]
     rows = [(phase.name, phase.seconds, *both) for phase, both in zip(result.phases, sums, strict=True)]
     heads = ["phase", "seconds", "energy_joules", "energy_estimated_joules"]
     return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))

@@ -112,7 +112,9 @@ def matching(df: pd.DataFrame, where: str) -> pd.Series:
         name, sign, value = found[1], (found[2] or found[3]).lower(), found[4].strip('"')
         if name not in df:
             near = did_you_mean(name, map(str, df.columns)).partition("allowed:")[0].strip()
-            raise FilterError(f"there is no field {printable(name)!r}: {near or 'All fields are listed below'}")
+            raise FilterError(
+                f"there is no field {printable(name)!r}: {near or 'see the list of fields, under Choose columns'}"
+            )
         kept &= _condition(df[name], name, sign, value)
     return kept
 

@@ -1,6 +1,7 @@
 """Filters, headings, differences, provenance and figures of runs, by their data."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from app import onerun
 from app import runs as listed
 from app.charts import runs as charts
 from bench import stored
+from bench.meters.trace import Row, Trace
 from bench.record import Quality, Status
 from tests import rows
 
@@ -203,6 +205,7 @@ def test_measured_energy_has_its_bound_and_what_it_lacks() -> None:
     assert found["Error at most [±]"] == pytest.approx(0.05 * found["Value"])
     assert found["Covered [%]"] == 99
     assert found["Lacks"] == "dram"
+    assert table.loc["energy_systematic_joules [J]", "Comes from"].startswith("a bound")
     assert table.loc["CO2e, whole run [g]", "Comes from"].startswith("energy (measured) × PUE")
     told = {label: (value, note) for label, value, note in onerun.headline(df.iloc[0])}
     assert " ± " in told["Energy of the window, measured [J]"][0]
@@ -226,6 +229,30 @@ def test_steps_of_a_command_are_differences_of_times() -> None:
     lines = b"".join(b'{"t_ns": %d, "rank": 0, "loss": 2}\n{"t_ns": 5, "rank": 1}\n' % t for t in (10**9, 3 * 10**9))
     steps = onerun.opened({"steps-command.jsonl": lines}).steps
     assert steps["seconds"].dropna().tolist() == [2]
+
+
+def test_numbers_of_steps_that_are_none_are_passed_over() -> None:
+    lines = b'{"t_ns": "x"}\n{"start_ns": [1], "step_seconds": 1}\n{"start_ns": 5, "step_seconds": 2, "loss": "y"}'
+    steps = onerun.opened({"steps-0.jsonl": lines}).steps
+    assert steps["seconds"].tolist() == [2]
+    assert steps["loss"].isna().all()
+
+
+def test_of_two_sources_of_one_device_the_named_one_is_drawn(tmp_path: Path) -> None:
+    def reading(source: Any, watts: int, second: int, device: str = "GPU-1") -> Row:
+        about = {"source": source, "component": "gpu", "device": device}
+        return Row(t_ns=second * 10**9, wall_ns=0, power_mw=1000 * watts, **about)
+
+    given = [reading("nvml", 300, t) for t in range(5)] + [reading("codecarbon", 7, t) for t in range(5)]
+    given += [reading("nvml", 100, t, "GPU-2") for t in range(3000)]
+    Trace(given).write_parquet(tmp_path / "meters-0.parquet")
+    power = onerun.opened({"meters-0.parquet": (tmp_path / "meters-0.parquet").read_bytes()}).power
+    told = {name: {watts for _, watts in points} for name, points in power.items()}
+    assert told in (
+        {"gpu GPU-1 (nvml)": {300}, "gpu GPU-2 (nvml)": {100}},
+        {"gpu GPU-1 (~ estimated, codecarbon)": {7}, "gpu GPU-2 (nvml)": {100}},
+    )
+    assert len(power["gpu GPU-2 (nvml)"]) == onerun.POINTS
 
 
 def test_the_way_into_mlflow() -> None:

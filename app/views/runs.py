@@ -62,7 +62,8 @@ def _arranged(df: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list
         everything = st.toggle("All columns", key="all", **BOUND)
         with st.popover("Choose columns; names of fields"):
             names = st.multiselect("Columns", every, usual, listed.title, key="columns", **BOUND)
-            fields = pd.DataFrame({"Field": every, "Heading": map(listed.title, every)})
+            factors_ = [listed.unit(name)[0] for name in every]
+            fields = pd.DataFrame({"Field": every, "Heading": map(listed.title, every), "= field ×": factors_})
             st.dataframe(defused(fields), hide_index=True, height=300)
     pages = max(1, -(-len(found) // AT_ONCE))
     number = min(pages, st.pagination(pages, key="page", **BOUND)) if pages > 1 else 1
@@ -210,26 +211,28 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
             st.dataframe(defused(table[table["A"] == table["B"]]), hide_index=True)
 
 
-def _go(names: dict[str, str]) -> None:
+def _go(*names: str) -> None:
     """Put MLflow's names of the runs that are shown alone into the address, or none."""
-    for name in ("run", "other"):
-        st.query_params.pop(name, None)
-    st.query_params.update(names)
+    for key in ("run", "other"):
+        st.query_params.pop(key, None)
+    st.query_params.update(zip(("run", "other"), names, strict=False))
 
 
 df = page.runs("Runs")
 address = [listed.by_name(df, st.query_params.get(name)) for name in ("run", "other")]
 picked = [run for run in address if run is not None]
 if picked:
-    st.button("Back to the list", icon=":material/arrow_back:", on_click=_go, args=({},))
+    st.button("Back to the list", icon=":material/arrow_back:", on_click=_go)
 else:
     if "run" in st.query_params:
         st.info("The store has no run of this address (any more); here are all.", icon=":material/info:")
-    picked = [run for name in _list(df) if (run := listed.by_name(df, name)) is not None][:2]
+    names = _list(df)
+    picked = [run for name in names[:2] if (run := listed.by_name(df, name)) is not None]
     if picked:
-        names = dict(zip(("run", "other"), (str(run[MLFLOW_RUN]) for run in picked), strict=False))
         st.divider()
-        st.button("Show this alone, at an address to share", icon=":material/link:", on_click=_go, args=(names,))
+        st.button("Show this alone, at an address to share", icon=":material/link:", on_click=_go, args=names[:2])
+    if len(names) > 2:
+        st.caption("More than two runs are picked: the first two of them are compared.")
 if len(picked) == 2:
     _two(df, *picked)
 elif picked:
