@@ -196,9 +196,9 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
         "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
         "energy_joules": ("Energy of the window, measured", f"{shown(run['energy_provenance'])}{lacks}"),
         "energy_estimated_joules": ("~ Energy of the window, estimated", "by a model, not measured"),
-        "peak_memory_bytes": ("Peak memory, largest rank", "allocated, or grown by"),
+        "peak_memory_bytes": ("Peak memory, largest rank", "the most that a rank took"),
         "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
-        "cost_usd": ("Cost, whole run", f"from {shown(run['cost_basis'])}"),
+        "cost_usd": ("Cost, whole run", f"basis: {shown(run['cost_basis'])}"),
         "duration_seconds": ("Whole run", "from start to end"),
     }
     out = []

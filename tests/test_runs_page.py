@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from app.serve import TRACKING_URI
-from bench import tracking
+from bench import stored, tracking
 from bench.record import Status
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
@@ -156,6 +156,16 @@ def test_hostile_text_is_never_markup(open_page: Open) -> None:
             for column in table.value.columns:
                 assert not str(column).startswith("=")
                 assert not table.value[column].astype("str").str.startswith("=").any()
+
+
+def test_names_of_files_are_never_markup(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = stored.Stored("1", dict.fromkeys(EVIL, b"content"), dict.fromkeys(EVIL, 10**9))
+    monkeypatch.setattr(stored, "files", lambda run, uri=None: kept)
+    app = open_page(GIVEN, run=f"{0:032x}")
+    labels = [button.proto.label for button in app.get("download_button")]
+    assert "Download it (7 B)" in labels
+    for evil in EVIL:
+        assert evil not in markup(app) + "".join(labels)
 
 
 def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:

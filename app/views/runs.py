@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from shlex import quote
 from typing import Any
 from zlib import crc32
@@ -21,7 +22,7 @@ from bench.tracking import StoreError, location
 
 AT_ONCE = 200
 BOUND = {"bind": "query-params"}
-DIGITS = st.column_config.NumberColumn(format="%.4g")
+DIGITS = dict.fromkeys(["A", "B", "B / A", "Value", "Error at most [±]"], st.column_config.NumberColumn(format="%.4g"))
 
 
 def _read(run: str, where: str | None) -> tuple[stored.Stored, onerun.Opened]:
@@ -121,7 +122,7 @@ def _one(df: pd.DataFrame, run: pd.Series) -> None:
     page.lines(onerun.about(run))
     with st.container(horizontal=True):
         for label, value, note in onerun.headline(run):
-            with st.container(border=True, width=260, gap="xsmall"):
+            with st.container(border=True, width=232, gap="xsmall"):
                 st.metric(label, value)
                 st.text(note)
     if one.problems:
@@ -137,13 +138,13 @@ def _one(df: pd.DataFrame, run: pd.Series) -> None:
     if limits := onerun.limits(run):
         st.subheader("What limits these figures")
         page.lines(limits)
-    _figures(one)
+    _draw(charts.of_run(one))
     _tabs(df, run, files, one)
 
 
-def _figures(one: onerun.Opened) -> None:
+def _draw(figures: Iterable[charts.Drawn]) -> None:
     places = st.columns(2)
-    for index, (heading, name, figure, said) in enumerate(charts.of_run(one)):
+    for index, (heading, name, figure, said) in enumerate(figures):
         with places[index % 2]:
             st.subheader(heading)
             page.figure(figure, name, said)
@@ -157,7 +158,7 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
         st.caption(
             "Where each comes from. Errors are bounds that the sensors give; what repeats differ by comes on top."
         )
-        page.table(onerun.provenance(df, run, record), "figures")
+        page.table(onerun.provenance(df, run, record), "figures", column_config=DIGITS)
         if record is not None:
             st.caption("What each sensor said of the window, or of the whole run where it has none:")
             page.table(onerun.readings(record), "readings")
@@ -170,8 +171,10 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
         page.table(pd.DataFrame(facts.items(), columns=["What", "Value"]), "environment")
     with kept:
         st.code(one.log or "No log is kept of this run.", language=None, height=400)
-        for name, content in files.files.items():
-            st.download_button(f"{name} ({len(content):,} B)", content, name, key=f"file-{name}", on_click="ignore")
+        if files.files:
+            name = st.selectbox("Files of the run", list(files.files), key="file")
+            content = files.files[name]
+            st.download_button(f"Download it ({len(content):,} B)", content, name, on_click="ignore")
         st.text("\n".join(f"{name}: {size:,} B, too large to be shown here" for name, size in files.left_out.items()))
         if files.experiment.isdecimal():
             url, command = onerun.in_mlflow(location(data.uri()), files.experiment, run[MLFLOW_RUN])
@@ -186,8 +189,7 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
     ones = {"A": _opened(a)[1], "B": _opened(b)[1]}
     page.lines([f"A: {' · '.join(onerun.about(a)[:2])}", f"B: {' · '.join(onerun.about(b)[:2])}"])
     asked = listed.facts(listed.wanted(df, a), listed.wanted(df, b))
-    records = [one.record for one in ones.values() if one.record is not None]
-    facts = [onerun.environment(record.environment) for record in records]
+    facts = [onerun.environment(one.record.environment) for one in ones.values() if one.record is not None]
     where = listed.facts(*(facts if len(facts) == 2 else map(listed.surroundings, (a, b))))
     for heading, name, table in (("What was asked", "asked", asked), ("Environment and versions", "where", where)):
         st.subheader(f"{heading}: differences")
@@ -200,12 +202,8 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
     figures = listed.figures(df, a, b)
     st.caption("One run of each cannot tell whether a difference is real; several of each can:")
     st.code(f"bench compare {quote(f'{a.suite}@{a.execution}')} {quote(f'{b.suite}@{b.execution}')}", language=None)
-    same = figures["A"] == figures["B"]
-    page.table(figures[~same], "figures-of-two", column_config=dict.fromkeys(["A", "B", "B / A"], DIGITS))
-    for place, (heading, name, figure, said) in zip(st.columns(2), charts.of_two(ones), strict=False):
-        with place:
-            st.subheader(heading)
-            page.figure(figure, name, said)
+    page.table(figures[figures["A"] != figures["B"]], "figures-of-two", column_config=DIGITS)
+    _draw(charts.of_two(ones))
     with st.expander("What is equal"):
         for table in (asked, where, figures):
             st.dataframe(defused(table[table["A"] == table["B"]]), hide_index=True)
