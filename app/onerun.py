@@ -194,8 +194,8 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
     bound = f" ± {number(run['energy_systematic_joules'])}" if pd.notna(run["energy_systematic_joules"]) else ""
     notes = {
         "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
-        "energy_joules": ("Energy of the window, measured", f"{shown(run['energy_provenance'])}{lacks}"),
-        "energy_estimated_joules": ("~ Energy of the window, estimated", "by a model, not measured"),
+        "energy_joules": ("Energy, measured", f"of the window, {shown(run['energy_provenance'])}{lacks}"),
+        "energy_estimated_joules": ("~ Energy, estimated", "of the window, by a model"),
         "peak_memory_bytes": ("Peak memory, largest rank", "the most that a rank took"),
         "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
         "cost_usd": ("Cost, whole run", f"basis: {shown(run['cost_basis'])}"),

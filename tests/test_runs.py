@@ -208,8 +208,8 @@ def test_measured_energy_has_its_bound_and_what_it_lacks() -> None:
     assert table.loc["energy_systematic_joules [J]", "Comes from"].startswith("a bound")
     assert table.loc["CO2e, whole run [g]", "Comes from"].startswith("energy (measured) × PUE")
     told = {label: (value, note) for label, value, note in onerun.headline(df.iloc[0])}
-    assert " ± " in told["Energy of the window, measured [J]"][0]
-    assert "lacks dram" in told["Energy of the window, measured [J]"][1]
+    assert " ± " in told["Energy, measured [J]"][0]
+    assert "lacks dram" in told["Energy, measured [J]"][1]
 
 
 def test_an_imported_row_and_torn_files() -> None:

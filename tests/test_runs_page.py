@@ -108,7 +108,7 @@ def test_one_run_without_files_shows_its_row(open_page: Open) -> None:
     app = open_page(GIVEN, run=f"{0:032x}")
     tiles = {tile.label: tile.value for tile in app.metric}
     assert tiles["Speed [samples/s]"] == "20"
-    assert tiles["~ Energy of the window, estimated [J]"].startswith("~ ")
+    assert tiles["~ Energy, estimated [J]"].startswith("~ ")
     assert "what follows is what there is" in app.info[0].value
     assert "there is no store" in texts(app)
     failed = open_page(GIVEN, run=f"{2:032x}")
@@ -166,6 +166,17 @@ def test_names_of_files_are_never_markup(open_page: Open, monkeypatch: pytest.Mo
     assert "Download it (7 B)" in labels
     for evil in EVIL:
         assert evil not in markup(app) + "".join(labels)
+
+
+def test_files_and_step_times_are_read_once(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(stored, "files", lambda run, uri=None: asked.append(run) or stored.Stored("1", {}, {}))
+    monkeypatch.setattr(stored, "courses", lambda runs, uri=None: asked.append(list(runs)) or {})
+    app = open_page(GIVEN)
+    assert len(asked.pop()) == 3
+    app.selectbox(key="open").select(f"{0:032x}").run()
+    app.run()
+    assert asked == [[], f"{0:032x}", []], "known are what has no step times too, and the files of the run"
 
 
 def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:

@@ -90,9 +90,10 @@ def _list(df: pd.DataFrame) -> list[str]:
     config |= {name: st.column_config.NumberColumn(config[name], format="%.4g") for name in digits}
     config["label"] = st.column_config.TextColumn(listed.title("label"), width=330)
     known, ids = st.session_state.setdefault("courses", {}), list(part[MLFLOW_RUN])
-    known |= stored.courses([run for run in ids if run not in known], data.uri())
-    if any(run in known for run in ids):
-        table.insert(min(8, len(names)), "steps", [known.get(run) for run in ids])
+    new = [run for run in ids if run not in known]
+    known |= dict.fromkeys(new) | stored.courses(new, data.uri())
+    if any(known[run] for run in ids):
+        table.insert(min(8, len(names)), "steps", [known[run] for run in ids])
         config["steps"] = st.column_config.LineChartColumn("Step times", y_min=0)
     key = f"list-{crc32(''.join(ids).encode())}"
     picked = st.dataframe(table, column_config=config, key=key, hide_index=True, placeholder="", on_select="rerun")
