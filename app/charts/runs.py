@@ -38,7 +38,7 @@ def power_chart(
         label = label if end - start >= NAMED * total else {}
         figure.add_vrect(x0=start, x1=end, fillcolor=shade, line_width=0, layer="below", label=label)
     figure.update_xaxes(title="time since the start of the run [s]")
-    top = max((watts for points in power.values() for _, watts in points), default=1.0)
+    top = max((watts for points in power.values() for _, watts in points), default=0) or 1
     return figure.update_yaxes(title="power [W]", range=[0, 1.15 * top])
 
 
