@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analytics.export import defused, to_csv
+from analytics.frame import latest_execution
 from app import data
 from bench import tracking
 
@@ -60,6 +61,19 @@ def _read(title: str, load: Callable[[], tuple[_Found, datetime]], what: str, co
         st.code(command, language=None)
         st.text(f"Looked in: {tracking.shown(data.uri())}")
         st.stop()
+    return found
+
+
+def execution(df: pd.DataFrame) -> pd.DataFrame:
+    """Let a suite and one of its executions be chosen, the newest of each by default; return its runs."""
+    left, right = st.columns(2)
+    newest = df.sort_values("started_at", ascending=False)
+    suite = left.selectbox("Suite", list(newest["suite"].dropna().unique()), key="suite", bind="query-params")
+    of_suite: pd.DataFrame = newest[newest["suite"] == suite]
+    executions = [*latest_execution(of_suite)["execution"].unique()[:1], *of_suite["execution"].dropna().unique()]
+    label = "Execution (newest first; executions are never mixed)"
+    chosen = right.selectbox(label, list(dict.fromkeys(executions)), key="execution", bind="query-params")
+    found: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == chosen)]
     return found
 
 
