@@ -8,6 +8,7 @@ st.set_page_config(page_title="wattbench", page_icon=str(Path(__file__).parent /
 st.navigation(
     [
         st.Page("views/overview.py", title="Overview", icon=":material/list:", default=True),
+        st.Page("views/runs.py", title="Runs", icon=":material/table_rows:"),
         st.Page("views/scaling.py", title="Scaling", icon=":material/show_chart:"),
         st.Page("views/strategies.py", title="Strategies", icon=":material/balance:"),
         st.Page("views/search.py", title="Search", icon=":material/search:"),

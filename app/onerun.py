@@ -1,0 +1,233 @@
+"""One run opened: its record, what its meters and steps say, and where each of its figures comes from."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from itertools import pairwise
+from shlex import quote
+from statistics import fmean
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analytics.words import number
+from app.runs import estimated, measured, shown, title, unit
+from bench.meters.trace import Row, Trace
+from bench.metrics import missing_components, split_energy, systematic, used_gpus
+from bench.quality import meaning
+from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
+
+POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the files of a run say; `power` are seconds since its start and watts, by device, `spans` its phases alike."""
+
+    record: RunRecord | None = None
+    power: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    log: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> Measurement | None:
+        """What was measured; None where the run did not end well, or has no record."""
+        return self.record.measurement if self.record is not None else None
+
+
+def opened(files: Mapping[str, bytes]) -> Opened:
+    """Read the files of a run; what is torn or of another version is a problem that is told, and no error."""
+    record, problems, traces = None, [], []
+    try:
+        record = RunRecord.model_validate_json(files["record.json"])
+    except KeyError:
+        problems.append("The store has no record of this run: it was imported, or its files are gone.")
+    except ValueError:
+        problems.append("The record of this run is torn, or of another version.")
+    for name in sorted(name for name in files if fnmatch(name, "meters-*.parquet")):
+        try:
+            table = pq.read_table(io.BytesIO(files[name]))
+            traces.append(Trace(Row(**values) for values in table.to_pylist()))
+        except (pa.ArrowException, ValueError, TypeError, OSError):
+            problems.append("The trace of the meters cannot be read.")
+    result = record.measurement if record is not None else None
+    phases = result.phases if result is not None else []
+    origin = min([p.start_ns for p in phases] or [t.rows[0].t_ns for t in traces if t.rows], default=0)
+    spans = [(p.name, (p.start_ns - origin) / 1e9, (p.end_ns - origin) / 1e9) for p in phases]
+    power = {name: points for trace in traces for name, points in _power(trace, origin)}
+    log = files.get("worker.log", b"").decode(errors="replace")
+    return Opened(record, power, spans, _steps(files, result), log, tuple(problems))
+
+
+def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, float]]]]:
+    sources = {(component, device): source for source, component, device in reversed(trace.devices)}
+    for (component, device), source in reversed(sources.items()):  # of several sources the first, as `power` takes it
+        points = trace.power(component, device)
+        wide = -(-len(points) // POINTS) or 1
+        groups = [points[i : i + wide] for i in range(0, len(points), wide)]
+        model = "~ estimated, " if source == "codecarbon" else ""
+        name = f"{component}{'' if device in (component, 'ram') else f' {device}'} ({model}{source})"
+        yield name, [((fmean(t for t, _ in g) - origin) / 1e9, fmean(w for _, w in g)) for g in groups]
+
+
+def _steps(files: Mapping[str, bytes], result: Measurement | None) -> pd.DataFrame:
+    """Return step, seconds, loss, and whether it is one of the window: of rank 0, or of the first that a command tells."""
+    lines: list[Any] = []
+    for text in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
+    told = [line for line in told if all(isinstance(line.get(name, 0), int) for name in ("t_ns", "start_ns"))]
+    begin = min([p.start_ns for p in result.phases if p.name == "steady"] if result is not None else [], default=0)
+    rows = []
+    for before, line in pairwise([{}, *told]):
+        seconds = line.get("step_seconds")
+        if seconds is None and "t_ns" in before and "t_ns" in line:
+            seconds = (line["t_ns"] - before["t_ns"]) / 1e9
+        rows.append((seconds, line.get("loss"), line.get("start_ns", before.get("t_ns", begin)) >= begin))
+    if not rows and result is not None:
+        rows = [(seconds, None, True) for seconds in result.step_seconds]
+    found = pd.DataFrame(rows, columns=["seconds", "loss", "window"])
+    found[["seconds", "loss"]] = found[["seconds", "loss"]].apply(pd.to_numeric, errors="coerce")
+    first = result.quality[-1].step - len(found) if result is not None and result.quality else 0
+    found.insert(0, "step", range(1 + max(0, first), 1 + max(0, first) + len(found)))
+    return found
+
+
+def environment(env: Environment) -> dict[str, str]:
+    """Return the facts of a machine and its software, flat and as text."""
+    facts = env.model_dump(mode="json", exclude={"argv": True, "machine": {"gpus"}}, exclude_none=True)
+    facts["gpus"] = {str(gpu.index): f"{gpu.name}, {gpu.uuid}" for gpu in env.machine.gpus}
+    return {str(name): str(value) for name, value in pd.json_normalize(facts).iloc[0].items()}
+
+
+def _readings(name: str, record: RunRecord) -> list[EnergyReading]:
+    """Return the readings that a figure of energy or power is made of, measured or estimated as it says."""
+    result, parts = record.measurement, {"unused": record.unused, "run": record.energy}
+    if result is not None:
+        of_phase = [r for p in result.phases if name.startswith(f"phase_{p.name}_energy") for r in p.energy]
+        served = result.inference.energy if result.inference is not None else []
+        parts |= {"phase": of_phase, "startup": result.startup, "inference": served}
+    found = parts.get(name.split("_")[0], result.energy if result is not None else record.energy)
+    return split_energy(found)[int(estimated(name))]
+
+
+def _origin(name: str, run: pd.Series) -> str:
+    """Say where a figure comes from that is not of energy."""
+    says = {
+        "emissions": f"energy ({shown(run['emissions_basis'])}) × PUE × intensity of the grid",
+        "cost": f"prices given by the user ({shown(run['cost_basis'])})",
+        "systematic": "a bound: of sensors, and of the edges of the window",
+        "memory_estimate": "~ estimated from shapes alone",
+        "parameters|flops_per_(sample|token)": "counted from the model's shapes",
+        "^idle": "measured before the runs of the execution",
+        "flops|utilization": "FLOP counted / time measured",
+    }
+    if "imported" in shown(run["flags"]).split():
+        return "imported: a figure of someone else"
+    return next((text for name_, text in says.items() if re.search(name_, name)), "timed or counted in the run")
+
+
+def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd.DataFrame:
+    """Return a row a figure of a run: value, where it comes from, coverage, bound of its error, and what it lacks."""
+    rows: list[tuple[Any, ...]] = []
+    for name in measured(df):
+        if pd.isna(run[name]):
+            continue
+        factor, value = unit(name)[0], float(run[name])
+        row: tuple[str, float | None, float | None, str] = (_origin(name, run), None, None, "")
+        if re.search("joules|watts", name) and not re.search("^idle|limit|systematic", name):
+            found = _readings(name, record) if record is not None else []
+            label = Provenance.worst([reading.provenance for reading in found])
+            if label.measured:
+                bound = systematic(found) / sum(r.energy_joules for r in found) * value * factor
+                lacks = missing_components(found, used_gpus(record)) if record is not None else []
+                row = (str(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
+            elif found:
+                row = (f"~ {label}", 100 * min(r.coverage for r in found), None, "")
+            elif "imported" not in row[0]:
+                row = ("~ estimated_model" if estimated(name) else shown(run["energy_provenance"]), None, None, "")
+        rows.append((title(name), value * factor, *row))
+    heads = ["Figure", "Value", "Comes from", "Covered [%]", "Error at most [±]", "Lacks"]
+    return pd.DataFrame(rows, columns=heads).astype({"Covered [%]": "float64", "Error at most [±]": "float64"})
+
+
+def readings(record: RunRecord) -> pd.DataFrame:
+    """Return a row a sensor: the energy of the window, or of the whole run where there is none, as it was read."""
+    found = record.energy if record.measurement is None else record.measurement.energy
+    return pd.DataFrame([reading.model_dump(mode="json") | {"flags": " ".join(reading.flags)} for reading in found])
+
+
+def phases(result: Measurement) -> pd.DataFrame:
+    """Return a row a phase: seconds, joules measured, and joules estimated by a model."""
+    sums = [
+        [sum(r.energy_joules for r in part) if part else None for part in split_energy(p.energy)] for p in result.phases
+    ]
+    rows = [(phase.name, phase.seconds, *both) for phase, both in zip(result.phases, sums, strict=True)]
+    heads = ["phase", "seconds", "energy_joules", "energy_estimated_joules"]
+    return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))
+
+
+def about(run: pd.Series) -> list[str]:
+    """Say which run it is, how it ended, when and where."""
+    names = ("suite", "execution", "host", "device_name", "commit")
+    told = [f"{name.replace('_', ' ')} {text}" for name in names if (text := shown(run[name]))]
+    ended = f"{shown(run['status']).replace('_', ' ')}, started {shown(run['started_at'])} UTC"
+    grade = f", grade {shown(run['quality'])} (A best, C worst)" if shown(run["quality"]) else ""
+    return [shown(run["label"]), f"{ended}{grade}", ", ".join(told)]
+
+
+def headline(run: pd.Series) -> list[tuple[str, str, str]]:
+    """Return label with unit, value and what it rests on, of the figures that people look for first."""
+    lacks = f", lacks {text}" if (text := shown(run["energy_missing"])) else ""
+    bound = f" ± {number(run['energy_systematic_joules'])}" if pd.notna(run["energy_systematic_joules"]) else ""
+    notes = {
+        "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
+        "energy_joules": ("Energy, measured", f"of the window, {shown(run['energy_provenance'])}{lacks}"),
+        "energy_estimated_joules": ("~ Energy, estimated", "of the window, by a model"),
+        "peak_memory_bytes": ("Peak memory, largest rank", "the most that a rank took"),
+        "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
+        "cost_usd": ("Cost, whole run", f"basis: {shown(run['cost_basis'])}"),
+        "duration_seconds": ("Whole run", "from start to end"),
+    }
+    out = []
+    for name, (label, note) in notes.items():
+        if pd.notna(run[name]):
+            mark = "~ " * (name == "energy_estimated_joules" or "estimated" in note)
+            value = f"{mark}{number(run[name] * unit(name)[0])}{bound * (name == 'energy_joules')}"
+            out.append((f"{label} [{unit(name)[1]}]", value, note))
+    return out
+
+
+def in_mlflow(uri: str, experiment: str, run: str) -> tuple[str, str]:
+    """Return the address of a run in MLflow's own pages, and the command that starts them where the store is a file."""
+    place = f"/#/experiments/{experiment}/runs/{run}"
+    if uri.startswith("sqlite"):
+        return f"http://127.0.0.1:5000{place}", f"mlflow ui --backend-store-uri {quote(uri)}"
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return (f"{parts.scheme}://{host}{parts.path.rstrip('/')}{place}" if parts.scheme in ("http", "https") else ""), ""
+
+
+def failure(run: pd.Series, one: Opened) -> tuple[str, str]:
+    """Say why a run did not end well, and return the end of its log; nothing where it did, or where that is not kept."""
+    error = one.record.error if one.record is not None else None
+    if error is not None:
+        return f"{error.type}: {error.message}", error.log_tail
+    return (f"{shown(run['error_type'])}: {shown(run['error_message'])}" if shown(run["error_type"]) else ""), ""
+
+
+def limits(run: pd.Series) -> list[str]:
+    """Say what each flag of a run means."""
+    return [f"{flag}: {meaning(flag)}" for flag in shown(run["flags"]).split()]

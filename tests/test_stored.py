@@ -1,0 +1,124 @@
+"""The files of one stored run: all of them, of that run only, and of no other place."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from analytics import store
+from bench import stored
+from bench.tracking import StoreError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
+]
+RUN = "0123456789abcdef0123456789abcdef"
+
+
+def test_files_and_courses_of_real_runs(recorded_uri: str) -> None:
+    df = store.load(recorded_uri, named=True)
+    run = df[df["status"] == "ok"].iloc[0]
+    found = stored.files(run["mlflow_run_id"], recorded_uri)
+    assert {"record.json", "steps-0.jsonl", "meters-0.parquet", "worker.log"} <= set(found.files)
+    assert json.loads(found.files["record.json"])["run_id"] == run["run_id"]
+    assert found.experiment.isdecimal()
+    courses = stored.courses([*df["mlflow_run_id"], "nonsense"], recorded_uri)
+    assert len(courses) == (df["status"] == "ok").sum(), "runs that failed have none"
+    steps = json.loads(found.files["record.json"])["measurement"]["step_seconds"]
+    assert courses[run["mlflow_run_id"]] == steps[:: max(1, -(-len(steps) // 100))]
+
+
+@pytest.mark.parametrize("run", ["", "../../etc/passwd", RUN.upper(), RUN + "\n", "' or 1=1 --", RUN[:-1]])
+def test_only_names_that_mlflow_gives(run: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no name that MLflow gives"):
+        stored.files(run, f"sqlite:///{tmp_path}/none.db")
+    assert stored.courses([run], f"sqlite:///{tmp_path}/none.db") == {}
+
+
+def made(folder: Path, place: str, status: str = "FINISHED") -> str:
+    path = folder / "mlflow.db"
+    with sqlite3.connect(path) as database:
+        for table in ("experiments", "alembic_version"):
+            database.execute(f"create table {table} (x)")
+        database.execute("create table runs (run_uuid, experiment_id, artifact_uri, status, lifecycle_stage)")
+        database.execute("insert into runs values (?, 1, ?, ?, 'active')", (RUN, place, status))
+    database.close()
+    return f"sqlite:///{path}"
+
+
+def test_nothing_is_read_outside_the_place_of_the_run(tmp_path: Path) -> None:
+    here = tmp_path / RUN / "artifacts"
+    here.mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (here / "link").symlink_to(tmp_path / "secret")
+    (here / "kept.txt").write_text("kept")
+    (here / "folder").mkdir()
+    uri = made(tmp_path, here.as_uri())
+    assert stored.files(RUN, uri) == stored.Stored("1", {"kept.txt": b"kept"}, {})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(StoreError, match="not where MLflow keeps files"):
+        stored.files(RUN, made(tmp_path / "other", tmp_path.as_uri()))
+
+
+def test_what_is_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / RUN / "artifacts"
+    here.mkdir(parents=True)
+    (here / "large").write_bytes(b"x" * 11)
+    monkeypatch.setattr(stored, "LARGEST", 10)
+    assert stored.files(RUN, made(tmp_path, here.as_uri())) == stored.Stored("1", {}, {"large": 11})
+
+
+def test_runs_without_files_and_runs_that_are_not_there(tmp_path: Path) -> None:
+    uri = made(tmp_path, (tmp_path / RUN / "artifacts").as_uri())
+    assert stored.files(RUN, uri).files == {}, "imported runs have none"
+    with pytest.raises(StoreError, match="no such run"):
+        stored.files(RUN[::-1], uri)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(StoreError, match="still being logged"):
+        stored.files(RUN, made(tmp_path / "other", "file:///x", "RUNNING"))
+    with pytest.raises(StoreError, match="there is no store"):
+        stored.files(RUN, f"sqlite:///{tmp_path}/none.db")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[Any]]]:
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            query = parse_qs(urlsplit(self.path).query)
+            asked.append((urlsplit(self.path).path, query))
+            points = [{"key": "step_seconds", "value": 0.5, "step": 0, "run_id": query["run_ids"][0]}]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"metrics": points}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as here:
+        Thread(target=here.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{here.server_port}", asked
+        here.shutdown()
+
+
+def test_a_server_is_asked_for_many_runs_at_once(server: tuple[str, list[Any]]) -> None:
+    uri, asked = server
+    runs = [f"{index:032x}" for index in range(150)]
+    assert stored.courses(runs, uri) == {runs[0]: [0.5], runs[100]: [0.5]}
+    assert [len(query["run_ids"]) for _, query in asked] == [100, 50]
+    assert asked[0][0].endswith("/mlflow/metrics/get-history-bulk-interval")
+    assert asked[0][1]["max_results"] == ["100"]
+
+
+def test_courses_that_cannot_be_had_are_absent() -> None:
+    assert stored.courses([RUN], "http://127.0.0.1:9") == {}
+    assert stored.courses([RUN], "postgresql://nowhere/x") == {}
