@@ -71,15 +71,15 @@ class Range:
         return f"{value} ({low} to {high})"
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the size in s and the name of the unit that suits a time."""
+    units = ((365.25 * 86400, 3, "years"), (86400.0, 2, "days"), (3600.0, 2, "hours"), (60.0, 2, "minutes"))
+    return next(((size, unit) for size, least, unit in units if seconds >= least * size), (1.0, "seconds"))
+
+
 def duration(seconds: Range) -> str:
     """Print a time for people: `20.8 (16.2 to 28.1) days`."""
-    units = (
-        (3 * 365.25 * 86400, 365.25 * 86400, "years"),
-        (2 * 86400, 86400, "days"),
-        (7200, 3600, "hours"),
-        (120, 60, "minutes"),
-    )
-    size, unit = next(((size, unit) for least, size, unit in units if seconds.value >= least), (1, "seconds"))
+    size, unit = time_unit(seconds.value)
     return f"{seconds.times(1 / size)} {unit}"
 
 

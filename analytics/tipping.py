@@ -14,34 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from analytics.plan import Question, best
+from analytics.plan import Question, best, time_unit
 from analytics.question import Given, work_of
 from analytics.speed import Draws, GivenSpeed, OwnSpeed, PriorSpeed
 from analytics.words import number
 from analytics.work import short
 
-REACH, STEPS, EXACT = 10.0, 12, 1e-4
-_MOST = {"--pue": (1.0, 5.0)}
+REACH, STEPS, EXACT = 10.0, 12, 1e-3
+_BOUNDS = {"--pue": (1.0, 5.0)}
 """Values beyond which an input has no meaning."""
-_SITE = {
-    "--price": "usd_per_device_hour",
-    "--electricity-price": "usd_per_kwh",
-    "--capital-price": "usd_capital_per_device_hour",
-    "--pue": "pue",
+_INPUTS = {
+    "--price": ("usd_per_device_hour", "a price", "USD per device-hour"),
+    "--electricity-price": ("usd_per_kwh", "a price of electricity", "USD per kWh"),
+    "--capital-price": ("usd_capital_per_device_hour", "a capital cost", "USD per device-hour"),
+    "--pue": ("pue", "a PUE", ""),
+    "--deadline": ("deadline_seconds", "a deadline", ""),
+    "--budget": ("budget_usd", "a budget", "USD"),
+    "--batch": ("batch", "a batch", "sequences"),
+    "--power-watts": ("watts", "a power", "W a device"),
+    "--tokens": ("", "a training", "tokens"),
+    "--samples": ("", "a training", "samples"),
+    "--params": ("", "a model", "parameters"),
 }
-_WORDS = {
-    "--price": ("a price", "{} USD per device-hour"),
-    "--electricity-price": ("a price of electricity", "{} USD per kWh"),
-    "--capital-price": ("a capital cost", "{} USD per device-hour"),
-    "--pue": ("a PUE", "{}"),
-    "--deadline": ("a deadline", "{}"),
-    "--budget": ("a budget", "{} USD"),
-    "--batch": ("a batch", "{} sequences"),
-    "--power-watts": ("a power", "{} W a device"),
-    "--tokens": ("a training", "{} tokens"),
-    "--samples": ("a training", "{} samples"),
-    "--params": ("a model", "{} parameters"),
-}
+"""The field of the site or of the question that an input sets, and its words."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def tips(given: Given, asked: Question) -> list[Tip]:
     fixed, now = replace(asked, speed=drawn), best(asked)
     out = []
     for name, value, at in _inputs(given, asked, fixed):
-        least, most = _MOST.get(name, (0.0, math.inf))
+        least, most = _BOUNDS.get(name, (0.0, math.inf))
         low, high = max(value / REACH, least), min(value * REACH, most)
         ends = [_nearest(at, value, end, now) for end in (low, high)]
         out.append(Tip(name, value, now, low, high, *ends))
@@ -101,40 +96,23 @@ def _nearest(at: Callable[[float], Question], value: float, end: float, now: int
 
 def _inputs(given: Given, asked: Question, fixed: Question) -> Iterator[tuple[str, float, Callable[[float], Question]]]:
     """Yield each input that is given: its option, its value, and the question with another value."""
-    for name, of in _SITE.items():
-        value = getattr(asked.site, of)
-        if value:
-            yield name, value, partial(_sited, fixed, of)
-    plain = (
-        ("--deadline", "deadline_seconds"),
-        ("--budget", "budget_usd"),
-        ("--batch", "batch"),
-        ("--power-watts", "watts"),
-    )
-    for name, of in plain:
-        if value := getattr(asked, of):
+    device, work, amount = asked.device, asked.work, given.tokens or given.samples
+    for name, (of, *_) in _INPUTS.items():
+        if value := of and getattr(asked if hasattr(asked, of) else asked.site, of):
             yield name, value, partial(_changed, fixed, of)
-    device = asked.device
     if device is not None and device.watts is not None and asked.watts is None:
         yield "--power-watts", device.watts, lambda x: replace(fixed, device=replace(device, watts=x))
-    amount, work = given.tokens or given.samples, asked.work
     if amount and work.says:
         name = "--tokens" if given.tokens else "--samples"
-        yield name, amount, lambda x: replace(fixed, work=_more(asked, x / amount))
+        yield name, amount, lambda x: replace(fixed, work=work.times(x / amount))
     if given.params and given.layers is None and work.shape is not None and not given.rates:
-        yield "--params", given.params, lambda x: _larger(given, asked, x)
-
-
-def _sited(asked: Question, of: str, x: float) -> Question:
-    return replace(asked, site=asked.site.model_copy(update={of: x}))
+        yield "--params", given.params, partial(_larger, given, asked)
 
 
 def _changed(asked: Question, of: str, x: Any) -> Question:
-    return replace(asked, **{of: x})
-
-
-def _more(asked: Question, factor: float) -> Any:
-    return replace(asked.work, flops=asked.work.flops * factor, model_flops=asked.work.model_flops * factor)
+    if hasattr(asked, of):
+        return replace(asked, **{of: x})
+    return replace(asked, site=asked.site.model_copy(update={of: x}))
 
 
 def _larger(given: Given, asked: Question, parameters: float) -> Question:
@@ -152,40 +130,31 @@ def _larger(given: Given, asked: Question, parameters: float) -> Question:
 
 def sentences(found: Sequence[Tip]) -> list[str]:
     """Say what would change the choice, what is nearest first, and which inputs do not."""
-    lines: list[tuple[float, str]] = []
-    idle = []
+    lines, idle = list[tuple[float, str]](), list[str]()
     for tip in found:
-        what, unit = _WORDS[tip.name]
-        for side, end in (("Up to", tip.below), ("From", tip.above)):
+        _, what, _ = _INPUTS[tip.name]
+        for end, side, on in ((tip.below, "Up to", ""), (tip.above, "From", " on")):
             if end is not None:
-                value = unit.format(_written(tip.name, end[0], up=side == "From"))
-                on = " on" if side == "From" else ""
-                line = f"{side} {what} of {value}{on}, {_choice(end[1], tip.devices)}."
-                lines.append((abs(math.log(end[0] / tip.value)), line))
+                line = f"{side} {what} of {_written(tip.name, end[0], math.ceil if on else math.floor)}{on}, "
+                lines.append((abs(math.log(end[0] / tip.value)), line + _choice(end[1], tip.devices)))
         if tip.below is None and tip.above is None:
-            idle.append(f"{what.removeprefix('a ')} ({unit.format(_written(tip.name, tip.value, up=None))})")
-    told = [line for _, line in sorted(lines)]
-    if idle:
-        told.append(f"Moved alone to a tenth or to ten times what is given, these change nothing: {', '.join(idle)}.")
-    return told
+            idle.append(f"{what.removeprefix('a ')} ({_written(tip.name, tip.value)})")
+    last = f"Moved alone to a tenth or to ten times what is given, these change nothing: {', '.join(idle)}."
+    return [*(line for _, line in sorted(lines)), *([last] if idle else [])]
 
 
 def _choice(then: int | None, now: int | None) -> str:
     if then is None:
-        return "none of these numbers of devices meets what is asked"
+        return "none of these numbers of devices meets what is asked."
     many = f"{then:,} device{'s' if then > 1 else ''}"
-    return f"{many} instead of {now:,}" if now is not None else f"{many} would meet what is asked"
+    return f"{many} would meet what is asked." if now is None else f"{many} instead of {now:,}."
 
 
-_TIMES = ((2 * 86400, 86400, "days"), (7200, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
-
-
-def _written(name: str, value: float, *, up: bool | None) -> str:
-    """Print a value; with `up` in three digits, rounded up or down."""
-    of, unit = next((of, unit) for least, of, unit in _TIMES if value >= least) if name == "--deadline" else (1, "")
+def _written(name: str, value: float, away: Callable[[float], float] | None = None) -> str:
+    """Print a value, in three digits where it is rounded up or down (`away` from what is given)."""
+    of, unit = time_unit(value) if name == "--deadline" else (1.0, _INPUTS[name][2])
     value /= of
-    if up is not None:
+    if away is not None:
         size = 10.0 ** (math.floor(math.log10(value)) - 2)
-        value = (math.ceil if up else math.floor)(value / size) * size
-    text = short(value) if name in ("--tokens", "--params", "--samples") else number(value)
-    return f"{text} {unit}".strip()
+        value = away(value / size) * size
+    return f"{short(value) if unit in ('tokens', 'samples', 'parameters') else number(value)} {unit}".strip()
