@@ -52,7 +52,9 @@ def written_amount(value: float) -> str:
 
 def written_seconds(value: float) -> str:
     """Write a time so that `seconds` reads the same: 30d."""
-    texts = (f"{value / size:g}{unit}" for unit, size in _UNITS.items() if unit != "w" and value >= size)
+    texts = (
+        repr(value / size).removesuffix(".0") + unit for unit, size in _UNITS.items() if unit != "w" and value >= size
+    )
     return next((text for text in texts if seconds(text) == value), f"{value!r}s")
 
 

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -24,14 +25,8 @@ from bench.schema import Site
 from bench.suite import SITE_OPTIONS
 
 RATES = ("tokens_per_second", "tokens_per_second_per_device", "flops_per_second_per_device", "accelerator_hours")
-LIMITS = {
-    "price": 1e6,
-    "capital_price": 1e6,
-    "electricity_price": 1e3,
-    "power_watts": 1e6,
-    "embodied": 1e6,
-    "peak_flops": 1e21,
-}
+LIMITS = {"price": 1e6, "capital_price": 1e6, "electricity_price": 1e3, "power_watts": 1e6, "embodied": 1e6}
+LIMITS["peak_flops"] = 1e21
 """The most that can be meant."""
 Own = Callable[[pd.DataFrame, Device, str, Work], tuple[OwnSpeed | None, str]]
 
@@ -107,20 +102,10 @@ def question(given: Given, load: Callable[[], pd.DataFrame], own: Own = own_spee
         # A length that was measured is a better guess than a typical one.
         work = work_of(replace(given, sequence=speed.sequence))
         speed = replace(speed, per_sample=work.per_sample)
-    asked = Question(
-        work,
-        speed,
-        given.devices or (1,),
-        device,
-        given.precision,
-        given.site,
-        watts=given.power_watts or getattr(speed, "watts", None),
-        deadline_seconds=given.deadline,
-        budget_usd=given.budget,
-        batch=given.batch,
-        embodied_kg_per_hour=given.embodied,
-        counted=given.devices is not None,
-    )
+    asked = Question(work, speed, given.devices or (1,), device, given.precision, given.site)
+    watts, counted = given.power_watts or getattr(speed, "watts", None), given.devices is not None
+    allowed: Any = {"deadline_seconds": given.deadline, "budget_usd": given.budget, "batch": given.batch}
+    asked = replace(asked, watts=watts, counted=counted, embodied_kg_per_hour=given.embodied, **allowed)
     return asked, [*notes, *([why] if why else [])]
 
 
@@ -142,16 +127,8 @@ def work_of(given: Given) -> Work:
     if any(language) and any(other):
         raise ValueError("give --params and --tokens, or --flops-per-sample and --samples, not both")
     if given.params and given.tokens:
-        return language_model(
-            given.params,
-            given.tokens,
-            active=given.active_params,
-            layers=given.layers,
-            hidden=given.hidden,
-            sequence=given.sequence,
-            recompute=given.recompute,
-            plain=bool(given.rates),
-        )
+        shape: Any = {name: getattr(given, name) for name in ("layers", "hidden", "sequence", "recompute")}
+        return language_model(given.params, given.tokens, active=given.active_params, plain=bool(given.rates), **shape)
     if given.flops_per_sample and given.samples:
         return sample_work(given.flops_per_sample, given.samples)
     # Without the parameters, hours of one device or tokens are counted instead of FLOP.
@@ -219,8 +196,8 @@ def _given_speed(given: Given, work: Work) -> Speed:
 
 def command(given: Given, regions: Sequence[str] = (), store: str | None = None) -> str:
     """Return the line that asks `bench plan` the same; what comes from runs is quoted for a shell."""
-    write: dict[str, Callable[[Any], str]] = {"device": printable, "precision": printable}
-    write |= {"devices": written_counts, "deadline": written_seconds}
+    write: dict[str, Callable[[Any], str]] = {"devices": written_counts, "deadline": written_seconds}
+    write |= dict.fromkeys(("device", "precision"), partial(printable, limit=400))
     words = ["bench", "plan"]
     for field in fields(given):
         value = getattr(given, field.name)

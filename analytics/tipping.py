@@ -43,15 +43,12 @@ _INPUTS = {
 class Tip:
     """An input (by its option), its `value`, and the best number of devices there (None where none meets what is asked).
 
-    `below` and `above` are the nearest values at which the best is another one, and which; None where there is none down to
-    `low`, up to `high`.
+    `below` and `above` are the nearest values at which the best is another one, and which; None where there is none.
     """
 
     name: str
     value: float
     devices: int | None
-    low: float
-    high: float
     below: tuple[float, int | None] | None
     above: tuple[float, int | None] | None
 
@@ -69,29 +66,39 @@ class _Drawn(GivenSpeed):
 def tips(given: Given, asked: Question) -> list[Tip]:
     """Return what each input would change of the answer to a question, which was made of what is given."""
     drawn = _Drawn(0.0, source=asked.speed.source, kept=asked.speed.draws(tuple(sorted(asked.devices))))
-    fixed, now = replace(asked, speed=drawn), best(asked)
-    out = []
+    fixed, out = replace(asked, speed=drawn), []
+    now = best(fixed)
     for name, value, at in _inputs(given, asked, fixed):
         least, most = _BOUNDS.get(name, (0.0, math.inf))
-        low, high = max(value / REACH, least), min(value * REACH, most)
-        ends = [_nearest(at, value, end, now) for end in (low, high)]
-        out.append(Tip(name, value, now, low, high, *ends))
+        below, above = (
+            _nearest(partial(_best, at, now), value, end, now)
+            for end in (max(value / REACH, least), min(value * REACH, most))
+        )
+        out.append(Tip(name, value, now, below, above))
     return out
 
 
-def _nearest(at: Callable[[float], Question], value: float, end: float, now: int | None) -> Any:
+def _best(at: Callable[[float], Question], now: int | None, x: float) -> int | None:
+    """Return the best where an input is x; what cannot be meant changes nothing."""
+    try:
+        return best(at(x))
+    except ValueError:
+        return now
+
+
+def _nearest(chosen: Callable[[float], int | None], value: float, end: float, now: int | None) -> Any:
     """Return the nearest value towards an end at which another one is chosen, and that one; None where there is none."""
-    inside = value
-    for outside in np.geomspace(value, end, STEPS + 1)[1:].tolist() if end != value else ():
-        if best(at(outside)) != now:
+    inside = outside = value
+    for outside in np.geomspace(value, end, STEPS + 1)[1:].tolist():
+        if chosen(outside) != now:
             break
         inside = outside
-    else:
+    if inside == outside:
         return None
     while abs(math.log(outside / inside)) > EXACT:
         middle = math.sqrt(inside * outside)
-        inside, outside = (middle, outside) if best(at(middle)) == now else (inside, middle)
-    return outside, best(at(outside))
+        inside, outside = (middle, outside) if chosen(middle) == now else (inside, middle)
+    return outside, chosen(outside)
 
 
 def _inputs(given: Given, asked: Question, fixed: Question) -> Iterator[tuple[str, float, Callable[[float], Question]]]:
@@ -138,7 +145,9 @@ def sentences(found: Sequence[Tip]) -> list[str]:
                 line = f"{side} {what} of {_written(tip.name, end[0], math.ceil if on else math.floor)}{on}, "
                 lines.append((abs(math.log(end[0] / tip.value)), line + _choice(end[1], tip.devices)))
         if tip.below is None and tip.above is None:
-            idle.append(f"{what.removeprefix('a ')} ({_written(tip.name, tip.value)})")
+            idle.append(
+                f"{what.removeprefix('a ')} ({_written(tip.name, tip.value)}{', from 1 to 5' * (tip.name == '--pue')})"
+            )
     last = f"Moved alone to a tenth or to ten times what is given, these change nothing: {', '.join(idle)}."
     return [*(line for _, line in sorted(lines)), *([last] if idle else [])]
 

@@ -46,7 +46,7 @@ def facts(option: PlanOption) -> dict[str, str | None]:
         "Cost": f"{option.cost_usd} USD" if option.cost_usd else None,
         "Energy, ~ estimated": amount(energy, *ENERGY) if energy else None,
         "Carbon, ~ estimated": amount(carbon, *CARBON) if carbon else None,
-        "Chance": None if option.chance is None else likely(option.chance),
+        "Chance to meet what is asked": None if option.chance is None else likely(option.chance),
     }
 
 
@@ -69,16 +69,9 @@ def options_table(plan: Plan) -> pd.DataFrame:
     rows = [
         {"Rank": str(rank) if option.feasible else "cannot be", "Devices": option.devices}
         | facts(option)
-        | {"Device-hours": str(option.device_hours), "Why": why(plan, option), "Flags": " ".join(option.flags)}
+        | {"Why": why(plan, option), "Device-hours": str(option.device_hours), "Flags": " ".join(option.flags)}
         for rank, option in enumerate(plan.options, 1)
     ]
-    return pd.DataFrame(rows).dropna(axis="columns", how="all")
-
-
-def full_table(plan: Plan) -> pd.DataFrame:
-    """Return the same in figures, with the names and units of `bench plan --json`."""
-    joined = ({"reasons": "; ".join(option.reasons), "flags": " ".join(option.flags)} for option in plan.options)
-    rows = [option.to_dict() | more for option, more in zip(plan.options, joined, strict=True)]
     return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 

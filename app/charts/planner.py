@@ -46,13 +46,15 @@ def options_chart(plan: Plan) -> go.Figure:
         names = {"text": [f"{option.devices:,}" for option in shown], "textposition": "top right", "name": rank}
         hover = {"hovertext": ["<br>".join(map(text, _hover(option))) for option in shown], "hoverinfo": "text"}
         figure.add_scatter(**_with_ends("x", x), **_with_ends("y", y), **look, **names, **hover)
-    line = {"line_dash": "dash", "line_width": 2, "annotation_position": "top left"}
+    x_ends, y_ends = [min(xs), max(xs)], [min(ys), max(ys)]
     if asked.deadline_seconds is not None:
         ys.append(asked.deadline_seconds / of)
-        figure.add_hline(ys[-1], **line, line_color=COLOURS[3], annotation_text="deadline")
+        line = {"color": COLOURS[3], "dash": "dash"}
+        figure.add_scatter(x=x_ends, y=ys[-1:] * 2, mode="lines", line=line, name=f"deadline, {number(ys[-1])} {unit}")
     if asked.budget_usd is not None and paid:
         xs.append(asked.budget_usd)
-        figure.add_vline(xs[-1], **line, line_color=COLOURS[2], annotation_text="budget")
+        line = {"color": COLOURS[2], "dash": "dot"}
+        figure.add_scatter(x=xs[-1:] * 2, y=y_ends, mode="lines", line=line, name=f"budget, {number(xs[-1])} USD")
     figure.update_xaxes(**axis(xs, "cost [USD]" if paid else "devices"))
     return figure.update_yaxes(**axis(ys, f"time [{unit}]"))
 

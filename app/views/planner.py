@@ -16,6 +16,7 @@ from analytics.hardware import PRECISIONS, Device, devices
 from analytics.plan import Plan
 from analytics.question import Given, command, question, ran_on, worded
 from analytics.speed import OwnSpeed, own_speed
+from analytics.words import printable
 from analytics.work import Work
 from app import data, page
 from app import planner as shown
@@ -44,7 +45,7 @@ def _fields(*names: str) -> dict[str, Any]:
         try:
             found[name.replace("-", "_")] = READ.get(name, amount)(given) if given else None
         except ValueError as error:
-            wrong.append(f"{label}: {error}")
+            wrong.append(printable(f"{label}: {error}", 300))
     return found
 
 
@@ -82,7 +83,7 @@ def _allowed() -> dict[str, Any]:
     st.subheader("What is allowed, what it costs")
     found = _fields("deadline", "budget")
     place = _fields(*PAID[_one_of("Devices are paid", list(PAID), "paid")], "pue", "region")
-    known, unknown = shown.known_regions([place["region"]] if place["region"] else [])
+    known, unknown = shown.known_regions(filter(None, [place["region"]]))
     left_out.extend(unknown)
     place["region"] = known[0] if known else None
     site = {name: place.get(option[2:].replace("-", "_")) for name, option in SITE_OPTIONS.items()}
@@ -91,10 +92,6 @@ def _allowed() -> dict[str, Any]:
     except SuiteError as error:
         wrong.extend(error.messages)
         return found
-
-
-def _example() -> None:
-    st.session_state.update(EXAMPLE)
 
 
 def _runs() -> tuple[pd.DataFrame, datetime | None]:
@@ -137,7 +134,8 @@ def _best(plan: Plan) -> None:
             rank_of = f"{rank}." if option.feasible else "No:"
             st.markdown(f"**{rank_of} {planned.devices_words(option.devices)}**")
             known = [f"{name}: {fact}" for name, fact in shown.facts(option).items() if fact]
-            st.text("\n".join([*known, shown.why(plan, option)]))
+            beware = [f"Beware: {line.partition(': ')[2]}" for line in planned.flags([option])]
+            st.text("\n".join([*known, shown.why(plan, option), *beware]))
     st.caption("In brackets: 80 % intervals. ~ is estimated by a model, not measured.")
 
 
@@ -145,7 +143,11 @@ def _all(plan: Plan) -> None:
     st.subheader("All numbers of devices")
     st.caption("Bars are 80 % intervals, numbers beside the marks are devices; dashed lines are what is allowed.")
     page.figure(charts.options_chart(plan), "plan", "Time against cost, or devices, of each number of devices")
-    page.table(shown.options_table(plan), "plan", full=shown.full_table(plan))
+    full = pd.DataFrame([option.to_dict() for option in plan.options])
+    full[["reasons", "flags"]] = full[["reasons", "flags"]].map("; ".join)
+    page.table(shown.options_table(plan), "plan", full=full)
+    if cannot := [option for option in plan.options if not option.feasible]:
+        page.lines([f"{planned.devices_words(one.devices)}: {shown.why(plan, one)}" for one in cannot])
     if told := planned.statements(plan):
         st.subheader("What another number of devices would change")
         _say(told)
@@ -187,15 +189,17 @@ try:
 except ValueError as error:
     st.info("There is no plan yet:", icon=":material/info:")
     _say(str(error).splitlines())
-    st.button("Fill in an example", on_click=_example, icon=":material/edit:")
+    st.button("Fill in an example", on_click=st.session_state.update, args=(EXAMPLE,), icon=":material/edit:")
     st.stop()
+if left_out:
+    page.lines(left_out)
 _best(plan)
 st.subheader("What would change the choice")
 _say(_cached(command(given), read_at, lambda: tipping.sentences(tipping.tips(given, asked))))
 _all(plan)
 regions = _regions(plan)
 st.subheader("What this rests on")
-_say([*left_out, *rests, *planned.flags(plan.options)])
+_say([*rests, *planned.flags(plan.options)])
 st.subheader("The same in a terminal")
 store = tracking.shown(data.uri()) if data.uri() and not given.priors else None
 st.code(command(given, regions, store), language=None, wrap_lines=True)
