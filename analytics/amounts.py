@@ -42,23 +42,3 @@ def counts(text: str) -> tuple[int, ...]:
     if len(found) > MOST_OPTIONS:
         raise ValueError(f"{len(found)} numbers of devices; at most {MOST_OPTIONS} are allowed")
     return tuple(sorted(found))
-
-
-def written_amount(value: float) -> str:
-    """Write a number so that `amount` reads the same: 7B, 1.5T, 164."""
-    texts = [f"{value / size:g}{suffix}" for suffix, size in _SUFFIXES.items() if value >= size]
-    return min((text for text in texts if amount(text) == value), key=len, default=repr(float(value)))
-
-
-def written_seconds(value: float) -> str:
-    """Write a time so that `seconds` reads the same: 30d."""
-    texts = (
-        repr(value / size).removesuffix(".0") + unit for unit, size in _UNITS.items() if unit != "w" and value >= size
-    )
-    return next((text for text in texts if seconds(text) == value), f"{value!r}s")
-
-
-def written_counts(devices: tuple[int, ...]) -> str:
-    """Write numbers of devices so that `counts` reads the same, as a range where it is one."""
-    span = f"{devices[0]}-{devices[-1]}"
-    return span if len(devices) > 2 and counts(span) == devices else ",".join(map(str, devices))

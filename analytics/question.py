@@ -6,15 +6,12 @@ Messages name what is given as the command line does, `--params`; `worded` puts 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from analytics.amounts import written_amount, written_counts, written_seconds
 from analytics.hardware import Device, find
 from analytics.plan import Question
 from analytics.speed import GivenSpeed, OwnSpeed, PriorSpeed, Speed, own_speed
@@ -192,20 +189,3 @@ def _given_speed(given: Given, work: Work) -> Speed:
     who = "all devices together do" if together else "one device does"
     says = f"as given, {who} {value:,.10g} tokens/s"
     return GivenSpeed(value * work.flops / (given.tokens or 1), (says,), together)
-
-
-def command(given: Given, regions: Sequence[str] = (), store: str | None = None) -> str:
-    """Return the line that asks `bench plan` the same; what comes from runs is quoted for a shell."""
-    write: dict[str, Callable[[Any], str]] = {"devices": written_counts, "deadline": written_seconds}
-    write |= dict.fromkeys(("device", "precision"), partial(printable, limit=400))
-    words = ["bench", "plan"]
-    for field in fields(given):
-        value = getattr(given, field.name)
-        if field.name == "site" or value in (None, False, field.default):
-            continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        words += [] if value is True else [shlex.quote(write.get(field.name, written_amount)(value))]
-    rest = {option: getattr(given.site, name) for name, option in SITE_OPTIONS.items()}
-    for option, value in (rest | {"--regions": ",".join(regions), "--store": store}).items():
-        words += [] if value in (None, "") else [option, shlex.quote(printable(value, 400))]
-    return " ".join(words)

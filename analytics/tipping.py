@@ -1,7 +1,7 @@
 """What would change the choice of a plan: for each input the nearest value at which another number of devices is the best.
 
-Each input is moved alone, the rest as given, from a tenth of its value to ten times it, in steps of a fifth; where the choice
-changes, the value is found by bisection. A choice that changes and changes back within one step is not seen.
+Each input is moved alone, the rest as given, from a tenth of its value to ten times it (a PUE from 1 to 5), in twelve steps
+each way; where the choice changes, the value is found by bisection. What changes and changes back in one step is not seen.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from analytics.words import number
 from analytics.work import short
 
 REACH, STEPS, EXACT = 10.0, 12, 1e-3
-_BOUNDS = {"--pue": (1.0, 5.0)}
-"""Values beyond which an input has no meaning."""
 _INPUTS = {
     "--price": ("usd_per_device_hour", "a price", "USD per device-hour"),
     "--electricity-price": ("usd_per_kwh", "a price of electricity", "USD per kWh"),
@@ -69,12 +67,9 @@ def tips(given: Given, asked: Question) -> list[Tip]:
     fixed, out = replace(asked, speed=drawn), []
     now = best(fixed)
     for name, value, at in _inputs(given, asked, fixed):
-        least, most = _BOUNDS.get(name, (0.0, math.inf))
-        below, above = (
-            _nearest(partial(_best, at, now), value, end, now)
-            for end in (max(value / REACH, least), min(value * REACH, most))
-        )
-        out.append(Tip(name, value, now, below, above))
+        low, high = (1.0, 5.0) if name == "--pue" else (value / REACH, value * REACH)
+        chosen = partial(_best, at, now)
+        out.append(Tip(name, value, now, _nearest(chosen, value, low, now), _nearest(chosen, value, high, now)))
     return out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from analytics.plan import Plan, PlanOption, Range, duration
 from analytics.planned import CARBON, ENERGY, amount, likely
+from analytics.words import printable
 from bench.carbon import intensity
 
 FIELDS = {
@@ -94,3 +96,11 @@ def regions_table(names: Sequence[str], compared: Sequence[tuple[str, float, Ran
         row = {"Region": region, "CO2e, ~ estimated": amount(one, *CARBON), f"kg {factor.unit} per kWh": round(kg, 4)}
         rows.append(row | {"Year": str(factor.year or ""), "Source": factor.source})
     return pd.DataFrame(rows)
+
+
+def command(given: Mapping[str, str | bool | None]) -> str:
+    """Return the line that asks `bench plan` the same, of its options as they were typed; quoted for a shell."""
+    words = ["bench", "plan"]
+    for name, text in given.items():
+        words += [f"--{name}", *([] if text is True else [shlex.quote(printable(text, 400))])] if text else []
+    return " ".join(words)

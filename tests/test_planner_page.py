@@ -1,5 +1,7 @@
 """The Planner page, run by Streamlit's own test harness, and its charts by their data."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import streamlit as st
+from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
 from analytics import store
@@ -16,6 +19,7 @@ from analytics.question import Given, question
 from app import planner as shown
 from app.charts import planner as charts
 from bench import carbon, tracking
+from bench.cli import cli
 from bench.schema import Site
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
@@ -59,7 +63,7 @@ def test_nothing_is_assumed(open_page: Open) -> None:
     assert "--" not in texts(app)
     app.button[-1].click().run()
     assert not app.exception
-    assert "1. 128 devices" in markup(app)
+    assert "1. 512 devices" in markup(app), "an example"
 
 
 def test_the_question_of_the_issue(open_page: Open) -> None:
@@ -87,10 +91,47 @@ def test_the_question_of_the_issue(open_page: Open) -> None:
     assert regions["Region"].tolist() == ["SWE", "POL"]
     assert regions["Year"].str.fullmatch(r"\d{4}").all()
     assert app.code[0].value == (
-        "bench plan --params 7B --tokens 1T --device H100-SXM --devices 8-512 --deadline 30d --region FR --pue 1.1 "
-        "--price 2.5 --regions SE,PL"
+        "bench plan --params 7B --tokens 1T --devices 8-512 --device H100-SXM --precision bf16 --deadline 30d "
+        "--price 2.5 --pue 1.1 --region FR --regions SE,PL"
     )
     assert "torchrun" in app.code[1].value
+
+
+FULL = {"params": "8.03B", "tokens": "15.1e12", "active-params": "1.5B", "sequence": "8192", "devices": "8-64,100"}
+FULL |= {"power-watts": "1234.5", "recompute": "true", "batch": "1024", "deadline": "30.5d", "budget": "1000001"}
+FULL |= {"device": "H100-SXM", "region": "FR", "pue": "1.15", "paid": "Owned", "capital-price": "0.5"}
+
+
+@pytest.mark.parametrize("query", [ASKED, FULL])
+def test_the_command_line_gives_the_same_answer(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
+) -> None:
+    plans: list[Plan] = []
+
+    def table(one: Plan) -> pd.DataFrame:
+        plans.append(one)
+        return pd.DataFrame({"Rank": [1]})
+
+    monkeypatch.setattr(shown, "options_table", table)
+    words = shlex.split(open_page(**query, speed="Published trainings only", regions=["FR", "US-CA"]).code[0].value)
+    assert words[:2] == ["bench", "plan"]
+    done = CliRunner().invoke(cli, [*words[1:], "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    assert told["options"] == json.loads(json.dumps([option.to_dict() for option in plans[0].options]))
+    assert [region["region"] for region in told["regions"]] == ["FRA", "US-CA"]
+
+
+def test_the_command_line_is_quoted() -> None:
+    evil = "x'; rm -rf ~ #\n$(id)"
+    line = shown.command({"device": evil, "recompute": True, "priors": False, "budget": None, "store": "sqlite:///a b"})
+    assert shlex.split(line) == [
+        *["bench", "plan", "--device"],
+        "x'; rm -rf ~ # $(id)",
+        *["--recompute", "--store"],
+        "sqlite:///a b",
+    ]
+    assert "\n" not in line
 
 
 def test_what_is_not_given_is_not_computed(open_page: Open) -> None:
@@ -135,7 +176,7 @@ def test_other_work_and_owned_devices(open_page: Open) -> None:
     assert "1B samples × 1T FLOP" in texts(app)
     assert "Cost: 0.5 USD per device-hour, 0.2 USD per kWh (user_supplied)." in texts(app)
     assert "450 W a device (user_supplied)" in texts(app)
-    assert "--electricity-price 0.2 --capital-price 0.5" in app.code[0].value
+    assert "--capital-price 0.5 --electricity-price 0.2" in app.code[0].value
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,16 @@
 """The question of a plan, from what is given, and the command line that asks the same."""
 
-import json
 import re
-import shlex
 from dataclasses import fields, replace
-from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
-from analytics.amounts import amount, counts, seconds, written_amount, written_counts, written_seconds
 from analytics.frame import frame
 from analytics.plan import Plan
-from analytics.question import Given, command, question, ran_on, worded
+from analytics.question import Given, question, ran_on, worded
 from analytics.speed import OwnSpeed, PriorSpeed
 from app.planner import FIELDS
-from bench.cli import cli
 from bench.schema import Site
 from tests import rows
 
@@ -100,59 +94,3 @@ def test_the_page_has_a_field_for_what_a_plan_takes() -> None:
     wanted = {field.name.replace("_", "-") for field in fields(Given)} - {"site", "device", "precision", "recompute"}
     rates = {name for name in wanted if "per-second" in name or name == "accelerator-hours"}
     assert wanted - rates - {"priors", "embodied"} <= set(FIELDS)
-
-
-FULL = Given(
-    params=8.03e9,
-    tokens=15.1e12,
-    active_params=1.23456789e9,
-    sequence=8192.0,
-    device="H100-SXM",
-    devices=(8, 16, 32, 64),
-    power_watts=1234.5,
-    recompute=True,
-    batch=1024.0,
-    deadline=30.5 * 86400,
-    budget=1e6 + 1,
-    embodied=0.00624,
-    priors=True,
-    site=Site(region="FR", pue=1.15, usd_per_kwh=0.1, usd_capital_per_device_hour=0.0),
-)
-
-
-@pytest.mark.parametrize("given", [GIVEN, FULL])
-def test_the_command_line_gives_the_same_answer(given: Given) -> None:
-    line = command(given, ["FR", "US-CA"])
-    words = shlex.split(line)
-    assert words[:2] == ["bench", "plan"]
-    done = CliRunner().invoke(cli, [*words[1:], "--json"])
-    assert done.exit_code == 0, done.output
-    options = [option.to_dict() for option in Plan(question(given, none)[0]).options]
-    told: dict[str, Any] = json.loads(done.output)
-    assert told["options"] == json.loads(json.dumps(options))
-    assert [region["region"] for region in told["regions"]] == ["FRA", "US-CA"]
-
-
-def test_the_command_line_is_short_and_quoted() -> None:
-    assert command(replace(GIVEN, deadline=30 * 86400.0, priors=False, devices=(8, 16, 32))) == (
-        "bench plan --params 7B --tokens 1T --device H100-SXM --devices 8-32 --deadline 30d"
-    )
-    evil = "x'; rm -rf ~ #\n$(id)"
-    line = command(Given(device=evil), store="sqlite:///a b.db")
-    assert shlex.split(line) == ["bench", "plan", "--device", "x'; rm -rf ~ # $(id)", "--store", "sqlite:///a b.db"]
-    assert "\n" not in line
-
-
-@pytest.mark.parametrize("value", [1.0, 7e9, 1.5e12, 1e12 + 1, 164.0, 1024.0, 1.23456789e9, 0.00624, 1e-7, 3e22, 1e30])
-def test_amounts_are_written_as_they_are_read(value: float) -> None:
-    assert amount(written_amount(value)) == value
-
-
-@pytest.mark.parametrize("value", [1.0, 90.0, 86400.0, 30 * 86400.0, 100_000.0, 1 / 3, 2_000_000.5])
-def test_times_are_written_as_they_are_read(value: float) -> None:
-    assert seconds(written_seconds(value)) == value
-
-
-@pytest.mark.parametrize("value", [(8,), (1, 2), (1, 2, 4), (8, 16, 32, 64), (1, 3, 5), (8, 16, 24), (3, 6, 12)])
-def test_counts_are_written_as_they_are_read(value: tuple[int, ...]) -> None:
-    assert counts(written_counts(value)) == value

@@ -14,7 +14,7 @@ from analytics.amounts import amount, counts, seconds
 from analytics.frame import frame
 from analytics.hardware import PRECISIONS, Device, devices
 from analytics.plan import Plan
-from analytics.question import Given, command, question, ran_on, worded
+from analytics.question import Given, question, ran_on, worded
 from analytics.speed import OwnSpeed, own_speed
 from analytics.words import printable
 from analytics.work import Work
@@ -30,9 +30,10 @@ READ: dict[str, Callable[[str], Any]] = {"devices": counts, "deadline": seconds,
 COUNTS = [2**k for k in range(14)]
 KINDS, SPEEDS = ("Language model", "Other work"), ("My own runs, where they apply", "Published trainings only")
 PAID = {"Not given": (), "Rented": ("price",), "Owned": ("capital-price", "electricity-price")}
-EXAMPLE = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d", "paid": "Rented", "price": "2.5"}
+EXAMPLE = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d"}
 
 wrong, left_out = list[str](), list[str]()  # what cannot be read, so that nothing is computed; and what can be left out
+typed: dict[str, Any] = {}  # what was given, as options of the command line
 
 
 def _fields(*names: str) -> dict[str, Any]:
@@ -41,9 +42,10 @@ def _fields(*names: str) -> dict[str, Any]:
     for name in names:
         label, examples, tip = shown.FIELDS[name]
         options: Any = {"key": name, "bind": "query-params", "accept_new_options": True, "help": tip or None}
-        given = st.selectbox(label, examples.split(), index=None, placeholder="Choose or type", **options)
+        text = st.selectbox(label, examples.split(), index=None, placeholder="Choose or type", **options)
+        typed[name] = text
         try:
-            found[name.replace("-", "_")] = READ.get(name, amount)(given) if given else None
+            found[name.replace("-", "_")] = READ.get(name, amount)(text) if text else None
         except ValueError as error:
             wrong.append(printable(f"{label}: {error}", 300))
     return found
@@ -62,7 +64,8 @@ def _trained() -> dict[str, Any]:
     with st.expander("Shape, experts, recomputing"):
         found |= _fields("active-params", "sequence", "layers", "hidden")
         label = "Recompute activations: 4/3 of the work"
-        return found | {"recompute": st.checkbox(label, key="recompute", bind="query-params")}
+        typed["recompute"] = st.checkbox(label, key="recompute", bind="query-params")
+    return found | {"recompute": typed["recompute"]}
 
 
 def _where(runs: pd.DataFrame) -> dict[str, Any]:
@@ -75,8 +78,10 @@ def _where(runs: pd.DataFrame) -> dict[str, Any]:
     priors = _one_of("Speed from", SPEEDS, "speed") == SPEEDS[1]
     with st.expander("Other numbers, peak, power, batch"):
         found = _fields("devices", "peak-flops", "power-watts", "batch")
-    found["devices"] = found.get("devices") or counts(f"{few}-{many}")
-    return found | {"device": device, "precision": precision, "priors": priors}
+    span = f"{few}-{many}"
+    chosen = {"device": device, "precision": precision, "priors": priors}
+    typed.update(chosen | {"devices": typed["devices"] or span})
+    return found | chosen | {"devices": found.get("devices") or counts(span)}
 
 
 def _allowed() -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _allowed() -> dict[str, Any]:
     place = _fields(*PAID[_one_of("Devices are paid", list(PAID), "paid")], "pue", "region")
     known, unknown = shown.known_regions(filter(None, [place["region"]]))
     left_out.extend(unknown)
-    place["region"] = known[0] if known else None
+    typed["region"] = place["region"] = known[0] if known else None
     site = {name: place.get(option[2:].replace("-", "_")) for name, option in SITE_OPTIONS.items()}
     try:
         return found | {"site": with_site(Site(), {name: x for name, x in site.items() if x is not None})}
@@ -195,13 +200,16 @@ if left_out:
     page.lines(left_out)
 _best(plan)
 st.subheader("What would change the choice")
-_say(_cached(command(given), read_at, lambda: tipping.sentences(tipping.tips(given, asked))))
+_say(_cached(shown.command(typed), read_at, lambda: tipping.sentences(tipping.tips(given, asked))))
 _all(plan)
 regions = _regions(plan)
 st.subheader("What this rests on")
 _say([*rests, *planned.flags(plan.options)])
 st.subheader("The same in a terminal")
-store = tracking.shown(data.uri()) if data.uri() and not given.priors else None
-st.code(command(given, regions, store), language=None, wrap_lines=True)
+typed |= {
+    "regions": ",".join(regions),
+    "store": tracking.shown(data.uri()) if data.uri() and not given.priors else None,
+}
+st.code(shown.command(typed), language=None, wrap_lines=True)
 with st.expander("Runs to make next", expanded=isinstance(asked.speed, OwnSpeed)):
     st.code("\n".join(planned.next_words(plan)[1]), language=None, wrap_lines=True)
