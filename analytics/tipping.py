@@ -140,9 +140,8 @@ def sentences(found: Sequence[Tip]) -> list[str]:
                 line = f"{side} {what} of {_written(tip.name, end[0], math.ceil if on else math.floor)}{on}, "
                 lines.append((abs(math.log(end[0] / tip.value)), line + _choice(end[1], tip.devices)))
         if tip.below is None and tip.above is None:
-            idle.append(
-                f"{what.removeprefix('a ')} ({_written(tip.name, tip.value)}{', from 1 to 5' * (tip.name == '--pue')})"
-            )
+            span = ", from 1 to 5" if tip.name == "--pue" else ""
+            idle.append(f"{what.removeprefix('a ')} ({_written(tip.name, tip.value)}{span})")
     last = f"Moved alone to a tenth or to ten times what is given, these change nothing: {', '.join(idle)}."
     return [*(line for _, line in sorted(lines)), *([last] if idle else [])]
 

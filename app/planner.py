@@ -56,7 +56,7 @@ def why(plan: Plan, option: PlanOption) -> str:
     """Say why an option stands where it stands."""
     first, cost = plan.options[0], option.cost_usd
     if not option.feasible:
-        return f"Cannot be: {'; '.join(option.reasons)}."
+        return f"No: {'; '.join(option.reasons)}."
     asked = plan.question.deadline_seconds is not None or plan.question.budget_usd is not None
     among = " of those that meet what is asked" if asked else ""
     if option is first:
@@ -69,7 +69,7 @@ def why(plan: Plan, option: PlanOption) -> str:
 def options_table(plan: Plan) -> pd.DataFrame:
     """Return a row an option as text, the best first, without what is not known of any."""
     rows = [
-        {"Rank": str(rank) if option.feasible else "cannot be", "Devices": option.devices}
+        {"Rank": str(rank) if option.feasible else "no", "Devices": option.devices}
         | facts(option)
         | {"Why": why(plan, option), "Device-hours": str(option.device_hours), "Flags": " ".join(option.flags)}
         for rank, option in enumerate(plan.options, 1)

@@ -14,7 +14,7 @@ from app.charts.base import COLOURS, GREY, PATTERNS, axis, frame, text
 RANKS = {
     "the first choice": (COLOURS[1], "star", 16),
     "meets what is asked": (COLOURS[0], "circle", 11),
-    "cannot be": (GREY, "x", 9),
+    "does not meet it": (GREY, "x", 9),
 }
 
 
@@ -34,7 +34,7 @@ def options_chart(plan: Plan) -> go.Figure:
     paid = all(option.cost_usd is not None for option in plan.options)
     for option in plan.options:
         fits = "the first choice" if option is plan.options[0] else "meets what is asked"
-        groups.setdefault(fits if option.feasible else "cannot be", []).append(option)
+        groups.setdefault(fits if option.feasible else "does not meet it", []).append(option)
     xs, ys = list[float](), list[float]()
     for rank, shown in groups.items():
         colour, symbol, size = RANKS[rank]

@@ -26,29 +26,22 @@ from bench.schema import Site
 from bench.suite import SITE_OPTIONS, SuiteError, with_site
 
 NAMES = {f"--{name}": f"“{label}”" for name, (label, *_) in shown.FIELDS.items()} | {"--device": "“Device”"}
-READ: dict[str, Callable[[str], Any]] = {"devices": counts, "deadline": seconds, "region": str}
+READ: dict[str, Callable[[Any], Any]] = {"devices": counts, "deadline": seconds, "recompute": bool, "priors": bool}
+READ |= dict.fromkeys(("device", "precision", "region"), str)
 COUNTS = [2**k for k in range(14)]
 KINDS, SPEEDS = ("Language model", "Other work"), ("My own runs, where they apply", "Published trainings only")
 PAID = {"Not given": (), "Rented": ("price",), "Owned": ("capital-price", "electricity-price")}
 EXAMPLE = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d"}
 
-wrong, left_out = list[str](), list[str]()  # what cannot be read, so that nothing is computed; and what can be left out
-typed: dict[str, Any] = {}  # what was given, as options of the command line
+typed: dict[str, Any] = {}  # what is given, by the options of the command line
 
 
-def _fields(*names: str) -> dict[str, Any]:
-    """Let values be chosen or typed; None where nothing is, or what cannot be read."""
-    found: dict[str, Any] = {}
+def _fields(*names: str) -> None:
+    """Let values be chosen or typed."""
     for name in names:
         label, examples, tip = shown.FIELDS[name]
         options: Any = {"key": name, "bind": "query-params", "accept_new_options": True, "help": tip or None}
-        text = st.selectbox(label, examples.split(), index=None, placeholder="Choose or type", **options)
-        typed[name] = text
-        try:
-            found[name.replace("-", "_")] = READ.get(name, amount)(text) if text else None
-        except ValueError as error:
-            wrong.append(printable(f"{label}: {error}", 300))
-    return found
+        typed[name] = st.selectbox(label, examples.split(), index=None, placeholder="Choose or type", **options)
 
 
 def _one_of(label: str, options: Sequence[str], key: str) -> str:
@@ -56,47 +49,55 @@ def _one_of(label: str, options: Sequence[str], key: str) -> str:
     return chosen
 
 
-def _trained() -> dict[str, Any]:
+def _trained() -> None:
     st.subheader("What is trained")
     if _one_of("Kind", KINDS, "kind") == KINDS[1]:
-        return _fields("flops-per-sample", "samples")
-    found = _fields("params", "tokens")
+        _fields("flops-per-sample", "samples")
+        return
+    _fields("params", "tokens")
     with st.expander("Shape, experts, recomputing"):
-        found |= _fields("active-params", "sequence", "layers", "hidden")
+        _fields("active-params", "sequence", "layers", "hidden")
         label = "Recompute activations: 4/3 of the work"
         typed["recompute"] = st.checkbox(label, key="recompute", bind="query-params")
-    return found | {"recompute": typed["recompute"]}
 
 
-def _where(runs: pd.DataFrame) -> dict[str, Any]:
+def _where(runs: pd.DataFrame) -> None:
     st.subheader("On which devices")
-    names = list(dict.fromkeys([*ran_on(runs), *(device.name for device in devices())]))
-    device = st.selectbox("Device (those of your runs first)", names, index=None, key="device", bind="query-params")
-    label = "Numbers of devices, doubling"
-    few, many = st.select_slider(label, COUNTS, (8, 512), key="span", bind="query-params")
-    precision = st.selectbox("Precision", PRECISIONS, key="precision", bind="query-params")
-    priors = _one_of("Speed from", SPEEDS, "speed") == SPEEDS[1]
+    names, bound = list(dict.fromkeys([*ran_on(runs), *(device.name for device in devices())])), "query-params"
+    typed["device"] = st.selectbox("Device (those of your runs first)", names, index=None, key="device", bind=bound)
+    few, many = st.select_slider("Numbers of devices, doubling", COUNTS, (8, 512), key="span", bind=bound)
+    typed["precision"] = st.selectbox("Precision", PRECISIONS, key="precision", bind=bound)
+    typed["priors"] = _one_of("Speed from", SPEEDS, "speed") == SPEEDS[1]
     with st.expander("Other numbers, peak, power, batch"):
-        found = _fields("devices", "peak-flops", "power-watts", "batch")
-    span = f"{few}-{many}"
-    chosen = {"device": device, "precision": precision, "priors": priors}
-    typed.update(chosen | {"devices": typed["devices"] or span})
-    return found | chosen | {"devices": found.get("devices") or counts(span)}
+        _fields("devices", "peak-flops", "power-watts", "batch")
+    typed["devices"] = typed["devices"] or f"{few}-{many}"
 
 
-def _allowed() -> dict[str, Any]:
+def _allowed() -> list[str]:
+    """Return what has to be left out, and why."""
     st.subheader("What is allowed, what it costs")
-    found = _fields("deadline", "budget")
-    place = _fields(*PAID[_one_of("Devices are paid", list(PAID), "paid")], "pue", "region")
-    known, unknown = shown.known_regions(filter(None, [place["region"]]))
-    left_out.extend(unknown)
-    typed["region"] = place["region"] = known[0] if known else None
-    site = {name: place.get(option[2:].replace("-", "_")) for name, option in SITE_OPTIONS.items()}
+    _fields("deadline", "budget")
+    _fields(*PAID[_one_of("Devices are paid", list(PAID), "paid")], "pue", "region")
+    known, unknown = shown.known_regions(filter(None, [typed["region"]]))
+    typed["region"] = known[0] if known else None
+    return unknown
+
+
+def _given() -> Given:
+    """Read what was typed. Raises ValueError with a line for each that cannot be read."""
+    values, wrong = dict[str, Any](), list[str]()
+    for name, text in typed.items():
+        try:
+            values |= {f"--{name}": READ.get(name, amount)(text)} if text else {}
+        except ValueError as error:
+            wrong.append(printable(f"{shown.FIELDS[name][0]}: {error}", 300))
+    if wrong:
+        raise ValueError("\n".join(wrong))
     try:
-        return found | {"site": with_site(Site(), {name: x for name, x in site.items() if x is not None})}
+        site = with_site(Site(), {of: values.pop(name) for of, name in SITE_OPTIONS.items() if name in values})
     except SuiteError as error:
-        wrong.extend(error.messages)
-        return found
+        raise ValueError("\n".join(error.messages)) from error
+    return Given(site=site, **{name[2:].replace("-", "_"): value for name, value in values.items()})
 
 
 def _runs() -> tuple[pd.DataFrame, datetime | None]:
@@ -146,7 +147,7 @@ def _best(plan: Plan) -> None:
 
 def _all(plan: Plan) -> None:
     st.subheader("All numbers of devices")
-    st.caption("Bars are 80 % intervals, numbers beside the marks are devices; dashed lines are what is allowed.")
+    st.caption("Bars are 80 % intervals, numbers beside the marks are devices; broken lines are what is allowed.")
     page.figure(charts.options_chart(plan), "plan", "Time against cost, or devices, of each number of devices")
     full = pd.DataFrame([option.to_dict() for option in plan.options])
     full[["reasons", "flags"]] = full[["reasons", "flags"]].map("; ".join)
@@ -160,9 +161,9 @@ def _all(plan: Plan) -> None:
 
 def _regions(plan: Plan) -> list[str]:
     st.subheader("Carbon by region")
-    options: Any = {"key": "regions", "bind": "query-params", "accept_new_options": True, "max_selections": 20}
+    names, options = shown.FIELDS["region"][1].split(), {"key": "regions", "bind": "query-params"}
     chosen, unknown = shown.known_regions(
-        st.multiselect("Regions to compare", shown.FIELDS["region"][1].split(), **options)
+        st.multiselect("Regions to compare", names, accept_new_options=True, **options)
     )
     if unknown:
         page.lines(unknown)
@@ -179,15 +180,13 @@ runs, read_at = _runs()
 with st.container(border=True):
     columns = st.columns(3)
     with columns[0]:
-        fields = _trained()
+        _trained()
     with columns[1]:
-        fields |= _where(runs)
+        _where(runs)
     with columns[2]:
-        fields |= _allowed()
+        left_out = _allowed()
 try:
-    if wrong:
-        raise ValueError("\n".join(wrong))
-    given = Given(**fields)
+    given = _given()
     asked, notes = question(given, lambda: runs, _own)
     plan = Plan(asked)
     rests = planned.head(plan, notes, compared=False)
@@ -206,10 +205,8 @@ regions = _regions(plan)
 st.subheader("What this rests on")
 _say([*rests, *planned.flags(plan.options)])
 st.subheader("The same in a terminal")
-typed |= {
-    "regions": ",".join(regions),
-    "store": tracking.shown(data.uri()) if data.uri() and not given.priors else None,
-}
+typed["regions"] = ",".join(regions)
+typed["store"] = tracking.shown(data.uri()) if data.uri() and not given.priors else None
 st.code(shown.command(typed), language=None, wrap_lines=True)
 with st.expander("Runs to make next", expanded=isinstance(asked.speed, OwnSpeed)):
     st.code("\n".join(planned.next_words(plan)[1]), language=None, wrap_lines=True)
