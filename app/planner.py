@@ -66,6 +66,13 @@ def why(plan: Plan, option: PlanOption) -> str:
     return f"{dearer}{time:.3g} times the time of the first."
 
 
+def nearest(plan: Plan) -> list[PlanOption]:
+    """Return the options, the best first; those that do not meet what is asked by their chance to do so."""
+    return sorted(
+        plan.options, key=lambda option: (not option.feasible, 0 if option.feasible else -(option.chance or 0))
+    )
+
+
 def options_table(plan: Plan) -> pd.DataFrame:
     """Return a row an option as text, the best first, without what is not known of any."""
     rows = [

@@ -304,6 +304,10 @@ def test_why_an_option_stands_where_it_stands() -> None:
     assert shown.why(one, first) == "First: the cheapest."
     assert shown.why(one, second).endswith(" times the time of the first.")
     assert "times the cost and 0." in shown.why(one, third)
+    one = plan(devices=(8, 16, 64, 128))
+    assert [option.devices for option in one.options] == [128, 8, 16, 64]
+    assert [option.devices for option in shown.nearest(one)][:2] == [128, 64], "the likeliest of the others"
+    assert [option.devices for option in shown.nearest(plan(deadline=None))] == [8, 64, 512]
     known, unknown = shown.known_regions(["FR", "FR", "XX"])
     assert known == ["FR"]
     assert len(unknown) == 1

@@ -135,7 +135,7 @@ def _best(plan: Plan) -> None:
     st.subheader("The best three")
     if not plan.options[0].feasible:
         st.text("None of these numbers of devices meets what is asked.")
-    for rank, (column, option) in enumerate(zip(st.columns(3), plan.options, strict=False), 1):
+    for rank, (column, option) in enumerate(zip(st.columns(3), shown.nearest(plan), strict=False), 1):
         with column, st.container(border=True):
             rank_of = f"{rank}." if option.feasible else "No:"
             st.markdown(f"**{rank_of} {planned.devices_words(option.devices)}**")
