@@ -71,15 +71,15 @@ class Range:
         return f"{value} ({low} to {high})"
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the size in s and the name of the unit that suits a time."""
+    units = ((365.25 * 86400, 3, "years"), (86400.0, 2, "days"), (3600.0, 2, "hours"), (60.0, 2, "minutes"))
+    return next(((size, unit) for size, least, unit in units if seconds >= least * size), (1.0, "seconds"))
+
+
 def duration(seconds: Range) -> str:
     """Print a time for people: `20.8 (16.2 to 28.1) days`."""
-    units = (
-        (3 * 365.25 * 86400, 365.25 * 86400, "years"),
-        (2 * 86400, 86400, "days"),
-        (7200, 3600, "hours"),
-        (120, 60, "minutes"),
-    )
-    size, unit = next(((size, unit) for least, size, unit in units if seconds.value >= least), (1, "seconds"))
+    size, unit = time_unit(seconds.value)
     return f"{seconds.times(1 / size)} {unit}"
 
 
@@ -296,24 +296,22 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
     emissions = (
         facility.times(intensity(site.region).kg_per_kwh / 3.6e6) if facility and site.region is not None else None
     )
-    reasons = [reason] if (reason := asked.misfit(devices)) else []
     mfu, flags = _mfu(asked, hours.value)
-    if mfu is not None and mfu > 1:
-        reasons.append(f"impossible: it would take a model FLOP utilization of {mfu:.3g}, above 1")
-    met = np.full(SIZE, not reasons)
+    broken = _broken(asked, devices, seconds.value, hours.value, usd.value if usd else None)
+    reasons = {"fit": asked.misfit(devices)}
+    reasons["mfu"] = f"impossible: it would take a model FLOP utilization of {mfu or 0:.3g}, above 1"
+    met = np.full(SIZE, not broken & reasons.keys())
     if asked.deadline_seconds is not None and asked.counted:
         met &= drawn.seconds[:, j] <= asked.deadline_seconds
-        if seconds.value > asked.deadline_seconds:
-            allowed = duration(Range(*[asked.deadline_seconds] * 3))
-            reasons.append(f"too late: needs {duration(seconds)}, {allowed} are allowed")
-    if asked.budget_usd is not None and drawn.usd is not None and usd is not None:
+        allowed = duration(Range(*[asked.deadline_seconds] * 3))
+        reasons["late"] = f"too late: needs {duration(seconds)}, {allowed} are allowed"
+    if asked.budget_usd is not None and drawn.usd is not None:
         met &= drawn.usd[:, j] <= asked.budget_usd
-        if usd.value > asked.budget_usd:
-            reasons.append(f"too expensive: costs {usd} USD, {number(asked.budget_usd)} are allowed")
+        reasons["dear"] = f"too expensive: costs {usd} USD, {number(asked.budget_usd)} are allowed"
     return PlanOption(
         devices=devices,
-        feasible=not reasons,
-        reasons=tuple(reasons),
+        feasible=not broken,
+        reasons=tuple(text for name, text in reasons.items() if name in broken),
         chance=None if asked.deadline_seconds is None and asked.budget_usd is None else float(met.mean()),
         duration_seconds=seconds,
         device_hours=hours,
@@ -326,6 +324,30 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
         source=asked.speed.source,
         flags=(*drawn.flags[j], *flags, *_flags(asked, devices, energy, usd)),
     )
+
+
+def _broken(asked: Question, devices: int, seconds: float, hours: float, usd: float | None) -> set[str]:
+    """Return what speaks against a number of devices, by medians of time, device-hours and cost."""
+    deadline, budget = asked.deadline_seconds if asked.counted else None, asked.budget_usd
+    said = {
+        "fit": bool(asked.misfit(devices)),
+        "mfu": (_mfu(asked, hours)[0] or 0) > 1,
+        "late": deadline is not None and seconds > deadline,
+        "dear": budget is not None and usd is not None and usd > budget,
+    }
+    return {name for name, true in said.items() if true}
+
+
+def best(asked: Question) -> int | None:
+    """Return the devices of the first option of a plan, without its intervals: quick; None where none meets what is asked."""
+    drawn = _draw(asked, tuple(sorted(asked.devices)))
+    seconds, hours = np.median(drawn.seconds, axis=0).tolist(), np.median(drawn.hours, axis=0).tolist()
+    usd = [None] * len(seconds) if drawn.usd is None else np.median(drawn.usd, axis=0).tolist()
+    found = zip(drawn.devices, seconds, hours, usd, strict=True)
+    fit = [
+        (cost or 0.0, time, count) for count, time, spent, cost in found if not _broken(asked, count, time, spent, cost)
+    ]
+    return min(fit)[2] if fit else None
 
 
 def _mfu(asked: Question, device_hours: float) -> tuple[float | None, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analytics.words import number
 
@@ -42,6 +42,10 @@ class Work:
     def samples(self) -> float:
         """Return how many samples (sequences) the whole training sees."""
         return self.model_flops / self.per_sample
+
+    def times(self, factor: float) -> Work:
+        """Return the same on so many times as many samples."""
+        return replace(self, flops=self.flops * factor, model_flops=self.model_flops * factor)
 
     def counted(self, parameters: float, sequence: float) -> float:
         """Return the work of one sample of a language model that was measured, by the rule by which this work is counted.

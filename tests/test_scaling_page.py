@@ -10,11 +10,11 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from analytics import curves, outlook, store
+from analytics.amounts import counts
 from analytics.frame import frame
 from analytics.scaling import SeriesFit, fit
 from app import scaling
 from app.charts import scaling as charts
-from bench import devices
 from bench.record import Status
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
@@ -262,10 +262,10 @@ def test_efficiency_of_a_prediction_has_an_interval() -> None:
     ("text", "found"), [("8", (8,)), ("1, 4,2", (1, 2, 4)), ("8-64", (8, 16, 32, 64)), ("3-10", (3, 6, 10))]
 )
 def test_numbers_of_devices_are_read(text: str, found: tuple[int, ...]) -> None:
-    assert devices.counts(text) == found
+    assert counts(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "0", "8-4", "1;2", "1e3", ",".join(map(str, range(1, 60)))])
 def test_wrong_numbers_of_devices_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"devices|give whole numbers"):
-        devices.counts(text)
+        counts(text)

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from analytics import laws, words
+from analytics.amounts import counts
 from analytics.curves import strategy_sentences
 from analytics.frame import summary
 from analytics.outlook import not_told, outlook, time_sentences
@@ -15,7 +16,6 @@ from analytics.scaling import SeriesFit, fit
 from app import page
 from app import scaling as asked
 from app.charts import scaling as charts
-from bench.devices import counts
 
 ALL = "All series"
 _outlook = st.cache_data(outlook, hash_funcs={SeriesFit: repr}, show_spinner=False, max_entries=1000)

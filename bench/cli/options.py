@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from analytics.amounts import counts
 from bench.cli import fail
-from bench.devices import counts
 from bench.publish import publishable
 from bench.schema import Machine
 from bench.suite import SITE_OPTIONS, Plan, SuiteError, expand, load_suite, only, override, with_site
@@ -82,12 +82,20 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
     return ({"region": region} if region else {}) | site_fields(options)
 
 
-def device_counts(text: str) -> tuple[int, ...]:
-    """Do what `bench.devices.counts` does. Raises click.BadParameter."""
-    try:
-        return counts(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+def reading(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a type of an option: what `read` makes of its text, and the message of its ValueError."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+device_counts = reading(counts)
+"""Numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512."""
 
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
