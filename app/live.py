@@ -51,8 +51,8 @@ def _look() -> list[Seen]:
 
 def _ended(seen: list[Seen]) -> frozenset[tuple[str, ...]]:
     """What changes when a run ends."""
-    told = [one.flight for one in seen if one.state == "running"]
-    return frozenset((f.suite, f.execution, str(f.done), str(f.failed)) for f in told)
+    told = [(one.flight, one.state) for one in seen]
+    return frozenset((f.suite, f.execution, str(f.done), str(f.failed)) for f, state in told if state == "running")
 
 
 def catch_up() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analytics.advice import Case, listed
-from analytics.frame import latest_execution, total
+from analytics.frame import latest_execution
 from analytics.stats import geometric_mean
 from analytics.symptoms import too_large
 from analytics.words import between, printable
@@ -19,12 +18,12 @@ from bench.record import Status
 
 _NUMBERS = r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*"
 """What differs between messages that say the same."""
-_RETRY = "Mend that, then give the same command with --retry."
+_COSTS = ("rental", "owned")
 _REMEDIES = {
     Status.OUT_OF_MEMORY: "Try half the batch, precision bf16 or memory checkpoint.",
     Status.TIMEOUT: "Give it more time (timeout_seconds), or read at the end of its worker.log where it was at the limit.",
     Status.INVALID: "Its figures cannot be right, so none is kept: is the learning rate too high, or the precision too low?",
-    Status.FAILED: f"Its worker.log, in the folder of the run, says more. {_RETRY}",
+    Status.FAILED: "Its worker.log, in the folder of the run, says more. Mend that, then give the same command with --retry.",
 }
 
 
@@ -58,11 +57,31 @@ def told(flight: Flight, now: datetime) -> list[str]:
 def past(seen: Seen) -> str:
     """Say that an execution stopped before its end, or was not heard of for longer than it should."""
     flight = seen.flight
-    when = f"{flight.updated_at:%Y-%m-%d %H:%M:%S} UTC"
-    head = f"{printable(flight.suite)} on {printable(flight.host)}"
+    head, when = f"{printable(flight.suite)} on {printable(flight.host)}", f"{flight.updated_at:%Y-%m-%d %H:%M:%S} UTC"
     if seen.state == "silent":
         return f"{head}: no news since {when}, when it had {_progress(flight)}. Whether it still runs is not known."
     return f"{head} stopped before its end, last heard of {when}: {_progress(flight)}. The same command goes on."
+
+
+_SHOWN = [
+    "suite",
+    "execution",
+    "started_at",
+    "status",
+    "config_id",
+    "label",
+    "host",
+    "device_name",
+    "samples_per_second",
+]
+_SHOWN += [
+    "run_energy_joules",
+    "run_energy_estimated_joules",
+    "emissions_kg",
+    "emissions_basis",
+    "cost_usd",
+    "cost_basis",
+]
 
 
 def suites(df: pd.DataFrame) -> pd.DataFrame:
@@ -71,39 +90,27 @@ def suites(df: pd.DataFrame) -> pd.DataFrame:
     Energies [J], CO2e [g] and costs [USD] are sums over whole runs, measured and estimated ones apart.
     """
     executions = df.groupby("suite", dropna=False)["execution"].nunique()
+    runs = latest_execution(df[_SHOWN])
+    grams, basis, usd = 1000 * runs["emissions_kg"], runs["emissions_basis"], runs["cost_usd"]
+    took = {"joules": runs["run_energy_joules"], "joules_estimated": runs["run_energy_estimated_joules"]}
+    took |= {"grams": grams.where(basis == "measured"), "grams_estimated": grams.where(basis == "estimated")}
+    took["usd"], took["usd_owned"] = (usd.where(runs["cost_basis"].str.startswith(b, na=False)) for b in _COSTS)
+    sums = pd.DataFrame(took).groupby(runs["suite"], sort=False, dropna=False).sum(min_count=1).to_dict("records")
     rows = []
-    for suite, runs in latest_execution(df).groupby("suite", sort=False, dropna=False):
-        counts = runs["status"].value_counts()
+    for (suite, own), added in zip(runs.groupby("suite", sort=False, dropna=False), sums, strict=True):
+        counts = own["status"].value_counts()
         order = sorted(counts.index, key=lambda status: (status != Status.OK, status == Status.SKIPPED, status))
-        rows.append(
-            {
-                "suite": suite,
-                "began": runs["started_at"].min(),
-                "runs": ", ".join(f"{counts[status]} {printable(status).replace('_', ' ')}" for status in order),
-                **_fastest(runs[runs["status"] == Status.OK]),
-                **_took(runs),
-                "host": listed(sorted(runs["host"].dropna().unique())),
-                "devices": listed(sorted(runs["device_name"].dropna().unique())),
-                "executions": int(executions[suite]),
-            }
-        )
+        ended = ", ".join(f"{counts[status]} {printable(status).replace('_', ' ')}" for status in order)
+        host, devices = (listed(sorted(own[name].dropna().unique())) for name in ("host", "device_name"))
+        about: dict[Any, Any] = {"suite": suite, "began": own["started_at"].min(), "runs": ended}
+        where = {"host": host, "devices": devices, "executions": int(executions[suite])}
+        rows.append(about | _fastest(own) | added | where)
     return pd.DataFrame(rows).sort_values("began", ascending=False, kind="stable", ignore_index=True)
 
 
-def _took(runs: pd.DataFrame) -> dict[str, float | None]:
-    out = {"joules": total(runs, "run_energy_joules")[0]}
-    out["joules_estimated"] = total(runs, "run_energy_estimated_joules")[0]
-    for name, basis in (("grams", "measured"), ("grams_estimated", "estimated")):
-        kilograms = total(runs[runs["emissions_basis"] == basis], "emissions_kg")[0]
-        out[name] = None if kilograms is None else 1000 * kilograms
-    for name, basis in (("usd", "rental"), ("usd_owned", "owned")):
-        out[name] = total(runs[runs["cost_basis"].str.startswith(basis, na=False)], "cost_usd")[0]
-    return out
-
-
-def _fastest(ok: pd.DataFrame) -> dict[str, str | None]:
+def _fastest(runs: pd.DataFrame) -> dict[str, str | None]:
     """Return samples/s of the configuration with most, as a geometric mean with its 95 % interval, and its name."""
-    known = ok[ok["samples_per_second"] > 0]
+    known = runs[(runs["status"] == Status.OK) & (runs["samples_per_second"] > 0)]
     if known.empty:
         return {"best": None, "fastest": None}
     means = np.log(known["samples_per_second"]).groupby(known["config_id"], dropna=False).transform("mean")
@@ -112,21 +119,11 @@ def _fastest(ok: pd.DataFrame) -> dict[str, str | None]:
     return {"best": between(mean.value, mean.low, mean.high), "fastest": str(best["label"].iloc[0])}
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why some runs did not end well, in the words of the newest of them, and what to do where that is known."""
+def reasons(df: pd.DataFrame, *, skipped: bool = False) -> pd.DataFrame:
+    """Return why runs failed, or were skipped, in the words of the newest, and what to do where that is known.
 
-    outcome: str
-    reason: str
-    runs: int
-    configurations: str
-    suites: str
-    newest: datetime
-    remedy: str
-
-
-def reasons(df: pd.DataFrame, *, skipped: bool = False) -> list[Reason]:
-    """Return why runs failed, or were skipped; those that differ in numbers only are one. The newest come first."""
+    A row is a reason, the newest first; those that differ in numbers only are one.
+    """
     lost = df[df["status"] == Status.SKIPPED] if skipped else df[~df["status"].isin([Status.OK, Status.SKIPPED])]
     alike = lost["error_message"].fillna("").str.split("\n").str[0].str.replace(_NUMBERS, "#", regex=True)
     found = []
@@ -134,17 +131,12 @@ def reasons(df: pd.DataFrame, *, skipped: bool = False) -> list[Reason]:
         last = same.iloc[-1]
         kind = "" if skipped or pd.isna(last["error_type"]) else f"{printable(last['error_type'])}: "
         why = "no reason is known" if pd.isna(last["error_message"]) else printable(last["error_message"], 400)
-        labels, names = ([printable(name, 80) for name in same[c].dropna().unique()] for c in ("label", "suite"))
-        outcome = printable(last["status"]).replace("_", " ")
-        remedy = "" if skipped else _remedy(df, same)
-        about: dict[str, Any] = {
-            "outcome": outcome,
-            "reason": kind + why,
-            "runs": len(same),
-            "newest": last["started_at"],
-        }
-        found.append(Reason(**about, configurations=listed(labels), suites=listed(names), remedy=remedy))
-    return sorted(found, key=lambda reason: reason.newest, reverse=True)
+        names = {c: [printable(name, 80) for name in same[c].dropna().unique()] for c in ("label", "suite")}
+        told = {"outcome": printable(last["status"]).replace("_", " "), "reason": kind + why, "runs": len(same)}
+        told |= {"configurations": listed(names["label"]), "suites": listed(names["suite"])}
+        found.append({**told, "newest": last["started_at"], "remedy": "" if skipped else _remedy(df, same)})
+    table = pd.DataFrame(found)
+    return table if table.empty else table.sort_values("newest", ascending=False, kind="stable", ignore_index=True)
 
 
 def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
@@ -158,22 +150,11 @@ def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
     return _REMEDIES.get(last["status"], "")
 
 
-def in_short(reason: Reason) -> str:
-    """Say in a line why runs were skipped."""
-    return f"{_many(reason)} ({reason.suites}): {reason.reason}"
-
-
-def _many(reason: Reason) -> str:
-    return f"{reason.runs} run{'s' * (reason.runs != 1)}"
-
-
-def lines(reason: Reason) -> list[str]:
-    """Say why runs failed, where, and what to do."""
+def lines(reason: Any, *, short: bool = False) -> list[str]:
+    """Say a row of `reasons`: in a line, or with where and when it was, and what to do."""
+    many = f"{reason.runs} run{'s' * (reason.runs != 1)}"
+    if short:
+        return [f"{many} ({reason.suites}): {reason.reason}"]
     when = "" if pd.isna(reason.newest) else f", the newest {reason.newest:%Y-%m-%d %H:%M:%S} UTC"
-    out = [f"{reason.outcome}: {_many(reason)}{when}", reason.reason, f"In: {reason.configurations} ({reason.suites})"]
+    out = [f"{reason.outcome}: {many}{when}", reason.reason, f"In: {reason.configurations} ({reason.suites})"]
     return [*out, f"What to do: {reason.remedy}"] if reason.remedy else out
-
-
-def table(found: list[Reason]) -> pd.DataFrame:
-    """Return reasons as a table."""
-    return pd.DataFrame([asdict(reason) for reason in found])

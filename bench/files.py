@@ -57,10 +57,8 @@ def is_held(path: Path) -> bool | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
+    except OSError as error:
+        return True if isinstance(error, BlockingIOError) else None
     finally:
         os.close(handle)
     return False

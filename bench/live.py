@@ -36,7 +36,7 @@ class Flight(Model, extra="ignore"):
     host: str
     folder: str | None = None
     unit: Literal["runs", "trials"] = "runs"
-    to_do: int | None
+    to_do: int | None = None
     done: int = 0
     failed: int = 0
     current: str | None = None

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from bench import needs
 from bench.collect import Context, collect, oom_kills, save, skipped
@@ -236,16 +236,9 @@ class Runner:
 
     @classmethod
     def make(
-        cls,
-        execution: Execution,
-        machine: Machine,
-        environment: Environment,
-        store: str | None,
-        progress: Progress,
-        to_do: int | None,
-        unit: Literal["runs", "trials"] = "runs",
+        cls, execution: Execution, machine: Machine, environment: Environment, store: str | None, progress: Progress
     ) -> Self:
-        """Put the parts together; nothing is started. `to_do` and `unit` are those of bench.live.Flight."""
+        """Put the parts together; nothing is started."""
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
         uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
@@ -258,18 +251,10 @@ class Runner:
             idle_seconds=plan.suite.idle_seconds,
         )
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
-        now, tracker = datetime.now(UTC), Tracker(store, plan.suite.name, execution.name)
-        flight = Flight(
-            suite=plan.suite.name,
-            execution=execution.name,
-            host=socket.gethostname(),
-            folder=str(execution.folder),
-            unit=unit,
-            to_do=to_do,
-            began_at=now,
-            updated_at=now,
-        )
-        return cls(context, execution, launcher, tracker, progress, flight)
+        now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
+        where = {"host": socket.gethostname(), "folder": str(execution.folder)}
+        flight = Flight(**who, **where, began_at=now, updated_at=now)
+        return cls(context, execution, launcher, Tracker(store, **who), progress, flight)
 
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that are asked of it."""
@@ -371,8 +356,8 @@ def run_suite(
     with locked(execution.folder), terminable():
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
-        runner, to_do = Runner.make(execution, machine, environment, store, progress, len(chosen)), len(chosen)
-        runner.tell()
+        runner, to_do = Runner.make(execution, machine, environment, store, progress), len(chosen)
+        runner.tell(to_do=to_do)
         try:
             if chosen:
                 runner.start()

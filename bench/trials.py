@@ -90,8 +90,8 @@ def open_trials(
         stack.enter_context(claim(machine, likely))
         execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
         stack.enter_context(terminable())
-        runner = Runner.make(execution, machine, environment, store, progress or Progress(), to_do, "trials")
-        runner.tell()
+        runner = Runner.make(execution, machine, environment, store, progress or Progress())
+        runner.tell(to_do=to_do, unit="trials")
         finished = False
         try:
             runner.index()

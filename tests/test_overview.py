@@ -91,7 +91,7 @@ def test_runs_that_failed_alike_are_one_reason() -> None:
     given = [rows.make(2, repeat=r, status=OOM, message=message.format(r, 10 + r)) for r in range(3)]
     given += [rows.make(4, repeat=9, status=Status.FAILED, message="another cause"), rows.make(1, batch=4)]
     given.append(rows.make(4, repeat=8, status=Status.SKIPPED, message="needs a GPU"))
-    other, memory = overview.reasons(frame(given))
+    other, memory = overview.reasons(frame(given)).itertuples()
     assert (memory.runs, memory.outcome, memory.suites) == (3, "out of memory", "synthetic")
     assert memory.reason == "SyntheticError: rank 2: tried to allocate 12.5 GiB more in another line"
     assert "the nearest that does has" in memory.remedy
@@ -99,10 +99,10 @@ def test_runs_that_failed_alike_are_one_reason() -> None:
     assert other.reason == "SyntheticError: another cause"
     assert "--retry" in other.remedy
     assert other.newest > memory.newest
-    (skip,) = overview.reasons(frame(given), skipped=True)
-    assert overview.in_short(skip) == "1 run (synthetic): needs a GPU"
+    (skip,) = overview.reasons(frame(given), skipped=True).itertuples()
+    assert overview.lines(skip, short=True)[0] == "1 run (synthetic): needs a GPU"
     assert overview.lines(memory)[0].startswith("out of memory: 3 runs, the newest 2026-01-02 03:06:05 UTC")
-    assert len(overview.table([memory, other])) == 2
+    assert overview.reasons(frame(given[4:5])).empty
 
 
 @pytest.mark.parametrize("status", [Status.TIMEOUT, Status.INVALID, Status.FAILED, OOM, "of another version"])
@@ -110,7 +110,7 @@ def test_every_failure_is_told(status: Any) -> None:
     given = rows.make(status=Status.FAILED) | {"status": status}
     for name in ("error_message", "error_type", "config_id", "label"):
         given.pop(name)
-    (reason,) = overview.reasons(frame([given, given | {"repeat": 1, "run_id": "x"}]))
+    (reason,) = overview.reasons(frame([given, given | {"repeat": 1, "run_id": "x"}])).itertuples()
     assert reason.runs == 2
     assert bool(reason.remedy) == (status in set(Status))
     assert "no reason is known" in overview.lines(reason)

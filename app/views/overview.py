@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 import streamlit as st
 
 from analytics.answer import totals
 from app import data, live, page
-from app.overview import Reason, in_short, lines, reasons, suites, table
+from app.overview import lines, reasons, suites
 from bench import tracking
 from bench.record import Status
 
@@ -90,10 +88,9 @@ def _show_suites(df: pd.DataFrame, chosen: str) -> None:
             st.page_link(view, label=label, icon=":material/arrow_forward:", query_params={"suite": str(suite)})
 
 
-def _show_table(found: Sequence[Reason], name: str) -> None:
+def _show_table(found: pd.DataFrame, name: str) -> None:
     with st.expander(f"All {len(found)} reasons as a table" if len(found) > MOST else "As a table"):
-        shown = table(list(found))
-        page.table(shown.loc[:, (shown != "").any()], name, full=shown, column_config=REASONS)
+        page.table(found.loc[:, (found != "").any()], name, full=found, column_config=REASONS)
 
 
 live.catch_up()
@@ -107,14 +104,15 @@ shown = df if suite == ALL else df[df["suite"] == suite]
 _show_totals(shown)
 _show_suites(shown, suite)
 st.subheader("What failed, and why")
-if failed := reasons(shown):
-    for reason in failed[:MOST]:
-        page.lines(lines(reason))
-    _show_table(failed, "failures")
-else:
+failed, left_out = reasons(shown), reasons(shown, skipped=True)
+for reason in failed.head(MOST).itertuples():
+    page.lines(lines(reason))
+if failed.empty:
     st.text("Every run ended well, or was skipped for a stated reason.")
-if left_out := reasons(shown, skipped=True):
+else:
+    _show_table(failed, "failures")
+if not left_out.empty:
     st.subheader("What was skipped, and why")
     st.caption("These are no failures: this machine, or a library, cannot do them, or what they need was not there.")
-    page.lines([in_short(reason) for reason in left_out[:MOST]])
+    page.lines([line for reason in left_out.head(MOST).itertuples() for line in lines(reason, short=True)])
     _show_table(left_out, "skips")
