@@ -90,8 +90,9 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 def totals(df: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, value and small print of every total of whole runs. What rests on a model says so in its label."""
-    skipped = int((df["status"] == Status.SKIPPED).sum())
-    runs = f"{{}} of {len(df) - skipped} runs" + (f", {skipped} skipped" if skipped else "")
+    taken = df[["run_energy_joules", "run_energy_estimated_joules", "cost_usd"]].notna().any(axis=1)
+    skipped = int(((df["status"] == Status.SKIPPED) & ~taken).sum())  # others found out only when they had begun
+    runs = f"{{}} of {len(df) - skipped} runs" + (f", {skipped} skipped before they began" if skipped else "")
     tiles = []
     for column, label in (
         ("run_energy_joules", "Energy, measured"),

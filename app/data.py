@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,3 +47,12 @@ def refresh() -> None:
     """Forget what was read, so that the next page reads the whole store again."""
     _cached.clear()
     store.forget(uri())
+
+
+def refresh_if(newer_than: datetime) -> bool:
+    """Return whether a run that ended at a time (UTC) may be unknown yet: then `st.rerun()` reads what is new."""
+    with suppress(tracking.StoreError):
+        if load()[1] < newer_than:
+            _cached.clear()
+            return True
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -65,6 +66,8 @@ def serve(port: int = 8501, uri: str | None = None, open_browser: bool = True) -
     from streamlit import net_util
     from streamlit.web import cli
 
+    from app import live, page  # noqa: F401  most of what pages import
+
     _check(port)
     # Streamlit asks a service on the internet for this machine's address when a foreign page knocks: never from here.
     net_util.get_external_ip = lambda: None
@@ -74,4 +77,6 @@ def serve(port: int = 8501, uri: str | None = None, open_browser: bool = True) -
     click.echo(f"Dashboard: {url}  (stop it with Ctrl-C)")
     if open_browser:
         threading.Thread(target=_open_when_ready, args=(url, port), daemon=True).start()
+    gc.collect()
+    gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through
     cli.main(arguments(port), prog_name="streamlit", standalone_mode=False)

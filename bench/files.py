@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ NEEDS = "needs.json"
 """File in a run's folder that names the folder of the run that it needs."""
 CHECKPOINT = "checkpoint"
 """Folder in a run's folder with the weights that the run has saved."""
+_TRIES, _TRY_SECONDS = 5, 0.02
+"""How often, and how far apart, a lock is asked for that may be held for an instant by one who only looks (`is_held`)."""
 
 
 class Busy(Exception):
@@ -28,14 +31,37 @@ def held(path: Path, busy: str | None = None) -> Iterator[None]:
     import fcntl  # not on Windows, where the dashboard may run
 
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise Busy(busy) from error
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError as error:
+                if not left:
+                    raise Busy(busy) from error
+                time.sleep(_TRY_SECONDS)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds a lock file; None where that cannot be known. Nothing is made, and nobody's lock is lost."""
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if isinstance(error, BlockingIOError) else None
+    finally:
+        os.close(handle)
+    return False
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,7 @@ from bench.collect import Context, collect, oom_kills, save, skipped
 from bench.environment import EnvironmentProblem, check_torch, describe
 from bench.files import CHECKPOINT, NEEDS, held, read_json, write_json, write_text
 from bench.launch.local import LocalLauncher, write_missing_exit
+from bench.live import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
 from bench.record import Environment, RunRecord, Status
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.suite import Plan
@@ -204,7 +206,7 @@ def surroundings(plan: Plan, machine: Machine) -> Environment:
 
 def locked(folder: Path) -> AbstractContextManager[None]:
     """Hold an execution for this process. Raises Busy where another one runs it."""
-    return held(folder / ".lock", f"another process runs this execution: {folder}")
+    return held(folder / LOCK, f"another process runs this execution: {folder}")
 
 
 @contextmanager
@@ -230,6 +232,7 @@ class Runner:
     launcher: LocalLauncher
     tracker: Tracker
     progress: Progress
+    flight: Flight
 
     @classmethod
     def make(
@@ -248,7 +251,10 @@ class Runner:
             idle_seconds=plan.suite.idle_seconds,
         )
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
-        return cls(context, execution, launcher, Tracker(store, plan.suite.name, execution.name), progress)
+        now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
+        where = {"host": socket.gethostname(), "folder": str(execution.folder)}
+        flight = Flight(**who, **where, began_at=now, updated_at=now)
+        return cls(context, execution, launcher, Tracker(store, **who), progress, flight)
 
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that are asked of it."""
@@ -294,6 +300,20 @@ class Runner:
         self.noted(self.tracker.open)
         for record in self.execution.records.values():
             self.tracker.log(record, self.execution.folder / record.run_id)
+        self.tell()
+
+    def tell(self, **news: Any) -> None:
+        """Say how far the execution is, in its folder and in the index. Where that fails, runs go on."""
+        self.flight = self.flight.model_copy(update={**news, "updated_at": datetime.now(UTC)})
+        with suppress(OSError):
+            write_json(self.execution.folder / PROGRESS, self.flight.model_dump(mode="json"))
+        self.noted(lambda: self.tracker.tell(self.flight))
+
+    def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
+        """Say that a run begins, `of` a trial, say; `left` are the seconds until all runs have ended, None if unknown."""
+        limit, now = spec.timeout_seconds + PATIENCE_SECONDS, datetime.now(UTC)
+        current = f"{of}{spec.label[:300]} r{spec.repeat}"
+        self.tell(current=current, done=done, run_began_at=now, remaining_seconds=left, silent_seconds=limit)
 
     def noted(self, action: Callable[[], object]) -> None:
         """Do something with the index; say it where that fails for the first time."""
@@ -305,6 +325,8 @@ class Runner:
     def keep(self, record: RunRecord) -> None:
         """Remember a record and index it."""
         self.execution.records[record.run_id] = record
+        failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
+        self.flight = self.flight.model_copy(update={"failed": failed})
         self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
         self.progress.done(record)
 
@@ -334,7 +356,8 @@ def run_suite(
     with locked(execution.folder), terminable():
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
-        runner = Runner.make(execution, machine, environment, store, progress)
+        runner, to_do = Runner.make(execution, machine, environment, store, progress), len(chosen)
+        runner.tell(to_do=to_do)
         try:
             if chosen:
                 runner.start()
@@ -346,11 +369,14 @@ def run_suite(
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
                     progress.note(f"--max-minutes {max_minutes:g}: no time for the {len(chosen)} runs that are left")
                     break
-                progress.start(spec, remaining_seconds(chosen, known))
+                left = remaining_seconds(chosen, known)
+                progress.start(spec, left)
+                runner.begin(spec, to_do - len(chosen), left)
                 runner.keep(runner.one(spec))
                 chosen.pop(0)
         finally:
             runner.launcher.close()
+            runner.tell(done=to_do - len(chosen), current=None, ended=True)
             runner.tracker.close(finished=not execution.missing())
     return execution
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.files import read_json
+from bench.files import is_held, read_json
+from bench.live import LOCK
 from bench.record import RunRecord
 from bench.schema import Scalar
 from bench.tracking import SEARCH, StoreError, Tracker, is_search
@@ -37,7 +38,8 @@ def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[
         unreadable += torn
         if is_search(document := read_json(execution / SEARCH)):
             tracker.attach(document)
-        tracker.close(finished=True)
+        if not is_held(execution / LOCK):  # what runs ends its parent run itself
+            tracker.close(finished=True)
         if tracker.error:
             raise StoreError(tracker.error)
     return count, unreadable

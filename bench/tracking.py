@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from bench.files import held
+from bench.live import Flight
 from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.record import RunRecord, Status
 from bench.redact import redact
@@ -34,6 +35,7 @@ _HISTORY_POINTS = 100
 _ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet")
 _LOG_BYTES = 200_000
 _ENDED = ("FINISHED", "FAILED", "KILLED")
+_PROGRESS = "bench.progress"
 _CHUNK, _SINGLY = 500, 20
 """Runs read at a time, so that whoever writes waits for no more; changed executions that are asked for one by one."""
 SEARCH = "search.json"
@@ -124,6 +126,12 @@ class Tracker:
             self._client.set_tag(self._parent, "bench.search", document["study"])
 
         self._guarded(attach)
+
+    def tell(self, flight: Flight) -> None:
+        """Keep with the parent run, if there is one yet, how far the execution is; on a server without its folder."""
+        if self._client is not None and self._parent:
+            text = flight.model_dump_json(exclude=None if self.uri.startswith(_SQLITE) else {"folder"})
+            self._guarded(lambda: self._client and self._client.set_tag(self._parent, _PROGRESS, text))
 
     def close(self, *, finished: bool) -> None:
         """End the parent run: FINISHED, or KILLED where runs are still missing."""
@@ -441,10 +449,34 @@ def _artifact(uri: str, run: str, place: str, name: str, which: str) -> str:
         raise StoreError(f"no {name} of {which}: {_reason(error)}\n{_REMEDY}") from error
 
 
-_SEARCHES = """
-select r.run_uuid, r.artifact_uri from runs r join experiments e on e.experiment_id = r.experiment_id
-join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.search'
-where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
+_PARENTS = """
+select r.run_uuid, r.artifact_uri, t.value from runs r join experiments e on e.experiment_id = r.experiment_id
+join tags t on t.run_uuid = r.run_uuid and t.key = ? where (r.status = 'RUNNING' or not ?)
+and r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
+
+
+def _parents(uri: str, tag: str, *, running: bool = False) -> list[tuple[str, str, str]]:
+    """Return name, place of the artifacts and value of a tag of the parent runs that have it, the newest first."""
+    _require_store(uri)
+    if uri.startswith(_SQLITE):
+        with suppress(sqlite3.Error), closing(_read_only(Path(uri.removeprefix(_SQLITE)))) as database:
+            return database.execute(_PARENTS, (tag, running)).fetchall()
+    where = f" and tags.`{tag}` != ''" + " and attributes.status = 'RUNNING'" * running
+    found = _runs(_reader(uri), uri, where, kind="suite")
+    return [(run.info.run_id, run.info.artifact_uri, run.data.tags[tag]) for run in found]
+
+
+def flights(uri: str | None = None) -> list[Flight]:
+    """Return what the executions in the store that have not ended said last (see Tracker.tell).
+
+    Of a server no folder is believed. Raises StoreError; never creates a store.
+    """
+    uri, out = location(uri), []
+    for *_, text in _parents(uri, _PROGRESS, running=True):
+        with suppress(ValueError):  # torn, or of another version
+            flight = Flight.model_validate_json(text)
+            out.append(flight if uri.startswith(_SQLITE) else flight.model_copy(update={"folder": None}))
+    return out
 
 
 def searches(uri: str | None = None) -> list[dict[str, Any]]:
@@ -454,17 +486,8 @@ def searches(uri: str | None = None) -> list[dict[str, Any]]:
     over. Raises StoreError; never creates a store.
     """
     uri = location(uri)
-    _require_store(uri)
-    places = None
-    if uri.startswith(_SQLITE):
-        path = Path(uri.removeprefix(_SQLITE))
-        with suppress(sqlite3.Error), closing(_read_only(path)) as database:
-            places = database.execute(_SEARCHES).fetchall()
-    if places is None:
-        found = _runs(_reader(uri), uri, " and tags.`bench.search` != ''", kind="suite")
-        places = [(run.info.run_id, run.info.artifact_uri) for run in found]
     best: dict[str, dict[str, Any]] = {}
-    for run, place in places:
+    for run, place, _ in _parents(uri, "bench.search"):
         with suppress(StoreError, ValueError):
             document = json.loads(_artifact(uri, run, place, SEARCH, run))
             if is_search(document):

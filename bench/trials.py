@@ -41,8 +41,8 @@ class Trials:
         """The execution of this worker."""
         return self.runner.execution
 
-    def run(self, specs: Sequence[RunSpec], trial: Trial) -> list[RunRecord]:
-        """Do the runs of a trial in order and return their records.
+    def run(self, specs: Sequence[RunSpec], trial: Trial, done: int = 0) -> list[RunRecord]:
+        """Do the runs of a trial in order and return their records; so many trials were `done` before.
 
         A run that this execution has a record of, of a try that was interrupted or of an equal trial, is not done again.
         Raises EnvironmentProblem or LaunchError where the node cannot be started, KeyboardInterrupt after Ctrl-C or SIGTERM.
@@ -53,8 +53,9 @@ class Trials:
         if missing and not self.started:
             runner.start()
             self.started = True
-        for done, spec in enumerate(missing):
-            runner.progress.start(spec, remaining_seconds(missing[done:], list(known.values())))
+        for before, spec in enumerate(missing):
+            runner.progress.start(spec, remaining_seconds(missing[before:], list(known.values())))
+            runner.begin(spec, done, None, of=f"trial {trial.number}, {trial.stage}: ")
             runner.keep(runner.one(spec))
         return [known[spec.run_id] for spec in specs]
 
@@ -74,13 +75,14 @@ def open_trials(
     runs: Path,
     store: str | None,
     progress: Progress | None = None,
+    to_do: int | None = None,
 ) -> Iterator[Trials]:
     """Hold the devices of this machine for a worker of a search, and go on with an execution of its study or begin one.
 
     `search` gives the name, the site and `idle_seconds`; `likely` are some runs that the search may ask for, so that
-    what they need is imported and metered. `progress` hears of runs only, not of a beginning. The node starts with the
-    first run. In the index the execution ends as FINISHED, or as KILLED where an exception leaves this context. Raises
-    Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs.
+    what they need is imported and metered. `progress` hears of runs only, not of a beginning; `to_do` is the budget in
+    trials. The node starts with the first run. In the index the execution ends as FINISHED, or as KILLED where an exception
+    leaves this context. Raises Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs.
     """
     plan = Plan(search, list(likely))
     environment = surroundings(plan, machine)
@@ -89,6 +91,7 @@ def open_trials(
         execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
         stack.enter_context(terminable())
         runner = Runner.make(execution, machine, environment, store, progress or Progress())
+        runner.tell(to_do=to_do, unit="trials")
         finished = False
         try:
             runner.index()
@@ -96,6 +99,7 @@ def open_trials(
             finished = True
         finally:
             runner.launcher.close()
+            runner.tell(current=None, ended=True)
             runner.tracker.close(finished=finished)
 
 

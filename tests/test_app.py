@@ -47,15 +47,6 @@ def test_overview_counts_and_totals(open_page: Open) -> None:
     assert "Read at 20" in texts(app)
 
 
-def test_overview_shows_what_failed_and_why(open_page: Open) -> None:
-    app = open_page([rows.make(), rows.make(2, status=Status.OUT_OF_MEMORY, message="no room")])
-    failed = app.dataframe[0].value
-    assert failed[["status", "error_type", "error_message"]].to_numpy().tolist() == [
-        ["out_of_memory", "SyntheticError", "no room"]
-    ]
-    assert "Every run ended well." in texts(open_page([rows.make()]))
-
-
 def test_overview_says_that_nothing_is_known_instead_of_zero(open_page: Open) -> None:
     app = open_page([rows.make(readings="")])
     tiles = {tile.label: tile.value for tile in app.metric}

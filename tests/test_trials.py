@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import pytest
 
 from bench.collect import Context, skipped
 from bench.environment import find_machine
+from bench.live import Flight, in_flight
 from bench.metrics import TEXT_COLUMNS, labels
 from bench.record import RunRecord, Status, Trial
 from bench.runner import Progress
 from bench.schema import RunSpec, Site, Suite
 from bench.suite import Plan
-from bench.tracking import load, searches
+from bench.tracking import flights, load, searches
 from bench.trials import _execution, open_trials
 from tests import rows
 
@@ -115,12 +117,18 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
     probe, full = spec(), [spec(measure_steps=12, repeat=repeat, seed=repeat) for repeat in range(2)]
     machine = machine.model_copy(update={"gpus": []})
     document = {"study": STUDY, "trials": [{"number": 0}, {"number": 1}]}
-    opened = lambda: open_trials(LOOK, STUDY, [probe], machine, runs=Path("runs"), store=None, progress=heard)  # noqa: E731
+    more: dict[str, Any] = {"runs": Path("runs"), "store": None, "progress": heard, "to_do": 9}
+    opened = lambda: open_trials(LOOK, STUDY, [probe], machine, **more)  # noqa: E731
     with opened() as trials:
         assert trials.runner.launcher._process is None  # as long as nothing is to be run
         (short,) = trials.run([probe], trial(0, "probe"))
         node = trials.runner.launcher._process
-        longer = trials.run(full, trial(1))
+        longer = trials.run(full, trial(1), done=1)
+        (seen,) = in_flight(Path("runs"), flights(), datetime.now(UTC))
+        told = seen.flight
+        assert (seen.state, told.unit, told.done, told.to_do, told.failed) == ("running", "trials", 1, 9, 0)
+        assert told.current == f"trial 1, full: {full[1].label} r1"
+        assert flights() == [told]
         assert trials.runner.launcher._process is node
         trials.publish(document)
         assert searches() == [document]
@@ -129,6 +137,8 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
     assert short.cost is not None
     assert json.loads((trials.execution.folder / "search.json").read_text()) == document
     assert ended(tmp_path) == ["FINISHED"]
+    assert in_flight(Path("runs"), flights(), datetime.now(UTC)) == []
+    assert Flight.model_validate_json((trials.execution.folder / "progress.json").read_text()).ended
     found = {str(row["run_id"]): row for row in load()}
     assert {(row["study"], row["trial"], row["stage"]) for row in found.values()} == {
         (STUDY, "0", "probe"),

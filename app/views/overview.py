@@ -1,4 +1,4 @@
-"""Overview: which suites were run, how the runs ended, what they took together, and what failed."""
+"""Overview: what runs now, which suites were run, what they took together, and what failed and why."""
 
 from __future__ import annotations
 
@@ -6,30 +6,48 @@ import pandas as pd
 import streamlit as st
 
 from analytics.answer import totals
-from analytics.export import defused
-from app import page
+from app import data, live, page
+from app.overview import lines, reasons, suites
+from bench import tracking
 from bench.record import Status
 
 ALL = "All suites"
-TABLE = {
-    "label": "Configuration",
-    "suite": "Suite",
-    "execution": "Execution",
-    "repeat": "Repeat",
-    "status": st.column_config.TextColumn("Outcome", width=130),
-    "started_at": st.column_config.DatetimeColumn("Started (UTC)", format="YYYY-MM-DD HH:mm:ss"),
-    "duration_seconds": st.column_config.NumberColumn("Whole run [s]", format="%.1f"),
-    "samples_per_second": st.column_config.NumberColumn("Samples/s", format="%.4g"),
-    "joules_per_sample": st.column_config.NumberColumn("J/sample, measured", format="%.4g"),
-    "joules_per_sample_estimated": st.column_config.NumberColumn("J/sample, estimated by a model", format="%.4g"),
-    "validation_loss": st.column_config.NumberColumn("Validation loss", format="%.4g"),
-    "validation_accuracy": st.column_config.NumberColumn("Accuracy", format="%.4g"),
-    "energy_provenance": "Energy from",
-    "device_name": "Devices",
+MOST = 8  # reasons that are told in full; the table has all
+TALL = 20  # rows up to which the table of suites is shown whole
+FIGURE = "%.4g"
+SUITES = {
+    "suite": st.column_config.TextColumn("Suite", width=170),
+    "began": st.column_config.DatetimeColumn("Newest began (UTC)", format="YYYY-MM-DD HH:mm"),
+    "runs": "Its runs",
+    "best": "Most samples/s (95 %)",
+    "joules": st.column_config.NumberColumn("Energy, measured [J]", format=FIGURE),
+    "joules_estimated": st.column_config.NumberColumn("~Energy, estimated by a model [J]", format=FIGURE),
+    "grams": st.column_config.NumberColumn("CO2e, from measured energy [g]", format=FIGURE),
+    "grams_estimated": st.column_config.NumberColumn("~CO2e, from estimated energy [g]", format=FIGURE),
+    "usd": st.column_config.NumberColumn("Cost, rent of devices [USD]", format=FIGURE),
+    "usd_owned": st.column_config.NumberColumn("Cost, owned devices [USD]", format=FIGURE),
+    "fastest": st.column_config.TextColumn("Fastest configuration", width="medium"),
     "host": "Host",
-    "quality": "Quality",
-    "flags": "Flags",
+    "devices": "Devices",
+    "executions": "Executions in all",
 }
+REASONS = {
+    "outcome": "Outcome",
+    "reason": st.column_config.TextColumn("Why", width="large"),
+    "runs": "Runs",
+    "configurations": "Configurations",
+    "suites": "Suites",
+    "newest": st.column_config.DatetimeColumn("Newest (UTC)", format="YYYY-MM-DD HH:mm"),
+    "remedy": st.column_config.TextColumn("What to do", width="large"),
+}
+PAGES = {"views/scaling.py": "Scaling of the chosen suite"}
+
+
+def _nothing_yet() -> bool:
+    try:
+        return data.load()[0].empty
+    except tracking.StoreError:
+        return True
 
 
 def _show_totals(df: pd.DataFrame) -> None:
@@ -50,19 +68,51 @@ def _show_totals(df: pd.DataFrame) -> None:
     st.caption("Totals are of whole runs: starting up and runs that failed were paid for too.")
 
 
+def _show_suites(df: pd.DataFrame, chosen: str) -> None:
+    st.subheader("Suites")
+    found = suites(df)
+    shown = found[[name for name in SUITES if found[name].notna().any()]]
+    options = {"column_config": SUITES, "height": "content" if len(found) <= TALL else "auto"}
+    choice = page.table(shown, "suites", full=found, on_select="rerun", selection_mode="single-row", **options)
+    st.caption(
+        "A row is the newest execution of a suite. Most samples/s: of its fastest configuration, whatever it trains; a mean "
+        "over repeats with its 95 % interval. Energy, CO2e and cost are of whole runs; ~ marks what rests on a model."
+    )
+    rows = [row for row in choice.selection.rows if row < len(found)]
+    suite = found["suite"].iloc[rows[0]] if rows else chosen
+    if suite == ALL:
+        st.caption("Choose a suite, in the table or above, to go on to its figures.")
+        return
+    with st.container(horizontal=True):
+        for view, label in PAGES.items():
+            st.page_link(view, label=label, icon=":material/arrow_forward:", query_params={"suite": str(suite)})
+
+
+def _show_table(found: pd.DataFrame, name: str) -> None:
+    with st.expander(f"All {len(found)} reasons as a table" if len(found) > MOST else "As a table"):
+        page.table(found.loc[:, (found != "").any()], name, full=found, column_config=REASONS)
+
+
+live.catch_up()
+if first := _nothing_yet():  # then nothing stands below the title but why
+    live.panel()
 df = page.runs("Overview")
-suites = [ALL, *sorted(df["suite"].dropna().unique())]
-suite = st.selectbox("Suite", suites, key="suite", bind="query-params")
+if not first:
+    live.panel()
+suite = st.selectbox("Suite", [ALL, *sorted(df["suite"].dropna().unique())], key="suite", bind="query-params")
 shown = df if suite == ALL else df[df["suite"] == suite]
 _show_totals(shown)
-failed = shown[shown["status"] != Status.OK]
-st.subheader("What did not end well")
+_show_suites(shown, suite)
+st.subheader("What failed, and why")
+failed, left_out = reasons(shown), reasons(shown, skipped=True)
+for reason in failed.head(MOST).itertuples():
+    page.lines(lines(reason))
 if failed.empty:
-    st.text("Every run ended well.")
+    st.text("Every run ended well, or was skipped for a stated reason.")
 else:
-    columns = {"label": "Configuration", "status": "Outcome", "error_type": "Type", "error_message": "Message"}
-    columns |= {"suite": "Suite", "execution": "Execution", "repeat": "Repeat"}
-    st.dataframe(defused(failed[list(columns)]), column_config=columns, hide_index=True)
-st.subheader("All runs")
-newest = shown.sort_values("started_at", ascending=False)
-st.dataframe(defused(newest[list(TABLE)]), column_config=TABLE, hide_index=True, placeholder="")
+    _show_table(failed, "failures")
+if not left_out.empty:
+    st.subheader("What was skipped, and why")
+    st.caption("These are no failures: this machine, or a library, cannot do them, or what they need was not there.")
+    page.lines([line for reason in left_out.head(MOST).itertuples() for line in lines(reason, short=True)])
+    _show_table(left_out, "skips")

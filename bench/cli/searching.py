@@ -193,6 +193,7 @@ class Session:
         study, others = self.opened(make=True)
         assert study is not None  # noqa: S101  it was made
         where: dict[str, Any] = {"runs": self.runs, "store": self.store, "progress": progress}
+        where["to_do"] = self.search.budget.trials
         try:
             with open_trials(self.search.suite(), study.study_name, self._likely(), self.machine, **where) as trials:
                 progress.folder = trials.execution.folder
@@ -201,6 +202,7 @@ class Session:
                 found = self._go(study, trials, progress)
                 if confirm and found.points:
                     trials.runner.launcher.close()  # its devices stay claimed
+                    trials.runner.tell(current="repeating the best, as a suite of its own")
                     self._publish(trials, found, self._confirm(found))
                 return found, self._confirmed(found)
         except (Busy, EnvironmentProblem) as error:
@@ -219,10 +221,9 @@ class Session:
     def _go(self, study: optuna.Study, trials: Trials, progress: _Progress) -> SearchResult:
         def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[Any]:
             of = f" of {self.search.budget.trials}" if self.search.budget.trials else ""
-            progress.trial = f"{len(launched(study)) + 1}{of}: trial {number}, {stage}"
-            return [
-                row(record) for record in trials.run(specs, Trial(study=study.study_name, number=number, stage=stage))
-            ]
+            trial, done = Trial(study=study.study_name, number=number, stage=stage), len(launched(study))
+            progress.trial = f"{done + 1}{of}: trial {number}, {stage}"
+            return [row(record) for record in trials.run(specs, trial, done)]
 
         def publish(ended: str) -> SearchResult:
             found, file = self._result(study, ended), trials.execution.folder / CONFIRM

@@ -1,0 +1,221 @@
+"""The Overview: what runs now, a row a suite, and what failed and why."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+
+from analytics import store
+from analytics.frame import frame
+from app import data, live, overview
+from bench import tracking
+from bench.files import held
+from bench.live import LOCK, PROGRESS, Flight, Seen
+from bench.record import Status
+from tests import rows
+from tests.pages import EVIL, Open, markup, opened, texts
+from tests.test_live import HERE, NOW, flight, written
+
+OOM = Status.OUT_OF_MEMORY
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    def run(given: Any, **query: str) -> Any:
+        def load(uri: str | None = None, **_: Any) -> Any:
+            if isinstance(given, Exception):
+                raise given
+            return frame(given)
+
+        monkeypatch.setattr(store, "load", load)
+        return opened("overview", query)
+
+    yield run
+    st.cache_data.clear()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-3, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (86400 * 3 + 4 * 3600, "3 d 4 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert overview.duration(seconds) == words
+
+
+def test_what_runs_is_told_with_what_is_left() -> None:
+    running = flight(
+        ago=90, run_began_at=NOW - timedelta(seconds=12), current="tiny r1", remaining_seconds=60, failed=2
+    )
+    assert overview.told(running, NOW) == [
+        f"s on {HERE}: 1 of 4 runs done, 2 runs failed",
+        "Now: tiny r1, for 12 s",
+        "Began 1 min 30 s ago, about 48 s left",
+    ]
+    assert overview.told(flight(to_do=None, unit="trials"), NOW)[:2] == [f"s on {HERE}: 1 trials done", "Now: starting"]
+    assert overview.told(running.model_copy(update={"remaining_seconds": 3}), NOW)[2].endswith("about to end")
+    assert "left" not in overview.told(running.model_copy(update={"remaining_seconds": None}), NOW)[2]
+
+
+def test_what_stopped_and_what_is_silent() -> None:
+    stopped, silent = overview.past(Seen(flight(), "stopped")), overview.past(Seen(flight(), "silent"))
+    assert stopped.endswith("2026-01-02 11:59:00 UTC: 1 of 4 runs done. The same command goes on.")
+    assert "no news since 2026-01-02 11:59:00 UTC" in silent
+
+
+def test_a_row_a_suite_is_its_newest_execution() -> None:
+    given = [rows.make(4, v=9e9, execution="20250101T000000-old")]
+    given[0]["started_at"] = "2025-01-01T00:00:00+00:00"
+    given += [rows.make(1, repeat=r, v=2e9 * (1 + 0.1 * r)) for r in range(2)] + [rows.make(2, "small", readings="e")]
+    given += [rows.make(2, status=Status.FAILED, readings=""), rows.make(4, status=Status.SKIPPED, readings="")]
+    given.append(rows.make(suite="later", repeat=50, readings=""))
+    later, row = overview.suites(frame(given)).to_dict("records")
+    assert later["suite"] == "later"
+    assert all(later[name] is None or later[name] != later[name] for name in ("joules", "grams", "usd")), "never 0"
+    assert row["runs"] == "3 ok, 1 failed, 1 skipped"
+    assert (row["executions"], row["host"]) == (2, "synthetic-host")
+    best = (20 * 22) ** 0.5
+    assert row["best"].startswith(f"{best:.4g} ("), "a mean over repeats, not the luckiest run, nor that of the old one"
+    assert row["fastest"] == given[1]["label"]
+    assert (row["joules"], row["joules_estimated"]) == (200, 450)
+    assert row["grams"] == pytest.approx(200 / 3.6e6 * 400)
+    assert row["grams_estimated"] == pytest.approx(150 / 3.6e6 * 400)
+    assert row["usd"] == pytest.approx(0.03)
+
+
+def test_runs_that_failed_alike_are_one_reason() -> None:
+    message = "rank {0}: tried to allocate {1}.5 GiB\nmore in another line"
+    given = [rows.make(2, repeat=r, status=OOM, message=message.format(r, 10 + r)) for r in range(3)]
+    given += [rows.make(4, repeat=9, status=Status.FAILED, message="another cause"), rows.make(1, batch=4)]
+    given.append(rows.make(4, repeat=8, status=Status.SKIPPED, message="needs a GPU"))
+    other, memory = overview.reasons(frame(given)).itertuples()
+    assert (memory.runs, memory.outcome, memory.suites) == (3, "out of memory", "synthetic")
+    assert memory.reason == "SyntheticError: rank 2: tried to allocate 12.5 GiB more in another line"
+    assert "the nearest that does has" in memory.remedy
+    assert "batch_size_per_device: 4" in memory.remedy
+    assert other.reason == "SyntheticError: another cause"
+    assert "--retry" in other.remedy
+    assert other.newest > memory.newest
+    (skip,) = overview.reasons(frame(given), skipped=True).itertuples()
+    assert overview.lines(skip, short=True)[0] == "1 run (synthetic): needs a GPU"
+    assert overview.lines(memory)[0].startswith("out of memory: 3 runs, the newest 2026-01-02 03:06:05 UTC")
+    assert overview.reasons(frame(given[4:5])).empty
+
+
+@pytest.mark.parametrize("status", [Status.TIMEOUT, Status.INVALID, Status.FAILED, OOM, "of another version"])
+def test_every_failure_is_told(status: Any) -> None:
+    given = rows.make(status=Status.FAILED) | {"status": status}
+    for name in ("error_message", "error_type", "config_id", "label"):
+        given.pop(name)
+    (reason,) = overview.reasons(frame([given, given | {"repeat": 1, "run_id": "x"}])).itertuples()
+    assert reason.runs == 2
+    assert bool(reason.remedy) == (status in set(Status))
+    assert "no reason is known" in overview.lines(reason)
+
+
+def test_the_page_of_suites_and_reasons(page: Open) -> None:
+    given = [rows.make(), rows.make(2, status=OOM, message="no room"), rows.make(suite="other")]
+    app = page([*given, rows.make(4, status=Status.SKIPPED, message="needs a GPU")])
+    assert app.dataframe[0].value["suite"].tolist() == ["synthetic", "other"]
+    assert "CO2e, from measured energy [g]" in str(app.dataframe[0].proto.columns)
+    assert "out of memory: 1 run" in texts(app)
+    assert "SyntheticError: no room" in texts(app)
+    assert "1 run (synthetic): needs a GPU" in texts(app)
+    assert "Nothing runs now" in texts(app)
+    quiet = page([rows.make()])
+    assert "Every run ended well" in texts(quiet)
+    assert "skipped, and why" not in texts(quiet)
+
+
+def test_a_suite_leads_to_its_figures(page: Open) -> None:
+    given = [rows.make(), rows.make() | {"suite": "a b&c"}]
+    assert not page(given).get("page_link")
+    (link,) = page(given, suite="a b&c").get("page_link")
+    assert "a b&c" in str(link.proto.query_string).replace("%20", " ").replace("+", " ").replace("%26", "&")
+    assert page(given, suite="gone").selectbox(key="suite").value == "All suites"
+
+
+def flying(runs: Path, **fields: Any) -> Path:
+    now = datetime.now(UTC)
+    return written(runs, flight(**{"began_at": now, "updated_at": now, **fields}))
+
+
+def test_the_page_shows_what_runs(page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(live.RUNS, str(tmp_path / "elsewhere"))
+    folder = flying(tmp_path / "elsewhere", current="tiny r1")
+    flying(tmp_path / "elsewhere", suite="killed")
+    with held(folder / LOCK, "busy"):
+        app = page([rows.make()])
+        assert "Running now" in texts(app)
+        assert f"s on {HERE}: 1 of 4 runs done" in texts(app)
+        assert "killed on" in texts(app)
+        assert "The same command goes on." in texts(app)
+        (bar,) = app.get("progress")
+        assert bar.proto.value == 25
+    assert "Nothing runs now" in texts(page([rows.make()]))
+
+
+def test_what_runs_is_shown_before_there_are_runs(page: Open, tmp_path: Path) -> None:
+    with held(flying(tmp_path / "runs") / LOCK, "busy"):
+        for given in ([], tracking.StoreError("there is no store")):
+            app = page(given)
+            assert "Running now" in texts(app)
+            assert not app.metric
+
+
+def test_numbers_follow_when_a_run_has_ended(page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = flying(tmp_path / "runs")
+    asked: list[datetime] = []
+    monkeypatch.setattr(data, "refresh_if", lambda newer_than: bool(asked.append(newer_than)))
+    with held(folder / LOCK, "busy"):
+        page([rows.make()])
+        before = live._ended(live._look())
+        text = (folder / PROGRESS).read_text()
+        (folder / PROGRESS).write_text(text.replace('"current":null', '"current":"the next run"'))
+        assert live._ended(live._look()) == before, "nothing has ended"
+        (folder / PROGRESS).write_text(text.replace('"done":1', '"done":2'))
+        assert live._ended(live._look()) != before
+        told = Flight.model_validate_json(text)
+        assert asked == [told.updated_at], "the page was to hold what had ended before it was opened"
+    assert live._ended(live._look()) == frozenset()
+
+
+def test_a_store_that_is_slow_or_down_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(uri: str | None) -> Any:
+        raise tracking.StoreError("down")
+
+    index = live._Index("x")
+    monkeypatch.setattr(tracking, "flights", down)
+    assert index.told() == []
+    told = [flight()]
+    monkeypatch.setattr(tracking, "flights", lambda uri: told)
+    assert index.told() == [], "asked a moment ago"
+    monkeypatch.setattr(live, "_ASK_SECONDS", -1)
+    assert index.told() == told
+    monkeypatch.setattr(tracking, "flights", down)
+    assert index.told() == told, "what it told last"
+
+
+def test_hostile_text_of_what_runs_and_failed_is_never_markup(page: Open, tmp_path: Path) -> None:
+    given = [rows.make()]
+    for index, evil in enumerate(EVIL):
+        over = dict.fromkeys(("label", "suite", "error_message", "error_type", "host", "device_name"), evil)
+        given.append(rows.make(repeat=index, status=Status.FAILED) | over | {"run_id": evil})
+        given.append(rows.make(repeat=index, status=Status.SKIPPED) | over | {"status": "skipped"})
+    locks = []
+    for index, evil in enumerate(EVIL):
+        folder = flying(tmp_path / "runs", suite=f"s{index}")
+        told = Flight.model_validate_json((folder / PROGRESS).read_text())
+        hostile = dict.fromkeys(("suite", "current", "host"), evil)
+        (folder / PROGRESS).write_text(told.model_copy(update=hostile).model_dump_json())
+        locks.append(os.fspath(folder / LOCK))
+    with held(Path(locks[0]), "busy"):
+        app = page(given, suite=EVIL[0])
+        whole = page(given)
+    for shown in (app, whole):
+        for evil in EVIL:
+            assert evil not in markup(shown)
+    assert EVIL[0] in texts(whole)
