@@ -15,9 +15,9 @@ import pandas as pd
 
 from analytics.frame import asked
 from analytics.objectives import rent
-from bench.schema import AXES, RunSpec, Scalar, Suite
+from bench.schema import AXES, RunSpec, Suite
 
-_MAPPINGS = ("workload_args", "validation", "target")
+_ELSEWHERE = {"repeat", "ladder", "num_nodes", "devices_per_node", "device_type"}
 _MOST = 4096
 """Readings of a row that are tried."""
 _REGION = re.compile(r"[A-Z]{3}|US-[A-Z]{2}")
@@ -47,7 +47,10 @@ def again(run: Mapping[Any, Any], df: pd.DataFrame, repeats: int = 3) -> dict[st
     suite = Suite(
         name=re.sub(r"[^a-z0-9_-]+|^[_-]+", "", f"{run['suite']}"[:58]) + "-again",
         defaults={"device_type": specs[-1].device_type},
-        include=[_cell(spec) for spec in specs],
+        include=[
+            spec.model_dump(mode="json", exclude=_ELSEWHERE, exclude_defaults=True) | {"devices": spec.world_size}
+            for spec in specs
+        ],
         repeats=repeats,
         region=region if _REGION.fullmatch(region) else None,
         usd_per_device_hour=float(f"{price:.6g}") if price >= 0 else None,
@@ -81,19 +84,16 @@ def _readings(name: str, value: Any) -> tuple[Any, ...]:
     """What a cell of the frame may have been in the row, the likeliest first."""
     if name == "batch_size_per_device":
         return int(value), "max"  # a row has the batch that was found
-    if not ("." in name and name.split(".")[0] in (*AXES, *_MAPPINGS)):
+    if not ("." in name and name.split(".")[0] in (*AXES, "workload_args")):
         return (value,)
-    if isinstance(value, float):
-        return (int(value), value) if value.is_integer() else (value,)
     if value in ("True", "False"):
         return value == "True", value
-    readings: list[Scalar] = [value]
-    for kind in (int, float):  # a column that holds text too has its numbers as text
-        try:
-            readings.append(kind(value))
-        except ValueError:
-            continue
-    return tuple(readings)
+    try:
+        number = float(value)
+    except ValueError:
+        return (value,)
+    readings = (int(number), number) if number.is_integer() else (number,)
+    return readings if isinstance(value, float) else (value, *readings)  # of a column that holds text too
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,10 +110,3 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[name] = value.split() if name == "meters" else value
     return out
-
-
-def _cell(spec: RunSpec) -> dict[str, Any]:
-    """Return a configuration as it is written in a suite."""
-    out = {"repeat", "ladder", "num_nodes", "devices_per_node", "device_type"}
-    fields = spec.model_dump(mode="json", exclude=out, exclude_defaults=True)
-    return fields | {"devices": spec.world_size}

@@ -12,16 +12,9 @@ from analytics.objectives import UNITS, Objective
 from analytics.pareto import Front
 from analytics.words import between, scale
 
-RUNS = {
-    "run_id": "Run",
-    "repeat": "Repeat",
-    "samples_per_second": "Samples/s",
-    "duration_seconds": "Whole run [s]",
-    "quality": "Quality",
-    "flags": "Flags",
-    "started_at": "Started (UTC)",
-    "mlflow_run_id": "Run in MLflow",
-}
+RUNS = {"run_id": "Run", "repeat": "Repeat", "samples_per_second": "Samples/s", "duration_seconds": "Whole run [s]"}
+RUNS |= {"quality": "Quality", "flags": "Flags", "started_at": "Started (UTC)", "mlflow_run_id": "Run in MLflow"}
+SAID = {"knee": "yes, the knee", "front": "yes", "others": "no"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +69,8 @@ def places(table: pd.DataFrame) -> list[str]:
 
 def table(one: Front) -> pd.DataFrame:
     """Return a row a configuration, as text, with its number in the figure."""
-    said = {"knee": "yes, the knee", "front": "yes", "others": "no"}
     out: dict[str, Any] = {"No.": range(1, len(one.table) + 1), "Configuration": one.table["name"]}
-    out |= {"On the front": [said[stands] for stands in places(one.table)], "Chance to be on it": _chances(one.table)}
+    out |= {"On the front": [SAID[stands] for stands in places(one.table)], "Chance to be on it": _chances(one.table)}
     out |= {side.title: side.cells(one.table) for side in sides(one)}
     out |= {"Runs": one.table["repeats"], "Suite": one.table["suite"], "Execution": one.table["execution"]}
     return pd.DataFrame(out | {"Host": one.table["host"], "Devices": one.table["device_name"]})
@@ -86,18 +78,14 @@ def table(one: Front) -> pd.DataFrame:
 
 def told(one: Front) -> list[list[str]]:
     """Say what is known of each configuration, in lines."""
-    said = {"knee": "on the front, its knee", "front": "on the front", "others": "not on the front"}
-    figures = [
-        [f"{side.name}: {cell}{', estimated' * side.estimated}" for cell in side.cells(one.table, side.unit)]
-        for side in sides(one)
-    ]
-    stand, likely = places(one.table), _chances(one.table)
-    out = []
+    shown = [(side, side.cells(one.table, side.unit)) for side in sides(one)]
+    stand, likely, out = places(one.table), _chances(one.table), list[list[str]]()
     for index, row in enumerate(one.table.to_dict("records")):
-        chance = f" ({likely[index]} likely to be on it)" if likely[index] else ""
+        lines = [f"{side.name}: {cells[index]}{', estimated' * side.estimated}" for side, cells in shown]
+        chance = f" ({likely[index]} likely)" if likely[index] else ""
         runs = f"{row['repeats']} {'run' if row['repeats'] == 1 else 'runs'} of {row['suite']}"
-        head = [f"{index + 1}. {row['name']}", said[stand[index]] + chance]
-        out.append([*head, *(lines[index] for lines in figures), f"{runs} on {row['host']} ({row['device_name']})"])
+        head = [f"{index + 1}. {row['name']}", f"on the front: {SAID[stand[index]]}{chance}"]
+        out.append([*head, *lines, f"{runs} on {row['host']} ({row['device_name']})"])
     return out
 
 
@@ -114,5 +102,4 @@ def machines(runs: pd.DataFrame) -> pd.Series:
 def runs_of(one: Front, index: int, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs of a configuration, by its index in the table."""
     wanted = one.table[list(IDENTITY)].astype("str").iloc[index]
-    same: pd.DataFrame = runs[(runs[list(IDENTITY)].astype("str") == wanted).all(axis=1)]
-    return same
+    return runs.loc[(runs[list(IDENTITY)].astype("str") == wanted).all(axis=1)]

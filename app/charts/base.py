@@ -64,7 +64,7 @@ def with_ends(axis: str, values: Sequence[float], ends: Sequence[tuple[float, fl
     ]
     up, down = [high - value for value, _, high in known], [value - low for value, low, _ in known]
     bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "visible": any(up + down)}
-    return {axis: list(values), f"error_{axis}": bars | {"thickness": 1}}
+    return {axis: list(values), f"error_{axis}": bars | {"thickness": 1, "color": GREY}}
 
 
 def edge(points: Sequence[tuple[float, float]], signs: tuple[int, int]) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from analytics.pareto import Front
-from analytics.words import number
 from app.charts.base import COLOURS, GREY, RANKS, axis, edge, frame, text, with_ends
 from app.tradeoffs import Side, places, told
 
@@ -22,45 +20,36 @@ def front_chart(one: Front, x: Side, y: Side, third: Side | None = None, picked:
     The line is the front of the two axes alone. A third objective is the colour of the markers. The one that is `picked`,
     an index of the table, has a ring. Those of the front have their number; `customdata` of a marker is its index.
     """
-    figure = go.Figure(layout=frame(560))
+    figure, at = go.Figure(layout=frame(560)), dict[str, Any]()
     points = list(zip(x.values(one.table), y.values(one.table), strict=True))
     signs = (1 if x.objective.rising else -1, 1 if y.objective.rising else -1)
     line = edge(points, signs)
     if len(line["x"]) > 1:
         figure.add_scatter(**line, name="no other is better in these two")
     if picked is not None:
-        ring = {"size": 26, "color": "rgba(0,0,0,0)", "symbol": "circle", "line": {"width": 3, "color": COLOURS[2]}}
-        where = {"x": [points[picked][0]], "y": [points[picked][1]]}
-        figure.add_scatter(**where, mode="markers", marker=ring, name="the one picked below", hoverinfo="skip")
+        ring = {"size": 26, "symbol": "circle-open", "color": COLOURS[2], "line": {"width": 3}}
+        at = {"x": [points[picked][0]], "y": [points[picked][1]], "name": "the one picked below", "hoverinfo": "skip"}
+        figure.add_scatter(**at, mode="markers", marker=ring)
     lines, ranks = told(one), places(one.table)
     for rank in (rank for rank in RANKS if rank in ranks):
         here = [index for index, stands in enumerate(ranks) if stands == rank]
         rows = one.table.iloc[here]
         colour, symbol, size = RANKS[rank]
-        marker: dict[str, Any] = {"color": colour, "size": size, "symbol": symbol}
+        at = {"name": NAMES[rank], "customdata": [[index] for index in here], "hoverinfo": "text"}
+        at |= {"hovertext": ["<br>".join(map(text, lines[index])) for index in here], "textposition": "top right"}
+        at |= {"mode": "markers" if rank == "others" else "markers+text", "text": [str(index + 1) for index in here]}
+        at |= {"marker": {"color": colour, "size": size, "symbol": symbol}, "unselected": {"marker": {"opacity": 1}}}
         if third is not None:
-            scaled = _coloured(third.values(rows), _is_log(third.values(one.table)))
-            marker |= {"color": scaled, "coloraxis": "coloraxis", "line": {"width": 1, "color": GREY}, "size": size + 3}
-        at: dict[str, Any] = {}
+            colours = {"color": third.values(rows), "coloraxis": "coloraxis", "line": {"width": 1, "color": GREY}}
+            at["marker"] |= colours | {"size": size + 3}
         for name, side in (("x", x), ("y", y)):
             ends = list(zip(side.values(rows, "_low"), side.values(rows, "_high"), strict=True))
             at |= with_ends(name, side.values(rows), ends)
-            at[f"error_{name}"]["color"] = GREY if third is not None else colour
-        texts = ["<br>".join(map(text, lines[index])) for index in here]
-        figure.add_scatter(
-            **at,
-            mode="markers" if rank == "others" else "markers+text",
-            text=[str(index + 1) for index in here],
-            textposition="top right",
-            marker=marker,
-            name=NAMES[rank],
-            hovertext=texts,
-            hoverinfo="text",
-            customdata=[[index] for index in here],
-            unselected={"marker": {"opacity": 1}},
-        )
+        figure.add_scatter(**at)
     if third is not None:
-        figure.update_layout(coloraxis=_colour_axis(third, one))
+        bar = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 12}
+        bar["title"] = {"text": text(third.title), "side": "top"}
+        figure.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": bar})
     figure.update_xaxes(**_axis(x, one))
     return figure.update_yaxes(**_axis(y, one))
 
@@ -74,27 +63,3 @@ def _axis(side: Side, one: Front) -> dict[str, Any]:
     if low > 0 and any(not low <= end <= high for end in ends):
         out["range"] = [math.log10(low), math.log10(high)] if out["type"] == "log" else [low, high]
     return out
-
-
-def _is_log(values: Sequence[float]) -> bool:
-    return bool(axis(values, "")["type"] == "log")
-
-
-def _coloured(values: Sequence[float], log: bool) -> list[float]:
-    return [math.log10(value) if log else value for value in values]
-
-
-def _colour_axis(side: Side, one: Front) -> dict[str, Any]:
-    """A bar above the figure with the values of the third objective, on logarithms where they are far apart."""
-    values = side.values(one.table)
-    bar: dict[str, Any] = {
-        "orientation": "h",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "thickness": 12,
-        "title": text(side.title),
-    }
-    if _is_log(values):
-        ticks = axis(values, "")["tickvals"]
-        bar |= {"tickvals": _coloured(ticks, True), "ticktext": [number(tick) for tick in ticks]}
-    return {"colorscale": "Cividis", "colorbar": bar | {"title": {"text": text(side.title), "side": "top"}}}

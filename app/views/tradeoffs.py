@@ -20,8 +20,8 @@ from app.charts.tradeoffs import front_chart
 from app.tradeoffs import RUNS, machines, runs_of, sides, table, told
 from bench.record import Status
 
-ALL = "All machines"
-NONE = "none"
+ALL, NONE = "All machines", "none"
+BOUND: Any = {"bind": "query-params"}
 ORDER = ["time", "cost", "energy", "quality", "memory", "carbon"]
 _front = st.cache_data(pareto.front_of, max_entries=16, show_spinner="Comparing ...", hash_funcs={Amount: repr})
 
@@ -29,18 +29,14 @@ _front = st.cache_data(pareto.front_of, max_entries=16, show_spinner="Comparing 
 def _pick(df: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Let suites, a machine and a kind of work be chosen; stop the page where no run ended well."""
     left, right = st.columns(2)
-    suites = left.multiselect(
-        "Suites (the newest execution of each)",
-        sorted(df["suite"].dropna().unique()),
-        placeholder="All suites",
-        key="suites",
-        bind="query-params",
-    )
+    names = sorted(df["suite"].dropna().unique())
+    label = "Suites (the newest execution of each)"
+    suites = left.multiselect(label, names, placeholder="All suites", key="suites", **BOUND)
     runs = latest_execution(df[df["suite"].isin(suites)] if suites else df)
     runs = runs[runs["status"] == Status.OK]
     places = machines(runs)
     if places.nunique() > 1:
-        place = right.selectbox("Machine", [ALL, *sorted(places.unique())], key="machine", bind="query-params")
+        place = right.selectbox("Machine", [ALL, *sorted(places.unique())], key="machine", **BOUND)
         runs = runs if place == ALL else runs[places == place]
     works: dict[str, pd.DataFrame] = {}
     for name, some in pareto.works(tidy(runs)):
@@ -51,7 +47,7 @@ def _pick(df: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         st.stop()
     names = sorted(works, key=lambda name: -works[name]["config_id"].nunique())
     label = "Work (only runs that train the same model on the same data are compared; most configurations first)"
-    work = st.selectbox(label, names, key="work", bind="query-params")
+    work = st.selectbox(label, names, key="work", **BOUND)
     return work, works[work]
 
 
@@ -63,11 +59,9 @@ def _amount(units: list[Per]) -> Amount | None:
     left, right = st.columns(2)
     unit = units[0]
     if len(units) > 1:
-        unit = right.segmented_control(
-            "Counted in", units, default=unit, key="unit", bind="query-params", required=True
-        )
+        unit = right.segmented_control("Counted in", units, default=unit, key="unit", required=True, **BOUND)
     label = f"Amount of work [million {unit}]"
-    millions = left.number_input(label, 1e-6, 1e9, 1.0, format="%g", key="amount", bind="query-params")
+    millions = left.number_input(label, 1e-6, 1e9, 1.0, format="%g", key="amount", **BOUND)
     return Amount(**{unit: millions * 1e6})
 
 
@@ -76,30 +70,27 @@ def _objectives(names: list[str]) -> list[str]:
     if len(names) < 2:
         return names
     columns = st.columns(3)
-    x = columns[0].selectbox("Across", names, key="x", bind="query-params")
+    x = columns[0].selectbox("Across", names, key="x", **BOUND)
     others = [name for name in names if name != x]
-    y = columns[1].selectbox("Upwards", others, key="y", bind="query-params")
+    y = columns[1].selectbox("Upwards", others, key="y", **BOUND)
     thirds = [NONE, *(name for name in others if name != y)]
-    third = columns[2].selectbox("Third, as colour", thirds, key="third", bind="query-params")
+    third = columns[2].selectbox("Third, as colour", thirds, key="third", **BOUND)
     return [x, y, *([third] if third != NONE else [])]
 
 
 def _figure(one: pareto.Front) -> int:
     """Show the front and let a configuration be picked, in the figure or by name; return its index in the table."""
     spot = st.container()
-    order = sorted(one.table.index, key=lambda index: not one.table["knee"][index])
-    names = {f"{one.table['name'][index]}": int(index) for index in order}
-    names |= {f"{name} ({i})": i for i, name in enumerate(one.table["name"]) if names[name] != i}
-    keys = {index: name for name, index in names.items()}
+    order = sorted(range(len(one.table)), key=lambda index: not one.table["knee"][index])
+    names = {str(one.table["name"][index]): index for index in order}
 
     def clicked() -> None:
-        points = st.session_state["figure-front"].selection.points
-        if points:
-            st.session_state["point"] = keys[points[0]["customdata"][0]]
+        for point in st.session_state["figure-front"].selection.points:
+            st.session_state["point"] = one.table["name"][point["customdata"][0]]
 
     st.subheader("One configuration")
     label = "Pick one here (the knee first, then the front), or click on it in the figure"
-    picked = names[st.selectbox(label, list(names), key="point", bind="query-params")]
+    picked = names[st.selectbox(label, list(names), key="point", **BOUND)]
     shown = sides(one)
     if len(one.table) > 1 and len(one.objectives) > 1:
         third = shown[2] if len(one.objectives) > 2 else None
