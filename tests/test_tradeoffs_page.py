@@ -14,7 +14,9 @@ from streamlit.testing.v1 import AppTest
 
 from analytics import pareto, store
 from analytics.frame import frame
+from analytics.repeat import again
 from app.charts.tradeoffs import front_chart
+from app.serve import TRACKING_URI
 from app.tradeoffs import Side, sides, table
 from bench import tracking
 from bench.record import Status
@@ -67,8 +69,23 @@ def test_one_is_picked_and_kept_in_the_address(open_page: Open) -> None:
     assert "4. d\non the front: no (0 % likely)\ntime: " in texts(app)
     said = r"Compared with b \(the knee\): 0\.(49|50)\d? times as fast, (2|1\.9\d|2\.0\d) times the energy"
     assert re.search(said, texts(app))
-    assert app.query_params["point"] == ["d"]
     assert open_page(FOUR, y="energy", point="d").selectbox(key="point").value == "d"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_URI, recorded_uri)
+    for suite in ("scaling", "ladder", "search-cost-efficiency"):
+        app = opened("tradeoffs", {"suites": suite, "third": "memory"})
+        assert "fastest: " in texts(app)
+        assert "energy: ~" in texts(app)
+        assert app.code[0].value == "bench run again.yaml"
+    df = store.load(recorded_uri)
+    for run in df.to_dict("records"):
+        assert again(run, df)["include"], run["label"]
 
 
 def test_two_or_three_objectives(open_page: Open) -> None:

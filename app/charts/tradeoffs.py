@@ -49,7 +49,7 @@ def front_chart(one: Front, x: Side, y: Side, third: Side | None = None, picked:
     if third is not None:
         bar = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 12}
         bar["title"] = {"text": text(third.title), "side": "top"}
-        figure.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": bar})
+        figure.update_layout(coloraxis={"colorscale": [[0, COLOURS[5]], [1, COLOURS[1]]], "colorbar": bar})
     figure.update_xaxes(**_axis(x, one))
     return figure.update_yaxes(**_axis(y, one))
 
