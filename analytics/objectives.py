@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from analytics.words import printable
+from analytics.words import number, printable
 from bench.record import Status
 
 if TYPE_CHECKING:
@@ -109,12 +109,41 @@ def objective(goal: Goal, work: Amount, rows: pd.DataFrame) -> Objective | None:
     return None if found is None else Objective(goal.name, found, work.samples or work.tokens or 1.0)
 
 
+_BASES = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
+"""Columns that say what an objective rests on."""
+
+
+def estimated(runs: pd.DataFrame, objective: Objective) -> bool:
+    """Whether an objective is the figure of a model, or rests on energy that is."""
+    if objective.name == "energy" or objective.name not in _BASES:
+        return "estimated" in objective.column
+    return bool(runs[_BASES[objective.name]].str.contains("estimated").fillna(False).any())
+
+
+def rent(runs: pd.DataFrame) -> pd.Series:
+    """Price of an hour of a device that was rented, which follows from what a run cost; NaN for others."""
+    prices = runs["cost_usd"] * 3600 / (runs["duration_seconds"] * runs["devices"]).astype("float64")
+    return prices.where(runs["cost_basis"] == "rental")
+
+
+def unequal_terms(runs: pd.DataFrame, objective: Objective) -> str:
+    """Say that cost or carbon of these runs is that of several prices or regions; nothing where it is not."""
+    if objective.name == "carbon" and runs["region"].nunique() > 1:
+        return (
+            f"carbon is that of several regions: {', '.join(sorted(map(printable, runs['region'].dropna().unique())))}"
+        )
+    rents = rent(runs).dropna()
+    if objective.name == "cost" and len(rents) and rents.max() > 1.01 * rents.min():
+        told = f"{number(float(rents.min()))} to {number(float(rents.max()))} USD per device and hour"
+        return f"cost is that of several prices, {told}: bench pareto --price makes it anew by one"
+    return ""
+
+
 def mixed(runs: pd.DataFrame, objective: Objective) -> str:
     """Say that an objective rests on several things in these runs, which are not to be compared; nothing where on one."""
-    labels = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
-    if objective.name not in labels or "estimated" in objective.column:
+    if objective.name not in _BASES or "estimated" in objective.column:
         return ""
-    bases = runs[labels[objective.name]]
+    bases = runs[_BASES[objective.name]]
     if objective.name == "energy":
         bases = bases.fillna(runs["energy_provenance"])
     found = sorted({printable(basis, 40) for basis in bases.fillna("unknown")})

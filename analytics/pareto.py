@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +18,20 @@ import pandas as pd
 from analytics import stats
 from analytics.comparable import unequal_training
 from analytics.frame import IDENTITY, summary
-from analytics.objectives import REMEDIES, Objective, Per, columns, mixed
+from analytics.objectives import REMEDIES, Objective, Per, columns, estimated, mixed, unequal_terms
 from analytics.words import number, printable
 from analytics.work import short
 from bench.record import Status
+
+if TYPE_CHECKING:
+    from analytics.searchfile import Amount
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
 DEFAULT = ("time", "energy", "cost", "quality")
 _LOADER = ("workload_args.workers", "workload_args.pin_memory")
 """Arguments of a workload that change neither its model nor its data."""
+_LAST = ("workload_args.architecture", "dataset")
+"""What mostly follows from other arguments: work is named by it where they do not tell it apart."""
 _LIGHTER = ("finetune", "pruning")
 """Methods that take fewer FLOP for the same work by their nature: that is their gain, and no other work."""
 
@@ -35,10 +40,12 @@ _LIGHTER = ("finetune", "pruning")
 class Front:
     """The configurations of one kind of work.
 
-    `table` has a row a configuration, those of the front first: IDENTITY, `name`, `repeats`; each objective with `_low` and
-    `_high` (95 %); `front` by the values alone; `p_front`, the share of draws in which no other configuration was better in
-    all objectives, and `p_best_OBJECTIVE`, both NaN where one repeat tells no spread; and `knee`, true for the one of the
-    front that is nearest to the best values of all. `dropped` says why an objective is left out.
+    `table` has a row a configuration, those of the front first: IDENTITY, `host`, `device_name`, `name`, `repeats`; each
+    objective with `_low` and `_high` (95 %); `front` by the values alone; `p_front`, the share of draws in which no other
+    configuration was better in all objectives, and `p_best_OBJECTIVE`, both NaN where one repeat tells no spread; and
+    `knee`, true for the one of the front that is nearest to the best values of all. `others` are in the table, but do not
+    count. `dropped` says why an objective is left out, `estimated` names those that rest on the energy of a model,
+    `notes` tell of several prices or regions.
     """
 
     work: str
@@ -46,6 +53,9 @@ class Front:
     objectives: tuple[Objective, ...]
     table: pd.DataFrame
     dropped: dict[str, str]
+    estimated: tuple[str, ...] = ()
+    others: tuple[Objective, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 1000, seed: int = 0) -> list[Front]:
@@ -59,18 +69,27 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or not objectives:
         raise ValueError(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
-    return [_front(work, runs, objectives, draws, seed) for work, runs in _works(df[df["status"] == Status.OK])]
+    return [front_of(work, runs, objectives, draws=draws, seed=seed) for work, runs in works(df)]
 
 
-def _works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Split runs into those that do the same work, each with a name: same workload, data, model and FLOP of a sample."""
+def works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split the runs that ended well into those that do the same work, each with a name.
+
+    That is: the same workload, data, model and FLOP of a sample.
+    """
+    df = df[df["status"] == Status.OK]
     arguments = [name for name in df.columns if name.startswith("workload_args.") and name not in _LOADER]
     shared = ["workload", "dataset", "dataset_digest", *arguments]
     methods = [name for name in df.columns if name.split(".")[0] in _LIGHTER]
     texts = df[[*shared, *methods]].astype("str").fillna("")
     sizes = df["flops_per_sample"].groupby([texts[name] for name in texts]).transform(_sizes)
     keys = texts[shared].assign(flops_per_sample=sizes)
-    varying = [name for name in shared if keys[name].nunique() > 1 and name != "dataset_digest"]
+    naming = sorted(set(shared) - {"dataset_digest"}, key=lambda name: (name != "workload", name in _LAST, name))
+    varying, apart = list[str](), 1
+    for name in naming:
+        groups = len(keys[[*varying, name]].drop_duplicates())
+        if groups > apart:
+            varying, apart = [*varying, name], groups
     by_flops = len(keys.drop_duplicates()) > len(keys[shared].drop_duplicates())
     for _, runs in df.groupby([keys[name] for name in keys], sort=False):
         first = runs.iloc[0]
@@ -90,21 +109,35 @@ def _sizes(flops: pd.Series) -> pd.Series:
     return pd.Series(np.searchsorted(starts, flops.fillna(-1), side="right"), index=flops.index)
 
 
-def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Objective], dict[str, str]]:
-    """Choose what time, energy ... are counted for, and the column of each objective that all runs know."""
-    reached = runs["target_reached"].eq(1).all() and runs.get("target.value", pd.Series(dtype=float)).nunique() == 1
-    units: tuple[Per, ...] = ("samples", "tokens")
-    unit = next((u for u in units if runs[f"{u}_per_second"].gt(0).all()), units[0])
-    per: Per = "target" if reached else unit
-    found, dropped = [], {}
+def units(runs: pd.DataFrame) -> list[Per]:
+    """Name what time, energy ... can be counted for in all of some runs: the target alone where all reached the same."""
+    if runs["target_reached"].eq(1).all() and runs.get("target.value", pd.Series(dtype=float)).nunique() == 1:
+        return ["target"]
+    both: tuple[Per, ...] = ("samples", "tokens")
+    return [unit for unit in both if runs[f"{unit}_per_second"].gt(0).all()] or ["samples"]
+
+
+def known(
+    runs: pd.DataFrame, wanted: Sequence[str] = OBJECTIVES, amount: Amount | None = None
+) -> tuple[str, list[Objective], dict[str, str]]:
+    """Choose what time, energy ... are counted for, and the column of each objective that all runs know.
+
+    `amount` is a number of samples or of tokens; without one it is a million of what is known. What leads to a target is
+    counted to there, whatever the amount.
+    """
+    per = units(runs)[0]
+    size = 1e6
+    if amount is not None and per != "target":
+        per, size = ("tokens", amount.tokens) if amount.tokens else ("samples", amount.samples or size)
+    reached, found, dropped = per == "target", [], {}
     for name in wanted:
-        known = [c for c in columns(name, per) if c in runs and runs[c].notna().any()]
-        complete = [Objective(name, c) for c in known if np.isfinite(runs[c]).all()]
+        told = [c for c in columns(name, per) if c in runs and runs[c].notna().any()]
+        complete = [Objective(name, c, size) for c in told if np.isfinite(runs[c]).all()]
         bases = mixed(runs, complete[0]) if complete else ""
         unequal = "" if reached or name != "quality" else _unequal(runs)
-        if not known:
+        if not told:
             dropped[name] = REMEDIES[name]
-        elif not complete and len(known) > 1 and name == "energy":
+        elif not complete and len(told) > 1 and name == "energy":
             dropped[name] = "measured for some and estimated for others, which are never mixed"
         elif not complete:
             dropped[name] = "not known for all of them"
@@ -114,7 +147,8 @@ def _chosen(runs: pd.DataFrame, wanted: Sequence[str]) -> tuple[str, list[Object
             dropped[name] = bases
         else:
             found.append(complete[0])
-    return ("to the target" if reached else f"per million {unit}"), found, dropped
+    each = f"per million {per}" if size == 1e6 else f"for {number(size)} {per}"
+    return ("to the target" if reached else each), found, dropped
 
 
 def _unequal(runs: pd.DataFrame) -> str:
@@ -126,17 +160,34 @@ def _unequal(runs: pd.DataFrame) -> str:
     return f"{told}: give all the same measure_steps and batch, or a target that all reach"
 
 
-def _front(work: str, runs: pd.DataFrame, wanted: Sequence[str], draws: int, seed: int) -> Front:
-    per, objectives, dropped = _chosen(runs, wanted)
-    table = summary(runs)[[*IDENTITY, "name", "repeats"]]
+def front_of(
+    work: str,
+    runs: pd.DataFrame,
+    wanted: Sequence[str] = DEFAULT,
+    amount: Amount | None = None,
+    also: Sequence[str] = (),
+    draws: int = 1000,
+    seed: int = 0,
+) -> Front:
+    """Return the front of runs that do the same work, one of `works`, for an amount of it (see `known`).
+
+    Objectives that it should tell `also`, where they are known, are in its table and do not count.
+    """
+    per, objectives, dropped = known(runs, wanted, amount)
+    others = known(runs, [name for name in also if name not in wanted], amount)[1]
+    table = summary(runs)[[*IDENTITY, "host", "device_name", "name", "repeats"]]
     if not objectives:
         return Front(work, per, (), table, dropped)
     keys = runs[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)
     parts = [runs[keys == key] for key in table[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)]
     table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
+    table = table.assign(**_figures(others, *_values(parts, others)))
     first = objectives[0]
     table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
-    return Front(work, per, tuple(objectives), table, dropped)
+    every = [*objectives, *others]
+    models = tuple(one.name for one in every if estimated(runs, one))
+    notes = tuple(filter(None, (unequal_terms(runs, one) for one in every)))
+    return Front(work, per, tuple(objectives), table, dropped, models, tuple(others), notes)
 
 
 def judged(
@@ -146,10 +197,7 @@ def judged(
 
     There is a row a configuration, in their order; they are all held against each other, whatever work they do.
     """
-    raw = [np.column_stack([objective.values(part) for objective in objectives]) for part in parts]
-    logs = [
-        bool((np.concatenate(raw)[:, k] > 0).all()) for k in range(len(objectives))
-    ]  # a loss or an accuracy may be 0
+    raw, logs = _values(parts, objectives)
     signs = np.array([1.0 if objective.rising else -1.0 for objective in objectives])
     scaled = [signs * np.where(logs, np.log(np.where(logs, x, 1.0)), x) for x in raw]
     centres = np.array([x.mean(axis=0) for x in scaled])
@@ -165,6 +213,13 @@ def judged(
     return table
 
 
+def _values(parts: Sequence[pd.DataFrame], objectives: Sequence[Objective]) -> tuple[list[np.ndarray], list[bool]]:
+    """Values of each part, of shape (runs, objectives), and which objectives count by their logarithm."""
+    raw = [np.array([one.values(part) for one in objectives], dtype=float).T for part in parts]
+    # A loss or an accuracy may be 0.
+    return raw, [bool((np.concatenate(raw)[:, k] > 0).all()) for k in range(len(objectives))]
+
+
 def _figures(objectives: Sequence[Objective], raw: Sequence[np.ndarray], logs: Sequence[bool]) -> dict[str, Any]:
     """Values and intervals by column of the table."""
     out: dict[str, Any] = {}
@@ -172,7 +227,8 @@ def _figures(objectives: Sequence[Objective], raw: Sequence[np.ndarray], logs: S
         columns = [x[:, k] for x in raw]
         found = [stats.geometric_mean(x) if logs[k] else stats.Estimate(x.mean(), None, None, len(x)) for x in columns]
         out[objective.name] = [estimate.value for estimate in found]
-        out |= {f"{objective.name}_{end}": [getattr(estimate, end) for estimate in found] for end in ("low", "high")}
+        for end in ("low", "high"):
+            out[f"{objective.name}_{end}"] = np.array([getattr(one, end) for one in found], dtype=float)
     return out
 
 

@@ -11,6 +11,7 @@ st.navigation(
         st.Page("views/runs.py", title="Runs", icon=":material/table_rows:"),
         st.Page("views/scaling.py", title="Scaling", icon=":material/show_chart:"),
         st.Page("views/strategies.py", title="Strategies", icon=":material/balance:"),
+        st.Page("views/tradeoffs.py", title="Trade-offs", icon=":material/join_inner:"),
         st.Page("views/planner.py", title="Planner", icon=":material/calculate:"),
         st.Page("views/search.py", title="Search", icon=":material/search:"),
     ],

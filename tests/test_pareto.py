@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from analytics import pareto, store
 from analytics.frame import frame
 from analytics.pareto import front
+from analytics.pareto_words import against, sentences
+from analytics.searchfile import Amount
 from bench.cli import cli
 from tests import rows
 from tests.test_tracking import logged
@@ -182,6 +184,74 @@ def test_accuracy_is_to_be_large_and_may_be_zero() -> None:
     assert found.index.tolist() == ["b", "a"]
     assert found["front"].tolist()[0]
     assert found["quality"].tolist() == [0.9, 0.0]
+
+
+def test_an_amount_of_work() -> None:
+    ((_, work),) = pareto.works(frame(THREE))
+    one = pareto.front_of("w", work, ("time", "energy"), Amount(samples=2.5e7))
+    million = pareto.front_of("w", work, ("time", "energy"))
+    assert (one.per, million.per) == ("for 25,000,000 samples", "per million samples")
+    assert one.table["time"].tolist() == pytest.approx((25 * million.table["time"]).tolist())
+    assert one.table["p_front"].tolist() == million.table["p_front"].tolist()
+    assert pareto.units(work) == ["samples", "tokens"]
+    tokens = pareto.front_of("w", work, ("time",), Amount(tokens=1e6))
+    assert tokens.objectives[0].column == "tokens_per_second"
+
+
+def test_what_is_told_beside_the_front_does_not_count() -> None:
+    ((_, work),) = pareto.works(frame([*THREE, *runs("d", 350, 90)]))
+    one = pareto.front_of("w", work, ("time",), also=("time", "energy", "quality"))
+    assert [objective.name for objective in one.others] == ["energy"]
+    assert one.table["front"].tolist() == [True, False, False, False]
+    assert one.table["energy"].tolist() == pytest.approx([300, 200, 100, 90], rel=0.02)
+    assert (one.table["energy_low"] < one.table["energy"]).all()
+
+
+def test_figures_of_a_model_are_named_also_where_carbon_rests_on_them() -> None:
+    assert front(frame(THREE), pareto.OBJECTIVES)[0].estimated == ()
+    modelled = [row | {"emissions_basis": "estimated"} for row in THREE]
+    (one,) = front(frame(modelled), pareto.OBJECTIVES)
+    assert one.estimated == ("carbon",)
+    assert "~ carbon: the figure of a model, not a measurement" in sentences(one)
+
+
+def test_several_prices_and_regions_are_told() -> None:
+    assert front(frame(THREE), pareto.OBJECTIVES)[0].notes == ()
+    given = [row | ({"region": "FRA", "cost_usd": 0.03} if row["config_id"] == "a" else {}) for row in THREE]
+    (one,) = front(frame(given), pareto.OBJECTIVES)
+    assert one.notes == (
+        "cost is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one",
+        "carbon is that of several regions: FRA, XX",
+    )
+    assert one.notes[0] in sentences(one)
+
+
+def test_work_is_named_by_what_tells_it_apart() -> None:
+    other = {"workload_args.preset": "small", "workload_args.architecture": "b", "dataset": "another"}
+    given = [row | {"workload_args.architecture": "a"} for row in THREE] + [row | other for row in runs("b", 1, 1)]
+    assert [one.work for one in front(frame(given))] == ["preset=tiny", "preset=small"]
+
+
+def test_one_against_the_others() -> None:
+    (one,) = front(frame([*THREE, *runs("d", 206, 206, noise=0.05, seed=1)]), ("time", "energy"))
+    names = one.table["name"].tolist()
+    assert names == ["a", "b", "c", "d"]
+    first = list(against(one, 0))
+    assert first[0] == "This is fastest of all 4."
+    assert first[1] == "Compared with b (the knee): 2 times as fast, 50 % more energy."
+    assert first[2].startswith("Compared with c (least energy): ")
+    assert len(first) == 3
+    close = next(iter(against(one, 3)))
+    assert close.count("(not told apart)") == 2
+    (alone,) = front(frame(runs("a", 1, 1)), ("time",))
+    assert list(against(alone, 0)) == []
+
+
+def test_accuracy_of_nothing_has_no_ratio() -> None:
+    scored = [row | {"validation_accuracy": 0.9 * (row["config_id"] == "b")} for row in THREE]
+    (one,) = front(frame(scored), ("time", "quality"))
+    lines = list(against(one, one.table["name"].tolist().index("a")))
+    assert any("accuracy 0 instead of 0.9" in line for line in lines)
 
 
 @pytest.mark.parametrize("by", [("speed",), (), ("time", "Time")])

@@ -18,6 +18,8 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#888888"
+RANKS = {"others": (GREY, "diamond", 9), "front": (COLOURS[0], "circle", 12), "knee": (COLOURS[1], "star", 16)}
+"""Colour, symbol and size of what is on a front or not."""
 
 
 def text(value: object) -> str:
@@ -53,3 +55,23 @@ def axis(values: Sequence[float], title: str) -> dict[str, Any]:
     ticks = log_ticks(values) if values and max(values) > 5 * min(values) > 0 else []
     log = {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
     return {"title": text(title)} | (log if ticks else {"type": "linear"})
+
+
+def with_ends(axis: str, values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return the coordinates of markers on an axis (x or y) and the bars of their intervals, low and high; NaN: none."""
+    known = [
+        (value, *(value if math.isnan(end) else end for end in pair)) for value, pair in zip(values, ends, strict=True)
+    ]
+    up, down = [high - value for value, _, high in known], [value - low for value, low, _ in known]
+    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "visible": any(up + down)}
+    return {axis: list(values), f"error_{axis}": bars | {"thickness": 1, "color": GREY}}
+
+
+def edge(points: Sequence[tuple[float, float]], signs: tuple[int, int]) -> dict[str, Any]:
+    """Return the line through the points that no other beats in both coordinates; a sign of -1 where more is better."""
+    found: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (signs[0] * point[0], signs[1] * point[1])):
+        if not found or signs[1] * point[1] < signs[1] * found[-1][1]:
+            found.append(point)
+    line = {"color": COLOURS[0], "shape": "hv", "width": 1.5}
+    return {"x": [x for x, _ in found], "y": [y for _, y in found], "line": line, "mode": "lines", "hoverinfo": "skip"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -10,11 +11,8 @@ import plotly.graph_objects as go
 
 from analytics.searched import Tried
 from analytics.words import number
-from app.charts.base import COLOURS, GREY, PATTERNS, axis, frame, looks, text
+from app.charts.base import COLOURS, GREY, PATTERNS, RANKS, axis, edge, frame, looks, text, with_ends
 from app.searches import Document, Goal, kind, told
-
-RANKS = {"others": (GREY, "diamond", 9), "front": (COLOURS[0], "circle", 12), "knee": (COLOURS[1], "star", 16)}
-"""Colour, symbol and size of a trial."""
 
 
 def front_chart(shown: Document, x: Goal, y: Goal) -> go.Figure:
@@ -22,19 +20,18 @@ def front_chart(shown: Document, x: Goal, y: Goal) -> go.Figure:
 
     The line is the front of these two; filled marks were measured in full, open ones by a probe.
     """
-    figure, edge = go.Figure(layout=frame(480)), list[Tried]()
-    for trial in sorted(shown.complete, key=lambda t: (x.sign * t.values[x.name], y.sign * t.values[y.name])):
-        if not edge or y.sign * trial.values[y.name] < y.sign * edge[-1].values[y.name]:
-            edge.append(trial)
-    at = {"x": _values(edge, x), "y": _values(edge, y), "line": {"color": COLOURS[0], "shape": "hv", "width": 1}}
-    if len(edge) > 1:
-        figure.add_scatter(**at, mode="lines", name="no other is better in both", hoverinfo="skip")
+    figure, trials = go.Figure(layout=frame(480)), shown.complete
+    line = edge(list(zip(_values(trials, x), _values(trials, y), strict=True)), (x.sign, y.sign))
+    if len(line["x"]) > 1:
+        figure.add_scatter(**line, name="no other is better in both")
     for rank, stage in sorted(set(map(kind, shown.complete)), reverse=True):
         trials = [trial for trial in shown.complete if kind(trial) == (rank, stage)]
         colour, symbol, size = RANKS[rank]
         marker = {"color": colour, "size": size, "symbol": symbol + ("" if stage == "full" else "-open")}
         texts = ["<br>".join(map(text, told(trial, shown.goals))) for trial in trials]
-        at = {"name": text(f"{rank}, {stage}"), **_with_ends("x", trials, x), **_with_ends("y", trials, y)}
+        at = {"name": text(f"{rank}, {stage}")}
+        for name, goal in (("x", x), ("y", y)):
+            at |= with_ends(name, _values(trials, goal), [_ends(trial, goal) for trial in trials])
         figure.add_scatter(**at, mode="markers", marker=marker, hovertext=texts, hoverinfo="text")
     figure.update_xaxes(**axis(_reach(shown.complete, x), x.title))
     return figure.update_yaxes(**axis(_reach(shown.complete, y), y.title))
@@ -50,12 +47,8 @@ def _reach(trials: Sequence[Tried], goal: Goal) -> list[float]:
     return [*_values(trials, goal), *ends]
 
 
-def _with_ends(axis: str, trials: Sequence[Tried], goal: Goal) -> dict[str, Any]:
-    values = _values(trials, goal)
-    up = [trial.high.get(goal.name, value) - value for trial, value in zip(trials, values, strict=True)]
-    down = [value - trial.low.get(goal.name, value) for trial, value in zip(trials, values, strict=True)]
-    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "visible": any(up + down)}
-    return {axis: values, f"error_{axis}": bars | {"thickness": 1}}
+def _ends(trial: Tried, goal: Goal) -> tuple[float, float]:
+    return trial.low.get(goal.name, math.nan), trial.high.get(goal.name, math.nan)
 
 
 def history_chart(title: str, points: Sequence[tuple[float, float]], sign: int) -> go.Figure:

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
 
     from analytics.pareto import Front
 
-_BEST = {
-    "time": "fastest",
-    "energy": "least energy",
-    "cost": "cheapest",
-    "carbon": "least carbon",
-    "memory": "least memory",
-    "quality": "best quality",
-}
-
-_NOTABLE = 0.05
-"""From which probability on another configuration is named that may be the best."""
-
 
 @click.command()
 @selection_options
@@ -89,6 +77,7 @@ def _document(one: Front) -> dict[str, Any]:
 
 
 def _show(one: Front, *, alone: bool) -> None:
+    from analytics.pareto_words import sentences
     from bench.cli.answer import console
 
     screen = console()
@@ -97,7 +86,7 @@ def _show(one: Front, *, alone: bool) -> None:
     if one.objectives:
         screen.print(f"What the same work takes ({one.per}; 95 % intervals):")
         screen.print(_table(one))
-    for line in _sentences(one):
+    for line in sentences(one):
         screen.print(f"  {line}")
 
 
@@ -115,41 +104,10 @@ def _table(one: Front) -> Table:
     table.add_column("front", justify="right")
     for _, row in one.table.iterrows():
         cells = [
-            ("~" if "estimated" in o.unit else "") + between(row[o.name], row[f"{o.name}_low"], row[f"{o.name}_high"])
+            ("~" if o.name in one.estimated else "") + between(row[o.name], row[f"{o.name}_low"], row[f"{o.name}_high"])
             for o in one.objectives
         ]
         share = "" if math.isnan(row["p_front"]) else f" {100 * row['p_front']:.0f} %"
         mark = ("yes" if row["front"] else "no") + share + (" knee" if row["knee"] else "")
         table.add_row(row["name"], str(row["repeats"]), *cells, mark)
     return table
-
-
-def _sentences(one: Front) -> list[str]:
-    """Say what to choose, and what is not known."""
-    lines = []
-    for objective in one.objectives:
-        values = one.table[objective.name].to_numpy(dtype=float)
-        row = one.table.iloc[int(values.argmin() if objective.rising else values.argmax())]
-        lines.append(f"{_BEST[objective.name]}: {row['name']}{_sure(row, one.table, objective.name)}")
-    if len(one.objectives) > 1:
-        knee = one.table[one.table["knee"]].iloc[0]
-        lines.append(f"in between (the knee, nearest to the best of all): {knee['name']}")
-        lines.append("front: no other is better in all; %: how often that is so, given how the repeats scatter")
-    single = one.table.loc[one.table["repeats"] < 2, "name"]
-    if one.objectives and len(single):
-        which = "all" if len(single) == len(one.table) else ", ".join(single)
-        which = which if len(single) < 4 or which == "all" else f"{len(single)} of {len(one.table)}"
-        lines.append(f"ran once, so the spread is not known ({which}): give repeats of 3 or more")
-    if any("estimated" in objective.unit for objective in one.objectives):
-        lines.append("~ energy is the figure of a model, not a measurement")
-    return [*lines, *(f"{name} is left out: {reason}" for name, reason in one.dropped.items())]
-
-
-def _sure(row: pd.Series, table: pd.DataFrame, objective: str) -> str:
-    """Say how sure it is that this configuration is the best, and which other one may be."""
-    column = f"p_best_{objective}"
-    if math.isnan(row[column]):
-        return ""
-    others = table[(table["name"] != row["name"]) & (table[column] >= _NOTABLE)].sort_values(column)
-    rival = f"; it may be {others.iloc[-1]['name']}" if len(others) else ""
-    return f" ({100 * row[column]:.0f} % sure{rival})"

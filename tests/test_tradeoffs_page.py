@@ -1,0 +1,240 @@
+"""The page Trade-offs, run by Streamlit's own test harness on synthetic rows, and its figure by its data."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from analytics import pareto, store
+from analytics.frame import frame
+from analytics.repeat import again
+from app.charts.tradeoffs import front_chart
+from app.serve import TRACKING_URI
+from app.tradeoffs import Side, sides, table
+from bench import tracking
+from bench.record import Status
+from tests import rows
+from tests.pages import EVIL, Open, markup, opened, texts
+from tests.test_pareto import THREE, runs
+
+FOUR = [*THREE, *runs("d", 400, 400)]
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    def run(given: Any, **query: Any) -> AppTest:
+        def load(uri: str | None = None, **_: Any) -> pd.DataFrame:
+            if isinstance(given, Exception):
+                raise given
+            return frame(given)
+
+        monkeypatch.setattr(store, "load", load)
+        return opened("tradeoffs", query)
+
+    yield run
+    st.cache_data.clear()
+
+
+def drawn(given: list[Any], *by: str, picked: int | None = None) -> tuple[go.Figure, pareto.Front]:
+    (one,) = pareto.front(frame(given), by or ("time", "energy"))
+    shown = sides(one)
+    return front_chart(one, shown[0], shown[1], shown[2] if len(shown) > 2 else None, picked), one
+
+
+def test_the_page_says_what_to_choose(open_page: Open) -> None:
+    app = open_page(FOUR, y="energy")
+    assert "fastest: a (100 % sure)" in texts(app)
+    assert "by the runs of synthetic on synthetic-host: Synthetic CPU." in texts(app)
+    assert "quality cannot be chosen: no run was validated" in texts(app)
+    configurations = app.dataframe[1].value
+    assert configurations["On the front"].tolist() == ["yes", "yes, the knee", "yes", "no"]
+    assert configurations["Chance to be on it"].tolist() == ["100 %", "100 %", "100 %", "0 %"]
+    assert {"time [s]", "energy [J]", "cost [USD]", "carbon [kg CO2e]", "memory [GB]"} <= set(configurations)
+    assert " to " in configurations["time [s]"].iloc[0]
+
+
+def test_one_is_picked_and_kept_in_the_address(open_page: Open) -> None:
+    app = open_page(FOUR, y="energy")
+    assert app.selectbox(key="point").value == "b", "the knee"
+    assert len(app.dataframe[0].value) == 4
+    assert "This is the knee of all 4." in texts(app)
+    app.selectbox(key="point").select("d").run()
+    assert "4. d\non the front: no (0 % likely)\ntime: " in texts(app)
+    said = r"Compared with b \(the knee\): 0\.(49|50)\d? times as fast, (2|1\.9\d|2\.0\d) times the energy"
+    assert re.search(said, texts(app))
+    assert open_page(FOUR, y="energy", point="d").selectbox(key="point").value == "d"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
+def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKING_URI, recorded_uri)
+    for suite in ("scaling", "ladder", "search-cost-efficiency"):
+        app = opened("tradeoffs", {"suites": suite, "third": "memory"})
+        assert "fastest: " in texts(app)
+        assert "energy: ~" in texts(app)
+        assert app.code[0].value == "bench run again.yaml"
+    df = store.load(recorded_uri)
+    for run in df.to_dict("records"):
+        assert again(run, df)["include"], run["label"]
+
+
+def test_two_or_three_objectives(open_page: Open) -> None:
+    app = open_page(FOUR)
+    assert [app.selectbox(key=key).value for key in ("x", "y", "third")] == ["time", "cost", "none"]
+    assert app.selectbox(key="third").options == ["none", "energy", "memory", "carbon"], "what is known, and not chosen"
+    app.selectbox(key="x").select("cost").run()
+    assert not app.exception
+    assert app.selectbox(key="y").value == "time"
+    app.selectbox(key="third").select("memory").run()
+    assert not app.exception
+    assert "least memory" in texts(app)
+
+
+def test_an_amount_of_work(open_page: Open) -> None:
+    app = open_page(FOUR, amount="25")
+    assert "for 25,000,000 samples" in texts(app)
+    assert app.dataframe[1].value["time [s]"].iloc[0].startswith("2,499 (2,474 to ")
+    assert "for 2,000,000 tokens" in texts(open_page(FOUR, amount="2", unit="tokens"))
+    aim = {"target_reached": 1.0, "seconds_to_target": 9.0, "target.value": 3.0, "target.metric": "validation_loss"}
+    app = open_page([row | aim for row in FOUR])
+    assert not app.number_input
+    assert "to the target" in texts(app)
+
+
+def test_other_work_suites_and_machines_are_chosen_apart(open_page: Open) -> None:
+    larger = [row | {"workload_args.preset": "small", "suite": "other"} for row in runs("e", 1, 1)]
+    elsewhere = [row | {"host": "elsewhere", "environment": "f"} for row in runs("f", 90, 90)]
+    app = open_page([*FOUR, *larger, *elsewhere])
+    assert app.selectbox(key="work").options == ["preset=tiny", "preset=small"]
+    assert "These are different machines" in texts(app)
+    assert "elsewhere" in app.dataframe[1].value["Host"].tolist()
+    app.selectbox(key="machine").select("synthetic-host: Synthetic CPU").run()
+    assert "different machines" not in texts(app)
+    assert len(app.dataframe[1].value) == 4
+    app = open_page([*FOUR, *larger], suites="other")
+    assert "by the runs of other on" in texts(app)
+    assert "There is one configuration of this work, so nothing to choose from." in texts(app)
+
+
+def test_addresses_of_what_is_not_there_show_the_default(open_page: Open) -> None:
+    wrong = dict.fromkeys(("suites", "machine", "work", "x", "y", "third", "unit", "point"), "nothing of the kind")
+    app = open_page(FOUR, **wrong, amount="-1")
+    assert app.selectbox(key="point").value == "a"
+    assert "per million samples" in texts(app)
+
+
+def test_it_can_be_run_again_or_that_cannot_be(open_page: Open) -> None:
+    given = rows.grid((1, 2), ("tiny",))
+    app = open_page(given)
+    assert app.code[0].value == "bench run again.yaml"
+    assert "does not tell all that was asked of it" in texts(open_page(FOUR)), "whose config_id is made up"
+    assert "it was imported" in texts(open_page([row | {"flags": "imported"} for row in given]))
+
+
+def test_little(open_page: Open) -> None:
+    assert "bench run" in open_page([]).code[0].value
+    failed = open_page([rows.make(status=Status.FAILED)])
+    assert "No run of these ended well" in texts(failed)
+    assert "bench run" in failed.code[0].value
+    one = open_page([rows.make()])
+    assert "There is one configuration" in texts(one)
+    assert len(one.dataframe[1].value) == 1
+    bare = {"samples_per_second", "tokens_per_second", "peak_memory_bytes"}
+    nothing = [{k: v for k, v in rows.make(readings="").items() if k not in bare}]
+    assert "time is left out: the runs tell no throughput" in texts(open_page(nothing))
+    only = [row | {"peak_memory_bytes": math.nan} for row in rows.grid(readings="")]
+    assert "fastest" in texts(open_page([row for row in only if row["workload_args.preset"] == "tiny"]))
+
+
+def test_store_that_does_not_answer(open_page: Open) -> None:
+    app = open_page(tracking.StoreError("there is no store at x\nmake one with: bench run y"))
+    assert app.error[0].value == "The runs could not be read."
+
+
+def test_hostile_text_is_never_markup(open_page: Open) -> None:
+    names = ("label", "suite", "host", "device_name", "precision", "flags", "region", "cost_basis", "config_id")
+    given: list[Any] = []
+    for index, evil in enumerate(EVIL):
+        over = {**dict.fromkeys(names, evil), "workload": EVIL[0], "execution": evil, "environment": evil}
+        given += [rows.make(index + 1, repeat=repeat) | over | {"run_id": evil * (repeat + 1)} for repeat in range(2)]
+    app = open_page(given)
+    assert len(app.dataframe[1].value) == len(EVIL)
+    for evil in EVIL:
+        assert evil not in markup(app)
+    for shown in app.dataframe:
+        for cell in shown.value.astype("str").to_numpy().ravel():
+            assert not str(cell).startswith("=")
+    hostile = [row | {"precision": rows.HOSTILE, "host": rows.HOSTILE, "device_name": rows.HOSTILE} for row in FOUR]
+    figure, _ = drawn(hostile)
+    assert "<img" not in figure.to_json().replace("\\u003c", "<")
+
+
+def test_the_figure_shows_all_with_their_intervals_and_the_front() -> None:
+    figure, one = drawn(FOUR, picked=3)
+    line, ring, others, front, knee = figure.data
+    assert list(line.x) == pytest.approx(one.table["time"][:3].tolist())
+    assert line.line.shape == "hv"
+    assert (list(ring.x), list(ring.y)) == ([one.table["time"][3]], [one.table["energy"][3]])
+    assert [trace.name for trace in (others, front, knee)] == [
+        "beaten by another",
+        "on the front",
+        "knee: nearest to the best of all",
+    ]
+    assert len({trace.marker.symbol for trace in (others, front, knee)}) == 3, "not by colour alone"
+    assert [list(trace.customdata) for trace in (others, front, knee)] == [[[3]], [[0], [2]], [[1]]]
+    assert (list(front.text), front.mode, others.mode) == (["1", "3"], "markers+text", "markers")
+    high, low = one.table["time_high"], one.table["time_low"]
+    assert front.error_x.array[1] == pytest.approx(high[2] - front.x[1])
+    assert front.error_x.arrayminus[1] == pytest.approx(front.x[1] - low[2])
+    assert "100 % likely" in front.hovertext[0]
+    assert "energy: 299.9 (296.9 to 302.9) J" in front.hovertext[0]
+    assert figure.layout.xaxis.title.text == "time [s]"
+
+
+def test_values_far_apart_and_wide_intervals() -> None:
+    far = [*runs("a", 10, 900), *runs("b", 1000, 9)]
+    figure, _ = drawn(far)
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "log")
+    wide = [*runs("a", 100, 300, repeats=2, noise=0.5), *runs("b", 150, 200, repeats=2, noise=0.5)]
+    figure, one = drawn(wide)
+    low, high = figure.layout.xaxis.range
+    times = one.table["time"]
+    assert (figure.layout.xaxis.type, low, high) == ("log", *np.log10([times.min() / 2, times.max() * 2]))
+    assert one.table["time_high"].max() > 10**high, "it leaves the figure"
+
+
+def test_a_third_objective_is_colour_and_text() -> None:
+    scored = [row | {"validation_accuracy": 0.5 + 0.1 * (row["config_id"] == "b")} for row in FOUR]
+    figure, _ = drawn(scored, "time", "energy", "quality")
+    markers = [trace for trace in figure.data if trace.marker.coloraxis]
+    assert sorted(value for trace in markers for value in trace.marker.color) == pytest.approx([0.5, 0.5, 0.5, 0.6])
+    assert figure.layout.coloraxis.colorbar.title.text == "validation accuracy, more is better"
+    assert all("validation accuracy: 0." in text for trace in markers for text in trace.hovertext)
+
+
+def test_estimated_figures_are_marked() -> None:
+    given = [
+        {k: v for k, v in row.items() if k != "joules_per_sample"} | {"joules_per_sample_estimated": 1e3 / 1e6}
+        for row in FOUR
+    ]
+    figure, one = drawn(given)
+    assert figure.layout.yaxis.title.text == "~energy [kJ, estimated]"
+    assert "energy: ~1 (1 to 1) kJ, estimated" in figure.data[-1].hovertext[0]
+    assert table(one)["~energy [kJ, estimated]"].iloc[0].startswith("~1 ")
+
+
+def test_units_for_people() -> None:
+    (one,) = pareto.front(frame(FOUR), ("time", "memory"))
+    memory = Side.of(one, one.objectives[1])
+    assert memory.title == "memory [GB]"
+    assert memory.values(one.table) == pytest.approx([1.0] * 4)
