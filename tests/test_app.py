@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from analytics import store
 from analytics.frame import frame
 from analytics.scaling import fit
-from app import serve
+from app import data, serve
 from app.charts import scaling as charts
 from bench import tracking
 from bench.record import Status
@@ -34,7 +33,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         return opened(name, query)
 
     yield run
-    st.cache_data.clear()
+    data.forget()
 
 
 def test_overview_counts_and_totals(open_page: Open) -> None:
