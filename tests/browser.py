@@ -101,8 +101,8 @@ def until(action: Any, what: str, pause: float = 0.05) -> Any:
     return found
 
 
-def select(browser: Any, label: str, value: str) -> None:
-    """Choose a value in the selectbox with a label, as somebody does who types."""
+def select(browser: Any, label: str, value: str) -> float:
+    """Choose a value in the selectbox with a label, as somebody does who types; return when (time.monotonic)."""
     from selenium.webdriver.common.keys import Keys
 
     where = f"//*[@data-testid='stSelectbox'][.//label[normalize-space()={label!r}]]//input"
@@ -111,7 +111,9 @@ def select(browser: Any, label: str, value: str) -> None:
     field.send_keys(value)
     option = f"//*[@role='option'][normalize-space()={value!r}]"
     until(lambda: browser.find_elements("xpath", option), f"{label!r} has an option {value!r}")
+    pressed = time.monotonic()
     field.send_keys(Keys.ENTER)
+    return pressed
 
 
 def download(browser: Any, button: str, index: int = 0) -> bytes:

@@ -126,7 +126,7 @@ def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:
         assert table.splitlines()[0].startswith("name,suite,execution,")
         assert len(table.splitlines()) == 13
         page = download(browser, "Download as HTML").decode()
-        assert page.startswith("<html>")
+        assert page.startswith("<!doctype html>")
         assert "time per sample [s]" in page
         camera = browser.find_element("css selector", ".modebar-btn[data-title^='Download plot']")
         browser.execute_script("arguments[0].click()", camera)

@@ -36,7 +36,7 @@ OURS = "from analytics.store import load", "df = load(sys.argv[1])"
 
 
 def build(folder: Path, runs: int, suites: int = 1) -> str:
-    """Make a store with so many runs of some suites, `suite-1` the newest; the first run is of `synthetic`. Return its URI."""
+    """Make a store with so many runs of one suite, or of several, `suite-1` the newest; return its URI."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     record = rows.record(2)
     tracker = Tracker(uri, record.suite, record.execution)
@@ -84,11 +84,10 @@ def _split(database: sqlite3.Connection, names: list[tuple[str, int]], suites: i
     columns = [name for _, name, *_ in database.execute("pragma table_info(experiments)")]
     chosen = ", ".join({"experiment_id": ":id", "name": ":name"}.get(name, name) for name in columns)
     (pattern,) = database.execute("select max(experiment_id) from experiments").fetchone()
-    into = f"({', '.join(columns)}) select {chosen} from experiments where experiment_id = :old"
+    into = f"insert into experiments ({', '.join(columns)})"
     for suite in range(1, suites + 1):
-        database.execute(
-            f"insert into experiments {into}", {"id": pattern + suite, "name": f"suite-{suite}", "old": pattern}
-        )
+        given = {"id": pattern + suite, "name": f"suite-{suite}", "old": pattern}
+        database.execute(f"{into} select {chosen} from experiments where experiment_id = :old", given)  # noqa: S608
     of = {name: suites - suites * number // (len(names) + 1) for name, number in names}
     database.executemany("update runs set experiment_id = ? where run_uuid = ?", [(pattern + of[n], n) for n in of])
     told = []
