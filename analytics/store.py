@@ -56,24 +56,25 @@ def load(
             (found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)).drop(columns=_PART)
         )
 
-    def tell(done: int, of: int | None, rows: list[tracking.Row]) -> None:
+    def tell(done: int, of: int | None, so_far: tracking.News) -> None:
         if progress is not None:
-            progress(done, of, lambda: shown(_joined(table, list(rows))))
+            progress(done, of, lambda: shown(_joined(table, known, so_far)))
 
     if table is not None:
-        tell(0, None, [])
-    rows, parts = tracking.news(uri, known, tell)
-    kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
-    if table is not None and len(kept) < len(known):
-        table = table[table[_PART].isin(kept)]
-    found = _joined(table, rows)
-    if parts != known:
-        _write(path, found[found[_PART].map(parts) != ""], parts)
+        tell(0, None, tracking.News([], known))
+    news = tracking.news(uri, known, tell)
+    found = _joined(table, known, news)
+    if news.parts != known:
+        _write(path, found[found[_PART].map(news.parts) != ""], news.parts)
     return shown(found)
 
 
-def _joined(table: pd.DataFrame | None, rows: list[tracking.Row]) -> pd.DataFrame:
-    """Put what was kept and what was read together, in one order whichever it was."""
+def _joined(table: pd.DataFrame | None, known: dict[str, str], news: tracking.News) -> pd.DataFrame:
+    """Put together what was kept, as far as it is there still, and what was read, in one order whichever it was."""
+    rows, parts = list(news.rows), dict(news.parts)
+    kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
+    if table is not None and len(kept) < len(known):
+        table = table[table[_PART].isin(kept)]
     found = declared(row for *_, row in rows)
     for name, values in ((_PART, [part for part, *_ in rows]), (_RUN, [run for _, run, _ in rows])):
         found[name] = pd.Series(values, index=found.index, dtype="str")

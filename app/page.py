@@ -65,7 +65,7 @@ def _read(title: str, what: data.Kind, command: str) -> Any:
         st.text(str(state.error))
     if state.begun is not None:
         with when if state.read_at else st.container():
-            _awaited(what, state.read_at is not None, state.done)
+            _awaited(what, state.read_at is not None, state.done, bool(len(found)))
     if not len(found):
         if state.read_at is None:
             st.stop()
@@ -79,7 +79,7 @@ def _read(title: str, what: data.Kind, command: str) -> Any:
 
 
 @st.fragment(run_every=0.5)  # type: ignore[untyped-decorator]
-def _awaited(what: data.Kind, again: bool, seen: int) -> None:
+def _awaited(what: data.Kind, again: bool, seen: int, some: bool) -> None:
     """Say how far the reading is; run the page again when it has ended or has twice as much as was seen."""
     state = data.known(what)
     if state.begun is None or (not again and state.done >= max(1, 2 * seen)):
@@ -91,7 +91,8 @@ def _awaited(what: data.Kind, again: bool, seen: int) -> None:
     if not state.done:
         waited = (datetime.now(UTC) - state.begun).total_seconds()
         st.progress(0.0, f"Reading the {what}: waiting for the store to answer, for {waited:.0f} s")
-        st.text(f"{tracking.shown(data.uri())} is asked; an answer or the reason why there is none appears here.")
+        kept = " Below is what an earlier reading has kept." if some else ""
+        st.text(f"Asked: {tracking.shown(data.uri())}. The answer appears here, or why there is none.{kept}")
         return
     of = f"{state.done:,} of {state.of:,}" if state.of else f"{state.done:,}"
     text = f"Read {of} {what}. Until all are read, this page shows the newest suite first, and its sums are not whole."

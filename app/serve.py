@@ -55,7 +55,8 @@ def _prepare() -> None:
     from app import data
 
     data.look("runs")
-    import_module("analytics.scaling")
+    for name in ("app.page", "analytics.answer", "analytics.scaling"):
+        import_module(name)
 
 
 def _open_when_ready(url: str, host: str, port: int) -> None:

@@ -17,6 +17,8 @@ from bench.schema import Scalar
 ENDED = ("FINISHED", "FAILED", "KILLED")
 _NAMED = ("run_id", "suite", "execution", "status")
 """What tells a whole row."""
+LOCKED_SECONDS = 5.0
+"""How long whoever writes is waited for."""
 _CHUNK = 500
 """Runs read at a time, so that whoever writes waits for no more."""
 
@@ -44,7 +46,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         with path.open("rb") as file:
             logged = file.read(20)[18:] == b"\x02\x02"  # a reader would make the files of its write-ahead log
         alone = "&immutable=1" * (logged and not path.with_name(f"{path.name}-wal").exists())
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro{alone}", uri=True, timeout=5)) as database:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro{alone}", uri=True, timeout=LOCKED_SECONDS)) as database:
             yield database
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
@@ -54,8 +56,6 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 Row = tuple[str, str, dict[str, Scalar]]
 """A part of the store, MLflow's name of a run in it, and the row of the run."""
-Progress = Callable[[int, int | None, list[Row]], None]
-"""Told how many runs were read, of how many (None where a server does not say), and the rows so far, a list that grows."""
 
 
 class News(NamedTuple):
@@ -67,6 +67,10 @@ class News(NamedTuple):
 
     rows: list[Row]
     parts: dict[str, str]
+
+
+Progress = Callable[[int, int | None, News], None]
+"""Told how many runs were read, of how many (None where a server does not say), and the news so far, whose rows grow."""
 
 
 _LISTED = """
@@ -90,7 +94,7 @@ def news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
         suites = list(dict.fromkeys(suite for *_, suite in listed))
         by_suite = sorted(listed, key=lambda run: suites.index(run[3]))
         wanted = [run for run, *_ in by_suite if not parts[run] or known.get(run) != parts[run]]
-        progress(0, len(wanted), rows)
+        progress(0, len(wanted), News(rows, parts))
         for first in range(0, len(wanted), _CHUNK):
             chunk = wanted[first : first + _CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -99,7 +103,7 @@ def news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
             for run, key, value in database.execute(_FIGURES.format(marks), chunk).fetchall():
                 figures[run][key] = value
             rows += [(run, run, row) for run in chunk if (row := whole(texts.get(run), figures[run])) is not None]
-            progress(first + len(chunk), len(wanted), rows)
+            progress(first + len(chunk), len(wanted), News(rows, parts))
     order = {run: number for number, run in enumerate(parts)}
     return News(sorted(rows, key=lambda row: order[row[1]]), parts)
 

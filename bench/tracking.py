@@ -22,8 +22,7 @@ from urllib.request import url2pathname
 
 from bench import database
 from bench.database import News as News
-from bench.database import Progress
-from bench.database import Row as Row
+from bench.database import Progress, Row
 from bench.database import StoreError as StoreError
 from bench.files import held
 from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
@@ -305,7 +304,7 @@ def news(uri: str | None, known: Mapping[str, str], progress: Progress | None = 
     not seen. A local database is read suite by suite, that with the newest run first; a server's newest runs are read first.
     Raises StoreError; never creates or changes a store.
     """
-    uri, progress = location(uri), progress or (lambda done, of, rows: None)
+    uri, progress = location(uri), progress or (lambda done, of, so_far: None)
     path = _local(uri)
     if path is not None:
         return database.news(path, known, progress)
@@ -348,7 +347,7 @@ def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progr
             if part not in kept and (row := _row(run)) is not None:
                 parts.setdefault(part, "")
                 rows.append((part, run.info.run_id, row))
-        progress(len(began), None, rows)
+        progress(len(began), None, News(rows, parts))
 
     for where in wheres:
         _runs(client, uri, where, take)
