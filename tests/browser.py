@@ -27,7 +27,9 @@ def chrome(folder: Path, *flags: str) -> Any:
     for flag in (*FLAGS, *flags, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
     (folder / "downloads").mkdir(exist_ok=True)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
+    wanted = {"download.default_directory": str(folder / "downloads")}
+    wanted["profile.default_content_setting_values.automatic_downloads"] = 1  # not one alone
+    options.add_experimental_option("prefs", wanted)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.downloads = folder / "downloads"
     return driver
@@ -121,8 +123,7 @@ def download(browser: Any, button: str, index: int = 0) -> bytes:
     before = set(browser.downloads.iterdir())
     where = f"//*[@data-testid='stDownloadButton']//button[.//p[normalize-space()={button!r}]]"
     found = until(lambda: browser.find_elements("xpath", where)[index:], f"there is a button {button!r}")[0]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-    found.click()
+    browser.execute_script("arguments[0].click()", found)
 
     def arrived() -> list[Path]:
         fresh = set(browser.downloads.iterdir()) - before

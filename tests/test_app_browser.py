@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests import rows
 from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, see, select, until
 from tests.searches import thirty
 
+BODY = "return document.body.innerText"
 pytestmark = [
     pytest.mark.slow,
     # MLflow 3.17 with SQLAlchemy 2.1.
@@ -114,6 +116,57 @@ def shoot(browser: Any, url: str, width: int) -> None:
         browser.set_window_size(width, height + 150)
         time.sleep(2)
         browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / f"{page or 'overview'}-{width}.png"))
+
+
+SLOWLY = """
+import time
+from datetime import timedelta
+from app import data
+from bench import database
+data.FRESH = timedelta(seconds=3)
+database._CHUNK = 5
+whole = database.whole
+def slowly(*given):
+    time.sleep(0.2)
+    return whole(*given)
+database.whole = slowly
+"""
+
+
+def test_a_store_is_read_while_it_is_looked_at(store: Path, browser: Any, tmp_path: Path) -> None:
+    folder, own = tmp_path / "cwd", tmp_path / "mlflow.db"
+    folder.mkdir()
+    own.write_bytes(store.read_bytes())
+    browser.set_window_size(1400, 1000)
+    with Server(f"sqlite:///{own}", folder, SLOWLY, tmp_path / "cache") as server:
+        see(browser, server.url, "of 26 runs. Until all are read", "All runs")
+        if "SCREENSHOTS" in os.environ:
+            browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / "reading.png"))
+        said = lambda *texts: lambda: all(text in browser.execute_script(BODY) for text in texts)  # noqa: E731
+        until(said("26 of 26 runs", "Read at "), "the page goes on by itself")
+        with sqlite3.connect(own) as file:
+            file.execute(
+                "update runs set lifecycle_stage = 'deleted' where run_uuid in (select run_uuid from runs limit 9)"
+            )
+        file.close()
+        time.sleep(3)
+        browser.refresh()
+        until(said("Runs"), "what is known is seen at once")
+        until(lambda: "26 of 26 runs" not in browser.execute_script(BODY), "what has changed comes by itself")
+        assert "Traceback" not in server.text()
+
+
+def test_a_server_that_hangs_does_not_hang_the_page(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Server(f"http://me:hunter2@{where}", folder) as server:
+            body = see(browser, server.url, "waiting for the store to answer", f"Asked: http://***@{where}")
+            body += see(browser, server.url, f"http://***@{where} does not answer", "--store")
+            assert "hunter2" not in body + browser.execute_script(BODY)
 
 
 def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:

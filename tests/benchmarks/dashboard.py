@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
+from urllib.request import urlopen
 
 from tests.benchmarks.frame import build
 from tests.benchmarks.observer import table
@@ -124,8 +125,10 @@ def mlflow_server(uri: str, folder: Path) -> Iterator[str]:
 
 
 def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    """Whether the server is ready, its workers too."""
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 def ours(uri: str, folder: Path, runs: int, found: dict[str, list[float]]) -> None:
