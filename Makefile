@@ -17,11 +17,12 @@ run: $(VENV)/.wattbench
 dashboard: $(VENV)/.wattbench
 	$(BIN)/bench dashboard $(ARGS)
 
-test: $(VENV)/.wattbench-dev static
-	$(BIN)/python -m pytest $(ARGS)
+# The slow tests start trainings, and so run one after the other. Exit code 5: no test of this kind was asked for.
+test: check
+	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
 
 check: $(VENV)/.wattbench-dev static
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 $(ARGS) || test $$? -eq 5
 
 .PHONY: static
 static: $(VENV)/.wattbench-dev

@@ -389,10 +389,20 @@ def _in_order(df: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
 
 
-def within(df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.SAME) -> Matched:
-    """Compare each configuration of a suite with the first that did the same work: that of `_same_work`."""
+def within(
+    df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.SAME, baseline: str | None = None
+) -> Matched:
+    """Compare each configuration of a suite with the first that did the same work: that of `_same_work`.
+
+    With the name of a `baseline` in the summary (one that ended well), with that one: `notes` tell what did other work.
+    """
     newest = _newest(df)
-    table = _in_order(newest)
+    table, others = _in_order(newest), list[str]()
+    if baseline is not None:
+        chosen = table[table["name"] == baseline].iloc[0]
+        same = table.apply(_same_work, axis="columns", other=chosen).astype(bool)
+        others = list(table["name"][~same])
+        table = table[same].sort_values("name", key=lambda name: name != baseline, kind="stable")
     runs = _by_configuration(newest)
     bases: dict[str, pd.Series] = {}
     out: list[Comparison] = []
@@ -412,6 +422,7 @@ def within(df: pd.DataFrame, metrics: Sequence[str], equivalence: float = stats.
             out.append(compare(of, runs[first["config_id"]], of["label"].iloc[0], first["name"], metrics))
     out.sort(key=lambda c: [base["name"] for base in bases.values()].index(c.baseline))
     notes = [f"no other configuration does the work of {', '.join(alone)}"] if alone and out else []
+    notes += [f"not compared with {baseline}, as they did other work: {', '.join(others)}"] if others else []
     return Matched(judged(out, equivalence), [], [], [], [*notes, *_older("BASE", df, newest)])
 
 

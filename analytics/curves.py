@@ -8,7 +8,7 @@ parallelism vary over many configurations, `fit_strategies` says what takes the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,21 @@ STRATEGY_ROWS = 20
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve over the devices: its parameters by name, the fitted speeds, and the median of |fitted / measured - 1|."""
+    """A curve over the devices: its parameters by name, the fitted speeds, and the median of |fitted / measured - 1|.
+
+    `function` takes devices and the parameters.
+    """
 
     name: str
     formula: str
     parameters: dict[str, float]
     speeds: tuple[float, ...]
     error_median: float
+    function: Callable[..., Array] = field(repr=False, compare=False)
+
+    def at(self, devices: float) -> float:
+        """Return the speed on a number of devices: to judge the curve, not to predict."""
+        return float(self.function(np.array([devices]), *self.parameters.values())[0])
 
 
 def _amdahl(d: Array, v: float, serial: float) -> Array:
@@ -84,7 +92,8 @@ def curve(name: str, devices: Sequence[float], speeds: Sequence[float]) -> Curve
 def _curve(name: str, formula: str, parameters: dict[str, float], d: Array, x: Array, function: Any) -> Curve:
     fitted = np.asarray(function(d, *parameters.values()))
     known = {key: float(value) for key, value in parameters.items()}
-    return Curve(name, formula, known, tuple(map(float, fitted)), float(np.median(np.abs(fitted / x - 1))))
+    error = float(np.median(np.abs(fitted / x - 1)))
+    return Curve(name, formula, known, tuple(map(float, fitted)), error, function)
 
 
 def _gustafson(d: Array, x: Array) -> Curve:
@@ -96,9 +105,9 @@ def _gustafson(d: Array, x: Array) -> Curve:
         "gustafson",
         formula,
         {"speed": one, "serial": share},
-        base,
+        d,
         x,
-        lambda b, v, s: v * (s + (1 - s) * b),
+        lambda d_, v, s: v * (s + (1 - s) * d_ / d.min()),
     )
 
 
@@ -240,19 +249,34 @@ def _options(row: pd.Series) -> dict[str, Any]:
     return {"size": int(float(size))} if pd.notna(size) else {}
 
 
-def sentences(seen: pd.DataFrame) -> list[str]:
-    """Describe one series (`SeriesFit.observations`): its largest model on three numbers of devices or more."""
+def left_out(name: str, devices: Sequence[float], speeds: Sequence[float]) -> float | None:
+    """Return the median of |predicted / measured - 1| of the time when each is left out once; None for too few devices."""
+    d, x = list(devices), list(speeds)
+    try:
+        told = [curve(name, d[:i] + d[i + 1 :], x[:i] + x[i + 1 :]).at(d[i]) for i in range(len(d))]
+    except LawError:
+        return None
+    return float(np.median(np.abs(np.array(x) / np.array(told) - 1)))
+
+
+def described(seen: pd.DataFrame) -> list[tuple[Curve, float | None]]:
+    """Return the curves of one series (`SeriesFit.observations`), each with its `left_out`.
+
+    They are those of its largest model on three numbers of devices or more.
+    """
     largest = seen[seen["work"] >= 0.999 * seen["work"].max()]
     if largest["devices"].nunique() < 3:
         return []
+    given = largest["devices"].tolist(), largest["speed"].tolist()
+    return [(curve(name, *given), left_out(name, *given)) for name in (*CURVES, "gustafson", "ernest")]
+
+
+def sentences(seen: pd.DataFrame) -> list[str]:
+    """Describe one series by its curves (`described`)."""
     said = []
-    for name in (*CURVES, "gustafson", "ernest"):
-        try:
-            found = curve(name, largest["devices"].tolist(), largest["speed"].tolist())
-        except LawError:
-            continue
+    for found, _ in described(seen):
         shares = ", ".join(f"{key} {value:.3g}" for key, value in found.parameters.items() if key not in ("v", "speed"))
-        said.append(f"{name.capitalize()} ({shares}; misses by {100 * found.error_median:.2g} %)")
+        said.append(f"{found.name.capitalize()} ({shares}; misses by {100 * found.error_median:.2g} %)")
     return [f"Described, not to be extrapolated: {'; '.join(said)}."] if said else []
 
 

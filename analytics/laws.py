@@ -441,13 +441,16 @@ def _told(
     return out, (names[first], names[second]) if together.max() > 0.95 else None
 
 
-def left_out(table: pd.DataFrame, law: str) -> float | None:
-    """Return the median of |predicted / measured - 1| of the time when each row is left out once; None for one row."""
-    if len(table) < 2:
-        return None
+def left_out_errors(table: pd.DataFrame, law: str) -> Array:
+    """Return predicted / measured - 1 of the time of each row, of two or more, when it is left out."""
     places = range(len(table))
     told = [fit(table.drop(table.index[i]), law).predict(table.iloc[[i]])["speed"].iloc[0] for i in places]
-    return float(np.median(np.abs(table["speed"].to_numpy(dtype=float) / np.array(told) - 1)))
+    return np.asarray(table["speed"].to_numpy(dtype=float) / np.array(told) - 1)
+
+
+def left_out(table: pd.DataFrame, law: str) -> float | None:
+    """Return the median of the sizes of `left_out_errors`; None for one row."""
+    return float(np.median(np.abs(left_out_errors(table, law)))) if len(table) > 1 else None
 
 
 def prior_efficiency(devices: Array, num_nodes: Array, size: int, seed: int = 0) -> Array:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analytics import curves, laws
 from analytics.scaling import Efficiency, SeriesFit
 from analytics.words import FLAGS, between
 
-LEVEL = 0.8
+LEVEL, _DRAWS = 0.8, 4000
 PARTS = {
     "computing": "computing",
     "collective": "exchanging gradients in a node",
@@ -27,8 +28,9 @@ PARTS = {
 class Outlook:
     """Speed on so many devices, in samples a second of all: median and 80 % interval of the law, and the plain law's.
 
-    `efficiency` is the share of the plain speed-up that is left, against the fewest measured devices. `shares` say where the
-    time of a step goes (keys of PARTS, adding up to 1), `flags` what speaks against it (keys of `words.FLAGS`).
+    `efficiency` is the share of the plain speed-up that is left, against the fewest measured devices, with its 80 % interval.
+    `shares` say where the time of a step goes (keys of PARTS, adding up to 1), `flags` what speaks against it (keys of
+    `words.FLAGS`).
     """
 
     series: str
@@ -40,6 +42,8 @@ class Outlook:
     high: float | None
     ideal_samples_per_second: float
     efficiency: float
+    efficiency_low: float | None
+    efficiency_high: float | None
     shares: dict[str, float]
     flags: tuple[str, ...]
 
@@ -48,32 +52,71 @@ class Outlook:
         return asdict(self)
 
 
-def outlook(series: SeriesFit, devices: Sequence[int] = (), law: str = "step") -> list[Outlook]:
-    """Predict the speed of the largest measured model of a series on `devices` (otherwise twice and four times the most).
+def outlook(
+    series: SeriesFit, devices: Sequence[int] = (), law: str = "step", work: float | None = None
+) -> list[Outlook]:
+    """Predict the speed of a series on `devices` (otherwise twice and four times the most that were measured).
 
-    The batch a device is that of the largest measured configuration of that model. Raises `laws.LawError`.
+    The model takes `work` FLOP a sample, otherwise those of the largest measured one. The batch a device is that of the
+    measured configuration that is nearest in work, on the most devices. Raises `laws.LawError`.
     """
     table = series.observations()
-    largest = table[table["work"] >= 0.999 * table["work"].max()].sort_values("devices").iloc[-1]
+    wide = float(table["work"].max()) if work is None else work
+    away = np.abs(np.log(table["work"] / wide))
+    like = table[away <= away.min() + 1e-3].sort_values("devices").iloc[-1]
     most, fewest = int(table["devices"].max()), int(table["devices"].min())
     wanted = sorted({*(devices or (2 * most, 4 * most))})
-    here = largest[["work", "batch_size_per_device", "samples_per_device"]].to_dict()
-    at = pd.DataFrame([{"devices": d, **here} for d in [fewest, *wanted]])
+    here = like[["batch_size_per_device", "samples_per_device"]].to_dict()
+    at = pd.DataFrame([{"devices": d, "work": wide, **here} for d in [fewest, *wanted]])
     found, plain = laws.fit(table, law), laws.fit(table, "ideal")
-    told, work = found.predict(at, LEVEL), float(largest["work"])
-    ideal = plain.predict(at)["speed"] / work
+    told = found.predict(at, LEVEL)
+    ideal = plain.predict(at)["speed"] / wide
     shares = found.explain(at)
     base = float(told["speed"].iloc[0]) / fewest
+    each = found.draws(at, _DRAWS) / at["devices"].to_numpy()
+    ends = np.quantile(each / each[:, :1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     out = []
     for i, d in enumerate(wanted, start=1):
         row = told.iloc[i]
-        low, high = (None if pd.isna(row[name]) else float(row[name]) / work for name in ("low", "high"))
+        known = pd.notna(row["low"])
+        low, high = (float(row[name]) / wide if known else None for name in ("low", "high"))
+        least, best = (float(end) if known and d != fewest else None for end in ends[:, i])
         speed, flags = float(row["speed"]), tuple(row["flags"].split())
         parts = {str(name): float(share) for name, share in shares.iloc[i].items()}
+        share = (speed / d / base, least, best)
         out.append(
-            Outlook(series.name, law, d, work, speed / work, low, high, float(ideal[i]), speed / d / base, parts, flags)
+            Outlook(
+                series.name, law, d, wide, speed / wide, low, high, float(ideal[i]), *share, shares=parts, flags=flags
+            )
         )
     return out
+
+
+def missed(table: pd.DataFrame) -> dict[str, float]:
+    """Return `laws.left_out` of each law over the configurations of a series; empty for one configuration."""
+    return {name: error for name in laws.LAWS if (error := laws.left_out(table, name)) is not None}
+
+
+def preferred(misses: Mapping[str, float], law: str = "step") -> str:
+    """Return the law that misses unseen configurations least; `law` where none does so by a tenth of its miss or more."""
+    best = min(reversed([*misses]), key=lambda name: round(misses[name], 4))  # of equals the plainest
+    return best if misses[best] < 0.9 * misses[law] else law
+
+
+def time_sentences(one: Outlook) -> list[str]:
+    """Say where the time of a step goes by the law; nothing where it has no parts."""
+    parts = [f"{100 * share:.0f} % {PARTS[name]}" for name, share in one.shares.items() if share >= 0.005]
+    return [f"Time of a step on d = {one.devices}, by that law: {', '.join(parts)}."] if len(parts) > 1 else []
+
+
+def not_told(series: SeriesFit, law: str) -> list[str]:
+    """Say what of a law the runs of a series do not tell."""
+    found = series.law(law)
+    unknown = [name for name, parameter in found.parameters.items() if not parameter.identified]
+    lines = [f"Not identified by these runs, so taken from what is usual: {', '.join(unknown)}."] if unknown else []
+    if found.confounded:
+        lines.append(f"These runs cannot tell {found.confounded[0]} from {found.confounded[1]}.")
+    return lines
 
 
 def _measured(point: Efficiency) -> str:
@@ -97,21 +140,11 @@ def sentences(series: SeriesFit, told: Sequence[Outlook]) -> list[str]:
         for one in told
     ]
     lines += [_measured(point) for point in series.efficiency if point.devices == max(series.devices)]
-    missed = {name: error for name in laws.LAWS if (error := laws.left_out(table, name)) is not None}
-    if missed:
-        by = ", ".join(f"{name} {100 * error:.2g} %" for name, error in missed.items())
-        best = min(missed, key=lambda name: missed[name])
-        hint = f"; here --law {best} did best" if missed[best] < 0.9 * missed[law] else ""
+    if misses := missed(table):
+        by = ", ".join(f"{name} {100 * error:.2g} %" for name, error in misses.items())
+        best = preferred(misses, law)
+        hint = f"; here --law {best} did best" if best != law else ""
         lines.append(
             f"What a law misses of a configuration that it has not seen (median, each left out once): {by}{hint}."
         )
-    parts = [f"{100 * share:.0f} % {PARTS[name]}" for name, share in told[-1].shares.items() if share >= 0.005]
-    if len(parts) > 1:
-        lines.append(f"Time of a step on d = {told[-1].devices}, by that law: {', '.join(parts)}.")
-    found = series.law(law) if law in laws.LAWS else None
-    unknown = [name for name, parameter in (found.parameters if found else {}).items() if not parameter.identified]
-    if unknown:
-        lines.append(f"Not identified by these runs, so taken from what is usual: {', '.join(unknown)}.")
-    if found and found.confounded:
-        lines.append(f"These runs cannot tell {found.confounded[0]} from {found.confounded[1]}.")
-    return lines + curves.sentences(table)
+    return [*lines, *time_sentences(told[-1]), *not_told(series, law), *curves.sentences(table)]

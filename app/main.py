@@ -9,6 +9,7 @@ st.navigation(
     [
         st.Page("views/overview.py", title="Overview", icon=":material/list:", default=True),
         st.Page("views/scaling.py", title="Scaling", icon=":material/show_chart:"),
+        st.Page("views/strategies.py", title="Strategies", icon=":material/balance:"),
         st.Page("views/search.py", title="Search", icon=":material/search:"),
     ],
     position="top",

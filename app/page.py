@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analytics.export import defused, to_csv
+from analytics.frame import latest_execution
 from app import data
 from bench import tracking
 
@@ -97,6 +98,19 @@ def _awaited(what: data.Kind, again: bool, seen: int, some: bool) -> None:
     of = f"{state.done:,} of {state.of:,}" if state.of else f"{state.done:,}"
     text = f"Read {of} {what}. Until all are read, this page shows the newest suite first, and its sums are not whole."
     st.progress(min(1.0, state.done / state.of) if state.of else 0.0, text)
+
+
+def execution(df: pd.DataFrame) -> pd.DataFrame:
+    """Let a suite and one of its executions be chosen, the newest of each by default; return its runs."""
+    left, right = st.columns(2)
+    newest = df.sort_values("started_at", ascending=False)
+    suite = left.selectbox("Suite", list(newest["suite"].dropna().unique()), key="suite", bind="query-params")
+    of_suite: pd.DataFrame = newest[newest["suite"] == suite]
+    executions = [*latest_execution(of_suite)["execution"].unique()[:1], *of_suite["execution"].dropna().unique()]
+    label = "Execution (newest first; executions are never mixed)"
+    chosen = right.selectbox(label, list(dict.fromkeys(executions)), key="execution", bind="query-params")
+    found: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == chosen)]
+    return found
 
 
 def lines(sentences: Sequence[str]) -> None:

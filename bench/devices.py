@@ -1,8 +1,9 @@
-"""Which process measures on which device: workers of searches hold theirs, so that none disturbs another."""
+"""Devices: numbers of them as people write them; and which process holds which, so that no search disturbs another."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tempfile
 from collections import defaultdict
@@ -13,6 +14,23 @@ from pathlib import Path
 
 from bench.files import Busy, held
 from bench.schema import Machine, RunSpec
+
+_MOST_DEVICES, _MOST_COUNTS = 1_000_000, 50
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512. Raises ValueError, which says what is allowed."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
+        if not 1 <= low <= high <= _MOST_DEVICES:
+            wanted = f"whole numbers from 1 to {_MOST_DEVICES:,}: 8,64,512 or 8-512 (doubling)"
+            raise ValueError(f"{text!r}: give {wanted}")
+        found |= {low * 2**k for k in range(21) if low * 2**k < high} | {high}
+    if len(found) > _MOST_COUNTS:
+        raise ValueError(f"{len(found)} numbers of devices; at most {_MOST_COUNTS} are allowed")
+    return tuple(sorted(found))
 
 
 def _folder() -> Path:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import recorded_store
+
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 
@@ -18,3 +20,9 @@ def own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("WATTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
     monkeypatch.setenv("WATTBENCH_VALIDATION", str(tmp_path / "validation"))
+
+
+@pytest.fixture(scope="session")
+def recorded_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with real runs, see tests.recorded. Nobody may change it."""
+    return recorded_store(tmp_path_factory.mktemp("recorded"))

@@ -1,6 +1,5 @@
 """The pages, run by Streamlit's own test harness on synthetic rows."""
 
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from analytics import store
 from analytics.frame import frame
-from analytics.scaling import fit
 from app import data, serve
-from app.charts import scaling as charts
 from bench import tracking
 from bench.record import Status
 from tests import rows
@@ -104,37 +101,6 @@ def test_read_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.metric[1].value == "2"
 
 
-def test_scaling_says_what_the_runs_say(open_page: Open) -> None:
-    given = rows.grid(precisions={"fp32": 1, "bf16": 1.8}, loss={4: 0.8}, repeats=3)
-    app = open_page(given, "scaling")
-    assert "breaks at d = 4" in texts(app)
-    assert re.search(r"bf16 is 1\.\d+ \(1\.\d+ to 1\.\d+\) times as fast as fp32", texts(app))
-    table = app.dataframe[0].value
-    assert len(table) == 12
-    assert " to " in table["Samples/s"].iloc[0], "numbers come with their interval"
-    assert {"J/sample, measured", "J/sample, estimated by a model"} <= set(table.columns)
-    app.selectbox(key="series").select("bf16 ddp").run()
-    assert not app.exception
-    assert "fp32 ddp\n" not in texts(app)
-
-
-def test_scaling_keeps_executions_apart(open_page: Open) -> None:
-    old = [rows.make(repeat=0, v=1e9, execution="old")]
-    new = [rows.make(repeat=5, v=3e9, execution="new")]
-    app = open_page([*old, *new], "scaling")
-    assert app.selectbox(key="execution").value == "new"
-    assert "v = 3 GFLOP/s" in texts(app)
-    app.selectbox(key="execution").select("old").run()
-    assert "v = 1 GFLOP/s" in texts(app)
-    assert "v = 1 GFLOP/s" in texts(open_page([*old, *new], "scaling", execution="old")), "the address keeps it"
-
-
-@pytest.mark.parametrize("given", [[rows.make()], [rows.make(status=Status.FAILED)], rows.grid((2,), repeats=1)])
-def test_scaling_with_little(open_page: Open, given: list[Any]) -> None:
-    app = open_page(given, "scaling")
-    assert "cannot be said" in texts(app) or "nothing to fit" in texts(app)
-
-
 @pytest.mark.parametrize("name", ["overview", "scaling"])
 def test_hostile_text_is_never_markup(open_page: Open, name: str) -> None:
     given: list[Any] = []
@@ -150,41 +116,6 @@ def test_hostile_text_is_never_markup(open_page: Open, name: str) -> None:
         for column in table.value.columns:
             for cell in table.value[column].astype("str"):
                 assert not str(cell).startswith("="), (column, cell)
-
-
-def figures(given: list[Any]) -> list[Any]:
-    series = fit(frame(given)).series
-    return [charts.time_chart(series), charts.residual_chart(series), charts.efficiency_chart(series)]
-
-
-def test_charts_show_every_run_and_escape_names() -> None:
-    over = dict.fromkeys(("precision", "workload_args.preset", "device_name"), rows.HOSTILE)
-    given = [rows.make(d, repeat=r) | over for d in (1, 2, 4) for r in range(2)]
-    for figure in figures(given):
-        assert "<img" not in figure.to_json().replace("\\u003c", "<")
-    time = figures(given)[0]
-    (markers,) = [trace for trace in time.data if trace.mode == "markers"]
-    assert list(markers.x) == [1, 1, 2, 2, 4, 4]
-    assert list(markers.y) == pytest.approx([1 / 20, 1 / 20, 1 / 40, 1 / 40, 1 / 80, 1 / 80])
-    (law,) = [trace for trace in time.data if trace.mode == "lines" and trace.fill is None]
-    assert list(law.y) == pytest.approx([1 / 20, 1 / 40, 1 / 80])
-    assert time.layout.xaxis.type == time.layout.yaxis.type == "log"
-    assert time.layout.yaxis.title.text == "time per sample [s]"
-
-
-def test_charts_tell_series_apart_without_colour() -> None:
-    given = rows.grid(precisions={"fp32": 1, "bf16": 2})
-    for figure in figures(given):
-        markers = [trace for trace in figure.data if trace.mode and "markers" in trace.mode]
-        assert len({trace.marker.symbol for trace in markers}) == len(markers) > 1
-
-
-def test_efficiency_chart_has_intervals() -> None:
-    figure = figures(rows.grid((1, 2), ("tiny",), loss={2: 0.5}))[2]
-    (trace,) = figure.data
-    assert trace.y[1] == pytest.approx(50, rel=0.02)
-    assert trace.error_y.array[1] > 0
-    assert trace.error_y.arrayminus[1] > 0
 
 
 def test_a_busy_port_is_one_line() -> None:

@@ -440,3 +440,13 @@ def test_wild_figures_end_in_a_verdict(values: list[float]) -> None:
         assert np.isfinite(told).all()
         if len(set(values)) > 2:
             assert found.verdict == "cannot tell"
+
+
+def test_within_a_suite_any_configuration_is_the_baseline() -> None:
+    given = rows.grid((1,), ("tiny", "small"), {"fp32": 1, "bf16": 2, "fp16": 4}, repeats=3)
+    found = within(frame(given), ["samples_per_second"], baseline="preset=tiny bf16")
+    assert {c.baseline for c in found.comparisons} == {"preset=tiny bf16"}
+    ratios = {c.name: round(c.effects[0].ratio, 1) for c in found.comparisons}
+    assert ratios == {"preset=tiny fp32": 0.5, "preset=tiny fp16": 2.0}
+    (note,) = found.notes
+    assert note.startswith("not compared with preset=tiny bf16, as they did other work: preset=small ")

@@ -1,86 +1,90 @@
-"""Figures of a fitted law: times, residuals, efficiency."""
+"""Figures of a fitted law: times, residuals, efficiency, where the time goes.
+
+Full marks are measured. Open ones are what a law says: a line joins them, dashed where nothing was measured, and the band
+is its 80 % interval.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from analytics.scaling import Efficiency, Point, SeriesFit
-from analytics.words import between, number, scale
-from app.charts.base import DASHES, faint, frame, log_ticks, looks, text
+from analytics.outlook import PARTS
+from analytics.scaling import Efficiency, SeriesFit
+from analytics.words import between, number
+from app.charts.base import COLOURS, GREY, PATTERNS, SYMBOLS, faint, frame, log_ticks, text
+from app.scaling import Known, Line, changed
+
+FEW = 4
+"""So many bands over one another can be read."""
 
 
-def _layout(figure: go.Figure, x: str, y: str, devices: Sequence[int], height: int = 420) -> go.Figure:
+def _layout(figure: go.Figure, y: str, devices: Iterable[int], height: int = 420) -> go.Figure:
     ticks = sorted(set(devices))
-    figure.update_xaxes(title=x, type="log", tickvals=ticks, ticktext=[str(d) for d in ticks], minor_ticks="")
-    if len(ticks) == 1:
-        figure.update_xaxes(range=[math.log10(ticks[0] / 2), math.log10(ticks[0] * 2)])
+    figure.update_xaxes(title="devices d", type="log", tickvals=ticks, ticktext=list(map(str, ticks)), minor_ticks="")
+    if ticks:
+        edge = 2 if len(ticks) == 1 else (ticks[-1] / ticks[0]) ** 0.04
+        figure.update_xaxes(range=[math.log10(ticks[0] / edge), math.log10(ticks[-1] * edge)])
     figure.update_yaxes(title=y)
     return figure.update_layout(**frame(height))
 
 
-def _sizes(fit: SeriesFit) -> Iterator[tuple[float, list[Point]]]:
-    """Yield the points of each model size, smallest first."""
-    for size in fit.by_work:
-        near = 0.005 * size.flops_per_sample
-        yield size.flops_per_sample, [p for p in fit.points if abs(p.flops_per_sample - size.flops_per_sample) < near]
+def _look(index: int, series: int) -> dict[str, Any]:
+    """Return the marker of a curve: the colour of its series, a symbol of its own."""
+    symbol = SYMBOLS[(index + index // len(SYMBOLS)) % len(SYMBOLS)]  # seven on, no pair of the two comes again
+    return {"color": COLOURS[series % len(COLOURS)], "symbol": symbol, "size": 10}
 
 
-def time_chart(series: Sequence[SeriesFit]) -> go.Figure:
-    """Draw seconds per sample against devices, log-log: every run a marker, the law a line with its interval."""
-    figure = go.Figure()
-    lines = [(fit, flops, points) for fit in series for flops, points in _sizes(fit)]
-    times = [1 / rate for fit in series for point in fit.points for rate in point.samples_per_second]
-    for index, (fit, flops, points) in enumerate(lines):
-        colour, symbol = looks(index)
-        divisor, unit = scale(flops, "FLOP")
-        name = f"{text(fit.name)}, {number(flops / divisor)} {unit}/sample"
-        devices = sorted({point.devices for point in points})
-        law = [flops / (d * fit.v) for d in devices]
-        if fit.v_low is not None and fit.v_high is not None:
-            edge = [flops / (d * fit.v_high) for d in devices] + [flops / (d * fit.v_low) for d in reversed(devices)]
-            figure.add_scatter(
-                x=[*devices, *reversed(devices)],
-                y=edge,
-                fill="toself",
-                mode="lines",
-                fillcolor=faint(colour, 0.18 if len(lines) < 3 else 0.08),
-                line={"width": 0},
-                hoverinfo="skip",
-                legendgroup=str(index),
-                showlegend=False,
-            )
+def _law(figure: go.Figure, index: int, line: Line, values: Sequence[Known], unit: str, *, band: bool) -> None:
+    """Draw what the law says of a line, a value with its interval for each number of devices."""
+    d, look = [one.devices for one in line.told], _look(index, line.place)
+    group: dict[str, Any] = {"legendgroup": f"{index}", "showlegend": False}
+    if band and any(low is not None for _, low, _ in values):
+        edge = [high or value for value, _, high in values] + [low or value for value, low, _ in reversed(values)]
+        fill: dict[str, Any] = {"fill": "toself", "fillcolor": faint(look["color"], 0.15), "line": {"width": 0}}
+        figure.add_scatter(x=[*d, *reversed(d)], y=edge, mode="lines", hoverinfo="skip", **fill, **group)
+    says = [
+        f"{text(line.name)}<br>d = {x}: ~{between(*known)} {unit}, estimated"
+        for x, known in zip(d, values, strict=True)
+    ]
+    marker = look | {"symbol": look["symbol"] + "-open", "size": 9}
+    dashed: dict[str, Any] = {"mode": "lines+markers", "line": {"color": look["color"], "dash": "dash", "width": 2}}
+    figure.add_scatter(
+        x=d, y=[v for v, *_ in values], marker=marker, hovertext=says, hoverinfo="text", **dashed, **group
+    )
+    inside = [(x, value) for x, (value, *_) in zip(d, values, strict=True) if line.measured(x)]
+    solid: dict[str, Any] = {"mode": "lines", "line": {"color": look["color"], "width": 2}, "hoverinfo": "skip"}
+    figure.add_scatter(x=[x for x, _ in inside], y=[y for _, y in inside], **solid, **group)
+
+
+def time_chart(lines: Sequence[Line], unit: tuple[float, str], what: str) -> go.Figure:
+    """Draw the time of `what` (one sample, a training) against devices, log-log: the runs and the law, in `unit`."""
+    figure, (seconds, name), times = go.Figure(), unit, list[float]()
+    for index, line in enumerate(lines):
+        told = [changed(known, lambda x: x / seconds) for _, known in line.seconds()]
+        _law(figure, index, line, told, name, band=len(lines) <= FEW)
+        runs = [
+            (point, rate, line.samples / rate / seconds) for point in line.points for rate in point.samples_per_second
+        ]
         figure.add_scatter(
-            x=devices,
-            y=law,
-            mode="lines",
-            line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 2},
-            name=f"law, {name}",
-            legendgroup=str(index),
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        measured = [(p, rate) for p in points for rate in p.samples_per_second]
-        figure.add_scatter(
-            x=[p.devices for p, _ in measured],
-            y=[1 / rate for _, rate in measured],
+            x=[point.devices for point, *_ in runs],
+            y=[time for *_, time in runs],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1, "color": "white"}},
-            name=name,
+            marker=_look(index, line.place) | {"line": {"width": 1, "color": "white"}},
+            name=text(line.name),
             legendgroup=str(index),
-            hovertext=[f"{text(p.name)}<br>{number(rate)} samples/s" for p, rate in measured],
+            hovertext=[f"{text(p.name)}<br>{number(time)} {name}, {number(rate)} samples/s" for p, rate, time in runs],
             hoverinfo="text",
         )
-    figure = _layout(figure, "devices d", "time per sample [s]", [d for f in series for d in f.devices])
-    times += [flops / (point.devices * fit.v) for fit, flops, points in lines for point in points]
+        times += [*(time for *_, time in runs), *(value for value, *_ in told)]
+    figure = _layout(figure, f"time of {what} [{name}]", [one.devices for line in lines for one in line.told], 480)
     ticks = log_ticks(times)
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[number(tick) for tick in ticks])
     # A band over few configurations can be wider than all times; the factor keeps at least one tick in sight.
-    figure.update_yaxes(range=[math.log10(min(times) / 1.7), math.log10(max(times) * 1.7)])
-    return figure
+    ends = [math.log10(min(times) / 1.7), math.log10(max(times) * 1.7)]
+    return figure.update_yaxes(type="log", tickvals=ticks, ticktext=[number(tick) for tick in ticks], range=ends)
 
 
 def _aside(devices: float, index: int, count: int) -> float:
@@ -88,57 +92,55 @@ def _aside(devices: float, index: int, count: int) -> float:
     return float(devices * 1.03 ** (index - (count - 1) / 2))
 
 
-def residual_chart(series: Sequence[SeriesFit]) -> go.Figure:
+def residual_chart(errors: Sequence[tuple[SeriesFit, Sequence[float]]]) -> go.Figure:
     """Draw by how many percent the law misses each configuration; above 0 it says longer than it took."""
     figure = go.Figure()
-    for index, fit in enumerate(series):
-        colour, symbol = looks(index)
+    for index, (fit, missed) in enumerate(errors):
         figure.add_scatter(
-            x=[_aside(point.devices, index, len(series)) for point in fit.points],
-            y=[100 * point.error for point in fit.points],
+            x=[_aside(point.devices, index, len(errors)) for point in fit.points],
+            y=[100 * error for error in missed],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 10},
+            marker=_look(index, index),
             name=text(fit.name),
-            hovertext=[f"{text(point.name)}<br>{100 * point.error:+.2g} %" for point in fit.points],
+            hovertext=[f"{text(p.name)}<br>{100 * error:+.2g} %" for p, error in zip(fit.points, missed, strict=True)],
             hoverinfo="text",
         )
-    figure.add_hline(y=0, line_width=1)
-    devices = [d for fit in series for d in fit.devices]
-    return _layout(figure, "devices d", "law / measured time - 1 [%]", devices, height=340)
+    figure.add_hline(y=0, line_width=1, line_color=GREY)
+    return _layout(figure, "law / measured time - 1 [%]", [d for fit, _ in errors for d in fit.devices], 380)
 
 
-def efficiency_chart(series: Sequence[SeriesFit]) -> go.Figure:
-    """Draw the efficiency E by devices of every curve, in percent, with its 95 % interval; 100 % is the ideal law."""
+def efficiency_chart(series: Sequence[SeriesFit], lines: Sequence[Line]) -> go.Figure:
+    """Draw the efficiency E by devices of every measured curve, with 95 % intervals, and what the law says of `lines`."""
     figure = go.Figure()
-    curves: dict[tuple[str, str], list[Efficiency]] = {}
-    for fit in series:
+    curves: dict[tuple[int, str], list[Efficiency]] = {}
+    for place, fit in enumerate(series):
         for point in fit.efficiency:
-            curves.setdefault((fit.name, point.curve), []).append(point)
-    for index, ((name, curve), points) in enumerate(curves.items()):
-        colour, symbol = looks(index)
-        shown = [(p.devices, p.value, p.low, p.high) for p in points]
+            curves.setdefault((place, point.curve), []).append(point)
+    for index, line in enumerate(lines):
+        told: list[Known] = [(one.efficiency, one.efficiency_low, one.efficiency_high) for one in line.told]
+        shares = [changed(known, lambda x: 100 * x) for known in told]
+        _law(figure, index, line, shares, "%", band=len(lines) <= FEW)
+    for index, ((place, curve), points) in enumerate(curves.items()):
+        known = [(p.devices, p.value, p.low, p.high) for p in points]
         figure.add_scatter(
-            x=[_aside(d, index, len(curves)) for d in (points[0].baseline_devices, *(d for d, *_ in shown))],
-            y=[100.0, *(100 * value for _, value, _, _ in shown)],
-            error_y=_bars(shown),
-            mode="markers+lines",
-            line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 1},
-            marker={"color": colour, "symbol": symbol, "size": 10},
-            name=f"{text(name)}: {text(curve)}",
-            hovertext=["baseline", *(_efficiency_text(point) for point in points)],
+            x=[_aside(d, index, len(curves)) for d, *_ in known],
+            y=[100 * value for _, value, *_ in known],
+            error_y=_bars(known),
+            mode="markers",
+            marker=_look(index, place),
+            name=f"{text(series[place].name)}: {text(curve)}",
+            hovertext=[_efficiency_text(point) for point in points],
             hoverinfo="text",
         )
-    figure.add_hline(y=100, line_width=1)
-    devices = [d for points in curves.values() for p in points for d in (p.devices, p.baseline_devices)]
-    figure = _layout(figure, "devices d", "efficiency E [%]", devices, height=340)
-    top = max((100 * (p.high or p.value) for points in curves.values() for p in points), default=100)
-    figure.update_yaxes(range=[0, 1.08 * max(top, 100)])
-    return figure
+    figure.add_hline(y=100, line_width=1, line_color=GREY)
+    devices = [p.baseline_devices for points in curves.values() for p in points]
+    devices += [d for fit in series for d in fit.devices] + [one.devices for line in lines for one in line.told]
+    return _layout(figure, "efficiency E [%]", devices, 380).update_yaxes(rangemode="tozero")
 
 
-def _bars(shown: Sequence[tuple[int, float, float | None, float | None]]) -> dict[str, Any]:
-    up = [0.0, *(100 * (high - value) if high is not None else 0.0 for _, value, _, high in shown)]
-    down = [0.0, *(100 * (value - low) if low is not None else 0.0 for _, value, low, _ in shown)]
+def _bars(known: Sequence[tuple[int, float, float | None, float | None]]) -> dict[str, Any]:
+    up = [100 * (high - value) if high is not None else 0.0 for _, value, _, high in known]
+    down = [100 * (value - low) if low is not None else 0.0 for _, value, low, _ in known]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
 
 
@@ -146,3 +148,18 @@ def _efficiency_text(point: Efficiency) -> str:
     low, high = (None if bound is None else 100 * bound for bound in (point.low, point.high))
     interval = "" if low is not None else " (one run: no interval)"
     return f"d = {point.devices}: {between(100 * point.value, low, high, '%')}{interval}<br>{text(point.curve)}"
+
+
+def parts_chart(lines: Sequence[Line]) -> go.Figure:
+    """Draw the shares of the time of a step by the law, in percent: a bar for each series and number of devices."""
+    told = [(f"{text(line.series.name)}, d = {one.devices}", one.shares) for line in lines for one in line.told]
+    figure = go.Figure(layout=frame(140 + 26 * len(told)) | {"barmode": "stack", "legend_traceorder": "normal"})
+    for index, (part, name) in enumerate(PARTS.items()):
+        shares = [100 * found[part] for _, found in told]
+        look = {"color": COLOURS[index], "pattern": {"shape": (*PATTERNS, "-", "+")[index]}}
+        says = [f"{name}: ~{number(share)} %, estimated" for share in shares]
+        if any(share >= 0.5 for share in shares):
+            at = {"x": shares, "y": [label for label, _ in told], "hovertext": says, "hoverinfo": "text"}
+            figure.add_bar(**at, orientation="h", name=name, marker=look)
+    figure.update_xaxes(title="share of the time of a step, estimated by the law [%]", range=[0, 100])
+    return figure.update_yaxes(type="category", autorange="reversed")

@@ -94,5 +94,6 @@ def parallel_chart(shown: Document) -> go.Figure:
         side = {"label": text(name), "values": [order.index(value) for value in values], "tickvals": list(ticks)}
         sides.append(side | {"ticktext": names_of[:: ticks.step]})
     line = {"color": [int(trial.front) for trial in trials], "colorscale": [[0, GREY], [1, COLOURS[1]]]}
-    figure = go.Figure(go.Parcoords(dimensions=sides, line=line | {"cmin": 0, "cmax": 1}, labelangle=-15))
-    return figure.update_layout(height=480, margin={"l": 50, "r": 50, "t": 90, "b": 20})
+    fonts = {"tickfont": {"size": 13}, "labelfont": {"size": 13}, "labelangle": -20}
+    figure = go.Figure(go.Parcoords(dimensions=sides, line=line | {"cmin": 0, "cmax": 1}, **fonts))
+    return figure.update_layout(height=520, margin={"l": 110, "r": 70, "t": 110, "b": 20})

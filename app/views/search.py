@@ -32,22 +32,27 @@ def _front(shown: Document) -> None:
     pairs = {f"{x.name} and {y.name}": (x, y) for x, y in combinations(shown.goals, 2)}
     if pairs:
         st.subheader("What no other trial beats")
+        st.caption(
+            "Filled marks are full measurements, open ones probes: one short run. Bars are 95 % intervals. "
+            "The star is the knee: of the front, the nearest to the best values of all objectives."
+        )
         x, y = pairs[st.selectbox("Objectives", list(pairs), key="objectives", bind="query-params")]
         page.figure(charts.front_chart(shown, x, y), "front", "Two objectives of the trials, and the front")
-        st.caption("Filled marks are full measurements, open ones probes: one short run. Bars are 95 % intervals.")
 
 
 def _trials(shown: Document) -> None:
     st.subheader("Trials")
     order = sorted(shown.trials, key=lambda trial: (not trial.knee, not trial.front, trial.state != "complete"))
-    page.table(table(shown.model_copy(update={"trials": order})), "search")
+    found = table(shown.model_copy(update={"trials": order}))
+    digits = {name: st.column_config.NumberColumn(format="%.6g") for name in found.select_dtypes("float")}
+    page.table(found, "search", column_config=digits)
     numbers = {trial.number: trial for trial in order}
     trial = numbers[st.selectbox("One trial (the knee and the front first)", list(numbers), key="trial")]
     cost = f"from the {trial.source}; its runs took {', '.join(took(trial).values())}"
     lines = [*told(trial, shown.goals), cost, *(f"run {run}" for run in trial.runs)]
     page.lines([printable(line, 500) for line in lines])
-    st.caption("What it set:")
-    st.code(yaml.safe_dump(trial.params, sort_keys=False), language="yaml")
+    with st.expander("What this trial set, as in a suite"):
+        st.code(yaml.safe_dump(trial.params, sort_keys=False), language="yaml")
 
 
 def _course(shown: Document) -> None:
@@ -56,9 +61,9 @@ def _course(shown: Document) -> None:
     parts = [(g.title, [(float(t.number), t.values[g.name]) for t in shown.complete], g.sign) for g in shown.goals]
     shares = [(step["trial"], 100 * step["share"]) for step in shown.hypervolume]
     parts += [("hypervolume [% of final]", shares, -1)] if shares else []
-    columns = st.columns(2)
+    columns = st.columns(3 if len(parts) % 3 == 0 else 2)
     for index, part in enumerate(parts):
-        with columns[index % 2]:
+        with columns[index % len(columns)]:
             page.figure(charts.history_chart(*part), f"history-{index}", "Figures of the trials and the best so far")
     if any(shown.importance.values()):
         st.subheader("What matters")
@@ -77,6 +82,7 @@ st.text(printable(f"{ended}{when}. {shown.sampler} on {shown.machine}", 500))
 page.lines([*shown.sentences, *shown.notes] or ["Nothing can be said yet."])
 if shown.confirmed:
     st.subheader("Repeated in turn")
+    st.caption("The best trials, run again by turns and more often: where the figures differ, these count.")
     page.lines(shown.confirmed)
 if shown.complete:
     _front(shown)
@@ -87,4 +93,4 @@ if shown.complete:
 st.subheader("What the search itself took")
 with st.container(horizontal=True):
     for label, value in {"Trials": shown.spent.trials, "Runs": shown.spent.runs, **took(shown.spent)}.items():
-        st.metric(label, value, border=True, width=200)
+        st.metric(label, value, border=True, width="content")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import click
 
 from bench.cli import fail
+from bench.devices import counts
 from bench.publish import publishable
 from bench.schema import Machine
 from bench.suite import SITE_OPTIONS, Plan, SuiteError, expand, load_suite, only, override, with_site
 
-_MOST_DEVICES, _MOST_OPTIONS = 1_000_000, 50
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
 
@@ -84,18 +83,11 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def device_counts(text: str) -> tuple[int, ...]:
-    """Read numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512. Raises click.BadParameter."""
-    counts: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high <= _MOST_DEVICES:
-            wanted = f"whole numbers from 1 to {_MOST_DEVICES:,}: 8,64,512 or 8-512 (doubling)"
-            raise click.BadParameter(f"{text!r}: give {wanted}")
-        counts |= {low * 2**k for k in range(21) if low * 2**k < high} | {high}
-    if len(counts) > _MOST_OPTIONS:
-        raise click.BadParameter(f"{len(counts)} numbers of devices; at most {_MOST_OPTIONS} are allowed")
-    return tuple(sorted(counts))
+    """Do what `bench.devices.counts` does. Raises click.BadParameter."""
+    try:
+        return counts(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,262 @@
+"""What the Strategies page shows, as data: candidates against a baseline, the steps of a ladder, what fits into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from analytics.advice import EVERYWHERE, Advice
+from analytics.comparable import better
+from analytics.compare import Comparison, Effect
+from analytics.frame import asked, names
+from analytics.objectives import REMEDIES, Per, columns
+from analytics.words import between, number, printable, repeats_words
+from bench.record import Status
+from bench.schema import AXES
+
+AMOUNTS: dict[str, Per] = {"way to the target": "target", "same samples": "samples", "same tokens": "tokens"}
+WHOLE_RUN = "whole run"
+"""What time, energy, carbon and cost may be counted for, the most telling first; the last where nothing else is known."""
+GOALS = ("time", "energy", "carbon", "cost", "memory", "loss", "accuracy")
+FOOT, WHOLE = "where the ladder begins", "all steps"
+"""The verdict of the foot of a ladder, and the name of its top against its foot."""
+_FULL = {"loss": "validation loss", "memory": "peak memory", "carbon": "CO2e"}
+_UNITS = {"time": ("s", 1.0), "energy": ("J", 1.0), "carbon": ("g", 1e3), "cost": ("USD", 1.0), "memory": ("GB", 1e-9)}
+_OF_RUN = {"time": ("duration_seconds",), "energy": ("run_energy_joules", "run_energy_estimated_joules")}
+_OF_RUN |= {"carbon": ("emissions_kg",), "cost": ("cost_usd",)}
+_BASES = {"carbon": "emissions_basis", "cost": "cost_basis"}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that candidates are compared in: its column, and unit and factor of what is shown of that.
+
+    `inverse`: the column is a rate, and the time that it takes is shown. `estimated`: it rests on a model.
+    """
+
+    name: str
+    column: str
+    unit: str
+    factor: float
+    inverse: bool
+    estimated: bool
+
+    @property
+    def title(self) -> str:
+        """Name, marked where it is estimated."""
+        name = _FULL.get(self.name, self.name)
+        return f"~{name}, estimated" if self.estimated else name
+
+    @property
+    def good(self) -> str:
+        """Which side of 1 is better."""
+        return "above" if not self.inverse and better(self.column) == "more" else "below"
+
+    def value(self, figure: float) -> float:
+        """Return a figure of the column in the unit that is shown."""
+        return self.factor * figure if not self.inverse else self.factor / figure if figure else math.inf
+
+    def told(self, value: float) -> str:
+        """Write a value with its unit."""
+        return f"{'~' * self.estimated}{number(value)} {self.unit}".strip()
+
+
+def amounts(df: pd.DataFrame) -> list[str]:
+    """Name those of AMOUNTS that some run tells the time of, or else WHOLE_RUN."""
+    return [name for name, per in AMOUNTS.items() if df[columns("time", per)[0]].notna().any()] or [WHOLE_RUN]
+
+
+def goals(df: pd.DataFrame, amount: str) -> list[Goal]:
+    """Return what the runs can be compared in: of measured and estimated energy the measured one."""
+    ok, per = df[df["status"] == Status.OK], AMOUNTS.get(amount, "samples")
+    out = []
+    for name in GOALS:
+        known = _OF_RUN.get(name, ()) if amount == WHOLE_RUN else ()
+        column = next((one for one in known or columns(name, per) if one in ok and ok[one].notna().any()), None)
+        if column is None:
+            continue
+        bases = ok.get(_BASES.get(name, ""), pd.Series(dtype="str"))
+        estimated = "estimated" in column or bool(bases.str.contains("estimated", na=False).any())
+        unit, factor = _UNITS.get(name, ("", 1.0))
+        inverse = column.endswith("_per_second")
+        one = inverse or "joules_per" in column
+        each = f"/{per.removesuffix('s')}" if one else f" a million {per}" if "per_million" in column else ""
+        out.append(Goal(name, column, unit + each, factor, inverse, estimated))
+    return out
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A row of a figure: `x` with the ends of its interval, its verdict, `words` that say it in full, and what it is of.
+
+    In a forest `x` is a ratio (NaN: there is none, but a difference), in a ladder where a step leads to from `start`.
+    """
+
+    name: str
+    x: float
+    low: float | None
+    high: float | None
+    verdict: str
+    words: str
+    figures: str = ""
+    start: float = math.nan
+
+
+def mark(name: str, effect: Effect, goal: Goal) -> Mark:
+    """Return an effect as it is shown: that on a rate is turned into that on the time, where it is not yet."""
+    x, low, high = effect.ratio, effect.low, effect.high
+    if goal.inverse and effect.cost == effect.metric and effect.difference is None:
+        x, low, high = 1 / x, high and 1 / high, low and 1 / low
+    verdict = "not enough repeats" if low is None or high is None else effect.verdict
+    more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"
+    told = between(x if effect.difference is None else effect.difference, low, high)
+    words = f"{told} {verdict}{f' among {effect.among}' if effect.among else ''}{more}"
+    words = words if effect.difference is None else f"no ratio, difference {words}"
+    figures = " → ".join(goal.told(goal.value(figure)) for figure in (effect.baseline_value, effect.value))
+    return Mark(name, x, low, high, verdict, words, figures)
+
+
+def marks(found: Sequence[Comparison], goal: Goal) -> list[Mark]:
+    """Return what each candidate does in one goal, where it can be compared with its baseline."""
+    several = len({one.baseline for one in found}) > 1
+    called = [(one, f"{one.name} against {one.baseline}" if several else one.name) for one in found]
+    return [mark(name, e, goal) for one, name in called for e in one.effects if e.metric == goal.column]
+
+
+def steps(found: Sequence[Comparison], goal: Goal) -> list[Mark]:
+    """Return the steps of a ladder (`analytics.compare.ladder`) in one goal, the foot first: their factors multiply."""
+    out: list[Mark] = []
+    foot = level = 0.0
+    for one in found:
+        effect = next((e for e in one.effects if e.metric == goal.column and e.difference is None), None)
+        if effect is None:
+            out.append(Mark(one.name, math.nan, None, None, "", one.reason or "not compared"))
+            continue
+        shown = mark(one.name, effect, goal)
+        if not level:
+            foot = level = goal.value(effect.baseline_value)
+            out.insert(0, Mark(one.baseline, foot, None, None, FOOT, goal.told(foot), start=foot))
+        start = foot if one.name == WHOLE else level
+        level = start * shown.x
+        low, high = (None if end is None else start * end for end in (shown.low, shown.high))
+        words = f"× {shown.words} → {goal.told(level)}"
+        out.append(replace(shown, x=level, low=low, high=high, words=words, start=start))
+    return out if level else []
+
+
+def table(found: Sequence[Comparison], wanted: Sequence[Goal]) -> pd.DataFrame:
+    """Return a row a candidate: how it ended, and its ratios with interval and verdict."""
+    rows = []
+    for one in found:
+        ended = f"{one.ended[0]} of {one.ended[1]} ok" if one.ended[1] else one.status.replace("_", " ")
+        row = {"Candidate": one.name.removeprefix("+ "), "Baseline": one.baseline.removeprefix("+ "), "Ended": ended}
+        for goal in wanted:
+            cells = [mark("", e, goal).words for e in one.effects if e.metric == goal.column]
+            row[f"{goal.title} ×"] = cells[0] if cells else "not compared" if one.status == Status.OK else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def effects(found: Sequence[Comparison]) -> pd.DataFrame:
+    """Return all that is known of the comparisons, a row an effect or a reason why there is none."""
+    rows = list[dict[str, Any]]()
+    for one in found:
+        about = {"candidate": one.name, "baseline": one.baseline, "status": one.status, "reason": one.reason}
+        about |= {"flags": " ".join(one.flags), "notes": "; ".join([*one.notes, *one.doubts])}
+        refused = [{"metric": metric, "reason": why} for metric, why in (one.not_compared or {}).items()]
+        rows += [about | more for more in [*map(asdict, one.effects), *refused] or [{}]]
+    return pd.DataFrame(rows).drop(columns=["cost", "spread"], errors="ignore")
+
+
+def remarks(found: Sequence[Comparison]) -> list[str]:
+    """Say what failed, what cannot be compared, what was other work, and what else may have made a difference."""
+    said: dict[str, list[str]] = {}
+    for one in found:
+        refused = one.not_compared or {}
+        lines = [f"{one.status.replace('_', ' ')}: {one.reason}"] if one.reason else []
+        for why in dict.fromkeys(refused.values()):
+            lines.append(f"not compared by {' and '.join(m for m, w in refused.items() if w == why)}: {why}")
+        for line in (*lines, *one.notes, *one.doubts):
+            said.setdefault(line, []).append(one.name)
+    called = {line: "All" if len(of) == len(found) > 1 else printable(", ".join(of), 200) for line, of in said.items()}
+    return [f"{names}: {printable(line, 400)}" for line, names in called.items()]
+
+
+def unknown(known: Sequence[Goal]) -> list[str]:
+    """Say of each goal that no run tells what to do about it; loss and accuracy are both quality."""
+    told = {"quality" if goal.name in GOALS[5:] else goal.name for goal in known}
+    return [f"No {name}: {REMEDIES[name]}." for name in (*GOALS[:5], "quality") if name not in told]
+
+
+def advised(found: Sequence[Advice]) -> list[str]:
+    """Number what analytics advises, with its limits and what to set in a suite."""
+    out = []
+    for count, one in enumerate(found, 1):
+        told = {"limits": "; ".join(one.limits), "in a suite": one.action}
+        out += [f"{count}. {one.sentence}", *(f"    {name}: {text}" for name, text in told.items() if text)]
+    return [*out, f"Limits of all: {EVERYWHERE}."] if out else ["There is nothing to advise: nothing stands out."]
+
+
+# --- what fits into memory
+
+_OUTCOME = {Status.OK: "fits", Status.SKIPPED: "skipped", Status.OUT_OF_MEMORY: "out of memory"}
+OUTCOMES = ("fits", "skipped", "failed", "out of memory")
+"""How the runs of a cell may have ended, the worst last."""
+_HOW = {*AXES, "devices", "gradient_accumulation_steps", "memory_limit_bytes"} - {"schedule"}
+_BYTES = {"peak_memory_bytes": "max", "attempted_bytes": "max", "memory_available_bytes": "min"}
+
+
+def _called(df: pd.DataFrame, fields: Sequence[str]) -> pd.Series:
+    """Name each run by those of some fields that vary."""
+    group = df.groupby(list(fields), dropna=False, sort=False).ngroup()
+    first = df.loc[~group.duplicated(), list(fields)].reindex(
+        columns=[*fields, *{"workload", "devices"}.difference(fields)]
+    )
+    return group.map(dict(zip(group[first.index], names(first), strict=True)))
+
+
+def memory_map(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a strategy, model and batch per device that was tried: how that ended, the worst run first.
+
+    Columns: strategy, parameters (of the whole model; NaN where no run tells), model, batch, outcome (of OUTCOMES), worst
+    (how many runs ended so), runs, those of _BYTES, share (peak of available), reason. Models in order of their size;
+    strategies as they were begun, those that were only skipped last.
+    """
+    df = df[df["batch_size_per_device"].notna()].reset_index(drop=True)
+    if df.empty:
+        return df
+    df = df.assign(gradient_accumulation_steps=df["gradient_accumulation_steps"].replace(1, pd.NA))
+    how = [name for name in asked(df) if name.split(".")[0] in _HOW and name != "optimizer.learning_rate"]
+    of_model = ["workload", *(name for name in asked(df) if name.startswith("workload_args."))]
+    df["strategy"], df["model"] = _called(df, how), _called(df, of_model)
+    df["model"] = df["model"].mask(df["model"] == "plain", df["workload"])
+    df["parameters"] = df.groupby("model")["parameters"].transform("max")
+    df["batch"] = df["batch_size_per_device"].astype(int)
+    df["outcome"] = pd.Categorical([_OUTCOME.get(status, "failed") for status in df["status"]], OUTCOMES, ordered=True)
+    df = df.assign(**{name: df.get(name, math.nan) for name in _BYTES})
+    ran = df.sort_values("outcome", key=lambda outcome: outcome == "skipped", kind="stable")
+    df["strategy"] = pd.Categorical(df["strategy"], ran["strategy"].unique())
+    keys, rows = ["strategy", "parameters", "model", "batch"], []
+    for key, runs in df.groupby(keys, dropna=False, observed=True):
+        bad = runs[runs["outcome"] == runs["outcome"].max()]
+        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"outcome": bad["outcome"].iloc[0]}
+        row |= {"worst": len(bad), "runs": len(runs), **runs.agg(_BYTES), "reason": bad["error_message"].iloc[0]}
+        rows.append(row | {"share": row["peak_memory_bytes"] / row["memory_available_bytes"]})
+    return pd.DataFrame(rows)
+
+
+def cell(row: Any) -> list[str]:
+    """Say in a few words how a cell ended: `✓ 3.2 GB`, `12 % of 26 GB`; `✗ out of memory`, `wanted 80 GB`."""
+    peak, wanted, there = (
+        f"{size / 1e9:.3g} GB" for size in (row.peak_memory_bytes, row.attempted_bytes, row.memory_available_bytes)
+    )
+    if row.outcome == "fits":
+        share = [] if math.isnan(row.share) else [f"{100 * row.share:.2g} % of {there}"]
+        return ["✓ fits" if math.isnan(row.peak_memory_bytes) else f"✓ {peak}", *share]
+    out = [f"{'✗' if row.outcome == OUTCOMES[-1] else '!'} {row.outcome}"]
+    out += [f"wanted {wanted}"] if row.outcome == OUTCOMES[-1] and not math.isnan(row.attempted_bytes) else []
+    return [*out, f"{row.worst} of {row.runs} runs"] if row.worst < row.runs else out
