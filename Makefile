@@ -37,6 +37,7 @@ benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.loop
 	$(BIN)/python -m tests.benchmarks.frame
 	$(BIN)/python -m tests.benchmarks.laws
+	$(BIN)/python -m tests.benchmarks.dashboard
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

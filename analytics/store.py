@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _FORMAT = 1
 _PART, _RUN = "_part", "_run"
 MLFLOW_RUN = "mlflow_run_id"
 """Column with the name by which MLflow knows a run."""
+Progress = Callable[[int, int | None, Callable[[], pd.DataFrame]], None]
+"""Told how many runs were read, of how many (None where a server does not say), and what makes a frame of those known."""
 _VERSION = hashlib.sha256(json.dumps([_FORMAT, pd.__version__, DECLARED]).encode()).hexdigest()
 
 
@@ -35,42 +38,51 @@ def load(
     *,
     refresh: bool = False,
     named: bool = False,
-    progress: tracking.Progress | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Return `analytics.frame.frame` of all runs in the store, or of those of one suite.
 
     With `named` there is a column more, `mlflow_run_id`, by which MLflow knows a run.
 
     What is kept of finished runs is not read again, unless `refresh` asks for it: see `bench.tracking.news` for what cannot
-    be seen without. `progress` is told how many runs were read. Raises StoreError; never creates a store.
+    be seen without. Raises StoreError; never creates a store.
     """
     path = _path(uri)
     table, known = (None, {}) if refresh else _read(path)
-    rows, parts = tracking.news(uri, known, progress)
+
+    def shown(found: pd.DataFrame) -> pd.DataFrame:
+        found = found if suite is None else found[found["suite"] == suite]
+        return tidy(
+            (found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)).drop(columns=_PART)
+        )
+
+    def tell(done: int, of: int | None, so_far: tracking.News) -> None:
+        if progress is not None:
+            progress(done, of, lambda: shown(_joined(table, known, so_far)))
+
+    if table is not None:
+        tell(0, None, tracking.News([], known))
+    news = tracking.news(uri, known, tell)
+    found = _joined(table, known, news)
+    if news.parts != known:
+        _write(path, found[found[_PART].map(news.parts) != ""], news.parts)
+    return shown(found)
+
+
+def _joined(table: pd.DataFrame | None, known: dict[str, str], news: tracking.News) -> pd.DataFrame:
+    """Put together what was kept, as far as it is there still, and what was read, in one order whichever it was."""
+    rows, parts = list(news.rows), dict(news.parts)
     kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
+    if table is not None and len(kept) < len(known):
+        table = table[table[_PART].isin(kept)]
     found = declared(row for *_, row in rows)
     for name, values in ((_PART, [part for part, *_ in rows]), (_RUN, [run for _, run, _ in rows])):
         found[name] = pd.Series(values, index=found.index, dtype="str")
     if table is not None:
-        if len(kept) < len(known):
-            table = table[table[_PART].isin(kept)]
         found = pd.concat([table, found], ignore_index=True) if len(found) else table
     if len(rows):  # those that began at once stay in one order, whichever of them was kept
         found = found.sort_values(_RUN, kind="stable", ignore_index=True)
-    if parts != known:
-        _write(path, found[found[_PART].map(parts) != ""], parts)
-    if suite is not None:
-        found = found[found["suite"] == suite]
-    shown = found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)
-    return tidy(shown.drop(columns=_PART))
-
-
-def forget(uri: str | None = None) -> None:
-    """Throw away what is kept of a store."""
-    path = _path(uri)
-    if path is not None:
-        with suppress(OSError):
-            path.unlink()
+    return found
 
 
 def _path(uri: str | None) -> Path | None:

@@ -7,8 +7,8 @@ neither Markdown nor HTML; figures escape it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,25 +22,28 @@ from bench import tracking
 FORMATS = ("png", "svg")
 """What the browser can save a figure as, by the camera that stands above each."""
 
-_Found = TypeVar("_Found", pd.DataFrame, list[dict[str, Any]])
-
 
 def runs(title: str) -> pd.DataFrame:
-    """Show the title and when the store was read; return its runs, or say what to do and stop the page."""
-    return _read(title, data.load, "runs", "bench run suites/scaling.yaml")
+    """Show the title and when the store was read; return its runs, or say what to do and stop the page.
+
+    While a store is read for the first time these are the runs read so far, those of the newest suite first.
+    """
+    found: pd.DataFrame = _read(title, "runs", "bench run suites/scaling.yaml")
+    return found
 
 
 def searches(title: str) -> list[dict[str, Any]]:
     """Do the same for the documents of its searches, newest first."""
-    return _read(title, data.searches, "searches", "bench search suites/search_cost_efficiency.yaml")
+    found: list[dict[str, Any]] = _read(title, "searches", "bench search suites/search_cost_efficiency.yaml")
+    return found
 
 
-def _read(title: str, load: Callable[[], tuple[_Found, datetime]], what: str, command: str) -> _Found:
+def _read(title: str, what: data.Kind, command: str) -> Any:
     st.title(title)
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Read again", icon=":material/refresh:"):
             data.refresh()
-        when = st.empty()
+        when = st.container(width="content")
         st.segmented_control(
             "The camera of a figure saves",
             FORMATS,
@@ -49,19 +52,52 @@ def _read(title: str, load: Callable[[], tuple[_Found, datetime]], what: str, co
             bind="query-params",
             required=True,
         )
+    state = data.look(what)
     try:
-        found, read_at = load()
+        found, read_at = data.shown(state)
     except tracking.StoreError as error:
         st.error(f"The {what} could not be read.", icon=":material/error:")
         st.text(str(error))
         st.stop()
-    when.caption(f"Read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
+    if state.read_at is not None:
+        when.caption(f"Read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
+    if state.error is not None:
+        st.warning(f"The {what} could not be read again: this is how they were.", icon=":material/error:")
+        st.text(str(state.error))
+    if state.begun is not None:
+        with when if state.read_at else st.container():
+            _awaited(what, state.read_at is not None, state.done, bool(len(found)))
     if not len(found):
+        if state.read_at is None:
+            st.stop()
         st.info(f"There are no {what} yet. Type in a terminal:", icon=":material/info:")
         st.code(command, language=None)
+        if state.strangers:
+            st.text("The store holds runs of other tools only, or half-written ones. They are not shown.")
         st.text(f"Looked in: {tracking.shown(data.uri())}")
         st.stop()
     return found
+
+
+@st.fragment(run_every=0.5)  # type: ignore[untyped-decorator]
+def _awaited(what: data.Kind, again: bool, seen: int, some: bool) -> None:
+    """Say how far the reading is; run the page again when it has ended or has twice as much as was seen."""
+    state = data.known(what)
+    if state.begun is None or (not again and state.done >= max(1, 2 * seen)):
+        st.rerun()
+        return
+    if again:
+        st.caption("Reading what is new ...")
+        return
+    if not state.done:
+        waited = (datetime.now(UTC) - state.begun).total_seconds()
+        st.progress(0.0, f"Reading the {what}: waiting for the store to answer, for {waited:.0f} s")
+        kept = " Below is what an earlier reading has kept." if some else ""
+        st.text(f"Asked: {tracking.shown(data.uri())}. The answer appears here, or why there is none.{kept}")
+        return
+    of = f"{state.done:,} of {state.of:,}" if state.of else f"{state.done:,}"
+    text = f"Read {of} {what}. Until all are read, this page shows the newest suite first, and its sums are not whole."
+    st.progress(min(1.0, state.done / state.of) if state.of else 0.0, text)
 
 
 def execution(df: pd.DataFrame) -> pd.DataFrame:
@@ -89,8 +125,8 @@ def table(df: pd.DataFrame, name: str, *, full: pd.DataFrame | None = None, **op
     `options` are those of `st.dataframe`. Text that a spreadsheet would run is made text in both.
     """
     shown = st.dataframe(defused(df), key=f"table-{name}", **{"hide_index": True, "placeholder": "", **options})
-    csv = to_csv(df if full is None else full)
-    _download("Download as CSV", csv, f"wattbench-{name}.csv", "text/csv")
+    whole = df if full is None else full
+    _download("Download as CSV", lambda: to_csv(whole), f"wattbench-{name}.csv", "text/csv")
     return shown
 
 
@@ -107,6 +143,6 @@ def figure(drawn: go.Figure, name: str, alt: str, **options: Any) -> Any:
     return shown
 
 
-def _download(label: str, content: str | Callable[[], str], name: str, mime: str) -> None:
+def _download(label: str, content: Callable[[], str], name: str, mime: str) -> None:
     icon = ":material/download:"
     st.download_button(label, content, name, mime, key=f"get-{name}", on_click="ignore", icon=icon, type="tertiary")

@@ -1,50 +1,80 @@
-"""Start the dashboard's server on this machine only."""
+"""Start the dashboard's server: for this machine only, unless told otherwise."""
 
 from __future__ import annotations
 
-import gc
+import errno
 import os
 import socket
 import threading
 import time
 import webbrowser
-from importlib import resources
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module, resources
+from ipaddress import ip_address
+from pathlib import Path
 
 import click
 
 HOST = "127.0.0.1"
 TRACKING_URI = "WATTBENCH_TRACKING_URI"
 """Environment variable that tells the pages which store to read."""
+RUNS = "WATTBENCH_RUNS"
+"""Environment variable that tells the pages where the folders of runs are."""
 
 
 class ServeError(Exception):
     """Why the dashboard cannot be served, in a line that can be shown as it is."""
 
 
-def _check(port: int) -> None:
+def _check(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise ServeError(f"--port {port}: wanted a port from 1 to 65535")
-    with socket.socket() as probe:
+    try:
+        family, *_, address = socket.getaddrinfo(host or "?", port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise ServeError(f"--host {host!r}: wanted a name or address of this machine, such as {HOST}") from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind(address)
         except OSError as error:
-            raise ServeError(f"--port {port}: {HOST}:{port} cannot be used ({error.strerror}); try another") from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ServeError(f"--host {host}: this machine has no such address") from error
+            raise ServeError(f"--port {port}: {host}:{port} cannot be used ({error.strerror}); try another") from error
 
 
-def _open_when_ready(url: str, port: int) -> None:
+def _loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches what listens there."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return all(ip_address(str(address[0])).is_loopback for *_, address in found)
+
+
+def _prepare() -> None:
+    """Read the store, and import what pages need, while the browser is started."""
+    from app import data
+
+    data.look("runs")
+    for name in ("app.page", "analytics.answer", "analytics.scaling"):
+        import_module(name)
+
+
+def _open_when_ready(url: str, host: str, port: int) -> None:
     for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                webbrowser.open(url)
-                return
+        with suppress(OSError), socket.create_connection((host, port), 1):
+            webbrowser.open(url)
+            return
         time.sleep(0.2)
 
 
-def arguments(port: int) -> list[str]:
-    """Return the arguments of `streamlit` that serve the dashboard to this machine only and send nothing anywhere."""
+def arguments(port: int, host: str = HOST, allowed: Sequence[str] = ()) -> list[str]:
+    """Return the arguments of `streamlit` that serve the dashboard at an address, and send nothing anywhere.
+
+    Browsers must have asked for this machine, for `host` or for one of the `allowed` names: a page of somebody else that
+    points a name of its own here is turned away.
+    """
     options = {
-        "server.address": HOST,
+        "server.address": host,
         "server.port": str(port),
         "server.headless": "true",
         "server.fileWatcherType": "none",
@@ -54,29 +84,44 @@ def arguments(port: int) -> list[str]:
         "logger.level": "warning",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    flags += ["--server.allowedHosts=localhost", f"--server.allowedHosts={HOST}"]
+    flags += [f"--server.allowedHosts={name}" for name in dict.fromkeys(("localhost", HOST, host, *allowed))]
     return ["run", str(resources.files("app") / "main.py"), *flags]
 
 
-def serve(port: int = 8501, uri: str | None = None, open_browser: bool = True) -> None:
-    """Serve the dashboard at http://127.0.0.1:`port` until it is interrupted; print the address.
+def serve(
+    port: int = 8501,
+    uri: str | None = None,
+    open_browser: bool = True,
+    *,
+    host: str = HOST,
+    allowed: Sequence[str] = (),
+    runs: Path = Path("runs"),
+) -> None:
+    """Serve the dashboard at http://`host`:`port` until it is interrupted; print the address.
 
-    `uri` is the MLflow store to read (None: the usual one). Raises ServeError where the port is taken or not a port.
+    `uri` is the MLflow store to read (None: the usual one), `runs` the folder of the runs, where suites in flight are seen,
+    `allowed` further names that browsers may ask for. Raises ServeError where the address cannot be used.
     """
     from streamlit import net_util
     from streamlit.web import cli
 
-    from app import live, page  # noqa: F401  most of what pages import
-
-    _check(port)
+    _check(host, port)
+    if wrong := [name for name in allowed if not name.strip() or set(name) & set("/*: ")]:
+        raise ServeError(f"--allowed-host {wrong[0]!r}: wanted a name or address alone, such as bench.example.org")
     # Streamlit asks a service on the internet for this machine's address when a foreign page knocks: never from here.
     net_util.get_external_ip = lambda: None
     if uri is not None:
         os.environ[TRACKING_URI] = uri
-    url = f"http://{HOST}:{port}"
+    os.environ[RUNS] = str(runs.absolute())
+    everywhere = host in ("0.0.0.0", "::")  # noqa: S104
+    reached = HOST if everywhere else host
+    url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     click.echo(f"Dashboard: {url}  (stop it with Ctrl-C)")
+    if not _loopback(host):
+        click.echo("Everybody who reaches this address can read all runs: there is no password.")
+        if everywhere and not allowed:
+            click.echo("By other names than localhost browsers are turned away; allow one with --allowed-host NAME.")
+    threading.Thread(target=_prepare, daemon=True).start()
     if open_browser:
-        threading.Thread(target=_open_when_ready, args=(url, port), daemon=True).start()
-    gc.collect()
-    gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through
-    cli.main(arguments(port), prog_name="streamlit", standalone_mode=False)
+        threading.Thread(target=_open_when_ready, args=(url, reached, port), daemon=True).start()
+    cli.main(arguments(port, host, allowed), prog_name="streamlit", standalone_mode=False)

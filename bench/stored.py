@@ -6,16 +6,16 @@ Names of runs come from an address that anybody can type, so they are checked be
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench.tracking import _ENDED, _SQLITE, StoreError, _read_only, _reader, _reason, _require_store, location
+from bench.database import ENDED, reading
+from bench.tracking import StoreError, local, location, reader, reason
 
 LARGEST = 32 * 2**20
 """Bytes of a file that is read; larger ones are named."""
@@ -44,7 +44,7 @@ def files(run: str, uri: str | None = None) -> Stored:
     if not _RUN.fullmatch(run):
         raise StoreError("that is no name that MLflow gives to a run: 32 digits and letters from a to f")
     experiment, place, status = _place(uri, run)
-    if status not in _ENDED:
+    if status not in ENDED:
         raise StoreError("the run is still being logged: read again in a moment")
     found = Stored(experiment, {}, {})
     try:
@@ -57,37 +57,37 @@ def files(run: str, uri: str | None = None) -> Stored:
     except StoreError:
         raise
     except Exception as error:
-        raise StoreError(f"the files of the run cannot be had: {_reason(error)}") from error
+        raise StoreError(f"the files of the run cannot be had: {reason(error)}") from error
     return found
 
 
 def _place(uri: str, run: str) -> tuple[str, str, str]:
-    _require_store(uri)
-    if uri.startswith(_SQLITE):
-        with suppress(sqlite3.Error), closing(_read_only(Path(uri.removeprefix(_SQLITE)))) as database:
+    path = local(uri)
+    if path is not None:
+        with reading(path) as database:
             found = database.execute(_PLACE, [run]).fetchone()
-            if found is None:
-                raise StoreError("the store has no such run (any more)")
-            return str(found[0]), str(found[1]), str(found[2])
+        if found is None:
+            raise StoreError("the store has no such run (any more)")
+        return str(found[0]), str(found[1]), str(found[2])
     try:
-        info = _reader(uri).get_run(run).info
+        info = reader(uri).get_run(run).info
     except Exception as error:
-        raise StoreError(f"the run cannot be had: {_reason(error)}") from error
+        raise StoreError(f"the run cannot be had: {reason(error)}") from error
     return str(info.experiment_id), str(info.artifact_uri), str(info.status)
 
 
 def _listed(uri: str, run: str, place: str, folder: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     """Yield name, bytes and a way to read each file that lies directly in the place; links are passed over."""
-    local = urlsplit(place)
-    if local.scheme == "file":
-        here = Path(url2pathname(local.path))
+    at = urlsplit(place)
+    if at.scheme == "file":
+        here = Path(url2pathname(at.path))
         if here.parts[-2:] != (run, "artifacts"):  # a server could name any folder of this machine
             raise StoreError("the files of the run are not where MLflow keeps files")
         for path in sorted(here.iterdir()) if here.is_dir() else []:
             if path.is_file() and not path.is_symlink():
                 yield path.name, path.stat().st_size, path.read_bytes
         return
-    client = _reader(uri)
+    client = reader(uri)
     for info in client.list_artifacts(run):
         if not info.is_dir and info.path not in ("", ".", "..") and not set(info.path) & set("/\\"):
 
@@ -110,8 +110,10 @@ def courses(runs: Sequence[str], uri: str | None = None, metric: str = "step_sec
 
 
 def _local(uri: str, runs: list[str], metric: str) -> Iterable[tuple[str, float]]:
-    _require_store(uri)
-    with closing(_read_only(Path(uri.removeprefix(_SQLITE)))) as database:
+    path = local(uri)
+    if path is None:
+        return []
+    with reading(path) as database:
         return database.execute(_COURSE.format(",".join("?" * len(runs))), [metric, *runs]).fetchall()
 
 
@@ -119,7 +121,7 @@ def _served(uri: str, runs: list[str], metric: str) -> Iterable[tuple[str, float
     """Ask a server as MLflow's own charts do: its REST store would ask for run after run, which takes long."""
     from mlflow.utils.rest_utils import http_request
 
-    credentials: Any = _reader(uri)._tracking_client.store.get_host_creds()
+    credentials: Any = reader(uri)._tracking_client.store.get_host_creds()
     asked = {"run_ids": runs, "metric_key": metric, "max_results": _AT_ONCE}
     answer = http_request(credentials, _BULK, "GET", params=asked, timeout=10, max_retries=0)
     return [(str(point["run_id"]), float(point["value"])) for point in answer.json().get("metrics", [])]

@@ -12,14 +12,18 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from bench import database
+from bench.database import News as News
+from bench.database import Progress, Row
+from bench.database import StoreError as StoreError
 from bench.files import held
 from bench.live import Flight
 from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
@@ -34,10 +38,9 @@ _SQLITE = "sqlite:///"
 _HISTORY_POINTS = 100
 _ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet")
 _LOG_BYTES = 200_000
-_ENDED = ("FINISHED", "FAILED", "KILLED")
 _PROGRESS = "bench.progress"
-_CHUNK, _SINGLY = 500, 20
-"""Runs read at a time, so that whoever writes waits for no more; changed executions that are asked for one by one."""
+_SINGLY = 20
+"""Changed executions that are asked for one by one."""
 SEARCH = "search.json"
 """File of an execution of a search, and artifact of its parent run: what is known of the search."""
 _SETTINGS = {
@@ -52,10 +55,6 @@ _SETTINGS = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-class StoreError(Exception):
-    """The store is absent or does not answer; the message is ready to be shown and says what to do."""
 
 
 def location(uri: str | None = None) -> str:
@@ -145,7 +144,7 @@ class Tracker:
         try:
             action()
         except Exception as error:  # noqa: BLE001  the index is not worth a suite: whatever it was, runs go on
-            self.error = f"MLflow at {shown(self.uri)} failed: {_reason(error)}"
+            self.error = f"MLflow at {shown(self.uri)} failed: {reason(error)}"
 
     def _open(self) -> None:
         alone: Any = nullcontext()
@@ -256,7 +255,7 @@ class Tracker:
         return found
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Say in a few words why MLflow failed: the system's own reason where one is in its long message."""
     text = redact(str(error))
     system = re.findall(r"\[Errno -?\d+\] ([\w ,]+)|(timed out)", text)
@@ -283,39 +282,17 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
                 yield (f"{name}/{device}" if component == "gpu" else name), points[index][1], origin + since, index
 
 
-def _require_store(uri: str) -> None:
-    """Raise StoreError where a local store is not there or is no MLflow store; nothing is created or changed."""
+def local(uri: str) -> Path | None:
+    """Return the file of a local store, None for another one; raise StoreError where it cannot be read."""
     if not uri.startswith(_SQLITE):
         if uri.startswith("sqlite"):
             raise StoreError(
                 f"{shown(uri)} is not a store that can be looked at: write it as sqlite:////path/to/mlflow.db"
             )
-        return
+        return None
     path = Path(uri.removeprefix(_SQLITE))
-    if not path.is_file():
-        raise StoreError(f"there is no store at {path}\nmake one with: bench run suites/scaling.yaml")
-    try:
-        with closing(_read_only(path)) as connection:
-            tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} is not a readable MLflow store: {error}") from error
-    if not {"experiments", "runs", "alembic_version"} <= tables:
-        raise StoreError(f"{path} is a database of something else, not an MLflow store; name another with --store")
-
-
-Progress = Callable[[int, int | None], None]
-"""Told how many runs were read, of how many; None where a server does not say."""
-
-
-class News(NamedTuple):
-    """What a store has that its reader does not know.
-
-    `parts` are all parts of the store with their stamps, also those known. `rows` are those of the parts whose stamp is new
-    or empty, newest first, each with its part and MLflow's name of the run.
-    """
-
-    rows: list[tuple[str, str, dict[str, Scalar]]]
-    parts: dict[str, str]
+    database.check(path)
+    return path
 
 
 def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Scalar]]:
@@ -332,46 +309,28 @@ def news(uri: str | None, known: Mapping[str, str], progress: Progress | None = 
     A part is what does not change unseen. In a local database it is a run, whose stamp is empty until it has ended; it is
     read by plain SQL, many times as fast as through MLflow. On a server it is an execution, whose stamp changes when runs
     are logged to it and is empty meanwhile: a run that somebody deletes there from a finished execution, or restores, is
-    not seen. Raises StoreError; never creates a store.
+    not seen. A local database is read suite by suite, that with the newest run first; a server's newest runs are read first.
+    Raises StoreError; never creates or changes a store.
     """
-    uri, progress = location(uri), progress or (lambda done, of: None)
-    _require_store(uri)
-    if uri.startswith(_SQLITE):
-        try:
-            return _local_news(Path(uri.removeprefix(_SQLITE)), known, progress)
-        except sqlite3.Error:
-            pass  # locked for long, or tables of another version: MLflow waits longer, and knows its tables
-    return _server_news(_reader(uri), uri, known, progress)
+    uri, progress = location(uri), progress or (lambda done, of, so_far: None)
+    path = local(uri)
+    if path is not None:
+        return database.news(path, known, progress)
+    return _server_news(reader(uri), uri, known, progress)
 
 
-_LISTED = """
-select r.run_uuid, r.status, r.end_time from runs r join experiments e on e.experiment_id = r.experiment_id
-join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.kind' and t.value = 'run'
-where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
-_TEXTS = "select run_uuid, value from tags where key = 'bench.row' and run_uuid in ({})"
-_FIGURES = "select run_uuid, key, value from latest_metrics where is_nan = 0 and run_uuid in ({})"
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
-
-
-def _local_news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
-    rows = []
-    with closing(_read_only(path)) as database:
-        listed = database.execute(_LISTED).fetchall()
-        parts = {run: f"{status} {end}" if status in _ENDED else "" for run, status, end in listed}
-        wanted = [run for run, stamp in parts.items() if not stamp or known.get(run) != stamp]
-        for first in range(0, len(wanted), _CHUNK):
-            chunk = wanted[first : first + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            texts = dict(database.execute(_TEXTS.format(marks), chunk).fetchall())
-            figures: dict[str, dict[str, float]] = {run: {} for run in chunk}
-            for run, key, value in database.execute(_FIGURES.format(marks), chunk).fetchall():
-                figures[run][key] = value
-            rows += [(run, run, row) for run in chunk if (row := _whole(texts.get(run), figures[run])) is not None]
-            progress(first + len(chunk), len(wanted))
-    return News(rows, parts)
+def inhabited(uri: str | None = None) -> bool:
+    """Whether anybody's runs are in a store, whole or not. Raises StoreError."""
+    uri = location(uri)
+    path = local(uri)
+    if path is not None:
+        return database.inhabited(path)
+    client = reader(uri)
+    with _answering(uri):
+        ids = [
+            experiment.experiment_id for experiment in _pages(lambda token: client.search_experiments(page_token=token))
+        ]
+        return bool(ids and client.search_runs(ids, max_results=1))
 
 
 def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progress: Progress) -> News:
@@ -380,23 +339,27 @@ def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progr
     An execution that was known and is gone is asked for too: its runs may be there still. It gets no stamp.
     """
     told = [run.info for run in _runs(client, uri, kind="suite")]
-    parts = {run.run_id: f"{run.status} {run.end_time}" if run.status in _ENDED else "" for run in told}
+    parts = {run.run_id: f"{run.status} {run.end_time}" if run.status in database.ENDED else "" for run in told}
     kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
     changed = [part for part in {**parts, **known} if part not in kept]
     wheres = [f" and tags.`mlflow.parentRunId` = '{part}'" for part in changed]
     if not known or len(changed) > _SINGLY or "" in changed:
         wheres = [""]
-    found: list[Any] = []
+    rows: list[Row] = []
+    began: dict[str, int] = {}
+
+    def take(runs: list[Any]) -> None:
+        for run in runs:
+            part = run.data.tags.get("mlflow.parentRunId", "")
+            began[run.info.run_id] = run.info.start_time
+            if part not in kept and (row := _row(run)) is not None:
+                parts.setdefault(part, "")
+                rows.append((part, run.info.run_id, row))
+        progress(len(began), None, News(rows, parts))
+
     for where in wheres:
-        before = len(found)
-        found += _runs(client, uri, where, lambda done, before=before: progress(before + done, None))  # type: ignore[misc]
-    rows = []
-    for run in sorted(found, key=lambda run: (-run.info.start_time, run.info.run_id)):
-        part = run.data.tags.get("mlflow.parentRunId", "")
-        if part not in kept and (row := _row(run)) is not None:
-            parts.setdefault(part, "")
-            rows.append((part, run.info.run_id, row))
-    return News(rows, parts)
+        _runs(client, uri, where, take)
+    return News(sorted(rows, key=lambda row: (-began[row[1]], row[1])), parts)
 
 
 def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
@@ -405,7 +368,7 @@ def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
     Raises StoreError where one cannot be had; never creates or changes a store.
     """
     uri = location(uri)
-    client = _reader(uri)
+    client = reader(uri)
     wanted = [_identity(row) for row in rows]
     found: dict[tuple[str, ...], RunRecord] = {}
     for execution in dict.fromkeys(execution for _, execution, *_ in wanted):
@@ -446,23 +409,16 @@ def _artifact(uri: str, run: str, place: str, name: str, which: str) -> str:
         with TemporaryDirectory() as folder:
             return Path(_client(uri).download_artifacts(run, name, folder)).read_text(encoding="utf-8")
     except Exception as error:
-        raise StoreError(f"no {name} of {which}: {_reason(error)}\n{_REMEDY}") from error
-
-
-_PARENTS = """
-select r.run_uuid, r.artifact_uri, t.value from runs r join experiments e on e.experiment_id = r.experiment_id
-join tags t on t.run_uuid = r.run_uuid and t.key = ? where (r.status = 'RUNNING' or not ?)
-and r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
+        raise StoreError(f"no {name} of {which}: {reason(error)}\n{_REMEDY}") from error
 
 
 def _parents(uri: str, tag: str, *, running: bool = False) -> list[tuple[str, str, str]]:
     """Return name, place of the artifacts and value of a tag of the parent runs that have it, the newest first."""
-    _require_store(uri)
-    if uri.startswith(_SQLITE):
-        with suppress(sqlite3.Error), closing(_read_only(Path(uri.removeprefix(_SQLITE)))) as database:
-            return database.execute(_PARENTS, (tag, running)).fetchall()
+    path = local(uri)
+    if path is not None:
+        return database.parents(path, tag, running=running)
     where = f" and tags.`{tag}` != ''" + " and attributes.status = 'RUNNING'" * running
-    found = _runs(_reader(uri), uri, where, kind="suite")
+    found = _runs(reader(uri), uri, where, kind="suite")
     return [(run.info.run_id, run.info.artifact_uri, run.data.tags[tag]) for run in found]
 
 
@@ -502,48 +458,46 @@ def is_search(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and isinstance(value.get("study"), str) and isinstance(value.get("trials"), list)
 
 
-def _reader(uri: str) -> MlflowClient:
-    _require_store(uri)
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
     try:
-        return _client(uri)
+        yield
     except Exception as error:
-        raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
+        said = f"the store at {shown(uri)} does not answer: {reason(error)}"
+        raise StoreError(
+            f"{said}\nis MLflow's server running there? otherwise name another store with --store"
+        ) from error
+
+
+def reader(uri: str) -> MlflowClient:
+    """Return a client of a store that answers. Raises StoreError."""
+    local(uri)
+    with _answering(uri):
+        return _client(uri)
 
 
 def _runs(
-    client: MlflowClient, uri: str, where: str = "", progress: Callable[[int], None] | None = None, kind: str = "run"
+    client: MlflowClient, uri: str, where: str = "", taken: Callable[[list[Any]], None] | None = None, kind: str = "run"
 ) -> list[Any]:
     """All runs of ours in the store (or its executions: kind `suite`) that fulfil a further condition on tags."""
-    try:
+    with _answering(uri):
         ids = [e.experiment_id for e in _pages(lambda token: client.search_experiments(page_token=token))]
         query = f"tags.`bench.kind` = '{kind}'{where}"
-        return _pages(lambda token: client.search_runs(ids, query, page_token=token), progress) if ids else []
-    except Exception as error:
-        raise StoreError(f"the store at {shown(uri)} does not answer: {_reason(error)}") from error
+        return _pages(lambda token: client.search_runs(ids, query, page_token=token), taken) if ids else []
 
 
-def _pages(fetch: Any, progress: Callable[[int], None] | None = None) -> list[Any]:
+def _pages(fetch: Any, taken: Callable[[list[Any]], None] | None = None) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:
         page = fetch(token)
         found += page
         token = page.token
-        if progress is not None:
-            progress(len(found))
+        if taken is not None:
+            taken(page)
         if not token:
             return found
 
 
 def _row(run: Any) -> dict[str, Scalar] | None:
-    return _whole(run.data.tags.get("bench.row"), run.data.metrics)
-
-
-def _whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] | None:
-    """Put a row together again: asked and labels from one tag, numbers from the metrics; None for a torn run."""
-    try:
-        row: dict[str, Scalar] = json.loads(text or "")
-    except ValueError:
-        return None
-    histories = ("step_seconds", "power_watts/")
-    return row | {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
+    return database.whole(run.data.tags.get("bench.row"), run.data.metrics)

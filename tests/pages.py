@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app import serve
+from app import data, serve
 from tests import rows
 
 MAIN = Path(serve.__file__).with_name("main.py")
@@ -16,7 +15,8 @@ Open = Callable[..., AppTest]
 
 def opened(name: str, query: dict[str, str]) -> AppTest:
     """Open a page anew, with nothing cached; what it raises fails the test."""
-    st.cache_data.clear()
+    data.forget()
+    data.PATIENCE = 60.0  # tests see pages when all is read
     app = AppTest.from_file(str(MAIN), default_timeout=30)
     app.switch_page(f"views/{name}.py")
     for key, value in query.items():

@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from analytics import store
 from analytics.frame import frame
-from app import serve
+from app import data, serve
 from bench import tracking
 from bench.record import Status
 from tests import rows
@@ -31,7 +30,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         return opened(name, query)
 
     yield run
-    st.cache_data.clear()
+    data.forget()
 
 
 def test_overview_counts_and_totals(open_page: Open) -> None:

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import shutil
 import socket
-import subprocess
-import sys
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +14,10 @@ import pytest
 from bench.record import Status
 from bench.tracking import Tracker
 from tests import rows
+from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, see, select, until
 from tests.searches import thirty
 
+BODY = "return document.body.innerText"
 pytestmark = [
     pytest.mark.slow,
     # MLflow 3.17 with SQLAlchemy 2.1.
@@ -26,13 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-dev-shm-usage"),
-)
-WAIT = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -67,65 +60,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if not CHROMIUM or not DRIVER:
         pytest.skip("NOT CHECKED IN A BROWSER: chromium and chromedriver are not on PATH")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = chrome(tmp_path_factory.mktemp("browser"))
     yield driver
     driver.quit()
-
-
-class Server:
-    """The dashboard in a process of its own, in an empty folder; stopped at the end of the block."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.folder = folder
-        code = f"from app.serve import serve; serve({self.port}, {uri!r}, open_browser=False)"
-        self.log = (folder.parent / f"{folder.name}.log").open("w+")
-        environment = {**os.environ, "HOME": str(folder.parent), "PYTHONSAFEPATH": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=folder, env=environment, stdout=self.log, stderr=subprocess.STDOUT
-        )
-
-    def __enter__(self) -> "Server":
-        end = time.monotonic() + WAIT
-        while time.monotonic() < end and self.process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return self
-            time.sleep(0.1)
-        raise AssertionError(f"the server did not start: {self.text()}")
-
-    def text(self) -> str:
-        self.log.flush()
-        return Path(self.log.name).read_text()
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-        self.log.close()
-
-
-def see(browser: Any, url: str, *texts: str) -> str:
-    """Open a page and wait until the texts are on it; return all text of the page."""
-    browser.get(url)
-    end, body = time.monotonic() + WAIT, ""
-    while time.monotonic() < end:
-        body = browser.execute_script("return document.body.innerText")
-        running = browser.find_elements("css selector", "[data-testid=stStatusWidget]")
-        if all(text in body for text in texts) and not running:
-            break
-        time.sleep(0.2)
-    assert [text for text in texts if text not in body] == [], body
-    assert not browser.find_elements("css selector", "[data-testid=stException]"), body
-    return str(body)
 
 
 def safe(browser: Any) -> None:
@@ -179,6 +116,81 @@ def shoot(browser: Any, url: str, width: int) -> None:
         browser.set_window_size(width, height + 150)
         time.sleep(2)
         browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / f"{page or 'overview'}-{width}.png"))
+
+
+SLOWLY = """
+import time
+from datetime import timedelta
+from app import data
+from bench import database
+data.FRESH = timedelta(seconds=3)
+database._CHUNK = 5
+whole = database.whole
+def slowly(*given):
+    time.sleep(0.2)
+    return whole(*given)
+database.whole = slowly
+"""
+
+
+def test_a_store_is_read_while_it_is_looked_at(store: Path, browser: Any, tmp_path: Path) -> None:
+    folder, own = tmp_path / "cwd", tmp_path / "mlflow.db"
+    folder.mkdir()
+    own.write_bytes(store.read_bytes())
+    browser.set_window_size(1400, 1000)
+    with Server(f"sqlite:///{own}", folder, SLOWLY, tmp_path / "cache") as server:
+        see(browser, server.url, "of 26 runs. Until all are read", "All runs")
+        if "SCREENSHOTS" in os.environ:
+            browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / "reading.png"))
+        said = lambda *texts: lambda: all(text in browser.execute_script(BODY) for text in texts)  # noqa: E731
+        until(said("26 of 26 runs", "Read at "), "the page goes on by itself")
+        with sqlite3.connect(own) as file:
+            file.execute(
+                "update runs set lifecycle_stage = 'deleted' where run_uuid in (select run_uuid from runs limit 9)"
+            )
+        file.close()
+        time.sleep(3)
+        browser.refresh()
+        until(said("Runs"), "what is known is seen at once")
+        until(lambda: "26 of 26 runs" not in browser.execute_script(BODY), "what has changed comes by itself")
+        assert "Traceback" not in server.text()
+
+
+def test_a_server_that_hangs_does_not_hang_the_page(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Server(f"http://me:hunter2@{where}", folder) as server:
+            body = see(browser, server.url, "waiting for the store to answer", f"Asked: http://***@{where}")
+            body += see(browser, server.url, f"http://***@{where} does not answer", "--store")
+            assert "hunter2" not in body + browser.execute_script(BODY)
+
+
+def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    browser.set_window_size(1400, 1000)
+    with Server(f"sqlite:///{store}", folder) as server:
+        see(browser, f"{server.url}/scaling", "Download as CSV")
+        table = download(browser, "Download as CSV").decode()
+        assert table.splitlines()[0].startswith("name,suite,execution,")
+        assert len(table.splitlines()) == 13
+        page = download(browser, "Download as HTML").decode()
+        assert page.startswith("<!doctype html>")
+        assert "time per sample [s]" in page
+        camera = browser.find_element("css selector", ".modebar-btn[data-title^='Download plot']")
+        browser.execute_script("arguments[0].click()", camera)
+        picture = until(lambda: [*browser.downloads.glob("*.png")], "the camera brings a picture")[0]
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.name == "wattbench-times.png"
+        select(browser, "Execution (newest first; executions are never mixed)", "20250101T000000-old")
+        until(
+            lambda: "v = 1 GFLOP/s" in browser.execute_script("return document.body.innerText"), "the other execution"
+        )
+        assert "execution=20250101T000000-old" in browser.current_url
 
 
 def test_other_pages_of_the_browser_are_turned_away(tmp_path: Path) -> None:

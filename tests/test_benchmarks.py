@@ -7,6 +7,7 @@ import time
 import pytest
 
 from analytics.stats import Estimate
+from tests.benchmarks import dashboard
 from tests.benchmarks.observer import (
     ORDER,
     Share,
@@ -90,6 +91,16 @@ def test_a_verdict_says_what_the_interval_says(low, high, said):
 
 def test_a_table_is_aligned():
     assert table(("", "CPU"), [("one GPU", "1%"), ("a", "100%")]) == "          CPU\none GPU    1%\na        100%"
+
+
+def test_the_dashboard_misses_what_is_slower_than_its_target():
+    found = {name: [1.0, 9.0, 0.4] for name in (*dashboard.LIMITS, *dashboard.BESIDE.values())}
+    found["cold, all runs seen"] = [2.0]
+    assert dashboard.missed(found) == ["filter"], "the median counts"
+    said = {line[0]: line[1:] for line in dashboard.lines(found)}
+    assert said["filter"] == ("1.00", "9.00", "0.5", "1.00 of MLflow, search")
+    assert said["cold, all runs seen"] == ("2.00", "2.00", "", "2.00 of MLflow, new server")
+    assert said["MLflow, search"][3] == ""
 
 
 def test_an_odd_number_of_pairs_is_refused():

@@ -188,7 +188,7 @@ def test_no_folder_goes_to_a_server_or_comes_from_one(tmp_path: Path, monkeypatc
     uri = logged(tmp_path, [rows.record(1)])
     one = tracker(uri)
     monkeypatch.setattr(tracking, "_SQLITE", "no such scheme")
-    monkeypatch.setattr(tracking, "_require_store", lambda uri: None)
+    monkeypatch.setattr(tracking, "local", lambda uri: None)
     one.tell(flight(folder="/home/me"))
     assert tracking.flights(uri) == [flight()]
     text = flight(folder="/home/me").model_dump_json()

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from app import data
 from app.charts import search as charts
 from app.searches import Document, table
 from bench import tracking
@@ -28,7 +28,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         return opened("search", query)
 
     yield run
-    st.cache_data.clear()
+    data.forget()
 
 
 def read(given: dict[str, Any]) -> Document:

@@ -44,11 +44,7 @@ def uri(template: Path, tmp_path: Path) -> str:
 def either(request: pytest.FixtureRequest, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The store, read as a local database or only through MLflow, as a server is."""
     if request.param == "server":
-
-        def refuse(*_: Any) -> None:
-            raise sqlite3.OperationalError("no such table: runs")
-
-        monkeypatch.setattr(tracking, "_local_news", refuse)
+        monkeypatch.setattr(tracking, "local", lambda _: None)
     return uri
 
 
@@ -250,12 +246,10 @@ def test_several_at_once(uri: str) -> None:
 def test_one_suite_and_progress(either: str) -> None:
     log(either, rows.record(1, suite="other", memory={"name": "none", "depth": "x"}))
     told: list[tuple[int, int | None]] = []
-    everything = store.load(either, progress=lambda done, of: told.append((done, of)))
+    everything = store.load(either, progress=lambda done, of, _: told.append((done, of)))
     assert told[-1] in ((4, 4), (4, None))
     assert len(everything) == 4
     pd.testing.assert_frame_equal(store.load(either, "synthetic"), frame(tracking.load(either, "synthetic")))
-    store.forget(either)
-    store.forget(either)
     assert store.load(either, "none at all").empty
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 
@@ -34,8 +35,8 @@ PLAIN = "import mlflow", "mlflow.set_tracking_uri(sys.argv[1])\ndf = mlflow.sear
 OURS = "from analytics.store import load", "df = load(sys.argv[1])"
 
 
-def build(folder: Path, runs: int) -> str:
-    """Make a store with so many runs of one suite; return its URI."""
+def build(folder: Path, runs: int, suites: int = 1) -> str:
+    """Make a store with so many runs of one suite, or of several, `suite-1` the newest; return its URI."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     record = rows.record(2)
     tracker = Tracker(uri, record.suite, record.execution)
@@ -72,8 +73,31 @@ def build(folder: Path, runs: int) -> str:
             (json.dumps(row | {"run_id": f"run-{number}", "repeat": number % 1000}), name) for name, number in names
         ]
         database.executemany("update tags set value = ? where key = 'bench.row' and run_uuid = ?", told)
+        if suites > 1:
+            _split(database, names, suites, row)
     database.close()
     return uri
+
+
+def _split(database: sqlite3.Connection, names: list[tuple[str, int]], suites: int, row: dict[str, object]) -> None:
+    """Give each suite an experiment of its own and an equal share of the runs; a later run belongs to a newer suite."""
+    columns = [name for _, name, *_ in database.execute("pragma table_info(experiments)")]
+    chosen = ", ".join({"experiment_id": ":id", "name": ":name"}.get(name, name) for name in columns)
+    (pattern,) = database.execute("select max(experiment_id) from experiments").fetchone()
+    into = f"insert into experiments ({', '.join(columns)})"
+    for suite in range(1, suites + 1):
+        given = {"id": pattern + suite, "name": f"suite-{suite}", "old": pattern}
+        database.execute(f"{into} select {chosen} from experiments where experiment_id = :old", given)  # noqa: S608
+    of = {name: suites - suites * number // (len(names) + 1) for name, number in names}
+    database.executemany("update runs set experiment_id = ? where run_uuid = ?", [(pattern + of[n], n) for n in of])
+    told = []
+    for name, number in names:
+        began = datetime.fromisoformat(str(row["started_at"])) + timedelta(seconds=number)
+        own = {"suite": f"suite-{of[name]}", "started_at": began.isoformat(), "devices": 2 ** (number % 4)}
+        told.append((json.dumps(row | own | {"run_id": f"run-{number}", "repeat": number % 1000}), name))
+    suites_of = [(f"suite-{of[name]}", name) for name in of]
+    database.executemany("update tags set value = ? where key = 'bench.suite' and run_uuid = ?", suites_of)
+    database.executemany("update tags set value = ? where key = 'bench.row' and run_uuid = ?", told)
 
 
 def timed(code: tuple[str, str], uri: str, cache: Path) -> tuple[int, int, float]:
