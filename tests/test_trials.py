@@ -157,5 +157,6 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         again()
     assert ended(tmp_path) == ["KILLED"]
+    assert [seen.state for seen in in_flight(Path("runs"), flights(), datetime.now(UTC))] == ["stopped"]
     assert len(heard.started) == len(load()) == 3
     assert heard.noted == []
