@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 st.set_page_config(page_title="wattbench", page_icon=str(Path(__file__).parent / "icon.svg"), layout="wide")
+st.html("<style>.stMainBlockContainer { padding-top: 4.5rem }</style>")  # six lines of nothing otherwise
 st.navigation(
     [
         st.Page("views/overview.py", title="Overview", icon=":material/list:", default=True),

@@ -16,6 +16,7 @@ import streamlit as st
 
 from analytics.export import defused, to_csv
 from analytics.frame import latest_execution
+from analytics.store import MLFLOW_RUN
 from app import data
 from bench import tracking
 
@@ -38,20 +39,21 @@ def searches(title: str) -> list[dict[str, Any]]:
     return found
 
 
-def _read(title: str, what: data.Kind, command: str) -> Any:
-    st.title(title)
-    with st.container(horizontal=True, vertical_alignment="center"):
+def header(title: str) -> Any:
+    """Show the title of a page with what all pages offer; return where it says as of when its figures are."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.title(title, width="stretch")
+        when = st.container(width="content")
         if st.button("Read again", icon=":material/refresh:"):
             data.refresh()
-        when = st.container(width="content")
-        st.segmented_control(
-            "The camera of a figure saves",
-            FORMATS,
-            default=FORMATS[0],
-            key="figures",
-            bind="query-params",
-            required=True,
-        )
+        with st.popover("Figures", icon=":material/photo_camera:"):
+            label = "The camera above a figure saves it as"
+            st.segmented_control(label, FORMATS, default=FORMATS[0], key="figures", bind="query-params", required=True)
+    return when
+
+
+def _read(title: str, what: data.Kind, command: str) -> Any:
+    when = header(title)
     state = data.look(what)
     try:
         found, read_at = data.shown(state)
@@ -111,6 +113,14 @@ def execution(df: pd.DataFrame) -> pd.DataFrame:
     chosen = right.selectbox(label, list(dict.fromkeys(executions)), key="execution", bind="query-params")
     found: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == chosen)]
     return found
+
+
+def opens(runs: pd.DataFrame, label: Callable[[Any], str]) -> None:
+    """Link to each of some runs on the page Runs; `label` makes text of our own of a row."""
+    with st.container(horizontal=True):
+        for _, run in runs[runs[MLFLOW_RUN].notna()].iterrows() if MLFLOW_RUN in runs else ():
+            icon, query = ":material/arrow_forward:", {"run": str(run[MLFLOW_RUN])}
+            st.page_link("views/runs.py", label=label(run), icon=icon, query_params=query)
 
 
 def lines(sentences: Sequence[str]) -> None:

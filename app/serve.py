@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import threading
@@ -57,6 +58,8 @@ def _prepare() -> None:
     data.look("runs")
     for name in ("app.page", "analytics.answer", "analytics.scaling"):
         import_module(name)
+    gc.collect()
+    gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through
 
 
 def _open_when_ready(url: str, host: str, port: int) -> None:

@@ -40,7 +40,12 @@ REASONS = {
     "newest": st.column_config.DatetimeColumn("Newest (UTC)", format="YYYY-MM-DD HH:mm"),
     "remedy": st.column_config.TextColumn("What to do", width="large"),
 }
-PAGES = {"views/scaling.py": "Scaling of the chosen suite"}
+PAGES = {
+    "views/runs.py": "Its runs",
+    "views/scaling.py": "How it scales",
+    "views/strategies.py": "Its strategies compared",
+    "views/tradeoffs.py": "Its trade-offs",
+}
 
 
 def _nothing_yet() -> bool:
@@ -85,7 +90,8 @@ def _show_suites(df: pd.DataFrame, chosen: str) -> None:
         return
     with st.container(horizontal=True):
         for view, label in PAGES.items():
-            st.page_link(view, label=label, icon=":material/arrow_forward:", query_params={"suite": str(suite)})
+            key = "suites" if view == "views/tradeoffs.py" else "suite"
+            st.page_link(view, label=label, icon=":material/arrow_forward:", query_params={key: str(suite)})
 
 
 def _show_table(found: pd.DataFrame, name: str) -> None:

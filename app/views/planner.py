@@ -102,14 +102,14 @@ def _given() -> Given:
 
 def _runs() -> tuple[pd.DataFrame, datetime | None]:
     """Return the runs of the store and when they were read; none where it cannot be: published trainings remain."""
-    st.title("Planner")
+    when = page.header("Planner")
     try:
         found, read_at = data.load()
     except tracking.StoreError as error:
         st.warning("Your runs could not be read; published trainings can be asked.", icon=":material/warning:")
         st.text(str(error))
         return frame([]), None
-    st.caption(f"{len(found):,} runs in the store, read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
+    when.caption(f"{len(found):,} runs, read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
     return found, read_at
 
 

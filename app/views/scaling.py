@@ -153,6 +153,8 @@ def _series(series: list[SeriesFit]) -> None:
 runs = page.execution(page.runs("Scaling"))
 if bad := asked.not_well(runs):
     page.lines(bad)
+    suite = {"suite": str(runs["suite"].iloc[0]), "execution": str(runs["execution"].iloc[0])}
+    st.page_link("views/runs.py", label="All runs of this execution", query_params=suite)
 table, found = _summary(runs), _fit(runs)
 if found.series:
     choice, law, devices = _asked([entry.name for entry in found.series])
