@@ -24,12 +24,14 @@ FORMATS = ("png", "svg")
 """What the browser can save a figure as, by the camera that stands above each."""
 
 
-def runs(title: str) -> pd.DataFrame:
+def runs(title: str, first: Callable[[], None] | None = None) -> pd.DataFrame:
     """Show the title and when the store was read; return its runs, or say what to do and stop the page.
+
+    `first` is shown whatever is known of the runs.
 
     While a store is read for the first time these are the runs read so far, those of the newest suite first.
     """
-    found: pd.DataFrame = _read(title, "runs", "bench run suites/scaling.yaml")
+    found: pd.DataFrame = _read(title, "runs", "bench run suites/scaling.yaml", first)
     return found
 
 
@@ -52,8 +54,10 @@ def header(title: str) -> Any:
     return when
 
 
-def _read(title: str, what: data.Kind, command: str) -> Any:
+def _read(title: str, what: data.Kind, command: str, first: Callable[[], None] | None = None) -> Any:
     when = header(title)
+    if first is not None:
+        first()
     state = data.look(what)
     try:
         found, read_at = data.shown(state)

@@ -23,7 +23,10 @@ from bench import database, tracking
 from tests import rows
 from tests.pages import MAIN, opened, texts
 
-PAGES = sorted(path.stem for path in Path(str(views.__file__)).parent.glob("*.py") if path.stem != "__init__")
+PAGES = sorted(
+    path.stem for path in Path(str(views.__file__)).parent.glob("*.py") if path.stem not in ("__init__", "planner")
+)
+"""All but the planner, which goes on with published trainings."""
 TABLES = """
 create table alembic_version (version_num text);
 create table experiments (experiment_id integer, name text, lifecycle_stage text);
@@ -79,6 +82,15 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+def test_the_planner_goes_on_without_runs(path: Path) -> None:
+    assert "Your runs could not be read" in looked("planner", path)
+    make(path)
+    data.forget()
+    text = looked("planner", path)
+    assert "0 runs, read at" in text
+    assert "what is trained?" in text
+
+
 def looked(name: str, path: Path) -> str:
     """Open a page on the store, twice; return what it says."""
     before = snapshot(path.parent)
@@ -86,7 +98,9 @@ def looked(name: str, path: Path) -> str:
     app.run()
     assert not app.exception
     assert snapshot(path.parent) == before, "looking changes nothing, and leaves nothing beside the store"
-    return "\n".join([texts(app), *(found.value for kind in (app.error, app.info, app.code) for found in kind)])
+    return "\n".join(
+        [texts(app), *(found.value for kind in (app.error, app.warning, app.info, app.code) for found in kind)]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

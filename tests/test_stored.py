@@ -46,7 +46,7 @@ def test_only_names_that_mlflow_gives(run: str, tmp_path: Path) -> None:
 def made(folder: Path, place: str, status: str = "FINISHED") -> str:
     path = folder / "mlflow.db"
     with sqlite3.connect(path) as database:
-        for table in ("experiments", "alembic_version"):
+        for table in ("experiments", "alembic_version", "tags", "latest_metrics"):
             database.execute(f"create table {table} (x)")
         database.execute("create table runs (run_uuid, experiment_id, artifact_uri, status, lifecycle_stage)")
         database.execute("insert into runs values (?, 1, ?, ?, 'active')", (RUN, place, status))

@@ -6,9 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from analytics.answer import totals
-from app import data, live, page
+from app import live, page
 from app.overview import lines, reasons, suites
-from bench import tracking
 from bench.record import Status
 
 ALL = "All suites"
@@ -46,13 +45,6 @@ PAGES = {
     "views/strategies.py": "Its strategies compared",
     "views/tradeoffs.py": "Its trade-offs",
 }
-
-
-def _nothing_yet() -> bool:
-    try:
-        return data.load()[0].empty
-    except tracking.StoreError:
-        return True
 
 
 def _show_totals(df: pd.DataFrame) -> None:
@@ -100,11 +92,7 @@ def _show_table(found: pd.DataFrame, name: str) -> None:
 
 
 live.catch_up()
-if first := _nothing_yet():  # then nothing stands below the title but why
-    live.panel()
-df = page.runs("Overview")
-if not first:
-    live.panel()
+df = page.runs("Overview", live.panel)
 suite = st.selectbox("Suite", [ALL, *sorted(df["suite"].dropna().unique())], key="suite", bind="query-params")
 shown = df if suite == ALL else df[df["suite"] == suite]
 _show_totals(shown)
