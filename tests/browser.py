@@ -107,15 +107,34 @@ def select(browser: Any, label: str, value: str) -> float:
     """Choose a value in the selectbox with a label, as somebody does who types; return when (time.monotonic)."""
     from selenium.webdriver.common.keys import Keys
 
-    where = f"//*[@data-testid='stSelectbox'][.//label[normalize-space()={label!r}]]//input"
-    field = until(lambda: browser.find_elements("xpath", where), f"there is a selectbox {label!r}")[0]
-    field.click()
+    field = _opened(browser, label)
     field.send_keys(value)
     option = f"//*[@role='option'][normalize-space()={value!r}]"
     until(lambda: browser.find_elements("xpath", option), f"{label!r} has an option {value!r}")
     pressed = time.monotonic()
     field.send_keys(Keys.ENTER)
     return pressed
+
+
+def first(browser: Any, label: str) -> None:
+    """Choose the first value of the selectbox with a label."""
+    _opened(browser, label)
+    until(lambda: browser.find_elements("css selector", "[role=option]"), f"{label!r} has options")[0].click()
+
+
+def press(browser: Any, text: str) -> None:
+    """Click the button with a text."""
+    where = f"//button[.//p[normalize-space()={text!r}]]"
+    found = until(lambda: browser.find_elements("xpath", where), f"there is a button {text!r}")[0]
+    browser.execute_script("arguments[0].click()", found)
+
+
+def _opened(browser: Any, label: str) -> Any:
+    where = f"//*[@data-testid='stSelectbox'][.//label[normalize-space()={label!r}]]//input"
+    field = until(lambda: browser.find_elements("xpath", where), f"there is a selectbox {label!r}")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.click()
+    return field
 
 
 def download(browser: Any, button: str, index: int = 0) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from bench.record import Status
 from bench.tracking import Tracker
 from tests import rows
-from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, see, select, until
+from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, first, press, see, select, until
 from tests.searches import thirty
 
 BODY = "return document.body.innerText"
@@ -85,37 +85,99 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+PAGES = {
+    "": ("Energy, measured", "Energy, estimated by a model", "What failed, and why", "26 of 26 runs"),
+    "runs": ("Shows 1 to 26 of 26 runs", "More filters, by any field"),
+    "scaling": ("The law is T = n / (d · v)", "breaks at d = 4", "times as fast as fp32", "Download as CSV"),
+    "strategies": ("Candidates against a baseline", "What fits into memory"),
+    "tradeoffs": ("What no other beats", "bench run again.yaml"),
+    "planner": ("What is trained", "There is no plan yet"),
+    "search": (rows.HOSTILE, rows.HOSTILE_LINK, "What the search itself took"),
+}
+CHARTS = {"scaling": 3, "strategies": 2, "tradeoffs": 1, "search": 7}
+
+
 @pytest.mark.parametrize("width", [1400, 420])
 def test_all_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> None:
     before = digest(store)
     folder = tmp_path / "cwd"
     folder.mkdir()
-    browser.set_window_size(width, 1000)
     with Server(f"sqlite:///{store}", folder) as server:
-        energy = ("Energy, measured", "Energy, estimated by a model")
-        see(browser, server.url, *energy, "What did not end well", "26 of 26 runs", "All runs")
-        safe(browser)
-        said = ("The law is T = n / (d · v)", "breaks at d = 4", "times as fast as fp32", "Download as CSV")
-        see(browser, f"{server.url}/scaling", *said)
-        drawn(browser, 3)
-        see(browser, f"{server.url}/search", rows.HOSTILE, rows.HOSTILE_LINK, "What the search itself took")
-        drawn(browser, 7)
+        for page, said in PAGES.items():
+            browser.set_window_size(width, 1000)
+            see(browser, f"{server.url}/{page}", *said)
+            drawn(browser, CHARTS.get(page, 0))
         see(browser, f"{server.url}/scaling?execution=20250101T000000-old", "v = 1 GFLOP/s")
-        if "SCREENSHOTS" in os.environ:
-            shoot(browser, server.url, width)
         assert f"Dashboard: {server.url}" in server.text()
         assert "Traceback" not in server.text()
     assert digest(store) == before, "looking changes nothing"
     assert list(folder.iterdir()) == []
 
 
-def shoot(browser: Any, url: str, width: int) -> None:
-    for page, text in (("", "All runs"), ("scaling", "Download as CSV"), ("search", "What the search itself took")):
-        see(browser, f"{url}/{page}", text)
-        height = browser.execute_script("return document.querySelector('[data-testid=stMain]').scrollHeight")
-        browser.set_window_size(width, height + 150)
-        time.sleep(2)
-        browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / f"{page or 'overview'}-{width}.png"))
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures of the pages are kept: $SCREENSHOTS, otherwise pytest's own folders."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shoot(browser: Any, path: Path, width: int = 1400) -> None:
+    height = browser.execute_script("return document.querySelector('[data-testid=stMain]').scrollHeight")
+    browser.set_window_size(width, height + 150)
+    time.sleep(1)
+    browser.save_screenshot(str(path))
+    browser.set_window_size(width, 1000)
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_main_way_through_real_runs(
+    recorded_uri: str, browser: Any, tmp_path: Path, pictures: Path, scheme: str
+) -> None:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    browser.set_window_size(1400, 1000)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def until_said(*texts: str) -> None:
+        until(lambda: all(text in browser.execute_script(BODY) for text in texts), f"the page says {texts}")
+
+    with Server(recorded_uri, folder) as server:
+        see(browser, server.url, "44 of 44 runs", "out of memory: 6 runs")
+        shoot(browser, pictures / f"overview-{scheme}.png")
+        see(browser, f"{server.url}/runs", "Shows 1 to 44 of 44 runs")
+        shoot(browser, pictures / f"runs-{scheme}.png")
+        field = browser.find_element("css selector", "input[aria-label^='More filters']")
+        field.send_keys("devices >= 2 and precision == bf16\n")
+        until_said("44 in all", "Shows 1 to 5 of 5")
+        listed = download(browser, "Download all 5 as CSV").decode().splitlines()
+        assert len(listed) == 6
+        assert "where=devices" in browser.current_url
+        first(browser, "Open")
+        until_said("Power", "Step times", "Where time and energy went")
+        press(browser, "Show this alone, at an address to share")
+        until_said("Back to the list", "Where time and energy went")
+        drawn(browser, 5)
+        assert "run=" in browser.current_url
+        shoot(browser, pictures / f"run-{scheme}.png")
+        see(browser, f"{server.url}/scaling?suite=scaling&devices=4,8", "Which law", "Geometric means of the repeats")
+        drawn(browser, 3)
+        shoot(browser, pictures / f"scaling-{scheme}.png")
+        see(browser, f"{server.url}/strategies?suite=ladder", "The ladder: what each step brings", "all steps")
+        shoot(browser, pictures / f"strategies-{scheme}.png")
+        see(browser, f"{server.url}/tradeoffs", "bench run again.yaml", "What no other beats")
+        assert b"workload: decoder_lm" in download(browser, "Download again.yaml")
+        shoot(browser, pictures / f"tradeoffs-{scheme}.png")
+        see(browser, f"{server.url}/planner", "There is no plan yet")
+        press(browser, "Fill in an example")
+        until_said("What would change the choice", "bench plan --params 7B")
+        shoot(browser, pictures / f"planner-{scheme}.png")
+        see(browser, f"{server.url}/search", "What the search itself took", "knee")
+        drawn(browser, 5)
+        shoot(browser, pictures / f"search-{scheme}.png")
+        assert "Traceback" not in server.text()
 
 
 SLOWLY = """
@@ -133,15 +195,14 @@ database.whole = slowly
 """
 
 
-def test_a_store_is_read_while_it_is_looked_at(store: Path, browser: Any, tmp_path: Path) -> None:
+def test_a_store_is_read_while_it_is_looked_at(store: Path, browser: Any, tmp_path: Path, pictures: Path) -> None:
     folder, own = tmp_path / "cwd", tmp_path / "mlflow.db"
     folder.mkdir()
     own.write_bytes(store.read_bytes())
     browser.set_window_size(1400, 1000)
     with Server(f"sqlite:///{own}", folder, SLOWLY, tmp_path / "cache") as server:
-        see(browser, server.url, "of 26 runs. Until all are read", "All runs")
-        if "SCREENSHOTS" in os.environ:
-            browser.save_screenshot(str(Path(os.environ["SCREENSHOTS"]) / "reading.png"))
+        see(browser, server.url, "of 26 runs. Until all are read")
+        browser.save_screenshot(str(pictures / "reading.png"))
         said = lambda *texts: lambda: all(text in browser.execute_script(BODY) for text in texts)  # noqa: E731
         until(said("26 of 26 runs", "Read at "), "the page goes on by itself")
         with sqlite3.connect(own) as file:
@@ -212,7 +273,7 @@ def test_no_store(browser: Any, tmp_path: Path) -> None:
     folder = tmp_path / "cwd"
     folder.mkdir()
     with Server(f"sqlite:///{folder / 'absent.db'}", folder) as server:
-        for name, what in (("", "runs"), ("scaling", "runs"), ("search", "searches")):
+        for name, what in (("", "runs"), ("strategies", "runs"), ("search", "searches")):
             body = see(browser, f"{server.url}/{name}", "bench run")  # the reason comes after the heading
             assert f"The {what} could not be read." in body
             assert "Traceback" not in body
