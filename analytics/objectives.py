@@ -22,7 +22,7 @@ REMEDIES = {
     "time": "the runs tell no throughput",
     "energy": "no energy is known: bench doctor says what can be measured",
     "cost": "no price is known: give --price USD, or --electricity-price",
-    "carbon": "no energy or no region is known: give --region FR",
+    "carbon": "no energy or no region is known: name one with bench run --region FR",
     "memory": "no run tells its peak memory",
     "quality": "no run was validated: validation.samples in the suite",
 }

@@ -228,7 +228,7 @@ def _told(ratio: float, groups: Sequence[pd.Series]) -> str:
     if not spreads:
         return "cannot tell: one run of each, no repeats"
     within = "within" if max(ratio, 1 / ratio) <= max(spreads) else "more than"
-    return f"{within} what repeats differ by ({100 * (max(spreads) - 1):.2g} %)"
+    return f"{within} what repeats differ by ({number(round(100 * (max(spreads) - 1)))} %)"
 
 
 def by_name(df: pd.DataFrame, run: str | None) -> pd.Series | None:

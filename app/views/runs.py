@@ -201,8 +201,12 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
             st.text("None.")
     st.subheader("Figures")
     figures = listed.figures(df, a, b)
-    st.caption("One run of each cannot tell whether a difference is real; several of each can:")
-    st.code(f"bench compare {quote(f'{a.suite}@{a.execution}')} {quote(f'{b.suite}@{b.execution}')}", language=None)
+    sides = dict.fromkeys(quote(f"{run.suite}@{run.execution}") for run in (a, b))
+    if len(sides) == 1 and a.config_id == b.config_id:
+        st.caption("These are repeats of one configuration: what differs is noise.")
+    else:
+        st.caption("One run of each cannot tell whether a difference is real; several of each can:")
+        st.code(f"bench compare {' '.join(sides)}", language=None)
     page.table(figures[figures["A"] != figures["B"]], "figures-of-two", column_config=DIGITS)
     _draw(charts.of_two(ones))
     with st.expander("What is equal"):
