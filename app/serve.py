@@ -53,10 +53,11 @@ def _loopback(host: str) -> bool:
 
 def _prepare() -> None:
     """Read the store, and import what pages need, while the browser is started."""
-    from app import data
+    from app import data, overview
 
-    data.look("runs")
-    for name in ("app.page", "analytics.answer", "analytics.scaling"):
+    if (known := data.look("runs").found) is not None:
+        overview.suites(known)
+    for name in ("app.page", "app.live", "analytics.answer", "analytics.scaling"):
         import_module(name)
     gc.collect()
     gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through
@@ -83,6 +84,7 @@ def arguments(port: int, host: str = HOST, allowed: Sequence[str] = ()) -> list[
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
+        "runner.magicEnabled": "false",
         "logger.hideWelcomeMessage": "true",
         "logger.level": "warning",
     }

@@ -71,7 +71,7 @@ def _arranged(df: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list
     part = listed.ordered(found, by, descending=way == ways[0])[AT_ONCE * (number - 1) : AT_ONCE * number]
     first = AT_ONCE * (number - 1)
     st.caption(
-        f"Shows {first + 1:,} to {first + len(part):,} of {len(found):,} runs that match; {len(df):,} in all. "
+        f"Shows {first + (len(part) > 0):,} to {first + len(part):,} of {len(found):,} runs that match; {len(df):,} in all. "
         "Pick a row to open its run below, or two rows to compare them."
     )
     return part, every if everything else names or usual

@@ -3,8 +3,10 @@
     python -m tests.benchmarks.dashboard [--runs 10000] [--rounds 3]
 
 Each time is from the address being opened, or the choice being made, until the page shows its tables and the server has
-no more to say; each browser is a new one with an empty profile. The dashboard shows all runs and their sums, MLflow the
-first hundred runs. Skipped, loudly, where there is no Chromium.
+no more to say; each browser is a new one with an empty profile. The first page is opened at a new server that finds a
+cache of finished runs, as soon as it answers, and at a warm one that has served the page before. The dashboard shows all
+runs and their sums, MLflow the first hundred runs. How busy the machine was is printed with the times: of two cores that
+others use as well they say little. Skipped, loudly, where there is no Chromium.
 """
 
 import argparse
@@ -16,19 +18,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import pandas as pd
+
+from analytics.store import load
+from app.runs import matching
 from tests.benchmarks.frame import build
 from tests.benchmarks.observer import table
 from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, select, shows, until
 
-SUITES, CHOSEN = 20, "suite-3"
+SUITES, CHOSEN = 20, ("suite-3", "suite-5", "suite-7")
+TYPED = (
+    "devices >= 2 and precision == bf16",
+    "devices == 8 and precision == bf16",
+    "devices < 4 and precision == bf16",
+)
 FIRST_SECONDS, FILTER_SECONDS = 2.0, 0.5
 PAUSE = 0.02
 
@@ -62,6 +75,16 @@ def first_page(browser: Any, url: str, runs: int) -> float:
     return time.monotonic() - begun
 
 
+def own_files(browser: Any) -> float:
+    """Seconds during which the browser was loading Streamlit's own files for the page that it shows."""
+    script = "return performance.getEntriesByType('resource').map(e => [e.name, e.startTime, e.responseEnd])"
+    loading, until_now = 0.0, 0.0
+    for begun, ended in sorted((b, e) for name, b, e in browser.execute_script(script) if "/static/" in name):
+        loading += max(0.0, ended - max(begun, until_now))
+        until_now = max(until_now, ended)
+    return loading / 1000
+
+
 def first_sight(browser: Any, url: str) -> float:
     """Seconds until the first page shows any runs: those of the newest suite."""
     begun = time.monotonic()
@@ -70,11 +93,51 @@ def first_sight(browser: Any, url: str) -> float:
     return time.monotonic() - begun
 
 
-def filtered(browser: Any, runs: int) -> float:
+def filtered(browser: Any, suite: str, runs: int) -> float:
     """Seconds until one suite of the first page is shown alone."""
-    begun = select(browser, "Suite", CHOSEN)
+    begun = select(browser, "Suite", suite)
     until(lambda: counts(browser, runs) and tables(browser), "the suite is seen alone", PAUSE)
+    seconds = time.monotonic() - begun
+    select(browser, "Suite", "All suites")
+    until(lambda: counts(browser, runs * SUITES) and tables(browser), "all suites are seen again", PAUSE)
+    return seconds
+
+
+def listed(browser: Any, url: str, runs: int, act: Callable[[], float], left: int) -> float:
+    """Seconds from an act, which returns when it was, until the page Runs lists those that are left by it."""
+
+    def lists(count: int) -> bool:
+        return shows(browser, f"of {count:,} runs that match; {runs:,} in all") and tables(browser)
+
+    browser.get(f"{url}/runs")
+    until(lambda: lists(runs), "the list of all runs is seen", PAUSE)
+    begun = act()
+    until(lambda: lists(left), f"the {left} runs that match are seen", PAUSE)
     return time.monotonic() - begun
+
+
+def picked(browser: Any, suite: str) -> float:
+    """Pick a suite of the quick filter with the mouse; return when (time.monotonic)."""
+    where = "//*[@data-testid='stMultiSelect'][.//label[normalize-space()='Suite']]//input"
+    field = browser.find_element("xpath", where)
+    field.click()
+    field.send_keys(suite)
+    where = f"//*[@role='option'][normalize-space()='{suite}']"
+    option = until(lambda: browser.find_elements("xpath", where), f"there is the suite {suite}")[0]
+    pressed = time.monotonic()
+    option.click()
+    return pressed
+
+
+def typed(browser: Any, condition: str) -> float:
+    """Type a condition and end it with the enter key; return when (time.monotonic)."""
+    from selenium.webdriver.common.keys import Keys
+
+    field = browser.find_element("css selector", "input[aria-label='More filters, by any field']")
+    field.send_keys(condition)
+    pressed = time.monotonic()
+    field.send_keys(Keys.ENTER)
+    return pressed
 
 
 def mlflow_rows(browser: Any) -> str:
@@ -99,7 +162,7 @@ def mlflow_filtered(browser: Any) -> float:
 
     before = mlflow_rows(browser)
     box = browser.find_element("css selector", "[data-testid=search-box]")
-    box.send_keys(f'tags."bench.suite" = "{CHOSEN}"')
+    box.send_keys(f'tags."bench.suite" = "{CHOSEN[0]}"')
     box.send_keys(Keys.ESCAPE)
     begun = time.monotonic()
     box.send_keys(Keys.ENTER)
@@ -132,7 +195,7 @@ def answers(port: int) -> bool:
 
 
 def ours(uri: str, folder: Path, runs: int, found: dict[str, list[float]]) -> None:
-    """Measure a round of the dashboard: nothing kept, then a new server with what was kept, then another browser."""
+    """Measure a round of the dashboard: nothing kept, then a new server with what was kept, then other browsers."""
     cache, cwd = folder / "cache", folder / "cwd"
     cwd.mkdir(parents=True)
     with Server(uri, cwd, cache=cache) as server, new_browser() as browser:
@@ -141,11 +204,26 @@ def ours(uri: str, folder: Path, runs: int, found: dict[str, list[float]]) -> No
         until(lambda: counts(browser, runs) and tables(browser), "all runs are seen", PAUSE)
         found["cold, all runs seen"].append(time.monotonic() - begun)
     with Server(uri, cwd, cache=cache) as server:
+        for name in ("first page, new server", "first page, warm server"):
+            with new_browser() as browser:
+                found[name].append(first_page(browser, server.url, runs))
+                found[f"{name}: Streamlit's files"].append(own_files(browser))
         with new_browser() as browser:
-            found["first page, new server"].append(first_page(browser, server.url, runs))
-        with new_browser() as browser:
-            found["first page, second browser"].append(first_page(browser, server.url, runs))
-            found["filter"].append(filtered(browser, runs // SUITES))
+            found["first page, warm server"].append(first_page(browser, server.url, runs))
+            found["first page, warm server: Streamlit's files"].append(own_files(browser))
+            found["filter, Overview: suite"] += [filtered(browser, suite, runs // SUITES) for suite in CHOSEN]
+            filters(browser, server.url, load(uri), found)
+
+
+def filters(browser: Any, url: str, df: pd.DataFrame, found: dict[str, list[float]]) -> None:
+    """Measure the filters of the page Runs."""
+    for suite, condition in zip(CHOSEN, TYPED, strict=True):
+        left = int((df["suite"] == suite).sum())
+        seconds = listed(browser, url, len(df), partial(picked, browser, suite), left)
+        found["filter, Runs: suite"].append(seconds)
+        left = int(matching(df, condition).sum())
+        seconds = listed(browser, url, len(df), partial(typed, browser, condition), left)
+        found["filter, Runs: typed"].append(seconds)
 
 
 def theirs(uri: str, folder: Path, found: dict[str, list[float]]) -> None:
@@ -157,15 +235,11 @@ def theirs(uri: str, folder: Path, found: dict[str, list[float]]) -> None:
                     found["MLflow, search"].append(mlflow_filtered(browser))
 
 
-LIMITS = {
-    "first page, new server": FIRST_SECONDS,
-    "first page, second browser": FIRST_SECONDS,
-    "filter": FILTER_SECONDS,
-}
-BESIDE = {"filter": "MLflow, search", "first page, second browser": "MLflow, second browser"}
-BESIDE |= dict.fromkeys(
-    ("first page, new server", "cold, newest suite seen", "cold, all runs seen"), "MLflow, new server"
-)
+FIRST = ("first page, new server", "first page, warm server")
+FILTERS = ("filter, Overview: suite", "filter, Runs: suite", "filter, Runs: typed")
+LIMITS = dict.fromkeys(FIRST, FIRST_SECONDS) | dict.fromkeys(FILTERS, FILTER_SECONDS)
+BESIDE = dict.fromkeys(("cold, newest suite seen", "cold, all runs seen", FIRST[0]), "MLflow, new server")
+BESIDE |= {FIRST[1]: "MLflow, second browser"} | dict.fromkeys(FILTERS, "MLflow, search")
 
 
 def lines(found: dict[str, list[float]]) -> Iterator[tuple[str, ...]]:
@@ -190,14 +264,18 @@ def main() -> None:
     if not CHROMIUM or not DRIVER:
         print("NOT MEASURED: the dashboard in a browser, as chromium and chromedriver are not on PATH")
         return
-    names = [*BESIDE, *dict.fromkeys(BESIDE.values())]
+    parts = {name: [name, f"{name}: Streamlit's files"] if name in FIRST else [name] for name in BESIDE}
+    names = [*chain(*parts.values()), *dict.fromkeys(BESIDE.values())]
     found: dict[str, list[float]] = {name: [] for name in names}
+    busy = []
     runs = asked.runs - asked.runs % SUITES
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         uri = build(Path(folder), runs, SUITES)
         for number in range(asked.rounds):
+            busy.append(f"{os.getloadavg()[0]:.1f}")
             ours(uri, Path(folder) / str(number), runs, found)
             theirs(uri, Path(folder) / str(number), found)
+    print(f"processes that wanted one of {os.cpu_count()} cores, in the minute before each round: {', '.join(busy)}")
     print(table(("", "median [s]", "slowest [s]", "target [s]", "ratio"), lines(found)))
     for name in missed(found):
         print(f"MISSED: {name}")

@@ -94,6 +94,7 @@ def _split(database: sqlite3.Connection, names: list[tuple[str, int]], suites: i
     for name, number in names:
         began = datetime.fromisoformat(str(row["started_at"])) + timedelta(seconds=number)
         own = {"suite": f"suite-{of[name]}", "started_at": began.isoformat(), "devices": 2 ** (number % 4)}
+        own["precision"] = ("fp32", "bf16")[number // 4 % 2]
         told.append((json.dumps(row | own | {"run_id": f"run-{number}", "repeat": number % 1000}), name))
     suites_of = [(f"suite-{of[name]}", name) for name in of]
     database.executemany("update tags set value = ? where key = 'bench.suite' and run_uuid = ?", suites_of)
