@@ -117,7 +117,8 @@ def _fastest(runs: pd.DataFrame) -> dict[str, str | None]:
     means = np.log(known["samples_per_second"]).groupby(known["config_id"], dropna=False).transform("mean")
     best = known[means == means.max()]
     mean = _mean(tuple(best["samples_per_second"]))
-    return {"best": between(mean.value, mean.low, mean.high), "fastest": str(best["label"].iloc[0])}
+    low, high = (mean.low, mean.high) if len(best) > 2 else (None, None)  # that of two says nothing
+    return {"best": between(mean.value, low, high), "fastest": str(best["label"].iloc[0])}
 
 
 @lru_cache(512)

@@ -6,7 +6,8 @@ neither Markdown nor HTML; figures escape it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ import streamlit as st
 from analytics.export import defused, to_csv
 from analytics.frame import latest_execution
 from analytics.store import MLFLOW_RUN
+from analytics.words import printable
 from app import data
 from bench import tracking
 
@@ -76,10 +78,11 @@ def _read(title: str, what: data.Kind, command: str, first: Callable[[], None] |
     if not len(found):
         if state.read_at is None:
             st.stop()
-        st.info(f"There are no {what} yet. Type in a terminal:", icon=":material/info:")
-        st.code(command, language=None)
         if state.strangers:
-            st.text("The store holds runs of other tools only, or half-written ones. They are not shown.")
+            st.info("The store holds runs of other tools only, or half-written ones, which are not shown.")
+        st.info(f"There are no {what} yet. Type in a terminal:", icon=":material/info:")
+        store = f" --store {shlex.quote(tracking.shown(data.uri()))}" if data.uri() else ""
+        st.code(printable(command + store, 500), language=None)
         st.text(f"Looked in: {tracking.shown(data.uri())}")
         st.stop()
     return found
@@ -106,14 +109,25 @@ def _awaited(what: data.Kind, again: bool, seen: int, some: bool) -> None:
     st.progress(min(1.0, state.done / state.of) if state.of else 0.0, text)
 
 
+def absent(key: str, there: Iterable[Any], what: str) -> None:
+    """Say that the address asks for what is not there; to be called before the widget of that key."""
+    asked = None if key in st.session_state else st.query_params.get(key)
+    if asked is not None and asked not in set(map(str, there)):
+        st.warning(
+            f"The store has no such {what} as the address asks for; this is another.", icon=":material/link_off:"
+        )
+
+
 def execution(df: pd.DataFrame) -> pd.DataFrame:
     """Let a suite and one of its executions be chosen, the newest of each by default; return its runs."""
     left, right = st.columns(2)
     newest = df.sort_values("started_at", ascending=False)
+    absent("suite", newest["suite"], "suite")
     suite = left.selectbox("Suite", list(newest["suite"].dropna().unique()), key="suite", bind="query-params")
     of_suite: pd.DataFrame = newest[newest["suite"] == suite]
     executions = [*latest_execution(of_suite)["execution"].unique()[:1], *of_suite["execution"].dropna().unique()]
     label = "Execution (newest first; executions are never mixed)"
+    absent("execution", executions, "execution")
     chosen = right.selectbox(label, list(dict.fromkeys(executions)), key="execution", bind="query-params")
     found: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == chosen)]
     return found

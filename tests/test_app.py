@@ -39,7 +39,7 @@ def test_overview_counts_and_totals(open_page: Open) -> None:
     tiles = {tile.label: str(tile.value) for tile in app.metric}
     assert (tiles["Suites"], tiles["Runs"], tiles["ok"], tiles["failed"]) == ("2", "3", "2", "1")
     assert tiles["Energy, measured"] == "200 J", "two runs of 100 J"
-    assert tiles["Energy, estimated by a model"] == "450 J", "three of 150 J, in a tile of their own"
+    assert tiles["Energy, estimated by a model"] == "~450 J", "three of 150 J, in a tile of their own"
     assert {"CO2e, from measured energy", "CO2e, from energy estimated by a model"} <= set(tiles)
     assert tiles["Cost, rent of devices"] == "0.03 USD"
     assert "2 of 3 runs" in texts(app)
@@ -51,13 +51,23 @@ def test_overview_says_that_nothing_is_known_instead_of_zero(open_page: Open) ->
     tiles = {tile.label: tile.value for tile in app.metric}
     assert tiles["Energy, measured"] == tiles["Energy, estimated by a model"] == "not known"
     assert not any("CO2e" in label or "Cost" in label for label in tiles)
-    assert "no region or price" in texts(app)
+    assert "the suites name no price" in texts(app)
 
 
 def test_suite_is_kept_in_the_address(open_page: Open) -> None:
     app = open_page([rows.make(), rows.make(2, suite="other")], suite="other")
     assert app.selectbox(key="suite").value == "other"
     assert app.dataframe[0].value["suite"].tolist() == ["other"]
+
+
+@pytest.mark.parametrize("name", ["overview", "scaling", "strategies"])
+def test_an_address_of_what_is_gone_is_told(open_page: Open, name: str) -> None:
+    given = [rows.make(), rows.make(2, suite="other")]
+    assert not open_page(given, name, suite="other").warning
+    app = open_page(given, name, suite="gone")
+    assert app.warning[0].value == "The store has no such suite as the address asks for; this is another."
+    app.selectbox(key="suite").select("other").run()
+    assert not app.warning
 
 
 @pytest.mark.parametrize("name", ["overview", "scaling"])

@@ -138,7 +138,7 @@ def test_no_search(open_page: Open) -> None:
 def test_what_a_confirming_run_said_is_shown(open_page: Open) -> None:
     assert "Repeated in turn" not in texts(open_page(document(three())))
     app = open_page(document(three(), confirmed=["Still on the front: trial 1.", EVIL[0]]))
-    assert "Repeated in turn" in texts(app)
+    assert "The best, repeated in turn" in texts(app)
     assert "Still on the front: trial 1.\n" + EVIL[0] in texts(app)
     assert EVIL[0] not in markup(app)
 

@@ -19,12 +19,12 @@ SUITES = {
     "began": st.column_config.DatetimeColumn("Newest began (UTC)", format="YYYY-MM-DD HH:mm"),
     "runs": "Its runs",
     "best": "Most samples/s (95 %)",
-    "joules": st.column_config.NumberColumn("Energy, measured [J]", format=FIGURE),
-    "joules_estimated": st.column_config.NumberColumn("~Energy, estimated by a model [J]", format=FIGURE),
-    "grams": st.column_config.NumberColumn("CO2e, from measured energy [g]", format=FIGURE),
-    "grams_estimated": st.column_config.NumberColumn("~CO2e, from estimated energy [g]", format=FIGURE),
-    "usd": st.column_config.NumberColumn("Cost, rent of devices [USD]", format=FIGURE),
-    "usd_owned": st.column_config.NumberColumn("Cost, owned devices [USD]", format=FIGURE),
+    "joules": st.column_config.NumberColumn("Energy [J], measured", format=FIGURE),
+    "joules_estimated": st.column_config.NumberColumn("~Energy [J], estimated", format=FIGURE),
+    "grams": st.column_config.NumberColumn("CO2e [g], energy measured", format=FIGURE),
+    "grams_estimated": st.column_config.NumberColumn("~CO2e [g], energy estimated", format=FIGURE),
+    "usd": st.column_config.NumberColumn("Rent [USD]", format=FIGURE),
+    "usd_owned": st.column_config.NumberColumn("Owned [USD]", format=FIGURE),
     "fastest": st.column_config.TextColumn("Fastest configuration", width="medium"),
     "host": "Host",
     "devices": "Devices",
@@ -57,11 +57,12 @@ def _show_totals(df: pd.DataFrame) -> None:
     with st.container(horizontal=True):
         for label, value, note in totals(df):
             with st.container(border=True, width=295, gap="xsmall"):
-                st.metric(label, value)
+                st.metric(label, f"~{value}" if "estimated" in label and value[:1].isdecimal() else value)
                 st.caption(note)
-    lacking = [name for name, column in (("carbon", "emissions_kg"), ("cost", "cost_usd")) if df[column].isna().all()]
-    if lacking:
-        st.caption(f"No {' and no '.join(lacking)}: the suite names no region or price, and none is guessed.")
+    lacking = {"carbon": ("emissions_kg", "region"), "cost": ("cost_usd", "price")}
+    for what, (column, why) in lacking.items():
+        if df[column].isna().all():
+            st.caption(f"No {what}: the suites name no {why}, and none is guessed.")
     st.caption("Totals are of whole runs: starting up and runs that failed were paid for too.")
 
 
@@ -73,7 +74,8 @@ def _show_suites(df: pd.DataFrame, chosen: str) -> None:
     choice = page.table(shown, "suites", full=found, on_select="rerun", selection_mode="single-row", **options)
     st.caption(
         "A row is the newest execution of a suite. Most samples/s: of its fastest configuration, whatever it trains; a mean "
-        "over repeats with its 95 % interval. Energy, CO2e and cost are of whole runs; ~ marks what rests on a model."
+        "over repeats, from three on with its 95 % interval. Energy, CO2e and cost are of whole runs; ~ marks what rests on "
+        "a model."
     )
     rows = [row for row in choice.selection.rows if row < len(found)]
     suite = found["suite"].iloc[rows[0]] if rows else chosen
@@ -93,6 +95,7 @@ def _show_table(found: pd.DataFrame, name: str) -> None:
 
 live.catch_up()
 df = page.runs("Overview", live.panel)
+page.absent("suite", df["suite"], "suite")
 suite = st.selectbox("Suite", [ALL, *sorted(df["suite"].dropna().unique())], key="suite", bind="query-params")
 shown = df if suite == ALL else df[df["suite"] == suite]
 _show_totals(shown)

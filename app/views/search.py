@@ -17,6 +17,7 @@ from app.searches import Document, table, told, took
 def _pick() -> Document:
     """Let a study be chosen, the newest first; stop the page where its document cannot be read."""
     studies = {printable(document["study"]): document for document in page.searches("Search")}
+    page.absent("study", studies, "study")
     study = st.selectbox("Study", list(studies), key="study", bind="query-params")
     try:
         shown = Document.model_validate(studies[study])
@@ -79,11 +80,13 @@ shown = _pick()
 ended = f"Ended: {shown.ended}" if shown.ended else "Running, or stopped before its end"
 when = f", as of {shown.written_at:%Y-%m-%d %H:%M:%S} UTC" if shown.written_at else ""
 st.text(printable(f"{ended}{when}. {shown.sampler} on {shown.machine}", 500))
-page.lines([*shown.sentences, *shown.notes] or ["Nothing can be said yet."])
 if shown.confirmed:
-    st.subheader("Repeated in turn")
-    st.caption("The best trials, run again by turns and more often: where the figures differ, these count.")
+    st.subheader("The best, repeated in turn")
+    st.caption("Run again by turns and more often: where they differ from what the search found, these figures count.")
     page.lines(shown.confirmed)
+    st.subheader("What the search found")
+    st.caption("Sentences, front and table below are those of the search itself, before its best were repeated.")
+page.lines([*shown.sentences, *shown.notes] or ["Nothing can be said yet."])
 if shown.complete:
     _front(shown)
 if shown.trials:
