@@ -223,3 +223,13 @@ def test_hostile_text_of_what_runs_and_failed_is_never_markup(page: Open, tmp_pa
         for evil in EVIL:
             assert evil not in markup(shown)
     assert EVIL[0] in texts(whole)
+
+
+def test_a_mean_of_many_repeats_is_bootstrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    once = overview.geometric_mean
+    monkeypatch.setattr(overview, "geometric_mean", lambda rates: asked.append(len(rates)) or once(rates))
+    overview._mean.cache_clear()
+    df = frame([rows.make(repeat=number) for number in range(25)])
+    assert overview.suites(df)["best"].tolist() == overview.suites(df)["best"].tolist()
+    assert asked == [25]
