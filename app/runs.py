@@ -60,7 +60,7 @@ def unit(name: str) -> tuple[float, str]:
 
 def estimated(name: str) -> bool:
     """Whether a figure is that of a model, by its name."""
-    return "estimate" in name
+    return "estimated" in name
 
 
 def title(name: str) -> str:
@@ -78,7 +78,17 @@ def columns(df: pd.DataFrame) -> list[str]:
 
 def scaled(df: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return some columns in the units of their headings, which `title` gives."""
-    return pd.DataFrame({name: df[name] * unit(name)[0] if unit(name)[0] != 1 else df[name] for name in names})
+    return pd.DataFrame({name: df[name] * unit(name)[0] if numeric(df[name]) else df[name] for name in names})
+
+
+def headings(df: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """Return the headings of some columns; none with a unit over text that only has a name like a figure's."""
+    return {name: title(name) if name in TITLES or numeric(df[name]) else name for name in names}
+
+
+def numeric(column: pd.Series) -> bool:
+    """Whether a column has numbers, which can have a unit."""
+    return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
 
 
 class FilterError(ValueError):
