@@ -65,7 +65,7 @@ def opened(files: Mapping[str, bytes]) -> Opened:
     for name in sorted(name for name in files if fnmatch(name, "meters-*.parquet")):
         try:
             traces.append(Trace(_rows(files[name])))
-        except (pa.ArrowException, ValueError, TypeError, OSError):
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OSError):
             problems.append("The trace of the meters cannot be read, or is too long.")
     result = record.measurement if record is not None else None
     phases = result.phases if result is not None else []
@@ -86,7 +86,8 @@ def _whole(digits: str) -> int:
 
 def _rows(content: bytes) -> Iterator[Row]:
     """Yield the rows of a trace; of a long one some taken at random, which favours no device. Raises ValueError."""
-    file = pq.ParquetFile(io.BytesIO(content), read_dictionary=["source", "component", "device", "mode", "event"])
+    texts = [column.name for column in pq.read_schema(io.BytesIO(content)) if pa.types.is_string(column.type)]
+    file = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts)
     if (total := file.metadata.num_rows) > MOST_ROWS:
         raise ValueError("too many rows")
     random = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def test_the_newest_is_first_and_columns_have_units(open_page: Open) -> None:
     table = listed(app)
     assert table["devices"].tolist() == [4, 2, 1]
     assert {"samples_per_second", "joules_per_sample", "joules_per_sample_estimated"} <= set(table.columns)
-    assert "steps" not in table.columns, "step times cannot be had of these"
+    assert "course" not in table.columns, "step times cannot be had of these"
     assert "validation_loss" not in table.columns, "nothing is known of it"
     assert "Shows 1 to 3 of 3 runs that match; 3 in all." in texts(app)
 
@@ -185,11 +185,11 @@ def test_step_times_that_were_absent_come_when_the_store_was_read_again(
 ) -> None:
     monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {})
     app = open_page(GIVEN)
-    assert "steps" not in listed(app).columns
+    assert "course" not in listed(app).columns
     monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {run: [1.0] for run in runs})
-    assert "steps" not in listed(app.run()).columns, "not asked for at each rerun"
+    assert "course" not in listed(app.run()).columns, "not asked for at each rerun"
     data.refresh()
-    assert listed(app.run())["steps"].tolist() == [[1.0]] * 3
+    assert listed(app.run())["course"].tolist() == [[1.0]] * 3
     assert len(app.session_state["courses"]) == 3
     app.multiselect(key="status").select("failed").run()
     assert len(app.session_state["courses"]) == 1, "only those of the table are kept"
@@ -215,7 +215,8 @@ def test_a_command_to_copy_is_one_printable_line(open_page: Open) -> None:
 def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:
     df, page = real_page
     app = page()
-    assert "steps" in listed(app).columns
+    assert "course" in listed(app).columns
+    assert {"course", "steps"} <= set(listed(page(all="true")).columns)
     run = df[df["status"] == "ok"].iloc[0]
     app = page(run=run["mlflow_run_id"])
     headings = [heading.value for heading in app.subheader]

@@ -104,8 +104,8 @@ def _list(df: pd.DataFrame) -> list[str]:
     ids = list(part[MLFLOW_RUN])
     courses = _courses(ids)
     if any(courses):
-        table.insert(min(8, len(names)), "steps", courses)
-        config["steps"] = st.column_config.LineChartColumn("Step times", y_min=0)
+        table.insert(min(8, len(names)), "course", courses)
+        config["course"] = st.column_config.LineChartColumn("Step times", y_min=0)
     key = f"list-{crc32(''.join(ids).encode())}"
     picked = st.dataframe(table, column_config=config, key=key, hide_index=True, placeholder="", on_select="rerun")
     name = "wattbench-runs.csv"
