@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,11 @@ from bench.quality import meaning
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000
+MOST_ROWS, KEPT_ROWS = 10_000_000, 100_000
+"""Rows of a trace beyond which it is not read, and beyond which a part of them stands for all."""
+LOG = 100_000
+"""Bytes of the end of a log that are shown."""
+_PART = re.compile("_joules_(cpu|gpu|dram|node)$")
 
 
 @dataclass(frozen=True)
@@ -50,24 +56,44 @@ def opened(files: Mapping[str, bytes]) -> Opened:
     """Read the files of a run; what is torn or of another version is a problem that is told, and no error."""
     record, problems, traces = None, [], []
     try:
+        json.loads(files["record.json"], parse_int=_whole)
         record = RunRecord.model_validate_json(files["record.json"])
     except KeyError:
         problems.append("The store has no record of this run: it was imported, or its files are gone.")
-    except ValueError:
+    except (ValueError, RecursionError):
         problems.append("The record of this run is torn, or of another version.")
     for name in sorted(name for name in files if fnmatch(name, "meters-*.parquet")):
         try:
-            table = pq.read_table(io.BytesIO(files[name]))
-            traces.append(Trace(Row(**values) for values in table.to_pylist()))
-        except (pa.ArrowException, ValueError, TypeError, OSError):
-            problems.append("The trace of the meters cannot be read.")
+            traces.append(Trace(_rows(files[name])))
+        except (pa.ArrowException, ValueError, TypeError, KeyError, OSError):
+            problems.append("The trace of the meters cannot be read, or is too long.")
     result = record.measurement if record is not None else None
     phases = result.phases if result is not None else []
     origin = min([p.start_ns for p in phases] or [t.rows[0].t_ns for t in traces if t.rows], default=0)
     spans = [(p.name, (p.start_ns - origin) / 1e9, (p.end_ns - origin) / 1e9) for p in phases]
     power = {name: points for trace in traces for name, points in _power(trace, origin)}
-    log = files.get("worker.log", b"").decode(errors="replace")
-    return Opened(record, power, spans, _steps(files, result), log, tuple(problems))
+    log = files.get("worker.log", b"")
+    end = "… (the file worker.log has all of it)\n" * (len(log) > LOG) + log[-LOG:].decode(errors="replace")
+    return Opened(record, power, spans, _steps(files, result), end, tuple(problems))
+
+
+def _whole(digits: str) -> int:
+    """Read a whole number of JSON; raises ValueError for one of more than 64 bits, which nothing of ours has."""
+    if not -(2**63) <= (value := int(digits)) < 2**63:
+        raise ValueError("a whole number of more than 64 bits")
+    return value
+
+
+def _rows(content: bytes) -> Iterator[Row]:
+    """Yield the rows of a trace; of a long one some taken at random, which favours no device. Raises ValueError."""
+    texts = [column.name for column in pq.read_schema(io.BytesIO(content)) if pa.types.is_string(column.type)]
+    file = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts)
+    if (total := file.metadata.num_rows) > MOST_ROWS:
+        raise ValueError("too many rows")
+    random = np.random.default_rng(0)
+    for batch in file.iter_batches():
+        few = batch.filter(pa.array(random.random(len(batch)) < KEPT_ROWS / total)) if total > KEPT_ROWS else batch
+        yield from (Row(**values) for values in few.to_pylist())
 
 
 def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, float]]]]:
@@ -85,8 +111,8 @@ def _steps(files: Mapping[str, bytes], result: Measurement | None) -> pd.DataFra
     """Return step, seconds, loss, and whether it is one of the window: of rank 0, or of the first that a command tells."""
     lines: list[Any] = []
     for text in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(text))
+        with suppress(ValueError, RecursionError):
+            lines.append(json.loads(text, parse_int=_whole))
     told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
     told = [line for line in told if all(isinstance(line.get(name, 0), int) for name in ("t_ns", "start_ns"))]
     begin = min([p.start_ns for p in result.phases if p.name == "steady"] if result is not None else [], default=0)
@@ -113,26 +139,28 @@ def environment(env: Environment) -> dict[str, str]:
 
 
 def _readings(name: str, record: RunRecord) -> list[EnergyReading]:
-    """Return the readings that a figure of energy or power is made of, measured or estimated as it says."""
+    """Return the readings that a figure is made of, measured or estimated as it says, of one component if it names one."""
     result, parts = record.measurement, {"unused": record.unused, "run": record.energy}
     if result is not None:
         of_phase = [r for p in result.phases if name.startswith(f"phase_{p.name}_energy") for r in p.energy]
         served = result.inference.energy if result.inference is not None else []
         parts |= {"phase": of_phase, "startup": result.startup, "inference": served}
     found = parts.get(name.split("_")[0], result.energy if result is not None else record.energy)
-    return split_energy(found)[int(estimated(name))]
+    of = _PART.search(name)
+    return [r for r in split_energy(found)[int(estimated(name))] if of is None or r.component == of[1]]
 
 
 def _origin(name: str, run: pd.Series) -> str:
     """Say where a figure comes from that is not of energy."""
     says = {
-        "emissions": f"energy ({shown(run['emissions_basis'])}) × PUE × intensity of the grid",
-        "cost": f"prices given by the user ({shown(run['cost_basis'])})",
-        "systematic": "a bound: of sensors, and of the edges of the window",
-        "memory_estimate": "~ estimated from shapes alone",
-        "parameters|flops_per_(sample|token)": "counted from the model's shapes",
-        "^idle": "measured before the runs of the execution",
-        "flops|utilization": "FLOP counted / time measured",
+        "^emissions_": f"energy ({shown(run['emissions_basis'])}) × PUE × intensity of the grid",
+        "^cost_": f"prices given by the user ({shown(run['cost_basis'])})",
+        "_systematic_": "a bound: of sensors, and of the edges of the window",
+        "^memory_estimated_bytes$": "~ estimated from shapes alone",
+        "^memory_estimate_error$": "the estimate from shapes against the peak that was measured",
+        "^(trainable_)?parameters$|^flops_per_(sample|token)$": "counted from the model's shapes",
+        "^idle_": "measured before the runs of the execution",
+        "flops_per_second|^(matmul|model_flops)_utilization$": "FLOP counted / time measured",
     }
     if "imported" in shown(run["flags"]).split():
         return "imported: a figure of someone else"
@@ -151,8 +179,10 @@ def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd
             found = _readings(name, record) if record is not None else []
             label = Provenance.worst([reading.provenance for reading in found])
             if label.measured:
-                bound = systematic(found) / sum(r.energy_joules for r in found) * value * factor
-                lacks = missing_components(found, used_gpus(record)) if record is not None else []
+                total = sum(r.energy_joules for r in found)
+                bound = systematic(found) / total * value * factor if total else None
+                whole = record is not None and not _PART.search(name)
+                lacks = missing_components(found, used_gpus(record)) if whole and record else []
                 row = (str(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
             elif found:
                 row = (f"~ {label}", 100 * min(r.coverage for r in found), None, "")

@@ -17,12 +17,12 @@ from analytics.words import number, printable
 from bench.record import Status
 from bench.registry import did_you_mean
 
-TITLES = {"label": "Configuration", "suite": "Suite", "status": "Outcome", "started_at": "Started (UTC)"}
-TITLES |= {"devices": "Devices", "precision": "Precision", "samples_per_second": "Samples/s"}
-TITLES |= {"step_seconds_median": "Median step [s]", "joules_per_sample": "J/sample, measured"}
-TITLES |= {"joules_per_sample_estimated": "~ J/sample, estimated", "peak_memory_bytes": "Peak memory [MB]"}
-TITLES |= {"emissions_kg": "CO2e, whole run [g]", "emissions_basis": "CO2e from energy"}
-TITLES |= {"cost_usd": "Cost, whole run [USD]", "validation_loss": "Validation loss", "quality": "Grade"}
+TITLES = {"label": "Configuration", "suite": "Suite", "status": "Outcome", "devices": "Devices"}
+TITLES |= {"samples_per_second": "Samples/s", "joules_per_sample": "J/sample, measured"}
+TITLES |= {"joules_per_sample_estimated": "~ J/sample, estimated", "emissions_kg": "CO2e, whole run [g]"}
+TITLES |= {"cost_usd": "Cost, whole run [USD]", "step_seconds_median": "Median step [s]"}
+TITLES |= {"peak_memory_bytes": "Peak memory [MB]", "quality": "Grade", "started_at": "Started (UTC)"}
+TITLES |= {"precision": "Precision", "emissions_basis": "CO2e from energy", "validation_loss": "Validation loss"}
 TITLES |= {"duration_seconds": "Whole run [s]", "flags": "Flags", "device_name": "Device", "host": "Host"}
 TITLES |= {"execution": "Execution", "repeat": "Repeat"}
 """Columns that are shown unless others are chosen, with their headings."""
@@ -60,7 +60,7 @@ def unit(name: str) -> tuple[float, str]:
 
 def estimated(name: str) -> bool:
     """Whether a figure is that of a model, by its name."""
-    return "estimate" in name
+    return "estimated" in name
 
 
 def title(name: str) -> str:
@@ -78,7 +78,17 @@ def columns(df: pd.DataFrame) -> list[str]:
 
 def scaled(df: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return some columns in the units of their headings, which `title` gives."""
-    return pd.DataFrame({name: df[name] * unit(name)[0] if unit(name)[0] != 1 else df[name] for name in names})
+    return pd.DataFrame({name: df[name] * unit(name)[0] if numeric(df[name]) else df[name] for name in names})
+
+
+def headings(df: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """Return the headings of some columns; none with a unit over text that only has a name like a figure's."""
+    return {name: title(name) if name in TITLES or numeric(df[name]) else name for name in names}
+
+
+def numeric(column: pd.Series) -> bool:
+    """Whether a column has numbers, which can have a unit."""
+    return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
 
 
 class FilterError(ValueError):
@@ -88,6 +98,7 @@ class FilterError(ValueError):
 _COMPARED: dict[str, Callable[[Any, Any], Any]] = {"=": operator.eq, "==": operator.eq, "!=": operator.ne}
 _COMPARED |= {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(r'\s*([^\s<>=!"]+)(?:\s*(>=|<=|==|!=|=|>|<)|\s+(contains|is)\s)\s*("[^"]*"|[^"]*?)\s*', re.I)
+_HEADINGS = {heading.casefold(): name for name, heading in TITLES.items()}
 _AND = re.compile(r'("[^"]*")|\s+and\s+', re.I)
 
 
@@ -110,6 +121,9 @@ def matching(df: pd.DataFrame, where: str) -> pd.Series:
             example = "devices >= 2 and precision == bf16"
             raise FilterError(f"{printable(part)!r} is no condition: write FIELD OPERATOR VALUE, such as {example}")
         name, sign, value = found[1], (found[2] or found[3]).lower(), found[4].strip('"')
+        name = _HEADINGS.get(name.casefold(), name)
+        if value.startswith("'"):
+            raise FilterError(f'{printable(value)} is in single quotes: write "..."')
         if name not in df:
             near = did_you_mean(name, map(str, df.columns)).partition("allowed:")[0].strip()
             raise FilterError(

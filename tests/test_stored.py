@@ -68,6 +68,67 @@ def test_nothing_is_read_outside_the_place_of_the_run(tmp_path: Path) -> None:
         stored.files(RUN, made(tmp_path / "other", tmp_path.as_uri()))
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("{0}", "{0}/", "file:{0}", "FILE://{0}", "http://127.0.0.1:9/x", "ftp://127.0.0.1:9/x", "runs:/x/y"),
+        *("mlflow-artifacts://127.0.0.1:9/x", "models:/x/1", "https://server.invalid/x", "sftp://h/x", ""),
+    ],
+)
+@pytest.mark.parametrize("server", [False, True])
+def test_a_store_cannot_name_any_place(
+    place: str, server: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret").write_text("secret")
+    named = place.format(tmp_path / "private")
+    uri = "http://server.invalid" if server else made(tmp_path, named)
+    if server:
+        monkeypatch.setattr(stored, "_place", lambda *_: ("1", named, "FINISHED"))
+    with pytest.raises(StoreError, match="not where MLflow keeps files"):
+        stored.files(RUN, uri)
+
+
+def test_a_plain_folder_of_the_run_is_read(tmp_path: Path) -> None:
+    here = tmp_path / RUN / "artifacts"
+    here.mkdir(parents=True)
+    (here / "kept.txt").write_text("kept")
+    assert stored.files(RUN, made(tmp_path, str(here))).files == {"kept.txt": b"kept"}
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "mlflow-artifacts:/x", "https://server.invalid/x"])
+def test_a_server_need_not_tell_sizes_nor_truly(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.entities import FileInfo
+    from mlflow.store.artifact import artifact_repository_registry as registry
+
+    class Repository:
+        def list_artifacts(self) -> list[FileInfo]:
+            sizes = [("a", 1), ("b", None), ("c", 1), ("d", 99), ("../e", 1)]
+            return [FileInfo(name, False, size) for name, size in sizes]
+
+        def download_artifacts(self, name: str, folder: str) -> str:
+            path = Path(folder) / name
+            path.write_bytes(b"x" * (99 if name == "c" else 1))
+            assert name in ("a", "c"), "not even fetched"
+            return str(path)
+
+    monkeypatch.setattr(registry, "get_artifact_repository", lambda *_, **__: Repository())
+    monkeypatch.setattr(stored, "_place", lambda *_: ("1", place, "FINISHED"))
+    monkeypatch.setattr(stored, "LARGEST", 10)
+    found = stored.files(RUN, "https://me:secret@server.invalid")
+    assert found == stored.Stored("1", {"a": b"x"}, {"b": None, "c": 99, "d": 99})
+
+
+def test_all_files_of_a_run_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / RUN / "artifacts"
+    here.mkdir(parents=True)
+    for name, size in (("a", 6), ("b", 3), ("c", 7)):
+        (here / name).write_bytes(b"x" * size)
+    monkeypatch.setattr(stored, "LARGEST", 10)
+    found = stored.files(RUN, made(tmp_path, here.as_uri()))
+    assert (set(found.files), found.left_out) == ({"a", "b"}, {"c": 7})
+
+
 def test_what_is_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / RUN / "artifacts"
     here.mkdir(parents=True)

@@ -14,6 +14,7 @@ import yaml
 from analytics import factors
 from analytics.export import defused, to_csv
 from analytics.store import MLFLOW_RUN
+from analytics.words import printable
 from app import data, onerun, page
 from app import runs as listed
 from app.charts import runs as charts
@@ -70,11 +71,22 @@ def _arranged(df: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list
     number = min(pages, st.pagination(pages, key="page", **BOUND)) if pages > 1 else 1
     part = listed.ordered(found, by, descending=way == ways[0])[AT_ONCE * (number - 1) : AT_ONCE * number]
     first = AT_ONCE * (number - 1)
-    st.caption(
-        f"Shows {first + (len(part) > 0):,} to {first + len(part):,} of {len(found):,} runs that match; {len(df):,} in all. "
-        "Pick a row to open its run below, or two rows to compare them."
-    )
+    if len(part):
+        st.caption(
+            f"Shows {first + 1:,} to {first + len(part):,} of {len(found):,} runs that match; {len(df):,} in all. "
+            "Pick a row to open its run below, or two rows to compare them; without a mouse, by the fields below the table."
+        )
     return part, every if everything else names or usual
+
+
+def _courses(ids: list[str]) -> list[list[float] | None]:
+    """Return the step times of the runs of a table; absent ones are asked for anew when the store was read again."""
+    kept, at = st.session_state.get("courses", {}), data.known("runs").read_at
+    known = {run: kept[run] for run in ids if run in kept and (kept[run][0] or kept[run][1] == at)}
+    new = [run for run in ids if run not in known]
+    found = stored.courses(new, data.uri())
+    st.session_state["courses"] = known = known | {run: (found.get(run), at) for run in new}
+    return [known[run][0] for run in ids]
 
 
 def _list(df: pd.DataFrame) -> list[str]:
@@ -85,16 +97,15 @@ def _list(df: pd.DataFrame) -> list[str]:
         st.info("No run matches: take a filter away.", icon=":material/filter_alt_off:")
         return []
     table = defused(listed.scaled(part, names))
-    config: dict[str, Any] = {name: listed.title(name) for name in names}
+    config: dict[str, Any] = {**listed.headings(part, names)}
     digits = [name for name in names if part[name].dtype == "float64"]
     config |= {name: st.column_config.NumberColumn(config[name], format="%.4g") for name in digits}
-    config["label"] = st.column_config.TextColumn(listed.title("label"), width=330)
-    known, ids = st.session_state.setdefault("courses", {}), list(part[MLFLOW_RUN])
-    new = [run for run in ids if run not in known]
-    known |= dict.fromkeys(new) | stored.courses(new, data.uri())
-    if any(known[run] for run in ids):
-        table.insert(min(8, len(names)), "steps", [known[run] for run in ids])
-        config["steps"] = st.column_config.LineChartColumn("Step times", y_min=0)
+    config["label"] = st.column_config.TextColumn(listed.title("label"), width=280)
+    ids = list(part[MLFLOW_RUN])
+    courses = _courses(ids)
+    if any(courses):
+        table.insert(min(8, len(names)), "course", courses)
+        config["course"] = st.column_config.LineChartColumn("Step times", y_min=0)
     key = f"list-{crc32(''.join(ids).encode())}"
     picked = st.dataframe(table, column_config=config, key=key, hide_index=True, placeholder="", on_select="rerun")
     name = "wattbench-runs.csv"
@@ -171,12 +182,13 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
         facts = onerun.environment(record.environment) if record else listed.surroundings(run)
         page.table(pd.DataFrame(facts.items(), columns=["What", "Value"]), "environment")
     with kept:
-        st.code(one.log or "No log is kept of this run.", language=None, height=400)
+        st.code(one.log or "No log of this run can be shown.", language=None, height=400)
         if files.files:
             name = st.selectbox("Files of the run", list(files.files), key="file")
             content = files.files[name]
-            st.download_button(f"Download it ({len(content):,} B)", content, name, on_click="ignore")
-        st.text("\n".join(f"{name}: {size:,} B, too large to be shown here" for name, size in files.left_out.items()))
+            st.download_button(f"Download it ({len(content):,} B)", lambda: content, name, on_click="ignore")
+        sizes = {name: "size not known" if size is None else f"{size:,} B" for name, size in files.left_out.items()}
+        st.text("\n".join(f"{name}: {size}, not read here: too large" for name, size in sizes.items()))
         if files.experiment.isdecimal():
             url, command = onerun.in_mlflow(location(data.uri()), files.experiment, run[MLFLOW_RUN])
             if command:
@@ -201,7 +213,7 @@ def _two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
             st.text("None.")
     st.subheader("Figures")
     figures = listed.figures(df, a, b)
-    sides = dict.fromkeys(quote(f"{run.suite}@{run.execution}") for run in (a, b))
+    sides = dict.fromkeys(quote(printable(f"{run.suite}@{run.execution}", 400)) for run in (a, b))
     if len(sides) == 1 and a.config_id == b.config_id:
         st.caption("These are repeats of one configuration: what differs is noise.")
     else:
@@ -226,8 +238,10 @@ address = [listed.by_name(df, st.query_params.get(name)) for name in ("run", "ot
 picked = [run for run in address if run is not None]
 if picked:
     st.button("Back to the list", icon=":material/arrow_back:", on_click=_go)
+    if len(picked) < len([name for name in ("run", "other") if name in st.query_params]):
+        st.info("The store has only one of the two runs of this address (any more).", icon=":material/info:")
 else:
-    if "run" in st.query_params:
+    if "run" in st.query_params or "other" in st.query_params:
         st.info("The store has no run of this address (any more); here are all.", icon=":material/info:")
     names = _list(df)
     picked = [run for name in names[:2] if (run := listed.by_name(df, name)) is not None]
