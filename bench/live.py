@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from bench.files import is_held
 from bench.schema import Model
@@ -21,6 +21,10 @@ LOCK = ".lock"
 """File of an execution that is locked (bench.files.held) while a process does its runs."""
 PATIENCE_SECONDS = 300.0
 """So much longer than its time limit a run, or the start of the first one, may be silent."""
+
+_MOST = 10**15
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+_Seconds = Annotated[float, Field(ge=0, le=_MOST)]
 
 
 class Flight(Model, extra="ignore"):
@@ -36,14 +40,14 @@ class Flight(Model, extra="ignore"):
     host: str
     folder: str | None = None
     unit: Literal["runs", "trials"] = "runs"
-    to_do: int | None = None
-    done: int = 0
-    failed: int = 0
+    to_do: _Count | None = None
+    done: _Count = 0
+    failed: _Count = 0
     current: str | None = None
     began_at: AwareDatetime
     run_began_at: AwareDatetime | None = None
-    remaining_seconds: float | None = None
-    silent_seconds: float = PATIENCE_SECONDS
+    remaining_seconds: _Seconds | None = None
+    silent_seconds: _Seconds = PATIENCE_SECONDS
     updated_at: AwareDatetime
     ended: bool = False
 
@@ -54,7 +58,7 @@ class Flight(Model, extra="ignore"):
 
     def silent(self, now: datetime) -> bool:
         """Whether it has said nothing for longer than its run may take."""
-        return now > self.updated_at + timedelta(seconds=self.silent_seconds)
+        return (now - self.updated_at).total_seconds() > self.silent_seconds
 
 
 State = Literal["running", "stopped", "silent"]
