@@ -61,8 +61,7 @@ def _ended(seen: list[Seen]) -> frozenset[tuple[str, ...]]:
 
 def catch_up() -> None:
     """Let the page read what is new in the store, if a run has ended since it was read last."""
-    if told := [one.flight.updated_at for one in _look()]:
-        data.refresh_if(max(told))
+    data.refresh_if(*(one.flight.updated_at for one in _look()))
 
 
 def panel() -> None:

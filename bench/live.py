@@ -28,7 +28,7 @@ _Seconds = Annotated[float, Field(ge=0, le=_MOST)]
 
 
 class Flight(Model, extra="ignore"):
-    """An execution under way, as its process said at `updated_at`, when its last run began, or when it `ended`.
+    """An execution under way, as its process said at `updated_at`, when its last run began, or when it `ended` or `stopped`.
 
     `done` of `to_do` (None: not known) have ended since the command began; they count `unit`. `failed` are runs that did not
     end well, `current` is the run under way. `remaining_seconds` count from `run_began_at`. More is said within
@@ -50,11 +50,14 @@ class Flight(Model, extra="ignore"):
     silent_seconds: _Seconds = PATIENCE_SECONDS
     updated_at: AwareDatetime
     ended: bool = False
+    stopped: bool = False
 
     @property
     def finished(self) -> bool:
         """Whether it ended with nothing left to do; a search ends when its budget does."""
-        return self.ended and (self.unit == "trials" or self.to_do is None or self.done >= self.to_do)
+        return (
+            self.ended and not self.stopped and (self.unit == "trials" or self.to_do is None or self.done >= self.to_do)
+        )
 
     def silent(self, now: datetime) -> bool:
         """Whether it has said nothing for longer than its run may take."""

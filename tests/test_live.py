@@ -93,6 +93,8 @@ def test_what_has_ended_is_told_only_where_runs_are_missing(tmp_path: Path) -> N
     written(tmp_path, flight(suite="search", unit="trials", ended=True))
     folder = written(tmp_path, flight(suite="half", ended=True))
     assert states(tmp_path, []) == [("20260102T1", "stopped")]
+    stopped = flight(suite="search", unit="trials", host="far", ended=True, stopped=True)
+    assert states(tmp_path / "nothing", [stopped]) == [("20260102T1", "stopped")], "it said goodbye"
     with held(folder / live.LOCK, "busy"):
         assert states(tmp_path, []) == [], "it lets go, or goes on, in a moment"
 

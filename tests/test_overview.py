@@ -171,7 +171,7 @@ def test_what_runs_is_shown_before_there_are_runs(page: Open, tmp_path: Path) ->
 def test_numbers_follow_when_a_run_has_ended(page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = flying(tmp_path / "runs")
     asked: list[datetime] = []
-    monkeypatch.setattr(data, "refresh_if", lambda newer_than: bool(asked.append(newer_than)))
+    monkeypatch.setattr(data, "refresh_if", lambda *ended: bool(asked.extend(ended)))
     with held(folder / LOCK, "busy"):
         page([rows.make()])
         before = live._ended(live._look())
