@@ -56,7 +56,8 @@ class Source:
         self._read = read
         self._lock = Lock()
         self._thread = Thread()
-        self._tried = self._ended = datetime.min.replace(tzinfo=UTC)
+        self._tried = datetime.min.replace(tzinfo=UTC)
+        self._ended = frozenset[datetime]()
         self._whole = self._wanted = False
         self._told: tracking.StoreError | None = None
 
@@ -81,13 +82,12 @@ class Source:
         """Let the next look read again; `whole`: also what was read before."""
         self._whole, self._wanted = self._whole or whole, True
 
-    def want_since(self, ended: datetime) -> bool:
+    def want_since(self, *ended: datetime) -> bool:
         """Let the next look read again if a run has ended after the last reading began; return whether that is so."""
-        if ended <= max(self._ended, self._tried):
-            return False
-        self._ended = ended  # the clock of another machine may be ahead: once for each run
-        self._wanted = True
-        return True
+        later = frozenset(at for at in ended if at > self._tried)
+        new, self._ended = later - self._ended, later  # the clock of another machine may be ahead: once for each run
+        self._wanted = self._wanted or bool(new)
+        return bool(new)
 
     def _begin(self) -> None:
         self._tried, whole = datetime.now(UTC), self._whole
@@ -169,9 +169,9 @@ def refresh() -> None:
         _source(kind).want(whole=True)
 
 
-def refresh_if(newer_than: datetime) -> bool:
-    """Return whether a run that ended at a time (UTC) may be unknown yet: then `st.rerun()` reads what is new."""
-    return _source("runs").want_since(newer_than)
+def refresh_if(*ended: datetime) -> bool:
+    """Return whether a run that ended at one of some times (UTC) may be unknown yet: then `st.rerun()` reads what is new."""
+    return _source("runs").want_since(*ended)
 
 
 def forget() -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import streamlit as st
 
@@ -26,14 +26,18 @@ class _Index:
     """What a store told last of executions in flight, asked in a thread of its own: a server may be slow or down."""
 
     def __init__(self, where: str) -> None:
-        self._where, self._asked, self._thread = where, float("-inf"), Thread()
+        self._where, self._asked, self._thread, self._lock = where, float("-inf"), Thread(), Lock()
         self._told: list[Flight] = []
 
     def told(self) -> list[Flight]:
-        if time.monotonic() > self._asked + _ASK_SECONDS and not self._thread.is_alive():
-            self._asked, self._thread = time.monotonic(), Thread(target=self._ask, daemon=True)
-            self._thread.start()
-            self._thread.join(_WAIT_SECONDS)
+        with self._lock:  # for all pages and browsers
+            due = time.monotonic() > self._asked + _ASK_SECONDS and not self._thread.is_alive()
+            if due:
+                self._asked, self._thread = time.monotonic(), Thread(target=self._ask, daemon=True)
+                self._thread.start()
+            thread = self._thread
+        if due:
+            thread.join(_WAIT_SECONDS)
         return self._told
 
     def _ask(self) -> None:
@@ -57,8 +61,7 @@ def _ended(seen: list[Seen]) -> frozenset[tuple[str, ...]]:
 
 def catch_up() -> None:
     """Let the page read what is new in the store, if a run has ended since it was read last."""
-    if told := [one.flight.updated_at for one in _look()]:
-        data.refresh_if(max(told))
+    data.refresh_if(*(one.flight.updated_at for one in _look()))
 
 
 def panel() -> None:

@@ -67,10 +67,16 @@ def why(plan: Plan, option: PlanOption) -> str:
 
 
 def nearest(plan: Plan) -> list[PlanOption]:
-    """Return the options, the best first; those that do not meet what is asked by their chance to do so."""
-    return sorted(
-        plan.options, key=lambda option: (not option.feasible, 0 if option.feasible else -(option.chance or 0))
-    )
+    """Return the options, the best first; those that do not meet what is asked by their chance, then by how far off."""
+
+    def rank(option: PlanOption) -> tuple[float, ...]:
+        usd, asked = option.cost_usd, plan.question
+        limits = (option.duration_seconds, asked.deadline_seconds), (usd, asked.budget_usd)
+        over = [of.value / most for of, most in limits if of and most and of.value > most]
+        impossible = len(option.reasons) > len(over)  # however late or dear it is
+        return (0,) if option.feasible else (1, -(option.chance or 0), impossible, max(over, default=0))
+
+    return sorted(plan.options, key=rank)
 
 
 def options_table(plan: Plan) -> pd.DataFrame:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from bench.files import is_held
 from bench.schema import Model
@@ -22,9 +22,13 @@ LOCK = ".lock"
 PATIENCE_SECONDS = 300.0
 """So much longer than its time limit a run, or the start of the first one, may be silent."""
 
+_MOST = 10**15
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+_Seconds = Annotated[float, Field(ge=0, le=_MOST)]
+
 
 class Flight(Model, extra="ignore"):
-    """An execution under way, as its process said at `updated_at`, when its last run began, or when it `ended`.
+    """An execution under way, as its process said at `updated_at`, when its last run began, or when it `ended` or `stopped`.
 
     `done` of `to_do` (None: not known) have ended since the command began; they count `unit`. `failed` are runs that did not
     end well, `current` is the run under way. `remaining_seconds` count from `run_began_at`. More is said within
@@ -36,25 +40,28 @@ class Flight(Model, extra="ignore"):
     host: str
     folder: str | None = None
     unit: Literal["runs", "trials"] = "runs"
-    to_do: int | None = None
-    done: int = 0
-    failed: int = 0
+    to_do: _Count | None = None
+    done: _Count = 0
+    failed: _Count = 0
     current: str | None = None
     began_at: AwareDatetime
     run_began_at: AwareDatetime | None = None
-    remaining_seconds: float | None = None
-    silent_seconds: float = PATIENCE_SECONDS
+    remaining_seconds: _Seconds | None = None
+    silent_seconds: _Seconds = PATIENCE_SECONDS
     updated_at: AwareDatetime
     ended: bool = False
+    stopped: bool = False
 
     @property
     def finished(self) -> bool:
         """Whether it ended with nothing left to do; a search ends when its budget does."""
-        return self.ended and (self.unit == "trials" or self.to_do is None or self.done >= self.to_do)
+        return (
+            self.ended and not self.stopped and (self.unit == "trials" or self.to_do is None or self.done >= self.to_do)
+        )
 
     def silent(self, now: datetime) -> bool:
         """Whether it has said nothing for longer than its run may take."""
-        return now > self.updated_at + timedelta(seconds=self.silent_seconds)
+        return (now - self.updated_at).total_seconds() > self.silent_seconds
 
 
 State = Literal["running", "stopped", "silent"]

@@ -99,7 +99,7 @@ def open_trials(
             finished = True
         finally:
             runner.launcher.close()
-            runner.tell(current=None, ended=finished, silent_seconds=0.0)
+            runner.tell(current=None, ended=True, stopped=not finished)
             runner.tracker.close(finished=finished)
 
 

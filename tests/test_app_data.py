@@ -332,6 +332,7 @@ def test_a_run_that_has_ended_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = datetime.now(UTC) + timedelta(hours=1)
     assert data.refresh_if(ahead)
     assert not data.refresh_if(ahead), "a clock that is ahead is asked after once"
+    assert data.refresh_if(ahead, datetime.now(UTC)), "and keeps no other run from being read"
     data.load()
     assert reader.calls == [False, False]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from app import overview
 from bench import live, tracking
 from bench.files import Busy, held, is_held
 from bench.live import Flight, in_flight
@@ -92,6 +93,8 @@ def test_what_has_ended_is_told_only_where_runs_are_missing(tmp_path: Path) -> N
     written(tmp_path, flight(suite="search", unit="trials", ended=True))
     folder = written(tmp_path, flight(suite="half", ended=True))
     assert states(tmp_path, []) == [("20260102T1", "stopped")]
+    stopped = flight(suite="search", unit="trials", host="far", ended=True, stopped=True)
+    assert states(tmp_path / "nothing", [stopped]) == [("20260102T1", "stopped")], "it said goodbye"
     with held(folder / live.LOCK, "busy"):
         assert states(tmp_path, []) == [], "it lets go, or goes on, in a moment"
 
@@ -109,6 +112,26 @@ def test_what_cannot_be_read_is_passed_over(tmp_path: Path, torn: str) -> None:
     (written(tmp_path, flight()) / live.PROGRESS).write_bytes(torn.encode("latin-1"))
     written(tmp_path, flight(suite="other"))
     assert len(states(tmp_path, [])) == 1
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [{"silent_seconds": "1e300"}, {"remaining_seconds": "1e300"}, {"remaining_seconds": "-1"}]
+    + [{name: value} for name in ("done", "to_do", "failed") for value in ("-1", "1" + "0" * 400)],
+)
+def test_figures_that_cannot_be_are_passed_over(tmp_path: Path, torn: dict[str, str]) -> None:
+    fields = json.loads(flight().model_dump_json())
+    text = "{" + ", ".join(f'"{name}": {torn.get(name, json.dumps(value))}' for name, value in fields.items()) + "}"
+    (written(tmp_path, flight()) / live.PROGRESS).write_text(text)
+    assert states(tmp_path, []) == []
+
+
+@pytest.mark.parametrize("when", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_any_time_can_be_told(tmp_path: Path, when: str) -> None:
+    told = flight(host="far", updated_at=when, began_at=when, run_began_at=when, silent_seconds=1e15)
+    seen = in_flight(tmp_path, [told, flight(suite="other", host="far")], NOW)
+    assert [one.state for one in seen] == ["running", "running"]
+    assert [len(overview.told(one.flight, NOW)) for one in seen] == [3, 3]
 
 
 def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The Overview: what runs now, a row a suite, and what failed and why."""
 
 import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -173,7 +175,7 @@ def test_what_runs_is_shown_before_there_are_runs(page: Open, tmp_path: Path) ->
 def test_numbers_follow_when_a_run_has_ended(page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = flying(tmp_path / "runs")
     asked: list[datetime] = []
-    monkeypatch.setattr(data, "refresh_if", lambda newer_than: bool(asked.append(newer_than)))
+    monkeypatch.setattr(data, "refresh_if", lambda *ended: bool(asked.extend(ended)))
     with held(folder / LOCK, "busy"):
         page([rows.make()])
         before = live._ended(live._look())
@@ -201,6 +203,32 @@ def test_a_store_that_is_slow_or_down_holds_nobody_up(tmp_path: Path, monkeypatc
     assert index.told() == told
     monkeypatch.setattr(tracking, "flights", down)
     assert index.told() == told, "what it told last"
+
+
+def test_a_store_is_asked_by_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Thread):
+        def start(self) -> None:
+            time.sleep(0.05)  # others look before it is alive
+            super().start()
+
+    asked: list[Any] = []
+    monkeypatch.setattr(live, "Thread", Slow)
+    monkeypatch.setattr(live, "_ASK_SECONDS", -1)
+    monkeypatch.setattr(tracking, "flights", lambda uri: asked.append(uri) or time.sleep(0.3) or [])
+    index, failed = live._Index("x"), list[Exception]()
+
+    def look() -> None:
+        try:
+            index.told()
+        except RuntimeError as error:
+            failed.append(error)
+
+    pages = [Thread(target=look) for _ in range(4)]
+    for one in pages:
+        one.start()
+    for one in pages:
+        one.join()
+    assert (failed, asked) == ([], ["x"])
 
 
 def test_hostile_text_of_what_runs_and_failed_is_never_markup(page: Open, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,14 @@ from analytics import store
 from analytics.frame import frame
 from analytics.plan import Plan
 from analytics.question import Given, question
+from app import data
 from app import planner as shown
 from app.charts import planner as charts
 from bench import carbon, tracking
 from bench.cli import cli
 from bench.schema import Site
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 
 ASKED = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d", "paid": "Rented", "price": "2.5"}
 OWN = {"params": "166667", "tokens": "1B", "device": "Synthetic CPU", "precision": "fp32", "devices": "1-4"}
@@ -234,6 +236,44 @@ def test_one_run_is_enough_and_says_how_little_it_is(open_page: Open) -> None:
     assert "devices_not_identified: " in texts(app)
 
 
+def test_what_is_fitted_on_some_runs_is_not_kept_for_all(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, whole = (
+        [row | {"device_name": name, "precision": "bf16"} for row in rows.grid((1, 2), ("tiny",))]
+        for name in ("Other CPU", "NVIDIA H100 80GB HBM3")
+    )
+    asked = ASKED | {"params": "166667", "tokens": "1B"}
+    parts, go = [frame([]), frame(other)], threading.Event()
+
+    def load(uri: str | None = None, *, progress: Any, **_: Any) -> pd.DataFrame:
+        progress(1, None, lambda: parts[0])
+        assert go.wait(20)
+        return frame(whole)
+
+    open_page()
+    data.forget()
+    monkeypatch.setattr(store, "load", load)
+    monkeypatch.setattr(data, "PATIENCE", 0.2)
+
+    def look() -> str:
+        app = AppTest.from_file(str(MAIN), default_timeout=30)
+        app.switch_page("views/planner.py")
+        for key, value in asked.items():
+            app.query_params[key] = value
+        app.run()
+        assert not app.exception
+        return texts(app)
+
+    assert "0 runs so far; the others are being read" in look()
+    del parts[0]
+    assert "Your 8 runs do not apply" in look(), "those read so far"
+    go.set()
+    for source in data._sources.values():
+        source._thread.join()
+    found = look()
+    assert "Speed: from your own runs: synthetic" in found
+    assert "so far" not in found
+
+
 @pytest.mark.parametrize("evil", EVIL)
 def test_hostile_names_are_never_markup(open_page: Open, evil: str) -> None:
     over = dict.fromkeys(("suite", "host", "device_name", "workload", "execution", "label"), evil)
@@ -308,6 +348,9 @@ def test_why_an_option_stands_where_it_stands() -> None:
     assert [option.devices for option in one.options] == [128, 8, 16, 64]
     assert [option.devices for option in shown.nearest(one)][:2] == [128, 64], "the likeliest of the others"
     assert [option.devices for option in shown.nearest(plan(deadline=None))] == [8, 64, 512]
+    hopeless = plan(devices=(1, 8, 64), deadline=3600.0, budget=1e9)
+    assert {option.chance for option in hopeless.options} == {0}
+    assert [option.devices for option in shown.nearest(hopeless)] == [64, 8, 1], "the least late, after what cannot be"
     known, unknown = shown.known_regions(["FR", "FR", "XX"])
     assert known == ["FR"]
     assert len(unknown) == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,22 +218,36 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
 
         def search(self) -> str:
             for number in range(4):
+                launched.append(number)
                 self.told(number)
             return "all were tried"
 
     published: list[bool] = []
+    launched, told = list[int](), list[dict[str, Any]]()
     trials: Any = SimpleNamespace(
+        runner=SimpleNamespace(tell=lambda **news: told.append(news)),
         execution=SimpleNamespace(folder=tmp_path),
         publish=lambda document: published.append(Path(document["front_file"]).exists()),
     )
     space: Any = SimpleNamespace(search=SimpleNamespace(name="small"))
-    session = searching.Session(space, None, tmp_path, {"ignore_stored": True, "storage": None})  # type: ignore[arg-type]
+    session = searching.Session(space, None, tmp_path, {"ignore_stored": True, "storage": None, "store": None})  # type: ignore[arg-type]
     monkeypatch.setattr(searching, "Searcher", FourTrials)
     monkeypatch.setattr(searching, "Scores", lambda search: None)
+    monkeypatch.setattr(searching, "launched", lambda study: launched)
     monkeypatch.setattr(searching, "confirm_suite", lambda found: {})
     monkeypatch.setattr(session, "_result", lambda *_: Found())
     found = session._go(None, trials, searching._Progress())  # type: ignore[arg-type]
     assert published == [True, True], "the first, and the end"
+    assert told[-1] == {"done": 4}, "the last trial counts"
+    begun = datetime.now(UTC)
+    plan = SimpleNamespace(to_do=[SimpleNamespace(timeout_seconds=600.0)] * 3)
+    for name, value in {"load_suite": None, "expand": plan, "takes": "", "confirmed": []}.items():
+        monkeypatch.setattr(searching, name, lambda *_, value=value: value)
+    monkeypatch.setattr(searching, "execute", lambda *_, **__: SimpleNamespace(records={}))
+    session._confirm(found, trials)
+    assert told[-1]["run_began_at"] >= begun, "not that of the last probe"
+    assert told[-1]["silent_seconds"] > 3 * 600
+    assert told[-1]["remaining_seconds"] is None
     assert found.front_file == str(tmp_path / "confirm.yaml")
 
 

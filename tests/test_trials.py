@@ -157,6 +157,8 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         again()
     assert ended(tmp_path) == ["KILLED"]
+    told = Flight.model_validate_json((trials.execution.folder / "progress.json").read_text())
+    assert (told.ended, told.stopped, told.finished) == (True, True, False)
     assert [seen.state for seen in in_flight(Path("runs"), flights(), datetime.now(UTC))] == ["stopped"]
     assert len(heard.started) == len(load()) == 3
     assert heard.noted == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -100,27 +99,40 @@ def _given() -> Given:
     return Given(site=site, **{name[2:].replace("-", "_"): value for name, value in values.items()})
 
 
-def _runs() -> tuple[pd.DataFrame, datetime | None]:
-    """Return the runs of the store and when they were read; none where it cannot be: published trainings remain."""
-    when = page.header("Planner")
+def _runs() -> tuple[pd.DataFrame, str]:
+    """Return the runs of the store and a name of what they are; none where it cannot be: published trainings remain."""
+    when, state = page.header("Planner"), data.look("runs")
     try:
-        found, read_at = data.load()
+        found, read_at = data.shown(state)
     except tracking.StoreError as error:
         st.warning("Your runs could not be read; published trainings can be asked.", icon=":material/warning:")
         st.text(str(error))
-        return frame([]), None
-    when.caption(f"{len(found):,} runs, read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
-    return found, read_at
+        return frame([]), ""
+    whole = state.found is not None
+    if whole:
+        when.caption(f"{len(found):,} runs, read at {read_at:%Y-%m-%d %H:%M:%S} UTC")
+    else:
+        with when:
+            _awaited(len(found))
+    return (found if len(found) else frame([])), f"{read_at} {len(found)} {whole or state.done}"
+
+
+@st.fragment(run_every=1.0)  # type: ignore[untyped-decorator]
+def _awaited(seen: int) -> None:
+    """Say that a first reading goes on; run the page again when it has ended."""
+    if data.known("runs").begun is None:
+        st.rerun()
+    st.caption(f"{seen:,} runs so far; the others are being read")
 
 
 def _own(runs: pd.DataFrame, device: Device, precision: str, work: Work) -> tuple[OwnSpeed | None, str]:
     """Return the speeds of the runs that apply: fitted once for all prices, deadlines and numbers of devices."""
     key = f"{device} {precision} {work.parameters} {work.per_sample} {work.shape}"
-    found: tuple[OwnSpeed | None, str] = _cached(key, read_at, lambda: own_speed(runs, device, precision, work))
+    found: tuple[OwnSpeed | None, str] = _cached(key, as_of, lambda: own_speed(runs, device, precision, work))
     return found
 
 
-def _made(key: str, read_at: datetime | None, _make: Callable[[], Any]) -> Any:
+def _made(key: str, as_of: str, _make: Callable[[], Any]) -> Any:
     return _make()
 
 
@@ -176,7 +188,7 @@ def _regions(plan: Plan) -> list[str]:
     return chosen
 
 
-runs, read_at = _runs()
+runs, as_of = _runs()
 with st.container(border=True):
     columns = st.columns(3)
     with columns[0]:
@@ -199,7 +211,7 @@ if left_out:
     page.lines(left_out)
 _best(plan)
 st.subheader("What would change the choice")
-_say(_cached(shown.command(typed), read_at, lambda: tipping.sentences(tipping.tips(given, asked))))
+_say(_cached(shown.command(typed), as_of, lambda: tipping.sentences(tipping.tips(given, asked))))
 _all(plan)
 regions = _regions(plan)
 st.subheader("What this rests on")

@@ -51,6 +51,7 @@ from bench.cost import recost
 from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, describe, find_machine
 from bench.files import Busy, read_json, write_text
 from bench.launch.local import LaunchError
+from bench.live import PATIENCE_SECONDS
 from bench.metrics import row
 from bench.record import Environment, RunRecord, Status, Trial
 from bench.redact import redact
@@ -202,8 +203,7 @@ class Session:
                 found = self._go(study, trials, progress)
                 if confirm and found.points:
                     trials.runner.launcher.close()  # its devices stay claimed
-                    trials.runner.tell(current="repeating the best, as a suite of its own")
-                    self._publish(trials, found, self._confirm(found))
+                    self._publish(trials, found, self._confirm(found, trials))
                 return found, self._confirmed(found)
         except (Busy, EnvironmentProblem) as error:
             fail(str(error))
@@ -234,6 +234,7 @@ class Session:
             return found
 
         def told(trial: Any) -> None:
+            trials.runner.tell(done=len(launched(study)))
             if time.monotonic() >= self._published + _PUBLISH_SECONDS:
                 publish("")
 
@@ -255,10 +256,13 @@ class Session:
         trials.publish(found.document() | {"confirmed": confirmed, "written_at": now})
         self._published = time.monotonic()
 
-    def _confirm(self, found: SearchResult) -> list[str]:
+    def _confirm(self, found: SearchResult, trials: Trials) -> list[str]:
         """Repeat the best configurations in turn, and say what that says of the answer."""
         plan = expand(load_suite(Path(str(found.front_file))), self.machine)
-        asked = Asked(self.machine, plan, plan)
+        asked, now = Asked(self.machine, plan, plan), datetime.now(UTC)
+        silent = sum(spec.timeout_seconds + PATIENCE_SECONDS for spec in plan.to_do) + PATIENCE_SECONDS
+        current = "repeating the best, as a suite of its own"
+        trials.runner.tell(current=current, run_began_at=now, remaining_seconds=None, silent_seconds=silent)
         click.echo(f"bench: confirming the best by {len(plan.to_do)} runs; {takes(asked)}", err=True)
         execution = execute(asked, self.runs, self.store, new=False, retry=False, max_minutes=None)
         return confirmed(found, frame(row(record) for record in execution.records.values()))
