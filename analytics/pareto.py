@@ -178,8 +178,9 @@ def front_of(
     table = summary(runs)[[*IDENTITY, "host", "device_name", "name", "repeats"]]
     if not objectives:
         return Front(work, per, (), table, dropped)
-    keys = runs[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)
-    parts = [runs[keys == key] for key in table[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)]
+    texts = [df[list(IDENTITY)].astype("str").fillna("") for df in (runs, table)]
+    of = dict(iter(runs.groupby([texts[0][name] for name in IDENTITY], sort=False)))
+    parts = [of[key] for key in texts[1].itertuples(index=False, name=None)]
     table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
     table = table.assign(**_figures(others, *_values(parts, others)))
     first = objectives[0]
@@ -249,13 +250,52 @@ def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator
 
 def _nondominated(points: np.ndarray) -> np.ndarray:
     """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
-    out = np.ones(points.shape[:2], dtype=bool)
-    columns = np.ascontiguousarray(np.moveaxis(points, 2, 0))
-    for index in range(points.shape[1]):
-        here = columns[:, :, index : index + 1]
-        beaten = np.all(columns <= here, axis=0) & np.any(columns < here, axis=0)
-        out[:, index] = ~np.any(beaten, axis=1)
+    contenders = ~_always_beaten(points)
+    out = np.zeros(points.shape[:2], dtype=bool)
+    points = points[:, contenders]
+    out[:, contenders] = _swept(points) if points.shape[2] == 2 else _by_pivots(points)
     return out
+
+
+def _always_beaten(points: np.ndarray) -> np.ndarray:
+    """Which configurations another beats by its worst draw against their best: they are on no front and change none."""
+    best, worst = points.min(axis=0), points.max(axis=0)
+    rivals = worst[np.unique([*worst.argmin(axis=0), *worst.sum(axis=1).argsort()[:20]])]
+    return np.array(
+        [bool(((rivals <= one).all(axis=1) & (rivals < one).any(axis=1)).any()) for one in best], dtype=bool
+    )
+
+
+def _swept(points: np.ndarray) -> np.ndarray:
+    """Two objectives: sorted by the first, a point stands where its second is the least so far, as do its equals."""
+    order = np.lexsort((points[:, :, 1], points[:, :, 0]), axis=-1)
+    x, y = np.moveaxis(np.take_along_axis(points, order[:, :, None], axis=1), 2, 0)
+    new = np.ones(x.shape, dtype=bool)
+    new[:, 1:] = (x[:, 1:] != x[:, :-1]) | (y[:, 1:] != y[:, :-1])
+    stands = np.ones(x.shape, dtype=bool)
+    stands[:, 1:] = y[:, 1:] < np.minimum.accumulate(y, axis=1)[:, :-1]
+    first = np.maximum.accumulate(np.where(new, np.arange(x.shape[1]), 0), axis=1)
+    out = np.empty_like(stands)
+    np.put_along_axis(out, order, np.take_along_axis(stands, first, axis=1), axis=1)
+    return out
+
+
+def _by_pivots(points: np.ndarray) -> np.ndarray:
+    """Any objectives, all draws at once: the first of those left by its sum is beaten by none, and beats many."""
+    out, (draws, many, _) = np.zeros(points.shape[0] * points.shape[1], dtype=bool), points.shape
+    flat = points.reshape(len(out), -1)
+    of = np.repeat(np.arange(draws), many)
+    # Sums of unlike points may be equal after rounding: then the coordinates decide, so that what beats comes first.
+    left = np.lexsort((*flat.T, flat.sum(axis=1), of))
+    while len(left):
+        starts = np.flatnonzero(np.diff(of[left], prepend=-1))
+        pivots = left[starts]
+        out[pivots] = True
+        here, there = flat[left], flat[pivots.repeat(np.diff(starts, append=len(left)))]
+        beaten = (there <= here).all(axis=1) & (there < here).any(axis=1)
+        beaten[starts] = True
+        left = left[~beaten]
+    return out.reshape(draws, many)
 
 
 def _knee(centres: np.ndarray, on_front: np.ndarray) -> int:

@@ -53,6 +53,37 @@ def test_what_is_beaten_and_what_is_not() -> None:
     assert found.loc["a", "time_low"] < found.loc["a", "time"] < found.loc["a", "time_high"]
 
 
+def plainly(points: np.ndarray) -> np.ndarray:
+    """Hold each point against each other."""
+    here, there = points[:, :, None], points[:, None]
+    return ~((there <= here).all(axis=3) & (there < here).any(axis=3)).any(axis=2)
+
+
+@pytest.mark.parametrize("objectives", range(1, 6))
+def test_the_fast_front_is_the_plain_one(objectives: int) -> None:
+    random = np.random.default_rng(objectives)
+    for count in (1, 2, 7, 40):
+        shape = (30, count, objectives)
+        near = random.standard_normal((1, *shape[1:])) + 0.01 * random.standard_normal(shape)
+        equal = random.integers(0, 4, shape).astype(float)
+        rounded = random.choice([0.1, 0.2, 0.3, 1e16, 1e16 + 2], shape)
+        for points in (random.standard_normal(shape), near, equal, rounded):
+            assert (pareto._nondominated(points) == plainly(points)).all()
+
+
+def test_what_is_far_from_the_front_takes_no_part_and_chances_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    given = [row for i, (x, y) in enumerate(random.uniform(1, 9, (40, 2))) for row in runs(f"c{i}", x, y, noise=0.02)]
+    found, held = table(given), []
+    swept = pareto._swept
+    monkeypatch.setattr(pareto, "_swept", lambda points: (held.append(points.shape), swept(points))[1])
+    assert table(given).equals(found)
+    assert max(count for _, count, _ in held) < 20, "of 40"
+    monkeypatch.setattr(pareto, "_nondominated", plainly)
+    assert table(given).equals(found), "the same draws, the same chances"
+    assert 0 < found["p_front"].iloc[0] <= 1
+
+
 def test_a_close_call_is_no_certainty() -> None:
     close = table([*runs("a", 100, 100, noise=0.05), *runs("b", 101, 101, noise=0.05)])
     assert 0.1 < close.loc["a", "p_front"] < 0.9
