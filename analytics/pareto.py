@@ -292,7 +292,7 @@ def _by_pivots(points: np.ndarray) -> np.ndarray:
         pivots = left[starts]
         out[pivots] = True
         here, there = flat[left], flat[pivots.repeat(np.diff(starts, append=len(left)))]
-        beaten = (there <= here).all(axis=1) & (there < here).any(axis=1)
+        beaten = np.asarray((there <= here).all(axis=1) & (there < here).any(axis=1))
         beaten[starts] = True
         left = left[~beaten]
     return out.reshape(draws, many)

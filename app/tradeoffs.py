@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from analytics.frame import IDENTITY
+from analytics.frame import IDENTITY, latest_execution
 from analytics.objectives import UNITS, Objective
 from analytics.pareto import Front
 from analytics.words import between, scale
+from bench.record import Status
 
 RUNS = {"run_id": "Run", "repeat": "Repeat", "samples_per_second": "Samples/s", "duration_seconds": "Whole run [s]"}
 RUNS |= {"quality": "Quality", "flags": "Flags", "started_at": "Started (UTC)", "mlflow_run_id": "Run in MLflow"}
@@ -92,6 +93,20 @@ def told(one: Front) -> list[list[str]]:
 def _chances(table: pd.DataFrame) -> list[str]:
     """Say how likely each configuration is on the front; nothing where it ran once."""
     return ["" if pd.isna(chance) else f"{100 * chance:.0f} %" for chance in table["p_front"]]
+
+
+def newest(df: pd.DataFrame) -> list[str]:
+    """Return the suite that was begun last of those of which a run ended well, or none."""
+    well = latest_execution(df)
+    well = well[(well["status"] == Status.OK) & well["suite"].notna()]
+    begun = well.groupby("suite")["started_at"].min().sort_values()
+    return [str(suite) for suite in begun.index[-1:]]
+
+
+def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Leave out the probes of searches, unless there is nothing else; return the rest and how many were left out."""
+    probes = runs["stage"] == "probe"
+    return (runs, 0) if probes.all() else (runs[~probes], int(probes.sum()))
 
 
 def machines(runs: pd.DataFrame) -> pd.Series:

@@ -246,15 +246,31 @@ def test_figures_of_a_model_are_named_also_where_carbon_rests_on_them() -> None:
     assert "~ carbon: the figure of a model, not a measurement" in sentences(one)
 
 
-def test_several_prices_and_regions_are_told() -> None:
+def test_several_regions_and_prices_of_several_devices_are_told() -> None:
     assert front(frame(THREE), pareto.OBJECTIVES)[0].notes == ()
-    given = [row | ({"region": "FRA", "cost_usd": 0.03} if row["config_id"] == "a" else {}) for row in THREE]
+    other = {"region": "FRA", "cost_usd": 0.03, "device_name": "another"}
+    given = [row | (other if row["config_id"] == "a" else {}) for row in THREE]
     (one,) = front(frame(given), pareto.OBJECTIVES)
     assert one.notes == (
-        "cost is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one",
+        "cost is that of several devices with several prices, 3.6 to 10.8 USD per device and hour: "
+        "bench pareto --price makes it anew by one",
         "carbon is that of several regions: FRA, XX",
     )
     assert one.notes[0] in sentences(one)
+
+
+def test_cost_by_several_prices_of_one_device_does_not_count() -> None:
+    (one,) = front(frame([row | {"cost_usd": 0.03 if row["config_id"] == "a" else 0.01} for row in THREE]))
+    assert "cost" not in one.table
+    why = "it is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one"
+    assert one.dropped["cost"] == why
+    assert not [line for line in sentences(one) if line.startswith("cheapest")]
+
+
+def test_what_ran_once_is_named_so_where_it_wins() -> None:
+    (one,) = front(frame([*THREE, *runs("once", 50, 290, repeats=1)]), ("time", "energy"))
+    assert sentences(one)[0] == "fastest: once (ran once: how sure that is cannot be said)"
+    assert "ran once" not in sentences(one)[1], "the one of least energy was repeated"
 
 
 def test_work_is_named_by_what_tells_it_apart() -> None:
