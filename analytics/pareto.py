@@ -250,41 +250,25 @@ def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator
 
 def _nondominated(points: np.ndarray) -> np.ndarray:
     """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
-    contenders = ~_always_beaten(points)
-    out = np.zeros(points.shape[:2], dtype=bool)
-    points = points[:, contenders]
-    out[:, contenders] = _swept(points) if points.shape[2] == 2 else _by_pivots(points)
-    return out
-
-
-def _always_beaten(points: np.ndarray) -> np.ndarray:
-    """Which configurations another beats by its worst draw against their best: they are on no front and change none."""
-    best, worst = points.min(axis=0), points.max(axis=0)
-    rivals = worst[np.unique([*worst.argmin(axis=0), *worst.sum(axis=1).argsort()[:20]])]
-    return np.array(
-        [bool(((rivals <= one).all(axis=1) & (rivals < one).any(axis=1)).any()) for one in best], dtype=bool
-    )
+    return _swept(points) if points.shape[2] == 2 else _by_pivots(points)
 
 
 def _swept(points: np.ndarray) -> np.ndarray:
     """Two objectives: sorted by the first, a point stands where its second is the least so far, as do its equals."""
     order = np.lexsort((points[:, :, 1], points[:, :, 0]), axis=-1)
-    x, y = np.moveaxis(np.take_along_axis(points, order[:, :, None], axis=1), 2, 0)
-    new = np.ones(x.shape, dtype=bool)
-    new[:, 1:] = (x[:, 1:] != x[:, :-1]) | (y[:, 1:] != y[:, :-1])
-    stands = np.ones(x.shape, dtype=bool)
-    stands[:, 1:] = y[:, 1:] < np.minimum.accumulate(y, axis=1)[:, :-1]
-    first = np.maximum.accumulate(np.where(new, np.arange(x.shape[1]), 0), axis=1)
-    out = np.empty_like(stands)
-    np.put_along_axis(out, order, np.take_along_axis(stands, first, axis=1), axis=1)
+    ranked = np.take_along_axis(points, order[:, :, None], axis=1)
+    new = np.insert(np.diff(ranked, axis=1).any(axis=2), 0, True, axis=1)
+    first = np.maximum.accumulate(np.where(new, np.arange(points.shape[1]), 0), axis=1)
+    least = np.insert(np.minimum.accumulate(ranked[:, :-1, 1], axis=1), 0, math.inf, axis=1)
+    out = np.empty(order.shape, dtype=bool)
+    np.put_along_axis(out, order, ranked[:, :, 1] < np.take_along_axis(least, first, axis=1), axis=1)
     return out
 
 
 def _by_pivots(points: np.ndarray) -> np.ndarray:
     """Any objectives, all draws at once: the first of those left by its sum is beaten by none, and beats many."""
-    out, (draws, many, _) = np.zeros(points.shape[0] * points.shape[1], dtype=bool), points.shape
-    flat = points.reshape(len(out), -1)
-    of = np.repeat(np.arange(draws), many)
+    flat, of = points.reshape(-1, points.shape[2]), np.repeat(np.arange(len(points)), points.shape[1])
+    out = np.zeros(len(of), dtype=bool)
     # Sums of unlike points may be equal after rounding: then the coordinates decide, so that what beats comes first.
     left = np.lexsort((*flat.T, flat.sum(axis=1), of))
     while len(left):
@@ -295,7 +279,7 @@ def _by_pivots(points: np.ndarray) -> np.ndarray:
         beaten = np.asarray((there <= here).all(axis=1) & (there < here).any(axis=1))
         beaten[starts] = True
         left = left[~beaten]
-    return out.reshape(draws, many)
+    return out.reshape(points.shape[:2])
 
 
 def _knee(centres: np.ndarray, on_front: np.ndarray) -> int:

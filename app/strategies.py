@@ -111,11 +111,8 @@ def follows(df: pd.DataFrame, known: Sequence[Goal]) -> dict[str, str]:
 def parts(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Split the runs of very many configurations, as they were begun; each part has the first configuration, too."""
     begun = list(df.sort_values("started_at", kind="stable")["config_id"].dropna().unique())
-    if len(begun) <= MOST:
-        return {"all": df}
     cuts = {
-        f"{start + 1} to {min(start + MOST, len(begun))}": begun[start : start + MOST]
-        for start in range(0, len(begun), MOST)
+        f"{at + 1} to {at + len(some)}": some for at in range(0, len(begun), MOST) if (some := begun[at : at + MOST])
     }
     return {name: df[df["config_id"].isin([begun[0], *some])] for name, some in cuts.items()}
 

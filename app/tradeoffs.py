@@ -11,7 +11,6 @@ from analytics.frame import IDENTITY, latest_execution
 from analytics.objectives import UNITS, Objective
 from analytics.pareto import Front
 from analytics.words import between, scale
-from bench.record import Status
 
 RUNS = {"run_id": "Run", "repeat": "Repeat", "samples_per_second": "Samples/s", "duration_seconds": "Whole run [s]"}
 RUNS |= {"quality": "Quality", "flags": "Flags", "started_at": "Started (UTC)", "mlflow_run_id": "Run in MLflow"}
@@ -96,11 +95,9 @@ def _chances(table: pd.DataFrame) -> list[str]:
 
 
 def newest(df: pd.DataFrame) -> list[str]:
-    """Return the suite that was begun last of those of which a run ended well, or none."""
-    well = latest_execution(df)
-    well = well[(well["status"] == Status.OK) & well["suite"].notna()]
-    begun = well.groupby("suite")["started_at"].min().sort_values()
-    return [str(suite) for suite in begun.index[-1:]]
+    """Return the suite of the last run that ended well in a newest execution, or none."""
+    well = latest_execution(df).sort_values("started_at").query("status == 'ok'")
+    return list(well["suite"].dropna()[-1:])
 
 
 def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
