@@ -99,11 +99,7 @@ def follows(df: pd.DataFrame, known: Sequence[Goal]) -> dict[str, str]:
         if name in by_name and of in by_name:
             one, other = (ok[by_name[goal].column] for goal in (name, of))
             ratio = one * other if by_name[of].inverse else one / other
-            if (
-                one.nunique() > 1
-                and ratio[one.notna() | other.notna()].notna().all()
-                and ratio.max() < 1.000001 * ratio.min()
-            ):
+            if one.nunique() > 1 and ratio.max(skipna=False) < 1.000001 * ratio.min():
                 out.setdefault(name, of)
     return out
 
@@ -111,9 +107,7 @@ def follows(df: pd.DataFrame, known: Sequence[Goal]) -> dict[str, str]:
 def parts(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Split the runs of very many configurations, as they were begun; each part has the first configuration, too."""
     begun = list(df.sort_values("started_at", kind="stable")["config_id"].dropna().unique())
-    cuts = {
-        f"{at + 1} to {at + len(some)}": some for at in range(0, len(begun), MOST) if (some := begun[at : at + MOST])
-    }
+    cuts = {f"from {at + 1} on": begun[at : at + MOST] for at in range(0, len(begun), MOST)}
     return {name: df[df["config_id"].isin([begun[0], *some])] for name, some in cuts.items()}
 
 

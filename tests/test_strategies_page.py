@@ -387,14 +387,14 @@ def test_cost_at_one_rent_is_no_question_of_its_own(open_page: Open) -> None:
 
 
 def test_very_many_configurations_are_compared_in_parts(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(strategies.parts(frame(grid()))) == ["1 to 3"]
+    assert list(strategies.parts(frame(grid()))) == ["from 1 on"]
     monkeypatch.setattr(strategies, "MOST", 2)
     found = strategies.parts(frame(grid()))
     assert {name: set(runs["precision"]) for name, runs in found.items()} == {
-        "1 to 2": {"fp32", "bf16"},
-        "3 to 3": {"fp32", "fp16"},
+        "from 1 on": {"fp32", "bf16"},
+        "from 3 on": {"fp32", "fp16"},
     }
     app = open_page(grid())
     assert app.dataframe[0].value["Candidate"].tolist() == ["bf16"]
-    app.selectbox(key="part").select("3 to 3").run()
+    app.selectbox(key="part").select("from 3 on").run()
     assert app.dataframe[0].value["Candidate"].tolist() == ["fp16"]

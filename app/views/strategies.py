@@ -48,9 +48,7 @@ def _choose(runs: pd.DataFrame) -> tuple[compare.Matched, list[strategies.Goal]]
     chosen = middle.multiselect(label, list(known), usual, key="goals", bind="query-params")
     for name, of in follows.items():
         if name not in chosen:
-            middle.caption(
-                f"Left out: {name} is {of} times one number here, so its ratios and verdicts are those of {of}."
-            )
+            middle.caption(f"Left out: {name} is {of} times one number here, with the ratios and verdicts of {of}.")
     columns = [known[name].column for name in chosen]
     found = _within(runs, columns)
     bases = [name for one in found.comparisons for name in (one.baseline, *([one.name] * (one.ended[0] > 0)))]
