@@ -6,9 +6,11 @@ NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analytics import stats
@@ -180,38 +182,32 @@ def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
 _ABOUT = ("host", "device_name", "label", "ladder")
 
 
-def _estimate(values: pd.Series) -> stats.Estimate | None:
-    known = values.dropna()
-    if known.empty:
-        return None
+def _estimate(values: np.ndarray) -> tuple[float, float | None, float | None]:
+    """A figure of several runs and its interval; NaN where none knows it."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, None, None
     if (known <= 0).any():
-        return stats.Estimate(float(known.median()), None, None, len(known))
-    return stats.geometric_mean(known)
+        return float(np.median(known)), None, None
+    found = stats.geometric_mean(known)
+    return found.value, found.low, found.high
 
 
-def _union(texts: pd.Series) -> str:
-    return " ".join(sorted({word for text in texts.dropna() for word in str(text).split()}))
+def _union(texts: Iterable[Any]) -> str:
+    return " ".join(sorted({word for text in texts if pd.notna(text) for word in str(text).split()}))
 
 
-def _configuration(runs: pd.DataFrame, ok: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the repeats of one configuration; `ok` are those that ended well, at least one."""
-    first = ok.iloc[0]
-    row: dict[str, Any] = {name: first[name] for name in (*IDENTITY, *_ABOUT, *asked(ok))}
-    row |= {"repeats": len(ok), "failures": len(runs) - len(ok)}
-    for name in INTERVALS:
-        found = _estimate(ok[name])
-        if found:
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    row |= {str(name): value for name, value in ok[list(MEDIANS)].median().items()}
-    row["peak_memory_bytes"] = ok["peak_memory_bytes"].max()
-    known = [Provenance(label) for label in ok["energy_provenance"].dropna() if label in set(Provenance)]
-    row["energy_provenance"] = str(Provenance.worst(known)) if known else None
-    row |= {name: _union(ok[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
-    mixed = ["energy_components_differ"] if ok["energy_components"].nunique(dropna=False) > 1 else []
-    row["flags"] = " ".join([*_union(ok["flags"]).split(), *mixed])
-    grades = [*ok["quality"].dropna(), *([grade(mixed)] if mixed else [])]
-    row["quality"] = max(grades, default=None)
-    return row
+def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
+    """Summarise the texts of the repeats of one configuration."""
+    known = [Provenance(label) for label in of["energy_provenance"] if label in set(Provenance)]
+    row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
+    row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
+    mixed = ["energy_components_differ"] if pd.Series(of["energy_components"]).nunique(dropna=False) > 1 else []
+    grades = [*filter(pd.notna, of["quality"]), *([grade(mixed)] if mixed else [])]
+    return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "quality": max(grades, default=None)}
+
+
+_TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "quality")
 
 
 def summary(df: pd.DataFrame) -> pd.DataFrame:
@@ -222,21 +218,28 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     `energy_provenance` and `quality`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
     logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
     """
-    rows = []
-    for _, runs in df.groupby(list(IDENTITY), dropna=False, sort=False):
-        ok = runs[runs["status"] == Status.OK]
-        if len(ok):
-            rows.append(_configuration(runs, ok))
-    figures = [name + tail for name in INTERVALS for tail in ("", "_low", "_high")]
-    texts = ["energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "quality"]
-    wanted = [*IDENTITY, *_ABOUT, *asked(df), "repeats", "failures", *figures, *MEDIANS]
-    table = pd.DataFrame(rows, columns=[*wanted, "peak_memory_bytes", *texts])
-    counts = ["repeats", "failures"]
-    types: dict[str, Any] = dict.fromkeys(counts, "Int64") | dict.fromkeys(
-        [*figures, *MEDIANS, "peak_memory_bytes"], "float64"
-    )
-    types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *texts], "str")
-    types |= {name: df[name].dtype for name in ("ladder", *asked(df))}
+    number = df.groupby(list(IDENTITY), dropna=False, sort=False).ngroup().to_numpy()
+    well = np.flatnonzero(df["status"] == Status.OK)
+    well = well[number[well].argsort(kind="stable")]
+    ok, of = df.iloc[well], number[well]
+    starts = np.flatnonzero(np.diff(of, prepend=-1))
+    ends = np.append(starts, len(of))[1:]
+    table = ok.iloc[starts][[*IDENTITY, *_ABOUT, *asked(df)]].reset_index(drop=True)
+    repeats = ends - starts
+    columns: dict[str, Any] = {"repeats": repeats, "failures": np.bincount(number)[of[starts]] - repeats}
+    for name in INTERVALS:
+        values = ok[name].to_numpy(dtype=float)
+        found = [_estimate(values[start:end]) for start, end in zip(starts, ends, strict=True)]
+        known = np.array(found, dtype=float).reshape(-1, 3)
+        columns |= {name + tail: known[:, index] for index, tail in enumerate(("", "_low", "_high"))}
+    columns |= dict(ok[list(MEDIANS)].groupby(of).median().reset_index(drop=True))
+    columns["peak_memory_bytes"] = ok["peak_memory_bytes"].groupby(of).max().to_numpy()
+    lists = {name: ok[name].tolist() for name in (*_TEXTS, "energy_components")}
+    parts = [{name: of[start:end] for name, of in lists.items()} for start, end in zip(starts, ends, strict=True)]
+    told = pd.DataFrame([_texts(part) for part in parts], columns=list(_TEXTS))
+    table = pd.concat([table, pd.DataFrame(columns), told], axis=1)
+    types: dict[str, Any] = dict.fromkeys(["repeats", "failures"], "Int64")
+    types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *_TEXTS], "str")
     order = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
     table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
     table.insert(0, "name", names(table))

@@ -132,19 +132,31 @@ def unequal_terms(runs: pd.DataFrame, objective: Objective) -> str:
         return (
             f"carbon is that of several regions: {', '.join(sorted(map(printable, runs['region'].dropna().unique())))}"
         )
-    rents = rent(runs).dropna()
-    if objective.name == "cost" and len(rents) and rents.max() > 1.01 * rents.min():
-        told = f"{number(float(rents.min()))} to {number(float(rents.max()))} USD per device and hour"
-        return f"cost is that of several prices, {told}: bench pareto --price makes it anew by one"
-    return ""
+    told = _several_prices(rent(runs).dropna()) if objective.name == "cost" else ""
+    return f"cost is that of several devices with {told}: bench pareto --price makes it anew by one" if told else ""
+
+
+def _several_prices(rents: pd.Series) -> str:
+    if rents.empty or rents.max() <= 1.01 * rents.min():
+        return ""
+    return f"several prices, {number(float(rents.min()))} to {number(float(rents.max()))} USD per device and hour"
 
 
 def mixed(runs: pd.DataFrame, objective: Objective) -> str:
-    """Say that an objective rests on several things in these runs, which are not to be compared; nothing where on one."""
+    """Say that an objective rests on several things in these runs, which are not to be compared; nothing where on one.
+
+    Of cost that are bases, and prices of the same device: those of several devices may differ.
+    """
     if objective.name not in _BASES or "estimated" in objective.column:
         return ""
     bases = runs[_BASES[objective.name]]
     if objective.name == "energy":
         bases = bases.fillna(runs["energy_provenance"])
     found = sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
-    return f"it is that of {' and '.join(found)}, which are never mixed" if len(found) > 1 else ""
+    if len(found) > 1:
+        return f"it is that of {' and '.join(found)}, which are never mixed"
+    if objective.name != "cost":
+        return ""
+    by_device = rent(runs).dropna().groupby(runs["device_name"].fillna(""))
+    told = filter(None, (_several_prices(rents) for _, rents in by_device))
+    return next((f"it is that of {prices}: bench pareto --price makes it anew by one" for prices in told), "")

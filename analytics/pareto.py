@@ -178,8 +178,9 @@ def front_of(
     table = summary(runs)[[*IDENTITY, "host", "device_name", "name", "repeats"]]
     if not objectives:
         return Front(work, per, (), table, dropped)
-    keys = runs[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)
-    parts = [runs[keys == key] for key in table[list(IDENTITY)].astype("str").fillna("").apply(tuple, axis=1)]
+    texts = [df[list(IDENTITY)].astype("str").fillna("") for df in (runs, table)]
+    of = dict(iter(runs.groupby([texts[0][name] for name in IDENTITY], sort=False)))
+    parts = [of[key] for key in texts[1].itertuples(index=False, name=None)]
     table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
     table = table.assign(**_figures(others, *_values(parts, others)))
     first = objectives[0]
@@ -249,13 +250,36 @@ def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator
 
 def _nondominated(points: np.ndarray) -> np.ndarray:
     """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
-    out = np.ones(points.shape[:2], dtype=bool)
-    columns = np.ascontiguousarray(np.moveaxis(points, 2, 0))
-    for index in range(points.shape[1]):
-        here = columns[:, :, index : index + 1]
-        beaten = np.all(columns <= here, axis=0) & np.any(columns < here, axis=0)
-        out[:, index] = ~np.any(beaten, axis=1)
+    return _swept(points) if points.shape[2] == 2 else _by_pivots(points)
+
+
+def _swept(points: np.ndarray) -> np.ndarray:
+    """Two objectives: sorted by the first, a point stands where its second is the least so far, as do its equals."""
+    order = np.lexsort((points[:, :, 1], points[:, :, 0]), axis=-1)
+    ranked = np.take_along_axis(points, order[:, :, None], axis=1)
+    new = np.insert(np.diff(ranked, axis=1).any(axis=2), 0, True, axis=1)
+    first = np.maximum.accumulate(np.where(new, np.arange(points.shape[1]), 0), axis=1)
+    least = np.insert(np.minimum.accumulate(ranked[:, :-1, 1], axis=1), 0, math.inf, axis=1)
+    out = np.empty(order.shape, dtype=bool)
+    np.put_along_axis(out, order, ranked[:, :, 1] < np.take_along_axis(least, first, axis=1), axis=1)
     return out
+
+
+def _by_pivots(points: np.ndarray) -> np.ndarray:
+    """Any objectives, all draws at once: the first of those left by its sum is beaten by none, and beats many."""
+    flat, of = points.reshape(-1, points.shape[2]), np.repeat(np.arange(len(points)), points.shape[1])
+    out = np.zeros(len(of), dtype=bool)
+    # Sums of unlike points may be equal after rounding: then the coordinates decide, so that what beats comes first.
+    left = np.lexsort((*flat.T, flat.sum(axis=1), of))
+    while len(left):
+        starts = np.flatnonzero(np.diff(of[left], prepend=-1))
+        pivots = left[starts]
+        out[pivots] = True
+        here, there = flat[left], flat[pivots.repeat(np.diff(starts, append=len(left)))]
+        beaten = np.asarray((there <= here).all(axis=1) & (there < here).any(axis=1))
+        beaten[starts] = True
+        left = left[~beaten]
+    return out.reshape(points.shape[:2])
 
 
 def _knee(centres: np.ndarray, on_front: np.ndarray) -> int:

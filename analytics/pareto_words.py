@@ -34,7 +34,7 @@ def sentences(one: Front) -> list[str]:
     ]
     if len(one.objectives) > 1:
         knee = one.table[one.table["knee"]].iloc[0]
-        lines.append(f"in between (the knee, nearest to the best of all): {knee['name']}")
+        lines.append(f"in between (the knee, nearest to the best of all): {knee['name']}{_once(knee)}")
         lines.append("front: no other is better in all; %: how often that is so, given how the repeats scatter")
     single = one.table.loc[one.table["repeats"] < 2, "name"]
     if one.objectives and len(single):
@@ -88,7 +88,11 @@ def _sure(row: pd.Series, table: pd.DataFrame, objective: str) -> str:
     """Say how sure it is that this configuration is the best, and which other one may be."""
     column = f"p_best_{objective}"
     if math.isnan(row[column]):
-        return ""
+        return _once(row)
     others = table[(table["name"] != row["name"]) & (table[column] >= _NOTABLE)].sort_values(column)
     rival = f"; it may be {others.iloc[-1]['name']}" if len(others) else ""
     return f" ({100 * row[column]:.0f} % sure{rival})"
+
+
+def _once(row: pd.Series) -> str:
+    return " (ran once: how sure that is cannot be said)" if row["repeats"] < 2 else ""

@@ -27,6 +27,8 @@ Known = tuple[float, float | None, float | None]
 """A value and the ends of its interval."""
 MOST_TRIED = 40
 """Configurations of a series on which laws are tried: each is left out once, which takes long for more."""
+MOST_SHOWN = 8
+"""Series that are shown together: more can be chosen one by one."""
 _FEW, _SAME_SIZE = 5, 0.005
 
 

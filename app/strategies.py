@@ -28,6 +28,8 @@ _FULL = {"loss": "validation loss", "memory": "peak memory", "carbon": "CO2e"}
 _UNITS = {"time": ("s", 1.0), "energy": ("J", 1.0), "carbon": ("g", 1e3), "cost": ("USD", 1.0), "memory": ("GB", 1e-9)}
 _OF_RUN = {"time": ("duration_seconds",), "energy": ("run_energy_joules", "run_energy_estimated_joules")}
 _OF_RUN |= {"carbon": ("emissions_kg",), "cost": ("cost_usd",)}
+MOST = 100
+"""Configurations that are compared at once: more take long."""
 _BASES = {"carbon": "emissions_basis", "cost": "cost_basis"}
 
 
@@ -87,6 +89,26 @@ def goals(df: pd.DataFrame, amount: str) -> list[Goal]:
         each = f"/{per.removesuffix('s')}" if one else f" a million {per}" if "per_million" in column else ""
         out.append(Goal(name, column, unit + each, factor, inverse, estimated))
     return out
+
+
+def follows(df: pd.DataFrame, known: Sequence[Goal]) -> dict[str, str]:
+    """Name what is another goal times one number in all runs, as cost is time at one price: it tells nothing of its own."""
+    ok, by_name = df[df["status"] == Status.OK], {goal.name: goal for goal in known}
+    out = dict[str, str]()
+    for name, of in (("carbon", "energy"), ("cost", "time"), ("cost", "energy")):
+        if name in by_name and of in by_name:
+            one, other = (ok[by_name[goal].column] for goal in (name, of))
+            ratio = one * other if by_name[of].inverse else one / other
+            if one.nunique() > 1 and ratio.max(skipna=False) < 1.000001 * ratio.min():
+                out.setdefault(name, of)
+    return out
+
+
+def parts(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split the runs of very many configurations, as they were begun; each part has the first configuration, too."""
+    begun = list(df.sort_values("started_at", kind="stable")["config_id"].dropna().unique())
+    cuts = {f"from {at + 1} on": begun[at : at + MOST] for at in range(0, len(begun), MOST)}
+    return {name: df[df["config_id"].isin([begun[0], *some])] for name, some in cuts.items()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analytics.frame import IDENTITY
+from analytics.frame import IDENTITY, latest_execution
 from analytics.objectives import UNITS, Objective
 from analytics.pareto import Front
 from analytics.words import between, scale
@@ -92,6 +92,18 @@ def told(one: Front) -> list[list[str]]:
 def _chances(table: pd.DataFrame) -> list[str]:
     """Say how likely each configuration is on the front; nothing where it ran once."""
     return ["" if pd.isna(chance) else f"{100 * chance:.0f} %" for chance in table["p_front"]]
+
+
+def newest(df: pd.DataFrame) -> list[str]:
+    """Return the suite of the last run that ended well in a newest execution, or none."""
+    well = latest_execution(df).sort_values("started_at").query("status == 'ok'")
+    return list(well["suite"].dropna()[-1:])
+
+
+def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Leave out the probes of searches, unless there is nothing else; return the rest and how many were left out."""
+    probes = runs["stage"] == "probe"
+    return (runs, 0) if probes.all() else (runs[~probes], int(probes.sum()))
 
 
 def machines(runs: pd.DataFrame) -> pd.Series:

@@ -144,3 +144,20 @@ def test_between_and_scale() -> None:
     assert scale(3.1e12, "FLOP/s") == (1e12, "TFLOP/s")
     assert scale(0.99999e9, "FLOP/s") == (1e9, "GFLOP/s"), "1 G, not 1,000 M"
     assert scale(5.0, "J") == (1.0, "J")
+
+
+def test_many_configurations_are_summarised_like_each_alone() -> None:
+    given = [row | {"flags": f"a{i % 3} b", "joules_per_sample": i % 2} for i, row in enumerate(rows.grid())]
+    given += [
+        rows.make(16, status=Status.FAILED),
+        *rows.grid((8,), readings=""),
+        rows.make(repeat=9, status=Status.FAILED),
+    ]
+    df = frame(given)
+    whole = summary(df).drop(columns="name").set_index("config_id")
+    for config, runs in df.groupby("config_id"):
+        (alone,) = summary(runs).drop(columns="name").set_index("config_id").to_dict("records") or [None]
+        assert (alone is None) == (config not in whole.index)
+        if alone is not None:
+            assert whole.loc[config].astype("str").to_dict() == pd.Series(alone).astype("str").to_dict()
+    assert summary(df[:0]).dtypes.equals(summary(df).dtypes)

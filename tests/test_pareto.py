@@ -53,6 +53,43 @@ def test_what_is_beaten_and_what_is_not() -> None:
     assert found.loc["a", "time_low"] < found.loc["a", "time"] < found.loc["a", "time_high"]
 
 
+def plainly(points: np.ndarray) -> np.ndarray:
+    """Hold each point against each other."""
+    here, there = points[:, :, None], points[:, None]
+    return ~((there <= here).all(axis=3) & (there < here).any(axis=3)).any(axis=2)
+
+
+@pytest.mark.parametrize("objectives", range(1, 6))
+def test_the_fast_front_is_the_plain_one(objectives: int) -> None:
+    random = np.random.default_rng(objectives)
+    for count in (1, 2, 7, 40):
+        shape = (30, count, objectives)
+        near = random.standard_normal((1, *shape[1:])) + 0.01 * random.standard_normal(shape)
+        equal = random.integers(0, 4, shape).astype(float)
+        rounded = random.choice([0.1, 0.2, 0.3, 1e16, 1e16 + 2], shape)
+        for points in (random.standard_normal(shape), near, equal, rounded):
+            assert (pareto._nondominated(points) == plainly(points)).all()
+
+
+def test_the_fast_front_gives_the_same_chances(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    given = [row for i, (x, y) in enumerate(random.uniform(1, 9, (20, 2))) for row in runs(f"c{i}", x, y, noise=0.2)]
+    found = [table(given), table(given, "time", "energy", "memory")]
+    assert 0 < found[0]["p_front"].iloc[0] < 1
+    monkeypatch.setattr(pareto, "_nondominated", plainly)
+    assert table(given).equals(found[0]), "the same draws"
+    assert table(given, "time", "energy", "memory").equals(found[1])
+
+
+def test_not_every_configuration_is_held_against_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    lexsort = np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda *a, **k: (compared.append(1), lexsort(*a, **k))[1])
+    line = np.linspace(0, 1, 3000)
+    assert pareto._nondominated(np.stack([line, -line], axis=1)[None]).all()
+    assert len(compared) == 1, "one sort tells all of two objectives"
+
+
 def test_a_close_call_is_no_certainty() -> None:
     close = table([*runs("a", 100, 100, noise=0.05), *runs("b", 101, 101, noise=0.05)])
     assert 0.1 < close.loc["a", "p_front"] < 0.9
@@ -215,15 +252,31 @@ def test_figures_of_a_model_are_named_also_where_carbon_rests_on_them() -> None:
     assert "~ carbon: the figure of a model, not a measurement" in sentences(one)
 
 
-def test_several_prices_and_regions_are_told() -> None:
+def test_several_regions_and_prices_of_several_devices_are_told() -> None:
     assert front(frame(THREE), pareto.OBJECTIVES)[0].notes == ()
-    given = [row | ({"region": "FRA", "cost_usd": 0.03} if row["config_id"] == "a" else {}) for row in THREE]
+    other = {"region": "FRA", "cost_usd": 0.03, "device_name": "another"}
+    given = [row | (other if row["config_id"] == "a" else {}) for row in THREE]
     (one,) = front(frame(given), pareto.OBJECTIVES)
     assert one.notes == (
-        "cost is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one",
+        "cost is that of several devices with several prices, 3.6 to 10.8 USD per device and hour: "
+        "bench pareto --price makes it anew by one",
         "carbon is that of several regions: FRA, XX",
     )
     assert one.notes[0] in sentences(one)
+
+
+def test_cost_by_several_prices_of_one_device_does_not_count() -> None:
+    (one,) = front(frame([row | {"cost_usd": 0.03 if row["config_id"] == "a" else 0.01} for row in THREE]))
+    assert "cost" not in one.table
+    why = "it is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one"
+    assert one.dropped["cost"] == why
+    assert not [line for line in sentences(one) if line.startswith("cheapest")]
+
+
+def test_what_ran_once_is_named_so_where_it_wins() -> None:
+    (one,) = front(frame([*THREE, *runs("once", 50, 290, repeats=1)]), ("time", "energy"))
+    assert sentences(one)[0] == "fastest: once (ran once: how sure that is cannot be said)"
+    assert "ran once" not in sentences(one)[1], "the one of least energy was repeated"
 
 
 def test_work_is_named_by_what_tells_it_apart() -> None:

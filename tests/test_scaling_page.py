@@ -269,3 +269,17 @@ def test_numbers_of_devices_are_read(text: str, found: tuple[int, ...]) -> None:
 def test_wrong_numbers_of_devices_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"devices|give whole numbers"):
         counts(text)
+
+
+def test_of_very_many_series_the_first_are_shown_and_any_can_be_chosen(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "MOST_SHOWN", 1)
+    given = rows.grid((1, 2), ("tiny",), {"fp32": 1.0, "bf16": 2.0})
+    app = open_page(given)
+    assert any("Shown are the first 1 of 2 series." in caption.value for caption in app.caption)
+    series = app.selectbox(key="series").options[1:]
+    assert set(app.dataframe[0].value["Series"]) == {series[0]}
+    app.selectbox(key="series").select(series[1]).run()
+    assert set(app.dataframe[0].value["Series"]) == {series[1]}
+    assert not any("Shown are the first" in caption.value for caption in app.caption)

@@ -372,3 +372,29 @@ def test_hostile_text_is_never_markup(open_page: Open) -> None:
         assert evil not in markup(app)
         for table in app.dataframe:
             assert not any(str(cell).startswith("=") for name in table.value for cell in table.value[name])
+
+
+def test_cost_at_one_rent_is_no_question_of_its_own(open_page: Open) -> None:
+    rented = [row | {"cost_usd_per_million_samples": 1e3 / float(str(row["samples_per_second"]))} for row in grid()]
+    assert strategies.follows(frame(rented), strategies.goals(frame(rented), "same samples"))["cost"] == "time"
+    app = open_page(rented)
+    assert "cost" not in app.multiselect(key="goals").value
+    assert any("Left out: cost is time times one number here" in caption.value for caption in app.caption)
+    app.multiselect(key="goals").select("cost").run()
+    assert "cost" in app.multiselect(key="goals").value, "it can be asked for"
+    dear = [row | {"cost_usd_per_million_samples": 1.0 + i} for i, row in enumerate(rented)]
+    assert "cost" not in strategies.follows(frame(dear), strategies.goals(frame(dear), "same samples"))
+
+
+def test_very_many_configurations_are_compared_in_parts(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(strategies.parts(frame(grid()))) == ["from 1 on"]
+    monkeypatch.setattr(strategies, "MOST", 2)
+    found = strategies.parts(frame(grid()))
+    assert {name: set(runs["precision"]) for name, runs in found.items()} == {
+        "from 1 on": {"fp32", "bf16"},
+        "from 3 on": {"fp32", "fp16"},
+    }
+    app = open_page(grid())
+    assert app.dataframe[0].value["Candidate"].tolist() == ["bf16"]
+    app.selectbox(key="part").select("from 3 on").run()
+    assert app.dataframe[0].value["Candidate"].tolist() == ["fp16"]

@@ -114,7 +114,7 @@ def test_an_amount_of_work(open_page: Open) -> None:
 def test_other_work_suites_and_machines_are_chosen_apart(open_page: Open) -> None:
     larger = [row | {"workload_args.preset": "small", "suite": "other"} for row in runs("e", 1, 1)]
     elsewhere = [row | {"host": "elsewhere", "environment": "f"} for row in runs("f", 90, 90)]
-    app = open_page([*FOUR, *larger, *elsewhere])
+    app = open_page([*FOUR, *larger, *elsewhere], suites=["synthetic", "other"])
     assert app.selectbox(key="work").options == ["preset=tiny", "preset=small"]
     assert "These are different machines" in texts(app)
     assert "elsewhere" in app.dataframe[1].value["Host"].tolist()
@@ -124,6 +124,31 @@ def test_other_work_suites_and_machines_are_chosen_apart(open_page: Open) -> Non
     app = open_page([*FOUR, *larger], suites="other")
     assert "by the runs of other on" in texts(app)
     assert "There is one configuration of this work, so nothing to choose from." in texts(app)
+
+
+def test_the_newest_suite_comes_first_and_all_can_be_chosen(open_page: Open) -> None:
+    newer = [row | {"suite": "newer", "started_at": "2026-03-01T00:00:00+00:00"} for row in runs("e", 1, 1)]
+    newest = [rows.make(status=Status.FAILED) | {"suite": "newest", "started_at": "2026-04-01T00:00:00+00:00"}]
+    app = open_page([*FOUR, *newer, *newest])
+    assert app.multiselect(key="suites").value == ["newer"], "nothing of the newest one ended well"
+    assert "by the runs of newer on" in texts(app)
+    app.multiselect(key="suites").set_value([]).run()
+    assert "by the runs of newer, synthetic on" in texts(app)
+
+
+def test_probes_of_a_search_are_left_out_unless_there_is_nothing_else(open_page: Open) -> None:
+    probes = [row | {"stage": "probe"} for row in runs("p", 1, 1, repeats=1)]
+    app = open_page([*FOUR, *probes])
+    assert len(app.dataframe[1].value) == 4
+    assert any("1 probes of searches" in caption.value for caption in app.caption)
+    assert len(open_page(probes).dataframe[1].value) == 1
+
+
+def test_cost_of_several_prices_is_left_out_with_the_reason(open_page: Open) -> None:
+    app = open_page([row | {"cost_usd": 0.03 if row["config_id"] == "a" else 0.01} for row in FOUR])
+    assert "cost" not in app.selectbox(key="x").options
+    assert "cost cannot be chosen: it is that of several prices, 3.6 to 10.8 USD" in texts(app)
+    assert "bench pareto --price" in texts(app)
 
 
 def test_addresses_of_what_is_not_there_show_the_default(open_page: Open) -> None:
@@ -168,6 +193,7 @@ def test_hostile_text_is_never_markup(open_page: Open) -> None:
         over = {**dict.fromkeys(names, evil), "workload": EVIL[0], "execution": evil, "environment": evil}
         given += [rows.make(index + 1, repeat=repeat) | over | {"run_id": evil * (repeat + 1)} for repeat in range(2)]
     app = open_page(given)
+    app.multiselect(key="suites").set_value([]).run()
     assert len(app.dataframe[1].value) == len(EVIL)
     for evil in EVIL:
         assert evil not in markup(app)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise, product
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -29,10 +30,12 @@ CELLS = dict(zip(OUTCOMES, ((COLOURS[0], ""), (GREY, "."), (COLOURS[4], "/"), (C
 
 def _rows(figure: go.Figure, heads: Sequence[Sequence[str]], title: str, height: int = 58, lift: int = 8) -> go.Figure:
     """Put lines over each row, `lift` pixels above its middle, the first row at the top."""
+    words = list[dict[str, Any]]()
     for row, head in enumerate(heads):
         at = {"x": 0, "xref": "x domain", "xanchor": "left", "y": row, "yref": "y", "yanchor": "bottom", "yshift": lift}
         lines = "<br>".join(escape(printable(line, 120), quote=False) for line in head)
-        figure.add_annotation(**at, text=lines, showarrow=False, align="left")
+        words.append(at | {"text": lines, "showarrow": False, "align": "left"})
+    figure.update_layout(annotations=[*figure.layout.annotations, *words])
     hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
     figure.update_yaxes(range=[len(heads) - 0.5, -50 / height], **hidden)
     title_of = {"title": {"text": text(title), "font": {"size": 15}}, "showlegend": True}

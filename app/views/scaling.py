@@ -159,6 +159,9 @@ table, found = _summary(runs), _fit(runs)
 if found.series:
     choice, law, devices = _asked([entry.name for entry in found.series])
     chosen = [entry for entry in found.series if choice in (ALL, entry.name)]
+    if len(chosen) > asked.MOST_SHOWN:
+        st.caption(f"Shown are the first {asked.MOST_SHOWN} of {len(chosen):,} series. Choose another above to see it.")
+        chosen = chosen[: asked.MOST_SHOWN]
     what, samples, work = _training(runs, chosen)
     page.lines([*words.in_short(chosen), *words.LAW, *map(words.gain_sentence, found.gains)])
     lines = asked.lines(chosen, lambda e, flops: _outlook(e, asked.wanted(e, devices), law, flops), samples, work)

@@ -33,6 +33,7 @@ CELLS = (
 )
 _cached = st.cache_data(ttl=60, max_entries=8, show_spinner="Comparing ...")
 _within, _ladder, _advise = _cached(compare.within), _cached(compare.ladder), _cached(advise)
+_memory_map = _cached(strategies.memory_map)
 
 
 def _choose(runs: pd.DataFrame) -> tuple[compare.Matched, list[strategies.Goal]]:
@@ -41,9 +42,13 @@ def _choose(runs: pd.DataFrame) -> tuple[compare.Matched, list[strategies.Goal]]
     amounts = strategies.amounts(runs)
     amount = left.selectbox("Time, energy, carbon, cost of", amounts, key="amount", bind="query-params")
     known = {goal.name: goal for goal in strategies.goals(runs, amount)}
-    usual = [name for name in known if name != "accuracy" or "loss" not in known]
+    follows = strategies.follows(runs, list(known.values()))
+    usual = [name for name in known if name not in follows and (name != "accuracy" or "loss" not in known)]
     label = "Compared in (the fewer, the more can be told)"
     chosen = middle.multiselect(label, list(known), usual, key="goals", bind="query-params")
+    for name, of in follows.items():
+        if name not in chosen:
+            middle.caption(f"Left out: {name} is {of} times one number here, with the ratios and verdicts of {of}.")
     columns = [known[name].column for name in chosen]
     found = _within(runs, columns)
     bases = [name for one in found.comparisons for name in (one.baseline, *([one.name] * (one.ended[0] > 0)))]
@@ -52,6 +57,10 @@ def _choose(runs: pd.DataFrame) -> tuple[compare.Matched, list[strategies.Goal]]
 
 
 def _candidates(runs: pd.DataFrame) -> None:
+    if len(parts := strategies.parts(runs)) > 1:
+        count = runs["config_id"].nunique()
+        label = f"These of the {count:,} configurations, as begun; each part against the first, verdicts allow for that part"
+        runs = parts[st.selectbox(label, list(parts), key="part", bind="query-params")]
     found, chosen = _choose(runs)
     if not found.comparisons:
         page.lines(["There is nothing to compare: it takes two configurations that do the same work.", *found.notes])
@@ -90,7 +99,7 @@ def _steps(runs: pd.DataFrame) -> None:
 
 
 def _memory(runs: pd.DataFrame) -> None:
-    told = strategies.memory_map(runs)
+    told = _memory_map(runs)
     if told.empty:
         st.info("No run of this execution tells its batch. Type in a terminal:", icon=":material/info:")
         st.code("bench run suites/memory.yaml", language=None)

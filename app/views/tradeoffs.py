@@ -17,7 +17,7 @@ from analytics.searchfile import Amount
 from analytics.words import printable
 from app import page
 from app.charts.tradeoffs import front_chart
-from app.tradeoffs import RUNS, machines, runs_of, sides, table, told
+from app.tradeoffs import RUNS, machines, newest, runs_of, sides, table, told, without_probes
 from bench.record import Status
 
 ALL, NONE = "All machines", "none"
@@ -30,10 +30,12 @@ def _pick(df: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Let suites, a machine and a kind of work be chosen; stop the page where no run ended well."""
     left, right = st.columns(2)
     names = sorted(df["suite"].dropna().unique())
-    label = "Suites (the newest execution of each)"
-    suites = left.multiselect(label, names, placeholder="All suites", key="suites", **BOUND)
+    label = "Suites (the newest execution of each; of the newest suite unless you choose)"
+    suites = left.multiselect(label, names, newest(df), placeholder="All suites", key="suites", **BOUND)
     runs = latest_execution(df[df["suite"].isin(suites)] if suites else df)
-    runs = runs[runs["status"] == Status.OK]
+    runs, probes = without_probes(runs[runs["status"] == Status.OK])
+    if probes:
+        left.caption(f"Left out: {probes:,} probes of searches, short runs that only sort out.")
     places = machines(runs)
     if places.nunique() > 1:
         place = right.selectbox("Machine", [ALL, *sorted(places.unique())], key="machine", **BOUND)
