@@ -22,7 +22,7 @@ test: check
 	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
 
 check: $(VENV)/.wattbench-dev static
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 $(ARGS) || test $$? -eq 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 $(ARGS) || test $$? -eq 5
 
 .PHONY: static
 static: $(VENV)/.wattbench-dev

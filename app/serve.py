@@ -18,6 +18,8 @@ from pathlib import Path
 import click
 
 HOST = "127.0.0.1"
+PREPARED_SECONDS = 4.0
+"""How long the first page may wait for what the server does once."""
 TRACKING_URI = "WATTBENCH_TRACKING_URI"
 """Environment variable that tells the pages which store to read."""
 RUNS = "WATTBENCH_RUNS"
@@ -52,7 +54,7 @@ def _loopback(host: str) -> bool:
 
 
 def _prepare() -> None:
-    """Read the store, and import what pages need, while the browser is started."""
+    """Read the store, and import what pages need, before the first page is asked for."""
     from app import data, overview
 
     if (known := data.look("runs").found) is not None:
@@ -121,12 +123,14 @@ def serve(
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104
     reached = HOST if everywhere else host
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    prepared = threading.Thread(target=_prepare, daemon=True)
+    prepared.start()
+    prepared.join(PREPARED_SECONDS)
     click.echo(f"Dashboard: {url}  (stop it with Ctrl-C)")
     if not _loopback(host):
         click.echo("Everybody who reaches this address can read all runs: there is no password.")
         if everywhere and not allowed:
             click.echo("By other names than localhost browsers are turned away; allow one with --allowed-host NAME.")
-    threading.Thread(target=_prepare, daemon=True).start()
     if open_browser:
         threading.Thread(target=_open_when_ready, args=(url, reached, port), daemon=True).start()
     cli.main(arguments(port, host, allowed), prog_name="streamlit", standalone_mode=False)

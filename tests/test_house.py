@@ -23,7 +23,7 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py")]
-FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 22_800
+FILE_LINES, FUNCTION_LINES, ALL_LINES = 400, 60, 23_000
 
 
 def code_lines(text: str) -> set[int]:
