@@ -20,9 +20,13 @@ from bench.registry import did_you_mean
 TITLES = {"label": "Configuration", "suite": "Suite", "status": "Outcome", "devices": "Devices"}
 TITLES |= {"samples_per_second": "Samples/s", "joules_per_sample": "J/sample, measured"}
 TITLES |= {"joules_per_sample_estimated": "~ J/sample, estimated", "emissions_kg": "CO2e, whole run [g]"}
-TITLES |= {"cost_usd": "Cost, whole run [USD]", "step_seconds_median": "Median step [s]"}
+TITLES |= {
+    "emissions_basis": "CO2e from energy",
+    "cost_usd": "Cost, whole run [USD]",
+    "step_seconds_median": "Median step [s]",
+}
 TITLES |= {"peak_memory_bytes": "Peak memory [MB]", "quality": "Grade", "started_at": "Started (UTC)"}
-TITLES |= {"precision": "Precision", "emissions_basis": "CO2e from energy", "validation_loss": "Validation loss"}
+TITLES |= {"precision": "Precision", "validation_loss": "Validation loss"}
 TITLES |= {"duration_seconds": "Whole run [s]", "flags": "Flags", "device_name": "Device", "host": "Host"}
 TITLES |= {"execution": "Execution", "repeat": "Repeat"}
 """Columns that are shown unless others are chosen, with their headings."""
