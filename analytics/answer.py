@@ -16,7 +16,7 @@ from analytics.compare import Comparison, Effect, against_first, ladder
 from analytics.frame import summary, total
 from analytics.scaling import ScalingFit, fit
 from analytics.words import between, number, printable, repeats_words, scale
-from bench.quality import meaning
+from bench.figures.flags import meaning
 from bench.record import Status
 
 _ESTIMATED = "~ is the figure of a model (CodeCarbon), not a measurement."

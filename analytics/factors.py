@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from analytics.words import number, printable
-from bench.carbon import basis, intensity
-from bench.cost import recost
-from bench.hourly import Hourly, Starts
-from bench.metrics import missing_components, used_gpus
+from bench.figures.carbon import basis, intensity
+from bench.figures.cost import recost
+from bench.figures.hourly import Hourly, Starts
+from bench.figures.metrics import missing_components, used_gpus
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
-from bench.suite import with_site
+from bench.suites.load import with_site
 
 
 def reprice(records: Iterable[RunRecord], given: dict[str, Any], hourly: Hourly | None = None) -> list[RunRecord]:

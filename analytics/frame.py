@@ -1,6 +1,6 @@
 """Rows of runs -> a tidy DataFrame, one row a run; and its summary, one row a configuration.
 
-Columns are the names of `bench.metrics.row`. A row holds what one run is; nothing is filled in: an absent figure is
+Columns are the names of `bench.figures.metrics.row`. A row holds what one run is; nothing is filled in: an absent figure is
 NaN.
 """
 
@@ -15,8 +15,8 @@ import pandas as pd
 
 from analytics import stats
 from analytics.words import printable
-from bench.metrics import TEXT_COLUMNS
-from bench.quality import grade
+from bench.figures.flags import grade
+from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Provenance, Status
 from bench.schema import AXES, RunSpec, Scalar
 

@@ -1,6 +1,6 @@
 """Devices by the names that people use: peak speed by precision, power limit, memory, devices in a node.
 
-Peaks stand in one table, that of `bench.metrics.peak_flops`; `data/devices.csv` says which of its names a short name
+Peaks stand in one table, that of `bench.figures.metrics.peak_flops`; `data/devices.csv` says which of its names a short name
 means, and adds the vendor's power limit and the memory. No device stands in for another one: H100-PCIe is not H100-SXM.
 """
 
@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 
 from analytics.words import printable
-from bench.metrics import peak_flops
+from bench.figures.metrics import peak_flops
 
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp8")
 

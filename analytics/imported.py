@@ -1,6 +1,6 @@
 """Someone else's table of results -> rows of runs, of provenance `imported`. What cannot be used is told line by line.
 
-A row is what `bench.metrics.row` would make of a run. Nothing is guessed: a column counts by its name or by what the user
+A row is what `metrics.row` would make of a run. Nothing is guessed: a column counts by its name or by what the user
 says it is. Only what follows is added: rates from each other, and the work from parameters and sequence, as plans count it.
 """
 

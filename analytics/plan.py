@@ -2,7 +2,7 @@
 
 T = n / (d · v) with n of `analytics.work` and v drawn from `analytics.speed`. One draw of T goes into all that follows from
 it: energy = power × T (times PUE at the meter of the building), carbon = energy × intensity of the region, cost = d × T ×
-price, or capital and electricity as in `bench.cost`. Intervals are the middle 80 % of the draws.
+price, or capital and electricity as in `bench.figures.cost`. Intervals are the middle 80 % of the draws.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from analytics.hardware import Device
 from analytics.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
 from analytics.words import number, scale
 from analytics.work import IMPLAUSIBLE, Work, implied_mfu
-from bench.carbon import intensity
+from bench.figures.carbon import intensity
 from bench.schema import Site
 
 MOST_DEVICES = 1_000_000

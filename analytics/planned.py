@@ -11,7 +11,7 @@ from analytics.plan import MOST_DEVICES, Plan, Range, Step, duration, next_runs
 from analytics.speed import LEVEL, OwnSpeed
 from analytics.words import FLAGS as LAW_FLAGS
 from analytics.words import printable
-from bench.carbon import intensity
+from bench.figures.carbon import intensity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,7 +19,7 @@ from analytics.words import printable
 from analytics.work import Work, language_model, sample_work
 from bench.record import Status
 from bench.schema import Site
-from bench.suite import SITE_OPTIONS
+from bench.suites.load import SITE_OPTIONS
 
 RATES = ("tokens_per_second", "tokens_per_second_per_device", "flops_per_second_per_device", "accelerator_hours")
 LIMITS = {"price": 1e6, "capital_price": 1e6, "electricity_price": 1e3, "power_watts": 1e6, "embodied": 1e6}

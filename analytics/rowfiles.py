@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analytics.frame import COUNTS
+from bench.figures.metrics import TEXT_COLUMNS
 from bench.files import write_text
-from bench.metrics import TEXT_COLUMNS
 from bench.record import Status
 from bench.schema import Scalar
 

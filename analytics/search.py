@@ -31,7 +31,7 @@ from analytics.searchfile import LENGTH, Search
 from analytics.space import Impossible, Key, Space
 from analytics.study import FINISHED, WORKER, distribution, launched, paid, storage_errors, suggest
 from analytics.words import printable
-from bench.metrics import TEXT_COLUMNS, parameters
+from bench.figures.metrics import TEXT_COLUMNS, parameters
 from bench.record import Status
 from bench.schema import RunSpec, Scalar
 
@@ -53,7 +53,7 @@ Row = Mapping[str, Scalar]
 
 
 class Runner(Protocol):
-    """Does runs in order and returns the row (see `bench.metrics.row`) of each."""
+    """Does runs in order and returns the row (see `bench.figures.metrics.row`) of each."""
 
     def __call__(self, specs: Sequence[RunSpec], number: int, stage: str) -> list[Row]:
         """Do the runs of one stage (`probe`, `full`) of the trial with a number."""

@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bench import yamlfile
 from bench.registry import did_you_mean
 from bench.schema import COMMAND, Choice, Count, Model, Positive, Scalar, Site, Slug, Suite
-from bench.suite import FIELDS, SuiteError, branches, messages
+from bench.suites import yaml as yamlfile
+from bench.suites.load import FIELDS, SuiteError, branches, messages
 
 Name = Literal["time", "cost", "energy", "carbon", "memory", "loss", "accuracy"]
 OBJECTIVES = {name: "maximize" if name == "accuracy" else "minimize" for name in get_args(Name)}

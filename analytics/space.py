@@ -12,9 +12,10 @@ from typing import Any, Self
 import pandas as pd
 
 from analytics.searchfile import LENGTH, MOST_LISTED, Choices, Range, Search, label, values_of
-from bench.metrics import parameters
+from bench.figures.metrics import parameters
 from bench.schema import Machine, RunSpec
-from bench.suite import SuiteError, available_devices, expand, for_device_type
+from bench.suites.expand import available_devices, expand
+from bench.suites.load import SuiteError, for_device_type
 
 EXCLUDED = "left out by exclude"
 _BESIDE = {*LENGTH, "meters", "seed", "repeat", "ladder", "launcher"}
@@ -164,7 +165,7 @@ class Space:
         return self.search.trains_to_the_end or self.search.work.target
 
     def key(self, told: Mapping[str, Any]) -> Key:
-        """Return what makes a configuration, of `bench.metrics.parameters` or those columns of a row: equal for equal ones.
+        """Return what makes a configuration, of `metrics.parameters` or those columns of a row: equal for equal ones.
 
         How long is measured does not count, unless quality does.
         """

@@ -1,7 +1,7 @@
 """The frame of all runs of a store, with a local cache: a load reads only what is new since the last one.
 
 The cache is one file a store in $XDG_CACHE_HOME/wattbench (otherwise ~/.cache/wattbench), which may be deleted at any time.
-It holds what `bench.tracking.news` has read of runs that have ended, those in progress are read anew. Where it is damaged,
+It holds what `tracker.news` has read of runs that have ended, those in progress are read anew. Where it is damaged,
 or of another version, everything is read anew; where it cannot be written, everything works without it.
 """
 
@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analytics.frame import DECLARED, declared, tidy
-from bench import tracking
 from bench.redact import redact
+from bench.store import tracker as tracking
 
 _FORMAT = 1
 _PART, _RUN = "_part", "_run"
@@ -44,7 +44,7 @@ def load(
 
     With `named` there is a column more, `mlflow_run_id`, by which MLflow knows a run.
 
-    What is kept of finished runs is not read again, unless `refresh` asks for it: see `bench.tracking.news` for what cannot
+    What is kept of finished runs is not read again, unless `refresh` asks for it: see `tracker.news` for what cannot
     be seen without. Raises StoreError; never creates a store.
     """
     path = _path(uri)

@@ -14,7 +14,7 @@ from analytics.gains import differs, undecided
 from analytics.matched import Change, apart, plain
 from analytics.stats import LOSS, SAME
 from analytics.words import printable, repeats_words
-from bench.quality import STRAGGLER_RATIO
+from bench.figures.flags import STRAGGLER_RATIO
 from bench.record import Status
 
 UNFIT = ("throttled", "shared_gpu", "mig_shared")

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analytics import store
 from app.serve import TRACKING_URI
-from bench import tracking
+from bench.store import tracker as tracking
 
 FRESH = timedelta(seconds=60)
 """For how long what was read is not read again, unless asked for."""
@@ -146,7 +146,7 @@ def known(kind: Kind) -> State:
 def load() -> tuple[pd.DataFrame, datetime]:
     """Return the frame of the runs that are known, and as of when (UTC); while a store is read first, those read so far.
 
-    Raises `bench.tracking.StoreError`, which is not kept: the next rerun tries again.
+    Raises `bench.store.tracker.StoreError`, which is not kept: the next rerun tries again.
     """
     found: tuple[pd.DataFrame, datetime] = shown(look("runs"))
     return found

@@ -13,8 +13,8 @@ from threading import Lock, Thread
 import streamlit as st
 
 from app import data, overview
-from bench import tracking
-from bench.live import Flight, Seen, in_flight
+from bench.store import tracker as tracking
+from bench.store.progress import Flight, Seen, in_flight
 
 RUNS = "WATTBENCH_RUNS"
 """Environment variable that names the folder of runs; otherwise `runs`, as where `bench run` is typed."""

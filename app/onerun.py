@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from analytics.words import number
 from app.runs import estimated, measured, shown, title, unit
+from bench.figures.flags import meaning
+from bench.figures.metrics import missing_components, split_energy, systematic, used_gpus
 from bench.meters.trace import Row, Trace
-from bench.metrics import missing_components, split_energy, systematic, used_gpus
-from bench.quality import meaning
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000

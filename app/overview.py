@@ -14,8 +14,8 @@ from analytics.frame import latest_execution
 from analytics.stats import Estimate, geometric_mean
 from analytics.symptoms import too_large
 from analytics.words import between, printable
-from bench.live import Flight, Seen
 from bench.record import Status
+from bench.store.progress import Flight, Seen
 
 _NUMBERS = r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*"
 """What differs between messages that say the same."""

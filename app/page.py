@@ -20,7 +20,7 @@ from analytics.frame import latest_execution
 from analytics.store import MLFLOW_RUN
 from analytics.words import printable
 from app import data
-from bench import tracking
+from bench.store import tracker as tracking
 
 FORMATS = ("png", "svg")
 """What the browser can save a figure as, by the camera that stands above each."""

@@ -10,7 +10,7 @@ import pandas as pd
 from analytics.plan import Plan, PlanOption, Range, duration
 from analytics.planned import CARBON, ENERGY, amount, likely
 from analytics.words import printable
-from bench.carbon import intensity
+from bench.figures.carbon import intensity
 
 FIELDS = {
     "params": ("Parameters", "1B 3B 7B 13B 34B 70B 175B 405B", ""),

@@ -213,7 +213,7 @@ class Inference(Model):
 
 
 class Measurement(Model):
-    """Raw quantities of the measured window; derived numbers are made in `bench.metrics` only.
+    """Raw quantities of the measured window; derived numbers are made in `bench.figures.metrics` only.
 
     The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
@@ -364,7 +364,7 @@ class RunRecord(Model):
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
     those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
     allocated and idle during the run. Carbon and cost are made with `site`. `quality` grades the measurement by its
-    flags, see bench.quality. `trial` is there where a search made the run.
+    flags, see bench.figures.flags. `trial` is there where a search made the run.
     """
 
     schema_version: Literal[1] = 1

@@ -3,7 +3,7 @@
 Does the checks that are missing in the results folder, in order of importance, and keeps the results of each at once:
 what does not fit into the time is done by the next call. Prints what was checked, what was found and whether it is as
 expected; ends with 0 if all that was done is. When V2, V4, V6 and V10 are there, they are kept as the validation of this
-GPU's sensor (`bench.validation`). Agreement between counter and power shows that the software is right: both come from
+GPU's sensor (`bench.figures.sensors`). Agreement between counter and power shows that the software is right: both come from
 one sensor, so it says nothing about its gain.
 """
 
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import validation
-from bench.environment import commit, torch_build
+from bench.figures import sensors as validation
+from bench.figures.sensors import REQUIRED, Check
 from bench.files import read_json, write_json
+from bench.machine.environment import commit, torch_build
 from bench.meters.nvml import list_gpus
-from bench.validation import REQUIRED, Check
 from tests.gpu_checks import dynamics, jobs, sensor, strategies
 from tests.gpu_checks.figures import plan
 from tests.gpu_checks.session import ROOT, Outcome, Session, Skipped

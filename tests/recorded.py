@@ -12,7 +12,7 @@ from pathlib import Path
 
 from analytics.scrub import cleaner, scrubbed
 from bench.record import RunRecord
-from bench.sync import sync
+from bench.store.sync import sync
 
 ARCHIVE = Path(__file__).parent / "data" / "recorded" / "runs.tar.xz"
 CHOSEN = ("scaling/*/*-tiny-*", "ladder/*/*-r[01]", "batches/*/*-r0")

@@ -9,9 +9,9 @@ import pandas as pd
 from analytics.frame import frame
 from analytics.searchfile import Search
 from analytics.space import Space
-from bench import yamlfile
-from bench.metrics import parameters
+from bench.figures.metrics import parameters
 from bench.schema import Machine, RunSpec
+from bench.suites import yaml as yamlfile
 
 DATA = Path(__file__).parent / "data" / "recorded"
 FIELDS = ("batch_size_per_device", "precision", "optimizer", "memory", "devices", "parallelism")

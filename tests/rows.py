@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.metrics import row
+from bench.figures.metrics import row
 from bench.record import (
     Carbon,
     CarbonIntensity,

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bench.accounting import (
+from bench.meters.sidecar import Sidecar
+from bench.meters.trace import Row, Trace
+from bench.meters.windows import (
     IDLE_TIMES,
     IDLE_TRACE,
     CountedTwice,
@@ -23,10 +25,8 @@ from bench.accounting import (
     step_window,
     used,
 )
-from bench.meters.sidecar import Sidecar
-from bench.meters.trace import Row, Trace
-from bench.node import Node, measure_idle
 from bench.record import EnergyReading, Phase, Provenance
+from bench.run.node import Node, measure_idle
 from tests.fake_nvml import environment, fake_gpu
 
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,11 @@ from analytics.advise import advise
 from analytics.compare import against_first
 from analytics.frame import frame
 from analytics.stats import Estimate, p_value, pooled, ratio
-from bench import tracking
 from bench.cli import cli
-from bench.metrics import row
+from bench.figures.metrics import row
 from bench.record import GpuConditions, Rank, Status
 from bench.schema import Gpu, Machine, Scalar
+from bench.store import tracker as tracking
 from tests import rows
 from tests.test_tracking import logged
 

@@ -12,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from app import data, serve
-from bench import tracking
 from bench.record import Status
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 

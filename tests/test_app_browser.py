@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.record import Status
-from bench.tracking import Tracker
+from bench.store.tracker import Tracker
 from tests import rows
 from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, first, press, see, select, until
 from tests.searches import thirty
@@ -184,7 +184,7 @@ SLOWLY = """
 import time
 from datetime import timedelta
 from app import data
-from bench import database
+from bench.store import sqlite as database
 data.FRESH = timedelta(seconds=3)
 database._CHUNK = 5
 whole = database.whole

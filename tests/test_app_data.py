@@ -19,7 +19,8 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from app import data, serve, views
-from bench import database, tracking
+from bench.store import sqlite as database
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import MAIN, opened, texts
 

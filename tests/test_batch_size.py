@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.batch_size import line, search
+from bench.train.batch_size import line, search
 
 
 @pytest.mark.parametrize("largest", [1, 2, 3, 7, 8, 63, 64, 100, 999, 1024, 5000])

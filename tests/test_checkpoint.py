@@ -10,7 +10,7 @@ from bench.files import CHECKPOINT
 from bench.strategies.precision import Unsupported
 
 torch = pytest.importorskip("torch")
-from bench.checkpoint import check_savable, load_into, plain_name, save  # noqa: E402
+from bench.strategies.checkpoint import check_savable, load_into, plain_name, save  # noqa: E402
 from tests import tiny  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import _VERBS, cli
-from bench.environment import find_machine
+from bench.machine.environment import find_machine
 
 ROOT = Path(__file__).parent.parent
 SCALING = str(ROOT / "suites" / "scaling.yaml")
@@ -141,7 +141,7 @@ def test_show_tells_what_does_not_fit() -> None:
     from bench.cli.options import Asked
     from bench.cli.show import lines
     from bench.schema import Gpu, Machine, Suite
-    from bench.suite import expand
+    from bench.suites.expand import expand
 
     machine = Machine(
         cpu_model="Synthetic", cpu_count=8, gpus=[Gpu(index=0, uuid="GPU-0", name="x", memory_bytes=10**10)]

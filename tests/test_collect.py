@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.collect import Context, collect, log_tail
-from bench.metrics import metrics
+from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
 from bench.redact import redact
+from bench.run.collect import Context, collect, log_tail
 from bench.schema import RunSpec, Site
 from tests import rows
 

@@ -83,7 +83,7 @@ def test_fp8_is_not_combined_with_pruning() -> None:
 
 
 def test_new_weights_of_meta_do_not_take_the_place_of_needed_ones(tmp_path: Any) -> None:
-    from bench.training import build
+    from bench.train.trainer import build
 
     asked = tiny.spec(parallelism={"name": "fsdp2", "meta": True}, needs="x")
     with pytest.raises(Unsupported, match="leave it out where a run needs weights"):
@@ -97,7 +97,7 @@ def test_fp32_is_32_bits_in_convolutions_too() -> None:
 
 
 def test_graphs_with_pools_of_their_own_are_not_sized_by_eager_steps() -> None:
-    from bench.batch_size import find_batch
+    from bench.train.batch_size import find_batch
 
     asked = tiny.spec(compile="cuda_graphs", batch_size_per_device="max")
     with pytest.raises(Unsupported, match="found by eager steps"):

@@ -14,14 +14,16 @@ import yaml
 from pydantic import ValidationError
 
 from bench import steps as reporter
-from bench.launch.local import LocalLauncher
-from bench.metrics import parameters
-from bench.node import CHANGED, STARTED_IN, user_environment
+from bench.figures.metrics import parameters
 from bench.record import Measurement
+from bench.run.command import Ended, execute, failure_of, measurement, run
+from bench.run.launcher import LocalLauncher
+from bench.run.node import CHANGED, STARTED_IN, user_environment
 from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
-from bench.suite import SuiteError, expand, load_suite, override
-from bench.workloads.command import CommandArgs, Ended, execute, failure_of, fill, measurement, run
+from bench.suites.expand import expand
+from bench.suites.load import SuiteError, load_suite, override
+from bench.workloads.command import CommandArgs, fill
 
 S = 10**9
 CPU = Machine(cpu_model="Synthetic", cpu_count=2)

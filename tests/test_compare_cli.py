@@ -21,7 +21,7 @@ from analytics.imported import imported
 from bench.cli import cli, main
 from bench.record import Status
 from bench.schema import Scalar
-from bench.tracking import News, StoreError
+from bench.store.tracker import News, StoreError
 from tests import rows
 from tests.rows import HOSTILE, START
 
@@ -64,7 +64,7 @@ def later(factor: float = 1.0, **fields: Any) -> list[Row]:
 def store(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def holds(*parts: list[Row]) -> None:
         found = [("part", str(i), row) for i, row in enumerate(row for part in parts for row in part)]
-        monkeypatch.setattr("bench.tracking.news", lambda *_: News(found, {}))
+        monkeypatch.setattr("bench.store.tracker.news", lambda *_: News(found, {}))
 
     return holds
 
@@ -74,7 +74,7 @@ def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: Any) -> News:
         raise StoreError("there is no store at /nowhere")
 
-    monkeypatch.setattr("bench.tracking.news", absent)
+    monkeypatch.setattr("bench.store.tracker.news", absent)
 
 
 def bench(*arguments: str) -> Result:

@@ -12,9 +12,9 @@ from bench import registry
 from bench.strategies.precision import Precision, Unsupported
 
 torch = pytest.importorskip("torch")
-from bench.inference import model_bytes, zeros_share  # noqa: E402
 from bench.strategies import pruning, quantization  # noqa: E402
 from bench.strategies.distillation import soft  # noqa: E402
+from bench.train.inference import model_bytes, zeros_share  # noqa: E402
 from tests import tiny  # noqa: E402
 
 pytestmark = [
@@ -206,8 +206,8 @@ def test_the_rest_of_a_quantized_model_has_the_type_of_the_training() -> None:
 
 
 def saved(folder: Path, parts: Any, name: str = "teacher") -> Path:
-    from bench.checkpoint import save
     from bench.files import CHECKPOINT
+    from bench.strategies.checkpoint import save
 
     class Whole:
         def __init__(self) -> None:

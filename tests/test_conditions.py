@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from bench.figures.flags import THROTTLED_SHARE
+from bench.figures.metrics import SLOWDOWNS
 from bench.meters import conditions
 from bench.meters.conditions import (
     EVENT,
@@ -24,8 +26,6 @@ from bench.meters.conditions import (
 )
 from bench.meters.nvml import NvmlMeter
 from bench.meters.trace import Row, Trace
-from bench.metrics import SLOWDOWNS
-from bench.quality import THROTTLED_SHARE
 from bench.record import GpuConditions
 from tests.fake_nvml import fake_gpu, install
 

@@ -233,7 +233,7 @@ class Slow(Windows):
 
 
 def test_waiting_for_data_is_measured() -> None:
-    from bench.training import Trainer
+    from bench.train.trainer import Trainer
 
     waits = {}
     for slow in (False, True):

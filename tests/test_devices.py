@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.devices import claim
 from bench.files import Busy
+from bench.machine.claim import claim
 from bench.schema import Gpu, Machine, RunSpec
 
 CPU = Machine(cpu_model="a", cpu_count=4)
@@ -60,7 +60,7 @@ def test_gpus_are_held_and_processors_are_not() -> None:
 
 
 def test_a_worker_that_is_killed_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from bench.devices import claim; from bench.schema import Machine\n"
+    code = "from bench.machine.claim import claim; from bench.schema import Machine\n"
     code += "with claim(Machine(cpu_model='a', cpu_count=1), []):\n    print('held', flush=True); input()"
     use(monkeypatch, *os.sched_getaffinity(0))
     command = [sys.executable, "-P", "-c", code]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench import doctor
-from bench.doctor import Finding, changes, findings, period
+from bench.machine import doctor
+from bench.machine.doctor import Finding, changes, findings, period
 from bench.schema import Machine
 from tests import fake_nvml
 from tests.fake_nvml import fake_gpu

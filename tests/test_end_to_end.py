@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bench.record import RunRecord, Status
-from bench.tracking import load
+from bench.store.tracker import load
 from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu
 
@@ -313,7 +313,7 @@ def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
                 parent = (entry / "stat").read_text().rsplit(")")[1].split()[1] if words else ""
             except OSError:
                 continue
-            if "bench.node" in words and parent == str(process.pid):
+            if "bench.run.node" in words and parent == str(process.pid):
                 os.kill(int(entry.name), signal.SIGKILL)
         process.communicate(timeout=120)
     assert process.returncode == 1
@@ -358,7 +358,7 @@ def test_everyday_troubles_are_one_line(done: tuple[Path, subprocess.CompletedPr
 def test_the_launcher_asks_cuda_nothing_before_it_forks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    from bench.node import launch_config
+    from bench.run.node import launch_config
     from bench.schema import RunSpec
 
     def asked() -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import environment
-from bench.environment import (
+from bench.machine import environment
+from bench.machine.environment import (
     EnvironmentProblem,
     check_no_gpu_is_hidden,
     check_torch,

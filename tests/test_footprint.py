@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.schema import RunSpec
-from bench.strategies.footprint import Unknown, estimate, peak_bytes
+from bench.train.footprint import Unknown, estimate, peak_bytes
 
 torch = pytest.importorskip("torch")
 pytestmark = [

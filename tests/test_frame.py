@@ -5,7 +5,7 @@ import pytest
 
 from analytics.frame import COUNTS, IDENTITY, NUMBERS, WORDS, frame, latest_execution, names, summary, total
 from analytics.words import between, number, printable, scale
-from bench.metrics import TEXT_COLUMNS
+from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Status
 from tests import rows
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import validation
+from bench.figures import sensors as validation
 from bench.meters.trace import INTERVAL
 from tests import gpu_check
 from tests.fake_nvml import environment, fake_gpu

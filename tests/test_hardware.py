@@ -3,7 +3,7 @@
 import pytest
 
 from analytics import hardware
-from bench.metrics import peak_flops
+from bench.figures.metrics import peak_flops
 
 
 @pytest.mark.parametrize(

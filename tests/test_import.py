@@ -18,8 +18,8 @@ from analytics.report import make
 from analytics.scaling import fit
 from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 from analytics.work import language_model
-from bench import tracking
 from bench.cli import answer, cli
+from bench.store import tracker as tracking
 from tests import rows
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

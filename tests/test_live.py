@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from app import overview
-from bench import live, tracking
 from bench.files import Busy, held, is_held
-from bench.live import Flight, in_flight
-from bench.sync import sync
+from bench.store import progress as live
+from bench.store import tracker as tracking
+from bench.store.progress import Flight, in_flight
+from bench.store.sync import sync
 from tests import rows
 from tests.test_tracking import logged
 from tests.test_trials import slow

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.collect import with_energy
+from bench.figures.metrics import metrics
 from bench.meters.trace import Row, Trace
-from bench.metrics import metrics
 from bench.record import RunRecord
+from bench.run.collect import with_energy
 from bench.schema import RunSpec
 from tests import rows as rows_of_tests
 from tests.fake_nvml import environment, fake_gpu, truth

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bench.carbon import carbon, intensity
-from bench.cost import cost, recost
-from bench.metrics import headline, labels, metrics, missing_components, parameters, peak_flops, row, systematic
+from bench.figures.carbon import carbon, intensity
+from bench.figures.cost import cost, recost
+from bench.figures.metrics import headline, labels, metrics, missing_components, parameters, peak_flops, row, systematic
 from bench.record import (
     EnergyReading,
     GpuConditions,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.metrics import metrics
+from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
 from tests.test_end_to_end import bench, records
 

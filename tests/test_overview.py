@@ -14,10 +14,10 @@ import streamlit as st
 from analytics import store
 from analytics.frame import frame
 from app import data, live, overview
-from bench import tracking
 from bench.files import held
-from bench.live import LOCK, PROGRESS, Flight, Seen
 from bench.record import Status
+from bench.store import tracker as tracking
+from bench.store.progress import LOCK, PROGRESS, Flight, Seen
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 from tests.test_live import HERE, NOW, flight, written

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from bench import registry
-from bench.probes import communication_shares, without
 from bench.schema import SHARED_COPY, RunSpec
 from bench.strategies.parts import Parts
 from bench.strategies.pipeline import microbatches_of
 from bench.strategies.precision import Precision, Unsupported
+from bench.train.probes import communication_shares, without
 
 torch = pytest.importorskip("torch")
 
@@ -110,7 +110,7 @@ def gathered_keys(mesh: Any, *, buffers: Any, buffer_seq_dims: Any, no_restore_b
 
 def train(asked: RunSpec, prepare: Callable[[Any], None] | None) -> dict[str, Any]:
     """Train a few steps on the same samples however they are shared; return what came of it."""
-    from bench.training import build
+    from bench.train.trainer import build
 
     trainer = build(asked, CPU, None)
     if prepare is not None:
@@ -213,7 +213,7 @@ def _rank(rank: int, world: int, folder: Path) -> None:
     except BaseException:
         (folder / f"error-{world}-{rank}.txt").write_text(f"{name}\n{traceback.format_exc()}")
         os._exit(1)
-    os._exit(0)  # see bench.worker: groups of gloo are not taken down
+    os._exit(0)  # see bench.train.worker: groups of gloo are not taken down
 
 
 def _nursery(folder: Path) -> None:

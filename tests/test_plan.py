@@ -19,8 +19,8 @@ from analytics.imported import imported
 from analytics.plan import Plan, Question, Range, duration, next_runs
 from analytics.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
 from analytics.work import implied_mfu, language_model, sample_work, scaled
-from bench.carbon import intensity
-from bench.cost import cost
+from bench.figures.carbon import intensity
+from bench.figures.cost import cost
 from bench.schema import Choice, Site
 from tests import published_plan
 from tests.rows import V, energy, grid

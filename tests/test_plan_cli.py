@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from bench.cli import cli, main
 from bench.schema import Machine
-from bench.suite import expand, load_suite, override
+from bench.suites.expand import expand
+from bench.suites.load import load_suite, override
 from tests.rows import record
 from tests.test_tracking import logged
 

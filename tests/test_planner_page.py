@@ -20,9 +20,10 @@ from analytics.question import Given, question
 from app import data
 from app import planner as shown
 from app.charts import planner as charts
-from bench import carbon, tracking
 from bench.cli import cli
+from bench.figures import carbon
 from bench.schema import Site
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 

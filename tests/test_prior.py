@@ -11,7 +11,7 @@ def known(over, times):  # type: ignore[no-untyped-def]
 
 
 def _row(over, params):  # type: ignore[no-untyped-def]
-    from bench.metrics import parameters
+    from bench.figures.metrics import parameters
 
     return parameters(over.spec(params))
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from bench.publish import publishable
-from bench.quality import PUBLISH_SECONDS, PUBLISH_STEPS, PUBLISH_WARMUP_SECONDS, PUBLISH_WARMUP_STEPS
+from bench.figures.flags import PUBLISH_SECONDS, PUBLISH_STEPS, PUBLISH_WARMUP_SECONDS, PUBLISH_WARMUP_STEPS
 from bench.schema import Machine, Suite
-from bench.suite import expand, load_suite
+from bench.suites.expand import expand
+from bench.suites.load import load_suite
+from bench.suites.publish import publishable
 from tests.test_suite import BASE, CPU, SUITES, gpus
 
 SHORT = {"warmup_steps": 10, "warmup_seconds": 30.0, "timeout_seconds": 600.0}

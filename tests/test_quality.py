@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import quality
-from bench.quality import FLAGS, grade, judge, meaning, steady
+from bench.figures import flags as quality
+from bench.figures.flags import FLAGS, grade, judge, meaning, steady
 from bench.record import EnergyReading, GpuConditions, HostConditions, IdlePower, Provenance, Rank, RunRecord, Status
 from bench.schema import Gpu, Machine, RunSpec, Site
 from tests import rows

@@ -3,8 +3,8 @@
 import pytest
 
 from analytics import store
-from bench import tracking
 from bench.record import Status
+from bench.store import tracker as tracking
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),

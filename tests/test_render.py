@@ -19,7 +19,7 @@ from analytics.frame import frame
 from analytics.render import FORMATS
 from analytics.report import Report, make
 from analytics.scrub import scrubbed
-from bench.metrics import row
+from bench.figures.metrics import row
 from bench.record import RunRecord, Status
 from bench.schema import RunSpec
 from tests import rows

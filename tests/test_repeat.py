@@ -8,9 +8,10 @@ import yaml
 
 from analytics.frame import frame
 from analytics.repeat import CannotRepeat, again, spec_of
-from bench.metrics import parameters
+from bench.figures.metrics import parameters
 from bench.schema import Gpu, Machine, RunSpec
-from bench.suite import expand, load_suite
+from bench.suites.expand import expand
+from bench.suites.load import load_suite
 from tests import rows
 
 SUITES = sorted(path for path in (Path(__file__).parent.parent / "suites").glob("*.yaml") if "search" not in path.stem)

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from bench import tracking
-from bench.carbon import intensity
 from bench.cli import cli
-from bench.cost import recost
+from bench.figures.carbon import intensity
+from bench.figures.cost import recost
 from bench.record import RunRecord, Status
 from bench.schema import Site
-from bench.tracking import StoreError
+from bench.store import tracker as tracking
+from bench.store.tracker import StoreError
 from tests import rows
 from tests.test_tracking import logged
 

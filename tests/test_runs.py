@@ -15,9 +15,9 @@ from analytics.frame import frame
 from app import onerun
 from app import runs as listed
 from app.charts import runs as charts
-from bench import stored
 from bench.meters.trace import Row, Trace
 from bench.record import Quality, Status
+from bench.store import artifacts as stored
 from tests import rows
 
 pytestmark = [

@@ -12,8 +12,9 @@ from analytics import store
 from analytics.frame import frame
 from app import data
 from app.serve import TRACKING_URI
-from bench import stored, tracking
 from bench.record import Status
+from bench.store import artifacts as stored
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 

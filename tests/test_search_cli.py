@@ -108,7 +108,7 @@ def test_a_search_runs_its_trials_and_answers(done: Done) -> None:
 
 
 def test_the_index_knows_study_and_trial(done: Done) -> None:
-    from bench.tracking import load, searches
+    from bench.store.tracker import load, searches
 
     folder, process = done
     told = document(process)
@@ -147,7 +147,7 @@ def test_stored_runs_begin_another_study(done: Done) -> None:
 
 
 def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
-    from bench.tracking import searches
+    from bench.store.tracker import searches
 
     process = search(tmp_path, "--confirm", "--trials", "1", "--json")
     assert process.returncode == 0, process.stderr
@@ -293,7 +293,7 @@ def test_after_kill_9_in_a_trial_the_same_command_goes_on(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
-    from bench.tracking import searches
+    from bench.store.tracker import searches
 
     process = subprocess.Popen(
         [*BENCH, "search", written(tmp_path)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from app import data
 from app.charts import search as charts
 from app.searches import Document, table
-from bench import tracking
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 from tests.searches import document, thirty, three, trial

@@ -19,9 +19,10 @@ from analytics.searched import SearchResult, Spent, Tried, result
 from analytics.searched_words import sentences
 from analytics.searchfile import Amount, Search
 from analytics.space import Space
-from bench.metrics import parameters
+from bench.figures.metrics import parameters
 from bench.schema import Machine
-from bench.suite import expand, load_suite
+from bench.suites.expand import expand
+from bench.suites.load import load_suite
 from tests import rows
 
 STUDY = "find-0123abcd"

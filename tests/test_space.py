@@ -7,10 +7,10 @@ import pytest
 
 from analytics.searchfile import Choices, Range, Search, label, load_search, override, unpriced
 from analytics.space import Impossible, Space
-from bench import yamlfile
-from bench.metrics import parameters
+from bench.figures.metrics import parameters
 from bench.schema import Gpu, Machine
-from bench.suite import SuiteError
+from bench.suites import yaml as yamlfile
+from bench.suites.load import SuiteError
 from tests.replay import MACHINE, search, space
 
 SUITES = Path(__file__).parent.parent / "suites"

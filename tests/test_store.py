@@ -13,8 +13,8 @@ import pytest
 
 from analytics import store
 from analytics.frame import frame
-from bench import tracking
 from bench.record import RunRecord, Status
+from bench.store import tracker as tracking
 from tests import rows
 from tests.test_tracking import logged
 

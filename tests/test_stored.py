@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from analytics import store
-from bench import stored
-from bench.tracking import StoreError
+from bench.store import artifacts as stored
+from bench.store.tracker import StoreError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),

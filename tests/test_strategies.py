@@ -238,7 +238,7 @@ def test_fp8_refuses_what_it_is_not_combined_with() -> None:
 
 
 def test_the_probe_multiplies_8_bit_floats() -> None:
-    from bench.probes import _product
+    from bench.train.probes import _product
 
     a, b = (torch.randn(32, 32).to(torch.float8_e4m3fn) for _ in range(2))
     product = _product(a, b)()
@@ -441,7 +441,7 @@ def test_strategies_in_runs(tmp_path: Any) -> None:
     import subprocess
     import sys
 
-    from bench.metrics import row
+    from bench.figures.metrics import row
     from bench.record import RunRecord, Status
 
     (tmp_path / "suite.yaml").write_text(SUITE)

@@ -17,9 +17,9 @@ from app import strategies
 from app.charts import strategies as charts
 from app.serve import TRACKING_URI
 from app.strategies import Goal, Mark
-from bench import tracking
 from bench.record import Status
 from bench.schema import Scalar
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 

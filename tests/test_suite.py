@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from bench.schema import Choice, Gpu, Machine, RunSpec, Site
-from bench.suite import Plan, SuiteError, expand, load_suite, only, override, with_site
-from bench.yamlfile import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
+from bench.suites.expand import Plan, expand, only
+from bench.suites.load import SuiteError, load_suite, override, with_site
+from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path for path in (ROOT / "suites").glob("*.yaml") if not path.stem.startswith("search_"))

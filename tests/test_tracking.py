@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench import tracking
-from bench.metrics import row
+from bench.figures.metrics import row
 from bench.record import RunRecord, Status
-from bench.sync import sync
-from bench.tracking import StoreError, Tracker, load, location, searches, shown
+from bench.store import tracker as tracking
+from bench.store.sync import sync
+from bench.store.tracker import StoreError, Tracker, load, location, searches, shown
 from tests import rows
 
 pytestmark = [
@@ -201,7 +201,7 @@ def test_searches_are_caught_up_with(tmp_path: Path) -> None:
 
 
 def test_a_store_and_an_experiment_that_others_make_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; from bench.tracking import Tracker; sys.stdin.readline(); t = Tracker(None, 'x', sys.argv[1]); "
+    code = "import sys; from bench.store.tracker import Tracker; sys.stdin.readline(); t = Tracker(None, 'x', sys.argv[1]); "
     code += "t.open(); print(t.error)"
     command = [sys.executable, "-P", "-W", "ignore", "-c", code]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -18,8 +18,8 @@ from analytics.repeat import again
 from app.charts.tradeoffs import front_chart
 from app.serve import TRACKING_URI
 from app.tradeoffs import Side, sides, table
-from bench import tracking
 from bench.record import Status
+from bench.store import tracker as tracking
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 from tests.test_pareto import THREE, runs

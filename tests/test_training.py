@@ -34,7 +34,7 @@ def spec(**fields: Any) -> RunSpec:
 
 
 def measured(asked: RunSpec) -> Any:
-    from bench.training import Clock, Window, build
+    from bench.train.trainer import Clock, Window, build
 
     window = Window(build(asked, CPU, None), Clock(CPU), 0.01)
     window.measure()
@@ -64,7 +64,7 @@ def test_training_ends_where_the_target_is_reached() -> None:
 
 @pytest.mark.parametrize("warmup_seconds", [0.0, 0.3])
 def test_the_rate_follows_the_schedule_over_the_window_however_long_the_warm_up(warmup_seconds: float) -> None:
-    from bench.training import Clock, Window, build, warm_up
+    from bench.train.trainer import Clock, Window, build, warm_up
 
     asked = spec(
         schedule={"name": "linear", "warmup": 0.0}, warmup_steps=3, warmup_seconds=warmup_seconds, measure_steps=3
@@ -79,7 +79,7 @@ def test_the_rate_follows_the_schedule_over_the_window_however_long_the_warm_up(
 
 
 def test_what_compiling_took_is_what_the_first_steps_took_more() -> None:
-    from bench.training import warm_up
+    from bench.train.trainer import warm_up
 
     def trainer(name: str) -> Any:
         waits = iter([0.3, *[0.02] * 100])
@@ -97,7 +97,7 @@ def test_what_compiling_took_is_what_the_first_steps_took_more() -> None:
 
 
 def test_precision_changes_the_model_before_it_is_counted_and_wrapped() -> None:
-    from bench.training import build
+    from bench.train.trainer import build
 
     trainer = build(spec(precision="bf16_params", memory="checkpoint", parallelism="ddp"), CPU, None)
     assert {p.dtype for p in trainer.parallel.module.parameters()} == {torch.bfloat16}
@@ -112,8 +112,8 @@ def test_the_batch_that_fills_the_memory_is_found_and_nothing_is_trained(
     parallelism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With peaks of 10 MB and 1 MB a sample: those of this process depend on what the tests before have freed."""
-    from bench import batch_size
-    from bench.training import build
+    from bench.train import batch_size
+    from bench.train.trainer import build
 
     made = []
     step = batch_size._Trials.step
@@ -136,7 +136,7 @@ def test_the_batch_that_fills_the_memory_is_found_and_nothing_is_trained(
 
 def test_trials_of_a_gpu_do_not_exchange_and_survive_a_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a GPU, with a device that says that it is full above 5 samples."""
-    from bench import batch_size
+    from bench.train import batch_size
 
     trials = batch_size._Trials(spec(batch_size_per_device="max", parallelism="ddp"), CPU, None)
     trials.step(1)
@@ -173,7 +173,7 @@ def test_recomputed_blocks_can_be_sharded_and_keep_their_names() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from bench.training import build
+    from bench.train.trainer import build
 
     plain = build(spec(precision="bf16"), CPU, None)
     cut = build(spec(precision="bf16", memory="checkpoint"), CPU, None)

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from bench.collect import Context, skipped
-from bench.environment import find_machine
-from bench.live import Flight, in_flight
-from bench.metrics import TEXT_COLUMNS, labels
+from bench.figures.metrics import TEXT_COLUMNS, labels
+from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status, Trial
-from bench.runner import Progress
+from bench.run.collect import Context, skipped
+from bench.run.runner import Progress
+from bench.run.trials import _execution, open_trials
 from bench.schema import RunSpec, Site, Suite
-from bench.suite import Plan
-from bench.tracking import flights, load, searches
-from bench.trials import _execution, open_trials
+from bench.store.progress import Flight, in_flight
+from bench.store.tracker import flights, load, searches
+from bench.suites.expand import Plan
 from tests import rows
 
 STUDY = "look-0a1b2c3d"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import validation
+from bench.figures import sensors as validation
+from bench.figures.sensors import REQUIRED, Check, find, folder, fresh, save
 from bench.schema import Gpu
-from bench.validation import REQUIRED, Check, find, folder, fresh, save
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 GPU = Gpu(index=0, uuid="GPU-00000000-1111", name="NVIDIA H100 80GB HBM3")

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from app.charts.base import COLOURS, DASHES, GREY, PATTERNS, SYMBOLS, faint, frame, text
 from app.onerun import Opened, phases
-from bench.metrics import metrics
+from bench.figures.metrics import metrics
 from bench.record import Quality
 
 _INK, _WINDOW, _OTHERS = COLOURS[:6], COLOURS[4], (*COLOURS[:4], COLOURS[5])

@@ -20,9 +20,9 @@ from analytics.work import Work
 from app import data, page
 from app import planner as shown
 from app.charts import planner as charts
-from bench import tracking
 from bench.schema import Site
-from bench.suite import SITE_OPTIONS, SuiteError, with_site
+from bench.store import tracker as tracking
+from bench.suites.load import SITE_OPTIONS, SuiteError, with_site
 
 NAMES = {f"--{name}": f"“{label}”" for name, (label, *_) in shown.FIELDS.items()} | {"--device": "“Device”"}
 READ: dict[str, Callable[[Any], Any]] = {"devices": counts, "deadline": seconds, "recompute": bool, "priors": bool}

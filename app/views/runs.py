@@ -18,8 +18,8 @@ from analytics.words import printable
 from app import data, onerun, page
 from app import runs as listed
 from app.charts import runs as charts
-from bench import stored
-from bench.tracking import StoreError, location
+from bench.store import artifacts as stored
+from bench.store.tracker import StoreError, location
 
 AT_ONCE = 200
 BOUND = {"bind": "query-params"}

@@ -15,8 +15,8 @@ from bench.cli.options import json_option, store_option
 @json_option
 def doctor(store: str | None, as_json: bool) -> None:
     """Say what can be measured on this machine, from which source, and what to do about what cannot."""
-    from bench.doctor import Finding, findings
-    from bench.tracking import location, shown, writable
+    from bench.machine.doctor import Finding, findings
+    from bench.store.tracker import location, shown, writable
 
     where = Finding("MLflow store", "ok", shown(store))
     if location(store).startswith("http"):

@@ -54,9 +54,9 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     GPUs are those that the command is seen to use, else all that are visible. Steps are known where the script calls
     bench.steps.step, or with --step-pattern. With --json the record goes to stdout, and the command's output to stderr.
     """
-    from bench.environment import EnvironmentProblem, find_machine
-    from bench.measure import Asked
-    from bench.measure import measure as run
+    from bench.machine.environment import EnvironmentProblem, find_machine
+    from bench.run.measure import Asked
+    from bench.run.measure import measure as run
 
     as_json = options["as_json"]
     try:
@@ -86,9 +86,9 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
 
 
 def _site(options: dict[str, Any]) -> Site:
-    from bench.carbon import intensity
+    from bench.figures.carbon import intensity
     from bench.schema import Site
-    from bench.suite import SuiteError, with_site
+    from bench.suites.load import SuiteError, with_site
 
     given = site_fields(options)
     if region := os.environ.get("WATTBENCH_REGION"):
@@ -105,7 +105,7 @@ def _site(options: dict[str, Any]) -> Site:
 
 
 def _log(record: RunRecord, folder: Path, store: str | None) -> None:
-    from bench.tracking import Tracker
+    from bench.store.tracker import Tracker
 
     tracker = Tracker(store, record.suite, record.execution)
     tracker.open()
@@ -125,8 +125,8 @@ def _exit_code(folder: Path) -> int:
 def lines(record: RunRecord) -> list[str]:
     """The record in words: each figure with its unit and where it comes from."""
     from analytics.words import number, scale
-    from bench.metrics import labels, metrics, split_energy, systematic
-    from bench.quality import COVERED, meaning
+    from bench.figures.flags import COVERED, meaning
+    from bench.figures.metrics import labels, metrics, split_energy, systematic
 
     known, texts = metrics(record), labels(record)
     ended = "" if record.error is None else f", {record.error.message}"

@@ -12,9 +12,10 @@ import click
 
 from analytics.amounts import counts
 from bench.cli import fail
-from bench.publish import publishable
 from bench.schema import Machine
-from bench.suite import SITE_OPTIONS, Plan, SuiteError, expand, load_suite, only, override, with_site
+from bench.suites.expand import Plan, expand, only
+from bench.suites.load import SITE_OPTIONS, SuiteError, load_suite, override, with_site
+from bench.suites.publish import publishable
 
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
@@ -148,8 +149,8 @@ def read_suite(
 
     `site` are the values of `site_options`; without --region the variable WATTBENCH_REGION counts, then the suite's.
     """
-    from bench.carbon import intensity
-    from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
+    from bench.figures.carbon import intensity
+    from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
 
     given = place(site)
     try:

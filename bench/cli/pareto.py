@@ -64,7 +64,7 @@ def _repriced(df: pd.DataFrame, store: str | None, given: dict[str, Any]) -> pd.
     import pandas as pd
 
     from analytics.frame import declared, tidy
-    from bench.metrics import row
+    from bench.figures.metrics import row
 
     records, imported = repriced(df, store, given)
     return tidy(pd.concat([declared(map(row, records)), imported], ignore_index=True))

@@ -122,7 +122,7 @@ def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from analytics.plan import Plan
     from analytics.question import Given, question
     from bench.cli.plan_answer import answer
-    from bench.suite import SuiteError, with_site
+    from bench.suites.load import SuiteError, with_site
 
     try:
         site = with_site(Site(), site_fields(options))
@@ -140,7 +140,7 @@ def _runs(store: str | None) -> pd.DataFrame:
     """Return the runs of the store; none where nobody named a store and there is none here."""
     from analytics.frame import frame
     from analytics.store import load
-    from bench import tracking
+    from bench.store import tracker as tracking
 
     where = tracking.location(store)
     if store is None and where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():

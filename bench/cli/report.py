@@ -17,13 +17,13 @@ from bench.cli import fail
 from bench.cli.options import json_option, site_fields, site_options
 from bench.cli.selection import repriced, select, selection_options, suite_name
 from bench.record import RunRecord
-from bench.suite import SITE_OPTIONS
+from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analytics.report import Report
-    from bench.hourly import Hourly
+    from bench.figures.hourly import Hourly
 
 _FORMATS = ("html", "md", "csv", "parquet", "json")
 
@@ -74,7 +74,7 @@ def report(
 
     from analytics.factors import by_the_hour
     from analytics.frame import declared, tidy
-    from bench.metrics import row
+    from bench.figures.metrics import row
 
     targets = [(name, _format(name, form)) for name in outputs]
     if form is not None and not outputs:
@@ -126,7 +126,7 @@ def _format(name: str, form: str | None) -> str:
 def _hourly(path: Path | None, given: dict[str, Any]) -> Hourly | None:
     if path is None:
         return None
-    from bench.hourly import read_hourly
+    from bench.figures.hourly import read_hourly
 
     if "region" in given:
         fail("give --region or --hourly, not both: the file says the carbon intensity")

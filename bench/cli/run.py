@@ -13,10 +13,10 @@ import click
 
 from bench.cli import fail, program
 from bench.cli.options import json_option, read_suite, runs_option, store_option, suite_options
+from bench.figures.metrics import headline, row
 from bench.files import Busy
-from bench.metrics import headline, row
 from bench.record import RunRecord, Status
-from bench.runner import Execution, Progress, run_suite
+from bench.run.runner import Execution, Progress, run_suite
 from bench.schema import RunSpec
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def run(
 
 def execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Execution:
     """Do the runs that are asked for with progress on stderr; what goes wrong ends the command with a message."""
-    from bench.environment import EnvironmentProblem
-    from bench.launch.local import LaunchError
+    from bench.machine.environment import EnvironmentProblem
+    from bench.run.launcher import LaunchError
 
     progress = Lines()
     selected = {spec.run_id for spec in asked.narrowed.runs}
@@ -163,8 +163,8 @@ def execute(asked: Asked, runs: Path, store: str | None, **choices: Any) -> Exec
 def _answer(execution: Execution, store: str | None, selected: set[str], *, as_json: bool) -> None:
     from analytics.answer import document
     from analytics.frame import frame
-    from bench import tracking
     from bench.cli import answer
+    from bench.store import tracker as tracking
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
     records = sorted(execution.records.values(), key=lambda record: order.get(record.run_id, len(order)))

@@ -41,24 +41,25 @@ from analytics.study import (
     sample,
     spent,
 )
-from bench import tracking
-from bench.carbon import intensity
 from bench.cli import FAULT, fail
 from bench.cli.options import Asked, place
 from bench.cli.run import Lines, execute
 from bench.cli.show import takes
-from bench.cost import recost
-from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, describe, find_machine
+from bench.figures.carbon import intensity
+from bench.figures.cost import recost
+from bench.figures.metrics import row
 from bench.files import Busy, read_json, write_text
-from bench.launch.local import LaunchError
-from bench.live import PATIENCE_SECONDS
-from bench.metrics import row
+from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden, describe, find_machine
 from bench.record import Environment, RunRecord, Status, Trial
 from bench.redact import redact
+from bench.run.launcher import LaunchError
+from bench.run.trials import Trials, open_trials
 from bench.schema import Machine, RunSpec
-from bench.suite import SuiteError, expand, load_suite, with_site
-from bench.tracking import SEARCH, StoreError
-from bench.trials import Trials, open_trials
+from bench.store import tracker as tracking
+from bench.store.progress import PATIENCE_SECONDS
+from bench.store.tracker import SEARCH, StoreError
+from bench.suites.expand import expand
+from bench.suites.load import SuiteError, load_suite, with_site
 
 JOURNAL, CONFIRM = "study.journal", "confirm.yaml"
 _PUBLISH_SECONDS = 30.0

@@ -14,7 +14,7 @@ from bench.cli.options import store_option
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.hourly import Hourly
+    from bench.figures.hourly import Hourly
     from bench.record import RunRecord
 
 
@@ -35,7 +35,7 @@ def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def suite_name(text: str) -> str:
     """Return the name of a suite, given that or its file."""
-    from bench.suite import SuiteError, load_suite
+    from bench.suites.load import SuiteError, load_suite
 
     if not text.endswith((".yaml", ".yml")):
         return text
@@ -51,8 +51,8 @@ def select(
     """Return the runs that are asked for, at least one; a name that is not there ends the command with exit code 2."""
     from analytics.frame import latest_execution, tidy
     from analytics.store import load
-    from bench import tracking
     from bench.registry import did_you_mean
+    from bench.store import tracker as tracking
 
     if suite is not None:
         suite = suite_name(suite)
@@ -85,8 +85,8 @@ def repriced(
     That imported runs stay as they are is told on stderr; a mistake in what is given ends the command with exit code 2.
     """
     from analytics.factors import reprice
-    from bench import tracking
-    from bench.suite import SuiteError
+    from bench.store import tracker as tracking
+    from bench.suites.load import SuiteError
 
     imported = runs["flags"].str.contains(r"\bimported\b", na=False)
     try:

@@ -20,7 +20,7 @@ _SCALING = {
 
 def estimate(asked: Asked) -> dict[str, Any]:
     """Estimate seconds, and the rent where a price is given; null where a run has no time to go by."""
-    from bench.runner import START_SECONDS, estimate_seconds
+    from bench.run.runner import START_SECONDS, estimate_seconds
 
     runs = asked.narrowed.to_do
     seconds = [estimate_seconds(run) for run in runs]
@@ -84,7 +84,7 @@ def memory(asked: Asked) -> dict[str, int]:
 
     logging.disable(logging.WARNING)  # what libraries say of themselves when they are imported
     try:
-        from bench.strategies.footprint import peak_bytes
+        from bench.train.footprint import peak_bytes
 
         found = {config_id: peak_bytes(run) for config_id, run in trained.items()}
     finally:

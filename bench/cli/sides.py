@@ -42,7 +42,7 @@ class Sources:
         """Runs of the store; none, and `problem` says why, where it cannot be read."""
         from analytics.frame import frame
         from analytics.store import load
-        from bench import tracking
+        from bench.store import tracker as tracking
 
         try:
             return load(self.store)

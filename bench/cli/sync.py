@@ -15,8 +15,8 @@ from bench.cli.options import runs_option, store_option
 @store_option
 def sync(runs: Path, store: str | None) -> None:
     """Log records to MLflow that are not there yet: after its server was down, or into another store."""
-    from bench import tracking
-    from bench.sync import sync as log_all
+    from bench.store import tracker as tracking
+    from bench.store.sync import sync as log_all
 
     if not runs.is_dir():
         fail(f"no folder of runs at {runs.absolute()}; name it with --runs")

@@ -50,7 +50,7 @@ def soft(parts: Parts, temperature: float = 2.0, alpha: float = 0.5) -> None:
 def _teacher(parts: Parts) -> tuple[Workload, torch.nn.Module]:
     """Build the model of the needed run with its weights, frozen."""
     from bench import registry
-    from bench.checkpoint import load_into
+    from bench.strategies.checkpoint import load_into
 
     if parts.needed is None:
         raise Unsupported("distillation has no teacher: give needs: NAME of a run that saves NAME")

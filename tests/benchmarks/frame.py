@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 
-from bench.tracking import Tracker
+from bench.store.tracker import Tracker
 from tests import rows
 
 FIELDS, WARM_SECONDS = 100, 1.5

@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 
 from bench import registry
-from bench.metrics import peak_flops
+from bench.figures.metrics import peak_flops
 from bench.schema import Choice, RunSpec
-from bench.training import Trainer, build
+from bench.train.trainer import Trainer, build
 from bench.workloads.base import Sampler
 
 BLOCKS, TARGET = 24, 1.02

@@ -35,9 +35,9 @@ import psutil
 import yaml
 
 from analytics.stats import Estimate, geometric_mean, t_quantile
+from bench.figures.metrics import metrics
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import INTERVAL
-from bench.metrics import metrics
 from bench.record import RunRecord
 from tests.benchmarks.peers import peers_python
 from tests.benchmarks.warm_start import phase

@@ -17,7 +17,7 @@ from statistics import median
 import yaml
 
 from analytics.stats import ratio
-from bench.metrics import metrics
+from bench.figures.metrics import metrics
 from bench.record import Phase, RunRecord
 
 SUITE = {

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 
+from bench.figures.sensors import Check
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Trace
 from bench.schema import Gpu
-from bench.validation import Check
 from tests.gpu_checks.figures import hold_mean
 
 ROOT = Path(__file__).parent.parent.parent

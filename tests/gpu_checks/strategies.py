@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from bench.metrics import metrics
+from bench.figures.metrics import metrics
 from tests.gpu_checks.jobs import ANSWER, NEEDED, absent, bench_run
 from tests.gpu_checks.session import ROOT, Outcome, Skipped
 

@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from bench import accounting
-from bench.collect import Context, collect
-from bench.environment import EnvironmentProblem, describe
 from bench.files import write_json, write_text
+from bench.machine.environment import EnvironmentProblem, describe
+from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
 from bench.record import RunRecord
 from bench.redact import redact
+from bench.run.collect import Context, collect
+from bench.run.command import STEPS_FILE, execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
-from bench.workloads.command import STEPS_FILE, execute, leave
 
 
 @dataclass(frozen=True)

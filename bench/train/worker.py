@@ -1,7 +1,7 @@
 """The training script of one rank: build, wrap, warm up, measure, write.
 
-Started by torch's elastic agent (bench.node), or cold by plain torchrun as `python -P -m bench.worker RUN_FOLDER`. It reads
-`spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
+Started by torch's elastic agent (bench.run.node), or cold by plain torchrun as `python -P -m bench.train.worker RUN_FOLDER`.
+It reads `spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench import checkpoint, inference, registry
-from bench.batch_size import find_batch, limit_memory
+from bench import registry
 from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
-from bench.probes import (
+from bench.process import die_with_parent
+from bench.record import Inference, Measurement, Rank
+from bench.schema import RunSpec, Scalar
+from bench.strategies import checkpoint
+from bench.strategies.graph import compiled
+from bench.strategies.precision import Unsupported
+from bench.train import inference
+from bench.train.batch_size import find_batch, limit_memory
+from bench.train.footprint import peak_bytes
+from bench.train.probes import (
     communication_shares,
     is_out_of_memory,
     matmul_speeds,
@@ -32,13 +40,7 @@ from bench.probes import (
     quartiles_apart,
     reset_peak_memory,
 )
-from bench.process import die_with_parent
-from bench.record import Inference, Measurement, Rank
-from bench.schema import RunSpec, Scalar
-from bench.strategies.footprint import peak_bytes
-from bench.strategies.graph import compiled
-from bench.strategies.precision import Unsupported
-from bench.training import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
+from bench.train.trainer import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
 _KEPT: list[Any] = []
 """What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be

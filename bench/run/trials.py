@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.devices import claim
 from bench.files import Busy, write_json
+from bench.machine.claim import claim
 from bench.record import Environment, RunRecord, Trial
-from bench.runner import (
+from bench.run.runner import (
     Execution,
     Progress,
     Runner,
@@ -25,8 +25,8 @@ from bench.runner import (
     write_facts,
 )
 from bench.schema import Machine, RunSpec, Suite
-from bench.suite import Plan
-from bench.tracking import SEARCH
+from bench.store.tracker import SEARCH
+from bench.suites.expand import Plan
 
 
 @dataclass

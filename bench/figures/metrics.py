@@ -70,7 +70,7 @@ SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "thermal_policy", "power
 
 @cache
 def _peak_table() -> dict[tuple[str, str], float]:
-    text = resources.files("bench").joinpath("gpu_peak_flops.csv").read_text()
+    text = resources.files("bench.figures").joinpath("gpu_peak_flops.csv").read_text()
     rows = csv.DictReader(text.splitlines())
     return {(row["device_name"], row["precision"]): float(row["dense_tflops"]) * 1e12 for row in rows}
 
@@ -78,7 +78,7 @@ def _peak_table() -> dict[tuple[str, str], float]:
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Dense peak of a device in FLOP/s for a precision, by its exact name; None where it is not in the table.
 
-    Sources stand beside each row of `bench/gpu_peak_flops.csv`. There is no fallback: H200 is not H20, L40S is not L4.
+    Sources are in `gpu_peak_flops.csv`, beside each row. There is no fallback: H200 is not H20, L40S is not L4.
     """
     return _peak_table().get((device_name, precision))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.training import Clock, Trainer, synchronize
+from bench.train.trainer import Clock, Trainer, synchronize
 
 _COMMUNICATION = ("gloo:", "nccl:", "nccldevkernel", "ncclkernel", "c10d::", "_c10d_functional::", "record_param_comms")
 PROFILED_STEPS = 3

@@ -86,7 +86,7 @@ and r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.sta
 
 
 def news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
-    """Read the runs that are not in `known`: suite by suite, that with the newest run first. See `bench.tracking.news`."""
+    """Read the runs that are not in `known`: suite by suite, that with the newest run first. See `tracker.news`."""
     rows: list[Row] = []
     with reading(path) as database:
         listed = database.execute(_LISTED).fetchall()

@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench import accounting
-from bench.cost import recost
+from bench.figures.cost import recost
+from bench.figures.flags import judge
+from bench.figures.metrics import metrics, split_energy, used_gpus
 from bench.files import read_json, write_text
+from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
 from bench.meters.trace import Row, Trace
-from bench.metrics import metrics, split_energy, used_gpus
 from bench.process import signal_name
-from bench.quality import judge
 from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status, Trial
 from bench.redact import redact
 from bench.schema import COMMAND, MEASURE, RunSpec, Site

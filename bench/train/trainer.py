@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from bench import registry
-from bench.checkpoint import check_savable, load_into
 from bench.record import Phase, Quality
 from bench.schema import RunSpec
+from bench.strategies.checkpoint import check_savable, load_into
 from bench.strategies.graph import compiled
 from bench.strategies.parts import Parallelism, Parts
 from bench.strategies.precision import Unsupported

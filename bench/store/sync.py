@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from bench.files import is_held, read_json
-from bench.live import LOCK
 from bench.record import RunRecord
 from bench.schema import Scalar
-from bench.tracking import SEARCH, StoreError, Tracker, is_search
+from bench.store.progress import LOCK
+from bench.store.tracker import SEARCH, StoreError, Tracker, is_search
 
 IMPORTED = "imported.jsonl"
 """File of an execution that was imported: one row a line."""

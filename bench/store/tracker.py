@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench import database
-from bench.database import News as News
-from bench.database import Progress, Row
-from bench.database import StoreError as StoreError
+from bench.figures.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.files import held
-from bench.live import Flight
-from bench.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.schema import Scalar
+from bench.store import sqlite as database
+from bench.store.progress import Flight
+from bench.store.sqlite import News as News
+from bench.store.sqlite import Progress, Row
+from bench.store.sqlite import StoreError as StoreError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -296,7 +296,7 @@ def local(uri: str) -> Path | None:
 
 
 def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Scalar]]:
-    """Return the row (see bench.metrics.row) of every run in the store, of one suite or of all, newest first.
+    """Return the row (see bench.figures.metrics.row) of every run in the store, of one suite or of all, newest first.
 
     Runs of other tools in the same store are passed over. Raises StoreError; never creates a store.
     """

@@ -76,7 +76,7 @@ class Seen:
 
 
 def in_flight(runs: Path, told: Iterable[Flight], now: datetime) -> list[Seen]:
-    """Return what runs under a folder of runs, and of what an index tells (`bench.tracking.flights`), the newest first.
+    """Return what runs under a folder of runs, and of what an index tells (`bench.store.tracker.flights`), the newest first.
 
     What is in the folder counts more than what is told. What does not run any more appears if no later execution of its suite
     is known.

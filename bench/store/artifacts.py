@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench.database import ENDED, reading
-from bench.tracking import StoreError, local, location, reader, reason
+from bench.store.sqlite import ENDED, reading
+from bench.store.tracker import StoreError, local, location, reader, reason
 
 LARGEST = 32 * 2**20
 """Bytes of the files of a run that are read, the smallest first; the others are named."""

@@ -1,12 +1,12 @@
-"""A suite -> one whose windows, warm-up, repeats and idle time are fit to be published; bench.quality has the thresholds."""
+"""A suite -> one whose windows, warm-up, repeats and idle time are fit to be published; `flags` has the thresholds."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench import quality
+from bench.figures import flags as quality
 from bench.schema import COMMAND, Suite
-from bench.suite import branches, for_device_type, is_by_machine
+from bench.suites.load import branches, for_device_type, is_by_machine
 
 _AT_LEAST = {
     "warmup_steps": quality.PUBLISH_WARMUP_STEPS,
@@ -18,7 +18,7 @@ _AT_LEAST = {
 
 
 def publishable(suite: Suite) -> Suite:
-    """Return the suite with windows, warm-up, repeats and idle time that are fit to be published (bench.quality).
+    """Return the suite with windows, warm-up, repeats and idle time that are fit to be published (bench.figures.flags).
 
     What is larger already stays, what names no number is left to `expand` to judge. A cell that counts steps goes on to.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.carbon import basis, carbon
-from bench.metrics import missing_components, used_gpus
-from bench.quality import grade, site_flags
+from bench.figures.carbon import basis, carbon
+from bench.figures.flags import grade, site_flags
+from bench.figures.metrics import missing_components, used_gpus
 from bench.record import CarbonIntensity, Cost, EnergyReading, RunRecord
 from bench.schema import Site
 

@@ -18,16 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from bench import needs
-from bench.collect import Context, collect, oom_kills, save, skipped
-from bench.environment import EnvironmentProblem, check_torch, describe
 from bench.files import CHECKPOINT, NEEDS, held, read_json, write_json, write_text
-from bench.launch.local import LocalLauncher, write_missing_exit
-from bench.live import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
+from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
+from bench.run.collect import Context, collect, oom_kills, save, skipped
+from bench.run.launcher import LocalLauncher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
-from bench.suite import Plan
-from bench.tracking import Tracker
+from bench.store.progress import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
+from bench.store.tracker import Tracker
+from bench.suites import needs
+from bench.suites.expand import Plan
 
 RUN_OVERHEAD_SECONDS = 2.0
 """Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/warm_start.py."""

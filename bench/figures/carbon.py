@@ -13,7 +13,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.metrics import missing_components, split_energy
+from bench.figures.metrics import missing_components, split_energy
 from bench.record import Carbon, CarbonIntensity, EnergyReading, Provenance
 from bench.schema import Site
 

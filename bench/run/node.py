@@ -1,4 +1,4 @@
-"""What runs on every node: one process a suite, `python -P -m bench.node`, that starts runs warm.
+"""What runs on every node: one process a suite, `python -P -m bench.run.node`, that starts runs warm.
 
 It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
 process group of its own and starts the ranks through torch's elastic launcher, again by fork. This process itself never
@@ -30,12 +30,12 @@ from typing import Any
 import psutil
 
 from bench import registry
-from bench.accounting import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
 from bench.files import write_json
 from bench.meters.sidecar import Sidecar
+from bench.meters.windows import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
 from bench.process import adopt_orphans, die_with_parent
+from bench.run.command import run as run_command
 from bench.schema import COMMAND, RunSpec
-from bench.workloads.command import run as run_command
 
 _SCRATCH = ".scratch"
 """Folder in that of a run, for what its processes need to find each other; gone at its end."""
@@ -183,13 +183,13 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun.append(f"--log-dir={folder / _SCRATCH}")
-        worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.worker", str(folder)]
+        worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    from bench.worker import main as worker_main
+    from bench.train.worker import main as worker_main
 
     try:
         elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
@@ -305,7 +305,7 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     if workloads:
         import torch
 
-        import bench.worker  # noqa: F401
+        import bench.train.worker  # noqa: F401
 
         for name in workloads:
             registry.preload(name)
@@ -315,7 +315,7 @@ def _import(workloads: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve runs until stdin ends."""
-    parser = argparse.ArgumentParser(prog="bench.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench.run.node", description=__doc__)
     parser.add_argument("--meters", default="", help="comma-separated: nvml, rapl, codecarbon")
     parser.add_argument("--workloads", default="", help="comma-separated names whose modules are imported before runs")
     parser.add_argument("--gpus", default="", help="comma-separated UUIDs of the GPUs that runs may use")

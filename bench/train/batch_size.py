@@ -19,10 +19,10 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from bench.probes import is_out_of_memory, peak_memory, reset_peak_memory
 from bench.schema import Choice, RunSpec, Scalar
 from bench.strategies.precision import Unsupported
-from bench.training import Trainer, agree, build, synchronize
+from bench.train.probes import is_out_of_memory, peak_memory, reset_peak_memory
+from bench.train.trainer import Trainer, agree, build, synchronize
 from bench.workloads.base import first_samples
 
 TRIAL_SECONDS = 4.0

@@ -62,7 +62,7 @@ class LocalLauncher:
             "--idle-seconds": [str(idle_seconds)],
         }
         self._start_seconds = START_SECONDS + 2 * idle_seconds
-        self._command = [sys.executable, "-P", "-m", "bench.node"]
+        self._command = [sys.executable, "-P", "-m", "bench.run.node"]
         for name, values in arguments.items():
             self._command += [name, ",".join(values)]
         ours = _SILENT | {"OMP_NUM_THREADS": str(threads)}

@@ -11,10 +11,10 @@ from itertools import pairwise
 from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
-from bench.metrics import SLOWDOWNS, metrics, missing_components, split_energy, used_gpus
+from bench.figures.metrics import SLOWDOWNS, metrics, missing_components, split_energy, used_gpus
+from bench.figures.sensors import fresh
 from bench.record import RunRecord
 from bench.schema import Gpu, Site
-from bench.validation import fresh
 
 Grade = Literal["A", "B", "C"]
 

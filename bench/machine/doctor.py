@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from bench.environment import EnvironmentProblem, check_no_gpu_is_hidden, check_torch, find_machine, torch_build
+from bench.figures.flags import FOREIGN_BYTES, NOISE_SHARE, OTHER_SHARE
+from bench.figures.metrics import SLOWDOWNS
+from bench.figures.sensors import fresh
+from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden, check_torch, find_machine, torch_build
 from bench.meters.conditions import REASON_BITS, host_facts, open_host_files, sees_all_processes
 from bench.meters.nvml import NvmlMeter
 from bench.meters.rapl import POWERCAP, RaplMeter
 from bench.meters.trace import MAX_ERROR_SHARE, Row, Trace
-from bench.metrics import SLOWDOWNS
-from bench.quality import FOREIGN_BYTES, NOISE_SHARE, OTHER_SHARE
 from bench.schema import Gpu, Machine
-from bench.validation import fresh
 
 READING_SECONDS = 1.0
 READING_INTERVAL = 0.005

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from bench.record import Inference
 from bench.schema import SHARED_COPY
 from bench.strategies.parts import Parts
-from bench.training import Trainer, agree, synchronize
+from bench.train.trainer import Trainer, agree, synchronize
 
 _WARMUP_PASSES = 3
 _WARMUP_SHARE = 0.1

@@ -1,0 +1,1 @@
+"""Raw readings and times -> metrics, flags, carbon and cost."""

@@ -1,0 +1,1 @@
+"""Facts of this machine, claims on its devices, and what its meters can read."""

@@ -1,0 +1,1 @@
+"""Execution of runs: order, resume, launch, collect."""

@@ -1,0 +1,304 @@
+"""Run the user's own command, and read what it says of its steps.
+
+Steps come from `bench.steps` in the script, or from `step_pattern`, a regular expression that one line of output matches at
+the end of each step, with the groups `samples`, `tokens`, `loss` as far as there are any. Without steps the window is the
+whole command.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+from bench.figures.metrics import STARTUP_PHASES
+from bench.files import write_json, write_text
+from bench.process import die_with_parent, signal_name
+from bench.record import Measurement, Phase, Rank
+from bench.schema import RunSpec
+from bench.steps import VARIABLE
+from bench.workloads.command import fill
+
+STEPS_FILE = "steps-command.jsonl"
+OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
+"""Names of phases that have a meaning of their own; one of the user's that is called so becomes `user_...`."""
+LONGEST_LINE = 65_536
+OUTPUT = -1
+"""In place of a rank: steps that were found in the output, which count where no process tells of its own."""
+NO_MEMORY = (
+    "CUDA out of memory",
+    "OutOfMemoryError",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: the number of a signal), and what it took.
+
+    `peak_memory_bytes` is that of the largest of its processes; None where that is not above what this process had when
+    it started the command, as the kernel counts that in.
+    """
+
+    exitcode: int
+    start_ns: int
+    end_ns: int
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+
+
+def execute(
+    argv: list[str],
+    steps: Path,
+    *,
+    pattern: str | None = None,
+    folder: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    first: Callable[[], None] | None = None,
+) -> Ended:
+    """Run a command to its end, blocking; its steps go into the file `steps`. Raises OSError where it cannot be started.
+
+    Output goes where this process's does, or to `output`; with a `pattern` it is looked at on its way, line by line (what
+    a progress bar draws over is a line too).
+    """
+    env = {**(os.environ if environment is None else environment), VARIABLE: str(steps)}
+    piped = subprocess.PIPE if pattern else output
+    if pattern:
+        env.setdefault("PYTHONUNBUFFERED", "1")  # or lines would come in bunches
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic_ns()
+    process = subprocess.Popen(
+        argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if pattern else None, preexec_fn=first
+    )
+    started(process)
+    if pattern:
+        _watch(process, re.compile(pattern), steps, output or sys.stdout.buffer)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Ended(
+        exitcode=process.returncode,
+        start_ns=start,
+        end_ns=time.monotonic_ns(),
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_memory_bytes=usage.ru_maxrss * 1024 if usage.ru_maxrss > before else None,
+    )
+
+
+def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Path, output: IO[bytes]) -> None:
+    """Pass the output on as it comes, and note a step for each line that matches.
+
+    Neither a reader that is gone nor a full disk ends the command.
+    """
+    assert process.stdout is not None  # noqa: S101  asked for above
+    unfinished = b""
+    with process.stdout, steps.open("ab", buffering=0) as file:
+        while chunk := os.read(process.stdout.fileno(), LONGEST_LINE):
+            with suppress(OSError):
+                output.write(chunk)
+                output.flush()
+            *lines, unfinished = re.split(rb"[\r\n]", unfinished + chunk)
+            unfinished = unfinished[-LONGEST_LINE:]
+            with suppress(OSError):
+                for line in lines:
+                    file.write(_step(pattern, line))
+        with suppress(OSError):
+            file.write(_step(pattern, unfinished))
+
+
+def _step(pattern: re.Pattern[str], line: bytes) -> bytes:
+    """Return the line of the steps' file for a line of output; nothing where it tells of no step."""
+    match = pattern.search(line.decode(errors="replace")) if line else None
+    if match is None:
+        return b""
+    found = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
+    counts = {name: round(value) for name, value in found.items() if name != "loss"}
+    return (json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **found, **counts}) + "\n").encode()
+
+
+def _number(text: str | None) -> float | None:
+    """Return the number in a text such as 1,234.5; None where it is none: lines of two processes may have run into one."""
+    try:
+        value = float((text or "").replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) -> Measurement:
+    """What a command that ended well tells of itself: from its steps less `warmup_steps`, or as a whole if there are none.
+
+    The marks are ends of steps, so the window begins with one; evaluation and checkpoints in it are phases of their own,
+    unless steps end in them. A loss that is no number is left out: one that was there at first is then missing at last.
+    """
+    marks, pauses = _read(steps)
+    peak = [ended.peak_memory_bytes] if device_type == "cpu" and ended.peak_memory_bytes else []
+    count = min((len(lines) for lines in marks.values()), default=0)
+    first = max(warmup_steps, 1) - 1  # the mark where the window begins
+    if count < first + 2:
+        whole = Phase(name="steady", start_ns=ended.start_ns, end_ns=ended.end_ns)
+        seconds = whole.seconds
+        cpu = Rank(rank=0, window_seconds=seconds, cpu_seconds=ended.cpu_seconds)
+        return Measurement(window_seconds=seconds, phases=[whole], peak_memory_bytes=peak, ranks=[cpu])
+    chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
+    leader = next(iter(chosen.values()))
+    times = [line["t_ns"] for line in leader]
+    breaks = [
+        pause
+        for pause in pauses
+        if times[0] <= pause.start_ns
+        and pause.end_ns <= times[-1]
+        and bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)
+    ]
+    lengths = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
+    edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
+    windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
+    losses = [line["loss"] if math.isfinite(line["loss"]) else None for line in leader if "loss" in line]
+    return Measurement(
+        step_seconds=lengths,
+        window_seconds=max(windows.values()),
+        steps=len(lengths),
+        samples=_sum(chosen, "samples"),
+        tokens=_sum(chosen, "tokens"),
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        peak_memory_bytes=peak,
+        ranks=[Rank(rank=rank, window_seconds=seconds) for rank, seconds in windows.items()],
+        phases=_phases(ended, marks, times, breaks, [pause for pause in pauses if pause.start_ns >= times[-1]]),
+    )
+
+
+def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
+    """Marks of steps by rank, and the pauses of rank 0, in order of time; damaged lines are left out."""
+    marks: dict[int, list[dict[str, Any]]] = {}
+    pauses: list[Phase] = []
+    begun: dict[str, int] = {}
+    lines = steps.read_text(errors="replace").splitlines() if steps.exists() else []
+    for text in lines:
+        try:
+            line = json.loads(text)
+            rank, t = int(line["rank"]), int(line["t_ns"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+        name = _phase_name(line.get("phase", ""))
+        if "phase" not in line:
+            marks.setdefault(rank, []).append({"t_ns": t, **_said(line)})
+        elif rank == 0 and line.get("begin"):
+            begun[name] = t
+        elif rank == 0 and name in begun:
+            pauses.append(Phase(name=name, start_ns=begun.pop(name), end_ns=t))
+    ordered = {rank: [at[t] for t in sorted(at)] for rank, ms in marks.items() if (at := {m["t_ns"]: m for m in ms})}
+    found = ordered.pop(OUTPUT, [])
+    return ordered or ({0: found} if found else {}), _apart(pauses)
+
+
+def _said(line: dict[str, Any]) -> dict[str, Any]:
+    """What a mark says beside its time, as far as these are numbers; only a loss may be none (NaN)."""
+    numbers = {name: line[name] for name in ("samples", "tokens", "loss") if type(line.get(name)) in (int, float)}
+    return {name: n for name, n in numbers.items() if name == "loss" or (math.isfinite(n) and n >= 0)}
+
+
+def _phase_name(name: Any) -> str:
+    """Name of a phase of the user, fit to be part of a metric's name."""
+    plain = re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")[:40] or "pause"
+    return f"user_{plain}" if plain in OWN_PHASES else plain
+
+
+def _apart(pauses: list[Phase]) -> list[Phase]:
+    """Pauses in order of time, none within another: what is inside an outer one belongs to that."""
+    out: list[Phase] = []
+    for pause in sorted(pauses, key=lambda pause: (pause.start_ns, -pause.end_ns)):
+        start = max(pause.start_ns, out[-1].end_ns) if out else pause.start_ns
+        if pause.end_ns > start:
+            out.append(pause.model_copy(update={"start_ns": start}))
+    return out
+
+
+def _overlap(breaks: list[Phase], a: int, b: int) -> float:
+    return sum(max(0, min(b, pause.end_ns) - max(a, pause.start_ns)) for pause in breaks) / 1e9
+
+
+def _sum(chosen: dict[int, list[dict[str, Any]]], name: str) -> int | None:
+    """Work of all ranks in the window; None where a step does not say."""
+    counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
+    known = [int(count) for count in counts if count is not None]
+    return sum(known) or None if len(known) == len(counts) else None
+
+
+def _phases(
+    ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[int], breaks: list[Phase], later: list[Phase]
+) -> list[Phase]:
+    """`start` until the first step has ended, `warmup`, the window cut by its pauses, and what came after it."""
+    first = min(lines[0]["t_ns"] for lines in marks.values())
+    out = [Phase(name="start", start_ns=ended.start_ns, end_ns=first)]
+    if first < times[0]:
+        out.append(Phase(name="warmup", start_ns=first, end_ns=times[0]))
+    begin = times[0]
+    for pause in breaks:
+        if pause.start_ns > begin:
+            out.append(Phase(name="steady", start_ns=begin, end_ns=pause.start_ns))
+        out.append(pause)
+        begin = pause.end_ns
+    if times[-1] > begin:
+        out.append(Phase(name="steady", start_ns=begin, end_ns=times[-1]))
+    for pause in later:
+        out += [Phase(name="tail", start_ns=out[-1].end_ns, end_ns=pause.start_ns), pause]
+    return out
+
+
+def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
+    """Do one run of a suite: execute, write `result.json` or what went wrong; return the exit code."""
+    steps, where = folder / STEPS_FILE, here / str(spec.workload_args.get("folder") or ".")
+    pattern = spec.workload_args.get("step_pattern")
+    try:
+        ended = execute(
+            fill(spec),
+            steps,
+            pattern=str(pattern) if pattern else None,
+            folder=str(where),
+            environment=environment,
+            first=die_with_parent,
+        )
+    except OSError as error:
+        failure = {"kind": "failed", "type": type(error).__name__, "message": f"the command cannot be started: {error}"}
+        write_json(folder / "error-0.json", failure | {"rank": 0})
+        return 1
+    leave(spec, ended, folder)
+    return 0 if ended.exitcode == 0 else 1
+
+
+def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
+    """Write what a command that has ended tells of itself: `result.json`, or how it failed."""
+    if ended.exitcode == 0:
+        result = measurement(folder / STEPS_FILE, ended, spec.warmup_steps, spec.device_type)
+        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+    else:
+        write_json(folder / "error-0.json", failure_of(ended.exitcode, folder / "worker.log"))
+
+
+def failure_of(exitcode: int, log: Path) -> dict[str, Any]:
+    """How a command failed, as a rank would tell it; out of memory where the end of its log says so."""
+    text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
+    how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
+    if any(word in text for word in NO_MEMORY):
+        return {
+            "kind": "out_of_memory",
+            "type": "OutOfMemory",
+            "message": f"the command ran out of memory ({how})",
+            "rank": 0,
+        }
+    return {"kind": "failed", "type": "ExitCode", "message": f"the command ended with {how}", "rank": 0}

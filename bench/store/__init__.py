@@ -1,0 +1,1 @@
+"""MLflow as an index of the run folders."""

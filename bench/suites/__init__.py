@@ -1,0 +1,1 @@
+"""A suite file -> the runs that it means on a machine."""
