@@ -90,13 +90,13 @@ def _records(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 def totals(df: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return label, value and small print of every total of whole runs. What rests on a model says so in its label."""
-    taken = df[["run_energy_joules", "run_energy_estimated_joules", "cost_usd"]].notna().any(axis=1)
+    taken = df[["run_energy_joules", "run_energy_joules_estimated", "cost_usd"]].notna().any(axis=1)
     skipped = int(((df["status"] == Status.SKIPPED) & ~taken).sum())  # others found out only when they had begun
     runs = f"{{}} of {len(df) - skipped} runs" + (f", {skipped} skipped before they began" if skipped else "")
     tiles = []
     for column, label in (
         ("run_energy_joules", "Energy, measured"),
-        ("run_energy_estimated_joules", "Energy, estimated by a model"),
+        ("run_energy_joules_estimated", "Energy, estimated by a model"),
     ):
         joules, known = total(df, column)
         divisor, unit = scale(joules or 0.0, "J")
@@ -222,7 +222,7 @@ def results_table(results: pd.DataFrame) -> Table:
         **_memory(results),
         "communication": [_communication(row) for _, row in results.iterrows()],
         **_quality(results),
-        "quality": [str(grade) for grade in results["quality"].fillna("-")],
+        "grade": [str(grade) for grade in results["grade"].fillna("-")],
     }
     return _filled(RESULTS, results["name"], columns)
 
@@ -328,7 +328,7 @@ def to_target(results: pd.DataFrame) -> Iterator[Table]:
     if results.empty:
         return
     measured = results["energy_to_target_joules"]
-    energy = measured.fillna(results["energy_to_target_estimated_joules"])
+    energy = measured.fillna(results["energy_to_target_joules_estimated"])
     basis = measured.notna().map({True: "measured", False: "estimated"})
     columns = {
         "seconds": _figures(results["seconds_to_target"], basis.map({})),
@@ -379,7 +379,7 @@ def _of_whole_runs(results: pd.DataFrame) -> dict[str, list[str]]:
     if not _untimed(results):
         return {}
     joules = results["run_energy_joules"]
-    energy = joules.fillna(results["run_energy_estimated_joules"])
+    energy = joules.fillna(results["run_energy_joules_estimated"])
     basis = joules.notna().map({True: "measured", False: "estimated"})
     return {
         "J": _figures(energy, basis),
@@ -424,7 +424,7 @@ def remarks(results: pd.DataFrame) -> list[str]:
     out = []
     ours = ~_imported(results)
     measured = results["energy_joules"].notna()
-    estimated = results["run_energy_estimated_joules"].notna()
+    estimated = results["run_energy_joules_estimated"].notna()
     missing = " ".join(
         sorted({word for text in results.loc[measured, "energy_missing"].dropna() for word in text.split()})
     )
@@ -450,8 +450,8 @@ def remarks(results: pd.DataFrame) -> list[str]:
         out.append("zeros: a share of the weights; whether they make it any faster is what samples/s says")
     found = results[results["label"].str.contains(" bmax ", regex=False)]
     out += [f"largest batch that fits, {row['name']}: {row['batch_size_per_device']}" for _, row in found.iterrows()]
-    if results["quality"].notna().any():
-        out.append("quality: A fit to be published, B sound with the limits below, C a figure may be wrong")
+    if results["grade"].notna().any():
+        out.append("grade: A fit to be published, B sound with the limits below, C a figure may be wrong")
     if (results["repeats"] < 2).any():
         out.append("one repeat has no interval: give repeats of 3 or more")
     flags = {flag for text in results["flags"] for flag in str(text).split()} - {"energy_estimated", "energy_absent"}

@@ -16,7 +16,7 @@ _MORE = re.compile(r"(_per_second(_per_device)?|accuracy|_utilization|busy_share
 _LESS = re.compile(
     r"seconds|joules|usd|emissions|loss|_bytes|bubble|communication_share|wait_share|straggler|throttled|steps_to_target"
 )
-_TOTALS = re.compile(r"^((run_)?energy_(estimated_)?joules|(duration|window)_seconds|emissions_kg|cost_usd)$")
+_TOTALS = re.compile(r"^((run_)?energy_joules(_estimated)?|(duration|window)_seconds|emissions_kg|cost_usd)$")
 _QUALITY = re.compile(r"loss|accuracy|target")
 _BASES = ((re.compile("^emissions"), "emissions_basis"), (re.compile("^cost"), "cost_basis"))
 _WORK = {"workload": "workload", "dataset_digest": "data", "global_batch_size": "batch"}
@@ -103,7 +103,7 @@ def unequal_training(*runs: pd.DataFrame) -> tuple[float, float] | None:
 def _other_kind(metric: str, side: pd.DataFrame) -> str | None:
     """The estimated counterpart of a measured metric, or the other way round, where the side has that."""
     plain = metric.replace("_estimated", "")
-    twins = {plain, f"{plain}_estimated", plain.replace("_joules", "_estimated_joules")} - {metric}
+    twins = {plain, f"{plain}_estimated"} - {metric}
     return next((twin for twin in sorted(twins) if "joules" in metric and len(figures(side, twin))), None)
 
 
@@ -169,6 +169,6 @@ def doubts(candidate: pd.DataFrame, baseline: pd.DataFrame) -> list[str]:
     known = []
     for side in (candidate, baseline):
         flags = {flag for text in side["flags"].dropna() for flag in str(text).split() if flag in DOUBTFUL}
-        known.append(flags | ({"grade C"} if (side["quality"] == "C").any() else set()))
+        known.append(flags | ({"grade C"} if (side["grade"] == "C").any() else set()))
     apart = (("the candidate", known[0] - known[1]), ("the baseline", known[1] - known[0]))
     return [f"{whose} alone has {' and '.join(sorted(flags))}" for whose, flags in apart if flags]

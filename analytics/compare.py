@@ -27,7 +27,7 @@ COSTS = {
     "usd": ("cost_usd_per_million_samples", False),
     "seconds_to_target": ("seconds_to_target", False),
     "joules_to_target": ("energy_to_target_joules", False),
-    "joules_to_target_estimated": ("energy_to_target_estimated_joules", False),
+    "joules_to_target_estimated": ("energy_to_target_joules_estimated", False),
     "usd_to_target": ("cost_to_target_usd", False),
 }
 """What the same work costs, or the way to the target: the column it follows from, and whether it is the inverse of that."""

@@ -64,7 +64,7 @@ MEDIANS = (
     "seconds_to_target",
     "steps_to_target",
     "energy_to_target_joules",
-    "energy_to_target_estimated_joules",
+    "energy_to_target_joules_estimated",
     "emissions_to_target_kg",
     "cost_to_target_usd",
     "communication_share",
@@ -85,11 +85,11 @@ MEDIANS = (
     "matmul_utilization",
     "startup_seconds",
     "startup_energy_joules",
-    "startup_energy_estimated_joules",
+    "startup_energy_joules_estimated",
     "energy_joules",
     "energy_systematic_joules",
     "run_energy_joules",
-    "run_energy_estimated_joules",
+    "run_energy_joules_estimated",
     "idle_power_watts",
     "power_watts",
     "energy_above_idle_joules",
@@ -105,8 +105,8 @@ NUMBERS = (
     "warmup_seconds",
     "measure_seconds",
     "timeout_seconds",
-    "energy_estimated_joules",
-    "power_estimated_watts",
+    "energy_joules_estimated",
+    "power_watts_estimated",
     "peak_memory_bytes",
     "samples_per_second_per_device",
     "window_seconds",
@@ -203,11 +203,11 @@ def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
     row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
     row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
     mixed = ["energy_components_differ"] if pd.Series(of["energy_components"]).nunique(dropna=False) > 1 else []
-    grades = [*filter(pd.notna, of["quality"]), *([grade(mixed)] if mixed else [])]
-    return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "quality": max(grades, default=None)}
+    grades = [*filter(pd.notna, of["grade"]), *([grade(mixed)] if mixed else [])]
+    return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "grade": max(grades, default=None)}
 
 
-_TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "quality")
+_TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "grade")
 
 
 def summary(df: pd.DataFrame) -> pd.DataFrame:
@@ -215,7 +215,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
 
     Columns: IDENTITY, what was asked, `name` (short, see `names`), `repeats` and `failures` (counts of runs), the
     figures of INTERVALS with `_low` and `_high`, the medians of MEDIANS, the largest `peak_memory_bytes`, the worst
-    `energy_provenance` and `quality`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
+    `energy_provenance` and `grade`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
     logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
     """
     number = df.groupby(list(IDENTITY), dropna=False, sort=False).ngroup().to_numpy()

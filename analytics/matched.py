@@ -28,7 +28,7 @@ MEASURES: dict[str, tuple[tuple[str, bool], ...]] = {
     **dict.fromkeys(("time", "knee", "device-hours"), _TIME),
     "time in use": (("inference_samples_per_second", True),),
     "energy": (("energy_to_target_joules", False), ("joules_per_sample", False)),
-    "~energy": (("energy_to_target_estimated_joules", False), ("joules_per_sample_estimated", False)),
+    "~energy": (("energy_to_target_joules_estimated", False), ("joules_per_sample_estimated", False)),
     "memory": (("peak_memory_bytes", False),),
     "size": (("model_bytes", False),),
     "validation loss": (("validation_loss", False),),

@@ -35,7 +35,7 @@ _ALWAYS = {
 }
 _TO_TARGET = {
     "time": ("seconds_to_target",),
-    "energy": ("energy_to_target_joules", "energy_to_target_estimated_joules"),
+    "energy": ("energy_to_target_joules", "energy_to_target_joules_estimated"),
     "cost": ("cost_to_target_usd",),
     "carbon": ("emissions_to_target_kg",),
 }

@@ -98,7 +98,7 @@ def plain(**values: Any) -> dict[str, Any]:
 class PlanOption:
     """One number of devices: what the training takes there, whether it meets what was asked, and if not why.
 
-    `chance` is the share of draws that meet deadline and budget together. `energy_estimated_joules` is that of the
+    `chance` is the share of draws that meet deadline and budget together. `energy_joules_estimated` is that of the
     machines, `facility_energy_joules` that with PUE. `model_flops_utilization` is what the time implies. Absent is None.
     """
 
@@ -109,7 +109,7 @@ class PlanOption:
     duration_seconds: Range
     device_hours: Range
     cost_usd: Range | None
-    energy_estimated_joules: Range | None
+    energy_joules_estimated: Range | None
     facility_energy_joules: Range | None
     emissions_kg: Range | None
     embodied_kg: Range | None
@@ -316,7 +316,7 @@ def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
         duration_seconds=seconds,
         device_hours=hours,
         cost_usd=usd,
-        energy_estimated_joules=energy,
+        energy_joules_estimated=energy,
         facility_energy_joules=facility,
         emissions_kg=emissions,
         embodied_kg=None if asked.embodied_kg_per_hour is None else hours.times(asked.embodied_kg_per_hour),

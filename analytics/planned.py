@@ -42,7 +42,7 @@ def _factors(plan: Plan, *, compared: bool) -> Iterator[str]:
     """Say what energy, carbon and cost rest on, with labels."""
     asked, option = plan.question, plan.options[0]
     site, speed = asked.site, asked.speed
-    if option.energy_estimated_joules is None:
+    if option.energy_joules_estimated is None:
         yield "Energy and carbon are absent: no power is known (give --power-watts)."
     else:
         own = isinstance(speed, OwnSpeed) and asked.watts == speed.watts

@@ -30,7 +30,7 @@ from bench.record import RunRecord, Status
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
 _LABELS = (
     *("repeats", "failures", "energy_provenance", "energy_missing"),
-    *("emissions_basis", "cost_basis", "quality", "flags"),
+    *("emissions_basis", "cost_basis", "grade", "flags"),
 )
 _READING = (
     "Speeds and energies are geometric means over the repeats of a configuration, each a launch of its own; other figures "

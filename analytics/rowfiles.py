@@ -17,6 +17,7 @@ from analytics.frame import COUNTS
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.files import write_text
 from bench.record import Status
+from bench.renamed import current_row
 from bench.schema import Scalar
 
 SUPPORTED = (
@@ -55,7 +56,7 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
         ) from error
     if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in found):
         raise RowsError(f"{path} holds no rows of runs; {SUPPORTED}")
-    rows = [_plain(row) for row in found]
+    rows = [current_row(_plain(row)) for row in found]
     without = sum("config_id" not in row for row in rows)
     if without:
         raise RowsError(f"{path}: {without} of {len(rows)} rows have no config_id; {SUPPORTED}")

@@ -445,7 +445,7 @@ def _alive(trial: FrozenTrial) -> bool:
 def _taken(row: Row) -> dict[str, float]:
     """Return what a run took: seconds, joules (`estimated` is 1 where they are a model's) and usd; absent where unknown."""
     out = {"seconds": float(row["duration_seconds"])}
-    for name, estimated in (("run_energy_joules", 0.0), ("run_energy_estimated_joules", 1.0)):
+    for name, estimated in (("run_energy_joules", 0.0), ("run_energy_joules_estimated", 1.0)):
         if name in row:
             out |= {"joules": float(row[name]), "estimated": estimated}
             break

@@ -280,7 +280,7 @@ def _of(best: scaling.SeriesFit, df: pd.DataFrame, work: Work, device: Device, *
 
 def _watts(df: pd.DataFrame) -> tuple[float | None, str]:
     """Power of one device in runs: measured where any of them was, else that of a model."""
-    for column, label in (("power_watts", "measured"), ("power_estimated_watts", "estimated")):
+    for column, label in (("power_watts", "measured"), ("power_watts_estimated", "estimated")):
         each = (df[column] / df["devices"].astype(float)).dropna()
         each = each[each > 0]
         if len(each):

@@ -164,10 +164,10 @@ def too_large(case: Case) -> Iterator[Advice]:
         row = runs.iloc[-1]
         wanted = row.get("attempted_bytes", math.nan)
         room = "" if pd.isna(wanted) else f" (it asked for {wanted / 1e9:.3g} GB more)"
-        text, action = f"{printable(row['label'], 80)} does not fit into the memory{room}", "memory: checkpoint"
+        text, action = f"{printable(row['label'], 80)} does not fit into the memory{room}", "memory: recompute"
         here = case.ok[case.ok["workload"] == row["workload"]].sort_values("global_batch_size", ascending=False)
         if here.empty:
-            text += ": try half the batch, precision bf16 or memory checkpoint."
+            text += ": try half the batch, precision bf16 or memory recompute."
         else:
             differ = here[columns].astype("str").fillna("") != row[columns].astype("str").fillna("")
             near = differ.loc[differ.sum(axis=1).sort_values(kind="stable").index[0]]

@@ -24,7 +24,7 @@ from analytics.words import number
 from app.runs import estimated, measured, shown, title, unit
 from bench.figures.flags import meaning
 from bench.figures.metrics import missing_components, split_energy, systematic, used_gpus
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000
@@ -32,7 +32,7 @@ MOST_ROWS, KEPT_ROWS = 10_000_000, 100_000
 """Rows of a trace beyond which it is not read, and beyond which a part of them stands for all."""
 LOG = 100_000
 """Bytes of the end of a log that are shown."""
-_PART = re.compile("_joules_(cpu|gpu|dram|node)$")
+_PART = re.compile("_joules_(cpu|gpu|dram|node)(_estimated)?$")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _whole(digits: str) -> int:
     return value
 
 
-def _rows(content: bytes) -> Iterator[Row]:
+def _rows(content: bytes) -> Iterator[Reading]:
     """Yield the rows of a trace; of a long one some taken at random, which favours no device. Raises ValueError."""
     texts = [column.name for column in pq.read_schema(io.BytesIO(content)) if pa.types.is_string(column.type)]
     file = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts)
@@ -93,7 +93,7 @@ def _rows(content: bytes) -> Iterator[Row]:
     random = np.random.default_rng(0)
     for batch in file.iter_batches():
         few = batch.filter(pa.array(random.random(len(batch)) < KEPT_ROWS / total)) if total > KEPT_ROWS else batch
-        yield from (Row(**values) for values in few.to_pylist())
+        yield from (Reading(**values) for values in few.to_pylist())
 
 
 def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, float]]]]:
@@ -205,7 +205,7 @@ def phases(result: Measurement) -> pd.DataFrame:
         [sum(r.energy_joules for r in part) if part else None for part in split_energy(p.energy)] for p in result.phases
     ]
     rows = [(phase.name, phase.seconds, *both) for phase, both in zip(result.phases, sums, strict=True)]
-    heads = ["phase", "seconds", "energy_joules", "energy_estimated_joules"]
+    heads = ["phase", "seconds", "energy_joules", "energy_joules_estimated"]
     return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))
 
 
@@ -214,7 +214,7 @@ def about(run: pd.Series) -> list[str]:
     names = ("suite", "execution", "host", "device_name", "commit")
     told = [f"{name.replace('_', ' ')} {text}" for name in names if (text := shown(run[name]))]
     ended = f"{shown(run['status']).replace('_', ' ')}, started {shown(run['started_at'])} UTC"
-    grade = f", grade {shown(run['quality'])} (A best, C worst)" if shown(run["quality"]) else ""
+    grade = f", grade {shown(run['grade'])} (A best, C worst)" if shown(run["grade"]) else ""
     return [shown(run["label"]), f"{ended}{grade}", ", ".join(told)]
 
 
@@ -225,7 +225,7 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
     notes = {
         "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
         "energy_joules": ("Energy, measured", f"of the window, {shown(run['energy_provenance'])}{lacks}"),
-        "energy_estimated_joules": ("~ Energy, estimated", "of the window, by a model"),
+        "energy_joules_estimated": ("~ Energy, estimated", "of the window, by a model"),
         "peak_memory_bytes": ("Peak memory, largest rank", "the most that a rank took"),
         "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
         "cost_usd": ("Cost, whole run", f"basis: {shown(run['cost_basis'])}"),
@@ -234,7 +234,7 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
     out = []
     for name, (label, note) in notes.items():
         if pd.notna(run[name]):
-            mark = "~ " * (name == "energy_estimated_joules" or "estimated" in note)
+            mark = "~ " * (name == "energy_joules_estimated" or "estimated" in note)
             value = f"{mark}{number(run[name] * unit(name)[0])}{bound * (name == 'energy_joules')}"
             out.append((f"{label} [{unit(name)[1]}]", value, note))
     return out

@@ -21,7 +21,7 @@ _NUMBERS = r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*"
 """What differs between messages that say the same."""
 _COSTS = ("rental", "owned")
 _REMEDIES = {
-    Status.OUT_OF_MEMORY: "Try half the batch, precision bf16 or memory checkpoint.",
+    Status.OUT_OF_MEMORY: "Try half the batch, precision bf16 or memory recompute.",
     Status.TIMEOUT: "Give it more time (timeout_seconds), or read at the end of its worker.log where it was at the limit.",
     Status.INVALID: "Its figures cannot be right, so none is kept: is the learning rate too high, or the precision too low?",
     Status.FAILED: "Its worker.log, in the folder of the run, says more. Mend that, then give the same command with --retry.",
@@ -77,7 +77,7 @@ _SHOWN = [
 ]
 _SHOWN += [
     "run_energy_joules",
-    "run_energy_estimated_joules",
+    "run_energy_joules_estimated",
     "emissions_kg",
     "emissions_basis",
     "cost_usd",
@@ -93,7 +93,7 @@ def suites(df: pd.DataFrame) -> pd.DataFrame:
     executions = df.groupby("suite", dropna=False)["execution"].nunique()
     runs = latest_execution(df[_SHOWN])
     grams, basis, usd = 1000 * runs["emissions_kg"], runs["emissions_basis"], runs["cost_usd"]
-    took = {"joules": runs["run_energy_joules"], "joules_estimated": runs["run_energy_estimated_joules"]}
+    took = {"joules": runs["run_energy_joules"], "joules_estimated": runs["run_energy_joules_estimated"]}
     took |= {"grams": grams.where(basis == "measured"), "grams_estimated": grams.where(basis == "estimated")}
     took["usd"], took["usd_owned"] = (usd.where(runs["cost_basis"].str.startswith(b, na=False)) for b in _COSTS)
     sums = pd.DataFrame(took).groupby(runs["suite"], sort=False, dropna=False).sum(min_count=1).to_dict("records")

@@ -25,17 +25,17 @@ TITLES |= {
     "cost_usd": "Cost, whole run [USD]",
     "step_seconds_median": "Median step [s]",
 }
-TITLES |= {"peak_memory_bytes": "Peak memory [MB]", "quality": "Grade", "started_at": "Started (UTC)"}
+TITLES |= {"peak_memory_bytes": "Peak memory [MB]", "grade": "Grade", "started_at": "Started (UTC)"}
 TITLES |= {"precision": "Precision", "validation_loss": "Validation loss"}
 TITLES |= {"duration_seconds": "Whole run [s]", "flags": "Flags", "device_name": "Device", "host": "Host"}
 TITLES |= {"execution": "Execution", "repeat": "Repeat"}
 """Columns that are shown unless others are chosen, with their headings."""
 
 QUICK = {"suite": "Suite", "execution": "Execution", "status": "Outcome", "device_name": "Device", "host": "Host"}
-QUICK |= {"quality": "Grade"}
+QUICK |= {"grade": "Grade"}
 SEARCHED = ("label", "run_id", "error_type", "error_message", "flags")
 _FROM_END = (
-    (r"(joules)_per_(sample|token)(_estimated)?$", 1.0, "J/{1}"),
+    (r"(joules)_per_(sample|token)$", 1.0, "J/{1}"),
     (r"(emissions)_kg_per_million_(\w+)$", 1000.0, "g CO2e/million {1}"),
     (r"(cost)_usd_per_million_(\w+)$", 1.0, "USD/million {1}"),
     (r"(flops)_per_second(_per_device)?$", 1e-9, "GFLOP/s"),
@@ -56,7 +56,7 @@ _FROM_END = (
 def unit(name: str) -> tuple[float, str]:
     """Return what a figure is multiplied by to be shown, and its unit; (1, "") for a plain number."""
     for pattern, factor, text in _FROM_END:
-        found = re.search(pattern, name)
+        found = re.search(pattern, name.removesuffix("_estimated"))
         if found:
             return factor, text.format(*found.groups())
     return 1.0, ""

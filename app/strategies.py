@@ -26,7 +26,7 @@ FOOT, WHOLE = "where the ladder begins", "all steps"
 """The verdict of the foot of a ladder, and the name of its top against its foot."""
 _FULL = {"loss": "validation loss", "memory": "peak memory", "carbon": "CO2e"}
 _UNITS = {"time": ("s", 1.0), "energy": ("J", 1.0), "carbon": ("g", 1e3), "cost": ("USD", 1.0), "memory": ("GB", 1e-9)}
-_OF_RUN = {"time": ("duration_seconds",), "energy": ("run_energy_joules", "run_energy_estimated_joules")}
+_OF_RUN = {"time": ("duration_seconds",), "energy": ("run_energy_joules", "run_energy_joules_estimated")}
 _OF_RUN |= {"carbon": ("emissions_kg",), "cost": ("cost_usd",)}
 MOST = 100
 """Configurations that are compared at once: more take long."""

@@ -13,7 +13,7 @@ from analytics.pareto import Front
 from analytics.words import between, scale
 
 RUNS = {"run_id": "Run", "repeat": "Repeat", "samples_per_second": "Samples/s", "duration_seconds": "Whole run [s]"}
-RUNS |= {"quality": "Quality", "flags": "Flags", "started_at": "Started (UTC)", "mlflow_run_id": "Run in MLflow"}
+RUNS |= {"grade": "Grade", "flags": "Flags", "started_at": "Started (UTC)", "mlflow_run_id": "Run in MLflow"}
 SAID = {"knee": "yes, the knee", "front": "yes", "others": "no"}
 
 

@@ -9,10 +9,11 @@ import hashlib
 import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bench.renamed import current_record
 from bench.schema import Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
 
 
@@ -181,7 +182,7 @@ class Quality(Model):
     read_ns: int
     seconds: NonNegative
     energy_joules: NonNegative | None = None
-    energy_estimated_joules: NonNegative | None = None
+    energy_joules_estimated: NonNegative | None = None
     samples: Count
     loss: float
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -363,11 +364,11 @@ class RunRecord(Model):
 
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
     those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
-    allocated and idle during the run. Carbon and cost are made with `site`. `quality` grades the measurement by its
+    allocated and idle during the run. Carbon and cost are made with `site`. `grade` is that of the measurement by its
     flags, see bench.figures.flags. `trial` is there where a search made the run.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run_id: str
     config_id: str
     suite: Slug
@@ -387,8 +388,13 @@ class RunRecord(Model):
     carbon: Carbon | None = None
     cost: Cost | None = None
     flags: list[str] = []
-    quality: Literal["A", "B", "C"] | None = None
+    grade: Literal["A", "B", "C"] | None = None
     environment: Environment
+
+    @model_validator(mode="before")
+    @classmethod
+    def _today(cls, value: Any) -> Any:
+        return current_record(value) if isinstance(value, dict) and value.get("schema_version") == 1 else value
 
     @model_validator(mode="after")
     def _measurement_only_if_ok(self) -> Self:

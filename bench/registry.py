@@ -54,7 +54,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "precision": {name: f"bench.strategies.precision:{name}" for name in _PRECISION},
     "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in _OPTIMIZER},
     "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},
-    "memory": _choices("memory", "none", "checkpoint", "selective", "offload"),
+    "memory": _choices("memory", "none", "recompute", "selective", "offload"),
     "compile": {name: f"bench.strategies.graph:{name.replace('-', '_')}" for name in _COMPILE},
     "attention": {name: f"bench.strategies.attention:{name}" for name in _ATTENTION},
     "finetune": _choices("finetune", "full", "last_layers", "bitfit", "lora", "ia3"),

@@ -19,7 +19,7 @@ def own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeyp
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("WATTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
-    monkeypatch.setenv("WATTBENCH_VALIDATION", str(tmp_path / "validation"))
+    monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", str(tmp_path / "sensor-checks"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 Does the checks that are missing in the results folder, in order of importance, and keeps the results of each at once:
 what does not fit into the time is done by the next call. Prints what was checked, what was found and whether it is as
-expected; ends with 0 if all that was done is. When V2, V4, V6 and V10 are there, they are kept as the validation of this
+expected; ends with 0 if all that was done is. When V2, V4, V6 and V10 are there, they are kept as the sensor check of this
 GPU's sensor (`bench.figures.sensors`). Agreement between counter and power shows that the software is right: both come from
 one sensor, so it says nothing about its gain.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.figures import sensors as validation
+from bench.figures import sensors
 from bench.figures.sensors import REQUIRED, Check
 from bench.files import read_json, write_json
 from bench.machine.environment import commit, torch_build
@@ -160,7 +160,7 @@ def validate(session, checks):
     facts = {f"{kind}_difference": figures["instant_difference"] for kind, figures in here["V4"]["figures"].items()}
     for name, rises in here.get("V9", {}).get("figures", {}).items():
         facts[name] = sorted(rises)[len(rises) // 2]
-    return validation.save(
+    return sensors.save(
         session.gpu,
         session.driver,
         lines,
@@ -239,8 +239,8 @@ def main():
     done = [line for entry in entries.values() for line in entry["lines"]]
     failed = [line["check"] for line in done if line["ok"] is False]
     if (kept := validate(session, checks)) is not None:
-        verdict = "passed" if validation.fresh(session.uuid, session.driver) else "not passed"
-        print(f"validation of this sensor: {verdict}, {kept}")
+        verdict = "passed" if sensors.fresh(session.uuid, session.driver) else "not passed"
+        print(f"check of this sensor: {verdict}, {kept}")
     print(f"results: {path}")
     print(f"{len(failed)} not as expected: {', '.join(failed)}" if failed else "All that was done is as expected.")
     return 1 if failed or not done else 0

@@ -54,7 +54,7 @@ def learned(table: Rows, loss: float) -> Rows:
     return [one | {"validation_loss": loss + 0.1 * float(one["repeat"]), "trained_steps": 103.0} for one in table]
 
 
-CLEAN = [*runs(), *runs(precision="bf16"), *runs(attention="math"), *runs(memory="checkpoint")]
+CLEAN = [*runs(), *runs(precision="bf16"), *runs(attention="math"), *runs(memory="recompute")]
 BAD = {"throttled", "shared", "input", "straggler", "communication", "memory to spare", "out of memory", "failures"}
 BAD |= {"repeats", "steadiness", "start-up", "next"}
 
@@ -112,21 +112,19 @@ def test_an_option_that_missed_the_target_is_no_gain() -> None:
 
 def test_what_costs_is_not_used_and_what_it_gives_is_told() -> None:
     less = {"peak_memory_bytes": 5e8}
-    advice = said(runs(), runs(0.75, memory="checkpoint", more=less))["memory"]
-    assert advice.sentence.startswith(
-        "Unless memory is short, stay with memory none: checkpoint takes 33 % more time ("
-    )
+    advice = said(runs(), runs(0.75, memory="recompute", more=less))["memory"]
+    assert advice.sentence.startswith("Unless memory is short, stay with memory none: recompute takes 33 % more time (")
     assert advice.sentence.endswith("for 50 % less memory.")
     assert advice.saving is None
 
 
 def test_memory_that_takes_no_time_is_free() -> None:
-    advice = said(runs(), runs(memory="checkpoint", more={"peak_memory_bytes": 5e8}))["memory"]
+    advice = said(runs(), runs(memory="recompute", more={"peak_memory_bytes": 5e8}))["memory"]
     assert (
         advice.sentence
-        == "Use memory checkpoint instead of none: it takes no visible time (5 % at most) and 50 % less memory."
+        == "Use memory recompute instead of none: it takes no visible time (5 % at most) and 50 % less memory."
     )
-    assert advice.action == "memory: checkpoint"
+    assert advice.action == "memory: recompute"
 
 
 def test_compiling_pays_after_some_steps() -> None:
@@ -337,7 +335,7 @@ def test_thin_evidence_makes_no_imperative(repeats: int, more: dict[str, Any], l
             [
                 *runs(**keep),
                 *runs(1.5, precision="bf16", **keep),
-                *runs(0.5, memory="checkpoint", **keep),
+                *runs(0.5, memory="recompute", **keep),
                 *runs(0.5, compile="default", **keep),
                 *runs(0.45, devices=2, **keep),
             ]
@@ -348,7 +346,7 @@ def test_thin_evidence_makes_no_imperative(repeats: int, more: dict[str, Any], l
     assert guesses["precision"].sentence.startswith(
         "It looks as if precision bf16 gains over fp32: the same work takes 33 % less time"
     )
-    assert guesses["memory"].sentence.startswith("It looks as if memory none is the better choice: checkpoint takes")
+    assert guesses["memory"].sentence.startswith("It looks as if memory none is the better choice: recompute takes")
     assert guesses["compile"].sentence.startswith("It looks as if compiling does not pay: default takes")
     assert guesses["devices"].sentence.startswith("It looks as if 2 devices cost more than they bring: they take 11 %")
     for one in guesses.values():
@@ -428,7 +426,7 @@ def claims(found: Iterable[Advice]) -> bool:
 @pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 150, marks=pytest.mark.slow)])
 def test_noise_alone_gives_no_gain(repeats: int, count: int) -> None:
     """Of clean executions with three configurations that are all the same, at most 5 % claim any gain."""
-    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "checkpoint"}, {}]
+    other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "recompute"}, {}]
     table = frame([one for spec in other for one in runs(repeats=repeats, noise=0, **spec)])
     random = np.random.default_rng(7)
     wrong = 0

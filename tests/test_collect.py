@@ -332,12 +332,12 @@ def test_a_result_without_phases_has_the_energy_of_the_run_alone(tmp_path: Path)
 
 def test_a_measurement_is_graded_and_a_failed_meter_is_told(tmp_path: Path) -> None:
     record = ended_well(tmp_path, everything(), on_gpus())
-    assert (record.quality, "meter_failed" in record.flags) == ("B", False)
+    assert (record.grade, "meter_failed" in record.flags) == ("B", False)
     (tmp_path / "exit.json").write_text(
         json.dumps(END | {"exitcode": 0, "sidecar_error": "the meter sidecar has died"})
     )
     again = collect(context(), on_gpus(), tmp_path)
-    assert (again.quality, "meter_failed" in again.flags) == ("C", True)
+    assert (again.grade, "meter_failed" in again.flags) == ("C", True)
 
 
 def test_a_rank_that_was_ended_by_a_signal_without_a_name_is_told(tmp_path: Path) -> None:

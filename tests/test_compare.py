@@ -298,9 +298,9 @@ def test_quality_after_unequal_training_is_not_compared() -> None:
 
 
 def test_what_else_may_make_a_difference_is_told() -> None:
-    busy = [row | {"flags": "noisy_host short_window", "quality": "C"} for row in runs(1, 3, 0.01, execution=OTHER)]
+    busy = [row | {"flags": "noisy_host short_window", "grade": "C"} for row in runs(1, 3, 0.01, execution=OTHER)]
     assert only(busy, runs(1, 3, 0.01)).doubts == ("the candidate alone has grade C and noisy_host",)
-    assert only(busy, [row | {"flags": "noisy_host", "quality": "C"} for row in runs(1, 3, 0.01)]).doubts == ()
+    assert only(busy, [row | {"flags": "noisy_host", "grade": "C"} for row in runs(1, 3, 0.01)]).doubts == ()
 
 
 def test_runs_that_are_left_out_are_counted() -> None:

@@ -246,7 +246,7 @@ def test_the_gate_fails_a_slower_candidate_and_passes_others(store: Callable[...
 
 
 def test_doubts_stand_beside_a_failure(store: Callable[..., None]) -> None:
-    store(runs(), [row | {"flags": "noisy_host", "quality": "B"} for row in later(0.8)])
+    store(runs(), [row | {"flags": "noisy_host", "grade": "B"} for row in later(0.8)])
     assert "is < 0.97; the candidate alone has noisy_host" in gate(1)
 
 

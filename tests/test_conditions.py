@@ -25,7 +25,7 @@ from bench.meters.conditions import (
     used_by_run,
 )
 from bench.meters.nvml import NvmlMeter
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.record import GpuConditions
 from tests.fake_nvml import fake_gpu, install
 
@@ -41,7 +41,7 @@ def facts_in(folder):
 
 def events(
     monkeypatch: pytest.MonkeyPatch, gpu: dict[str, Any], seconds: int = 20, root: int | None = None
-) -> list[Row]:
+) -> list[Reading]:
     """Rows of the GPU's conditions, read once a second from SINCE on."""
     nvml, now = install(monkeypatch, gpu), [0]
     monkeypatch.setattr("bench.meters.nvml.time.monotonic_ns", lambda: now[0])
@@ -63,8 +63,8 @@ def around(
     return GpuConditions.model_validate_json(found.model_dump_json())
 
 
-def fact(t: float, device: str = "GPU-0", **facts: Any) -> Row:
-    return Row(t_ns=round(t * S), wall_ns=1, device=device, event=EVENT, message=json.dumps(facts))
+def fact(t: float, device: str = "GPU-0", **facts: Any) -> Reading:
+    return Reading(t_ns=round(t * S), wall_ns=1, device=device, event=EVENT, message=json.dumps(facts))
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_counter_that_starts_again_is_not_negative() -> None:
 
 
 def test_events_of_other_devices_and_other_kinds_do_not_count() -> None:
-    other = Row(t_ns=2 * S, wall_ns=1, device="GPU-0", event="error", message="lost")
+    other = Reading(t_ns=2 * S, wall_ns=1, device="GPU-0", event="error", message="lost")
     rows = [fact(1, "GPU-1", temperature=90), other, fact(3, temperature=40)]
     assert gpu_conditions(rows, "GPU-0", 0, 4 * S).temperature_celsius_max == 40
 
@@ -238,7 +238,7 @@ def test_a_host_without_facts_has_no_row(tmp_path: Path) -> None:
     assert Trace([row]).devices == []  # an event, no reading of energy
 
 
-def host(t: float, **facts: float) -> Row:
+def host(t: float, **facts: float) -> Reading:
     return fact(t, HOST, **facts)
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.record import RunRecord
-from bench.workloads.base import Sampler, chances, training_batches
+from bench.workloads.base import SampleOrder, chances, training_batches
 from bench.workloads.decoder_lm import DecoderLM
 from bench.workloads.encoder import CLS, MASK, Encoder
 from bench.workloads.image_classification import ImageClassification, Images
@@ -128,7 +128,7 @@ def test_a_mix_over_much_text_is_drawn_quickly() -> None:
         torch.tensor([1 << 25, (1 << 25) - 128]).double(),
         torch.tensor([0.5, 0.5]),
     )
-    sampler = iter(Sampler(windows, 64, 0))
+    sampler = iter(SampleOrder(windows, 64, 0))
     next(sampler)
     began = time.monotonic()
     for indices, _ in islice(sampler, 100):

@@ -268,7 +268,7 @@ def test_the_estimate_is_made_in_a_process_of_its_own(monkeypatch: pytest.Monkey
     assert finding.state == "ok", finding
     assert " by " in finding.detail
     assert "a model, labelled estimated" in finding.detail
-    assert finding.values["power_estimated_watts_dram"] > 0
+    assert finding.values["power_watts_dram_estimated"] > 0
     assert (Path.cwd(), os.environ.get("HOME")) == (tmp_path, home)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(doctor, "ESTIMATE_SECONDS", 0.01)

@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
     "bf16_params": {"precision": "bf16_params"},
-    "checkpoint": {"memory": "checkpoint"},
+    "recompute": {"memory": "recompute"},
     "selective": {"memory": {"name": "selective", "every": 1, "policy": "save_products"}},
     "accumulation": {"gradient_accumulation_steps": 2, "batch_size_per_device": 1},
     "sgd": {"optimizer": "sgd", "batch_size_per_device": 16},
@@ -110,8 +110,8 @@ def test_activations_follow_what_is_done_about_them() -> None:
     assert activations(precision="bf16") < 0.8 * plain
     assert activations(attention="math") > 1.05 * plain  # holds the square of the sequence
     products = activations(memory={"name": "selective", "every": 1, "policy": "save_products"})
-    assert plain > products > activations(memory="checkpoint") > activations(memory="offload")
-    assert plain > activations(memory="selective") > activations(memory="checkpoint")
+    assert plain > products > activations(memory="recompute") > activations(memory="offload")
+    assert plain > activations(memory="selective") > activations(memory="recompute")
     assert activations(parallelism="pp", devices_per_node=2) == pytest.approx(plain / 2, rel=0.01)
 
 

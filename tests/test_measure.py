@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures.metrics import metrics
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.record import RunRecord
 from bench.run.collect import with_energy
 from bench.schema import RunSpec
@@ -102,7 +102,7 @@ def test_ten_seconds_are_within_half_a_percent_of_the_truth(powercap):
     assert {part.device.rpartition("/")[2] for part in record.idle} == set(by_device)
     assert {"partial_total", "gap", "window_too_short"}.isdisjoint(record.flags)
     assert {"exclusivity_unknown", "unvalidated_sensor", "short_window", "no_steps"} <= set(record.flags)
-    assert record.quality == "B"
+    assert record.grade == "B"
 
 
 @pytest.mark.slow
@@ -246,12 +246,12 @@ def test_gpus_that_a_command_does_not_use_are_counted_apart():
     """Of two GPUs a process of the command is seen on the first only; where none is seen all are taken for used."""
     uuids = [fake_gpu(number)["uuid"] for number in (0, 1)]
     rows = [
-        Row(t_ns=t * S // 10, wall_ns=1, source="nvml", component="gpu", device=uuid, energy_uj=t * (n + 1) * 10**7)
+        Reading(t_ns=t * S // 10, wall_ns=1, source="nvml", component="gpu", device=uuid, energy_uj=t * (n + 1) * 10**7)
         for t in range(101)
         for n, uuid in enumerate(uuids)
     ]
     seen = [
-        Row(t_ns=5 * S, wall_ns=1, source="nvml", component="gpu", device=uuid, event="conditions", message=message)
+        Reading(t_ns=5 * S, wall_ns=1, source="nvml", component="gpu", device=uuid, event="conditions", message=message)
         for uuid, message in zip(uuids, ['{"own":1,"foreign":0}', '{"own":0,"foreign":0}'], strict=True)
     ]
     spec = RunSpec(workload="command", workload_args={"argv": "train"}, device_type="cuda", devices_per_node=2)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.meters.replay import ReplayMeter
-from bench.meters.sampler import FLUSH_SECONDS, Sampler, make_meters
+from bench.meters.sampler import FLUSH_SECONDS, MeterLoop, make_meters
 from bench.meters.sidecar import Sidecar
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from tests.fake_nvml import environment, fake_gpu
 
 S = 1_000_000_000
@@ -29,7 +29,7 @@ class Counter:
     def read(self):
         self.reads += 1
         common = {"t_ns": time.monotonic_ns(), "wall_ns": 1, "source": self.source, "component": "cpu"}
-        return [Row(device="d", energy_uj=self.reads, **common)]
+        return [Reading(device="d", energy_uj=self.reads, **common)]
 
     def close(self):
         pass
@@ -53,7 +53,7 @@ def clock(monkeypatch):
 
 def test_gpus_are_read_ten_times_as_often(tmp_path, clock):
     meters = {"nvml": Counter(), "rapl": Counter("rapl"), "codecarbon": Counter("codecarbon", reason="not installed")}
-    sampler = Sampler(meters, 0.1)
+    sampler = MeterLoop(meters, 0.1)
     assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
     for i in range(1, 200):
         clock.append(100 + i / 50 + 0.001)
@@ -62,7 +62,7 @@ def test_gpus_are_read_ten_times_as_often(tmp_path, clock):
 
 
 def test_ticks_do_not_drift_and_missed_ones_are_left_out(tmp_path, clock):
-    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler = MeterLoop({"nvml": Counter()}, 0.1)
     sampler.obey(f"open {tmp_path}/a.jsonl")
     due = []
     for now in (100.13, 100.2, 100.57, 100.58, 100.61):
@@ -76,7 +76,7 @@ def test_ticks_do_not_drift_and_missed_ones_are_left_out(tmp_path, clock):
 
 def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler = MeterLoop({"nvml": Counter()}, 0.1)
     assert [sampler.obey(line) for line in (f"open {first}", f"open {second}", "close", "close")] == ["ok"] * 4
     rows = [Trace.read(path).rows for path in (first, second)]
     assert [[r.event or r.energy_uj for r in file] for file in rows] == [
@@ -89,19 +89,19 @@ def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_p
 
 def test_nothing_is_read_while_no_file_is_open():
     meter = Counter()
-    Sampler({"nvml": meter}, 0.1).tick(time.monotonic() + 5)
+    MeterLoop({"nvml": meter}, 0.1).tick(time.monotonic() + 5)
     assert meter.reads == 0
 
 
 @pytest.mark.parametrize("line", ["", "quit", "open", "open relative.jsonl", "open /nowhere/at/all.jsonl"])
 def test_a_wrong_command_is_answered_and_changes_nothing(line, tmp_path):
-    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler = MeterLoop({"nvml": Counter()}, 0.1)
     assert sampler.obey(line).startswith("error: ")
     assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
 
 
 def test_a_meter_that_raises_does_not_cost_the_others(tmp_path):
-    sampler = Sampler({"nvml": Broken(), "rapl": Counter("rapl")}, 0.1)
+    sampler = MeterLoop({"nvml": Broken(), "rapl": Counter("rapl")}, 0.1)
     assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
     sampler.obey("close")
     trace = Trace.read(tmp_path / "a.jsonl")
@@ -110,7 +110,7 @@ def test_a_meter_that_raises_does_not_cost_the_others(tmp_path):
 
 
 def test_a_full_disk_is_told_and_survived(tmp_path, capfd):
-    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler = MeterLoop({"nvml": Counter()}, 0.1)
     assert "No space left" in sampler.obey("open /dev/full")
     for late in range(5):
         sampler.tick(time.monotonic() + 60 + late)
@@ -122,7 +122,7 @@ def test_a_full_disk_is_told_and_survived(tmp_path, capfd):
 def test_half_a_line_is_not_continued(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"t_ns":1,"wall')  # of a sidecar that was killed
-    sampler = Sampler({"nvml": Counter()}, 0.1)
+    sampler = MeterLoop({"nvml": Counter()}, 0.1)
     sampler.obey(f"open {path}")
     write = os.write
     with monkeypatch.context() as patch:
@@ -145,10 +145,10 @@ def test_unknown_meters_are_named():
 def test_a_recording_is_replayed_at_its_pace(tmp_path, monkeypatch):
     path = tmp_path / "recorded.jsonl"
     recorded = [
-        Row(t_ns=t * S, wall_ns=1, source="nvml", component="gpu", device="GPU-0", energy_uj=t * 300_000_000)
+        Reading(t_ns=t * S, wall_ns=1, source="nvml", component="gpu", device="GPU-0", energy_uj=t * 300_000_000)
         for t in range(5, 25)
     ]
-    path.write_text("".join(r.to_json() + "\n" for r in [*recorded, Row(t_ns=1, wall_ns=1, event="start")]))
+    path.write_text("".join(r.to_json() + "\n" for r in [*recorded, Reading(t_ns=1, wall_ns=1, event="start")]))
     now = [1000 * S]
     monkeypatch.setattr("bench.meters.replay.time.monotonic_ns", lambda: now[0])
     meter = ReplayMeter(path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.record import Provenance
 
 S = 1_000_000_000
@@ -17,7 +17,7 @@ S = 1_000_000_000
 def row(t, *, source="nvml", component="gpu", device="GPU-0", watts=None, **more):
     """A row at t seconds; joules as `energy`, watts as `watts`."""
     energy = more.pop("energy", None)
-    return Row(
+    return Reading(
         t_ns=round(t * S),
         wall_ns=more.pop("wall_ns", 1),
         source=source,
@@ -102,9 +102,9 @@ def test_adjacent_windows_add_up_to_the_microjoule(steps, cuts, kind):
             rows.append(_rapl(t, energy % 200_000_000_000, 200_000_000_000))
         elif kind == "counter":
             energy += size
-            rows.append(Row(t_ns=t, wall_ns=1, source="nvml", component="gpu", device="a", energy_uj=energy))
+            rows.append(Reading(t_ns=t, wall_ns=1, source="nvml", component="gpu", device="a", energy_uj=energy))
         else:
-            rows.append(Row(t_ns=t, wall_ns=1, source="nvml", component="gpu", device="a", power_mw=size // 1000))
+            rows.append(Reading(t_ns=t, wall_ns=1, source="nvml", component="gpu", device="a", power_mw=size // 1000))
     trace = Trace(rows)
     first, last = rows[0].t_ns, rows[-1].t_ns
     edges = sorted({first + (last - first) * cut // 10**6 for cut in cuts})
@@ -115,7 +115,7 @@ def test_adjacent_windows_add_up_to_the_microjoule(steps, cuts, kind):
 
 
 def _rapl(t, energy, wrap):
-    return Row(t_ns=t, wall_ns=1, source="rapl", component="cpu", device="z", energy_uj=energy, wrap_uj=wrap)
+    return Reading(t_ns=t, wall_ns=1, source="rapl", component="cpu", device="z", energy_uj=energy, wrap_uj=wrap)
 
 
 def test_the_property_above_does_compare_windows():
@@ -225,7 +225,7 @@ def test_a_gap_is_flagged_where_it_is():
 
 def test_failed_reads_are_flagged_from_one_percent_on():
     rows = sampled(lambda t: 300 * t, 60)
-    bad = [Row(t_ns=round(t * S), wall_ns=1, source="nvml", device="GPU-0", event="error") for t in (31, 32, 33)]
+    bad = [Reading(t_ns=round(t * S), wall_ns=1, source="nvml", device="GPU-0", event="error") for t in (31, 32, 33)]
     assert one(Trace(rows + bad), 30, 40).flags == ["gap"]
     assert one(Trace(rows + bad), 1, 59).flags == []
     assert one(Trace(rows + [dataclasses.replace(b, device="GPU-1") for b in bad]), 30, 40).flags == []
@@ -320,7 +320,7 @@ def test_a_trace_survives_both_formats(tmp_path):
     rows = [
         row(1, energy=10, watts=300, wall_ns=2**62),
         row(2, source="rapl", component="dram", device="/z", energy=2**50 / 1e6, wrap_uj=2**60),
-        Row(t_ns=3 * S, wall_ns=5, event="error", source="nvml", device="GPU-0", message="GPU is lost, ü"),
+        Reading(t_ns=3 * S, wall_ns=5, event="error", source="nvml", device="GPU-0", message="GPU is lost, ü"),
     ]
     lines = tmp_path / "meters.jsonl"
     lines.write_text("".join(r.to_json() + "\n" for r in rows))
@@ -372,11 +372,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_wrong_row_cannot_be_made(change):
     values = {"t_ns": 1, "wall_ns": 1, "source": "nvml", "component": "gpu", "device": "a", "energy_uj": 1, **change}
     with pytest.raises(ValueError, match=r"must be whole numbers|a reading needs"):
-        Row.from_json(json.dumps(values))
+        Reading.from_json(json.dumps(values))
 
 
 def test_a_row_of_a_later_version_is_read():
     values = {"t_ns": 1, "wall_ns": 1, "source": "nvml", "component": "gpu", "device": "a", "energy_uj": 1, "sm_mhz": 3}
-    assert Row.from_json(json.dumps(values)).energy_uj == 1
+    assert Reading.from_json(json.dumps(values)).energy_uj == 1
     with pytest.raises(ValueError, match="not a row"):
-        Row.from_json('{"t_ns": 1}')
+        Reading.from_json('{"t_ns": 1}')

@@ -66,9 +66,9 @@ def test_throughput_counts_all_devices_and_micro_batches(devices: int, accumulat
 
 def test_measured_and_estimated_energy_are_never_added() -> None:
     found = metrics(rows.record(readings="me"))
-    assert found["energy_estimated_joules"] == pytest.approx(1.5 * found["energy_joules"])
+    assert found["energy_joules_estimated"] == pytest.approx(1.5 * found["energy_joules"])
     assert found["joules_per_sample"] == pytest.approx(found["energy_joules"] / 800)
-    assert found["joules_per_sample_estimated"] == pytest.approx(found["energy_estimated_joules"] / 800)
+    assert found["joules_per_sample_estimated"] == pytest.approx(found["energy_joules_estimated"] / 800)
     only_model = metrics(rows.record(readings="e"))
     assert "energy_joules" not in only_model
     assert "joules_per_sample" not in only_model
@@ -286,7 +286,7 @@ def test_phases_are_summed_by_name_and_startup_is_what_was_paid_before() -> None
     ]  # fmt: skip
     found = metrics(measured_with(rows.record(), phases=parts))
     assert (found["phase_steady_seconds"], found["phase_steady_energy_joules"]) == (20, 200)
-    assert (found["phase_probe_energy_joules"], found["phase_probe_energy_estimated_joules"]) == (2, 14)
+    assert (found["phase_probe_energy_joules"], found["phase_probe_energy_joules_estimated"]) == (2, 14)
     assert found["startup_seconds"] == 8
     assert "startup_energy_joules" not in found
     twice = [part("warmup", 0, 1, 10), part("warmup", 1, 3, 20), part("steady", 3, 9, 50)]
@@ -298,9 +298,9 @@ def test_energy_of_the_startup_that_lacks_a_component_is_absent() -> None:
     window = [reading(500, counter, "cpu", "p"), reading(50, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
     startup = [reading(100, counter, "cpu", "p"), reading(10, counter, "dram", "p:0"), *rows.energy(False, 1, 7)]
     found = metrics(measured_with(rows.record(), energy=window, startup=startup))
-    assert (found["startup_energy_joules"], found["startup_energy_estimated_joules"]) == (110, 7)
+    assert (found["startup_energy_joules"], found["startup_energy_joules_estimated"]) == (110, 7)
     found = metrics(measured_with(rows.record(), energy=window, startup=startup[1:]))
-    assert ("startup_energy_joules" in found, found["startup_energy_estimated_joules"]) == (False, 7)
+    assert ("startup_energy_joules" in found, found["startup_energy_joules_estimated"]) == (False, 7)
 
 
 def test_the_slowest_rank_is_told_against_the_others() -> None:
@@ -367,7 +367,7 @@ def test_a_sum_over_every_pair_of_labels_never_gets_better() -> None:
             found = metrics(measured_with(rows.record(), energy=parts))
             measured = [p for p in parts if p.provenance.measured]
             assert found.get("energy_joules", 0) == sum(p.energy_joules for p in measured)
-            assert found.get("energy_estimated_joules", 0) == 3 - sum(p.energy_joules for p in measured)
+            assert found.get("energy_joules_estimated", 0) == 3 - sum(p.energy_joules for p in measured)
             shown = labels(measured_with(rows.record(), energy=parts))["energy_provenance"]
             known = [p.provenance for p in measured] or [first, second]
             assert shown == str(max(known, key=order.index))
@@ -377,23 +377,23 @@ def test_a_sum_over_every_pair_of_labels_never_gets_better() -> None:
 
 
 def test_another_place_changes_carbon_cost_and_grade_and_nothing_that_was_measured() -> None:
-    record = rows.record(readings="m").model_copy(update={"flags": ["pue_unknown"], "quality": "B", "carbon": None})
+    record = rows.record(readings="m").model_copy(update={"flags": ["pue_unknown"], "grade": "B", "carbon": None})
     found = recost(record, Site(region="FR", pue=1.2, usd_per_kwh=0.5))
-    assert (found.flags, found.quality) == ([], "A")
+    assert (found.flags, found.grade) == ([], "A")
     assert found.carbon is not None
     assert found.carbon.emissions_kg == pytest.approx(100 / 3.6e6 * 1.2 * intensity("FR").kg_per_kwh)
     assert found.cost is not None
     assert found.cost.cost_usd == pytest.approx(100 / 3.6e6 * 1.2 * 0.5)
     nowhere = recost(found, Site())
-    assert (nowhere.carbon, nowhere.cost, nowhere.flags, nowhere.quality) == (None, None, [], "A")
+    assert (nowhere.carbon, nowhere.cost, nowhere.flags, nowhere.grade) == (None, None, [], "A")
     for site in (Site(region="FR"), Site(usd_per_kwh=0.5)):
         again = recost(found, site)
-        assert (again.flags, again.quality) == (["pue_unknown"], "B")
+        assert (again.flags, again.grade) == (["pue_unknown"], "B")
     assert recost(recost(record, Site(region="FR")), Site(region="FR")).flags == ["pue_unknown"]
     assert found.measurement == record.measurement
-    worse = recost(record.model_copy(update={"flags": ["gap"], "quality": "C"}), Site(region="FR"))
-    assert (worse.flags, worse.quality) == (["gap", "pue_unknown"], "C")
-    assert recost(rows.record(status=Status.FAILED), Site(region="FR")).quality is None
+    worse = recost(record.model_copy(update={"flags": ["gap"], "grade": "C"}), Site(region="FR"))
+    assert (worse.flags, worse.grade) == (["gap", "pue_unknown"], "C")
+    assert recost(rows.record(status=Status.FAILED), Site(region="FR")).grade is None
     with pytest.raises(ValueError, match="is not known"):
         recost(record, Site(region="XX"))
 

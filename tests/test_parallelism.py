@@ -358,7 +358,7 @@ ODD = {"workload_args": ARGS | {"layers": 1, "hidden": 48, "heads": 3, "sequence
             "16",
         ),
         (2, "tp", {"compile": "eager", "finetune": "lora"}, "with finetune lora"),
-        (2, "tp", {"compile": "default", "memory": "checkpoint"}, "with memory checkpoint"),
+        (2, "tp", {"compile": "default", "memory": "recompute"}, "with memory recompute"),
         (2, "pp", ODD, "1 layers cannot be dealt out to 2 stages"),
         (2, {"name": "pp", "schedule": "zigzag"}, {}, "not zigzag"),
         (2, {"name": "pp", "microbatches": 3}, {}, "8 samples cannot be cut into 3"),

@@ -221,36 +221,36 @@ def test_time_energy_carbon_and_cost_share_one_draw() -> None:
     option = Plan(question(devices=(64,))).options[0]
     assert option.cost_usd is not None
     assert option.facility_energy_joules is not None
-    assert option.energy_estimated_joules is not None
+    assert option.energy_joules_estimated is not None
     assert option.emissions_kg is not None
     for bound in ("low", "value", "high"):
         seconds, usd = getattr(option.duration_seconds, bound), getattr(option.cost_usd, bound)
         assert usd == pytest.approx(64 * seconds / 3600 * 2.2)
         facility = getattr(option.facility_energy_joules, bound)
-        assert facility == pytest.approx(1.15 * getattr(option.energy_estimated_joules, bound))
+        assert facility == pytest.approx(1.15 * getattr(option.energy_joules_estimated, bound))
         assert getattr(option.emissions_kg, bound) == pytest.approx(facility / 3.6e6 * intensity("FR").kg_per_kwh)
     # Were time and power drawn apart, or the draws reversed, the width would differ from that of both together.
-    time, energy = option.duration_seconds, option.energy_estimated_joules
+    time, energy = option.duration_seconds, option.energy_joules_estimated
     assert time.high / time.low < energy.high / energy.low < 1.35 * time.high / time.low
 
 
 def test_power_of_a_node_follows_its_load() -> None:
-    given = Plan(question(speed=GivenSpeed(4e14), devices=(8,))).options[0].energy_estimated_joules
+    given = Plan(question(speed=GivenSpeed(4e14), devices=(8,))).options[0].energy_joules_estimated
     assert given is not None
     seconds = question().work.flops / (8 * 4e14)
     assert given.value == pytest.approx(8 * 700 * priors()["node_power"]["ratio"] * seconds, rel=0.01)
     plan = Plan(question(devices=(8, 512)))
     few, many = sorted(plan.options, key=lambda option: option.devices)
-    assert few.energy_estimated_joules is not None
-    assert many.energy_estimated_joules is not None
+    assert few.energy_joules_estimated is not None
+    assert many.energy_joules_estimated is not None
     load = (512 / 8) ** -GAMMA
     phi = priors()["node_power"]["phi"]
-    assert many.energy_estimated_joules.value / few.energy_estimated_joules.value == pytest.approx(
+    assert many.energy_joules_estimated.value / few.energy_joules_estimated.value == pytest.approx(
         (phi + (1 - phi) * load) / load, rel=0.01
     )
     alone = Plan(question(devices=(8,), watts=900.0)).options[0]
-    assert alone.energy_estimated_joules is not None
-    assert alone.energy_estimated_joules.value == pytest.approx(8 * 900 * alone.duration_seconds.value)
+    assert alone.energy_joules_estimated is not None
+    assert alone.energy_joules_estimated.value == pytest.approx(8 * 900 * alone.duration_seconds.value)
     assert "power_of_other_nodes" in Plan(question(device=find("L4"), speed=GivenSpeed(1e13))).options[0].flags
 
 
@@ -328,9 +328,9 @@ def test_costs_are_those_of_runs() -> None:
     for site in (Site(usd_per_device_hour=2.2), Site(pue=1.2, usd_capital_per_device_hour=1.5, usd_per_kwh=0.2)):
         option = Plan(question(speed=GivenSpeed(4e14), site=site, devices=(64,), watts=1000.0)).options[0]
         assert option.cost_usd is not None
-        assert option.energy_estimated_joules is not None
+        assert option.energy_joules_estimated is not None
         seconds = option.duration_seconds.value
-        reading = energy(False, seconds, option.energy_estimated_joules.value)
+        reading = energy(False, seconds, option.energy_joules_estimated.value)
         run = cost(site, 64, seconds, reading, [])
         assert run is not None
         assert option.cost_usd.value == pytest.approx(run.cost_usd)
@@ -342,7 +342,7 @@ def test_what_is_not_known_is_absent() -> None:
     assert option.cost_usd is None
     assert "pue_unknown" in option.flags
     bare = Plan(question(device=None, speed=GivenSpeed(1e14), site=Site(region="FR"))).options[0]
-    assert bare.energy_estimated_joules is None
+    assert bare.energy_joules_estimated is None
     assert bare.emissions_kg is None
     assert bare.model_flops_utilization is None
     assert Plan(question(device=None, speed=GivenSpeed(1e14))).regions(["FR"]) == []

@@ -92,7 +92,7 @@ def test_the_document_has_the_same_figures() -> None:
     assert [option["devices"] for option in found["options"]] == [64, 512, 8]
     best = found["options"][0]
     assert best["source"] == found["source"] == "published_prior"
-    for name in ("duration_seconds", "cost_usd", "energy_estimated_joules", "facility_energy_joules", "emissions_kg"):
+    for name in ("duration_seconds", "cost_usd", "energy_joules_estimated", "facility_energy_joules", "emissions_kg"):
         assert 0 < best[f"{name}_low"] < best[name] < best[f"{name}_high"]
     assert best["cost_usd"] == pytest.approx(best["device_hours"] * 2.2)
     assert found["interval_level"] == 0.8

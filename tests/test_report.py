@@ -30,7 +30,7 @@ OTHER = "20260103T030405-bbbb"
 
 
 def priced(record: RunRecord, site: Site) -> RunRecord:
-    return recost(record, site).model_copy(update={"quality": "B"})
+    return recost(record, site).model_copy(update={"grade": "B"})
 
 
 def new_store(folder: Path) -> str:
@@ -113,8 +113,8 @@ def test_what_is_not_given_stays(store: str) -> None:
 
 def test_the_grade_follows_the_flags(store: str) -> None:
     where = ["--store", store, "--execution", OTHER]
-    assert {run["quality"] for run in document(*where)["runs"]} == {"B"}
-    assert {run["quality"] for run in document(*where, "--pue", "1.2")["runs"]} == {"A"}
+    assert {run["grade"] for run in document(*where)["runs"]} == {"B"}
+    assert {run["grade"] for run in document(*where, "--pue", "1.2")["runs"]} == {"A"}
 
 
 def test_the_factors_in_words(store: str) -> None:

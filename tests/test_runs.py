@@ -15,7 +15,7 @@ from analytics.frame import frame
 from app import onerun
 from app import runs as listed
 from app.charts import runs as charts
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.record import Quality, Status
 from bench.store import artifacts as stored
 from tests import rows
@@ -122,7 +122,7 @@ def test_order_has_the_unknown_last() -> None:
 def test_headings_have_units_and_mark_estimates() -> None:
     assert listed.title("step_seconds_p95") == "step_seconds_p95 [s]"
     assert listed.title("joules_per_token") == "joules_per_token [J/token]"
-    assert listed.title("energy_estimated_joules_cpu") == "~ energy_estimated_joules_cpu [J]"
+    assert listed.title("energy_joules_cpu_estimated") == "~ energy_joules_cpu_estimated [J]"
     assert listed.title("emissions_kg_per_million_tokens").endswith("[g CO2e/million tokens]")
     assert listed.title("samples_per_second") == "Samples/s"
     assert listed.unit("flops_per_second_per_device") == (1e-9, "GFLOP/s")
@@ -171,8 +171,8 @@ def test_a_real_run_opened(recorded_uri: str) -> None:
     assert window[2] - window[1] == pytest.approx(one.record.measurement.window_seconds, rel=0.05)
     assert all("~ estimated, codecarbon" in name for name in one.power)
     table = onerun.provenance(df, run, one.record).set_index("Figure")
-    assert table.loc["~ energy_estimated_joules [J]", "Comes from"] == "~ estimated_model"
-    assert table.loc["~ energy_estimated_joules [J]", "Covered [%]"] > 90
+    assert table.loc["~ energy_joules_estimated [J]", "Comes from"] == "~ estimated_model"
+    assert table.loc["~ energy_joules_estimated [J]", "Covered [%]"] > 90
     assert table.loc["Samples/s", "Comes from"] == "timed or counted in the run"
     assert table.loc["parameters", "Comes from"] == "counted from the model's shapes"
     assert len(onerun.readings(one.record)) == len(one.record.measurement.energy)
@@ -258,10 +258,10 @@ def test_a_record_with_a_time_that_is_no_time() -> None:
 
 def test_a_long_trace_is_thinned_before_it_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(onerun, "Row", lambda **values: made.append(values) or Row(**values))
+    monkeypatch.setattr(onerun, "Reading", lambda **values: made.append(values) or Reading(**values))
     names = ["a", "b", "c", "d"] * 2500
     about: dict[str, Any] = {"wall_ns": 0, "source": "nvml", "component": "gpu", "power_mw": 7000}
-    Trace(Row(t_ns=t, device=name, **about) for t, name in enumerate(names)).write_parquet(tmp_path / "x")
+    Trace(Reading(t_ns=t, device=name, **about) for t, name in enumerate(names)).write_parquet(tmp_path / "x")
     files = {"meters-0.parquet": (tmp_path / "x").read_bytes()}
     monkeypatch.setattr(onerun, "KEPT_ROWS", 1000)
     power = onerun.opened(files).power
@@ -331,9 +331,9 @@ def test_an_error_of_an_estimate_is_no_estimate() -> None:
 
 
 def test_of_two_sources_of_one_device_the_named_one_is_drawn(tmp_path: Path) -> None:
-    def reading(source: Any, watts: int, second: int, device: str = "GPU-1") -> Row:
+    def reading(source: Any, watts: int, second: int, device: str = "GPU-1") -> Reading:
         about = {"source": source, "component": "gpu", "device": device}
-        return Row(t_ns=second * 10**9, wall_ns=0, power_mw=1000 * watts, **about)
+        return Reading(t_ns=second * 10**9, wall_ns=0, power_mw=1000 * watts, **about)
 
     given = [reading("nvml", 300, t) for t in range(5)] + [reading("codecarbon", 7, t) for t in range(5)]
     given += [reading("nvml", 100, t, "GPU-2") for t in range(3000)]
@@ -386,7 +386,7 @@ def test_power_chart_shades_the_window_and_escapes_names() -> None:
 
 def test_phases_chart_keeps_measured_and_estimated_apart() -> None:
     phases = pd.DataFrame({"phase": ["start", "steady", "start"], "seconds": [1.0, 8.0, 1.0]})
-    phases = phases.assign(energy_joules=[None, None, None], energy_estimated_joules=[0.0, 30.0, 10.0])
+    phases = phases.assign(energy_joules=[None, None, None], energy_joules_estimated=[0.0, 30.0, 10.0])
     figure = charts.phases_chart(phases.astype({"energy_joules": "float64"}))
     assert {trace.name: list(trace.x) for trace in figure.data} == {"start": [20, 25], "measured window": [80, 75]}
     assert list(figure.data[0].y) == ["time", "~ energy, estimated"]

@@ -142,7 +142,7 @@ def test_hostile_text_is_never_markup(open_page: Open) -> None:
     given: list[Any] = []
     for index, evil in enumerate(EVIL):
         over = dict.fromkeys(("label", "suite", "host", "device_name", "precision", "flags", "error_message"), evil)
-        over |= {"workload_args.preset": evil, "execution": evil, "emissions_basis": evil, "quality": evil}
+        over |= {"workload_args.preset": evil, "execution": evil, "emissions_basis": evil, "grade": evil}
         over |= {"energy_provenance": evil, "energy_missing": evil, "cost_basis": evil, "error_type": evil, evil: 1.0}
         given += [rows.make(repeat=index) | over, rows.make(2, repeat=index) | over]
     for query in (

@@ -105,7 +105,7 @@ def test_what_cannot_run_is_never_launched_and_told_with_its_reason(tmp_path: Pa
 def failing(recorded: Recorded, fails: Any, **row: Any) -> Any:
     def run(specs: Sequence[RunSpec], number: int, stage: str) -> list[dict[str, Any]]:
         rows = recorded(specs, number, stage)
-        keep = ("run_id", "execution", "duration_seconds", "run_energy_estimated_joules", "repeat", "started_at")
+        keep = ("run_id", "execution", "duration_seconds", "run_energy_joules_estimated", "repeat", "started_at")
         asked_of = [{name: value for name, value in r.items() if name in keep} | row for r in rows]
         return [bad if fails(spec) else good for bad, good, spec in zip(asked_of, rows, specs, strict=True)]
 

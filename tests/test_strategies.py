@@ -63,7 +63,7 @@ def saved_bytes(made: Parts) -> int:
 
 
 CHANGES: dict[str, Callable[[Parts], None]] = {
-    "checkpoint": memory.checkpoint,
+    "recompute": memory.recompute,
     "selective": memory.selective,
     "selective products": lambda made: memory.selective(made, every=1, policy="save_products"),
     "offload": lambda made: memory.put_around(made.blocks, memory.through_host),
@@ -88,18 +88,18 @@ def test_memory_changes_neither_loss_nor_gradients_nor_names(
 
 def test_memory_is_saved_in_the_order_of_the_work_that_is_done_again() -> None:
     held = {}
-    for name in ("none", "selective", "checkpoint"):
+    for name in ("none", "selective", "recompute"):
         made = parts()
         if name in CHANGES:
             CHANGES[name](made)
         held[name] = saved_bytes(made)
-    assert held["none"] > held["selective"] > held["checkpoint"]
-    assert held["checkpoint"] < held["none"] / 4
+    assert held["none"] > held["selective"] > held["recompute"]
+    assert held["recompute"] < held["none"] / 4
 
 
 def test_recomputation_is_of_a_copy_of_a_model_too() -> None:
     made = parts()
-    memory.checkpoint(made)
+    memory.recompute(made)
     copied = copy.deepcopy(made.model)
     with torch.no_grad():
         for p in made.model.parameters():
@@ -115,7 +115,7 @@ def test_dropout_is_the_same_when_it_is_computed_again() -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
     plain = copy.deepcopy(made.model)
-    memory.checkpoint(made)
+    memory.recompute(made)
     for model in (plain, made.model):
         torch.manual_seed(1)
         made.workload.loss(model.train(), batch(made)).backward()
@@ -162,8 +162,8 @@ def refused(what: Callable[[], Any], reason: str) -> None:
 
 def test_memory_refuses_what_makes_no_sense() -> None:
     flat = Flat()
-    flat_parts = Parts(spec(memory="checkpoint"), CPU, flat, flat.build(), Precision())
-    refused(lambda: memory.checkpoint(flat_parts), "works on repeated layers")
+    flat_parts = Parts(spec(memory="recompute"), CPU, flat, flat.build(), Precision())
+    refused(lambda: memory.recompute(flat_parts), "works on repeated layers")
     refused(lambda: memory.offload(parts()), "on a CPU they are there already")
     refused(lambda: memory.offload(parts(torch.device("cuda"), compile="default")), "use compile eager")
     refused(lambda: memory.selective(parts(), every=0), "from 1 to the number of blocks, 3")
@@ -379,7 +379,7 @@ def test_compile_is_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) 
     for fields, reason in (
         ({"gradient_accumulation_steps": 2}, "one micro-batch a step"),
         ({"parallelism": "fsdp2"}, "not fsdp2"),
-        ({"memory": "checkpoint"}, "cannot capture memory checkpoint"),
+        ({"memory": "recompute"}, "cannot capture memory recompute"),
     ):
         made = parts(torch.device("cuda"), compile="cuda_graphs", **fields)
         refused(lambda made=made: graph.cuda_graphs(made, Whole(made)), reason)
@@ -426,7 +426,7 @@ defaults:
   meters: []
 include:
   - {}
-  - {memory: checkpoint, attention: math, devices: 2}
+  - {memory: recompute, attention: math, devices: 2}
   - {precision: bf16_params, optimizer: {name: sgd, learning_rate: 0.01, nesterov: true}}
   - {memory: offload}
   - {compile: cuda_graphs}
@@ -450,16 +450,16 @@ def test_strategies_in_runs(tmp_path: Any) -> None:
     records = [RunRecord.model_validate_json(p.read_text()) for p in tmp_path.glob("runs/*/*/*/record.json")]
     by_order = sorted(records, key=lambda record: record.started_at)
     assert len(by_order) == 7, done.stderr
-    plain, checkpoint, stored, offload, graphs, largest, none = by_order
-    for record in (plain, checkpoint, stored, largest):
+    plain, recompute, stored, offload, graphs, largest, none = by_order
+    for record in (plain, recompute, stored, largest):
         assert record.status is Status.OK, record.error
         assert record.measurement is not None
         assert record.measurement.memory_estimated_bytes is not None
         assert record.measurement.compile_seconds is None
     assert plain.measurement is not None
-    assert checkpoint.measurement is not None
-    assert plain.measurement.loss_first == pytest.approx(checkpoint.measurement.loss_first, abs=0.1)
-    assert checkpoint.measurement.memory_estimated_bytes < plain.measurement.memory_estimated_bytes
+    assert recompute.measurement is not None
+    assert plain.measurement.loss_first == pytest.approx(recompute.measurement.loss_first, abs=0.1)
+    assert recompute.measurement.memory_estimated_bytes < plain.measurement.memory_estimated_bytes
     assert (offload.status, graphs.status) == (Status.SKIPPED, Status.SKIPPED)
     assert largest.measurement is not None
     found = largest.measurement.batch_size_per_device

@@ -203,7 +203,7 @@ def tried() -> Rows:
     given = [rows.make(preset=p, batch=b) | room for p in ("tiny", "small") for b in (8, 16)]
     full = {"status": "out_of_memory", "error_message": "no room", "attempted_bytes": 8e9, "peak_memory_bytes": None}
     given += [rows.make(preset="small", batch=16, repeat=1, status=Status.FAILED) | room | full]
-    given += [rows.make(preset="small", batch=32, status=Status.FAILED, memory="checkpoint") | room]
+    given += [rows.make(preset="small", batch=32, status=Status.FAILED, memory="recompute") | room]
     return given
 
 
@@ -214,7 +214,7 @@ def test_memory_map() -> None:
         ["plain", "preset=tiny", 16, "fits", 1, 1],
         ["plain", "preset=small", 8, "fits", 1, 1],
         ["plain", "preset=small", 16, "out of memory", 1, 2],
-        ["checkpoint", "preset=small", 32, "failed", 1, 1],
+        ["recompute", "preset=small", 32, "failed", 1, 1],
     ]
     assert found["share"].tolist()[0] == 0.25
     assert found["parameters"].notna().all(), "a run that failed is as large as those that did not"
@@ -254,7 +254,7 @@ def test_memory_chart() -> None:
     assert heads == [
         "plain · preset=tiny, 167 k parameters",
         "plain · preset=small, 667 k parameters",
-        "checkpoint · preset=small, 667 k parameters",
+        "recompute · preset=small, 667 k parameters",
     ]
 
 

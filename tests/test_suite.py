@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.schema import Choice, Gpu, Machine, RunSpec, Site
-from bench.suites.expand import Plan, expand, only
+from bench.suites.expand import Expansion, expand, only
 from bench.suites.load import SuiteError, load_suite, override, with_site
 from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
 
@@ -37,7 +37,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def made(folder: Path, machine: Machine = CPU, defaults: dict[str, Any] | None = None, **fields: Any) -> Plan:
+def made(folder: Path, machine: Machine = CPU, defaults: dict[str, Any] | None = None, **fields: Any) -> Expansion:
     import yaml
 
     suite = {"name": "s", "defaults": BASE if defaults is None else defaults, **fields}
@@ -466,7 +466,7 @@ def test_shared_copies_of_a_model_share_its_samples() -> None:
 CHAIN = [{"needs": "b"}, {"saves": "b", "needs": "a", "seed": 5}, {"precision": "bf16"}, {"saves": "a"}]
 
 
-def places(plan: Plan) -> list[tuple[str, int]]:
+def places(plan: Expansion) -> list[tuple[str, int]]:
     return [(run.saves or run.needs or run.precision.name, run.repeat) for run in plan.runs]
 
 

@@ -99,7 +99,7 @@ def test_what_compiling_took_is_what_the_first_steps_took_more() -> None:
 def test_precision_changes_the_model_before_it_is_counted_and_wrapped() -> None:
     from bench.train.trainer import build
 
-    trainer = build(spec(precision="bf16_params", memory="checkpoint", parallelism="ddp"), CPU, None)
+    trainer = build(spec(precision="bf16_params", memory="recompute", parallelism="ddp"), CPU, None)
     assert {p.dtype for p in trainer.parallel.module.parameters()} == {torch.bfloat16}
     trainer.step()
     assert {type(g).__name__ for g in trainer.optimizer.param_groups} == {"dict"}
@@ -176,7 +176,7 @@ def test_recomputed_blocks_can_be_sharded_and_keep_their_names() -> None:
     from bench.train.trainer import build
 
     plain = build(spec(precision="bf16"), CPU, None)
-    cut = build(spec(precision="bf16", memory="checkpoint"), CPU, None)
+    cut = build(spec(precision="bf16", memory="recompute"), CPU, None)
     mesh = init_device_mesh("cpu", (1,))
     for block in cut.parts.blocks:
         fully_shard(block, mesh=mesh)

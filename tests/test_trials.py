@@ -22,7 +22,7 @@ from bench.run.trials import _execution, open_trials
 from bench.schema import RunSpec, Site, Suite
 from bench.store.progress import Flight, in_flight
 from bench.store.tracker import flights, load, searches
-from bench.suites.expand import Plan
+from bench.suites.expand import Expansion
 from tests import rows
 
 STUDY = "look-0a1b2c3d"
@@ -70,7 +70,7 @@ def test_a_run_that_is_skipped_belongs_to_its_trial_too() -> None:
 
 
 def test_each_worker_has_an_execution_and_goes_on_with_it(tmp_path: Path) -> None:
-    plan, facts = Plan(LOOK, [spec()]), rows.environment()
+    plan, facts = Expansion(LOOK, [spec()]), rows.environment()
 
     def opened(stack: ExitStack, study: str = STUDY, host: Any = facts) -> Any:
         return _execution(stack, tmp_path / "runs" / "look", plan, study, host)

@@ -217,7 +217,7 @@ def test_a_local_checkpoint(case: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     name, args, *_ = CASES[case]
     kept = {k: v for k, v in args.items() if k not in ("preset", "patch_size", "layers", "hidden")}
-    work = registry.load("workload", name)(kept | {"checkpoint": str(tmp_path / "saved")})
+    work = registry.load("workload", name)(kept | {"pretrained": str(tmp_path / "saved")})
     batch = first.validation.__getitems__(range(4))
     with torch.no_grad():
         wanted = first.logits(model.eval(), batch)
@@ -233,14 +233,14 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     args = registry.load("workload", "decoder_lm").Args
     for folder, part in {"none": "no such folder", ".": r"has no config.json with \*.safetensors"}.items():
         with pytest.raises(ValidationError, match=part):
-            args.model_validate({"checkpoint": str(tmp_path / folder)})
+            args.model_validate({"pretrained": str(tmp_path / folder)})
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValidationError, match="unknown architecture 'bert'"):
-        args.model_validate({"checkpoint": str(tmp_path)})
+        args.model_validate({"pretrained": str(tmp_path)})
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValidationError, match="a checkpoint has its own shape: leave layers out"):
-        args.model_validate({"checkpoint": str(tmp_path), "layers": 2})
+    with pytest.raises(ValidationError, match="a pretrained model has its own shape: leave layers out"):
+        args.model_validate({"pretrained": str(tmp_path), "layers": 2})
 
 
 def test_fields_of_a_configuration_are_read_without_importing_it() -> None:
@@ -307,7 +307,7 @@ def classes(name: str) -> list[tuple[str, str]]:
         ("image_classification", {"preset": "tiny", "data": "cifar"}, "no data 'cifar'"),
         ("image_classification", {"preset": "tiny", "classes": 5}, "classes may be chosen for synthetic data"),
         ("recommender", {"data": "movielens"}, "only synthetic data"),
-        ("recommender", {"checkpoint": "x"}, "checkpoints are for models of transformers"),
+        ("recommender", {"pretrained": "x"}, "pretrained weights are for models of transformers"),
         ("text_cnn", {"widths": "3,x"}, "give widths as whole numbers"),
         ("lstm_lm", {"preset": "huge"}, "unknown preset 'huge'"),
     ],

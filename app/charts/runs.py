@@ -94,7 +94,7 @@ def memory_chart(peaks: Sequence[int], expected: int | None = None, limit: float
 def phases_chart(phases: pd.DataFrame) -> go.Figure:
     """Draw where time and energy went, in percent of the run, a bar each, phases told apart by colour and pattern."""
     figure = go.Figure(layout=frame(300) | {"barmode": "stack"})
-    titles = {"seconds": "time", "energy_joules": "energy, measured", "energy_estimated_joules": "~ energy, estimated"}
+    titles = {"seconds": "time", "energy_joules": "energy, measured", "energy_joules_estimated": "~ energy, estimated"}
     shown = {name: title for name, title in titles.items() if phases[name].notna().any()}
     sums = phases.groupby("phase", sort=False)[list(shown)].sum()
     for index, (phase, values) in enumerate(sums.iterrows()):

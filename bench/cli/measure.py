@@ -176,7 +176,7 @@ def lines(record: RunRecord) -> list[str]:
     if len(phases) > 1 and known.get("steps"):
         told = [f"{name.removeprefix('phase_').removesuffix('_seconds')} {number(known[name])} s" for name in phases]
         out.append(f"  phases: {', '.join(told)}")
-    if record.quality is not None:
-        out.append(f"  quality {record.quality}")
+    if record.grade is not None:
+        out.append(f"  grade {record.grade}")
         out += [f"    {flag}: {meaning(flag)}" for flag in record.flags]
     return out

@@ -13,7 +13,7 @@ import click
 from analytics.amounts import counts
 from bench.cli import fail
 from bench.schema import Machine
-from bench.suites.expand import Plan, expand, only
+from bench.suites.expand import Expansion, expand, only
 from bench.suites.load import SITE_OPTIONS, SuiteError, load_suite, override, with_site
 from bench.suites.publish import publishable
 
@@ -132,8 +132,8 @@ class Asked:
     """A suite as the command line asks for it: for this machine, whole and narrowed down."""
 
     machine: Machine
-    plan: Plan
-    narrowed: Plan
+    plan: Expansion
+    narrowed: Expansion
 
 
 def read_suite(

@@ -65,6 +65,6 @@ def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None)
             "carbon": carbon(record.energy, site, gpus, factor),
             "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
             "flags": sorted(flags),
-            "quality": grade(flags) if record.quality is not None else None,
+            "grade": grade(flags) if record.grade is not None else None,
         }
     )

@@ -112,7 +112,7 @@ def judge(record: RunRecord, site: Site, *, meter_failed: bool) -> RunRecord:
     if meter_failed:
         flags.add("meter_failed")
     flags |= site_flags(site)
-    return record.model_copy(update={"flags": sorted(flags), "quality": grade(flags)})
+    return record.model_copy(update={"flags": sorted(flags), "grade": grade(flags)})
 
 
 def _energy_flags(record: RunRecord) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 `row(record)` is what everyone else reads: one flat mapping a run, whose keys are the columns of the DataFrame. Its three
 parts are `parameters` (what was asked), `metrics` (numbers) and `labels` (text about the numbers). Absent figures have no
-key. Measured energy (`energy_joules`) and the model's figure (`energy_estimated_joules`) are never added.
+key. Measured energy (`energy_joules`) and the model's figure (`energy_joules_estimated`) are never added.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TEXT_COLUMNS = (
     "cost_basis",
     "region",
     "flags",
-    "quality",
+    "grade",
     "energy_total",
     "straggler_device",
     "error_type",
@@ -222,20 +222,20 @@ def _energy(record: RunRecord, measured: Measurement) -> dict[str, float]:
     """
     out: dict[str, float] = {}
     hardware, model = split_energy(measured.energy)
-    for readings, tag in ((hardware, ""), (model, "estimated_")):
+    for readings, tag in ((hardware, ""), (model, "_estimated")):
         if not readings:
             continue
         joules = sum(r.energy_joules for r in readings)
         watts = sum(r.energy_joules / r.seconds for r in readings)
-        out[f"energy_{tag}joules"] = joules
-        out[f"power_{tag}watts"] = watts
+        out[f"energy_joules{tag}"] = joules
+        out[f"power_watts{tag}"] = watts
         whole = watts * measured.window_seconds
         for unit, count in (("sample", measured.samples), ("token", measured.tokens)):
             if count is not None:
-                out[f"joules_per_{unit}_estimated" if tag else f"joules_per_{unit}"] = whole / count
+                out[f"joules_per_{unit}{tag}"] = whole / count
         for component in {r.component for r in readings}:
             part = sum(r.energy_joules for r in readings if r.component == component)
-            out[f"energy_{tag}joules_{component}"] = part
+            out[f"energy_joules_{component}{tag}"] = part
     if hardware:
         out["energy_systematic_joules"] = systematic(hardware)
         above = _above_idle(record, hardware)
@@ -272,21 +272,19 @@ def _phases(measured: Measurement) -> dict[str, float]:
     out: dict[str, float] = {}
     for phase in measured.phases:
         sums = {f"phase_{phase.name}_seconds": phase.seconds}
-        for readings, tag in zip(split_energy(phase.energy), ("energy", "energy_estimated"), strict=True):
+        for readings, tag in zip(split_energy(phase.energy), ("", "_estimated"), strict=True):
             if readings:
-                sums[f"phase_{phase.name}_{tag}_joules"] = sum(r.energy_joules for r in readings)
+                sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
     before = [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]
     if before:
         out["startup_seconds"] = sum(before)
-    pairs = zip(
-        split_energy(measured.startup), split_energy(measured.energy), ("energy", "energy_estimated"), strict=True
-    )
+    pairs = zip(split_energy(measured.startup), split_energy(measured.energy), ("", "_estimated"), strict=True)
     for readings, window, tag in pairs:
         known, wanted = ({(r.component, r.device) for r in some} for some in (readings, window))
         if known and known >= wanted:
-            out[f"startup_{tag}_joules"] = sum(r.energy_joules for r in readings)
+            out[f"startup_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     return out
 
 
@@ -296,9 +294,9 @@ def metrics(record: RunRecord) -> dict[str, float]:
     Raises ValueError where a figure is impossible (MFU above 1): then an input is wrong, and no figure is better.
     """
     out: dict[str, float] = {"duration_seconds": record.duration_seconds}
-    for readings, name in zip(split_energy(record.energy), ("run_energy", "run_energy_estimated"), strict=True):
+    for readings, tag in zip(split_energy(record.energy), ("", "_estimated"), strict=True):
         if readings:
-            out[f"{name}_joules"] = sum(r.energy_joules for r in readings)
+            out[f"run_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     if record.unused:
         out["unused_devices"] = len(record.unused)
         out["unused_energy_joules"] = sum(r.energy_joules for r in record.unused)
@@ -428,8 +426,8 @@ def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
     if reached is None:
         return out
     out |= {"seconds_to_target": reached.seconds, "steps_to_target": reached.step}
-    joules = {"measured": reached.energy_joules, "estimated": reached.energy_estimated_joules}
-    for basis, name in (("measured", "energy_to_target_joules"), ("estimated", "energy_to_target_estimated_joules")):
+    joules = {"measured": reached.energy_joules, "estimated": reached.energy_joules_estimated}
+    for basis, name in (("measured", "energy_to_target_joules"), ("estimated", "energy_to_target_joules_estimated")):
         if (drawn := joules[basis]) is not None:
             out[name] = drawn
     for name, value in _price(record, reached.seconds, joules).items():
@@ -453,7 +451,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         "environment": record.environment.fingerprint,
         "commit": record.environment.folder_commit or record.environment.wattbench_commit or "",
         "flags": " ".join(record.flags),
-        "quality": record.quality or "",
+        "grade": record.grade or "",
     }
     if record.trial is not None:
         out |= {"study": record.trial.study, "trial": str(record.trial.number), "stage": record.trial.stage}

@@ -1,7 +1,7 @@
 """Which GPU sensors were checked on this machine, when and with what result: one JSON file a GPU, driver and version.
 
 `python -m tests.gpu_check` writes them, and a run on a GPU without a fresh one was measured by an unchecked sensor. The
-folder is $WATTBENCH_VALIDATION, or `wattbench/validation` in the user's data folder.
+folder is $WATTBENCH_SENSOR_CHECKS, or `wattbench/sensor-checks` in the user's data folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Check(Model):
     ok: bool | None = None
 
 
-class Validation(Model):
+class SensorCheck(Model):
     """What was found out about the sensor of one GPU; `check` of a result is an id (`V4`), perhaps with more words.
 
     `counter_continuous` is False for an energy counter that sees a part of the time only, None where nobody looked.
@@ -61,11 +61,11 @@ class Validation(Model):
 
 
 def folder() -> Path:
-    """Where validations are kept."""
-    if given := os.environ.get("WATTBENCH_VALIDATION"):
+    """Folder of the sensor checks."""
+    if given := os.environ.get("WATTBENCH_SENSOR_CHECKS"):
         return Path(given).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "wattbench" / "validation"
+    return Path(data).expanduser() / "wattbench" / "sensor-checks"
 
 
 def version() -> str:
@@ -77,16 +77,16 @@ def version() -> str:
 
 
 def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
-    """Write the validation of a GPU in place of its older one by this driver and version; return its path.
+    """Write the sensor check of a GPU in place of its older one by this driver and version; return its path.
 
-    `more` are further fields of Validation; its date is now if not given. Raises ValueError for what they do not allow.
+    `more` are further fields of SensorCheck; the date is now if not given. Raises ValueError for what they do not allow.
     """
     key = {"uuid": gpu.uuid, "driver": driver, "wattbench": version()}
     given = {"date": datetime.now(UTC), "facts": {}, **more}
-    validation = Validation(name=gpu.name, results=list(results), **key, **given)
+    check = SensorCheck(name=gpu.name, results=list(results), **key, **given)
     path = folder() / _file_name(*key.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, validation.model_dump(mode="json"))
+    write_json(path, check.model_dump(mode="json"))
     return path
 
 
@@ -96,22 +96,22 @@ def _file_name(*key: str) -> str:
     return f"{readable}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.json"
 
 
-def find(uuid: str, driver: str | None, now: datetime | None = None) -> Validation | None:
-    """Return the newest validation of a GPU with this driver that is not too old. Damaged files are ignored."""
+def find(uuid: str, driver: str | None, now: datetime | None = None) -> SensorCheck | None:
+    """Return the newest sensor check of a GPU with this driver that is not too old. Damaged files are ignored."""
     now = now or datetime.now(UTC)
     known = [v for path in folder().glob("*.json") if (v := _read(path)) and (v.uuid, v.driver) == (uuid, driver)]
     return max((v for v in known if -_SKEW <= now - v.date <= FRESH), key=lambda v: v.date, default=None)
 
 
 def fresh(uuid: str, driver: str | None, now: datetime | None = None) -> bool:
-    """Whether the newest validation of a GPU with this driver is at most 30 days old and all required checks passed."""
-    validation = find(uuid, driver, now)
-    return validation is not None and validation.passed
+    """Whether the newest sensor check of a GPU with this driver is at most 30 days old and all required checks passed."""
+    check = find(uuid, driver, now)
+    return check is not None and check.passed
 
 
-def _read(path: Path) -> Validation | None:
+def _read(path: Path) -> SensorCheck | None:
     try:
-        validation = Validation.model_validate(read_json(path))
+        check = SensorCheck.model_validate(read_json(path))
     except (OSError, ValueError):
         return None
-    return validation if validation.date.tzinfo is not None else None
+    return check if check.date.tzinfo is not None else None

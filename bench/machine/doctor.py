@@ -25,7 +25,7 @@ from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden
 from bench.meters.conditions import REASON_BITS, host_facts, open_host_files, sees_all_processes
 from bench.meters.nvml import NvmlMeter
 from bench.meters.rapl import POWERCAP, RaplMeter
-from bench.meters.trace import MAX_ERROR_SHARE, Row, Trace
+from bench.meters.trace import MAX_ERROR_SHARE, Reading, Trace
 from bench.schema import Gpu, Machine
 
 READING_SECONDS = 1.0
@@ -76,7 +76,7 @@ class Watch:
     def __init__(self, machine: Machine, seconds: float = READING_SECONDS) -> None:
         self.nvml = NvmlMeter([gpu.uuid for gpu in machine.gpus]) if machine.gpus else None
         self.rapl = RaplMeter()
-        self.rows: list[Row] = []
+        self.rows: list[Reading] = []
         self.gpu_facts: dict[str, dict[str, Any]] = {}
         if self.nvml is not None:
             facts = self.nvml.conditions(os.getpid())
@@ -97,7 +97,7 @@ class Watch:
             if meter is not None:
                 meter.close()
 
-    def of(self, device: str) -> list[Row]:
+    def of(self, device: str) -> list[Reading]:
         """Rows of one device, its errors left out."""
         return [row for row in self.rows if row.device == device and row.event is None]
 
@@ -152,7 +152,7 @@ def _watts(points: list[tuple[int, int]]) -> float | None:
     return (last - first) * 1e3 / (t1 - t0)
 
 
-def _counter(rows: list[Row]) -> list[tuple[int, int]]:
+def _counter(rows: list[Reading]) -> list[tuple[int, int]]:
     """Return (time, µJ) of a counter, with its range added where it began again."""
     points: list[tuple[int, int]] = []
     offset = 0
@@ -254,7 +254,7 @@ _SCOPES = {
 }
 
 
-def _gpu_counter(name: str, rows: list[Row], errors: list[str]) -> Finding:
+def _gpu_counter(name: str, rows: list[Reading], errors: list[str]) -> Finding:
     subject, points = f"{name} energy counter", _counter(rows)
     failed = _failed(points, errors)
     if not points:
@@ -279,7 +279,7 @@ def _failed(points: list[tuple[int, int]], errors: list[str]) -> str:
     return f"; {share:.0%} of the readings failed: {errors[0]}" if share > MAX_ERROR_SHARE else ""
 
 
-def _gpu_power(name: str, rows: list[Row], errors: list[str]) -> Finding:
+def _gpu_power(name: str, rows: list[Reading], errors: list[str]) -> Finding:
     points = [(row.t_ns, row.power_mw) for row in rows if row.power_mw is not None]
     failed = _failed(points, errors)
     if not points:
@@ -349,7 +349,7 @@ def _rapl(watch: Watch) -> Iterator[Finding]:
         yield Finding("RAPL not added", "ok", "; ".join(not_added))
 
 
-def _zone(subject: str, rows: list[Row]) -> Finding:
+def _zone(subject: str, rows: list[Reading]) -> Finding:
     points = _counter(rows)
     if not points:
         return Finding(subject, "problem", "its readings failed")
@@ -404,7 +404,7 @@ def _estimate() -> Finding:
     if said["reason"]:
         return Finding(subject, "absent", said["reason"])
     parts = [f"{part['component']} by {part['mode']} {part['power_watts']:.3g} W" for part in said["estimates"]]
-    values = {f"power_estimated_watts_{part['component']}": part["power_watts"] for part in said["estimates"]}
+    values = {f"power_watts_{part['component']}_estimated": part["power_watts"] for part in said["estimates"]}
     return Finding(subject, "ok", f"codecarbon {version}: {', '.join(parts)} (a model, labelled estimated)", "", values)
 
 

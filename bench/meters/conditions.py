@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from bench.meters.nvml import NvmlMeter
-from bench.meters.trace import Row
+from bench.meters.trace import Reading
 from bench.record import GpuConditions, HostConditions
 
 EVENT = "conditions"
@@ -36,13 +36,13 @@ class ConditionsMeter:
         self._root_pid = root_pid
         self._files = open_host_files(proc)
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Return an event row of the host, and one of each GPU."""
         rows = self._nvml.conditions(self._root_pid) if self._nvml is not None else []
         facts = host_facts(self._files)
         if facts:
             t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
-            rows.append(Row(t_ns=t_ns, wall_ns=wall_ns, device=HOST, event=EVENT, message=json.dumps(facts)))
+            rows.append(Reading(t_ns=t_ns, wall_ns=wall_ns, device=HOST, event=EVENT, message=json.dumps(facts)))
         return rows
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ def host_facts(files: dict[str, int]) -> dict[str, float]:
     return facts
 
 
-def _around(events: Iterable[Row], device: str, t0: int, t1: int) -> list[tuple[int, dict[str, Any]]]:
+def _around(events: Iterable[Reading], device: str, t0: int, t1: int) -> list[tuple[int, dict[str, Any]]]:
     """Facts of a device inside the window, with the last before it and the first after it."""
     rows = [row for row in events if row.event == EVENT and row.device == device and row.message]
     before = [row for row in rows if row.t_ns < t0][-1:]
@@ -92,7 +92,7 @@ def _around(events: Iterable[Row], device: str, t0: int, t1: int) -> list[tuple[
     return [(row.t_ns, json.loads(row.message or "{}")) for row in [*before, *inside, *after]]
 
 
-def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuConditions:
+def gpu_conditions(events: Iterable[Reading], device: str, t0: int, t1: int) -> GpuConditions:
     """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds).
 
     Of what is read at an instant, such as clocks, only readings inside the window count, if there are any: the next one
@@ -122,7 +122,7 @@ def gpu_conditions(events: Iterable[Row], device: str, t0: int, t1: int) -> GpuC
     )
 
 
-def used_by_run(events: Iterable[Row], device: str, t0: int, t1: int) -> bool:
+def used_by_run(events: Iterable[Reading], device: str, t0: int, t1: int) -> bool:
     """Whether a process of the run was seen on a GPU between two times."""
     return any(fact.get("own") for _, fact in _around(events, device, t0, t1))
 
@@ -161,7 +161,9 @@ def sees_all_processes() -> bool:
         return False
 
 
-def host_conditions(events: Iterable[Row], t0: int, t1: int, own_cpu_seconds: float | None) -> HostConditions | None:
+def host_conditions(
+    events: Iterable[Reading], t0: int, t1: int, own_cpu_seconds: float | None
+) -> HostConditions | None:
     """What surrounded a window on the host; `own_cpu_seconds` are those that the run used in it, None if not known."""
     found = _around(events, HOST, t0, t1)
     if not found:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.meters.trace import Component, Row
+from bench.meters.trace import Component, Reading
 
 STALE_SECONDS = 0.06
 """CodeCarbon's flush() measures nothing within 50 ms of the last time."""
@@ -65,7 +65,7 @@ class CodecarbonMeter:
         self._starter.join(seconds)
         return not self.starting
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Let CodeCarbon estimate up to now; return a row for each component, none while it starts or if it failed."""
         if self.starting or self.reason is not None:
             return []
@@ -77,10 +77,10 @@ class CodecarbonMeter:
         kwh: tuple[float, float] | None = self._totals.kwh
         if kwh is None:  # flush() swallows all errors; then it has not reached the handler
             self.errors += 1
-            return [Row(t_ns=t_ns, wall_ns=wall_ns, source="codecarbon", event="error", message="flush() failed")]
+            return [Reading(t_ns=t_ns, wall_ns=wall_ns, source="codecarbon", event="error", message="flush() failed")]
         components: tuple[Component, ...] = ("cpu", "dram")
         return [
-            Row(
+            Reading(
                 t_ns=t_ns,
                 wall_ns=wall_ns,
                 source="codecarbon",

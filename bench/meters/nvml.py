@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bench.meters.trace import Row
+from bench.meters.trace import Reading
 from bench.process import descends_from
 from bench.schema import Gpu
 
@@ -214,7 +214,7 @@ class NvmlMeter:
         if not self._devices:
             self.reason = "; ".join(self.unread.values()) or "no GPU to read"
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Return a row for each GPU, stamped with the middle of the call."""
         rows = []
         for device in self._devices:
@@ -225,10 +225,10 @@ class NvmlMeter:
             common["device"] = device.uuid
             if energy is not None or power is not None:
                 energy_uj = None if energy is None else energy * 1000
-                rows.append(Row(energy_uj=energy_uj, power_mw=power, mode=device.mode, **common))
+                rows.append(Reading(energy_uj=energy_uj, power_mw=power, mode=device.mode, **common))
             if trouble:
                 self.errors += 1
-                rows.append(Row(event="error", message=trouble, **common))
+                rows.append(Reading(event="error", message=trouble, **common))
         return rows
 
     def close(self) -> None:
@@ -315,7 +315,7 @@ class NvmlMeter:
             return None, str(self._nvml.NVMLError(value.nvmlReturn))
         return int(getattr(value.value, _VALUES[value.valueType])), ""
 
-    def conditions(self, root_pid: int) -> list[Row]:
+    def conditions(self, root_pid: int) -> list[Reading]:
         """Return an event row for each GPU whose message, in JSON, says what surrounds the readings.
 
         Clocks in MHz, temperatures in °C, the enforced power limit in mW, the mask of clock event reasons, cumulative
@@ -328,7 +328,7 @@ class NvmlMeter:
             facts = {**self._slow_facts(device), **self._throttled(device), **_whose(self._pids(device), root_pid)}
             common: dict[str, Any] = {"t_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "source": "nvml"}
             message = json.dumps(facts, separators=(",", ":"))
-            rows.append(Row(component="gpu", device=device.uuid, event="conditions", message=message, **common))
+            rows.append(Reading(component="gpu", device=device.uuid, event="conditions", message=message, **common))
         return rows
 
     def _slow_facts(self, device: _Device) -> dict[str, int]:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.meters.trace import Component, Row
+from bench.meters.trace import Component, Reading
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -49,7 +49,7 @@ class RaplMeter:
             )
         self._zones = [zone for zone in self._zones if str(zone.path) not in unread]
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Return a row for each zone; one that cannot be read gives an event row."""
         rows = []
         for zone in self._zones:
@@ -61,7 +61,7 @@ class RaplMeter:
                 self.errors += 1
                 message = str(error)
             rows.append(
-                Row(
+                Reading(
                     t_ns=time.monotonic_ns(),
                     wall_ns=time.time_ns(),
                     source="rapl",

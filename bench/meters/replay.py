@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 
 
 class ReplayMeter:
@@ -21,7 +21,7 @@ class ReplayMeter:
         self._shift: int | None = None
         self.reason = None if self._rows else f"{path} holds no readings"
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Return the rows that have become due since the last read, with the times of now."""
         now, wall_ns = time.monotonic_ns(), time.time_ns()
         if self._shift is None and self._rows:

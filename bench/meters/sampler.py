@@ -27,7 +27,7 @@ from bench.meters.estimate import CodecarbonMeter
 from bench.meters.nvml import NvmlMeter, list_gpus
 from bench.meters.rapl import RaplMeter
 from bench.meters.replay import ReplayMeter
-from bench.meters.trace import INTERVAL, Row
+from bench.meters.trace import INTERVAL, Reading
 
 SLOW_SECONDS = 1.0
 """Period of CodeCarbon, which averages the load itself, and of conditions."""
@@ -48,14 +48,14 @@ class Meter(Protocol):
 
     reason: str | None
 
-    def read(self) -> list[Row]:
+    def read(self) -> list[Reading]:
         """Return what is to be read now; failed reads as event rows."""
 
     def close(self) -> None:
         """Let go of the hardware."""
 
 
-class Sampler:
+class MeterLoop:
     """Reads meters by a schedule and writes their rows: NVML every `interval` seconds, the others every second."""
 
     def __init__(self, meters: dict[str, Meter], interval: float) -> None:
@@ -157,8 +157,8 @@ class Sampler:
             return RAPL_SECONDS
         return SLOW_SECONDS if name in SLOW_METERS else self._interval
 
-    def _read(self, names: Sequence[str]) -> list[Row]:
-        rows: list[Row] = []
+    def _read(self, names: Sequence[str]) -> list[Reading]:
+        rows: list[Reading] = []
         for name in names:
             try:
                 rows += self._meters[name].read()
@@ -166,11 +166,11 @@ class Sampler:
                 rows.append(self._event("error", f"{name}: {error!r}"))
         return rows
 
-    def _event(self, event: str, message: str | None = None) -> Row:
+    def _event(self, event: str, message: str | None = None) -> Reading:
         message = message or json.dumps(self.state)
-        return Row(t_ns=time.monotonic_ns(), wall_ns=time.time_ns(), event=event, message=message)
+        return Reading(t_ns=time.monotonic_ns(), wall_ns=time.time_ns(), event=event, message=message)
 
-    def _write(self, rows: list[Row]) -> None:
+    def _write(self, rows: list[Reading]) -> None:
         """Hold rows for the next flush."""
         if self._file is not None:
             self._held += [row.to_json() for row in rows]
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         meters = make_meters(options.meters.split(","), gpus)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    sampler = Sampler(meters, options.interval)
+    sampler = MeterLoop(meters, options.interval)
     with contextlib.suppress(BrokenPipeError):
         os.write(replies, f"ready {json.dumps(sampler.state)}\n".encode())
         sampler.serve(commands, lambda answer: _answer(replies, answer))

@@ -52,7 +52,7 @@ of which data-centre parts erred by 5 %; RAPL packages and DRAM by a guess that 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Reading:
     """One reading of one device, or an event.
 
     `energy_uj` is a cumulative counter in microjoules, `power_mw` instant power in milliwatts, `wrap_uj` the range
@@ -98,7 +98,7 @@ class Row:
             raise ValueError(f"not a row: {line[:80]!r}") from error
 
 
-_NAMES = tuple(f.name for f in fields(Row))
+_NAMES = tuple(f.name for f in fields(Reading))
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: the sampler writes ten rows a second for each GPU
 
 
@@ -227,7 +227,7 @@ def _on_a_line(brackets: list[tuple[int, int]], pace: float) -> list[int]:
     return [min(max(round(start + low * n), a), b) for n, (a, b) in enumerate(brackets)]
 
 
-def _counter_curves(rows: list[Row]) -> list[_Curve]:
+def _counter_curves(rows: list[Reading]) -> list[_Curve]:
     """Return the curves through the counter of one device: one, and one more after every reset."""
     curves: list[list[tuple[int, int]]] = [[]]
     offset = 0
@@ -255,7 +255,7 @@ def _plausible(step_uj: int, gap_ns: int, wrap_uj: int) -> bool:
     return step_uj <= most < wrap_uj
 
 
-def _power_curve(rows: list[Row]) -> _Curve | None:
+def _power_curve(rows: list[Reading]) -> _Curve | None:
     """Return the integral of the power samples of one device, each held until the next (zero-order hold)."""
     samples = sorted({row.t_ns: row.power_mw for row in rows if row.power_mw is not None}.items())
     if len(samples) < 2:
@@ -274,7 +274,7 @@ class _Channel:
     source: Source
     component: Component
     device: str
-    rows: list[Row]
+    rows: list[Reading]
     error_times: list[int]
     counters: list[_Curve] = field(init=False)
     integral: _Curve | None = field(init=False)
@@ -402,11 +402,11 @@ class _Channel:
 class Trace:
     """The rows of one node's meters, and the energy of any window of them."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Reading]) -> None:
         self.rows = sorted(rows, key=lambda row: row.t_ns)
         self.events = [row for row in self.rows if row.event is not None]
         self.damaged_lines = 0
-        groups: dict[tuple[Source, Component, str], list[Row]] = {}
+        groups: dict[tuple[Source, Component, str], list[Reading]] = {}
         errors: dict[tuple[str | None, str | None], list[int]] = {}
         for row in self.rows:
             if row.event is None and row.source and row.component and row.device:
@@ -425,12 +425,12 @@ class Trace:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return cls(Row(**values) for values in pq.read_table(path).to_pylist())
+            return cls(Reading(**values) for values in pq.read_table(path).to_pylist())
         rows, damaged = [], 0
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
-                    rows.append(Row.from_json(line))
+                    rows.append(Reading.from_json(line))
                 except ValueError:
                     damaged += bool(line.strip())
         trace = cls(rows)
@@ -442,7 +442,7 @@ class Trace:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = pa.schema([(f.name, pa.int64() if f.name in _INTEGERS else pa.string()) for f in fields(Row)])
+        schema = pa.schema([(f.name, pa.int64() if f.name in _INTEGERS else pa.string()) for f in fields(Reading)])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             pq.write_table(

@@ -18,7 +18,7 @@ from bench.figures.metrics import metrics, split_energy, used_gpus
 from bench.files import read_json, write_text
 from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.process import signal_name
 from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status, Trial
 from bench.redact import redact
@@ -230,10 +230,10 @@ def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: i
 def _paid(point: Quality, readings: list[EnergyReading]) -> Quality:
     """Put the energy of the training so far beside the quality that it bought."""
     sums = [sum(r.energy_joules for r in some) if some else None for some in split_energy(readings)]
-    return point.model_copy(update={"energy_joules": sums[0], "energy_estimated_joules": sums[1]})
+    return point.model_copy(update={"energy_joules": sums[0], "energy_joules_estimated": sums[1]})
 
 
-def _seen_devices(record: RunRecord, events: list[Row], start_ns: int, end_ns: int) -> RunRecord:
+def _seen_devices(record: RunRecord, events: list[Reading], start_ns: int, end_ns: int) -> RunRecord:
     """Name the GPUs that a command was seen to use; where its processes cannot be seen those that it was given.
 
     What is measured without having been asked for so many devices (bench measure) has as many as it was seen to use.
@@ -251,7 +251,7 @@ def _checked(record: RunRecord) -> RunRecord:
         metrics(record)
     except ValueError as error:
         why = Failure(type="ImpossibleFigure", message=str(error))
-        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "quality": None, "error": why})
+        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "grade": None, "error": why})
     return record
 
 

@@ -27,7 +27,7 @@ from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
 from bench.store.tracker import Tracker
 from bench.suites import needs
-from bench.suites.expand import Plan
+from bench.suites.expand import Expansion
 
 RUN_OVERHEAD_SECONDS = 2.0
 """Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/warm_start.py."""
@@ -59,7 +59,7 @@ class Execution:
     """One execution of a suite on one machine state: a folder, its records, and what is still missing."""
 
     folder: Path
-    plan: Plan
+    plan: Expansion
     resumed: bool
     records: dict[str, RunRecord] = field(default_factory=dict)
 
@@ -107,14 +107,14 @@ class Execution:
         return None if self.checkpoint(given).is_dir() else f"needs {spec.needs!r}, which left no weights"
 
 
-def plan_digest(plan: Plan) -> str:
+def plan_digest(plan: Expansion) -> str:
     """Hash of the runs that a suite means, and of region and prices: an execution continues only for the same."""
     meant = [plan.suite.site.model_dump(mode="json"), *sorted(run.run_id for run in plan.runs)]
     return hashlib.sha256(json.dumps(meant).encode()).hexdigest()[:16]
 
 
 def open_execution(
-    runs: Path, plan: Plan, environment: Environment, *, new: bool = False, retry: bool = False
+    runs: Path, plan: Expansion, environment: Environment, *, new: bool = False, retry: bool = False
 ) -> Execution:
     """Find the newest unfinished execution of the same runs in the same environment, or open another.
 
@@ -151,7 +151,7 @@ def new_folder(suite_folder: Path, environment: Environment) -> Path:
             return folder
 
 
-def write_facts(folder: Path, plan: Plan, environment: Environment, digest: str, **more: Any) -> None:
+def write_facts(folder: Path, plan: Expansion, environment: Environment, digest: str, **more: Any) -> None:
     """Write `execution.json`, by which `earlier` finds an execution."""
     facts = {
         "suite": plan.suite.model_dump(mode="json"),
@@ -196,7 +196,7 @@ def remaining_seconds(specs: list[RunSpec], records: list[RunRecord]) -> float |
     return total
 
 
-def surroundings(plan: Plan, machine: Machine) -> Environment:
+def surroundings(plan: Expansion, machine: Machine) -> Environment:
     """Describe where the runs of a plan are done. Raises EnvironmentProblem where torch cannot do them."""
     trained = [run for run in plan.to_do if run.workload != COMMAND]
     if trained:
@@ -332,7 +332,7 @@ class Runner:
 
 
 def run_suite(
-    plan: Plan,
+    plan: Expansion,
     machine: Machine,
     *,
     runs: Path,

@@ -26,7 +26,7 @@ from bench.run.runner import (
 )
 from bench.schema import Machine, RunSpec, Suite
 from bench.store.tracker import SEARCH
-from bench.suites.expand import Plan
+from bench.suites.expand import Expansion
 
 
 @dataclass
@@ -84,7 +84,7 @@ def open_trials(
     trials. The node starts with the first run. In the index the execution ends as FINISHED, or as KILLED where an exception
     leaves this context. Raises Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs.
     """
-    plan = Plan(search, list(likely))
+    plan = Expansion(search, list(likely))
     environment = surroundings(plan, machine)
     with ExitStack() as stack:
         stack.enter_context(claim(machine, likely))
@@ -103,7 +103,7 @@ def open_trials(
             runner.tracker.close(finished=finished)
 
 
-def _execution(stack: ExitStack, folder: Path, plan: Plan, study: str, environment: Environment) -> Execution:
+def _execution(stack: ExitStack, folder: Path, plan: Expansion, study: str, environment: Environment) -> Execution:
     """Hold the newest execution of a study that no other worker holds, or a new one."""
     digest = f"search-{study}"
     for found in earlier(folder, environment, digest):

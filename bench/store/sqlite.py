@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.renamed import current_row
 from bench.schema import Scalar
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
@@ -130,4 +131,5 @@ def whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] |
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _NAMED):
         return None
     histories = ("step_seconds", "power_watts/")
-    return row | {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
+    kept = {k: v for k, v in figures.items() if k != histories[0] and not k.startswith(histories[1])}
+    return current_row(row | kept)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.files import is_held, read_json
 from bench.record import RunRecord
+from bench.renamed import current_row
 from bench.schema import Scalar
 from bench.store.progress import LOCK
 from bench.store.tracker import SEARCH, StoreError, Tracker, is_search
@@ -55,4 +56,4 @@ def _imported(execution: Path) -> tuple[list[dict[str, Scalar]], list[str]]:
         whole = all({"run_id", "started_at", "suite", "execution"} <= row.keys() for row in rows)
     except (ValueError, AttributeError):
         whole = False
-    return (rows, []) if whole else ([], [str(path)])
+    return ([current_row(row) for row in rows], []) if whole else ([], [str(path)])

@@ -32,7 +32,7 @@ def _begin_from(parts: Parts, name: str) -> None:
         raise Unsupported(
             f"finetune {name!r} with quantization 'qat': frozen weights cannot adapt to their quantisation"
         )
-    if parts.needed is None and not getattr(parts.workload.args, "checkpoint", None):
+    if parts.needed is None and not getattr(parts.workload.args, "pretrained", None):
         parts.notes["frozen_weights"] = "random: the run needs no other, so its speed can be told, not its quality"
 
 

@@ -59,12 +59,12 @@ def _blocks(parts: Parts) -> list[torch.nn.Module]:
 
 
 def _recomputed(**how: Any) -> _Around:
-    from torch.utils.checkpoint import checkpoint as recompute
+    from torch.utils.checkpoint import checkpoint
 
-    return partial(recompute, use_reentrant=False, **how)
+    return partial(checkpoint, use_reentrant=False, **how)
 
 
-def checkpoint(parts: Parts) -> None:
+def recompute(parts: Parts) -> None:
     """Keep the inputs of each block alone, and compute the block again in the backward pass (Chen et al. 2016)."""
     put_around(_blocks(parts), _recomputed())
 

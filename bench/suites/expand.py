@@ -20,7 +20,7 @@ MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class Expansion:
     """What a suite means on a machine: `runs` in the order they are done, and why some configurations are not.
 
     `skipped` maps a config_id of `runs` to the reason. `scaling` says what stays constant while devices are added:
@@ -47,7 +47,7 @@ class Plan:
         return [run for run in self.runs if run.config_id not in self.skipped]
 
 
-def expand(suite: Suite, machine: Machine) -> Plan:
+def expand(suite: Suite, machine: Machine) -> Expansion:
     """Multiply a suite out for a machine. Raises SuiteError with all mistakes; asks nothing of the hardware."""
     given = suite.matrix.get("device_type", [suite.defaults.get("device_type", machine.device_type)])
     mistakes: list[str] = []
@@ -77,7 +77,7 @@ def expand(suite: Suite, machine: Machine) -> Plan:
     skipped = {key: reason for key, spec in specs.items() if (reason := _why_not(spec, machine))}
     configurations = list(specs.values())
     skipped = needs.pass_on(configurations, skipped)
-    return Plan(suite, _interleave(configurations, suite.repeats), skipped, notes)
+    return Expansion(suite, _interleave(configurations, suite.repeats), skipped, notes)
 
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -290,7 +290,7 @@ def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
     return runs
 
 
-def only(plan: Plan, filters: Iterable[str]) -> Plan:
+def only(plan: Expansion, filters: Iterable[str]) -> Expansion:
     """Keep the runs that match all `field=value[,value]` filters, and those whose weights they need.
 
     A short name stands for an entry of workload_args.

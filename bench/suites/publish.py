@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.figures import flags as quality
+from bench.figures import flags
 from bench.schema import COMMAND, Suite
 from bench.suites.load import branches, for_device_type, is_by_machine
 
 _AT_LEAST = {
-    "warmup_steps": quality.PUBLISH_WARMUP_STEPS,
-    "warmup_seconds": quality.PUBLISH_WARMUP_SECONDS,
-    "measure_steps": quality.PUBLISH_STEPS,
-    "measure_seconds": quality.PUBLISH_SECONDS,
-    "timeout_seconds": quality.PUBLISH_TIMEOUT_SECONDS,
+    "warmup_steps": flags.PUBLISH_WARMUP_STEPS,
+    "warmup_seconds": flags.PUBLISH_WARMUP_SECONDS,
+    "measure_steps": flags.PUBLISH_STEPS,
+    "measure_seconds": flags.PUBLISH_SECONDS,
+    "timeout_seconds": flags.PUBLISH_TIMEOUT_SECONDS,
 }
 
 
@@ -45,8 +45,8 @@ def publishable(suite: Suite) -> Suite:
             "matrix": matrix,
             "include": include,
             "exclude": [raised(rule) for rule in suite.exclude],
-            "repeats": max(suite.repeats, quality.PUBLISH_REPEATS),
-            "idle_seconds": max(suite.idle_seconds, quality.PUBLISH_IDLE_SECONDS),
+            "repeats": max(suite.repeats, flags.PUBLISH_REPEATS),
+            "idle_seconds": max(suite.idle_seconds, flags.PUBLISH_IDLE_SECONDS),
         }
     )
 

@@ -86,7 +86,7 @@ class WorkloadArgs(Model):
 
     `data` names a source that the workload has, `synthetic`, or a path. `clean` drops what is empty or there twice; `balance`
     draws classes equally often; `augmentation` varies the samples of the training. `workers` processes of a DataLoader fetch
-    batches in advance; `pin_memory` puts them where a GPU can read them by itself. `checkpoint` is a folder with weights to
+    batches in advance; `pin_memory` puts them where a GPU can read them by itself. `pretrained` is a folder with weights to
     start from.
     """
 
@@ -96,7 +96,7 @@ class WorkloadArgs(Model):
     balance: bool = False
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     pin_memory: bool = True
-    checkpoint: str | None = None
+    pretrained: str | None = None
 
     def refusals(self) -> dict[str, str]:
         """Arguments that make no sense here, each with the reason."""
@@ -201,7 +201,7 @@ def counted_flops(workload: Workload) -> float:
     return 3.0 * total
 
 
-class Sampler:
+class SampleOrder:
     """Batches to fetch, for ever: indices drawn at random, and a seed; those of each data-parallel rank are its own."""
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
@@ -243,7 +243,7 @@ def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: 
     """Yield batches of the training split for ever, on the host; fetched by worker processes where the arguments say so."""
     from torch.utils.data import DataLoader
 
-    args, sampler = workload.args, Sampler(workload.train, batch_size, seed)
+    args, sampler = workload.args, SampleOrder(workload.train, batch_size, seed)
     pin = args.pin_memory and on_gpu
     if not args.workers:
         for drawn in sampler:

@@ -128,7 +128,7 @@ class DecoderLM(TransformerWorkload):
         fields: dict[str, Any] = {"use_cache": False, "attn_implementation": CAUSAL, "pad_token_id": None}
         if self.args.tie_embeddings is not None:
             fields["tie_word_embeddings"] = self.args.tie_embeddings
-        if self.args.checkpoint:
+        if self.args.pretrained:
             return fields
         held = self.args.configuration()
         fields |= {"bos_token_id": 0, "eos_token_id": 0}

@@ -106,7 +106,7 @@ class ImageClassificationArgs(TransformerArgs):
     @property
     def size(self) -> int:
         """Height and width of the images that the model sees."""
-        if self.checkpoint and self.architecture == "vit":
+        if self.pretrained and self.architecture == "vit":
             return int(self.configuration().get("image_size", 224))
         return self.image_size or SIZES.get(self.preset or "", 224)
 
@@ -220,7 +220,7 @@ class ImageClassification(TransformerWorkload):
         fields: dict[str, Any] = {"num_labels": self.number}
         if self.args.architecture == "vit":
             fields["attn_implementation"] = UNMASKED
-        if self.args.checkpoint:
+        if self.args.pretrained:
             return fields
         return (
             fields

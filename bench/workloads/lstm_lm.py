@@ -38,7 +38,7 @@ class LstmLMArgs(TextArgs):
 
     def refusals(self) -> dict[str, str]:
         """This model is not of transformers."""
-        return super().refusals() | {"checkpoint": "checkpoints are for models of transformers"}
+        return super().refusals() | {"pretrained": "pretrained weights are for models of transformers"}
 
     @property
     def shape(self) -> tuple[int, int, float]:

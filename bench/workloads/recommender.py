@@ -47,7 +47,7 @@ class RecommenderArgs(WorkloadArgs):
         """Clicks cannot be varied, and this model is not of transformers."""
         return {
             "augmentation": "there is none for tables of numbers",
-            "checkpoint": "checkpoints are for models of transformers",
+            "pretrained": "pretrained weights are for models of transformers",
         }
 
 

@@ -45,7 +45,7 @@ class TextCNNArgs(TextArgs):
 
     def refusals(self) -> dict[str, str]:
         """This model is not of transformers."""
-        return super().refusals() | {"checkpoint": "checkpoints are for models of transformers"}
+        return super().refusals() | {"pretrained": "pretrained weights are for models of transformers"}
 
 
 class TextCNN(Workload):

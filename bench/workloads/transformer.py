@@ -50,17 +50,17 @@ def config_fields(architecture: str) -> dict[str, frozenset[str]]:
     return fields
 
 
-def checkpoint_config(folder: str) -> dict[str, Any]:
+def pretrained_config(folder: str) -> dict[str, Any]:
     """Return the configuration of a checkpoint that `save_pretrained` of transformers wrote. Raises ValueError for others."""
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
-        raise ValueError(f"checkpoint: no such folder: {path}")
+        raise ValueError(f"pretrained: no such folder: {path}")
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-        raise ValueError(f"checkpoint: {path} has no config.json with *.safetensors, as save_pretrained writes them")
+        raise ValueError(f"pretrained: {path} has no config.json with *.safetensors, as save_pretrained writes them")
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
     except ValueError as error:
-        raise ValueError(f"checkpoint: {path / 'config.json'} is not JSON: {error}") from error
+        raise ValueError(f"pretrained: {path / 'config.json'} is not JSON: {error}") from error
     return config
 
 
@@ -68,7 +68,7 @@ class TransformerArgs(WorkloadArgs):
     """What model: a preset, or its shape one by one; the architecture follows from the preset's name.
 
     Any other field of the `transformers` configuration class of the architecture may be given by its own name
-    (`num_key_value_heads`, `rms_norm_eps`). `checkpoint` is a local folder with `config.json` and `*.safetensors`: the model
+    (`num_key_value_heads`, `rms_norm_eps`). `pretrained` is a local folder with `config.json` and `*.safetensors`: the model
     and its shape come from there.
     """
 
@@ -92,11 +92,11 @@ class TransformerArgs(WorkloadArgs):
     def _with_architecture(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset, folder, asked = given.get("preset"), given.get("checkpoint"), given.get("architecture")
+        preset, folder, asked = given.get("preset"), given.get("pretrained"), given.get("architecture")
         found = asked or next(iter(cls.names))
         if isinstance(folder, str):
-            given = {**given, "checkpoint": str(Path(folder).expanduser().resolve())}
-            found = str(checkpoint_config(folder).get("model_type"))
+            given = {**given, "pretrained": str(Path(folder).expanduser().resolve())}
+            found = str(pretrained_config(folder).get("model_type"))
         elif isinstance(preset, str):
             if preset not in cls.presets:
                 raise ValueError(f"unknown preset {preset!r}: {did_you_mean(preset, cls.presets)}")
@@ -105,7 +105,7 @@ class TransformerArgs(WorkloadArgs):
             raise ValueError(f"unknown architecture {found!r}: {did_you_mean(str(found), cls.names)}")
         if asked not in (None, found):
             raise ValueError(
-                f"{'checkpoint' if folder else f'preset {preset!r}'} is of architecture {found}, not {asked}"
+                f"{'pretrained' if folder else f'preset {preset!r}'} is of architecture {found}, not {asked}"
             )
         return {**given, "architecture": found}
 
@@ -128,14 +128,14 @@ class TransformerArgs(WorkloadArgs):
                 raise ValueError(f"{self.architecture} has no {name}")
             if own[name] in extra:
                 raise ValueError(f"{name} and {own[name]} are the same: give one of them")
-        if self.checkpoint and (shape or extra):
-            raise ValueError(f"a checkpoint has its own shape: leave {', '.join([*shape, *extra])} out")
+        if self.pretrained and (shape or extra):
+            raise ValueError(f"a pretrained model has its own shape: leave {', '.join([*shape, *extra])} out")
         return self
 
     def configuration(self) -> dict[str, Any]:
         """Fields of the configuration: the preset's, or the checkpoint's, with those that were given in their place."""
-        if self.checkpoint:
-            return checkpoint_config(self.checkpoint)
+        if self.pretrained:
+            return pretrained_config(self.pretrained)
         fields = dict(self.presets[self.preset][1]) if self.preset else {}
         given = {name: getattr(self, name, None) for name in self.names[self.architecture]}
         return fields | self.scaled({k: v for k, v in given.items() if v}) | (self.model_extra or {})
@@ -172,8 +172,8 @@ class TransformerWorkload(Workload):
 
         register_attention()
         made = getattr(transformers, self.class_names[0])
-        if self.args.checkpoint:
-            return made.from_pretrained(self.args.checkpoint, local_files_only=True, **self.more())
+        if self.args.pretrained:
+            return made.from_pretrained(self.args.pretrained, local_files_only=True, **self.more())
         return made(**self.args.configuration() | self.more())
 
     def build(self) -> torch.nn.Module:
@@ -182,7 +182,7 @@ class TransformerWorkload(Workload):
         import transformers
 
         config = self.config()
-        if self.args.checkpoint and torch.get_default_device().type != "meta":
+        if self.args.pretrained and torch.get_default_device().type != "meta":
             model = self._pretrained(config).to(torch.get_default_device())
         else:
             model = getattr(transformers, self.class_names[1])(config)
@@ -196,7 +196,7 @@ class TransformerWorkload(Workload):
         made = getattr(transformers, self.class_names[1])
         with torch.device("cpu"):
             model: torch.nn.Module = made.from_pretrained(
-                self.args.checkpoint,
+                self.args.pretrained,
                 config=config,
                 local_files_only=True,
                 use_safetensors=True,
@@ -217,7 +217,7 @@ class TransformerWorkload(Workload):
         for module in model.modules():
             module._is_hf_initialized = False
         model.init_weights()
-        if self.args.checkpoint:
+        if self.args.pretrained:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
             state = self.finish(self._pretrained(self.config())).state_dict()

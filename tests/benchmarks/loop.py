@@ -28,7 +28,7 @@ from bench import registry
 from bench.figures.metrics import peak_flops
 from bench.schema import Choice, RunSpec
 from bench.train.trainer import Trainer, build
-from bench.workloads.base import Sampler
+from bench.workloads.base import SampleOrder
 
 BLOCKS, TARGET = 24, 1.02
 BATCHES = (128, 96, 64, 48, 32, 16, 8)
@@ -67,7 +67,7 @@ def by_hand(asked: RunSpec, device: torch.device) -> Callable[[int], None]:
     parts = build(plain, device, None).parts  # for the model, the split and the optimizer's settings alone
     model, split = parts.model, parts.workload.train
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=device.type == "cuda" or None)
-    batches = iter(Sampler(split, int(asked.batch_size_per_device or 1), 0))
+    batches = iter(SampleOrder(split, int(asked.batch_size_per_device or 1), 0))
     cast = torch.autocast(device.type, torch.bfloat16, enabled=asked.precision.name == "bf16")
 
     def objective(batch: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import subprocess
 import time
 from statistics import mean, median
 
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from tests.gpu_checks.figures import at_duty, duty, hold_mean, rise_seconds, spread
 from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome, Skipped
 
@@ -34,7 +34,7 @@ def _watts(uuid, rows, wave):
     """Return mean watts of a wave by counter, by INSTANT, and by INSTANT read only every 100 ms."""
     t0, t1 = wave["start_ns"], wave["end_ns"]
     counter = [
-        Row(t_ns=t, wall_ns=0, source="nvml", component="gpu", device=uuid, energy_uj=values[0] * 1000)
+        Reading(t_ns=t, wall_ns=0, source="nvml", component="gpu", device=uuid, energy_uj=values[0] * 1000)
         for t, values in rows
         if values[0] is not None
     ]

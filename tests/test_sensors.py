@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import sensors as validation
+from bench.figures import sensors
 from bench.figures.sensors import REQUIRED, Check, find, folder, fresh, save
 from bench.schema import Gpu
 
@@ -14,14 +14,14 @@ PASSED = [Check(check=f"{name} something", found="1", expected="1", ok=True) for
 
 
 def test_the_folder_is_given_or_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv("WATTBENCH_VALIDATION", "~/here")
+    monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", "~/here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder() == tmp_path / "here"
-    monkeypatch.delenv("WATTBENCH_VALIDATION")
+    monkeypatch.delenv("WATTBENCH_SENSOR_CHECKS")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert folder() == tmp_path / "data/wattbench/validation"
+    assert folder() == tmp_path / "data/wattbench/sensor-checks"
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert folder() == tmp_path / ".local/share/wattbench/validation"
+    assert folder() == tmp_path / ".local/share/wattbench/sensor-checks"
 
 
 def test_what_is_saved_is_found(tmp_path):
@@ -36,12 +36,12 @@ def test_what_is_saved_is_found(tmp_path):
         facts={"rise_seconds": 0.9},
         date=NOW,
     )
-    assert path.parent == folder() == tmp_path / "validation"
+    assert path.parent == folder() == tmp_path / "sensor-checks"
     assert list(folder().iterdir()) == [path]
     found = find(GPU.uuid, "580", NOW)
     assert found is not None
     assert (found.uuid, found.name, found.driver, found.commit, found.date) == (GPU.uuid, GPU.name, "580", "abc", NOW)
-    assert (found.wattbench, found.results) == (validation.version(), PASSED)
+    assert (found.wattbench, found.results) == (sensors.version(), PASSED)
     assert (found.counter_period_seconds, found.counter_continuous) == (0.1, True)
     assert found.facts == {"rise_seconds": 0.9}
 
@@ -71,7 +71,7 @@ def test_required_checks_must_be_there_and_ok(missing):
 
 def test_the_newest_decides_whatever_version_wrote_it(monkeypatch):
     save(GPU, "580", PASSED, date=NOW)
-    monkeypatch.setattr(validation, "version", lambda: "9.0")
+    monkeypatch.setattr(sensors, "version", lambda: "9.0")
     save(GPU, "580", [], date=NOW + timedelta(days=1))
     assert len(list(folder().iterdir())) == 2
     assert not fresh(GPU.uuid, "580", NOW + timedelta(days=1))
@@ -110,6 +110,6 @@ def test_like_names_stay_apart():
 
 def test_a_folder_that_is_a_file_holds_nothing(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("WATTBENCH_VALIDATION", str(tmp_path / "file"))
+    monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", str(tmp_path / "file"))
     assert find(GPU.uuid, "580", NOW) is None
     assert Path(folder()).is_file()

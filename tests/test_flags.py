@@ -66,14 +66,14 @@ def good(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunRecord:
 
 def flags(record: RunRecord, site: Site | None = None, *, meter_failed: bool = False) -> list[str]:
     judged = judge(record, site or Site(), meter_failed=meter_failed)
-    assert judged.quality == grade(judged.flags)
+    assert judged.grade == grade(judged.flags)
     assert judge(judged, site or Site(), meter_failed=meter_failed) == judged
     return judged.flags
 
 
 def test_a_record_without_any_flag_is_fit_to_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = judge(good(monkeypatch), Site(region="FR", pue=1.2), meter_failed=False)
-    assert (judged.flags, judged.quality) == ([], "A")
+    assert (judged.flags, judged.grade) == ([], "A")
 
 
 def with_(component: str, **more: Any) -> list[EnergyReading]:

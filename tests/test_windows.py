@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bench.meters.sidecar import Sidecar
-from bench.meters.trace import Row, Trace
+from bench.meters.trace import Reading, Trace
 from bench.meters.windows import (
     IDLE_TIMES,
     IDLE_TRACE,
@@ -46,12 +46,12 @@ def node(gpus: int = 8) -> list[EnergyReading]:
     return [*out, reading("cpu", "intel-rapl:0"), reading("dram", "intel-rapl:0:0", 10)]
 
 
-def gpu(t: float, joules: float, device: str = "GPU-0", **more: object) -> Row:
+def gpu(t: float, joules: float, device: str = "GPU-0", **more: object) -> Reading:
     values = {"source": "nvml", "component": "gpu", "device": device, "energy_uj": round(joules * 1e6)} | more
-    return Row(t_ns=round(t * S), wall_ns=1, **values)  # type: ignore[arg-type]
+    return Reading(t_ns=round(t * S), wall_ns=1, **values)  # type: ignore[arg-type]
 
 
-def cpu(t: float, joules: float) -> Row:
+def cpu(t: float, joules: float) -> Reading:
     return gpu(t, joules, "intel-rapl:0", source="rapl", component="cpu", wrap_uj=262_143_328_850)
 
 
@@ -299,7 +299,7 @@ class cuda:
 def test_idle_power_is_measured_with_a_context_too_and_its_process_ends(tmp_path: Path) -> None:
     """In a process of its own, as its child is forked: the context's process is gone afterwards, and with its parent."""
     script = (
-        "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nfrom bench import node\n"
+        "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nfrom bench.run import node\n"
         "from bench.meters.sidecar import Sidecar\n"
         "with Sidecar(['nvml'], sys.argv[1:]) as sidecar:\n"
         "    node.measure_idle(node.Node(None, sidecar, sys.argv[1:]), 2.2, with_context=True)\n"

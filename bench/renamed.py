@@ -1,0 +1,47 @@
+"""Names that stored runs of version 0.1 use -> today's: records, rows of the store, files of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_ESTIMATED = re.compile(r"_estimated_(joules|watts)(_[a-z]+)?$")
+_NAMES = {"quality": "grade", "workload_args.checkpoint": "workload_args.pretrained"}
+_MEMORY = {"checkpoint": "recompute"}
+
+
+def current_name(name: str) -> str:
+    """Return today's name of a column: `energy_estimated_joules` -> `energy_joules_estimated`."""
+    return _NAMES.get(name) or _ESTIMATED.sub(r"_\1\2_estimated", name)
+
+
+def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat row of a run under today's names; one of today comes back as it is."""
+    out = {current_name(name): value for name, value in row.items()}
+    if (memory := out.get("memory")) in _MEMORY:
+        out["memory"] = _MEMORY[memory]
+        out["label"] = re.sub(rf" {memory}\b", f" {_MEMORY[memory]}", str(out.get("label", "")))
+    return out
+
+
+def current_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `record.json` of schema version 1 as one of version 2."""
+    out = {current_name(name): value for name, value in record.items()} | {"schema_version": 2}
+    if isinstance(spec := record.get("spec"), dict):
+        out["spec"] = _spec(spec)
+    if isinstance(measured := record.get("measurement"), dict):
+        points = [{current_name(name): value for name, value in point.items()} for point in measured.get("quality", [])]
+        out["measurement"] = measured | {"quality": points}
+    return out
+
+
+def _spec(spec: dict[str, Any]) -> dict[str, Any]:
+    arguments = spec.get("workload_args", {})
+    out = spec | {"workload_args": {("pretrained" if k == "checkpoint" else k): v for k, v in arguments.items()}}
+    memory = spec.get("memory")
+    if isinstance(memory, dict):
+        out["memory"] = memory | {"name": _MEMORY.get(memory["name"], memory["name"])}
+    elif memory is not None:
+        out["memory"] = _MEMORY.get(memory, memory)
+    return out

@@ -1,0 +1,57 @@
+"""What version 0.1 stored is read under today's names."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analytics.rowfiles import read_rows
+from bench.figures.metrics import row
+from bench.record import RunRecord
+from bench.renamed import current_record, current_row
+from bench.store.sqlite import whole
+
+STORED = Path(__file__).parent / "data" / "version-0.1"
+RECORDS = [RunRecord.model_validate_json(line) for line in (STORED / "records.jsonl").read_text().splitlines()]
+
+
+def test_records_of_version_0_1_are_read() -> None:
+    specs = [record.spec for record in RECORDS]
+    assert sorted(spec.memory.name for spec in specs if spec.memory.name != "none") == ["recompute", "recompute"]
+    assert {record.grade for record in RECORDS} == {"C", None}
+    points = [p for record in RECORDS if record.measurement for p in record.measurement.quality]
+    assert points
+    assert any(point.energy_joules_estimated for point in points)
+    for record in RECORDS:
+        assert RunRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_rows_of_a_store_of_version_0_1_equal_those_of_their_records() -> None:
+    made = {record.run_id: row(record) for record in RECORDS}
+    stored = [json.loads(line) for line in (STORED / "store.jsonl").read_text().splitlines()]
+    rows = [whole(run["tags"]["bench.row"], run["metrics"]) for run in stored if "bench.row" in run["tags"]]
+    assert len(rows) == len(made)
+    for known in rows:
+        assert known is not None
+        today = made[str(known["run_id"])]
+        assert known.keys() == today.keys()
+        for name in known.keys() - {"environment"}:  # a hash over the name of the host, which was taken out
+            want = today[name]
+            assert known[name] == (pytest.approx(want) if isinstance(want, float) else want), name
+
+
+def test_a_baseline_of_version_0_1_is_read() -> None:
+    rows = read_rows(STORED / "baseline.json")
+    assert {"recompute", "none"} == {known["memory"] for known in rows}
+    assert not any("estimated_joules" in name or name == "quality" for known in rows for name in known)
+
+
+def test_what_is_of_today_stays_as_it_is() -> None:
+    for record in RECORDS:
+        assert current_row(row(record)) == row(record)
+
+
+def test_a_choice_with_options_and_a_pretrained_folder() -> None:
+    spec = {"memory": {"name": "checkpoint", "every": 2}, "workload_args": {"checkpoint": "x", "data": "y"}}
+    today = current_record({"schema_version": 1, "spec": spec})["spec"]
+    assert today == {"memory": {"name": "recompute", "every": 2}, "workload_args": {"pretrained": "x", "data": "y"}}
