@@ -24,7 +24,8 @@ from analytics.words import number
 from app.runs import estimated, measured, shown, title, unit
 from bench.figures.flags import meaning
 from bench.figures.metrics import missing_components, split_energy, systematic, used_gpus
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000

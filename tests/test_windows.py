@@ -87,7 +87,7 @@ def test_nodes_with_processors_of_one_name_are_both_counted() -> None:
 
 
 def test_a_gpu_that_two_nodes_list_is_an_error() -> None:
-    with pytest.raises(CountedTwice, match="gpu GPU-0 of boot b is there already"):
+    with pytest.raises(CountedTwice, match="gpu GPU-0 of boot b is counted twice"):
         over_nodes([("a", [reading()]), ("b", [reading()])])
 
 
@@ -196,9 +196,9 @@ def test_the_edges_of_steps_are_those_of_the_node() -> None:
     assert step_window(steps, 0, 2) == (10 * S, round(13.5 * S))
     assert step_window(steps, 1, 1) == (11 * S, round(11.25 * S))
     for first, last in ((-1, 1), (2, 1), (0, 3)):
-        with pytest.raises(ValueError, match=f"steps {first} to {last} were asked for, this rank made 3"):
+        with pytest.raises(ValueError, match=f"steps {first} to {last} are not all among the 3 steps"):
             step_window(steps, first, last)
-    with pytest.raises(ValueError, match="made 0"):
+    with pytest.raises(ValueError, match="among the 0 steps"):
         step_window([], 0, 0)
 
 

@@ -18,7 +18,8 @@ from bench.figures.metrics import metrics, split_energy, used_gpus
 from bench.files import read_json, write_text
 from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from bench.process import signal_name
 from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status, Trial
 from bench.redact import redact

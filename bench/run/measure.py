@@ -93,8 +93,8 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
 
 def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
     """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
-    hardware = {"nvml", "rapl"} & set(sidecar.live)
-    if sidecar.starting and "nvml" not in hardware:  # nothing else could say anything, or its start is work for the CPU
+    hardware = sidecar.measured
+    if sidecar.starting and "gpu" not in hardware:  # there is no other meter, or its start is work for the measured CPU
         sidecar.wait(accounting.CODECARBON_SECONDS)
     if hardware and idle_seconds:
         sidecar.open(execution / accounting.IDLE_TRACE)
