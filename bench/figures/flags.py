@@ -135,7 +135,7 @@ def _energy_flags(record: RunRecord) -> Iterator[str]:
     if any((reading.component, reading.device) not in known for reading in hardware):
         yield "idle_unknown"
     driver = record.environment.machine.driver_version
-    if any(r.source == "nvml" and not fresh(r.device, driver or "") for r in hardware):
+    if any(r.component == "gpu" and not fresh(r.device, driver or "") for r in hardware):
         yield "unvalidated_sensor"
 
 

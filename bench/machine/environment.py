@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from bench.meters.nvml import list_gpus
+from bench.meters.meter import list_gpus
 from bench.record import Environment
 from bench.redact import redact
 from bench.schema import Gpu, Machine
