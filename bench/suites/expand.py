@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -41,10 +42,15 @@ class Expansion:
         weak = len({(run.global_batch_size or 0) / run.world_size for run in self.runs}) == 1
         return "weak" if weak else "strong" if strong else "mixed"
 
-    @property
+    @cached_property
     def to_do(self) -> list[RunSpec]:
         """Runs that are not skipped, in order."""
         return [run for run in self.runs if run.config_id not in self.skipped]
+
+    @cached_property
+    def givers(self) -> needs.Givers:
+        """The runs whose weights others need."""
+        return needs.Givers(self.runs)
 
 
 def expand(suite: Suite, machine: Machine) -> Expansion:
