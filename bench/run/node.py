@@ -1,7 +1,7 @@
 """What runs on every node: one process a suite, `python -P -m bench.run.node`, that starts runs warm.
 
 It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
-process group of its own and starts the ranks through torch's elastic launcher, again by fork. This process itself never
+process group of its own and starts the ranks by torch's elastic multiprocessing, again by fork. This process itself never
 touches a device and starts no thread, so what is forked from it is clean. `cold` runs go through plain torchrun instead.
 
 Talk is one JSON object a line: on stdin `{"run": folder}` or `{"cancel": true}`, on stdout `{"ready": ...}` once and
