@@ -14,11 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-import yaml
-
 from analytics.stats import ratio
 from bench.figures.metrics import metrics
 from bench.record import Phase, RunRecord
+from bench.suites import yaml as yamlfile
 
 SUITE = {
     "name": "warm-start",
@@ -44,7 +43,7 @@ def phase(record: RunRecord, name: str) -> Phase:
 def main() -> None:
     """Run the suite in a temporary folder and print the comparison."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+        (Path(folder) / "suite.yaml").write_text(yamlfile.write(SUITE))
         command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         paths = Path(folder).glob("runs/*/*/*/record.json")
