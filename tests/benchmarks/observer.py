@@ -32,13 +32,13 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import psutil
-import yaml
 
 from analytics.stats import Estimate, geometric_mean, t_quantile
 from bench.figures.metrics import metrics
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import INTERVAL
 from bench.record import RunRecord
+from bench.suites import yaml as yamlfile
 from tests.benchmarks.peers import peers_python
 from tests.benchmarks.warm_start import phases
 from tests.fake_nvml import environment, fake_gpu
@@ -352,7 +352,7 @@ def first_step(meters: bool, folder: Path) -> tuple[float, float]:
     """Return seconds from the start of `bench run` to its first training step, and those of the run's own start."""
     folder.mkdir()
     suite = SUITE if meters else SUITE | {"defaults": SUITE["defaults"] | {"meters": []}}
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    (folder / "suite.yaml").write_text(yamlfile.write(suite))
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
     start = time.monotonic_ns()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

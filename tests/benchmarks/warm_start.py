@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from analytics.stats import Estimate, geometric_mean
 from bench.figures.metrics import metrics
 from bench.record import Phase, RunRecord
+from bench.suites import yaml as yamlfile
 
 RATIO, FIXED_SECONDS = (0.985, 1.015), 1.0
 """Targets: where the interval of warm / cold samples per second lies, and the fixed cost of a warm run."""
@@ -79,7 +78,7 @@ def paired(records: Iterable[RunRecord], name: str) -> Estimate:
 def measured(pairs: int, devices: int) -> list[RunRecord]:
     """Run the suite in a temporary folder and return the records, in the order in which they began."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "suite.yaml").write_text(yaml.safe_dump(suite(pairs, devices)))
+        (Path(folder) / "suite.yaml").write_text(yamlfile.write(suite(pairs, devices)))
         command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         paths = Path(folder).glob("runs/*/*/*/record.json")
