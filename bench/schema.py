@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
@@ -127,6 +129,10 @@ class Target(Model):
     value: float
 
 
+_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder"})
+"""Fields of RunSpec in which runs of the same configuration may differ."""
+
+
 class RunSpec(Model):
     """What to do in one run, and nothing of what happened.
 
@@ -190,6 +196,14 @@ class RunSpec(Model):
             raise ValueError("a target needs validation.every_steps: how often to look whether it is reached")
         return self
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy as pydantic does; the copy keeps `config_id` and `label` only if it is still the same configuration."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update and not update.keys() <= _NOT_CONFIGURATION:
+            for name in ("config_id", "label"):
+                copied.__dict__.pop(name, None)
+        return copied
+
     @property
     def world_size(self) -> int:
         """Number of ranks: one a device."""
@@ -212,14 +226,17 @@ class RunSpec(Model):
             return None
         return self.data_parallel_size * self.batch_size_per_device * self.gradient_accumulation_steps
 
-    @property
+    @cached_property
     def config_id(self) -> str:
-        """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default."""
-        asked = self.model_dump(mode="json", exclude={"seed", "repeat", "ladder"}, exclude_defaults=True)
+        """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default.
+
+        A plan of 10,000 runs asks for it several times a run, so it is computed once.
+        """
+        asked = self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def label(self) -> str:
         """A readable name of the configuration; not unique by itself."""
         if self.workload == COMMAND:

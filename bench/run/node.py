@@ -4,9 +4,9 @@
 all `exit.json`. Its exit code says how the run ended: 0 well, 1 failed, 124 time limit, 130 cancelled (SIGINT or SIGTERM).
 
 Without a folder it stays warm and does one run after another for the local launcher. It imports torch and the workloads once,
-starts the meter sidecar, and forks an agent for each run. The agent leads a process group of its own and starts the ranks
-through torch's elastic launcher, again by fork. The node itself never touches a device and starts no thread, so its forks
-are clean. `cold` runs use plain torchrun instead.
+starts the meter sidecar, and forks an agent for each run. The agent leads a process group of its own and starts the ranks by
+torch's elastic multiprocessing, again by fork. The node itself never touches a device and starts no thread, so its forks are
+clean. `cold` runs use plain torchrun instead.
 
 The launcher sends `{"run": folder}` or `{"cancel": true}`, see `bench.pipe`. The node sends `{"ready": facts}` once and
 `{"done": folder}` after each run. The end of its input means that the launcher is gone.
@@ -48,6 +48,8 @@ _SCRATCH = ".scratch"
 """Folder inside that of a run with files by which its processes find each other; removed at the end."""
 EXIT_CODES = {"timeout": 124, "cancelled": 130}
 """Exit codes of the process after one run that did not end by itself."""
+_POLL_SECONDS = 0.02
+"""Seconds between two checks of whether the ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -173,47 +175,47 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    from bench.train.worker import main as worker_main
-
-    try:
-        elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
-    except ChildFailedError as error:
-        failures = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(error.failures.items())]
+    if failures := train(spec, folder):
         write_json(folder / "ranks.json", failures)
         sys.exit(1)
 
 
-def launch_config(spec: RunSpec, folder: Path) -> Any:
-    """Return how torch's agent starts the ranks of this node: by fork, without restarts.
+def train(spec: RunSpec, folder: Path) -> list[dict[str, int]]:
+    """Fork the ranks and wait for them; return those that failed, each with its exit code.
 
-    By default the configuration asks CUDA for its devices. After that, CUDA works in no process that is forked from this
-    one. So `is_available` returns False meanwhile.
+    torchrun does the same on each node, and adds a rendezvous of the nodes. The rendezvous of torch's agent waits up to 0.3 s
+    at random before it begins, and keeps threads that poll a store all the time.
     """
-    import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
-    try:
-        return LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=spec.devices_per_node,
-            run_id=folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint=str(folder / _SCRATCH / "rendezvous"),  # a file, so that no port is open to other machines
-            rdzv_configs={"store_type": "file"},
-            local_addr="127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
-            max_restarts=0,
-            monitor_interval=0.05,
-            start_method="fork",
-        )
-    finally:
-        torch.cuda.is_available = available
+    ranks = range(spec.devices_per_node)
+    size = str(spec.devices_per_node)
+    context = start_processes(
+        name="rank",
+        entrypoint=_rank,
+        args={rank: (str(folder),) for rank in ranks},
+        envs={
+            rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            for rank in ranks
+        },
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
+        start_method="fork",
+    )
+    ended = context.wait(period=_POLL_SECONDS)
+    failures = ended.failures if ended is not None else {}
+    return [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(failures.items())]
+
+
+def _rank(folder: str) -> None:
+    """Run as a rank in a session of its own, as torchrun does.
+
+    A kernel with autogroup shares processors between sessions first. Ranks in one session would together get the share of
+    one process as soon as another program runs.
+    """
+    os.setsid()
+    from bench.train.worker import main as worker_main
+
+    worker_main(folder)
 
 
 def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
@@ -239,9 +241,11 @@ def execute(node: Node, folder: Path) -> dict[str, Any]:
     process.start()
     how = _wait(node, process, spec.timeout_seconds)
     if how == "timeout":
-        _signal_group(process, signal.SIGUSR1)  # ranks print their stacks
+        for stray in _descendants(node):
+            with suppress(psutil.NoSuchProcess):
+                stray.send_signal(signal.SIGUSR1)  # ranks print their stacks
         time.sleep(0.5)
-    _signal_group(process, signal.SIGKILL)  # no process of the run survives, however it ended
+    _kill_group(process)  # no process of the run survives, however it ended
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
@@ -272,18 +276,23 @@ def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
             return "cancelled"
 
 
-def _signal_group(process: BaseProcess, number: int) -> None:
+def _kill_group(process: BaseProcess) -> None:
     try:
-        os.killpg(process.pid or 0, number)
+        os.killpg(process.pid or 0, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        if number == signal.SIGKILL and process.is_alive():  # it does not lead a group yet
+        if process.is_alive():  # it does not lead a group yet
             process.kill()
 
 
-def _kill_strays(node: Node) -> None:
-    """Kill processes that left the group of the run: torchrun gives each rank of a cold run a session of its own."""
+def _descendants(node: Node) -> list[psutil.Process]:
+    """Return all processes of the run, including those that left its group."""
     kept = node.sidecar.pid if node.sidecar is not None else None
-    strays = [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+    return [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+
+
+def _kill_strays(node: Node) -> None:
+    """Kill processes that left the group of the run: each rank has a session of its own."""
+    strays = _descendants(node)
     for child in strays:
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -296,6 +305,7 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     workloads = [name for name in workloads if name != COMMAND]
     if workloads:
         import torch
+        import torch.distributed.elastic.multiprocessing
 
         import bench.train.worker  # noqa: F401
 

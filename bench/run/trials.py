@@ -13,13 +13,13 @@ from bench.machine.claim import claim
 from bench.record import Environment, RunRecord, Trial
 from bench.run.runner import (
     Execution,
+    Forecast,
     Progress,
     Runner,
     earlier,
     load_records,
     locked,
     new_folder,
-    remaining_seconds,
     surroundings,
     terminable,
     write_facts,
@@ -53,10 +53,13 @@ class Trials:
         if missing and not self.started:
             runner.start()
             self.started = True
-        for before, spec in enumerate(missing):
-            runner.progress.start(spec, remaining_seconds(missing[before:], list(known.values())))
+        forecast = Forecast(missing, known.values())
+        for spec in missing:
+            runner.progress.start(spec, forecast.remaining_seconds)
             runner.begin(spec, done, None, of=f"trial {trial.number}, {trial.stage}: ")
-            runner.keep(runner.one(spec))
+            record = runner.one(spec)
+            runner.keep(record)
+            forecast.ended(spec, record)
         return [known[spec.run_id] for spec in specs]
 
     def publish(self, document: dict[str, Any]) -> None:

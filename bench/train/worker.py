@@ -1,7 +1,7 @@
 """The training script of one rank: build, wrap, warm up, measure, write.
 
-Started by torch's elastic agent (bench.run.node), or cold by plain torchrun as `python -P -m bench.train.worker RUN_FOLDER`.
-It reads `spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
+Forked by the agent of a run (bench.run.node), or cold by plain torchrun as `python -P -m bench.train.worker RUN_FOLDER`. It
+reads `spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
 """
 
 from __future__ import annotations
