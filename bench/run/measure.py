@@ -1,4 +1,4 @@
-"""Measure one command as it is: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
+"""Measure one command: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure and how. `pattern` finds steps in the output, `output` takes it where not the terminal."""
+    """What to measure, and how. `pattern` matches steps in the output, which goes to `output` or else to the terminal."""
 
     argv: list[str]
     meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
@@ -42,7 +42,7 @@ def _gpus(machine: Machine) -> list[str]:
 
 
 def specification(asked: Asked, machine: Machine) -> RunSpec:
-    """Describe the command as a run: on all GPUs that are visible and not used by others, or one process of the CPU."""
+    """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
     text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
@@ -56,10 +56,10 @@ def specification(asked: Asked, machine: Machine) -> RunSpec:
 
 
 def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
-    """Run the command, with the terminal's input and output, and return its record and its folder.
+    """Run the command with the input and output of the terminal; return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
-    be kept.
+    Raises FileNotFoundError or PermissionError if the command cannot be started, and EnvironmentProblem if its folder
+    cannot be made.
     """
     adopt_orphans()
     environment, spec = describe(machine), specification(asked, machine)
@@ -71,7 +71,7 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
         folder.mkdir(parents=True)
     except OSError as problem:
         raise EnvironmentProblem(
-            f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
+            f"cannot make the folder {execution} ({problem.strerror}); choose another one with --runs"
         ) from problem
     write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
     sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
@@ -92,7 +92,7 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
 
 
 def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
-    """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
+    """Wait for a meter that is still starting if there is no other, and measure idle power if hardware can be read."""
     hardware = sidecar.measured
     if sidecar.starting and "gpu" not in hardware:  # there is no other meter, or its start is work for the measured CPU
         sidecar.wait(accounting.CODECARBON_SECONDS)
@@ -104,12 +104,12 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
 
 
 def _execute(asked: Asked, spec: RunSpec, folder: Path) -> tuple[dict[str, object], OSError | None]:
-    """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
+    """Run the command; Ctrl-C and SIGTERM go to it, and this process waits for its end."""
     steps, started = folder / STEPS_FILE, datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
 
     def forward(process: subprocess.Popen[bytes]) -> None:
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command too
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command, too
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
     try:
