@@ -24,8 +24,9 @@ from bench.meters.conditions import (
     open_host_files,
     used_by_run,
 )
+from bench.meters.meter import Reading
 from bench.meters.nvml import NvmlMeter
-from bench.meters.trace import Reading, Trace
+from bench.meters.trace import Trace
 from bench.record import GpuConditions
 from tests.fake_nvml import fake_gpu, install
 

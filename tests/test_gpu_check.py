@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.figures import sensors
-from bench.meters.trace import INTERVAL
+from bench.meters.meter import INTERVAL
 from tests import gpu_check
 from tests.fake_nvml import environment, fake_gpu
 from tests.gpu_checks import figures, load

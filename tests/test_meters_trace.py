@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from bench.record import Provenance
 
 S = 1_000_000_000
