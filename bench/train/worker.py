@@ -42,6 +42,8 @@ from bench.train.probes import (
 )
 from bench.train.trainer import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
+_FOOTPRINTS = "footprints.json"
+"""File of an execution: the memory that each configuration should take, by config_id."""
 _KEPT: list[Any] = []
 """Objects that must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread
 may be waiting for the GIL to release its last tensor: about one run in ten never ended. So the group is kept until the
@@ -142,7 +144,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     ranks = gather(mine)
     _write_steps(folder / f"steps-{rank}.jsonl", clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        result = _result(window, ranks, losses).model_copy(update={"inference": served})
+        result = _result(window, ranks, losses, folder).model_copy(update={"inference": served})
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
     dist.barrier()
     if device.type == "cuda":
@@ -166,7 +168,7 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
     return served
 
 
-def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> Measurement:
+def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], folder: Path) -> Measurement:
     trainer, clock = window.trainer, window.clock
     workload = trainer.parts.workload
     samples = window.steps * trainer.samples_per_step
@@ -180,7 +182,7 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> M
         peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
         batch_size_per_device=trainer.batch_size,
         compile_seconds=trainer.compile_seconds,
-        memory_estimated_bytes=peak_bytes(trainer.spec),
+        memory_estimated_bytes=_estimated_bytes(trainer.spec, folder.parent / _FOOTPRINTS),
         parameters=trainer.parameters,
         trainable_parameters=trainer.trainable_parameters,
         flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
@@ -194,6 +196,16 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> M
         phases=clock.phases,
         notes=_notes(trainer),
     )
+
+
+def _estimated_bytes(spec: RunSpec, file: Path) -> int | None:
+    """Return the memory that a configuration should take; repeats read it from a file: it takes about half a second."""
+    known = read_json(file) or {}
+    if spec.config_id not in known:
+        known[spec.config_id] = peak_bytes(spec)
+        write_json(file, known)
+    estimated: int | None = known[spec.config_id]
+    return estimated
 
 
 def _notes(trainer: Trainer) -> dict[str, Scalar]:
