@@ -153,22 +153,16 @@ def _pace(points: Points) -> str:
 def _watts(points: Points) -> float | None:
     """Return the mean power of a counter in µJ between its first and its last change."""
     changed = changes(points)
-    if len(changed) < 2:
-        return None
-    (t0, first), (t1, last) = changed[0], changed[-1]
-    return (last - first) * 1e3 / (t1 - t0)
+    return (changed[-1][1] - changed[0][1]) * 1e3 / (changed[-1][0] - changed[0][0]) if len(changed) > 1 else None
 
 
 def _counter(rows: list[Reading]) -> Points:
     """Return (time, µJ) of a counter; its range is added after it wrapped."""
     points: Points = []
     offset = 0
-    for row in rows:
-        if row.energy_uj is None:
-            continue
-        if points and row.energy_uj + offset < points[-1][1]:
-            offset += row.wrap_uj or 0
-        points.append((row.t_ns, row.energy_uj + offset))
+    for row, energy in ((row, row.energy_uj) for row in rows if row.energy_uj is not None):
+        offset += (row.wrap_uj or 0) if points and energy + offset < points[-1][1] else 0
+        points.append((row.t_ns, energy + offset))
     return points
 
 
@@ -234,10 +228,8 @@ def _gpus(watch: Watch, machine: Machine, no_gpu: str | None) -> Iterator[Findin
 
 def _gpu(name: str, gpu: Gpu, facts: dict[str, Any]) -> Finding:
     parts, remedies, users = [gpu.name, gpu.uuid], [], ", ".join(gpu.used_by)
-    used = facts.get("memory_used")
-    if used is not None:
-        total = f" of {gpu.memory_bytes / 2**30:.3g}" if gpu.memory_bytes else ""
-        parts.append(f"{used / 2**30:.3g}{total} GiB in use")
+    used, total = facts.get("memory_used"), f" of {gpu.memory_bytes / 2**30:.3g}" if gpu.memory_bytes else ""
+    parts += [f"{used / 2**30:.3g}{total} GiB in use"] if used is not None else []
     parts.append(f"used by {users}" if users else "no other process is listed")
     if users:
         remedies.append(f"used by {users}: runs leave it out unless you name it with --gpus {gpu.index}")
@@ -251,11 +243,11 @@ def _gpu(name: str, gpu: Gpu, facts: dict[str, Any]) -> Finding:
     return Finding(name, "problem" if remedies else "ok", ", ".join(parts), "\n".join(remedies), values)
 
 
-_SCOPES = {
-    None: "of the GPU with its memory",
-    "mig": "of the whole board (MIG)",
-    "module": "of the whole module with its CPU",
-}
+_WHOLE = {"mig": "of the whole board (MIG)", "module": "of the whole module with its CPU"}
+
+
+def _scope(rows: list[Reading]) -> str:
+    return _WHOLE.get(rows[-1].mode or "", "of the GPU with its memory")
 
 
 def _gpu_counter(name: str, rows: list[Reading], errors: list[str]) -> Finding:
@@ -267,7 +259,7 @@ def _gpu_counter(name: str, rows: list[Reading], errors: list[str]) -> Finding:
             subject, "absent", detail + failed, "its power is sampled ten times a second and integrated instead"
         )
     text, values = _counted(points)
-    detail = f"{points[-1][1] / 1e9:,.1f} kJ since the driver was loaded{text}, {_SCOPES[rows[-1].mode]}{failed}"
+    detail = f"{points[-1][1] / 1e9:,.1f} kJ since the driver was loaded{text}, {_scope(rows)}{failed}"
     moves = bool(changes(points))
     remedy = "" if moves else "power samples are integrated while the counter stands still"
     return Finding(subject, "ok" if moves and not failed else "problem", detail, remedy, values)
@@ -290,10 +282,11 @@ def _gpu_power(name: str, rows: list[Reading], errors: list[str]) -> Finding:
     points = [(row.t_ns, row.power_mw) for row in rows if row.power_mw is not None]
     failed = _failed(points, errors)
     if not points:
-        detail = f"this GPU reports no instant power{failed}"
-        return Finding(f"{name} power", "absent", detail, "its counter is sufficient")
+        return Finding(
+            f"{name} power", "absent", f"this GPU reports no instant power{failed}", "its counter is sufficient"
+        )
     watts = points[-1][1] / 1e3
-    detail = f"{watts:.4g} W now, {_pace(points)}, {_SCOPES[rows[-1].mode]}{failed}"
+    detail = f"{watts:.4g} W now, {_pace(points)}, {_scope(rows)}{failed}"
     values = _figures(power_watts=watts, period_seconds=period(points))
     return Finding(f"{name} power", "problem" if failed else "ok", detail, "", values)
 
@@ -309,13 +302,10 @@ def _gpu_clocks(name: str, facts: dict[str, Any]) -> Finding:
         parts.append(f"throttled now by {', '.join(reasons)}" if reasons else "not throttled")
     slow = any(reason in SLOWDOWNS for reason in reasons)
     remedy = "check its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE" if slow else ""
-    clocks = {name: facts[key] * 1e6 if key in facts else None for name, key in _CLOCKS.items()}
+    clocks = {f"{key}_clock_hz": facts[f"{key}_mhz"] * 1e6 for key in ("sm", "memory") if f"{key}_mhz" in facts}
     values = _figures(temperature_celsius=facts.get("temperature"), power_limit_watts=limit, **clocks)
     state = "problem" if slow else "ok" if parts else "unknown"
     return Finding(f"{name} clocks", state, ", ".join(parts) or "this GPU does not report them", remedy, values)
-
-
-_CLOCKS = {"sm_clock_hz": "sm_mhz", "memory_clock_hz": "memory_mhz"}
 
 
 def _processes(watch: Watch) -> Finding:
@@ -378,12 +368,13 @@ def _device(subject: str, rows: list[Reading]) -> Finding:
     return Finding(subject, "problem", "its readings failed")
 
 
+_NOT_ADDED = {"psys": "contains the packages"}
+
+
 def _why_not_added(path: Path, name: str) -> str:
     if path.name.startswith("intel-rapl-mmio"):
         return "the same zone again"
-    if name == "psys":
-        return "contains the packages"
-    return "" if name.startswith("package") or name == "dram" else "inside its package"
+    return "" if name.startswith("package") or name == "dram" else _NOT_ADDED.get(name, "inside its package")
 
 
 def _rapl_remedy(reason: str, root: Path) -> str:

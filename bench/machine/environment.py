@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,9 @@ class EnvironmentProblem(Exception):
 def processors() -> int:
     """Return how many processors this process may use, by its affinity and by the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # the quota is `max` where there is none
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
+        count = min(count, max(1, int(quota) // int(period)))
     return count
 
 
@@ -62,12 +60,9 @@ def find_machine(named_gpus: str | None = None) -> tuple[Machine, str | None]:
     gpus, driver, reason = list_gpus()
     if named_gpus is not None:
         gpus = [_named(name.strip(), gpus) for name in named_gpus.split(",") if name.strip()]
+    memory = psutil.virtual_memory().total
     machine = Machine(
-        cpu_model=cpu_model(),
-        cpu_count=processors(),
-        memory_bytes=psutil.virtual_memory().total,
-        gpus=gpus,
-        driver_version=driver,
+        cpu_model=cpu_model(), cpu_count=processors(), memory_bytes=memory, gpus=gpus, driver_version=driver
     )
     return machine, reason
 
@@ -82,14 +77,14 @@ def _named(name: str, gpus: list[Gpu]) -> Gpu:
 
 def check_no_gpu_is_hidden(reason: str | None) -> None:
     """Refuse to use the CPU silently: raise EnvironmentProblem if there seem to be GPUs that NVML does not show."""
-    no_library = reason is not None and ("not found" in reason or "not installed" in reason)
-    harmless = reason is None or no_library or "leaves no GPU visible" in reason or "lists no GPU" in reason
-    asked_for = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    if reason is not None and "leaves no GPU visible" in reason and asked_for not in ("", "-1", "NoDevFiles"):
-        harmless = False  # a name that does not exist, rather than none on purpose
-    if no_library and list(Path("/dev").glob("nvidia[0-9]*")):
-        harmless = False  # a container without the driver's library, say
-    if not harmless:
+    if reason is None or "lists no GPU" in reason:
+        return
+    if "not found" in reason or "not installed" in reason:
+        hidden = any(Path("/dev").glob("nvidia[0-9]*"))  # a container without the library of the driver, for example
+    else:  # a name that does not exist, rather than none on purpose; or NVML does not answer
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+        hidden = "leaves no GPU visible" not in reason or names not in ("", "-1", "NoDevFiles")
+    if hidden:
         raise EnvironmentProblem(
             f"there seem to be NVIDIA GPUs, but none can be used: {reason}\n"
             "Repair that (nvidia-smi should list them), or measure the CPU on purpose: --set device_type=cpu"
@@ -133,15 +128,11 @@ def commit(folder: Path | None = None) -> str | None:
 
 def describe(machine: Machine) -> Environment:
     """Return the facts that results depend on, with the few variables that change them and without credentials."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     version, cuda = torch_build()
-    if version is not None:
-        versions["torch"] = version
+    versions = {"torch": version} if version is not None else {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.setdefault(name, metadata.version(name))
     names = [name for name in sorted(os.environ) if name in VARIABLES or name.startswith(VARIABLE_PREFIXES)]
     kept = {name: redact(f"{name}={os.environ[name]}").partition("=")[2] for name in names}
     boot = Path("/proc/sys/kernel/random/boot_id")

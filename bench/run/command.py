@@ -156,13 +156,8 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
     chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
     leader = next(iter(chosen.values()))
     times = [line["t_ns"] for line in leader]
-    breaks = [
-        pause
-        for pause in pauses
-        if times[0] <= pause.start_ns
-        and pause.end_ns <= times[-1]
-        and bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)
-    ]
+    inside = [pause for pause in pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
+    breaks = [pause for pause in inside if bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)]
     lengths = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
     edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
     windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
@@ -293,11 +288,8 @@ def failure_of(exitcode: int, log: Path) -> dict[str, Any]:
     """Describe how a command failed as a rank would; it is out of memory if the end of its log says so."""
     text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
     how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
+    failure = {"kind": "failed", "type": "ExitCode", "message": f"the command ended with {how}", "rank": 0}
     if any(word in text for word in NO_MEMORY):
-        return {
-            "kind": "out_of_memory",
-            "type": "OutOfMemory",
-            "message": f"the command ran out of memory ({how})",
-            "rank": 0,
-        }
-    return {"kind": "failed", "type": "ExitCode", "message": f"the command ended with {how}", "rank": 0}
+        message = f"the command ran out of memory ({how})"
+        failure |= {"kind": "out_of_memory", "type": "OutOfMemory", "message": message}
+    return failure

@@ -23,7 +23,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
@@ -62,21 +63,27 @@ class Node:
     gpus: list[str]
 
 
-def cuda_facts() -> dict[str, Any]:
-    """Ask CUDA in a forked process for its number of devices; if there are none, also for torch's own reason."""
+@contextmanager
+def _forked(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Call a function in a forked process; yield what it sends within 60 s, or None, and then kill the process."""
     receiver, sender = _FORK.Pipe(duplex=False)
-    child = _FORK.Process(target=_probe_cuda, args=(sender,))
+    child = _FORK.Process(target=target, args=(sender, *arguments))
     child.start()
     sender.close()
-    facts: dict[str, Any] = {"count": 0, "error": "the CUDA driver did not answer within 60 s"}
-    if receiver.poll(60):
-        try:
-            facts = receiver.recv()
-        except EOFError:
-            facts["error"] = "the process that asked the CUDA driver ended without an answer"
-    child.kill()
-    child.join()
-    return facts
+    answer = None
+    with suppress(EOFError):
+        answer = receiver.recv() if receiver.poll(60) else None
+    try:
+        yield answer
+    finally:
+        child.kill()
+        child.join()
+
+
+def cuda_facts() -> dict[str, Any]:
+    """Ask CUDA in a forked process for its number of devices; if there are none, also for torch's own reason."""
+    with _forked(_probe_cuda) as facts:
+        return facts or {"count": 0, "error": "the CUDA driver did not answer"}
 
 
 def _probe_cuda(sender: Connection) -> None:
@@ -101,15 +108,8 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     node.sidecar.open(folder / IDLE_TRACE)
     times = {"idle": _span(seconds)}
     if node.gpus and with_context:
-        receiver, sender = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
-        child.start()
-        sender.close()
-        with suppress(EOFError):
-            if receiver.poll(60) and receiver.recv():
-                times["context"] = _span(seconds)
-        child.kill()
-        child.join()
+        with _forked(_hold_contexts, node.gpus) as ready:
+            times |= {"context": _span(seconds)} if ready else {}
     node.sidecar.close()
     write_json(folder / IDLE_TIMES, times)
 
@@ -188,16 +188,13 @@ def train(spec: RunSpec, folder: Path) -> list[dict[str, int]]:
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    ranks = range(spec.devices_per_node)
     size = str(spec.devices_per_node)
+    names = {"RANK": "{}", "LOCAL_RANK": "{}", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     context = start_processes(
         name="rank",
         entrypoint=_rank,
-        args={rank: (str(folder),) for rank in ranks},
-        envs={
-            rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-            for rank in ranks
-        },
+        args={rank: (str(folder),) for rank in range(spec.devices_per_node)},
+        envs={rank: {k: v.format(rank) for k, v in names.items()} for rank in range(spec.devices_per_node)},
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
         start_method="fork",
     )
