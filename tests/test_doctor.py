@@ -13,7 +13,7 @@ import pytest
 
 from bench.machine import doctor
 from bench.machine.doctor import Finding, changes, findings, period
-from bench.meters import nvml, rapl
+from bench.meters import meter, nvml
 from bench.schema import Machine
 from tests import fake_nvml
 from tests.fake_nvml import fake_gpu
@@ -53,7 +53,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the doctor and of the meters that it reads: a loaded machine changes nothing."""
     clock = Clock()
-    for module in (doctor, nvml, rapl):
+    for module in (doctor, meter, nvml):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -77,26 +77,19 @@ class CodecarbonMeter(Meter):
         time.sleep(max(0.0, self._flushed + STALE_SECONDS - time.monotonic()))
         self._flushed = time.monotonic()
         self._totals.kwh = None
-        t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        t_ns = time.monotonic_ns()
         self._tracker.flush()
         kwh: tuple[float, float] | None = self._totals.kwh
         if kwh is None:  # flush() suppresses all errors; then it did not call the handler
             self.errors += 1
-            return [Reading(t_ns=t_ns, wall_ns=wall_ns, source="codecarbon", event="error", message="flush() failed")]
-        components: tuple[Component, ...] = ("cpu", "dram")
-        return [
-            Reading(
-                t_ns=t_ns,
-                wall_ns=wall_ns,
-                source="codecarbon",
-                component=component,
-                device=self._modes[component][0],
-                energy_uj=round(energy * MICROJOULES_PER_KWH),
-                mode=self._modes[component][1],
-            )
-            for component, energy in zip(components, kwh, strict=True)
-            if component in self._modes
-        ]
+            return [self.row("cpu", "cpu", t_ns=t_ns, event="error", message="flush() failed")]
+        rows = []
+        for component, energy in zip(self.components, kwh, strict=True):
+            if component in self._modes:
+                device, mode = self._modes[component]
+                microjoules = round(energy * MICROJOULES_PER_KWH)
+                rows.append(self.row(component, device, t_ns=t_ns, energy_uj=microjoules, mode=mode))
+        return rows
 
     def close(self) -> None:
         """Stop CodeCarbon's background threads, without waiting for one that is still starting."""

@@ -7,9 +7,10 @@ doctor and the checks of a suite read its declaration and know no meter by name.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Protocol, Self, get_args
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 from bench import registry
 from bench.schema import Gpu
@@ -123,6 +124,11 @@ class Meter(Protocol):
     def read(self) -> list[Reading]:
         """Return one row for each device."""
         return []
+
+    def row(self, component: Component, device: str, **values: Any) -> Reading:
+        """Return a row of this meter, by default with the time of now."""
+        times = {"t_ns": time.monotonic_ns(), "wall_ns": time.time_ns()}
+        return Reading(source=self.source, component=component, device=device, **times | values)
 
     def conditions(self, root_pid: int) -> list[Reading]:
         """Return event rows with the conditions of each device; processes below `root_pid` belong to the run."""

@@ -232,15 +232,14 @@ class NvmlMeter(Meter):
         for device in self._devices:
             before = time.monotonic_ns()
             energy, power, trouble = self._values(device)
-            t_ns, wall_ns = (before + time.monotonic_ns()) // 2, time.time_ns()
-            common: dict[str, Any] = {"t_ns": t_ns, "wall_ns": wall_ns, "source": "nvml", "component": "gpu"}
-            common["device"] = device.uuid
+            t_ns = (before + time.monotonic_ns()) // 2
             if energy is not None or power is not None:
                 energy_uj = None if energy is None else energy * 1000
-                rows.append(Reading(energy_uj=energy_uj, power_mw=power, mode=device.mode, **common))
+                values = {"energy_uj": energy_uj, "power_mw": power, "mode": device.mode}
+                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, **values))
             if trouble:
                 self.errors += 1
-                rows.append(Reading(event="error", message=trouble, **common))
+                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, event="error", message=trouble))
         return rows
 
     def close(self) -> None:
@@ -335,9 +334,8 @@ class NvmlMeter(Meter):
         rows = []
         for device in self._devices:
             facts = {**self._slow_facts(device), **self._throttled(device), **_whose(self._pids(device), root_pid)}
-            common: dict[str, Any] = {"t_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "source": "nvml"}
             message = json.dumps(facts, separators=(",", ":"))
-            rows.append(Reading(component="gpu", device=device.uuid, event="conditions", message=message, **common))
+            rows.append(self.row("gpu", device.uuid, event="conditions", message=message))
         return rows
 
     def _slow_facts(self, device: _Device) -> dict[str, int]:

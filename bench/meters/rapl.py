@@ -6,7 +6,6 @@ A container sees this folder only if it is mounted; the variable WATTBENCH_POWER
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,26 +62,13 @@ class RaplMeter(Meter):
         """Return one row for each zone, or an event row if it cannot be read."""
         rows = []
         for zone in self._zones:
-            energy: int | None = None
-            message = ""
+            values: dict[str, object] = {"wrap_uj": zone.wrap_uj}
             try:
-                energy = int((zone.path / "energy_uj").read_text())
+                values["energy_uj"] = int((zone.path / "energy_uj").read_text())
             except (OSError, ValueError) as error:
                 self.errors += 1
-                message = str(error)
-            rows.append(
-                Reading(
-                    t_ns=time.monotonic_ns(),
-                    wall_ns=time.time_ns(),
-                    source="rapl",
-                    component=zone.component,
-                    device=str(zone.path),
-                    energy_uj=energy,
-                    wrap_uj=zone.wrap_uj,
-                    event="error" if message else None,
-                    message=message or None,
-                )
-            )
+                values |= {"event": "error", "message": str(error)}
+            rows.append(self.row(zone.component, str(zone.path), **values))
         return rows
 
 
