@@ -115,7 +115,7 @@ def test_sleep_without_a_gpu_has_time_an_estimate_and_a_record(tmp_path):
     assert record.duration_seconds >= 5
     assert {r.source for r in record.energy} <= {"codecarbon", "rapl"}
     assert f"{record.duration_seconds:.4g} s" in done.stderr
-    for word in ("estimated by a model", "g CO2e (estimated energy × ", "FRA", "USD (owned", "quality B", "no_steps"):
+    for word in ("estimated by a model", "g CO2e (estimated energy × ", "FRA", "USD (owned", "grade B", "no_steps"):
         assert word in done.stderr
     assert (tmp_path / "mlflow.db").exists()
 
