@@ -25,20 +25,18 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
+from bench import folder as files
 from bench import registry
-from bench.files import write_json
 from bench.meters.sidecar import Sidecar
-from bench.meters.windows import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
+from bench.meters.windows import CODECARBON_SECONDS
 from bench.process import adopt_orphans, die_with_parent
 from bench.run.command import run as run_command
 from bench.schema import COMMAND, RunSpec
 
-_SCRATCH = ".scratch"
-"""Folder in that of a run, for what its processes need to find each other; gone at its end."""
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
 """Variables by which the launcher says what it changed in the environment (JSON, null: was not there), and where it was."""
 _FORK = multiprocessing.get_context("fork")
@@ -108,9 +106,9 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     if "rapl" in node.sidecar.live:
         node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     folder = Path.cwd()
-    (folder / IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
-    node.sidecar.open(folder / IDLE_TRACE)
-    times = {"idle": _span(seconds)}
+    (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
+    node.sidecar.open(folder / files.IDLE_TRACE)
+    times = files.IdleTimes(idle=_span(seconds))
     if node.gpus and with_context:
         receiver, sender = _FORK.Pipe(duplex=False)
         child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
@@ -118,17 +116,17 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
         sender.close()
         with suppress(EOFError):
             if receiver.poll(60) and receiver.recv():
-                times["context"] = _span(seconds)
+                times = times.changed(context=_span(seconds))
         child.kill()
         child.join()
     node.sidecar.close()
-    write_json(folder / IDLE_TIMES, times)
+    files.IDLE_TIMES.write(folder, times)
 
 
-def _span(seconds: float) -> list[int]:
+def _span(seconds: float) -> tuple[int, int]:
     start = time.monotonic_ns()
     time.sleep(seconds)
-    return [start, time.monotonic_ns()]
+    return start, time.monotonic_ns()
 
 
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
@@ -159,11 +157,11 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.setsid()
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    log = os.open(folder / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(folder / files.WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
-    (folder / _SCRATCH).mkdir()
+    (folder / files.SCRATCH).mkdir()
     os.environ |= {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
@@ -172,7 +170,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads_per_device),
-        "WATTBENCH_STORE": str(folder / _SCRATCH / "store"),
+        "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet in a file
@@ -182,7 +180,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        torchrun.append(f"--log-dir={folder / _SCRATCH}")
+        torchrun.append(f"--log-dir={folder / files.SCRATCH}")
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
@@ -194,8 +192,9 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     try:
         elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
     except ChildFailedError as error:
-        failures = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(error.failures.items())]
-        write_json(folder / "ranks.json", failures)
+        failures = sorted(error.failures.items())
+        exits = [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in failures]
+        files.RANK_EXITS.write(folder, exits)
         sys.exit(1)
 
 
@@ -217,10 +216,12 @@ def launch_config(spec: RunSpec, folder: Path) -> Any:
             nproc_per_node=spec.devices_per_node,
             run_id=folder.name,
             rdzv_backend="c10d",
-            rdzv_endpoint=str(folder / _SCRATCH / "rendezvous"),  # files, so that no port is open to other machines
+            rdzv_endpoint=str(
+                folder / files.SCRATCH / "rendezvous"
+            ),  # files, so that no port is open to other machines
             rdzv_configs={"store_type": "file"},
             local_addr="127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
             max_restarts=0,
             monitor_interval=0.05,
             start_method="fork",
@@ -241,10 +242,10 @@ def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
 
 def execute(node: Node, folder: Path) -> bool:
     """Do one run to its end, its time limit, or a cancel; write `exit.json`. Return False when the runner is gone."""
-    spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+    spec = files.SPEC.read(folder)
     if node.sidecar is not None and spec.meters:
         node.sidecar.start()  # again, should it have died
-        node.sidecar.open(folder / "meters-0.jsonl")
+        node.sidecar.open(files.RAW_METERS.path(folder, 0))
     started, start = datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
     process.start()
@@ -256,16 +257,22 @@ def execute(node: Node, folder: Path) -> bool:
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
-    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+    shutil.rmtree(folder / files.SCRATCH, ignore_errors=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
-    facts = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}
-    sidecar_error = node.sidecar.error if node.sidecar is not None else None
-    write_json(folder / "exit.json", facts | {"started_at": started.isoformat(), "sidecar_error": sidecar_error})
+    ended = files.Exit(
+        how=how,
+        exitcode=process.exitcode,
+        start_ns=start,
+        end_ns=end,
+        started_at=started,
+        sidecar_error=node.sidecar.error if node.sidecar is not None else None,
+    )
+    files.EXIT.write(folder, ended)
     return how != "gone"
 
 
-def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
+def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["ended", "timeout", "cancelled", "gone"]:
     """Block until the run ends by itself (`ended`), is late (`timeout`), is cancelled, or the runner is `gone`."""
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -39,15 +39,13 @@ def publishable(suite: Suite) -> Suite:
         for cell in include:
             if "measure_steps" in cell and "measure_steps" not in {**suite.defaults, **suite.matrix}:
                 cell.setdefault("measure_seconds", None)
-    return suite.model_copy(
-        update={
-            "defaults": defaults,
-            "matrix": matrix,
-            "include": include,
-            "exclude": [raised(rule) for rule in suite.exclude],
-            "repeats": max(suite.repeats, flags.PUBLISH_REPEATS),
-            "idle_seconds": max(suite.idle_seconds, flags.PUBLISH_IDLE_SECONDS),
-        }
+    return suite.changed(
+        defaults=defaults,
+        matrix=matrix,
+        include=include,
+        exclude=[raised(rule) for rule in suite.exclude],
+        repeats=max(suite.repeats, flags.PUBLISH_REPEATS),
+        idle_seconds=max(suite.idle_seconds, flags.PUBLISH_IDLE_SECONDS),
     )
 
 

@@ -190,7 +190,7 @@ def estimate(spec: RunSpec) -> Footprint:
     # What does not change the memory of a rank is not asked for twice.
     same = {"seed": 0, "repeat": 0, "ladder": None, "measure_seconds": 1.0, "measure_steps": None, "target": None}
     ranks = {"num_nodes": 1, "devices_per_node": 1} if spec.parallelism.name in ("single", "ddp") else {}
-    plain = spec.model_copy(update=same | ranks | {"warmup_steps": 1, "timeout_seconds": 1.0, "saves": None})
+    plain = spec.changed(**same, **ranks, warmup_steps=1, timeout_seconds=1.0, saves=None)
     return _estimate(plain.model_dump_json())
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bench import folder as files
 from bench import registry
-from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
+from bench.files import write_text
 from bench.process import die_with_parent
 from bench.record import Inference, Measurement, Rank
 from bench.schema import RunSpec, Scalar
@@ -82,7 +83,7 @@ def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Cloc
     how: dict[str, Scalar] = {}
     if spec.batch_size_per_device == "max":
         size, how = find_batch(spec, device, needed)
-        spec = spec.model_copy(update={"batch_size_per_device": size})
+        spec = spec.changed(batch_size_per_device=size)
         now = clock.phase("find_batch", now)
     trainer = build(spec, device, needed)
     trainer.parts.notes |= how
@@ -98,8 +99,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # done already in a warm run
     before = reset_peak_memory(device)
-    needs = read_json(folder / NEEDS)
-    needed = Path(needs["folder"]) if needs else None
+    needed = None if spec.needs is None else files.NEEDS.read(folder).folder
     trainer = _build(spec, device, needed, clock, now)
     now = clock.phases[-1].end_ns
     step_seconds = warm_up(trainer)
@@ -140,10 +140,9 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
         busy_share=shares.busy if shares else None,
     )
     ranks = gather(mine)
-    _write_steps(folder / f"steps-{rank}.jsonl", clock, trainer.losses[warmup_steps:trained])
+    _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        result = _result(window, ranks, losses).model_copy(update={"inference": served})
-        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+        files.RESULT.write(folder, _result(window, ranks, losses, served))
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
@@ -157,7 +156,7 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
         trainer.validate()
         now = clock.phase("validation", now)
     if trainer.spec.saves is not None:
-        checkpoint.save(trainer.spec, trainer.parallel, folder / CHECKPOINT)
+        checkpoint.save(trainer.spec, trainer.parallel, folder / files.CHECKPOINT)
         synchronize(trainer.device)
         now = clock.phase("checkpoint", now)
     served = inference.measure(trainer)
@@ -166,7 +165,7 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
     return served
 
 
-def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> Measurement:
+def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], served: Inference | None) -> Measurement:
     trainer, clock = window.trainer, window.clock
     workload = trainer.parts.workload
     samples = window.steps * trainer.samples_per_step
@@ -188,6 +187,7 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float]) -> M
         loss_last=losses[1],
         quality=trainer.quality,
         stopped_by=window.stopped_by,
+        inference=served,
         dataset=workload.dataset,
         dataset_digest=workload.dataset_digest,
         ranks=ranks,
@@ -210,7 +210,7 @@ def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def classify(error: BaseException) -> str:
+def classify(error: BaseException) -> files.Kind:
     """Kind of a failure: out_of_memory, unsupported, invalid, peer (another rank went first), failed."""
     text = str(error)
     if is_out_of_memory(error):
@@ -228,18 +228,18 @@ def main(folder_name: str) -> None:
     die_with_parent()
     folder = Path(folder_name)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    stack = (folder / f"stack-{rank}.txt").open("w")
+    stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
     faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank writes down where it is
     try:
-        spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+        spec = files.SPEC.read(folder)
         run(spec, folder, rank, local_rank)
         Path(stack.name).unlink()
     except Exception as error:  # noqa: BLE001  whatever it was, it is written down and the process ends
         traceback.print_exc()
         message = str(error).strip() or type(error).__name__
-        failure = {"kind": classify(error), "type": type(error).__name__, "message": message[:4000], "rank": rank}
-        write_json(folder / f"error-{rank}.json", failure)
+        failure = files.RankError(kind=classify(error), type=type(error).__name__, message=message[:4000], rank=rank)
+        files.write_error(folder, failure)
         sys.stderr.flush()
         os._exit(1)  # other ranks may hang in a collective: no waiting for threads of theirs
 
