@@ -233,7 +233,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
         mistakes += messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
-    spec = spec.model_copy(update={"workload_args": arguments})
+    spec = spec.changed(workload_args=arguments)
     try:
         getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)
     except ValueError as error:
@@ -301,7 +301,7 @@ def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
     runs = []
     for repeat in range(repeats):
         for spec in needs.in_order(specs if repeat % 2 == 0 else specs[::-1]):
-            runs.append(spec.model_copy(update={"repeat": repeat, "seed": (spec.seed + repeat) % 2**31}))
+            runs.append(spec.changed(repeat=repeat, seed=(spec.seed + repeat) % 2**31))
     return runs
 
 
