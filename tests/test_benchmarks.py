@@ -1,4 +1,4 @@
-"""The pure parts of the benchmark of the observer: pairs, gate, verdicts, table."""
+"""The parts of the benchmarks that need no quiet machine: pairs, gate, verdicts, table, and loops that train."""
 
 import math
 import os
@@ -124,3 +124,36 @@ def test_the_fake_powercap_tree_is_one_that_the_meter_reads(tmp_path):
 
     meter = RaplMeter(fake_powercap(tmp_path))
     assert [row.component for row in meter.read()] == ["cpu", "dram"]
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """A process group of this process alone, as the loops want it."""
+    pytest.importorskip("torch")
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield tmp_path
+    dist.destroy_process_group()
+
+
+def loops_train(names, folder):
+    import torch
+
+    from tests.benchmarks import loop
+
+    asked, device = loop.spec("tiny", "cpu", 1), torch.device("cpu")
+    made = {"ours": loop.ours, "by_hand": loop.by_hand}
+    made["theirs"] = lambda asked, device: loop.trainer_of_transformers(asked, device, str(folder))
+    for name in names:
+        assert loop.seconds(made[name](asked, device), 2, device) > 0
+
+
+def test_our_loop_and_the_one_by_hand_train(one_rank):
+    loops_train(("ours", "by_hand"), one_rank)
+
+
+@pytest.mark.slow
+def test_the_loop_of_transformers_trains(one_rank):
+    loops_train(("theirs",), one_rank)

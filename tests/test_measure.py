@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures.metrics import metrics
-from bench.meters.trace import Reading, Trace
-from bench.record import RunRecord
-from bench.run.collect import with_energy
-from bench.schema import RunSpec
+from bench import folder as files
+from bench.figures.metrics import metrics, row
+from bench.meters.trace import Reading
+from bench.record import Measurement, Phase, RunRecord
+from bench.run.collect import Context, collect
+from bench.schema import RunSpec, Site
 from tests import rows as rows_of_tests
 from tests.fake_nvml import environment, fake_gpu, truth
 from tests.test_meters_rapl import Powercap
@@ -244,7 +245,7 @@ def test_a_secret_on_the_command_line_is_not_kept(tmp_path):
     assert "abc123secret" not in kept
 
 
-def test_gpus_that_a_command_does_not_use_are_counted_apart():
+def test_gpus_that_a_command_does_not_use_are_counted_apart(tmp_path):
     """Of two GPUs a process of the command is seen on the first only; where none is seen all are taken for used."""
     uuids = [fake_gpu(number)["uuid"] for number in (0, 1)]
     rows = [
@@ -257,13 +258,34 @@ def test_gpus_that_a_command_does_not_use_are_counted_apart():
         for uuid, message in zip(uuids, ['{"own":1,"foreign":0}', '{"own":0,"foreign":0}'], strict=True)
     ]
     spec = RunSpec(workload="command", workload_args={"argv": "train"}, device_type="cuda", devices_per_node=2)
-    record = rows_of_tests.record().model_copy(update={"spec": spec, "devices": uuids, "measurement": None})
-    apart = with_energy(record, Trace([*rows, *seen]), 0, 10 * S)
-    assert (apart.devices, [r.device for r in apart.energy], [r.device for r in apart.unused]) == (
-        uuids[:1],
-        uuids[:1],
-        uuids[1:],
-    )
-    assert metrics(apart)["unused_energy_joules"] == pytest.approx(2000)
-    unknown = with_energy(record, Trace(rows), 0, 10 * S)
+    site = Site(usd_per_device_hour=3600)
+
+    def collected(suite, name, readings):
+        folder = tmp_path / name
+        folder.mkdir()
+        files.EXIT.write(folder, files.Exit(how="ended", exitcode=0, start_ns=0, end_ns=10 * S))
+        result = Measurement(
+            window_seconds=10, samples=100, phases=[Phase(name="steady", start_ns=0, end_ns=10 * S)], steps=1
+        )
+        files.RESULT.write(folder, result)
+        lines = (reading.to_json() + "\n" for reading in readings)
+        files.RAW_METERS.path(folder, 0).write_text("".join(lines))
+        return collect(Context(suite, "e", site, rows_of_tests.environment(), uuids), spec, folder)
+
+    for suite in ("measure", "commands"):
+        apart = collected(suite, suite, [*rows, *seen])
+        assert apart.spec == spec  # what was asked stays
+        assert (apart.devices, [r.device for r in apart.energy], [r.device for r in apart.unused]) == (
+            uuids[:1],
+            uuids[:1],
+            uuids[1:],
+        )
+        flat = row(apart)
+        assert (flat["devices"], flat["samples_per_second_per_device"], flat["cost_usd"]) == (1, 10, 10)
+        assert flat["label"] == "train d1"
+        assert flat["unused_energy_joules"] == pytest.approx(2000)
+        assert ("fewer_devices" in apart.flags) == (suite == "commands")
+    unknown = collected("commands", "unknown", rows)
     assert (unknown.devices, unknown.unused) == (uuids, [])
+    assert row(unknown)["devices"] == 2
+    assert "fewer_devices" not in unknown.flags

@@ -15,9 +15,10 @@ from analytics import store
 from analytics.frame import frame
 from app import data, live, overview
 from bench.files import held
+from bench.folder import LOCK, PROGRESS
 from bench.record import Status
 from bench.store import tracker as tracking
-from bench.store.progress import LOCK, PROGRESS, Flight, Seen
+from bench.store.progress import Flight, Seen
 from tests import rows
 from tests.pages import EVIL, Open, markup, opened, texts
 from tests.test_live import HERE, NOW, flight, written

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bench.folder import IDLE_TIMES, IDLE_TRACE
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Reading, Trace
 from bench.meters.windows import (
-    IDLE_TIMES,
-    IDLE_TRACE,
     CountedTwice,
     contiguous,
     energy,
@@ -234,7 +233,7 @@ def idle(folder: Path, times: dict[str, list[int]]) -> Path:
             rows.append(cpu(t, 50 * t))
             rows.append(gpu(t, 9 * t, "machine", source="codecarbon", component="node"))
     (folder / IDLE_TRACE).write_text("".join(row.to_json() + "\n" for row in rows))
-    (folder / IDLE_TIMES).write_text(json.dumps(times))
+    (folder / IDLE_TIMES.name).write_text(json.dumps(times))
     return folder
 
 
@@ -265,7 +264,7 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     assert idle_power(tmp_path, METERS) == []
     (tmp_path / IDLE_TRACE).unlink()
     assert idle_power(tmp_path, METERS) == []
-    (tmp_path / IDLE_TIMES).write_text('{"idle": [1')
+    (tmp_path / IDLE_TIMES.name).write_text('{"idle": [1')
     assert idle_power(tmp_path, METERS) == []
 
 

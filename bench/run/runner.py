@@ -18,15 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from bench.files import CHECKPOINT, NEEDS, held, read_json, write_json, write_text
+from bench import folder as files
+from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
 from bench.run.collect import Context, collect, oom_kills, save, skipped
 from bench.run.launcher import LocalLauncher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
-from bench.store.progress import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
+from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
-from bench.suites import needs
 from bench.suites.expand import Expansion
 
 RUN_OVERHEAD_SECONDS = 2.0
@@ -79,7 +79,7 @@ class Execution:
         for spec in reversed(self.plan.to_do):  # a giver comes after those that need it
             if spec.run_id not in ended or spec.run_id in wanted:
                 out.append(spec)
-                given = needs.giver(spec, self.plan.to_do)
+                given = self.plan.givers.of(spec)
                 if given is not None and self._gone(given):
                     wanted.add(given.run_id)
         return out[::-1]
@@ -91,11 +91,11 @@ class Execution:
 
     def checkpoint(self, giver: RunSpec) -> Path:
         """Where the weights are that a run has saved."""
-        return self.folder / giver.run_id / CHECKPOINT
+        return self.folder / giver.run_id / files.CHECKPOINT
 
     def unmet(self, spec: RunSpec) -> str | None:
         """Why the weights that a run needs are not there; None if they are, or it needs none."""
-        given = needs.giver(spec, self.plan.runs)
+        given = self.plan.givers.of(spec)
         if given is None:
             return None
         record = self.records.get(given.run_id)
@@ -134,8 +134,8 @@ def open_execution(
 def earlier(suite_folder: Path, environment: Environment, digest: str) -> Iterator[Path]:
     """Find the executions of the same runs, by their `plan_digest`, in the same environment, the newest first."""
     for folder in sorted(suite_folder.glob("*"), reverse=True):
-        facts = read_json(folder / "execution.json")
-        if facts and facts["fingerprint"] == environment.fingerprint and facts["plan_digest"] == digest:
+        facts = files.EXECUTION.find(folder)
+        if facts and (facts.fingerprint, facts.plan_digest) == (environment.fingerprint, digest):
             yield folder
 
 
@@ -153,47 +153,77 @@ def new_folder(suite_folder: Path, environment: Environment) -> Path:
 
 def write_facts(folder: Path, plan: Expansion, environment: Environment, digest: str, **more: Any) -> None:
     """Write `execution.json`, by which `earlier` finds an execution."""
-    facts = {
-        "suite": plan.suite.model_dump(mode="json"),
-        "fingerprint": environment.fingerprint,
-        "plan_digest": digest,
-        "started_at": datetime.now(UTC).isoformat(),
-        "environment": environment.model_dump(mode="json"),
-    }
-    write_json(folder / "execution.json", facts | more)
+    facts = files.ExecutionFacts(
+        suite=plan.suite.model_dump(mode="json"),
+        fingerprint=environment.fingerprint,
+        plan_digest=digest,
+        started_at=datetime.now(UTC),
+        environment=environment.model_dump(mode="json"),
+        **more,
+    )
+    files.EXECUTION.write(folder, facts)
 
 
 def load_records(folder: Path) -> dict[str, RunRecord]:
     """Return the records of an execution by run id."""
     records = {}
-    for path in sorted(folder.glob("*/record.json")):
-        with suppress(ValueError):  # torn by a full disk, say: the run is missing, and is done again
-            record = RunRecord.model_validate_json(path.read_text())
+    for path in sorted(folder.glob(f"*/{files.RECORD.name}")):
+        if record := files.RECORD.find(path.parent):  # one that is torn is missing: its run is done again
             records[record.run_id] = record
     return records
 
 
-def estimate_seconds(spec: RunSpec, records: Iterable[RunRecord] = ()) -> float | None:
-    """Estimate how long a run takes: as its configuration took before, else from what the spec asks for; None if unknown."""
-    same = [record for record in records if record.config_id == spec.config_id]
-    known = [record.duration_seconds for record in same if record.status is Status.OK]
-    if known:
-        return max(known)
+def estimate_seconds(spec: RunSpec) -> float | None:
+    """Estimate how long a run takes from what its spec asks for; None if unknown."""
     if spec.measure_seconds is None:  # so many steps, or a command
         return None
     start = RUN_OVERHEAD_SECONDS + (START_SECONDS if spec.cold else 0)
     return start + spec.warmup_seconds + 1.2 * spec.measure_seconds
 
 
-def remaining_seconds(specs: list[RunSpec], records: list[RunRecord]) -> float | None:
-    """Sum of the estimates; None as soon as one is unknown."""
-    total = 0.0
-    for spec in specs:
-        seconds = estimate_seconds(spec, records)
+class Forecast:
+    """How long the runs that are left will take: as their configurations took before, else as `estimate_seconds` says.
+
+    It is kept up to date run by run, each at the same cost, however many runs there are.
+    """
+
+    def __init__(self, left: Iterable[RunSpec], records: Iterable[RunRecord] = ()) -> None:
+        self._longest: dict[str, float] = {}
+        self._left: dict[str, int] = {}
+        self._total, self._unknown = 0.0, 0
+        for record in records:
+            self._learn(record)
+        for spec in left:
+            self._left[spec.config_id] = self._left.get(spec.config_id, 0) + 1
+            self._count(self.seconds(spec), 1)
+
+    def _learn(self, record: RunRecord) -> None:
+        if record.status is Status.OK:
+            seconds = max(record.duration_seconds, self._longest.get(record.config_id, 0.0))
+            self._longest[record.config_id] = seconds
+
+    def _count(self, seconds: float | None, runs: int) -> None:
         if seconds is None:
-            return None
-        total += seconds
-    return total
+            self._unknown += runs
+        else:
+            self._total += runs * seconds
+
+    def seconds(self, spec: RunSpec) -> float | None:
+        """Return how long one run will take; None if that is unknown."""
+        return self._longest.get(spec.config_id, estimate_seconds(spec))
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """How long all that is left will take; None as soon as one run is unknown."""
+        return None if self._unknown else max(0.0, self._total)
+
+    def ended(self, spec: RunSpec, record: RunRecord) -> None:
+        """Leave out a run that has ended, and take what it took for the others of its configuration."""
+        left = self._left[spec.config_id]
+        self._count(self.seconds(spec), -left)
+        self._left[spec.config_id] = left - 1
+        self._learn(record)
+        self._count(self.seconds(spec), left - 1)
 
 
 def surroundings(plan: Expansion, machine: Machine) -> Environment:
@@ -206,7 +236,7 @@ def surroundings(plan: Expansion, machine: Machine) -> Environment:
 
 def locked(folder: Path) -> AbstractContextManager[None]:
     """Hold an execution for this process. Raises Busy where another one runs it."""
-    return held(folder / LOCK, f"another process runs this execution: {folder}")
+    return held(folder / files.LOCK, f"another process runs this execution: {folder}")
 
 
 @contextmanager
@@ -277,9 +307,9 @@ class Runner:
         if reason := self.execution.unmet(spec):
             return save(skipped(self.context, spec, reason), folder)
         folder.mkdir()
-        write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
-        if given := needs.giver(spec, self.execution.plan.runs):
-            write_json(folder / NEEDS, {"folder": str(self.execution.folder / given.run_id)})
+        files.SPEC.write(folder, spec)
+        if given := self.execution.plan.givers.of(spec):
+            files.NEEDS.write(folder, files.Needs(folder=self.execution.folder / given.run_id))
         kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)
@@ -304,9 +334,9 @@ class Runner:
 
     def tell(self, **news: Any) -> None:
         """Say how far the execution is, in its folder and in the index. Where that fails, runs go on."""
-        self.flight = self.flight.model_copy(update={**news, "updated_at": datetime.now(UTC)})
+        self.flight = self.flight.changed(**news, updated_at=datetime.now(UTC))
         with suppress(OSError):
-            write_json(self.execution.folder / PROGRESS, self.flight.model_dump(mode="json"))
+            write_json(self.execution.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
         self.noted(lambda: self.tracker.tell(self.flight))
 
     def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
@@ -326,7 +356,7 @@ class Runner:
         """Remember a record and index it."""
         self.execution.records[record.run_id] = record
         failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
-        self.flight = self.flight.model_copy(update={"failed": failed})
+        self.flight = self.flight.changed(failed=failed)
         self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
         self.progress.done(record)
 
@@ -357,26 +387,29 @@ def run_suite(
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
         runner, to_do = Runner.make(execution, machine, environment, store, progress), len(chosen)
+        forecast = Forecast(chosen, execution.records.values())
         runner.tell(to_do=to_do)
+        done = 0
         try:
             if chosen:
                 runner.start()
             runner.index()
             _record_skipped(runner)
-            while chosen:
-                spec, known = chosen[0], list(execution.records.values())
-                expected = estimate_seconds(spec, known) or 0.0
+            for spec in chosen:
+                expected = forecast.seconds(spec) or 0.0
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
-                    progress.note(f"--max-minutes {max_minutes:g}: no time for the {len(chosen)} runs that are left")
+                    progress.note(f"--max-minutes {max_minutes:g}: no time for the {to_do - done} runs that are left")
                     break
-                left = remaining_seconds(chosen, known)
+                left = forecast.remaining_seconds
                 progress.start(spec, left)
-                runner.begin(spec, to_do - len(chosen), left)
-                runner.keep(runner.one(spec))
-                chosen.pop(0)
+                runner.begin(spec, done, left)
+                record = runner.one(spec)
+                runner.keep(record)
+                forecast.ended(spec, record)
+                done += 1
         finally:
             runner.launcher.close()
-            runner.tell(done=to_do - len(chosen), current=None, ended=True)
+            runner.tell(done=done, current=None, ended=True)
             runner.tracker.close(finished=not execution.missing())
     return execution
 
@@ -385,6 +418,6 @@ def _record_skipped(runner: Runner) -> None:
     """Record each configuration that is skipped, once, with its reason."""
     plan = runner.execution.plan
     for spec in plan.runs:
-        if spec.config_id in plan.skipped and spec.repeat == 0 and spec.run_id not in runner.execution.records:
+        if spec.repeat == 0 and spec.config_id in plan.skipped and spec.run_id not in runner.execution.records:
             record = skipped(runner.context, spec, plan.skipped[spec.config_id])
             runner.keep(save(record, runner.execution.folder / spec.run_id))

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import Busy, write_json
+from bench.folder import SEARCH
 from bench.machine.claim import claim
 from bench.record import Environment, RunRecord, Trial
 from bench.run.runner import (
     Execution,
+    Forecast,
     Progress,
     Runner,
     earlier,
     load_records,
     locked,
     new_folder,
-    remaining_seconds,
     surroundings,
     terminable,
     write_facts,
 )
 from bench.schema import Machine, RunSpec, Suite
-from bench.store.tracker import SEARCH
 from bench.suites.expand import Expansion
 
 
@@ -53,10 +53,13 @@ class Trials:
         if missing and not self.started:
             runner.start()
             self.started = True
-        for before, spec in enumerate(missing):
-            runner.progress.start(spec, remaining_seconds(missing[before:], list(known.values())))
+        forecast = Forecast(missing, known.values())
+        for spec in missing:
+            runner.progress.start(spec, forecast.remaining_seconds)
             runner.begin(spec, done, None, of=f"trial {trial.number}, {trial.stage}: ")
-            runner.keep(runner.one(spec))
+            record = runner.one(spec)
+            runner.keep(record)
+            forecast.ended(spec, record)
         return [known[spec.run_id] for spec in specs]
 
     def publish(self, document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -42,10 +43,15 @@ class Expansion:
         weak = len({(run.global_batch_size or 0) / run.world_size for run in self.runs}) == 1
         return "weak" if weak else "strong" if strong else "mixed"
 
-    @property
+    @cached_property
     def to_do(self) -> list[RunSpec]:
         """Runs that are not skipped, in order."""
         return [run for run in self.runs if run.config_id not in self.skipped]
+
+    @cached_property
+    def givers(self) -> needs.Givers:
+        """The runs whose weights others need."""
+        return needs.Givers(self.runs)
 
 
 def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansion:
@@ -227,7 +233,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
         mistakes += messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
-    spec = spec.model_copy(update={"workload_args": arguments})
+    spec = spec.changed(workload_args=arguments)
     try:
         getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)
     except ValueError as error:
@@ -295,7 +301,7 @@ def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
     runs = []
     for repeat in range(repeats):
         for spec in needs.in_order(specs if repeat % 2 == 0 else specs[::-1]):
-            runs.append(spec.model_copy(update={"repeat": repeat, "seed": (spec.seed + repeat) % 2**31}))
+            runs.append(spec.changed(repeat=repeat, seed=(spec.seed + repeat) % 2**31))
     return runs
 
 

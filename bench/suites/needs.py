@@ -52,38 +52,49 @@ def in_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
     out: dict[str, RunSpec] = {}
 
     def put(spec: RunSpec) -> None:
+        if spec.config_id in out:
+            return
         if spec.needs in givers:
             put(givers[spec.needs])
-        out.setdefault(spec.config_id, spec)
+        out[spec.config_id] = spec
 
     for spec in specs:
         put(spec)
     return list(out.values())
 
 
-def giver(spec: RunSpec, runs: Iterable[RunSpec]) -> RunSpec | None:
-    """Return the run whose weights a run needs."""
-    if spec.needs is None:
-        return None
-    return next((run for run in runs if run.saves == spec.needs and run.repeat == spec.repeat), None)
+class Givers:
+    """The runs that save weights, by what they save and by repeat: whose weights a run needs is one look-up."""
+
+    def __init__(self, runs: Iterable[RunSpec]) -> None:
+        self._runs: dict[tuple[str, int], RunSpec] = {}
+        for run in runs:
+            if run.saves is not None:
+                self._runs.setdefault((run.saves, run.repeat), run)
+
+    def of(self, spec: RunSpec) -> RunSpec | None:
+        """Return the run whose weights a run needs; None if it needs none, or nobody saves them."""
+        return None if spec.needs is None else self._runs.get((spec.needs, spec.repeat))
 
 
 def with_givers(chosen: Iterable[RunSpec], runs: Sequence[RunSpec]) -> list[RunSpec]:
     """Return the chosen of some runs and all that they need, in the order of the runs."""
-    keep: set[str] = set()
+    keep, givers = set[str](), Givers(runs)
     for run in chosen:
         needed: RunSpec | None = run
         while needed is not None and needed.run_id not in keep:
             keep.add(needed.run_id)
-            needed = giver(needed, runs)
+            needed = givers.of(needed)
     return [run for run in runs if run.run_id in keep]
 
 
 def pass_on(specs: Sequence[RunSpec], skipped: dict[str, str]) -> dict[str, str]:
     """Add the configurations that need a skipped one to `skipped`, which maps a config_id to the reason."""
-    out = dict(skipped)
+    if not skipped:
+        return {}
+    out, givers = dict(skipped), Givers(specs)
     for spec in in_order(specs):
-        needed = giver(spec, specs)
+        needed = givers.of(spec)
         if needed is not None and needed.config_id in out:
             out.setdefault(spec.config_id, f"needs {spec.needs!r}, which is skipped: {out[needed.config_id]}")
     return out

@@ -80,7 +80,7 @@ def by_hand(asked: RunSpec, device: torch.device) -> Callable[[int], None]:
 
     def train(steps: int) -> None:
         for _ in range(steps):
-            (batch,) = split.__getitems__(next(batches))
+            (batch,) = split.fetch(*next(batches))
             if device.type == "cuda":
                 batch = batch.pin_memory()
             with cast:

@@ -40,7 +40,7 @@ from bench.meters.trace import INTERVAL
 from bench.record import RunRecord
 from bench.suites import yaml as yamlfile
 from tests.benchmarks.peers import peers_python
-from tests.benchmarks.warm_start import phase
+from tests.benchmarks.warm_start import phases
 from tests.fake_nvml import environment, fake_gpu
 
 LIMIT = 0.005
@@ -359,8 +359,9 @@ def first_step(meters: bool, folder: Path) -> tuple[float, float]:
     (path,) = folder.glob("runs/*/*/*/record.json")
     record = RunRecord.model_validate_json(path.read_text())
     assert "samples_per_second" in metrics(record)
-    begin = phase(record, "start")
-    return (phase(record, "warmup").start_ns - start) / 1e9, (begin.end_ns - begin.start_ns) / 1e9
+    named = {phase.name: phase for phase in phases(record)}
+    begin = named["start"]
+    return (named["warmup"].start_ns - start) / 1e9, (begin.end_ns - begin.start_ns) / 1e9
 
 
 # --- what is printed

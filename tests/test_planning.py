@@ -1,0 +1,76 @@
+"""Planning again after each run costs the same for each, however many there are, and says what looking at all says."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.run.runner import Execution, estimate_seconds
+from bench.schema import RunSpec
+from bench.suites.expand import Expansion, expand
+from tests.benchmarks.planning import MACHINE, live, suite
+
+
+def calls(action: Callable[[], Any]) -> int:
+    """Count the calls of functions, Python's and built-in ones, that an action makes."""
+    counted = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return counted
+
+
+def test_planning_costs_each_run_the_same(tmp_path: Path) -> None:
+    def work(configurations: int) -> int:
+        return calls(lambda: live(expand(suite(configurations, 2), MACHINE), tmp_path / str(configurations)))
+
+    work(4)  # what is imported and compiled at first use
+    few, many = work(40), work(160)
+    assert many < 4.4 * few, "four times the runs take four times the calls"
+
+
+def test_the_forecast_is_that_of_all_runs_that_are_left(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def ended(execution: Execution, seconds: float | None) -> None:
+        took = {}
+        for record in execution.records.values():
+            took[record.config_id] = max(record.duration_seconds, took.get(record.config_id, 0.0))
+        left = [spec for spec in execution.plan.runs if spec.run_id not in execution.records]
+        assert seconds == pytest.approx(sum(took.get(spec.config_id, estimate_seconds(spec)) for spec in left))
+        seen.append(seconds or 0.0)
+
+    live(expand(suite(6, 3), MACHINE), tmp_path, ended)
+    assert len(seen) == 18
+    assert seen[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_forecast_is_unknown_while_one_run_is(tmp_path: Path) -> None:
+    known, unknown = (run.model_copy(update={"meters": []}) for run in expand(suite(2, 1), MACHINE).runs)
+    unknown = unknown.model_copy(update={"measure_seconds": None, "measure_steps": 5, "saves": None, "needs": None})
+    plan = Expansion(suite(2, 1), [unknown, known])
+    seen: list[float | None] = []
+    live(plan, tmp_path, lambda _, seconds: seen.append(seconds))
+    assert seen == [estimate_seconds(known), 0.0]
+
+
+def test_a_copy_that_is_another_configuration_has_another_id() -> None:
+    spec = RunSpec(workload="decoder_lm", device_type="cpu", batch_size_per_device=2, measure_steps=3)
+    first = spec.config_id, spec.label
+    again = spec.model_copy(update={"repeat": 1, "seed": 7})
+    assert (again.config_id, again.label) == first
+    other = spec.model_copy(update={"batch_size_per_device": 4})
+    built = RunSpec.model_validate(other.model_dump())
+    assert (other.config_id, other.label) == (built.config_id, built.label)
+    assert other.config_id != first[0]
+    assert spec.model_dump() == RunSpec.model_validate(spec.model_dump()).model_dump(), "what is remembered is no field"
