@@ -11,12 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bench.folder import IDLE_TIMES, IDLE_TRACE
 from bench.meters.meter import Reading
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Trace
 from bench.meters.windows import (
-    IDLE_TIMES,
-    IDLE_TRACE,
     CountedTwice,
     contiguous,
     energy,
@@ -235,7 +234,7 @@ def idle(folder: Path, times: dict[str, list[int]]) -> Path:
             rows.append(cpu(t, 50 * t))
             rows.append(gpu(t, 9 * t, "machine", source="codecarbon", component="node"))
     (folder / IDLE_TRACE).write_text("".join(row.to_json() + "\n" for row in rows))
-    (folder / IDLE_TIMES).write_text(json.dumps(times))
+    (folder / IDLE_TIMES.name).write_text(json.dumps(times))
     return folder
 
 
@@ -266,7 +265,7 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     assert idle_power(tmp_path, METERS) == []
     (tmp_path / IDLE_TRACE).unlink()
     assert idle_power(tmp_path, METERS) == []
-    (tmp_path / IDLE_TIMES).write_text('{"idle": [1')
+    (tmp_path / IDLE_TIMES.name).write_text('{"idle": [1')
     assert idle_power(tmp_path, METERS) == []
 
 
@@ -282,7 +281,7 @@ def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
         measure_idle(node_, 0.0, with_context=False)
         assert list(tmp_path.iterdir()) == []
         measure_idle(node_, 2.1, with_context=False)
-    start, end = json.loads((tmp_path / IDLE_TIMES).read_text())["idle"]
+    start, end = json.loads((tmp_path / IDLE_TIMES.name).read_text())["idle"]
     trace = Trace.read(tmp_path / IDLE_TRACE)
     (found,) = trace.energy(start, end)
     assert found.device == described["uuid"]

@@ -44,7 +44,7 @@ def _front(shown: Document) -> None:
 def _trials(shown: Document) -> None:
     st.subheader("Trials")
     order = sorted(shown.trials, key=lambda trial: (not trial.knee, not trial.front, trial.state != "complete"))
-    found = table(shown.model_copy(update={"trials": order}))
+    found = table(shown.changed(trials=order))
     digits = {name: st.column_config.NumberColumn(format="%.6g") for name in found.select_dtypes("float")}
     page.table(found, "search", column_config=digits)
     numbers = {trial.number: trial for trial in order}

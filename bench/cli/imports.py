@@ -63,7 +63,8 @@ def import_(
 def _keep(found: Imported, runs: Path, store: str | None) -> int:
     """Write the rows into a folder of their own, unless it is there, and log them; return how many were logged now."""
     from bench.files import write_text
-    from bench.store.sync import IMPORTED, sync
+    from bench.folder import IMPORTED
+    from bench.store.sync import sync
     from bench.store.tracker import StoreError
 
     folder = runs / found.suite / found.execution

@@ -54,6 +54,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     GPUs are those that the command is seen to use, else all that are visible. Steps are known where the script calls
     bench.steps.step, or with --step-pattern. With --json the record goes to stdout, and the command's output to stderr.
     """
+    from bench.folder import RECORD
     from bench.machine.environment import EnvironmentProblem, find_machine
     from bench.run.measure import Asked
     from bench.run.measure import measure as run
@@ -81,7 +82,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     if as_json:
         click.echo(record.model_dump_json(indent=1))
     else:
-        click.echo("\n".join(lines(record)) + f"\n  record: {folder / 'record.json'}", err=True)
+        click.echo("\n".join(lines(record)) + f"\n  record: {folder / RECORD.name}", err=True)
     sys.exit(_exit_code(folder))
 
 
@@ -116,9 +117,9 @@ def _log(record: RunRecord, folder: Path, store: str | None) -> None:
 
 
 def _exit_code(folder: Path) -> int:
-    from bench.files import read_json
+    from bench.folder import EXIT, Exit
 
-    code = int((read_json(folder / "exit.json") or {}).get("exitcode") or 0)
+    code = (EXIT.find(folder) or Exit()).exitcode or 0
     return 128 - code if code < 0 else code  # as a shell tells a signal
 
 

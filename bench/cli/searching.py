@@ -48,6 +48,7 @@ from bench.figures.carbon import intensity
 from bench.figures.cost import recost
 from bench.figures.metrics import row
 from bench.files import Busy, read_json, write_text
+from bench.folder import EXECUTION, RECORD, SEARCH, WORKER_LOG
 from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden, describe, find_machine
 from bench.record import Environment, RunRecord, Status, Trial
 from bench.redact import redact
@@ -56,7 +57,7 @@ from bench.run.trials import Trials, open_trials
 from bench.schema import Machine, RunSpec
 from bench.store import tracker as tracking
 from bench.store.progress import PATIENCE_SECONDS
-from bench.store.tracker import SEARCH, StoreError
+from bench.store.tracker import StoreError
 from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, with_site
@@ -81,7 +82,7 @@ class _Progress(Lines):
     def done(self, record: RunRecord) -> None:
         """Print how a run ended, and where to read why it failed."""
         super().done(record)
-        log = self.folder / record.run_id / "worker.log"
+        log = self.folder / record.run_id / WORKER_LOG
         if record.status not in (Status.OK, Status.SKIPPED, Status.OUT_OF_MEMORY) and log.exists():
             self.note(f"  its output: {log}")
 
@@ -324,8 +325,7 @@ class Session:
         wanted = dict.fromkeys(run for trial in tried for run in trial.runs)
         for name in wanted.keys() - self._known:
             with suppress(OSError, ValueError):
-                text = (self.runs / self.search.name / name / "record.json").read_text()
-                self._known[name] = self._row(RunRecord.model_validate_json(text))
+                self._known[name] = self._row(RECORD.read(self.runs / self.search.name / name))
         if lost := wanted.keys() - self._known:
             with suppress(StoreError):
                 df = load(self.store)
@@ -334,8 +334,8 @@ class Session:
         return frame(self._known[name] for name in wanted if name in self._known)
 
     def _folders(self, study: str) -> list[Path]:
-        files = sorted((self.runs / self.search.name).glob("*/execution.json"))
-        return [path.parent for path in files if (read_json(path) or {}).get("study") == study]
+        folders = sorted((self.runs / self.search.name).glob("*"))
+        return [folder for folder in folders if (facts := EXECUTION.find(folder)) and facts.study == study]
 
 
 def _records(rows: list[Any], uri: str | None) -> list[RunRecord]:

@@ -30,23 +30,21 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
+from bench import folder as files
 from bench import registry
-from bench.files import write_json
 from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
-from bench.meters.windows import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
+from bench.meters.windows import CODECARBON_SECONDS
 from bench.pipe import Pipe
 from bench.process import adopt_orphans, die_with_parent
 from bench.run.command import run as run_command
 from bench.run.launcher import CHANGED, STARTED_IN, node_variables
 from bench.schema import COMMAND, RunSpec
 
-_SCRATCH = ".scratch"
-"""Folder inside that of a run with files by which its processes find each other; removed at the end."""
 EXIT_CODES = {"timeout": 124, "cancelled": 130}
 """Exit codes of the process after one run that did not end by itself."""
 _POLL_SECONDS = 0.02
@@ -104,20 +102,20 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     if "cpu" in node.sidecar.measured:
         node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     folder = Path.cwd()
-    (folder / IDLE_TRACE).unlink(missing_ok=True)  # from an earlier start of this execution
-    node.sidecar.open(folder / IDLE_TRACE)
-    times = {"idle": _span(seconds)}
+    (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # from an earlier start of this execution
+    node.sidecar.open(folder / files.IDLE_TRACE)
+    times = files.IdleTimes(idle=_span(seconds))
     if node.gpus and with_context:
         with _forked(_hold_contexts, node.gpus) as ready:
-            times |= {"context": _span(seconds)} if ready else {}
+            times = times.changed(context=_span(seconds)) if ready else times
     node.sidecar.close()
-    write_json(folder / IDLE_TIMES, times)
+    files.IDLE_TIMES.write(folder, times)
 
 
-def _span(seconds: float) -> list[int]:
+def _span(seconds: float) -> tuple[int, int]:
     start = time.monotonic_ns()
     time.sleep(seconds)
-    return [start, time.monotonic_ns()]
+    return start, time.monotonic_ns()
 
 
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
@@ -148,11 +146,11 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.setsid()
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    log = os.open(folder / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(folder / files.WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
-    (folder / _SCRATCH).mkdir()
+    (folder / files.SCRATCH).mkdir()
     os.environ |= {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
@@ -161,7 +159,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads_per_device),
-        "WATTBENCH_STORE": str(folder / _SCRATCH / "store"),
+        "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet through a file
@@ -171,16 +169,16 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        torchrun.append(f"--log-dir={folder / _SCRATCH}")
+        torchrun.append(f"--log-dir={folder / files.SCRATCH}")
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
     if failures := train(spec, folder):
-        write_json(folder / "ranks.json", failures)
+        files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
 
 
-def train(spec: RunSpec, folder: Path) -> list[dict[str, int]]:
+def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
     """Fork the ranks and wait for them; return those that failed, each with its exit code.
 
     torchrun does the same on each node, and adds a rendezvous of the nodes. The rendezvous of torch's agent waits up to 0.3 s
@@ -195,12 +193,12 @@ def train(spec: RunSpec, folder: Path) -> list[dict[str, int]]:
         entrypoint=_rank,
         args={rank: (str(folder),) for rank in range(spec.devices_per_node)},
         envs={rank: {k: v.format(rank) for k, v in names.items()} for rank in range(spec.devices_per_node)},
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
         start_method="fork",
     )
     ended = context.wait(period=_POLL_SECONDS)
     failures = ended.failures if ended is not None else {}
-    return [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(failures.items())]
+    return [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in sorted(failures.items())]
 
 
 def _rank(folder: str) -> None:
@@ -227,12 +225,12 @@ def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
     agent(spec, folder, node.gpus)
 
 
-def execute(node: Node, folder: Path) -> dict[str, Any]:
-    """Do one run until its end, its time limit, or a cancel; write `exit.json` and return what it says."""
-    spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+def execute(node: Node, folder: Path) -> files.Exit:
+    """Do one run until its end, its time limit, or a cancel; write `exit.json` and return its content."""
+    spec = files.SPEC.read(folder)
     if node.sidecar is not None and spec.meters:
         node.sidecar.start()  # again, if it has died
-        node.sidecar.open(folder / "meters-0.jsonl")
+        node.sidecar.open(files.RAW_METERS.path(folder, 0))
     started, start = datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
     process.start()
@@ -246,16 +244,18 @@ def execute(node: Node, folder: Path) -> dict[str, Any]:
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
-    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+    shutil.rmtree(folder / files.SCRATCH, ignore_errors=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
-    facts: dict[str, Any] = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}
-    facts |= {"started_at": started.isoformat(), "sidecar_error": node.sidecar.error if node.sidecar else None}
-    write_json(folder / "exit.json", facts)
-    return facts
+    error = node.sidecar.error if node.sidecar is not None else None
+    ended = files.Exit(
+        how=how, exitcode=process.exitcode, start_ns=start, end_ns=end, started_at=started, sidecar_error=error
+    )
+    files.EXIT.write(folder, ended)
+    return ended
 
 
-def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
+def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["ended", "timeout", "cancelled", "gone"]:
     """Block until the run `ended` by itself, reached its `timeout`, was `cancelled`, or until the launcher is `gone`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -317,7 +317,7 @@ def run_one(folder: Path, gpus: list[str]) -> int:
 
     Without `gpus` it may use those that are visible and free. Raises SystemExit if there are too few.
     """
-    spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+    spec = files.SPEC.read(folder)
     if CHANGED not in os.environ:
         os.environ |= node_variables(spec.threads_per_device)
     if spec.device_type == "cuda":
@@ -334,11 +334,11 @@ def run_one(folder: Path, gpus: list[str]) -> int:
         _import([spec.workload])
         if node.sidecar is not None and node.sidecar.starting:
             node.sidecar.wait(CODECARBON_SECONDS)
-        facts = execute(node, folder.absolute())
+        ended = execute(node, folder.absolute())
     finally:
         if node.sidecar is not None:
             node.sidecar.stop()
-    return EXIT_CODES.get(facts["how"], 1 if facts["exitcode"] else 0)
+    return EXIT_CODES.get(ended.how, 1 if ended.exitcode else 0)
 
 
 def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
@@ -349,7 +349,7 @@ def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
     with suppress(EOFError):
         while message := node.pipe.receive():
             if "run" in message:
-                how = execute(node, Path(message["run"]))["how"]
+                how = execute(node, Path(message["run"])).how
                 node.pipe.send(done=message["run"])
                 if how == "gone":
                     return
@@ -371,8 +371,8 @@ def main() -> int:
     warm.add_argument("--workloads", default="", help="workloads to import before the first run, separated by commas")
     warm.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
     args = parser.parse_args()
-    if args.folder is not None and not (args.folder / "spec.json").is_file():
-        parser.error(f"{args.folder} has no spec.json")
+    if args.folder is not None and not (args.folder / files.SPEC.name).is_file():
+        parser.error(f"{args.folder} has no {files.SPEC.name}")
     adopt_orphans()
     gpus, meters = _names(args.gpus), _names(args.meters)
     if args.folder is not None:

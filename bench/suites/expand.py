@@ -240,7 +240,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
             check_meter(name)
     except ValueError as error:
         raise SuiteError([str(error)]) from error
-    spec = spec.model_copy(update={"workload_args": arguments})
+    spec = spec.changed(workload_args=arguments)
     try:
         getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)
     except ValueError as error:
@@ -308,7 +308,7 @@ def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
     runs = []
     for repeat in range(repeats):
         for spec in needs.in_order(specs if repeat % 2 == 0 else specs[::-1]):
-            runs.append(spec.model_copy(update={"repeat": repeat, "seed": (spec.seed + repeat) % 2**31}))
+            runs.append(spec.changed(repeat=repeat, seed=(spec.seed + repeat) % 2**31))
     return runs
 
 

@@ -53,9 +53,7 @@ class _Trials:
 
     def __init__(self, spec: RunSpec, device: torch.device, needed: Path | None) -> None:
         small = {"batch_size_per_device": 1, "gradient_accumulation_steps": min(2, spec.gradient_accumulation_steps)}
-        self.trainer: Trainer = build(
-            spec.model_copy(update={**small, "compile": Choice(name="eager")}), device, needed
-        )
+        self.trainer: Trainer = build(spec.changed(**small, compile=Choice(name="eager")), device, needed)
         self.device, self.tried = device, 0
 
     def step(self, size: int) -> float:

@@ -183,7 +183,7 @@ def estimate(spec: RunSpec) -> Footprint:
     # Fields that do not affect memory share one cached estimate.
     same = {"seed": 0, "repeat": 0, "ladder": None, "measure_seconds": 1.0, "measure_steps": None, "target": None}
     ranks = {"num_nodes": 1, "devices_per_node": 1} if spec.parallelism.name in ("single", "ddp") else {}
-    plain = spec.model_copy(update=same | ranks | {"warmup_steps": 1, "timeout_seconds": 1.0, "saves": None})
+    plain = spec.changed(**same, **ranks, warmup_steps=1, timeout_seconds=1.0, saves=None)
     return _estimate(plain.model_dump_json())
 
 

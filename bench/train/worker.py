@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bench import folder as files
 from bench import registry
-from bench.files import CHECKPOINT, NEEDS, read_json, write_json, write_text
+from bench.files import write_text
 from bench.process import die_with_parent
 from bench.record import Inference, Measurement, Rank
 from bench.schema import RunSpec, Scalar
@@ -42,8 +43,6 @@ from bench.train.probes import (
 )
 from bench.train.trainer import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
-_FOOTPRINTS = "footprints.json"
-"""File of an execution: the memory that each configuration should take, by config_id."""
 _KEPT: list[Any] = []
 """Objects that must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread
 may be waiting for the GIL to release its last tensor: about one run in ten never ended. So the group is kept until the
@@ -84,7 +83,7 @@ def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Cloc
     how: dict[str, Scalar] = {}
     if spec.batch_size_per_device == "max":
         size, how = find_batch(spec, device, needed)
-        spec = spec.model_copy(update={"batch_size_per_device": size})
+        spec = spec.changed(batch_size_per_device=size)
         now = clock.phase("find_batch", now)
     trainer = build(spec, device, needed)
     trainer.parts.notes |= how
@@ -100,8 +99,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
     registry.preload(spec.workload)  # a no-op in a warm run
     before = reset_peak_memory(device)
-    needs = read_json(folder / NEEDS)
-    needed = Path(needs["folder"]) if needs else None
+    needed = None if spec.needs is None else files.NEEDS.read(folder).folder
     trainer = _build(spec, device, needed, clock, now)
     now = clock.phases[-1].end_ns
     step_seconds = warm_up(trainer)
@@ -142,10 +140,9 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
         busy_share=shares.busy if shares else None,
     )
     ranks = gather(mine)
-    _write_steps(folder / f"steps-{rank}.jsonl", clock, trainer.losses[warmup_steps:trained])
+    _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        result = _result(window, ranks, losses, folder).model_copy(update={"inference": served})
-        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+        files.RESULT.write(folder, _result(window, ranks, losses, served, folder))
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
@@ -159,7 +156,7 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
         trainer.validate()
         now = clock.phase("validation", now)
     if trainer.spec.saves is not None:
-        checkpoint.save(trainer.spec, trainer.parallel, folder / CHECKPOINT)
+        checkpoint.save(trainer.spec, trainer.parallel, folder / files.CHECKPOINT)
         synchronize(trainer.device)
         now = clock.phase("checkpoint", now)
     served = inference.measure(trainer)
@@ -168,7 +165,9 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
     return served
 
 
-def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], folder: Path) -> Measurement:
+def _result(
+    window: Window, ranks: list[Rank], losses: tuple[float, float], served: Inference | None, folder: Path
+) -> Measurement:
     trainer, clock = window.trainer, window.clock
     workload = trainer.parts.workload
     samples = window.steps * trainer.samples_per_step
@@ -182,7 +181,7 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], fold
         peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
         batch_size_per_device=trainer.batch_size,
         compile_seconds=trainer.compile_seconds,
-        memory_estimated_bytes=_estimated_bytes(trainer.spec, folder.parent / _FOOTPRINTS),
+        memory_estimated_bytes=_estimated_bytes(trainer.spec, folder.parent),
         parameters=trainer.parameters,
         trainable_parameters=trainer.trainable_parameters,
         flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
@@ -190,6 +189,7 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], fold
         loss_last=losses[1],
         quality=trainer.quality,
         stopped_by=window.stopped_by,
+        inference=served,
         dataset=workload.dataset,
         dataset_digest=workload.dataset_digest,
         ranks=ranks,
@@ -198,14 +198,13 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], fold
     )
 
 
-def _estimated_bytes(spec: RunSpec, file: Path) -> int | None:
-    """Return the memory that a configuration should take; repeats read it from a file: it takes about half a second."""
-    known = read_json(file) or {}
-    if spec.config_id not in known:
-        known[spec.config_id] = peak_bytes(spec)
-        write_json(file, known)
-    estimated: int | None = known[spec.config_id]
-    return estimated
+def _estimated_bytes(spec: RunSpec, execution: Path) -> int | None:
+    """Return the estimated peak memory of a rank; repeats read it from a file, as computing it takes half a second."""
+    footprints = files.FOOTPRINTS.find(execution) or {}
+    if spec.config_id not in footprints:
+        footprints[spec.config_id] = peak_bytes(spec)
+        files.FOOTPRINTS.write(execution, footprints)
+    return footprints[spec.config_id]
 
 
 def _notes(trainer: Trainer) -> dict[str, Scalar]:
@@ -222,7 +221,7 @@ def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def classify(error: BaseException) -> str:
+def classify(error: BaseException) -> files.Kind:
     """Return the kind of a failure: out_of_memory, unsupported, invalid, peer (another rank failed first) or failed."""
     text = str(error)
     if is_out_of_memory(error):
@@ -240,18 +239,18 @@ def main(folder_name: str) -> None:
     die_with_parent()
     folder = Path(folder_name)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    stack = (folder / f"stack-{rank}.txt").open("w")
+    stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
     faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank dumps its stack
     try:
-        spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+        spec = files.SPEC.read(folder)
         run(spec, folder, rank, local_rank)
         Path(stack.name).unlink()
     except Exception as error:  # noqa: BLE001  every failure is recorded, then the process ends
         traceback.print_exc()
         message = str(error).strip() or type(error).__name__
-        failure = {"kind": classify(error), "type": type(error).__name__, "message": message[:4000], "rank": rank}
-        write_json(folder / f"error-{rank}.json", failure)
+        failure = files.RankError(kind=classify(error), type=type(error).__name__, message=message[:4000], rank=rank)
+        files.write_error(folder, failure)
         sys.stderr.flush()
         os._exit(1)  # other ranks may hang in a collective: do not join its threads
 
