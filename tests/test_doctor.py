@@ -16,6 +16,7 @@ from bench.machine.doctor import Finding, changes, findings, period
 from bench.meters import meter, nvml
 from bench.schema import Machine
 from tests import fake_nvml
+from tests.clock import Clock
 from tests.fake_nvml import fake_gpu
 from tests.test_meters_rapl import SERVER, Powercap, hide
 
@@ -25,34 +26,21 @@ NO_POWER = {186: 3, "nvmlDeviceGetPowerUsage": 3}
 WAVE = {"high": 700, "low": 200, "period": 0.03, "duty": 0.5}
 
 
-class Clock:
-    """Time that passes only while somebody sleeps; `ticks` are called when it has."""
+class Ticking(Clock):
+    """A clock that calls `ticks` when time has passed; processes use no processor."""
 
     def __init__(self) -> None:
-        self.now_ns = 1000 * S
         self.ticks: list[Callable[[], None]] = []
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    time_ns = monotonic_ns
-
-    def monotonic(self) -> float:
-        return self.now_ns / S
+        super().__init__(1000.0, moved=lambda seconds: [tick() for tick in self.ticks])
 
     def process_time(self) -> float:
         return 0.0
 
-    def sleep(self, seconds: float) -> None:
-        self.now_ns += round(seconds * S)
-        for tick in self.ticks:
-            tick()
-
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Ticking:
     """The clock of the doctor and of the meters that it reads: a loaded machine changes nothing."""
-    clock = Clock()
+    clock = Ticking()
     for module in (doctor, meter, nvml):
         monkeypatch.setattr(module, "time", clock)
     return clock
@@ -63,9 +51,9 @@ def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_estimate", lambda: Finding("energy estimate", "ok", "not asked"))
 
 
-def found(monkeypatch: pytest.MonkeyPatch, clock: Clock, *gpus: dict[str, Any]) -> dict[str, Finding]:
+def found(monkeypatch: pytest.MonkeyPatch, clock: Ticking, *gpus: dict[str, Any]) -> dict[str, Finding]:
     library = fake_nvml.install(monkeypatch, *gpus, found=bool(gpus))
-    clock.ticks.append(lambda: setattr(library, "now", Fraction(clock.now_ns, S)))
+    clock.ticks.append(lambda: setattr(library, "now", Fraction(clock.ns, S)))
     clock.ticks[-1]()
     return {finding.subject: finding for finding in findings()}
 
@@ -98,7 +86,7 @@ def test_no_period_where_none_can_be_told() -> None:
 # --- GPUs
 
 
-def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock) -> None:
+def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(
         monkeypatch,
         clock,
@@ -134,7 +122,7 @@ def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: Non
     assert said["torch"].subject == "torch"
 
 
-def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock) -> None:
+def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(
         monkeypatch,
         clock,
@@ -154,7 +142,7 @@ def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None
 
 
 def test_a_container_with_process_ids_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock
+    monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking
 ) -> None:
     monkeypatch.setattr(doctor, "sees_all_processes", lambda: False)
     processes = found(monkeypatch, clock, fake_gpu(0, pids=[2**22 + 1]))["GPU processes"]
@@ -169,7 +157,7 @@ def test_a_container_with_process_ids_of_its_own(
     assert found(monkeypatch, clock, fake_gpu(0))["GPU processes"].state == "ok"
 
 
-def test_whether_the_sensor_was_checked(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock) -> None:
+def test_whether_the_sensor_was_checked(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     asked = []
     monkeypatch.setattr(doctor, "fresh", lambda uuid, driver: asked.append((uuid, driver)) or uuid.endswith("4"))
     gpu = fake_gpu(0)
@@ -180,7 +168,7 @@ def test_whether_the_sensor_was_checked(monkeypatch: pytest.MonkeyPatch, no_esti
     assert "tests.gpu_check" in sensor["GPU 1 sensor"].remedy
 
 
-def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock) -> None:
+def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(monkeypatch, clock, fake_gpu(0, errors={83: 999}, errors_between=(1000.5, None)))
     assert said["GPU 0 energy counter"].state == "problem"
     assert "readings failed: energy: " in said["GPU 0 energy counter"].detail
@@ -193,20 +181,20 @@ def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimat
 # --- CPU and memory
 
 
-def ticking(powercap: Powercap, clock: Clock) -> Callable[[], None]:
+def ticking(powercap: Powercap, clock: Ticking) -> Callable[[], None]:
     """Let all zones count 5 J every 50 ms."""
     start = {zone: int((zone / "energy_uj").read_text()) for zone in powercap.zones.values()}
-    began = clock.now_ns
+    began = clock.ns
 
     def tick() -> None:
-        joules = (clock.now_ns - began) // (50 * MS) * 5
+        joules = (clock.ns - began) // (50 * MS) * 5
         for zone, energy in start.items():
             (zone / "energy_uj").write_text(f"{(energy + joules * 1_000_000) % 262143328850}\n")
 
     return tick
 
 
-def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Clock) -> None:
+def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking) -> None:
     powercap = Powercap(tmp_path, SERVER)
     powercap.set("intel-rapl:1", 262143328850 - 20_000_000)  # begins again while it is read
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(powercap.root))
@@ -229,7 +217,7 @@ def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate
 
 
 def test_rapl_that_cannot_be_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Clock
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking
 ) -> None:
     powercap = Powercap(tmp_path, SERVER)
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(powercap.root))
@@ -248,7 +236,7 @@ def test_rapl_that_cannot_be_read(
 
 
 def test_no_rapl_at_all_and_rapl_that_a_container_hides(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Clock
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking
 ) -> None:
     root = tmp_path / "powercap"
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(root))
@@ -273,7 +261,7 @@ def test_no_rapl_at_all_and_rapl_that_a_container_hides(
 def test_the_host(
     monkeypatch: pytest.MonkeyPatch,
     no_estimate: None,
-    clock: Clock,
+    clock: Ticking,
     busy: float | None,
     steal: float | None,
     state: str,
@@ -305,14 +293,14 @@ def test_the_estimate_is_made_in_a_process_of_its_own(monkeypatch: pytest.Monkey
     assert (late.state, late.detail) == ("problem", "CodeCarbon did not answer within 0.01 s")
 
 
-def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Clock) -> None:
+def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(monkeypatch, clock)
     for package in ("bench", "analytics", "app"):
         assert Path(said[f"import {package}"].detail) == Path(__file__).parent.parent / package
     assert said["carbon"].state == "ok"
 
 
-def test_a_machine_is_watched_for_a_second(clock: Clock) -> None:
+def test_a_machine_is_watched_for_a_second(clock: Ticking) -> None:
     watch = doctor.Watch(Machine(cpu_model="x", cpu_count=1))
     assert watch.seconds == pytest.approx(1.0, abs=2 * doctor.READING_INTERVAL)
 

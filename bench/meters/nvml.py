@@ -93,8 +93,8 @@ def _describe(nvml: Any, index: int, ours: set[int]) -> Gpu:
 
 
 def _processes(nvml: Any, handle: Any) -> list[int]:
-    found = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-    return [process.pid for process in found]
+    processes = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return [process.pid for process in processes]
 
 
 def _used_memory(nvml: Any, handle: Any) -> int | None:
@@ -361,16 +361,16 @@ class NvmlMeter(Meter):
     def _throttled(self, device: _Device) -> dict[str, Any]:
         fields = [*THROTTLE_FIELDS, MEMORY_TEMPERATURE_FIELD]
         values = _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetFieldValues(device.handle, fields)) or []
-        known: dict[int, int] = {}
+        numbers: dict[int, int] = {}
         for field, value in zip(fields, values, strict=False):
             number, problem = self._decode(value)
             if number is not None and not problem:
-                known[field] = number
+                numbers[field] = number
         facts: dict[str, Any] = {
-            "throttled_ns": {THROTTLE_FIELDS[f]: v for f, v in known.items() if f in THROTTLE_FIELDS}
+            "throttled_ns": {THROTTLE_FIELDS[f]: v for f, v in numbers.items() if f in THROTTLE_FIELDS}
         }
-        if MEMORY_TEMPERATURE_FIELD in known:
-            facts["memory_temperature"] = known[MEMORY_TEMPERATURE_FIELD]
+        if MEMORY_TEMPERATURE_FIELD in numbers:
+            facts["memory_temperature"] = numbers[MEMORY_TEMPERATURE_FIELD]
         return facts
 
     def _pids(self, device: _Device) -> list[int]:

@@ -228,8 +228,8 @@ def _overlap(breaks: list[Phase], a: int, b: int) -> float:
 def _sum(chosen: dict[int, list[dict[str, Any]]], name: str) -> int | None:
     """Return the work of all ranks in the window; None if a step does not state it."""
     counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
-    known = [int(count) for count in counts if count is not None]
-    return sum(known) or None if len(known) == len(counts) else None
+    stated = [int(count) for count in counts if count is not None]
+    return sum(stated) or None if len(stated) == len(counts) else None
 
 
 def _phases(

@@ -25,11 +25,11 @@ from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
 
 @dataclass(frozen=True)
-class Asked:
+class MeasureOptions:
     """What to measure, and how. `pattern` matches steps in the output, which goes to `output` or else to the terminal."""
 
     argv: list[str]
-    meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
+    meters: Sequence[str] = tuple(RunSpec.model_fields["meters"].default)
     site: Site = field(default_factory=Site)
     warmup_steps: int = 3
     idle_seconds: float = 3.0
@@ -41,28 +41,28 @@ def _gpus(machine: Machine) -> list[str]:
     return [gpu.uuid for gpu in machine.gpus if not gpu.used_by]
 
 
-def specification(asked: Asked, machine: Machine) -> RunSpec:
+def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
     """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
-    text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
+    text = redact(shlex.join(options.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
-        workload_args={"argv": text} | ({"step_pattern": asked.pattern} if asked.pattern else {}),
+        workload_args={"argv": text} | ({"step_pattern": options.pattern} if options.pattern else {}),
         device_type="cuda" if _gpus(machine) else "cpu",
         devices_per_node=max(1, len(_gpus(machine))),
-        warmup_steps=asked.warmup_steps,
-        meters=list(asked.meters),
+        warmup_steps=options.warmup_steps,
+        meters=list(options.meters),
         timeout_seconds=2_000_000,
     )
 
 
-def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
+def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command with the input and output of the terminal; return its record and its folder.
 
     Raises FileNotFoundError or PermissionError if the command cannot be started, and EnvironmentProblem if its folder
     cannot be made.
     """
     adopt_orphans()
-    environment, spec = describe(machine), specification(asked, machine)
+    environment, spec = describe(machine), specification(options, machine)
     gpus = _gpus(machine)
     now = datetime.now(UTC)
     execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
@@ -74,12 +74,12 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
             f"cannot make the folder {execution} ({problem.strerror}); choose another one with --runs"
         ) from problem
     files.SPEC.write(folder, spec)
-    sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
+    sidecar = Sidecar(options.meters, gpus).start() if options.meters else None
     try:
         if sidecar is not None:
-            _ready(sidecar, asked.idle_seconds, execution)
+            _ready(sidecar, options.idle_seconds, execution)
             sidecar.open(files.RAW_METERS.path(folder, 0))
-        end = _execute(asked, spec, folder)
+        end = _execute(options, spec, folder)
     finally:
         if sidecar is not None:
             sidecar.close()
@@ -87,7 +87,7 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
     if isinstance(end, OSError):
         raise end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
-    context = Context(MEASURE, execution.name, asked.site, environment, gpus)
+    context = Context(MEASURE, execution.name, options.site, environment, gpus)
     return collect(context, spec, folder), folder
 
 
@@ -103,7 +103,7 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
         files.IDLE_TIMES.write(execution, files.IdleTimes(idle=(start, time.monotonic_ns())))
 
 
-def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
+def _execute(options: MeasureOptions, spec: RunSpec, folder: Path) -> files.Exit | OSError:
     """Run the command; Ctrl-C and SIGTERM go to it, and this process waits for its end."""
     steps, started = files.STEPS.path(folder, files.COMMAND_STEPS), datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
@@ -113,7 +113,7 @@ def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
     try:
-        ended = execute(asked.argv, steps, pattern=asked.pattern, output=asked.output, started=forward)
+        ended = execute(options.argv, steps, pattern=options.pattern, output=options.output, started=forward)
     except OSError as error:
         return error
     finally:
