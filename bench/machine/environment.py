@@ -9,12 +9,14 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.errors import UserError
 from bench.meters.nvml import list_gpus
 from bench.record import Environment
 from bench.redact import redact
@@ -28,19 +30,17 @@ VARIABLES = (
 VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 
 
-class EnvironmentProblem(Exception):
+class EnvironmentProblem(UserError):
     """The machine cannot do what is asked; the message says why and what to do about it."""
 
 
 def processors() -> int:
     """Processors that this process may use: its affinity, cut by a quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
     return count
 
 

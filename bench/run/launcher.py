@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench.errors import FAILED, UserError
 from bench.files import write_json
 
 _SILENT = {
@@ -34,8 +35,10 @@ START_SECONDS = 240.0
 """The longest that importing torch and asking the meters and CUDA may take; idle power is measured on top of it."""
 
 
-class LaunchError(Exception):
+class LaunchError(UserError):
     """Runs cannot be started on this machine; the message says why and what to do."""
+
+    code = FAILED
 
 
 class LocalLauncher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from bench.errors import BadValue, UserError
 from bench.files import write_json, write_text
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
@@ -22,6 +24,9 @@ from bench.redact import redact
 from bench.run.collect import Context, collect
 from bench.run.command import STEPS_FILE, execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
+
+EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
+"""Exit codes of a shell for a command that it cannot start."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class Asked:
     idle_seconds: float = 3.0
     pattern: str | None = None
     output: IO[bytes] | None = None
+
+
+def step_pattern(text: str) -> str:
+    """Return a regular expression as it was given. Raises BadValue where it is not one."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise BadValue(f"{text!r} is not a regular expression: {error}") from error
+    return text
 
 
 def _gpus(machine: Machine) -> list[str]:
@@ -58,8 +72,8 @@ def specification(asked: Asked, machine: Machine) -> RunSpec:
 def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command, with the terminal's input and output, and return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
-    be kept.
+    Raises UserError with the exit code of a shell where the command cannot be started, and EnvironmentProblem where its
+    record cannot be written.
     """
     adopt_orphans()
     environment, spec = describe(machine), specification(asked, machine)
@@ -85,7 +99,9 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
             sidecar.close()
             sidecar.stop()
     if error is not None:
-        raise error
+        if type(error) not in EXIT_CODES:
+            raise error
+        raise UserError(f"cannot start the command: {error}", code=EXIT_CODES[type(error)]) from error
     write_json(folder / "exit.json", end | {"sidecar_error": sidecar.error if sidecar is not None else None})
     context = Context(MEASURE, execution.name, asked.site, environment, gpus)
     return collect(context, spec, folder), folder

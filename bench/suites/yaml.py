@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from bench.errors import UserError
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_NODES = 50_000
 MAX_ALIASES = 50
 
 
-class YamlError(Exception):
+class YamlError(UserError):
     """The text is not acceptable; the message says what and in which line."""
 
 
