@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from analytics import pareto, store
+from analytics import pareto, selection
 from analytics.frame import frame
 from analytics.pareto import front
 from analytics.pareto_words import against, sentences
@@ -318,7 +318,7 @@ def test_nothing_to_compare() -> None:
 
 
 def asked(given: list[Any], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
-    monkeypatch.setattr(store, "load", lambda *_, **__: frame(given))
+    monkeypatch.setattr(selection, "load", lambda *_, **__: frame(given))
     return bench("pareto", *arguments)
 
 

@@ -27,7 +27,10 @@ _VERBS = {
     "pareto": ("bench.cli.pareto:pareto", "Find the Pareto front of time, energy, cost and quality."),
     "search": ("bench.cli.search:search", "Search for good configurations within a budget, without trying all."),
     "plan": ("bench.cli.plan:plan", "Predict time, cost, energy and carbon of a training, by number of devices."),
-    "report": ("bench.cli.report:report", "Write a report of stored runs: HTML, Markdown, CSV, Parquet or JSON."),
+    "report": (
+        "bench.cli.report:report",
+        "Print or write a report of stored runs: HTML, Markdown, CSV, Parquet, JSON.",
+    ),
     "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard in a browser, on 127.0.0.1."),
     "doctor": ("bench.cli.doctor:doctor", "Check what can be measured on this machine, and how to fix what cannot."),
     "sync": ("bench.cli.sync:sync", "Log records to MLflow that are missing there."),

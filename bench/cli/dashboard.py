@@ -12,7 +12,7 @@ from bench.cli.options import runs_option, store_option
 @click.command()
 @store_option
 @runs_option
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port to listen on.")
 @click.option(
     "--host",
     default="127.0.0.1",

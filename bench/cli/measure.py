@@ -26,7 +26,7 @@ def _pattern(text: str) -> str:
 @site_options
 @gpus_option
 @click.option(
-    "--warmup-steps", type=click.IntRange(0), default=3, show_default=True, help="Reported steps to leave out."
+    "--warmup-steps", type=click.IntRange(0), default=3, show_default=True, help="Steps to leave out at the start."
 )
 @click.option("--step-pattern", type=Read(_pattern), metavar="REGEX", help="Lines of output that end a step.")
 @click.option(
@@ -43,8 +43,8 @@ def _pattern(text: str) -> str:
 def measure(command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND and measure it: `bench measure -- python train.py`. Its exit code is passed on.
 
-    Energy is that of the GPUs that COMMAND is seen to use, else of all visible ones. Steps are known if the script calls
-    bench.steps.step, or with --step-pattern. With --json, stdout has the record and stderr the output of COMMAND.
+    Energy is that of the GPUs that COMMAND uses, or of all visible GPUs where that cannot be seen. Steps are known if the
+    script calls bench.steps.step, or with --step-pattern. With --json, stdout has the record, stderr the output of COMMAND.
     """
     from analytics.say_measure import lines
     from bench.machine.environment import find_machine

@@ -31,10 +31,10 @@ _OPTIONS = (
     ("--deadline", _time, "TIME", "Time limit: 30d, 12h, 45m."),
     ("--budget", _number, "USD", "Cost limit."),
     ("--embodied", _number, "KG", "Embodied kg CO2e of a device per hour of use (164 kg / 26280 h: 0.00624)."),
-    ("--tokens-per-second", _number, "X", "A known rate, of all devices together."),
-    ("--tokens-per-second-per-device", _number, "X", "A known rate, of one device."),
-    ("--flops-per-second-per-device", _number, "X", "A known rate: FLOP/s that one device really does."),
-    ("--accelerator-hours", _number, "H", "Known hours of all devices together, to check."),
+    ("--tokens-per-second", _number, "X", "Known tokens per second, of all devices together."),
+    ("--tokens-per-second-per-device", _number, "X", "Known tokens per second, of one device."),
+    ("--flops-per-second-per-device", _number, "X", "Known FLOP/s that one device really does."),
+    ("--accelerator-hours", _number, "H", "Known device-hours, of all devices together."),
     (
         "--known",
         Read(known_training),
@@ -42,7 +42,7 @@ _OPTIONS = (
         "Scale a known training: hours=3000,params=340e6,devices=8,speed=2e9.",
     ),
     ("--speed", _number, "V", "With --known: speed of one device, in the same unit."),
-    ("--claim", _time, "TIME", "With --known: check whether this time is possible."),
+    ("--claim", _time, "TIME", "With --known: the relative efficiency that this time would imply."),
 )
 _SCALED = ("known", "params", "tokens", "devices", "speed", "claim")
 
