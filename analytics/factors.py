@@ -11,7 +11,7 @@ from analytics.words import number, printable
 from bench.figures.carbon import basis, intensity
 from bench.figures.cost import recost
 from bench.figures.hourly import Hourly, Starts
-from bench.figures.metrics import missing_components, used_gpus
+from bench.figures.metrics import missing_components
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
 from bench.suites.load import with_site
 
@@ -72,7 +72,7 @@ def _best(starts: Starts | None, name: str) -> Iterator[str]:
 
 def _energy(record: RunRecord) -> dict[str, Any]:
     kind, readings = basis(record.energy) or ("absent", [])
-    missing = missing_components(readings, used_gpus(record)) if kind == "measured" else []
+    missing = missing_components(readings, record.gpus) if kind == "measured" else []
     return {"basis": kind, "provenance": str(Provenance.worst([r.provenance for r in readings])), "missing": missing}
 
 

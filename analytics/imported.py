@@ -26,11 +26,12 @@ from analytics.words import printable
 from analytics.work import Work, language_model
 from bench.errors import UserError
 from bench.files import write_text
+from bench.folder import IMPORTED
 from bench.record import Provenance
 from bench.registry import did_you_mean
 from bench.registry import names as registered
 from bench.schema import AXES, Scalar
-from bench.store.sync import IMPORTED, sync
+from bench.store.sync import sync
 from bench.store.tracker import StoreError
 
 LENGTH = "workload_args.sequence_length"

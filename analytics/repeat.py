@@ -71,7 +71,7 @@ def spec_of(run: Mapping[Any, Any], df: pd.DataFrame) -> RunSpec:
         except ValueError:
             continue
         if spec.config_id == run["config_id"]:
-            return spec.model_copy(update={"seed": _seed(run)})
+            return spec.changed(seed=_seed(run))
     raise CannotRepeat("its row in the store does not tell all that was asked of it: run the file of its suite again")
 
 

@@ -72,8 +72,8 @@ def _notes(record: RunRecord, clean: Callable[[str], str]) -> dict[str, Any]:
     def kept(text: str) -> str:
         return "".join(part if "://" in part else clean(part) for part in re.split(r"(https?://\S+)", text))
 
-    cost = record.cost and record.cost.model_copy(update={"note": kept(record.cost.note)})
-    return {"site": record.site.model_copy(update={"price_note": kept(record.site.price_note)}), "cost": cost}
+    cost = record.cost and record.cost.changed(note=kept(record.cost.note))
+    return {"site": record.site.changed(price_note=kept(record.site.price_note)), "cost": cost}
 
 
 def _last_part(found: re.Match[str]) -> str:
@@ -103,7 +103,7 @@ def _clean_spec(spec: RunSpec, clean: Callable[[str], str]) -> RunSpec:
     }
     changed["workload_args"] = _values(spec.workload_args, clean)
     changed["meters"] = [clean(meter) for meter in spec.meters]
-    return spec.model_copy(update=changed)
+    return spec.changed(**changed)
 
 
 def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
@@ -113,19 +113,17 @@ def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
     changed: dict[str, Any] = {
         "spec": spec,
         **_notes(record, clean),
-        "environment": environment.model_copy(
-            update={
-                "host": clean(environment.host),
-                "boot_id": None,
-                "variables": {},
-                "argv": [clean(part) for part in environment.argv],
-            }
+        "environment": environment.changed(
+            host=clean(environment.host),
+            boot_id=None,
+            variables={},
+            argv=[clean(part) for part in environment.argv],
         ),
     }
     if spec.label != record.spec.label:
         changed["run_id"] = spec.run_id.replace(spec.config_id, record.config_id)
     if error is not None:
-        changed["error"] = error.model_copy(update={"message": clean(error.message), "log_tail": ""})
+        changed["error"] = error.changed(message=clean(error.message), log_tail="")
     if measured is not None and measured.dataset is not None:
-        changed["measurement"] = measured.model_copy(update={"dataset": clean(measured.dataset)})
-    return record.model_copy(update=changed)
+        changed["measurement"] = measured.changed(dataset=clean(measured.dataset))
+    return record.changed(**changed)

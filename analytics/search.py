@@ -369,7 +369,7 @@ class Searcher:
         for name, limit in self.space.search.budget.model_dump(exclude_none=True, exclude={"trials"}).items():
             if one.get(name) and used[name] is not None:
                 count = min(count, int((limit - used[name]) / (one[name] * times)))
-        specs = [full.model_copy(update={"repeat": r, "seed": (full.seed + r) % 2**31}) for r in range(count)]
+        specs = [full.changed(repeat=r, seed=(full.seed + r) % 2**31) for r in range(count)]
         return [] if [spec.run_id for spec in specs] == [probe["run_id"]] else specs
 
     def used(self) -> dict[str, Any]:

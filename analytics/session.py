@@ -17,7 +17,6 @@ from typing import Any
 
 import optuna
 import pandas as pd
-import yaml
 
 from analytics.confirm import confirm_suite, confirmed
 from analytics.frame import asked as asked_columns
@@ -45,6 +44,7 @@ from bench.figures.carbon import intensity
 from bench.figures.cost import recost
 from bench.figures.metrics import row
 from bench.files import read_json, write_text
+from bench.folder import EXECUTION, RECORD, SEARCH
 from bench.machine.environment import check_no_gpu_is_hidden, describe, find_machine
 from bench.record import Environment, RunRecord, Trial
 from bench.redact import redact
@@ -53,7 +53,8 @@ from bench.run.trials import Trials, open_trials
 from bench.schema import Machine, RunSpec
 from bench.store import tracker as tracking
 from bench.store.progress import PATIENCE_SECONDS
-from bench.store.tracker import SEARCH, StoreError
+from bench.store.tracker import StoreError
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import load_suite, with_site
 
@@ -223,7 +224,7 @@ class Session:
         def publish(ended: str) -> SearchResult:
             answer, file = self._result(study, ended), trials.execution.folder / CONFIRM
             if answer.points:
-                write_text(file, yaml.safe_dump(confirm_suite(answer), sort_keys=False, allow_unicode=True))
+                write_text(file, yamlfile.write(confirm_suite(answer)))
                 answer = replace(answer, front_file=str(file))
             self._publish(trials, answer, self._confirmed(answer))
             return answer
@@ -320,8 +321,7 @@ class Session:
         wanted = dict.fromkeys(run for trial in trials for run in trial.runs)
         for name in wanted.keys() - self._rows_by_run:
             with suppress(OSError, ValueError):
-                text = (self.runs / self.search.name / name / "record.json").read_text()
-                self._rows_by_run[name] = self._row(RunRecord.model_validate_json(text))
+                self._rows_by_run[name] = self._row(RECORD.read(self.runs / self.search.name / name))
         if lost := wanted.keys() - self._rows_by_run:
             with suppress(StoreError):
                 df = load(self.store)
@@ -330,8 +330,8 @@ class Session:
         return frame(self._rows_by_run[name] for name in wanted if name in self._rows_by_run)
 
     def _folders(self, study: str) -> list[Path]:
-        files = sorted((self.runs / self.search.name).glob("*/execution.json"))
-        return [path.parent for path in files if (read_json(path) or {}).get("study") == study]
+        folders = sorted((self.runs / self.search.name).glob("*"))
+        return [folder for folder in folders if (facts := EXECUTION.find(folder)) and facts.study == study]
 
 
 def _records(rows: list[Any], uri: str | None) -> list[RunRecord]:

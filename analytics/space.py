@@ -152,7 +152,7 @@ class Space:
         steps = round((self.search.work.samples or 0) / spec.global_batch_size) - spec.warmup_steps
         if steps < 1:
             raise Impossible(f"work is fewer than {spec.warmup_steps + 1} steps of {spec.global_batch_size} samples")
-        return spec.model_copy(update={"measure_steps": steps})
+        return spec.changed(measure_steps=steps)
 
     def identity(self) -> dict[str, Any]:
         """Return what two studies must share to be one: all but the budget and how it is searched."""

@@ -114,7 +114,7 @@ def _inputs(given: Given, asked: Question, fixed: Question) -> Iterator[tuple[st
 def _changed(asked: Question, of: str, x: Any) -> Question:
     if hasattr(asked, of):
         return replace(asked, **{of: x})
-    return replace(asked, site=asked.site.model_copy(update={of: x}))
+    return replace(asked, site=asked.site.changed(**{of: x}))
 
 
 def _larger(given: Given, asked: Question, parameters: float) -> Question:

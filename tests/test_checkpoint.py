@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.files import CHECKPOINT
+from bench.folder import CHECKPOINT
 from bench.strategies.precision import Unsupported
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.run.collect import Context, collect, log_tail
-from bench.schema import RunSpec, Site
+from bench.schema import Gpu, RunSpec, Site
 from tests import rows
 
 S = 10**9
@@ -48,7 +48,7 @@ def error(rank: int, kind: str, message: str) -> dict[str, Any]:
         ),
         ({"ranks.json": [{"rank": 0, "exitcode": 77}]}, Status.FAILED, "rank 0 ended with exit code 77"),
         ({}, Status.FAILED, "the run ended with exit code 1 and left no result"),
-        ({"exit.json": END | {"how": "timeout"}}, Status.TIMEOUT, "did not end within timeout_seconds = 600"),
+        ({"exit.json": END | {"how": "timeout"}}, Status.TIMEOUT, "the run exceeded timeout_seconds = 600"),
         ({"exit.json": {"how": "node_died"}}, Status.FAILED, "the node process ended during the run"),
     ],
 )
@@ -344,3 +344,23 @@ def test_a_rank_that_was_ended_by_a_signal_without_a_name_is_told(tmp_path: Path
     record = collect(context(), SPEC, left(tmp_path, **{"ranks.json": [{"rank": 1, "exitcode": -40}]}))
     assert record.error is not None
     assert record.error.message == "rank 1 was ended by signal 40"
+
+
+def test_a_record_with_an_impossible_figure_is_invalid(tmp_path: Path) -> None:
+    gpu = Gpu(index=0, uuid="GPU-0", name="NVIDIA H100 80GB HBM3")
+    where = rows.environment()
+    where = where.changed(machine=where.machine.changed(gpus=[gpu]))
+    measured = rows.record(1, readings="").measurement
+    assert measured is not None
+    result = measured.changed(flops_per_sample=1e18).model_dump(mode="json")
+    folder = left(tmp_path, {"exitcode": 0}, **{"result.json": result})
+    record = collect(Context("s", "e", Site(region="FR"), where, ["GPU-0"]), on_gpus(devices=1), folder)
+    assert (record.status, record.measurement, record.grade) == (Status.INVALID, None, None)
+    assert record.error is not None
+    assert record.error.type == "ImpossibleFigure"
+    assert record.flags == ["pue_unknown"]
+
+
+def test_electricity_without_an_energy_figure_is_flagged(tmp_path: Path) -> None:
+    record = ended_well(tmp_path, [], on_gpus(), Site(usd_per_kwh=0.2, usd_capital_per_device_hour=1, pue=1.1))
+    assert "electricity_unknown" in record.flags

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from bench import steps as reporter
@@ -21,6 +20,7 @@ from bench.run.launcher import LocalLauncher
 from bench.run.node import CHANGED, STARTED_IN, user_environment
 from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, override
 from bench.workloads.command import CommandArgs, fill
@@ -108,7 +108,7 @@ def suite(folder: Path, **changes: Any) -> Any:
     defaults = {"workload": "command", "workload_args.argv": "train --layers {layers} {devices}"}
     path = folder / "suite.yaml"
     text = {"name": "s", "defaults": defaults | changes, "matrix": {"workload_args.layers": [1, 2], "devices": [1, 2]}}
-    path.write_text(yaml.safe_dump(text))
+    path.write_text(yamlfile.write(text))
     return load_suite(path)
 
 
@@ -173,15 +173,15 @@ def test_a_signal_is_named_even_if_it_has_no_name(tmp_path: Path, number: int, s
     ended = execute(python(f"import os; os.kill(os.getpid(), {int(number)})"), tmp_path / "steps")
     assert ended.exitcode == -number
     failure = failure_of(ended.exitcode, tmp_path / "none.log")
-    assert (failure["kind"], failure["message"].endswith(said)) == ("failed", True)
+    assert (failure.kind, failure.message.endswith(said)) == ("failed", True)
 
 
 def test_memory_that_ran_out_is_read_off_the_log(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
-    assert failure_of(1, log)["kind"] == "out_of_memory"
+    assert failure_of(1, log).kind == "out_of_memory"
     log.write_text("ValueError: no\n")
-    assert failure_of(1, log) == failure_of(1, log) | {"kind": "failed", "type": "ExitCode"}
+    assert (failure_of(1, log).kind, failure_of(1, log).type) == ("failed", "ExitCode")
 
 
 def test_a_command_that_is_not_there_is_a_failure_with_its_reason(tmp_path: Path) -> None:

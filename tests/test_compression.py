@@ -206,7 +206,7 @@ def test_the_rest_of_a_quantized_model_has_the_type_of_the_training() -> None:
 
 
 def saved(folder: Path, parts: Any, name: str = "teacher") -> Path:
-    from bench.files import CHECKPOINT
+    from bench.folder import CHECKPOINT
     from bench.strategies.checkpoint import save
 
     class Whole:

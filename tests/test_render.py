@@ -65,7 +65,7 @@ def hostile(text: str) -> list[RunRecord]:
         rows.record(4, status=Status.FAILED, message=text, cpu=text, host=text),
     ]:
         args = {**record.spec.workload_args, "note": text, "extra": f"{text}{record.spec.world_size}"}
-        site = record.site.model_copy(update={"price_note": text})
+        site = record.site.changed(price_note=text[:200])
         argv = ["bench", "run", text]
         environment = record.environment.model_copy(update={"argv": argv, "wattbench_commit": text, "os": text})
         measured = record.measurement and record.measurement.model_copy(update={"dataset": text})

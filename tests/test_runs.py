@@ -218,7 +218,7 @@ def test_an_imported_row_and_torn_files() -> None:
     one = onerun.opened({})
     assert "imported" in one.problems[0]
     assert set(onerun.provenance(df, df.iloc[0], None)["Comes from"]) == {"imported: a figure of someone else"}
-    assert onerun.limits(df.iloc[0])[0].startswith("imported: figures of someone else")
+    assert onerun.limits(df.iloc[0])[0].startswith("imported: figures from a file")
     torn: dict[str, bytes] = dict.fromkeys(("record.json", "meters-0.parquet", "worker.log"), b"\xff{")
     one = onerun.opened(torn | {"steps-0.jsonl": b'[]\n{"step_seconds": "x"}\nnonsense\n{"step_seconds": 1}'})
     assert len(one.problems) == 2

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bench.folder import IDLE_TIMES, IDLE_TRACE
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Reading, Trace
 from bench.meters.windows import (
-    IDLE_TIMES,
-    IDLE_TRACE,
     CountedTwice,
     contiguous,
     energy,
@@ -234,7 +233,7 @@ def idle(folder: Path, times: dict[str, list[int]]) -> Path:
             rows.append(cpu(t, 50 * t))
             rows.append(gpu(t, 9 * t, "machine", source="codecarbon", component="node"))
     (folder / IDLE_TRACE).write_text("".join(row.to_json() + "\n" for row in rows))
-    (folder / IDLE_TIMES).write_text(json.dumps(times))
+    (folder / IDLE_TIMES.name).write_text(json.dumps(times))
     return folder
 
 
@@ -265,7 +264,7 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     assert idle_power(tmp_path, METERS) == []
     (tmp_path / IDLE_TRACE).unlink()
     assert idle_power(tmp_path, METERS) == []
-    (tmp_path / IDLE_TIMES).write_text('{"idle": [1')
+    (tmp_path / IDLE_TIMES.name).write_text('{"idle": [1')
     assert idle_power(tmp_path, METERS) == []
 
 
@@ -284,7 +283,9 @@ def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
     (found,) = idle_power(tmp_path, ["nvml"])
     assert (found.device, found.power_watts_context) == (gpu["uuid"], None)
     assert found.power_watts == pytest.approx(150, rel=0.15)
-    assert found.seconds == pytest.approx(2.1, abs=0.2)
+    start, end = json.loads((tmp_path / IDLE_TIMES).read_text())["idle"]
+    assert found.seconds == pytest.approx((end - start) / S)
+    assert found.seconds >= 2.1
 
 
 FAKE_TORCH = """

@@ -47,6 +47,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     script calls bench.steps.step, or with --step-pattern. With --json, stdout has the record, stderr the output of COMMAND.
     """
     from analytics.say_measure import lines
+    from bench.folder import RECORD
     from bench.machine.environment import find_machine
     from bench.run.measure import Asked
     from bench.run.measure import measure as run
@@ -67,7 +68,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     if as_json:
         click.echo(record.model_dump_json(indent=1))
     else:
-        click.echo("\n".join(lines(record)) + f"\n  record: {folder / 'record.json'}", err=True)
+        click.echo("\n".join(lines(record)) + f"\n  record: {folder / RECORD.name}", err=True)
     sys.exit(_exit_code(folder))
 
 
@@ -94,7 +95,7 @@ def _log(record: RunRecord, folder: Path, store: str | None) -> None:
 
 
 def _exit_code(folder: Path) -> int:
-    from bench.files import read_json
+    from bench.folder import EXIT, Exit
 
-    code = int((read_json(folder / "exit.json") or {}).get("exitcode") or 0)
+    code = (EXIT.find(folder) or Exit()).exitcode or 0
     return 128 - code if code < 0 else code  # as a shell reports a signal

@@ -139,16 +139,13 @@ def read_suite(
     from bench.machine.environment import check_no_gpu_is_hidden, find_machine
     from bench.suites.expand import expand, only
     from bench.suites.load import load_suite, override, with_site
-    from bench.suites.publish import publishable
 
     fields = place(site)
     machine, no_gpu = find_machine(gpus)
     definition = with_site(override(load_suite(suite), settings), fields)
-    if publish:
-        definition = publishable(definition)
     if "device_type" not in {**definition.defaults, **definition.matrix}:
         check_no_gpu_is_hidden(no_gpu)
-    expansion = expand(definition, machine)
+    expansion = expand(definition, machine, publish=publish)
     if expansion.suite.region is not None:
         intensity(expansion.suite.region)
     return Preview(machine, expansion, only(expansion, filters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analytics.session import SearchProgress
 from bench.cli.progress import Lines
+from bench.folder import WORKER_LOG
 from bench.record import RunRecord, Status
 from bench.schema import RunSpec
 
@@ -18,7 +19,7 @@ class TrialLines(Lines, SearchProgress):
     def done(self, record: RunRecord) -> None:
         """Print how a run ended, and where its output is if it failed."""
         super().done(record)
-        log = self.folder / record.run_id / "worker.log"
+        log = self.folder / record.run_id / WORKER_LOG
         if record.status not in (Status.OK, Status.SKIPPED, Status.OUT_OF_MEMORY) and log.exists():
             self.note(f"  its output: {log}")
 

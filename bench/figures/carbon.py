@@ -1,8 +1,7 @@
-"""Joules -> kg CO2e: energy × PUE × intensity, each factor with its own label.
+"""Carbon of a run: energy × PUE × carbon intensity, each factor with its own label.
 
-Intensities are those that CodeCarbon ships (yearly averages: countries from Our World in Data, US states from eGRID). They
-are read from its data files: no look-up of the place, no network. An unknown region is an error or absent, never a
-default country.
+Intensities are yearly averages from the data files of CodeCarbon: countries from Our World in Data, US states from eGRID.
+The network is never asked. An unknown region is an error, never a default country.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def _data(name: str) -> dict[str, Any]:
 
 @cache
 def intensity(region: str) -> CarbonIntensity:
-    """Carbon intensity of a region: ISO 3166 `FR`, `FRA`, or a US state as `US-CA`.
+    """Return the carbon intensity of a region: ISO 3166 `FR` or `FRA`, or a US state as `US-CA`.
 
-    Raises ValueError with the remedy for a region that is not known, and where the package with the data is missing.
+    Raises ValueError for an unknown region, and where the package with the data is missing.
     """
     try:
         import pycountry
@@ -50,7 +49,7 @@ def intensity(region: str) -> CarbonIntensity:
     entry = _data("global_energy_mix.json").get(country.alpha_3) if country is not None else None
     if entry is None or entry.get("carbon_intensity") is None:
         raise BadValue(
-            f"region {region!r} is not known; give an ISO 3166 country (FR, FRA, DEU ...) or a US state (US-CA)"
+            f"region {region!r} is not known: give an ISO 3166 country (FR, FRA, DEU ...) or a US state (US-CA)"
         )
     return CarbonIntensity(
         kg_per_kwh=entry["carbon_intensity"] / 1000,
@@ -66,7 +65,7 @@ def _us_state(code: str, version: str) -> CarbonIntensity:
         f"US-{row['regionCode']}": row for row in table.values() if "emissions" in row and len(row["regionCode"]) == 2
     }
     if code not in states:
-        raise BadValue(f"region {code!r} is not known; US states are {', '.join(sorted(states))}")
+        raise BadValue(f"region {code!r} is not known: US states are {', '.join(sorted(states))}")
     return CarbonIntensity(
         kg_per_kwh=states[code]["emissions"] * _KG_PER_POUND / 1000,
         region=code,
@@ -76,7 +75,7 @@ def _us_state(code: str, version: str) -> CarbonIntensity:
 
 
 def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"], list[EnergyReading]] | None:
-    """Choose what carbon and electricity rest on: what was measured, else the model's figure; None for neither."""
+    """Return the energy for carbon and electricity: measured if there is any, else estimated; None for neither."""
     hardware, model = split_energy(energy)
     if hardware:
         return "measured", hardware
@@ -86,12 +85,10 @@ def basis(energy: list[EnergyReading]) -> tuple[Literal["measured", "estimated"]
 def carbon(
     energy: list[EnergyReading], site: Site, gpus: list[str], factor: CarbonIntensity | None = None
 ) -> Carbon | None:
-    """Emissions of a run whose whole energy is given; None without an intensity or without any energy figure.
+    """Return the emissions of a run from its whole energy; None without an intensity or without an energy figure.
 
-    The intensity is `factor` if given, else that of the site's region.
-
-    `gpus` are the UUIDs of the GPUs that the run used: with them what is missing is named. Without a PUE the factor is 1.0
-    and its label `absent`: then the figure is that of the IT equipment alone.
+    The intensity is `factor` if given, else that of the site's region. `gpus` are the UUIDs of the used GPUs, by which
+    missing components are named. Without a PUE its factor is 1.0 and its label `absent`: IT equipment alone.
     """
     chosen = basis(energy)
     if chosen is not None and factor is None and site.region is not None:

@@ -1,20 +1,21 @@
-"""Seconds and joules -> money, from prices that the user gives; no price list is shipped."""
+"""Cost of a run from its seconds, its joules and the prices that the user gives. No price list is shipped."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from bench.figures.carbon import basis, carbon
 from bench.figures.flags import grade, site_flags
-from bench.figures.metrics import missing_components, used_gpus
-from bench.record import CarbonIntensity, Cost, EnergyReading, RunRecord
+from bench.figures.metrics import missing_components
+from bench.record import Carbon, CarbonIntensity, Cost, EnergyReading, Observation, RunRecord
 from bench.schema import Site
 
 
 def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], gpus: list[str]) -> Cost | None:
-    """Cost of a whole run in USD; None where no price is given, or nothing but a tariff and no energy figure.
+    """Return the cost of a whole run in USD; None without prices, or with an electricity price but no energy figure.
 
-    Rented devices are paid by the hour from allocation to the end, start-up included, and their power is inside. Owned
-    ones cost their capital by the hour, and energy × PUE × tariff. `gpus` are those that the run used, to name what the
-    energy lacks.
+    Rented devices are paid by the hour from the start of the run to its end, power included. Owned devices cost capital by
+    the hour, and energy × PUE × price. `gpus` are the UUIDs of the used GPUs, by which missing components are named.
     """
     if site.usd_per_device_hour is not None:
         return Cost(
@@ -47,24 +48,33 @@ def cost(site: Site, devices: int, seconds: float, energy: list[EnergyReading], 
     )
 
 
-def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None) -> RunRecord:
-    """Return the record with carbon and cost by another region, PUE and prices; what was measured stays as it is.
+class Price(NamedTuple):
+    """What follows from a site for a run: carbon, cost, and the flags of what is unknown."""
 
-    A record that has a grade gets the one that follows from its flags now. `factor` is the carbon intensity to use where
-    it is not to be looked up anew. Raises ValueError for a region that is not known.
+    carbon: Carbon | None
+    cost: Cost | None
+    flags: set[str]
+
+
+def price(
+    run: Observation, energy: list[EnergyReading], seconds: float, site: Site, factor: CarbonIntensity | None = None
+) -> Price:
+    """Return the price of a run with this energy and duration at a site.
+
+    `factor` is a carbon intensity that takes the place of the region's. Raises ValueError for an unknown region.
     """
-    gpus = used_gpus(record)
-    flags = {*record.flags} - {"pue_unknown", "electricity_unknown"} | site_flags(site)
+    flags = site_flags(site)
     if factor is not None and site.pue is None:
         flags.add("pue_unknown")
-    if site.usd_per_kwh is not None and basis(record.energy) is None:
+    if site.usd_per_kwh is not None and basis(energy) is None:
         flags.add("electricity_unknown")
-    return record.model_copy(
-        update={
-            "site": site,
-            "carbon": carbon(record.energy, site, gpus, factor),
-            "cost": cost(site, record.spec.world_size, record.duration_seconds, record.energy, gpus),
-            "flags": sorted(flags),
-            "grade": grade(flags) if record.grade is not None else None,
-        }
-    )
+    amount = cost(site, run.device_count, seconds, energy, run.gpus)
+    return Price(carbon(energy, site, run.gpus, factor), amount, flags)
+
+
+def recost(record: RunRecord, site: Site, factor: CarbonIntensity | None = None) -> RunRecord:
+    """Return the record with carbon, cost and grade for another site (see `price`); what was measured stays."""
+    new = price(record, record.energy, record.duration_seconds, site, factor)
+    flags = {*record.flags} - {"pue_unknown", "electricity_unknown"} | new.flags
+    verdict = grade(flags) if record.grade is not None else None
+    return record.changed(site=site, carbon=new.carbon, cost=new.cost, flags=sorted(flags), grade=verdict)

@@ -1,7 +1,7 @@
-"""Flags of a measurement, what each means, and the grade that follows from them.
+"""Flags of a measurement, their meaning, and the grade that follows from them.
 
-A: fit to be published. B: sound, with the limits that its flags name. C: a figure may be wrong. The grade is that of the
-worst flag. Thresholds are those of good practice where there is one, named beside them.
+A: fit to be published. B: sound, within the limits that its flags name. C: a figure may be wrong. The worst flag decides.
+Thresholds follow good practice where there is one; comments name it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from itertools import pairwise
 from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
-from bench.figures.metrics import SLOWDOWNS, metrics, missing_components, split_energy, used_gpus
+from bench.figures.metrics import SLOWDOWNS, missing_components, split_energy
 from bench.figures.sensors import fresh
-from bench.record import RunRecord
+from bench.record import Measurement, Observation
 from bench.schema import Gpu, Site
 
 Grade = Literal["A", "B", "C"]
@@ -21,23 +21,23 @@ Grade = Literal["A", "B", "C"]
 PUBLISH_SECONDS, PUBLISH_STEPS = 60.0, 50
 """MLPerf Training's power rules ask for 60 samples at one a second; 50 steps make a distribution."""
 PUBLISH_WARMUP_SECONDS, PUBLISH_WARMUP_STEPS = 30.0, 10
-"""Before a steady state may be expected: caches, autotuning and clocks have settled, and the GPUs are warm."""
+"""Least warm-up after which a steady state may be expected: caches, autotuning, clocks and temperature have settled."""
 PUBLISH_REPEATS = 5
-"""Independent runs, with which an interval of 95 % is about 1.2 standard deviations to each side."""
+"""Independent runs; with five, a 95 % interval extends about 1.2 standard deviations to each side."""
 PUBLISH_IDLE_SECONDS = 60.0
 PUBLISH_TIMEOUT_SECONDS = 600.0
 STEADY_SHARE = 0.02
-"""Blocks of steps vary by less in a steady state; a drift of half of it over the window is none."""
+"""Blocks of steps vary by less in a steady state; a drift by less than half of it over the window is ignored."""
 TEMPERATURE_DRIFT = 2.0
 THROTTLED_SHARE = 0.01
 NOISE_SHARE = 0.02
-"""Share of the processors' time that went to other virtual machines, or change of speed of a fixed matrix product."""
+"""Share of processor time taken by other virtual machines, or change in speed of a fixed matrix product."""
 OTHER_SHARE = 0.05
 STRAGGLER_RATIO = 1.1
 COVERED = 0.98
-"""Share of a window that readings must span to be taken for all of it."""
+"""Share of a window that readings must span to count as the whole window."""
 RISE = 0.1
-"""By how much the loss of a step may be above that of the first one where a training begins with trained weights."""
+"""Share by which the last loss may exceed the first one where the training starts from trained weights."""
 FOREIGN_BYTES = 200 * 2**20
 
 
@@ -49,42 +49,39 @@ class Flag(NamedTuple):
 
 
 FLAGS = {
-    "shared_gpu": Flag("C", "other processes used the GPU, or held memory on it: its energy is not the run's alone"),
-    "throttled": Flag("C", "heat or a power brake held the clocks of a GPU down for more than 1 % of the window"),
+    "shared_gpu": Flag("C", "other processes used the GPU or its memory: the energy is not that of the run alone"),
+    "throttled": Flag("C", "heat or a power brake lowered the clocks of a GPU for more than 1 % of the window"),
     "gap": Flag("C", "the meter's readings have a gap"),
-    "window_too_short": Flag("C", "the window is too short for the meter's readings (2 s at least): measure longer"),
-    "energy_partly_covered": Flag("C", "the meters' readings do not span the whole window"),
+    "window_too_short": Flag("C", "the window is too short for the meter (at least 2 s): measure longer"),
+    "energy_partly_covered": Flag("C", "the meters' readings do not cover the whole window"),
     "energy_components_differ": Flag("C", "repeats measured different components"),
-    "meter_failed": Flag("C", "the meters' process failed during the run"),
-    "mig_shared": Flag("C", "the GPU is cut into slices: its energy is that of the whole board"),
-    "loss_not_decreasing": Flag("C", "the loss did not go down: the training does not learn, however fast it is"),
+    "meter_failed": Flag("C", "the process of the meters failed during the run"),
+    "mig_shared": Flag("C", "the GPU is split into slices (MIG): its energy is that of the whole board"),
+    "loss_not_decreasing": Flag("C", "the loss did not decrease: the training does not learn, however fast it is"),
     "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
-    "exclusivity_unknown": Flag("B", "whether others used the GPU cannot be told: NVML lists no process of the run"),
-    "unvalidated_sensor": Flag(
-        "B", "this GPU's sensor was not checked in the last 30 days (python -m tests.gpu_check)"
-    ),
-    "sampled_power": Flag("B", "power samples of the GPU were integrated: a load in step with them can be far off"),
-    "wide_edges": Flag(
-        "B", "the readings leave more than 10 % of the window's energy open at its edges: measure longer"
-    ),
-    "electricity_unknown": Flag("B", "the cost lacks electricity: no meter could say anything about energy"),
-    "counter_reset": Flag("B", "the energy counter was reset; power samples were used"),
-    "counter_stuck": Flag("B", "the energy counter stood still; power samples were used"),
-    "module_scope": Flag("B", "the GPU's sensor spans its whole module, the CPU beside it included"),
+    "exclusivity_unknown": Flag("B", "NVML lists no process of the run, so other users of the GPU cannot be excluded"),
+    "fewer_devices": Flag("B", "the command used fewer devices than the suite asks for; figures count those it used"),
+    "unvalidated_sensor": Flag("B", "this GPU's sensor was not checked within 30 days (python -m tests.gpu_check)"),
+    "sampled_power": Flag("B", "GPU energy is integrated from power samples: a load in step with them can be far off"),
+    "wide_edges": Flag("B", "the edges of the window leave more than 10 % of its energy uncertain: measure longer"),
+    "electricity_unknown": Flag("B", "the cost lacks electricity, as no meter gave an energy figure"),
+    "counter_reset": Flag("B", "the energy counter was reset; power samples were used instead"),
+    "counter_stuck": Flag("B", "the energy counter did not advance; power samples were used instead"),
+    "module_scope": Flag("B", "the GPU's sensor covers its whole module, including the CPU"),
     "energy_absent": Flag("B", "no meter could read any energy"),
-    "energy_estimated": Flag("B", "no energy was measured; what is shown is the figure of a model"),
-    "partial_total": Flag("B", "some of GPU, CPU and memory could not be measured: the sum lacks them"),
-    "idle_unknown": Flag("B", "idle power was not measured, so energy above idle is not known"),
+    "energy_estimated": Flag("B", "no energy was measured; the figure is estimated by a model"),
+    "partial_total": Flag("B", "GPU, CPU or memory could not be measured: the sum lacks it"),
+    "idle_unknown": Flag("B", "idle power was not measured, so energy above idle is unknown"),
     "short_window": Flag("B", "a quick look: a figure to publish takes 60 s and 50 steps (bench run --publish)"),
     "steady_unknown": Flag("B", "too few steps to tell whether the speed was steady"),
     "not_steady": Flag("B", "speed, temperature or clocks changed during the window: warm up or measure longer"),
-    "noisy_host": Flag("B", "others took processor time, or the machine itself changed its speed, during the run"),
-    "straggler": Flag("B", "one rank takes more than 10 % longer for a forward pass than the others, who wait for it"),
-    "no_steps": Flag(
-        "B", "the command reported no steps beyond its warm-up: the window is all of it, start and end included"
+    "noisy_host": Flag("B", "other programs took processor time, or the machine changed its speed, during the run"),
+    "straggler": Flag(
+        "B", "one rank needs more than 10 % longer for a forward pass than the others, which wait for it"
     ),
-    "imported": Flag("B", "figures of someone else, from a file: how they were measured is not known here"),
-    "pue_unknown": Flag("B", "the power of cooling is left out, as no PUE was given (--pue)"),
+    "no_steps": Flag("B", "the command reported no steps after its warm-up: the window is the whole command"),
+    "imported": Flag("B", "figures from a file: how they were measured is unknown"),
+    "pue_unknown": Flag("B", "cooling power is left out, as no PUE was given (--pue)"),
 }
 
 
@@ -99,54 +96,48 @@ def meaning(flag: str) -> str:
 
 
 def site_flags(site: Site) -> set[str]:
-    """Flags that follow from what is known of the place: carbon and the price of electricity take a PUE."""
-    asked = site.region is not None or site.usd_per_kwh is not None
-    return {"pue_unknown"} if asked and site.pue is None else set()
+    """Return the flags that follow from a site: carbon and the price of electricity need a PUE."""
+    needed = site.region is not None or site.usd_per_kwh is not None
+    return {"pue_unknown"} if needed and site.pue is None else set()
 
 
-def judge(record: RunRecord, site: Site, *, meter_failed: bool) -> RunRecord:
-    """Return the record with the flags of its measurement and the grade; one without a measurement is not graded."""
-    if record.measurement is None:
-        return record
-    flags = {*_energy_flags(record), *_condition_flags(record), *_speed_flags(record)}
-    if meter_failed:
-        flags.add("meter_failed")
-    flags |= site_flags(site)
-    return record.model_copy(update={"flags": sorted(flags), "grade": grade(flags)})
+def judge(run: Observation, figures: dict[str, float], *, meter_failed: bool = False) -> set[str]:
+    """Return the flags of a measurement; none without one. `figures` are those of `bench.figures.metrics.window`."""
+    measured = run.measurement
+    if measured is None:
+        return set()
+    flags = {*_energy_flags(run, measured), *_condition_flags(run, measured), *_speed_flags(run, measured, figures)}
+    return flags | ({"meter_failed"} if meter_failed else set())
 
 
-def _energy_flags(record: RunRecord) -> Iterator[str]:
-    """What is to be known of the energy: where it comes from, what it lacks, how well it covers the window."""
-    measured = record.measurement
-    assert measured is not None  # noqa: S101  judge() asks before
+def _energy_flags(run: Observation, measured: Measurement) -> Iterator[str]:
+    """Yield flags of the energy: its source, what it lacks, and how well it covers the window."""
     hardware, model = split_energy(measured.energy)
     for reading in hardware or model:
         yield from reading.flags
     if any(reading.coverage < COVERED for reading in hardware or model):
         yield "energy_partly_covered"
-    if not record.spec.meters:
+    if not run.spec.meters:
         return
     if not hardware:
         yield "energy_estimated" if model else "energy_absent"
         return
-    if missing_components(hardware, used_gpus(record)):
+    if missing_components(hardware, run.gpus):
         yield "partial_total"
-    known = {(part.component, part.device) for part in record.idle}
-    if any((reading.component, reading.device) not in known for reading in hardware):
+    idle = {(part.component, part.device) for part in run.idle}
+    if any((reading.component, reading.device) not in idle for reading in hardware):
         yield "idle_unknown"
-    driver = record.environment.machine.driver_version
+    driver = run.environment.machine.driver_version
     if any(r.source == "nvml" and not fresh(r.device, driver or "") for r in hardware):
         yield "unvalidated_sensor"
 
 
-def _condition_flags(record: RunRecord) -> Iterator[str]:
-    """What surrounded the window: other users, heat, a busy host."""
-    measured = record.measurement
-    assert measured is not None  # noqa: S101
-    there: dict[str, Gpu] = {gpu.uuid: gpu for gpu in record.environment.machine.gpus}
+def _condition_flags(run: Observation, measured: Measurement) -> Iterator[str]:
+    """Yield flags of the conditions during the window: other users, heat, a busy host."""
+    listed: dict[str, Gpu] = {gpu.uuid: gpu for gpu in run.environment.machine.gpus}
     for gpu in measured.gpus:
-        before = there[gpu.device].foreign_memory_bytes if gpu.device in there else None
-        if gpu.shared or (before or 0) > FOREIGN_BYTES:
+        foreign = listed[gpu.device].foreign_memory_bytes if gpu.device in listed else None
+        if gpu.shared or (foreign or 0) > FOREIGN_BYTES:
             yield "shared_gpu"
         elif gpu.shared is None:
             yield "exclusivity_unknown"
@@ -158,16 +149,14 @@ def _condition_flags(record: RunRecord) -> Iterator[str]:
     if host is not None and ((host.steal_share or 0) > NOISE_SHARE or (host.other_share or 0) > OTHER_SHARE):
         yield "noisy_host"
     for rank in measured.ranks:
-        for before_, after in pairwise(rank.matmul_flops_per_second):
-            changed = abs(after / before_ - 1)
-            if changed > max(NOISE_SHARE, rank.matmul_spread or 0):  # more than such a probe varies by itself
+        for before, after in pairwise(rank.matmul_flops_per_second):
+            change = abs(after / before - 1)
+            if change > max(NOISE_SHARE, rank.matmul_spread or 0):  # more than the spread within one probe
                 yield "noisy_host"
 
 
-def _speed_flags(record: RunRecord) -> Iterator[str]:
-    """Whether the speed was steady, long enough and plausible."""
-    measured = record.measurement
-    assert measured is not None  # noqa: S101
+def _speed_flags(run: Observation, measured: Measurement, figures: dict[str, float]) -> Iterator[str]:
+    """Yield flags of the speed: whether it was steady, plausible, and measured for long enough."""
     steps = measured.step_seconds
     if not steps:
         yield "no_steps"
@@ -177,27 +166,23 @@ def _speed_flags(record: RunRecord) -> Iterator[str]:
     if state is not True and steps:
         yield "steady_unknown" if state is None else "not_steady"
     first, last = measured.loss_first, measured.loss_last
-    # Weights that were trained before are near their best: one step's loss may then be above another's.
-    trained = record.spec.needs is not None or "checkpoint" in record.spec.workload_args
+    # With trained weights the loss hardly falls any more, so that of one step may exceed that of an earlier one.
+    trained = run.spec.needs is not None or "pretrained" in run.spec.workload_args
     if first is not None and (last is None or last >= (1 + RISE * trained) * first):
         yield "loss_not_decreasing"
-    try:
-        known = metrics(record)
-    except ValueError:
-        return  # an impossible figure: the record becomes invalid
-    if known.get("straggler_ratio", 1) > STRAGGLER_RATIO:
+    if figures.get("straggler_ratio", 1) > STRAGGLER_RATIO:
         yield "straggler"
-    emulated = record.spec.device_type == "cpu" and record.spec.precision.name == "fp16"  # its products are no peak
-    if known.get("matmul_utilization", 0) > 1.1 and not emulated:
+    emulated = run.spec.device_type == "cpu" and run.spec.precision.name == "fp16"  # its products are no peak
+    if figures.get("matmul_utilization", 0) > 1.1 and not emulated:
         yield "above_matmul_peak"
 
 
 def steady(step_seconds: Sequence[float]) -> bool | None:
-    """Whether the speed of a window was steady; None for fewer than 12 steps, which do not tell.
+    """Return whether the speed of a window was steady; None for fewer than 12 steps, which are too few to tell.
 
-    Steps are joined to blocks, of 5 s where the window is long enough for six. Steady: the blocks' coefficient of variation
-    is below 2 %, and the Theil-Sen slope over them has 0 in its 95 % interval, or amounts to less than 1 % over the
-    window (Theil 1950, Sen 1968; `scipy.stats.theilslopes`).
+    Steps are joined into blocks, of 5 s where the window is long enough for six. The speed is steady if the coefficient of
+    variation of the blocks is below 2 %, and the 95 % interval of their Theil-Sen slope contains 0 or the slope amounts to
+    less than 1 % over the window (Theil 1950, Sen 1968; `scipy.stats.theilslopes`).
     """
     if len(step_seconds) < 12:
         return None

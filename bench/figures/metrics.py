@@ -1,8 +1,8 @@
-"""Raw measurement -> derived numbers: the only place where they are made.
+"""Derived numbers of a run; no other module computes them.
 
-`row(record)` is what everyone else reads: one flat mapping a run, whose keys are the columns of the DataFrame. Its three
-parts are `parameters` (what was asked), `metrics` (numbers) and `labels` (text about the numbers). Absent figures have no
-key. Measured energy (`energy_joules`) and the model's figure (`energy_joules_estimated`) are never added.
+`row(record)` is one flat mapping per run, whose keys are the columns of the DataFrame. Its three parts are `parameters`
+(what was asked), `metrics` (numbers) and `labels` (text). A figure that is unknown has no key. Measured energy
+(`energy_joules`) and estimated energy (`energy_joules_estimated`) are never added.
 """
 
 from __future__ import annotations
@@ -17,55 +17,32 @@ from importlib import resources
 from statistics import mean, median, quantiles
 from string import Formatter
 
-from bench.record import EnergyReading, Measurement, Provenance, Rank, RunRecord, Status
+from bench.record import EnergyReading, Measurement, Observation, Provenance, Rank, RunRecord, Status
 from bench.schema import AXES, COMMAND, RunSpec, Scalar
 
 TEXT_COLUMNS = (
-    "run_id",
-    "config_id",
-    "suite",
-    "execution",
-    "status",
-    "label",
-    "started_at",
-    "device_name",
-    "dataset",
-    "dataset_digest",
-    "energy_provenance",
-    "energy_components",
-    "energy_missing",
-    "emissions_basis",
-    "cost_basis",
-    "region",
-    "flags",
-    "grade",
-    "energy_total",
-    "straggler_device",
-    "error_type",
-    "error_message",
-    "host",
-    "environment",
-    "commit",
-    "study",
-    "trial",
-    "stage",
+    *("run_id", "config_id", "suite", "execution", "status", "label", "started_at", "device_name", "dataset"),
+    *("dataset_digest", "energy_provenance", "energy_components", "energy_missing", "energy_total", "emissions_basis"),
+    *("cost_basis", "region", "flags", "grade", "straggler_device", "error_type", "error_message", "host"),
+    *("environment", "commit", "study", "trial", "stage"),
 )
-
+"""Columns of a row that hold text."""
 UNKNOWN_OF_COMMANDS = (
     *AXES,
     *("threads_per_device", "gradient_accumulation_steps", "seed", "cold", "warmup_seconds"),
     *("validation", "inference_seconds"),
 )
+"""Parameters that a command of the user does not use unless its text names them."""
 STARTUP_PHASES = ("launch", "start", "find_batch", "build", "warmup")
-"""What a run pays once: processes, importing, looking for the batch, building, then compiling and warming up."""
+"""Phases that a run pays for once."""
 _PEAK_OF = {"bf16_params": "bf16"}
-"""Precisions whose products are those of another one in the table of peaks."""
+"""Precisions whose matrix products have the peak of another precision."""
 _AS_MEASURED = (
     *("parameters", "trainable_parameters", "flops_per_sample", "loss_first", "loss_last"),
     *("compile_seconds", "memory_estimated_bytes"),
 )
 SLOWDOWNS = ("hw_slowdown", "hw_thermal", "sw_thermal", "thermal_policy", "power_brake")
-"""Reasons of lower clocks that make a measurement unfit. A software power cap is normal on a part at its power limit."""
+"""Reasons for lower clocks that spoil a measurement. A software power cap is normal for a GPU at its power limit."""
 
 
 @cache
@@ -76,21 +53,21 @@ def _peak_table() -> dict[tuple[str, str], float]:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak of a device in FLOP/s for a precision, by its exact name; None where it is not in the table.
+    """Return the dense peak of a device in FLOP/s for a precision; None where its exact name is not in the table.
 
-    Sources are in `gpu_peak_flops.csv`, beside each row. There is no fallback: H200 is not H20, L40S is not L4.
+    `gpu_peak_flops.csv` gives the source of each row. There is no fallback: H200 is not H20, L40S is not L4.
     """
     return _peak_table().get((device_name, precision))
 
 
 def split_energy(readings: Iterable[EnergyReading]) -> tuple[list[EnergyReading], list[EnergyReading]]:
-    """Split readings into those read from hardware and those of a model."""
+    """Split readings into measured and estimated ones."""
     readings = list(readings)
     return [r for r in readings if r.provenance.measured], [r for r in readings if not r.provenance.measured]
 
 
 def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> list[str]:
-    """Name what a sum of measured readings lacks: GPUs that were used (`gpu`, or `gpu(1/8)` for one of eight), cpu, dram."""
+    """Name the components that a sum of measured readings lacks: cpu, dram, gpu (`gpu(1/8)`: one of eight used GPUs)."""
     measured = [r for r in readings if r.provenance.measured]
     present = {r.component for r in measured}
     if "node" in present:
@@ -105,28 +82,23 @@ def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -
     return out
 
 
-def device_name(record: RunRecord) -> str:
-    """Name of the devices that the run used; several names are joined."""
+def device_name(record: Observation) -> str:
+    """Return the name of the devices that the run used; several names are joined."""
     if record.spec.device_type == "cpu":
         return record.environment.machine.cpu_model
     names = {gpu.uuid: gpu.name for gpu in record.environment.machine.gpus}
     return " + ".join(sorted({names[uuid] for uuid in record.devices if uuid in names})) or "unknown"
 
 
-def used_gpus(record: RunRecord) -> list[str]:
-    """UUIDs of the GPUs that the ranks used."""
-    return record.devices if record.spec.device_type == "cuda" else []
-
-
 def parameters(spec: RunSpec) -> dict[str, Scalar]:
-    """What was asked, flat: one entry a field, mappings by dotted names, `devices` for the number of ranks."""
+    """Return what was asked, flat: one entry per field, dotted names for mappings, `devices` for the number of ranks."""
     flat: dict[str, Scalar] = {"devices": spec.world_size}
     if spec.global_batch_size is not None:
         flat["global_batch_size"] = spec.global_batch_size
-    told = names_in_braces(str(spec.workload_args.get("argv")))
+    named = names_in_braces(str(spec.workload_args.get("argv")))
     for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
-        if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in told:
-            continue  # what the command is not told is not known of it
+        if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in named:
+            continue
         if name in AXES:
             choice = getattr(spec, name)
             flat[name] = choice.name
@@ -140,14 +112,24 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
 
 
 def names_in_braces(text: str) -> set[str]:
-    """Names that `str.format` would look up in a text; none where its braces do not fit."""
+    """Return the names that `str.format` would look up in a text; none where its braces do not match."""
     with suppress(ValueError):
         return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}
     return set()
 
 
+def _seen(record: Observation) -> RunSpec:
+    """Return the spec with the number of devices and the batch size that were seen in place of those that were asked."""
+    fields: dict[str, int] = {}
+    if record.device_count != record.spec.world_size:
+        fields["devices_per_node"] = record.device_count
+    if record.spec.batch_size_per_device == "max" and record.measurement and record.measurement.batch_size_per_device:
+        fields["batch_size_per_device"] = record.measurement.batch_size_per_device
+    return record.spec.changed(**fields) if fields else record.spec
+
+
 def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
-    """Rates over the window: global work / the longest window over ranks, so a straggler is not averaged away."""
+    """Return rates over the window: the work of all ranks / the longest window, so that a straggler counts in full."""
     seconds = measured.window_seconds
     steps = sorted(measured.step_seconds)
     out: dict[str, float] = {"window_seconds": seconds, "steps": measured.steps}
@@ -176,17 +158,17 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
 
 
 def _ranks(measured: Measurement) -> dict[str, float]:
-    """What ranks say of themselves: the slowest against the median, and their device's speed at plain matrix products.
+    """Return the slowest rank against the median, the speed of plain matrix products, and shares of profiled steps.
 
-    Shares are means over the ranks, of a few profiled steps. A pipeline's bubble is the time in which a stage computes
-    nothing: waiting for others, but also transfers and, on a small model, the host's own work; beside it stands the bubble
-    of a schedule whose stages all take the same time, (p - 1) / (m + p - 1) of p stages and m micro-batches.
+    Shares are means over the ranks. A pipeline's bubble is the share of time in which a stage computes nothing: it waits,
+    transfers, or (with a small model) is held up by the host. The ideal bubble assumes stages of equal length: (p - 1) /
+    (m + p - 1) for p stages and m micro-batches.
     """
     out: dict[str, float] = {}
     for name in ("communication_share", "exposed_communication_share", "busy_share"):
-        told = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
-        if told:
-            out[name] = mean(told)
+        shares = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
+        if shares:
+            out[name] = mean(shares)
     ideal = measured.notes.get("pipeline_bubble_share_ideal")
     if ideal is not None:
         out["pipeline_bubble_share_ideal"] = float(ideal)
@@ -207,18 +189,18 @@ def _slowest(measured: Measurement) -> Rank:
     return max(measured.ranks, key=lambda rank: rank.forward_seconds_median or 0)
 
 
-def _available(record: RunRecord) -> dict[str, float]:
-    """What a rank may take: of the smallest GPU that was used, and of its limit. On a CPU the limit alone: ranks share."""
-    gpus = [gpu.memory_bytes for gpu in record.environment.machine.gpus if gpu.uuid in used_gpus(record)]
-    known = [size for size in (*gpus, record.spec.memory_limit_bytes) if size is not None]
-    return {"memory_available_bytes": min(known)} if known else {}
+def _available(record: Observation) -> dict[str, float]:
+    """Return the memory that a rank may take: that of the smallest GPU, or its limit. Ranks on a CPU have the limit alone."""
+    gpus = [gpu.memory_bytes for gpu in record.environment.machine.gpus if gpu.uuid in record.gpus]
+    sizes = [size for size in (*gpus, record.spec.memory_limit_bytes) if size is not None]
+    return {"memory_available_bytes": min(sizes)} if sizes else {}
 
 
-def _energy(record: RunRecord, measured: Measurement) -> dict[str, float]:
-    """Energy of the window. Intensities are energy / work, power is energy / time: never means of ratios.
+def _energy(record: Observation, measured: Measurement) -> dict[str, float]:
+    """Return energy, power and energy per work of the window, never as means of ratios.
 
-    `energy_joules` is what the readings span. Where they span less than the window (coverage below 1, flagged), power is
-    that of the part they span, and intensities are that power × window / work: else they would come out too low.
+    `energy_joules` covers the time that the readings span. Where that is less than the window (flagged), power is that of
+    the spanned part, and energy per work is that power × window / work; otherwise it would be too low.
     """
     out: dict[str, float] = {}
     hardware, model = split_energy(measured.energy)
@@ -245,9 +227,10 @@ def _energy(record: RunRecord, measured: Measurement) -> dict[str, float]:
 
 
 def systematic(readings: list[EnergyReading]) -> float:
-    """Bound of the error that repeats do not show, in joules: of sensors and of the edges of the window.
+    """Return a bound in joules of the error that repeats do not show: of the sensors and of the edges of the window.
 
-    Gains of sensors of one kind err alike, so they add up within a component; components and edges are added in quadrature.
+    Gain errors of sensors of one kind are taken to be equal, so they add up within a component. Components and edges are
+    added in quadrature.
     """
     gains: dict[str, float] = {}
     for reading in readings:
@@ -255,8 +238,8 @@ def systematic(readings: list[EnergyReading]) -> float:
     return math.hypot(*gains.values(), *(reading.uncertainty_joules or 0 for reading in readings))
 
 
-def _above_idle(record: RunRecord, hardware: list[EnergyReading]) -> float | None:
-    """Energy less idle power × time (attributed): None where the idle power of a part is not known."""
+def _above_idle(record: Observation, hardware: list[EnergyReading]) -> float | None:
+    """Return energy less idle power × time; None where the idle power of a part is not known."""
     idle = {(part.component, part.device): part.power_watts_context or part.power_watts for part in record.idle}
     if any((reading.component, reading.device) not in idle for reading in hardware):
         return None
@@ -265,9 +248,9 @@ def _above_idle(record: RunRecord, hardware: list[EnergyReading]) -> float | Non
 
 
 def _phases(measured: Measurement) -> dict[str, float]:
-    """Seconds and joules by phase; `startup` is all that was paid before the first measured step.
+    """Return seconds and joules by phase; `startup` is all time before the first measured step.
 
-    Its energy is absent where it lacks a component of the window's.
+    The energy of the start-up is absent where it lacks a component that the window has.
     """
     out: dict[str, float] = {}
     for phase in measured.phases:
@@ -282,16 +265,16 @@ def _phases(measured: Measurement) -> dict[str, float]:
         out["startup_seconds"] = sum(before)
     pairs = zip(split_energy(measured.startup), split_energy(measured.energy), ("", "_estimated"), strict=True)
     for readings, window, tag in pairs:
-        known, wanted = ({(r.component, r.device) for r in some} for some in (readings, window))
-        if known and known >= wanted:
+        parts, needed = ({(r.component, r.device) for r in some} for some in (readings, window))
+        if parts and parts >= needed:
             out[f"startup_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     return out
 
 
 def metrics(record: RunRecord) -> dict[str, float]:
-    """All numbers of a run. Totals are the whole job; `_per_device` variants say so.
+    """Return all numbers of a run: totals over all devices, and `_per_device` figures.
 
-    Raises ValueError where a figure is impossible (MFU above 1): then an input is wrong, and no figure is better.
+    Numbers that were seen replace those that were asked: devices, batch size. Raises ValueError as `window` does.
     """
     out: dict[str, float] = {"duration_seconds": record.duration_seconds}
     for readings, tag in zip(split_energy(record.energy), ("", "_estimated"), strict=True):
@@ -309,24 +292,35 @@ def metrics(record: RunRecord) -> dict[str, float]:
     if record.error is not None and record.error.attempted_bytes is not None:
         out["attempted_bytes"] = record.error.attempted_bytes
     out |= _available(record)
-    measured = record.measurement
-    if measured is None:
-        return out
-    if record.spec.batch_size_per_device == "max" and measured.batch_size_per_device is not None:
-        found = record.spec.model_copy(update={"batch_size_per_device": measured.batch_size_per_device})
-        out["batch_size_per_device"] = measured.batch_size_per_device
-        out["global_batch_size"] = found.global_batch_size or 0
-    out |= _throughput(measured, record.spec.world_size) | _ranks(measured) | _energy(record, measured)
-    out |= _phases(measured) | _conditions(measured) | _inference(measured)
-    out |= _utilization(record, out)
-    out |= _per_million(record, out) | _quality(record, measured)
+    asked, seen = record.spec, _seen(record)
+    if seen.world_size != asked.world_size:
+        out["devices"] = seen.world_size
+    if isinstance(seen.batch_size_per_device, int) and seen.batch_size_per_device != asked.batch_size_per_device:
+        out["batch_size_per_device"] = seen.batch_size_per_device
+        out["global_batch_size"] = seen.global_batch_size or 0
+    if record.measurement is not None:
+        out |= window(record)
+        out |= _per_million(record, out) | _quality(record, record.measurement)
     return out
 
 
-def _inference(measured: Measurement) -> dict[str, float]:
-    """The served form of the model: its size, its quality and what compressing took from it, speed and energy of its use.
+def window(record: Observation) -> dict[str, float]:
+    """Return the numbers of the measured window, before carbon and cost; none without a measurement.
 
-    The changes are served less trained, by the same held-out samples.
+    Raises ValueError where a figure is impossible (MFU above 1): then an input is wrong.
+    """
+    measured = record.measurement
+    if measured is None:
+        return {}
+    out = _throughput(measured, record.device_count) | _ranks(measured) | _energy(record, measured)
+    out |= _phases(measured) | _conditions(measured) | _inference(measured)
+    return out | _utilization(record, out)
+
+
+def _inference(measured: Measurement) -> dict[str, float]:
+    """Return size, quality, speed and energy of the model in the form in which it would be served.
+
+    A change is the served model's value less the trained model's, on the same held-out samples.
     """
     served = measured.inference
     if served is None:
@@ -350,7 +344,7 @@ def _inference(measured: Measurement) -> dict[str, float]:
 
 
 def _conditions(measured: Measurement) -> dict[str, float]:
-    """The worst of what surrounded the window, over GPUs."""
+    """Return the worst conditions during the window over the GPUs."""
     out: dict[str, float] = {}
     for name in ("temperature_celsius_max", "power_limit_watts", "sm_clock_hz_mean"):
         values = [value for gpu in measured.gpus if (value := getattr(gpu, name)) is not None]
@@ -362,14 +356,14 @@ def _conditions(measured: Measurement) -> dict[str, float]:
     return out
 
 
-def _utilization(record: RunRecord, known: dict[str, float]) -> dict[str, float]:
-    """Model FLOP/s against two peaks of the device: the data sheet's, and that of plain matrix products measured on it."""
-    speed = known.get("flops_per_second_per_device")
+def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, float]:
+    """Return model FLOP/s against two peaks of the device: that of its data sheet, and that of plain matrix products."""
+    speed = figures.get("flops_per_second_per_device")
     if speed is None:
         return {}
     out: dict[str, float] = {}
-    if "matmul_flops_per_second" in known:
-        out["matmul_utilization"] = speed / known["matmul_flops_per_second"]
+    if "matmul_flops_per_second" in figures:
+        out["matmul_utilization"] = speed / figures["matmul_flops_per_second"]
     precision = _PEAK_OF.get(record.spec.precision.name, record.spec.precision.name)
     peak = peak_flops(device_name(record), precision) if record.spec.device_type == "cuda" else None
     if peak is None:
@@ -384,7 +378,7 @@ def _utilization(record: RunRecord, known: dict[str, float]) -> dict[str, float]
 
 
 def _price(record: RunRecord, seconds: float, joules: dict[str, float | None]) -> dict[str, float]:
-    """Carbon and money of a part of a run that took so many seconds, and joules by basis; absent where a part is."""
+    """Return carbon and cost of a part of a run, from its seconds and its joules by basis; unknown ones are absent."""
     out: dict[str, float] = {}
     if record.carbon is not None and (drawn := joules[record.carbon.energy_basis]) is not None:
         out["emissions_kg"] = drawn / 3.6e6 * record.carbon.pue * record.carbon.intensity.kg_per_kwh
@@ -399,20 +393,20 @@ def _price(record: RunRecord, seconds: float, joules: dict[str, float | None]) -
     return out | {"cost_usd": dollars}
 
 
-def _per_million(record: RunRecord, known: dict[str, float]) -> dict[str, float]:
-    """Carbon and money of the steady window for a million samples or tokens: what longer training pays, start-up left out."""
+def _per_million(record: RunRecord, figures: dict[str, float]) -> dict[str, float]:
+    """Return carbon and cost of the window per million samples or tokens; the start-up is left out."""
     out: dict[str, float] = {}
     for unit in ("sample", "token"):
-        rate = known.get(f"{unit}s_per_second")
+        rate = figures.get(f"{unit}s_per_second")
         if rate is not None:
-            each = {"measured": known.get(f"joules_per_{unit}"), "estimated": known.get(f"joules_per_{unit}_estimated")}
-            joules = {basis: None if value is None else value * 1e6 for basis, value in each.items()}
+            names = {"measured": f"joules_per_{unit}", "estimated": f"joules_per_{unit}_estimated"}
+            joules = {basis: figures[name] * 1e6 if name in figures else None for basis, name in names.items()}
             out |= {f"{name}_per_million_{unit}s": value for name, value in _price(record, 1e6 / rate, joules).items()}
     return out
 
 
 def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
-    """Quality on held-out samples at the end, and what it took to reach the target, from the first step of the training."""
+    """Return quality on held-out samples at the end, and what the training took to reach the target."""
     if not measured.quality:
         return {}
     last, target = measured.quality[-1], record.spec.target
@@ -437,14 +431,14 @@ def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
 
 
 def labels(record: RunRecord) -> dict[str, str]:
-    """Text that belongs to the numbers: identity, outcome, provenance. Keys are among TEXT_COLUMNS."""
+    """Return identity, outcome and provenance of a run as text. Keys are among TEXT_COLUMNS."""
     out = {
         "run_id": record.run_id,
         "config_id": record.config_id,
         "suite": record.suite,
         "execution": record.execution,
         "status": str(record.status),
-        "label": record.spec.label,
+        "label": _seen(record).label if record.device_count != record.spec.world_size else record.spec.label,
         "started_at": record.started_at.isoformat(),
         "device_name": device_name(record),
         "host": record.environment.host,
@@ -460,7 +454,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         shown = hardware or model
         out["energy_provenance"] = str(Provenance.worst([r.provenance for r in shown]))
         out["energy_components"] = " ".join(sorted({r.component for r in shown}))
-        missing = missing_components(hardware, used_gpus(record))
+        missing = missing_components(hardware, record.gpus)
         out["energy_missing"] = " ".join(missing)
         out["energy_total"] = "" if not hardware else "partial_total" if missing else "total"
         if "straggler_rank" in _ranks(record.measurement):
@@ -480,20 +474,24 @@ def labels(record: RunRecord) -> dict[str, str]:
 
 
 def row(record: RunRecord) -> dict[str, Scalar]:
-    """One flat mapping of a run: its parameters, metrics and labels."""
+    """Return one flat mapping of a run: its parameters, metrics and labels."""
     return {**parameters(record.spec), **metrics(record), **labels(record)}
 
 
 def headline(record: RunRecord) -> str:
-    """One line on how a run ended, for live progress."""
+    """Return one line on how a run ended, for live progress."""
     if record.status is not Status.OK:
         message = record.error.message.splitlines()[0] if record.error and record.error.message else ""
-        wanted = record.error.attempted_bytes if record.error else None
-        asked = "" if wanted is None else f"tried to allocate {wanted / 1e9:.3g} GB; "
-        return f"{record.status}: {asked}{message}"
-    known = metrics(record)
-    rate = f"{known['samples_per_second']:.4g} samples/s" if "samples_per_second" in known else ""
-    loss = f"loss {known['loss_first']:.3f} -> {known.get('loss_last', math.nan):.3f}" if "loss_first" in known else ""
-    if "validation_loss" in known:
-        loss = f"validation loss {known['validation_loss']:.3f}"
-    return ", ".join(filter(None, [rate, loss])) or f"{known['duration_seconds']:.4g} s"
+        size = record.error.attempted_bytes if record.error else None
+        attempt = "" if size is None else f"tried to allocate {size / 1e9:.3g} GB; "
+        return f"{record.status}: {attempt}{message}"
+    figures = metrics(record)
+    rate = f"{figures['samples_per_second']:.4g} samples/s" if "samples_per_second" in figures else ""
+    loss = (
+        f"loss {figures['loss_first']:.3f} -> {figures.get('loss_last', math.nan):.3f}"
+        if "loss_first" in figures
+        else ""
+    )
+    if "validation_loss" in figures:
+        loss = f"validation loss {figures['validation_loss']:.3f}"
+    return ", ".join(filter(None, [rate, loss])) or f"{figures['duration_seconds']:.4g} s"

@@ -1,7 +1,7 @@
-"""Which GPU sensors were checked on this machine, when and with what result: one JSON file a GPU, driver and version.
+"""Results of sensor checks on this machine: one JSON file per GPU, driver and version of wattbench.
 
-`python -m tests.gpu_check` writes them, and a run on a GPU without a fresh one was measured by an unchecked sensor. The
-folder is $WATTBENCH_SENSOR_CHECKS, or `wattbench/sensor-checks` in the user's data folder.
+`python -m tests.gpu_check` writes them. A run on a GPU without a recent check is flagged `unvalidated_sensor`. The folder
+is $WATTBENCH_SENSOR_CHECKS, or `wattbench/sensor-checks` in the user's data folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SKEW = timedelta(days=1)
 
 
 class Check(Model):
-    """One line of the table. `ok` is None for what is only shown, or was not done."""
+    """One result of a sensor check. `ok` is None for a value without a limit, or a check that was not done."""
 
     check: str
     found: str
@@ -34,10 +34,10 @@ class Check(Model):
 
 
 class SensorCheck(Model):
-    """What was found out about the sensor of one GPU; `check` of a result is an id (`V4`), perhaps with more words.
+    """The check of the sensor of one GPU; `check` of a result begins with an id, such as `V4`.
 
-    `counter_continuous` is False for an energy counter that sees a part of the time only, None where nobody looked.
-    `facts` are further figures, with their units in their names.
+    `counter_continuous` is False for an energy counter that covers a part of the time only, None where that was not
+    checked. `facts` are further figures, with their units in their names.
     """
 
     uuid: str
@@ -53,7 +53,7 @@ class SensorCheck(Model):
 
     @property
     def passed(self) -> bool:
-        """Whether every required check was done with the expected result, and the counter sees all of the time."""
+        """Return whether all required checks passed, and the counter covers all of the time."""
         if self.counter_continuous is False:
             return False
         verdicts = [{r.ok for r in self.results if r.check.partition(" ")[0] == check} for check in REQUIRED]
@@ -77,9 +77,9 @@ def version() -> str:
 
 
 def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
-    """Write the sensor check of a GPU in place of its older one by this driver and version; return its path.
+    """Write the sensor check of a GPU, replacing an older one by this driver and version; return its path.
 
-    `more` are further fields of SensorCheck; the date is now if not given. Raises ValueError for what they do not allow.
+    `more` are further fields of SensorCheck; `date` defaults to now. Raises ValueError for an invalid field.
     """
     key = {"uuid": gpu.uuid, "driver": driver, "wattbench": version()}
     given = {"date": datetime.now(UTC), "facts": {}, **more}
@@ -91,20 +91,20 @@ def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
 
 
 def _file_name(*key: str) -> str:
-    """Return a name that is safe whatever the key holds, and different for different keys."""
+    """Return a file name that is safe for any key, and unique."""
     readable = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip(".")[:60] for part in key)
     return f"{readable}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.json"
 
 
 def find(uuid: str, driver: str | None, now: datetime | None = None) -> SensorCheck | None:
-    """Return the newest sensor check of a GPU with this driver that is not too old. Damaged files are ignored."""
+    """Return the newest sensor check of a GPU with this driver within 30 days. Damaged files are ignored."""
     now = now or datetime.now(UTC)
     known = [v for path in folder().glob("*.json") if (v := _read(path)) and (v.uuid, v.driver) == (uuid, driver)]
     return max((v for v in known if -_SKEW <= now - v.date <= FRESH), key=lambda v: v.date, default=None)
 
 
 def fresh(uuid: str, driver: str | None, now: datetime | None = None) -> bool:
-    """Whether the newest sensor check of a GPU with this driver is at most 30 days old and all required checks passed."""
+    """Whether the newest sensor check of a GPU with this driver is at most 30 days old, and passed."""
     check = find(uuid, driver, now)
     return check is not None and check.passed
 

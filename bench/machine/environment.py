@@ -75,7 +75,7 @@ def find_machine(named_gpus: str | None = None) -> tuple[Machine, str | None]:
 def _named(name: str, gpus: list[Gpu]) -> Gpu:
     for gpu in gpus:
         if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name)):
-            return gpu.model_copy(update={"used_by": []})
+            return gpu.changed(used_by=[])
     there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
     raise EnvironmentProblem(f"--gpus names {name!r}, which is not visible here; visible: {there}")
 

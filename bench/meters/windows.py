@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.files import read_json
+from bench.folder import IDLE_TIMES, IDLE_TRACE, METERS, RAW_METERS
 from bench.meters.trace import Trace
 from bench.record import EnergyReading, IdlePower, Phase
-
-IDLE_TIMES, IDLE_TRACE = "idle.json", "idle.jsonl"
-"""Files of an execution: when it was idle without (`idle`) and with (`context`) a CUDA context, and the meters' rows."""
-
 
 CODECARBON_SECONDS = 10.0
 """How long at most is waited for CodeCarbon to start."""
@@ -23,7 +19,7 @@ class CountedTwice(ValueError):
 
 def read_trace(folder: Path, node: int = 0) -> Trace | None:
     """Return the meters' rows of a node, kept as parquet from here on; None where nothing was read."""
-    raw, kept = folder / f"meters-{node}.jsonl", folder / f"meters-{node}.parquet"
+    raw, kept = RAW_METERS.path(folder, node), METERS.path(folder, node)
     if raw.exists():
         Trace.read(raw).write_parquet(kept)
         raw.unlink()
@@ -70,7 +66,7 @@ def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyR
                 )
             seen.add(key)
             apart = len(nodes) > 1 and place
-            out.append(reading.model_copy(update={"device": f"{place[:8]}:{reading.device}"}) if apart else reading)
+            out.append(reading.changed(device=f"{place[:8]}:{reading.device}") if apart else reading)
     return out
 
 
@@ -90,10 +86,7 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
     if not phases:
         return []
     borders = [phase.start_ns for phase in phases] + [phases[-1].end_ns]
-    out = [
-        phase.model_copy(update={"start_ns": a, "end_ns": b})
-        for phase, a, b in zip(phases, borders, borders[1:], strict=False)
-    ]
+    out = [phase.changed(start_ns=a, end_ns=b) for phase, a, b in zip(phases, borders, borders[1:], strict=False)]
     if start_ns < out[0].start_ns:
         out.insert(0, Phase(name="launch", start_ns=start_ns, end_ns=out[0].start_ns))
     if end_ns > out[-1].end_ns:
@@ -103,14 +96,14 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
 
 def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:
     """Return the idle power of each component, as it was measured at the start of an execution; empty where it was not."""
-    times, path = read_json(execution / IDLE_TIMES), execution / IDLE_TRACE
+    times, path = IDLE_TIMES.find(execution), execution / IDLE_TRACE
     if times is None or not path.exists():
         return []
     trace, meters = Trace.read(path), list(meters)
-    context = times.get("context")
+    context = times.context
     busy = {(r.component, r.device): r for r in energy(trace, context[0], context[1], meters)} if context else {}
     out = []
-    for reading in energy(trace, times["idle"][0], times["idle"][1], meters):
+    for reading in energy(trace, times.idle[0], times.idle[1], meters):
         if not reading.provenance.measured or {"gap", "window_too_short"} & set(reading.flags):
             continue
         with_context = busy.get((reading.component, reading.device)) if reading.component == "gpu" else None

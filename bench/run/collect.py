@@ -1,4 +1,4 @@
-"""The files of a run -> its record. Whatever became of the run, there is one."""
+"""Build the record of a run from its files. Every run has a record, however it ended."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bench.figures.cost import recost
-from bench.figures.flags import judge
-from bench.figures.metrics import metrics, split_energy, used_gpus
-from bench.files import read_json, write_text
+from bench import folder as files
+from bench.figures.cost import price
+from bench.figures.flags import grade, judge
+from bench.figures.metrics import split_energy, window
 from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
-from bench.meters.trace import Reading, Trace
+from bench.meters.trace import Trace
 from bench.process import signal_name
-from bench.record import EnergyReading, Environment, Failure, Measurement, Phase, Quality, RunRecord, Status, Trial
+from bench.record import (
+    EnergyReading,
+    Environment,
+    Failure,
+    IdlePower,
+    Measurement,
+    Observation,
+    Phase,
+    Quality,
+    RunRecord,
+    Status,
+    Trial,
+)
 from bench.redact import redact
 from bench.schema import COMMAND, MEASURE, RunSpec, Site
 
-_WORST_FIRST = ("out_of_memory", "unsupported", "invalid", "failed", "peer")
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
 _TAIL_LINES = 40
 _ATTEMPTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) (bytes|KiB|MiB|GiB)")
@@ -33,7 +44,7 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclass(frozen=True)
 class Context:
-    """What runs of an execution have in common; `trial` is that of a search."""
+    """What the runs of an execution share; `trial` is the current one of a search."""
 
     suite: str
     execution: str
@@ -43,7 +54,7 @@ class Context:
     trial: Trial | None = None
 
     def devices(self, spec: RunSpec) -> list[str]:
-        """Devices of the ranks of a run, by rank."""
+        """Return the devices of a run, by rank."""
         if spec.device_type == "cuda":
             return self.gpus[: spec.world_size]
         return ["cpu"] * spec.world_size
@@ -52,7 +63,7 @@ class Context:
 def log_tail(folder: Path) -> str:
     """Return the last lines of the log of the ranks, without credentials."""
     try:
-        with (folder / "worker.log").open("rb") as file:
+        with (folder / files.WORKER_LOG).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 16_384))
             text = file.read().decode(errors="replace")
@@ -62,16 +73,16 @@ def log_tail(folder: Path) -> str:
 
 
 def _stacks(folder: Path) -> list[str]:
-    """Return where each rank was at its time limit, the innermost calls of its threads first."""
+    """Return the stack of each rank at its time limit, innermost calls first."""
     shown = []
-    for path in sorted(folder.glob("stack-*.txt")):
+    for path in files.STACKS.paths(folder):
         lines = path.read_text(errors="replace").splitlines()
         shown += [f"{path.stem}:", *(redact(line) for line in lines[:_TAIL_LINES])]
     return shown
 
 
 def oom_kills() -> int | None:
-    """Return how many processes the kernel has killed for memory since boot; None where it does not say."""
+    """Return how many processes the kernel has killed for lack of memory since boot; None where that is unknown."""
     try:
         words = Path("/proc/vmstat").read_text().split()
         return int(words[words.index("oom_kill") + 1])
@@ -80,23 +91,23 @@ def oom_kills() -> int | None:
 
 
 def attempted_bytes(message: str) -> int | None:
-    """Read from torch's message how much memory it asked for in vain; None where it does not say."""
-    found = _ATTEMPTED.search(message)
-    return max(1, round(float(found[1]) * _UNITS[found[2]])) if found else None
+    """Return the size of the failed allocation that torch's message names; None where it names none."""
+    size = _ATTEMPTED.search(message)
+    return max(1, round(float(size[1]) * _UNITS[size[2]])) if size else None
 
 
-def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_memory: bool) -> tuple[Status, Failure]:
-    """Find out how a run failed: the first cause, not the ranks that only lost their peer."""
+def _failure(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory: bool) -> tuple[Status, Failure]:
+    """Return how a run failed: its first cause, not the ranks that only lost their peer."""
     tail = log_tail(folder)
-    if end["how"] == "timeout":
-        message = f"did not end within timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
+    if end.how == "timeout":
+        message = f"the run exceeded timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
         return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail="\n".join([tail, *_stacks(folder)]))
-    if end["how"] == "node_died":
+    if end.how == "node_died":
         return Status.FAILED, Failure(type="NodeDied", message="the node process ended during the run", log_tail=tail)
-    errors = [error for path in sorted(folder.glob("error-*.json")) if (error := read_json(path)) is not None]
-    codes = {row["rank"]: row["exitcode"] for row in read_json(folder / "ranks.json") or []}
+    errors = files.read_errors(folder)
+    codes = {row.rank: row.exitcode for row in files.RANK_EXITS.find(folder) or []}
     signals = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
-    if signals and not any(error["kind"] != "peer" for error in errors):
+    if signals and not any(error.kind != "peer" for error in errors):
         rank, number = next(iter(signals.items()))
         name = signal_name(number)
         killed_for_memory = killed_for_memory and number == signal.SIGKILL
@@ -104,30 +115,29 @@ def _failure(folder: Path, spec: RunSpec, end: dict[str, Any], *, killed_for_mem
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
         return status, Failure(type=name, message=f"rank {rank} was ended by {name}{why}", log_tail=tail)
     if errors:
-        first = min(errors, key=lambda error: (_WORST_FIRST.index(error["kind"]), error["rank"]))
-        status = _STATUS.get(first["kind"], Status.FAILED)
-        everywhere = spec.workload == COMMAND or first["kind"] == "unsupported"  # no rank could do it
-        where = "" if everywhere else f"rank {first['rank']}: "
-        message = redact(f"{where}{first['message']}")
-        wanted = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
-        return status, Failure(type=first["type"], message=message, log_tail=tail, attempted_bytes=wanted)
+        first = min(errors, key=lambda error: (files.KINDS.index(error.kind), error.rank))
+        status = _STATUS.get(first.kind, Status.FAILED)
+        everywhere = spec.workload == COMMAND or first.kind == "unsupported"  # a rank has nothing to do with it
+        message = redact(first.message if everywhere else f"rank {first.rank}: {first.message}")
+        size = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
+        return status, Failure(type=first.type, message=message, log_tail=tail, attempted_bytes=size)
     if codes:
         rank, code = next(iter(codes.items()))
-        return Status.FAILED, Failure(
-            type="ExitCode", message=f"rank {rank} ended with exit code {code}", log_tail=tail
-        )
-    message = f"the run ended with exit code {end.get('exitcode')} and left no result"
+        message = f"rank {rank} ended with exit code {code}"
+        return Status.FAILED, Failure(type="ExitCode", message=message, log_tail=tail)
+    message = f"the run ended with exit code {end.exitcode} and left no result"
     return Status.FAILED, Failure(type="NoResult", message=message, log_tail=tail)
 
 
+def _identity(context: Context, spec: RunSpec) -> dict[str, Any]:
+    names = {"suite": context.suite, "execution": context.execution, "trial": context.trial}
+    return names | {"run_id": spec.run_id, "config_id": spec.config_id}
+
+
 def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
-    """Record a run that is not done, and why."""
+    """Return the record of a run that is not done, with the reason."""
     return RunRecord(
-        run_id=spec.run_id,
-        config_id=spec.config_id,
-        suite=context.suite,
-        execution=context.execution,
-        trial=context.trial,
+        **_identity(context, spec),
         spec=spec,
         status=Status.SKIPPED,
         error=Failure(type="Skipped", message=reason),
@@ -137,126 +147,136 @@ def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
     )
 
 
+class _Outcome(NamedTuple):
+    """How a run ended: a measurement, or an error."""
+
+    status: Status
+    error: Failure | None
+    measured: Measurement | None = None
+
+
+def _outcome(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory: bool) -> _Outcome:
+    if end.how != "ended" or end.exitcode != 0 or not (folder / files.RESULT.name).exists():
+        return _Outcome(*_failure(folder, spec, end, killed_for_memory=killed_for_memory))
+    try:
+        return _Outcome(Status.OK, None, files.RESULT.read(folder))
+    except ValidationError as error:
+        message = f"{files.RESULT.name} is not valid: {error.errors()[0]['msg']}"
+        return _Outcome(Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder)))
+
+
 def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
-    """Read what a run left behind and write `record.json`."""
-    end = read_json(folder / "exit.json") or {"how": "node_died", "exitcode": None}
-    measured = error = None
-    status = Status.OK
-    result = folder / "result.json"
-    if end["how"] == "ended" and end["exitcode"] == 0 and result.exists():
-        try:
-            measured = Measurement.model_validate_json(result.read_text())
-        except ValidationError as problem:
-            message = f"result.json is not valid: {problem.errors()[0]['msg']}"
-            status, error = Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder))
-    else:
-        status, error = _failure(folder, spec, end, killed_for_memory=killed_for_memory)
+    """Build the record of a run from its files, write it to the run's folder and return it."""
+    end = files.EXIT.find(folder) or files.Exit()
+    status, error, measured = _outcome(folder, spec, end, killed_for_memory=killed_for_memory)
+    trace = accounting.read_trace(folder)
+    run = observe(context, spec, measured, trace, end, accounting.idle_power(folder.parent, spec.meters))
+    boot_id = context.environment.boot_id or context.environment.host
+    readings = accounting.energy(trace, end.start_ns, end.end_ns, spec.meters)
+    energy, unused = accounting.used(accounting.over_nodes([(boot_id, readings)]), run.gpus)
+    figures: dict[str, float] = {}
+    try:
+        figures = window(run)
+    except ValueError as impossible:
+        status, error = Status.INVALID, Failure(type="ImpossibleFigure", message=str(impossible))
+        run = run.changed(measurement=None)
+    seconds = (end.end_ns - end.start_ns) / 1e9
+    worth = price(run, energy, seconds, context.site)
+    flags = worth.flags | judge(run, figures, meter_failed=bool(end.sidecar_error))
+    if run.measurement is not None and run.device_count < spec.world_size and context.suite != MEASURE:
+        flags.add("fewer_devices")
     record = RunRecord(
-        run_id=spec.run_id,
-        config_id=spec.config_id,
-        suite=context.suite,
-        execution=context.execution,
-        trial=context.trial,
-        spec=spec,
+        **_identity(context, spec),
+        **dict(run),
         status=status,
         error=error,
-        started_at=datetime.fromisoformat(end["started_at"]) if "started_at" in end else datetime.now(UTC),
-        duration_seconds=(end.get("end_ns", 0) - end.get("start_ns", 0)) / 1e9,
-        devices=_devices(measured) or context.devices(spec),
-        idle=accounting.idle_power(folder.parent, spec.meters),
-        measurement=measured,
+        started_at=end.started_at or datetime.now(UTC),
+        duration_seconds=seconds,
+        energy=energy,
+        unused=unused,
+        site=context.site,
+        carbon=worth.carbon,
+        cost=worth.cost,
+        flags=sorted(flags),
+        grade=grade(flags) if run.measurement is not None else None,
+    )
+    return save(record, folder)
+
+
+def observe(
+    context: Context,
+    spec: RunSpec,
+    measured: Measurement | None,
+    trace: Trace | None,
+    end: files.Exit,
+    idle: list[IdlePower],
+) -> Observation:
+    """Return what was seen of a run: its devices, its idle power, and its measurement with energy and conditions."""
+    events = trace.events if trace is not None else []
+    devices = _devices(measured) or context.devices(spec)
+    if spec.workload == COMMAND and spec.device_type == "cuda":  # where its processes cannot be seen: all it could use
+        used = [uuid for uuid in devices if used_by_run(events, uuid, end.start_ns, end.end_ns)]
+        devices = used or devices
+    run = Observation(
+        spec=spec,
+        devices=devices,
+        idle=idle,
         environment=context.environment,
     )
-    trace = accounting.read_trace(folder)
-    record = with_energy(record, trace, end.get("start_ns", 0), end.get("end_ns", 0))
-    record = recost(record, context.site)
-    return save(_checked(judge(record, context.site, meter_failed=bool(end.get("sidecar_error")))), folder)
+    return run if measured is None else run.changed(measurement=_accounted(measured, run, trace, end))
 
 
 def _devices(measured: Measurement | None) -> list[str]:
-    """Devices as the ranks reported them."""
+    """Return the devices that the ranks reported; none unless all did."""
     devices = [rank.device for rank in measured.ranks] if measured is not None else []
     return devices if all(devices) else []
 
 
-def with_energy(record: RunRecord, trace: Trace | None, start_ns: int, end_ns: int) -> RunRecord:
-    """Put the energy of the whole run, of its window and of its phases into a record, and what surrounded the window."""
-    meters, measured, events = record.spec.meters, record.measurement, trace.events if trace is not None else []
-    if record.spec.workload == COMMAND and record.spec.device_type == "cuda":
-        record = _seen_devices(record, events, start_ns, end_ns)
-    gpus = used_gpus(record)
-    boot_id = record.environment.boot_id or record.environment.host
-    readings = accounting.over_nodes([(boot_id, accounting.energy(trace, start_ns, end_ns, meters))])
-    whole, unused = accounting.used(readings, gpus)
-    if measured is not None:
+def _accounted(measured: Measurement, run: Observation, trace: Trace | None, end: files.Exit) -> Measurement:
+    """Return a measurement with the energy of its window and of its phases, and the conditions during the window."""
+    events = trace.events if trace is not None else []
 
-        def own(start: int, end: int, without: Sequence[Phase] = ()) -> list[EnergyReading]:
-            pauses = [(phase.start_ns, phase.end_ns) for phase in without]
-            return accounting.used(accounting.energy(trace, start, end, meters, pauses), gpus)[0]
+    def energy(start: int, stop: int, without: Sequence[Phase] = ()) -> list[EnergyReading]:
+        pauses = [(phase.start_ns, phase.end_ns) for phase in without]
+        return accounting.used(accounting.energy(trace, start, stop, run.spec.meters, pauses), run.gpus)[0]
 
-        phases = [
-            phase.model_copy(update={"energy": own(phase.start_ns, phase.end_ns)})
-            for phase in accounting.contiguous(measured.phases, start_ns, end_ns)
-        ]
-        steady = [phase for phase in phases if phase.name == "steady"]
-        edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (start_ns, end_ns)
-        pauses = [phase for phase in phases if phase.name != "steady" and edges[0] <= phase.start_ns < edges[1]]
-        probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
-        cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
-        training = [phase.start_ns for phase in phases if phase.name == "warmup"]
-        found = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(gpus)] if events else []
-        inference = measured.inference
-        if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
-            inference = inference.model_copy(update={"energy": own(inference.start_ns, inference.end_ns)})
-        memory = [gpu.memory_used_bytes_max for gpu in found if gpu.memory_used_bytes_max]
-        measured = measured.model_copy(
-            update={
-                "energy": own(*edges, pauses) if steady else [],
-                "startup": own(start_ns, edges[0], probes) if steady else [],
-                "phases": phases,
-                "quality": [
-                    _paid(point, own(training[0], point.read_ns, probes) if training else [])
-                    for point in measured.quality
-                ],
-                "inference": inference,
-                "gpus": found,
-                "host": host_conditions(events, *edges, sum(cpu) if cpu else None),
-                "peak_memory_bytes": measured.peak_memory_bytes or memory,
-            }
-        )
-    return record.model_copy(update={"energy": whole, "unused": unused, "measurement": measured})
+    phases = [
+        phase.changed(energy=energy(phase.start_ns, phase.end_ns))
+        for phase in accounting.contiguous(measured.phases, end.start_ns, end.end_ns)
+    ]
+    steady = [phase for phase in phases if phase.name == "steady"]
+    edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (end.start_ns, end.end_ns)
+    pauses = [phase for phase in phases if phase.name != "steady" and edges[0] <= phase.start_ns < edges[1]]
+    probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
+    cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
+    training = [phase.start_ns for phase in phases if phase.name == "warmup"]
+    conditions = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(run.gpus)] if events else []
+    inference = measured.inference
+    if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
+        inference = inference.changed(energy=energy(inference.start_ns, inference.end_ns))
+    memory = [gpu.memory_used_bytes_max for gpu in conditions if gpu.memory_used_bytes_max]
+    return measured.changed(
+        energy=energy(*edges, pauses) if steady else [],
+        startup=energy(end.start_ns, edges[0], probes) if steady else [],
+        phases=phases,
+        quality=[
+            _paid(point, energy(training[0], point.read_ns, probes) if training else []) for point in measured.quality
+        ],
+        inference=inference,
+        gpus=conditions,
+        host=host_conditions(events, *edges, sum(cpu) if cpu else None),
+        peak_memory_bytes=measured.peak_memory_bytes or memory,
+    )
 
 
 def _paid(point: Quality, readings: list[EnergyReading]) -> Quality:
-    """Put the energy of the training so far beside the quality that it bought."""
+    """Return a point of quality with the energy that the training took up to it."""
     sums = [sum(r.energy_joules for r in some) if some else None for some in split_energy(readings)]
-    return point.model_copy(update={"energy_joules": sums[0], "energy_joules_estimated": sums[1]})
-
-
-def _seen_devices(record: RunRecord, events: list[Reading], start_ns: int, end_ns: int) -> RunRecord:
-    """Name the GPUs that a command was seen to use; where its processes cannot be seen those that it was given.
-
-    What is measured without having been asked for so many devices (bench measure) has as many as it was seen to use.
-    """
-    devices = [uuid for uuid in record.devices if used_by_run(events, uuid, start_ns, end_ns)] or record.devices
-    spec = record.spec
-    if record.suite == MEASURE:
-        spec = spec.model_copy(update={"devices_per_node": len(devices)})
-    return record.model_copy(update={"devices": devices, "spec": spec})
-
-
-def _checked(record: RunRecord) -> RunRecord:
-    """Turn a record whose numbers are impossible into an invalid one."""
-    try:
-        metrics(record)
-    except ValueError as error:
-        why = Failure(type="ImpossibleFigure", message=str(error))
-        return record.model_copy(update={"status": Status.INVALID, "measurement": None, "grade": None, "error": why})
-    return record
+    return point.changed(energy_joules=sums[0], energy_joules_estimated=sums[1])
 
 
 def save(record: RunRecord, folder: Path) -> RunRecord:
-    """Write `record.json`."""
+    """Write `record.json` into the folder of a run, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "record.json", record.model_dump_json(indent=1) + "\n")
+    files.RECORD.write(folder, record)
     return record

@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.figures.metrics import STARTUP_PHASES
-from bench.files import write_json, write_text
+from bench.folder import COMMAND_STEPS, RESULT, STEPS, WORKER_LOG, RankError, write_error
 from bench.process import die_with_parent, signal_name
 from bench.record import Measurement, Phase, Rank
 from bench.schema import RunSpec
 from bench.steps import VARIABLE
 from bench.workloads.command import fill
 
-STEPS_FILE = "steps-command.jsonl"
 OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
 """Names of phases that have a meaning of their own; one of the user's that is called so becomes `user_...`."""
 LONGEST_LINE = 65_536
@@ -224,7 +223,7 @@ def _apart(pauses: list[Phase]) -> list[Phase]:
     for pause in sorted(pauses, key=lambda pause: (pause.start_ns, -pause.end_ns)):
         start = max(pause.start_ns, out[-1].end_ns) if out else pause.start_ns
         if pause.end_ns > start:
-            out.append(pause.model_copy(update={"start_ns": start}))
+            out.append(pause.changed(start_ns=start))
     return out
 
 
@@ -262,7 +261,7 @@ def _phases(
 
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
     """Do one run of a suite: execute, write `result.json` or what went wrong; return the exit code."""
-    steps, where = folder / STEPS_FILE, here / str(spec.workload_args.get("folder") or ".")
+    steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
     pattern = spec.workload_args.get("step_pattern")
     try:
         ended = execute(
@@ -274,8 +273,8 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
             first=die_with_parent,
         )
     except OSError as error:
-        failure = {"kind": "failed", "type": type(error).__name__, "message": f"the command cannot be started: {error}"}
-        write_json(folder / "error-0.json", failure | {"rank": 0})
+        message = f"the command cannot be started: {error}"
+        write_error(folder, RankError(kind="failed", type=type(error).__name__, message=message))
         return 1
     leave(spec, ended, folder)
     return 0 if ended.exitcode == 0 else 1
@@ -284,21 +283,16 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
 def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
     """Write what a command that has ended tells of itself: `result.json`, or how it failed."""
     if ended.exitcode == 0:
-        result = measurement(folder / STEPS_FILE, ended, spec.warmup_steps, spec.device_type)
-        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+        result = measurement(STEPS.path(folder, COMMAND_STEPS), ended, spec.warmup_steps, spec.device_type)
+        RESULT.write(folder, result)
     else:
-        write_json(folder / "error-0.json", failure_of(ended.exitcode, folder / "worker.log"))
+        write_error(folder, failure_of(ended.exitcode, folder / WORKER_LOG))
 
 
-def failure_of(exitcode: int, log: Path) -> dict[str, Any]:
+def failure_of(exitcode: int, log: Path) -> RankError:
     """How a command failed, as a rank would tell it; out of memory where the end of its log says so."""
     text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
     how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
     if any(word in text for word in NO_MEMORY):
-        return {
-            "kind": "out_of_memory",
-            "type": "OutOfMemory",
-            "message": f"the command ran out of memory ({how})",
-            "rank": 0,
-        }
-    return {"kind": "failed", "type": "ExitCode", "message": f"the command ended with {how}", "rank": 0}
+        return RankError(kind="out_of_memory", type="OutOfMemory", message=f"the command ran out of memory ({how})")
+    return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}")

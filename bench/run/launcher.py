@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import FAILED, UserError
-from bench.files import write_json
+from bench.folder import EXIT, NODE_LOG, Exit
 
 _SILENT = {
     # Nothing here opens a connection or reports usage.
@@ -77,7 +77,7 @@ class LocalLauncher:
 
     def start(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Start the node and wait until it has imported torch; return its facts. Raises LaunchError."""
-        with (self.folder / "node.log").open("ab") as log:
+        with (self.folder / NODE_LOG).open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
@@ -90,7 +90,7 @@ class LocalLauncher:
         answer = self._answer(self._start_seconds, tick)
         if answer is None or "ready" not in answer:
             self.close()
-            raise LaunchError(f"the node process did not start; its log is {self.folder / 'node.log'}:\n{self._tail()}")
+            raise LaunchError(f"the node process did not start; its log is {self.folder / NODE_LOG}:\n{self._tail()}")
         facts: dict[str, Any] = answer["ready"]
         return facts
 
@@ -160,13 +160,12 @@ class LocalLauncher:
 
     def _tail(self, lines: int = 15) -> str:
         try:
-            return "\n".join((self.folder / "node.log").read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join((self.folder / NODE_LOG).read_text(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
 
 
 def write_missing_exit(folder: Path, started_at: datetime, start_ns: int) -> None:
     """Describe the end of a run whose node died without doing so: it began when it was submitted, and it ends now."""
-    if not (folder / "exit.json").exists():
-        facts = {"how": "node_died", "exitcode": None, "start_ns": start_ns, "end_ns": time.monotonic_ns()}
-        write_json(folder / "exit.json", facts | {"started_at": started_at.isoformat()})
+    if not (folder / EXIT.name).exists():
+        EXIT.write(folder, Exit(how="node_died", start_ns=start_ns, end_ns=time.monotonic_ns(), started_at=started_at))

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from bench import folder as files
 from bench.errors import BadValue, UserError
-from bench.files import write_json, write_text
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
@@ -22,7 +22,7 @@ from bench.process import adopt_orphans
 from bench.record import RunRecord
 from bench.redact import redact
 from bench.run.collect import Context, collect
-from bench.run.command import STEPS_FILE, execute, leave
+from bench.run.command import execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
 EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
@@ -87,22 +87,22 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
         raise EnvironmentProblem(
             f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
         ) from problem
-    write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+    files.SPEC.write(folder, spec)
     sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
     try:
         if sidecar is not None:
             _ready(sidecar, asked.idle_seconds, execution)
-            sidecar.open(folder / "meters-0.jsonl")
-        end, error = _execute(asked, spec, folder)
+            sidecar.open(files.RAW_METERS.path(folder, 0))
+        end = _execute(asked, spec, folder)
     finally:
         if sidecar is not None:
             sidecar.close()
             sidecar.stop()
-    if error is not None:
-        if type(error) not in EXIT_CODES:
-            raise error
-        raise UserError(f"cannot start the command: {error}", code=EXIT_CODES[type(error)]) from error
-    write_json(folder / "exit.json", end | {"sidecar_error": sidecar.error if sidecar is not None else None})
+    if isinstance(end, OSError):
+        if type(end) not in EXIT_CODES:
+            raise end
+        raise UserError(f"cannot start the command: {end}", code=EXIT_CODES[type(end)]) from end
+    files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
     context = Context(MEASURE, execution.name, asked.site, environment, gpus)
     return collect(context, spec, folder), folder
 
@@ -113,15 +113,15 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
     if sidecar.starting and "nvml" not in hardware:  # nothing else could say anything, or its start is work for the CPU
         sidecar.wait(accounting.CODECARBON_SECONDS)
     if hardware and idle_seconds:
-        sidecar.open(execution / accounting.IDLE_TRACE)
+        sidecar.open(execution / files.IDLE_TRACE)
         start = time.monotonic_ns()
         time.sleep(idle_seconds)
-        write_json(execution / accounting.IDLE_TIMES, {"idle": [start, time.monotonic_ns()]})
+        files.IDLE_TIMES.write(execution, files.IdleTimes(idle=(start, time.monotonic_ns())))
 
 
-def _execute(asked: Asked, spec: RunSpec, folder: Path) -> tuple[dict[str, object], OSError | None]:
+def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
     """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
-    steps, started = folder / STEPS_FILE, datetime.now(UTC)
+    steps, started = files.STEPS.path(folder, files.COMMAND_STEPS), datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
 
     def forward(process: subprocess.Popen[bytes]) -> None:
@@ -131,11 +131,11 @@ def _execute(asked: Asked, spec: RunSpec, folder: Path) -> tuple[dict[str, objec
     try:
         ended = execute(asked.argv, steps, pattern=asked.pattern, output=asked.output, started=forward)
     except OSError as error:
-        return {}, error
+        return error
     finally:
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
-    end: dict[str, object] = {"how": "ended", "exitcode": ended.exitcode, "started_at": started.isoformat()}
-    end |= {"start_ns": ended.start_ns, "end_ns": ended.end_ns}
     leave(spec, ended, folder)
-    return end, None
+    return files.Exit(
+        how="ended", exitcode=ended.exitcode, start_ns=ended.start_ns, end_ns=ended.end_ns, started_at=started
+    )

@@ -1,7 +1,7 @@
 """What runs on every node: one process a suite, `python -P -m bench.run.node`, that starts runs warm.
 
 It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
-process group of its own and starts the ranks through torch's elastic launcher, again by fork. This process itself never
+process group of its own and starts the ranks by torch's elastic multiprocessing, again by fork. This process itself never
 touches a device and starts no thread, so what is forked from it is clean. `cold` runs go through plain torchrun instead.
 
 Talk is one JSON object a line: on stdin `{"run": folder}` or `{"cancel": true}`, on stdout `{"ready": ...}` once and
@@ -25,22 +25,22 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
+from bench import folder as files
 from bench import registry
-from bench.files import write_json
 from bench.meters.sidecar import Sidecar
-from bench.meters.windows import CODECARBON_SECONDS, IDLE_TIMES, IDLE_TRACE
+from bench.meters.windows import CODECARBON_SECONDS
 from bench.process import adopt_orphans, die_with_parent
 from bench.run.command import run as run_command
 from bench.schema import COMMAND, RunSpec
 
-_SCRATCH = ".scratch"
-"""Folder in that of a run, for what its processes need to find each other; gone at its end."""
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
 """Variables by which the launcher says what it changed in the environment (JSON, null: was not there), and where it was."""
+_POLL_SECONDS = 0.02
+"""How often the agent looks whether its ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -108,9 +108,9 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
     if "rapl" in node.sidecar.live:
         node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     folder = Path.cwd()
-    (folder / IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
-    node.sidecar.open(folder / IDLE_TRACE)
-    times = {"idle": _span(seconds)}
+    (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
+    node.sidecar.open(folder / files.IDLE_TRACE)
+    times = files.IdleTimes(idle=_span(seconds))
     if node.gpus and with_context:
         receiver, sender = _FORK.Pipe(duplex=False)
         child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
@@ -118,17 +118,17 @@ def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
         sender.close()
         with suppress(EOFError):
             if receiver.poll(60) and receiver.recv():
-                times["context"] = _span(seconds)
+                times = times.changed(context=_span(seconds))
         child.kill()
         child.join()
     node.sidecar.close()
-    write_json(folder / IDLE_TIMES, times)
+    files.IDLE_TIMES.write(folder, times)
 
 
-def _span(seconds: float) -> list[int]:
+def _span(seconds: float) -> tuple[int, int]:
     start = time.monotonic_ns()
     time.sleep(seconds)
-    return [start, time.monotonic_ns()]
+    return start, time.monotonic_ns()
 
 
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
@@ -159,11 +159,11 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.setsid()
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    log = os.open(folder / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(folder / files.WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
-    (folder / _SCRATCH).mkdir()
+    (folder / files.SCRATCH).mkdir()
     os.environ |= {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
@@ -172,7 +172,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads_per_device),
-        "WATTBENCH_STORE": str(folder / _SCRATCH / "store"),
+        "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet in a file
@@ -182,51 +182,51 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        torchrun.append(f"--log-dir={folder / _SCRATCH}")
+        torchrun.append(f"--log-dir={folder / files.SCRATCH}")
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    from bench.train.worker import main as worker_main
-
-    try:
-        elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
-    except ChildFailedError as error:
-        failures = [{"rank": rank, "exitcode": failure.exitcode} for rank, failure in sorted(error.failures.items())]
-        write_json(folder / "ranks.json", failures)
+    if failures := train(spec, folder):
+        files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
 
 
-def launch_config(spec: RunSpec, folder: Path) -> Any:
-    """Return how torch's agent starts the ranks of this node: by fork, no restarts.
+def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
+    """Fork the ranks and wait for them; return those that failed, each with its exit code.
 
-    Left to itself, the configuration asks CUDA for its devices; after that, CUDA works in no process that is forked from
-    the one that asked. So it is told that there are none.
+    It is what torchrun does on each node, without what makes several nodes meet: the rendezvous of torch's agent waits up to
+    0.3 s at random before it begins, and keeps threads that ask a store all the time.
     """
-    import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
-    try:
-        return LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=spec.devices_per_node,
-            run_id=folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint=str(folder / _SCRATCH / "rendezvous"),  # files, so that no port is open to other machines
-            rdzv_configs={"store_type": "file"},
-            local_addr="127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder / _SCRATCH)),
-            max_restarts=0,
-            monitor_interval=0.05,
-            start_method="fork",
-        )
-    finally:
-        torch.cuda.is_available = available
+    ranks = range(spec.devices_per_node)
+    size = str(spec.devices_per_node)
+    context = start_processes(
+        name="rank",
+        entrypoint=_rank,
+        args={rank: (str(folder),) for rank in ranks},
+        envs={
+            rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            for rank in ranks
+        },
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
+        start_method="fork",
+    )
+    ended = context.wait(period=_POLL_SECONDS)
+    failures = ended.failures if ended is not None else {}
+    return [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in sorted(failures.items())]
+
+
+def _rank(folder: str) -> None:
+    """Be a rank, in a session of its own as torchrun's are.
+
+    Where the kernel shares processors between sessions first (autogroup), ranks in one session would get the share of one
+    process between them as soon as anything else runs.
+    """
+    os.setsid()
+    from bench.train.worker import main as worker_main
+
+    worker_main(folder)
 
 
 def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
@@ -241,31 +241,39 @@ def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
 
 def execute(node: Node, folder: Path) -> bool:
     """Do one run to its end, its time limit, or a cancel; write `exit.json`. Return False when the runner is gone."""
-    spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+    spec = files.SPEC.read(folder)
     if node.sidecar is not None and spec.meters:
         node.sidecar.start()  # again, should it have died
-        node.sidecar.open(folder / "meters-0.jsonl")
+        node.sidecar.open(files.RAW_METERS.path(folder, 0))
     started, start = datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
     process.start()
     how = _wait(node, process, spec.timeout_seconds)
     if how == "timeout":
-        _signal_group(process, signal.SIGUSR1)  # ranks print where they are
+        for stray in _descendants(node):
+            with suppress(psutil.NoSuchProcess):
+                stray.send_signal(signal.SIGUSR1)  # ranks print where they are
         time.sleep(0.5)
-    _signal_group(process, signal.SIGKILL)  # nothing of the run is left, however it ended
+    _kill_group(process)  # nothing of the run is left, however it ended
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
-    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+    shutil.rmtree(folder / files.SCRATCH, ignore_errors=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
-    facts = {"how": how, "exitcode": process.exitcode, "start_ns": start, "end_ns": end}
-    sidecar_error = node.sidecar.error if node.sidecar is not None else None
-    write_json(folder / "exit.json", facts | {"started_at": started.isoformat(), "sidecar_error": sidecar_error})
+    ended = files.Exit(
+        how=how,
+        exitcode=process.exitcode,
+        start_ns=start,
+        end_ns=end,
+        started_at=started,
+        sidecar_error=node.sidecar.error if node.sidecar is not None else None,
+    )
+    files.EXIT.write(folder, ended)
     return how != "gone"
 
 
-def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
+def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["ended", "timeout", "cancelled", "gone"]:
     """Block until the run ends by itself (`ended`), is late (`timeout`), is cancelled, or the runner is `gone`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -281,18 +289,23 @@ def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> str:
             return "cancelled"
 
 
-def _signal_group(process: BaseProcess, number: int) -> None:
+def _kill_group(process: BaseProcess) -> None:
     try:
-        os.killpg(process.pid or 0, number)
+        os.killpg(process.pid or 0, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        if number == signal.SIGKILL and process.is_alive():  # it had not come to lead a group yet
+        if process.is_alive():  # it had not come to lead a group yet
             process.kill()
 
 
-def _kill_strays(node: Node) -> None:
-    """End what had left the group of the run: torchrun gives each rank of a cold run a session of its own."""
+def _descendants(node: Node) -> list[psutil.Process]:
+    """Return the processes of the run, those that have left its group too."""
     kept = node.sidecar.pid if node.sidecar is not None else None
-    strays = [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+    return [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+
+
+def _kill_strays(node: Node) -> None:
+    """End what had left the group of the run: each rank has a session of its own."""
+    strays = _descendants(node)
     for child in strays:
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -304,6 +317,7 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"pid": os.getpid()}
     if workloads:
         import torch
+        import torch.distributed.elastic.multiprocessing
 
         import bench.train.worker  # noqa: F401
 

@@ -18,14 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from bench import folder as files
 from bench.errors import Stopped
-from bench.files import CHECKPOINT, NEEDS, held, read_json, write_json, write_text
+from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
 from bench.run.collect import Context, collect, oom_kills, save, skipped
 from bench.run.launcher import LocalLauncher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
-from bench.store.progress import LOCK, PATIENCE_SECONDS, PROGRESS, Flight
+from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
 from bench.suites.expand import Expansion
 
@@ -91,7 +92,7 @@ class Execution:
 
     def checkpoint(self, giver: RunSpec) -> Path:
         """Where the weights are that a run has saved."""
-        return self.folder / giver.run_id / CHECKPOINT
+        return self.folder / giver.run_id / files.CHECKPOINT
 
     def unmet(self, spec: RunSpec) -> str | None:
         """Why the weights that a run needs are not there; None if they are, or it needs none."""
@@ -134,8 +135,8 @@ def open_execution(
 def earlier(suite_folder: Path, environment: Environment, digest: str) -> Iterator[Path]:
     """Find the executions of the same runs, by their `plan_digest`, in the same environment, the newest first."""
     for folder in sorted(suite_folder.glob("*"), reverse=True):
-        facts = read_json(folder / "execution.json")
-        if facts and facts["fingerprint"] == environment.fingerprint and facts["plan_digest"] == digest:
+        facts = files.EXECUTION.find(folder)
+        if facts and (facts.fingerprint, facts.plan_digest) == (environment.fingerprint, digest):
             yield folder
 
 
@@ -153,22 +154,22 @@ def new_folder(suite_folder: Path, environment: Environment) -> Path:
 
 def write_facts(folder: Path, plan: Expansion, environment: Environment, digest: str, **more: Any) -> None:
     """Write `execution.json`, by which `earlier` finds an execution."""
-    facts = {
-        "suite": plan.suite.model_dump(mode="json"),
-        "fingerprint": environment.fingerprint,
-        "plan_digest": digest,
-        "started_at": datetime.now(UTC).isoformat(),
-        "environment": environment.model_dump(mode="json"),
-    }
-    write_json(folder / "execution.json", facts | more)
+    facts = files.ExecutionFacts(
+        suite=plan.suite.model_dump(mode="json"),
+        fingerprint=environment.fingerprint,
+        plan_digest=digest,
+        started_at=datetime.now(UTC),
+        environment=environment.model_dump(mode="json"),
+        **more,
+    )
+    files.EXECUTION.write(folder, facts)
 
 
 def load_records(folder: Path) -> dict[str, RunRecord]:
     """Return the records of an execution by run id."""
     records = {}
-    for path in sorted(folder.glob("*/record.json")):
-        with suppress(ValueError):  # torn by a full disk, say: the run is missing, and is done again
-            record = RunRecord.model_validate_json(path.read_text())
+    for path in sorted(folder.glob(f"*/{files.RECORD.name}")):
+        if record := files.RECORD.find(path.parent):  # one that is torn is missing: its run is done again
             records[record.run_id] = record
     return records
 
@@ -236,7 +237,7 @@ def surroundings(plan: Expansion, machine: Machine) -> Environment:
 
 def locked(folder: Path) -> AbstractContextManager[None]:
     """Hold an execution for this process. Raises Busy where another one runs it."""
-    return held(folder / LOCK, f"another process runs this execution: {folder}")
+    return held(folder / files.LOCK, f"another process runs this execution: {folder}")
 
 
 @contextmanager
@@ -309,9 +310,9 @@ class Runner:
         if reason := self.execution.unmet(spec):
             return save(skipped(self.context, spec, reason), folder)
         folder.mkdir()
-        write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+        files.SPEC.write(folder, spec)
         if given := self.execution.plan.givers.of(spec):
-            write_json(folder / NEEDS, {"folder": str(self.execution.folder / given.run_id)})
+            files.NEEDS.write(folder, files.Needs(folder=self.execution.folder / given.run_id))
         kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)
@@ -336,9 +337,9 @@ class Runner:
 
     def tell(self, **news: Any) -> None:
         """Say how far the execution is, in its folder and in the index. Where that fails, runs go on."""
-        self.flight = self.flight.model_copy(update={**news, "updated_at": datetime.now(UTC)})
+        self.flight = self.flight.changed(**news, updated_at=datetime.now(UTC))
         with suppress(OSError):
-            write_json(self.execution.folder / PROGRESS, self.flight.model_dump(mode="json"))
+            write_json(self.execution.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
         self.noted(lambda: self.tracker.tell(self.flight))
 
     def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
@@ -358,7 +359,7 @@ class Runner:
         """Remember a record and index it."""
         self.execution.records[record.run_id] = record
         failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
-        self.flight = self.flight.model_copy(update={"failed": failed})
+        self.flight = self.flight.changed(failed=failed)
         self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
         self.progress.done(record)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import Busy, write_json
+from bench.folder import SEARCH
 from bench.machine.claim import claim
 from bench.record import Environment, RunRecord, Trial
 from bench.run.runner import (
@@ -25,7 +26,6 @@ from bench.run.runner import (
     write_facts,
 )
 from bench.schema import Machine, RunSpec, Suite
-from bench.store.tracker import SEARCH
 from bench.suites.expand import Expansion
 
 

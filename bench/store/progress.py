@@ -13,12 +13,9 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from bench.files import is_held
+from bench.folder import LOCK, PROGRESS
 from bench.schema import Model
 
-PROGRESS = "progress.json"
-"""File of an execution: how far it is, or where it ended."""
-LOCK = ".lock"
-"""File of an execution that is locked (bench.files.held) while a process does its runs."""
 PATIENCE_SECONDS = 300.0
 """So much longer than its time limit a run, or the start of the first one, may be silent."""
 

@@ -7,14 +7,10 @@ from pathlib import Path
 
 from bench.errors import FAILED
 from bench.files import is_held, read_json
-from bench.record import RunRecord
+from bench.folder import IMPORTED, LOCK, RECORD, SEARCH
 from bench.renamed import current_row
 from bench.schema import Scalar
-from bench.store.progress import LOCK
-from bench.store.tracker import SEARCH, StoreError, Tracker, is_search
-
-IMPORTED = "imported.jsonl"
-"""File of an execution that was imported: one row a line."""
+from bench.store.tracker import StoreError, Tracker, is_search
 
 
 def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
@@ -23,14 +19,14 @@ def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[
     Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
     """
     count, unreadable = 0, []
-    made = {path.parent.parent for path in runs.glob("*/*/*/record.json")}
+    made = {path.parent.parent for path in runs.glob(f"*/*/*/{RECORD.name}")}
     made |= {path.parent for name in (IMPORTED, SEARCH) for path in runs.glob(f"*/*/{name}")}
     for execution in sorted(made if only is None else {only}):
         tracker = Tracker(uri, execution.parent.name, execution.name)
         tracker.open()
-        for path in sorted(execution.glob("*/record.json")):
+        for path in sorted(execution.glob(f"*/{RECORD.name}")):
             try:
-                record = RunRecord.model_validate_json(path.read_text())
+                record = RECORD.read(path.parent)
             except ValueError:
                 unreadable.append(str(path))
                 continue

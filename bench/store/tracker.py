@@ -22,6 +22,7 @@ from urllib.request import url2pathname
 
 from bench.figures.metrics import TEXT_COLUMNS, labels, metrics, parameters
 from bench.files import held
+from bench.folder import METERS, RECORD, SEARCH, STEPS, WORKER_LOG
 from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.schema import Scalar
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _HISTORY_POINTS = 100
-_ARTIFACTS = ("record.json", "steps-*.jsonl", "meters-*.parquet")
+_ARTIFACTS = (RECORD.name, STEPS.pattern, METERS.pattern)
 _LOG_BYTES = 200_000
 _PROGRESS = "bench.progress"
 _SINGLY = 20
 """Changed executions that are asked for one by one."""
-SEARCH = "search.json"
-"""File of an execution of a search, and artifact of its parent run: what is known of the search."""
 _SETTINGS = {
     # A server that is down must not hold a suite up for minutes; nothing reports usage.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -200,10 +199,10 @@ class Tracker:
         for pattern in _ARTIFACTS:
             for path in sorted(folder.glob(pattern)):
                 self._client.log_artifact(run, str(path))
-        log = folder / "worker.log"
+        log = folder / WORKER_LOG
         if log.exists():
             tail = log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
-            self._client.log_text(run, redact(tail), "worker.log")
+            self._client.log_text(run, redact(tail), WORKER_LOG)
         ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(run, ended, started + int(record.duration_seconds * 1000))
 
@@ -270,7 +269,7 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
         seconds = record.measurement.step_seconds
         for step in range(0, len(seconds), max(1, -(-len(seconds) // _HISTORY_POINTS))):
             yield "step_seconds", seconds[step], origin + step, step
-    for path in sorted(folder.glob("meters-*.parquet")):
+    for path in sorted(folder.glob(METERS.pattern)):
         from bench.meters.trace import Trace
 
         trace = Trace.read(path)
@@ -393,7 +392,7 @@ _REMEDY = "bench sync --store URI makes another store from the folder of the run
 
 
 def _record(uri: str, run: Any, which: str) -> RunRecord:
-    text = _artifact(uri, run.run_id, run.artifact_uri, "record.json", which)
+    text = _artifact(uri, run.run_id, run.artifact_uri, RECORD.name, which)
     try:
         return RunRecord.model_validate_json(text)
     except ValueError as error:
@@ -431,7 +430,7 @@ def flights(uri: str | None = None) -> list[Flight]:
     for *_, text in _parents(uri, _PROGRESS, running=True):
         with suppress(ValueError):  # torn, or of another version
             flight = Flight.model_validate_json(text)
-            out.append(flight if uri.startswith(_SQLITE) else flight.model_copy(update={"folder": None}))
+            out.append(flight if uri.startswith(_SQLITE) else flight.changed(folder=None))
     return out
 
 

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.files import CHECKPOINT, read_json, write_json
+from bench.files import read_json, write_json
+from bench.folder import CHECKPOINT
 from bench.schema import RunSpec, Scalar
 from bench.strategies.precision import Unsupported
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.schema import SHARED_COPY, RunSpec
+from bench.folder import SPEC
+from bench.schema import SHARED_COPY
 from bench.strategies.flops import on_meta
 from bench.strategies.precision import Unsupported, store_as
 
@@ -54,7 +55,7 @@ def _teacher(parts: Parts) -> tuple[Workload, torch.nn.Module]:
 
     if parts.needed is None:
         raise Unsupported("distillation has no teacher: give needs: NAME of a run that saves NAME")
-    spec = RunSpec.model_validate_json((parts.needed / "spec.json").read_text())
+    spec = SPEC.read(parts.needed)
     if spec.workload != parts.spec.workload:
         raise Unsupported(f"the teacher's workload is {spec.workload}, the student's {parts.spec.workload}")
     workload: Workload = registry.load("workload", spec.workload)(spec.workload_args)

@@ -1,0 +1,169 @@
+"""The files of a run and of an execution: their names, and the models of their content.
+
+A run has the folder `RUNS/suite/execution/run_id`; files of the execution lie one level above. No other module spells
+these names.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+from pydantic import TypeAdapter
+
+from bench.files import write_bytes
+from bench.record import Measurement, RunRecord
+from bench.schema import Model, RunSpec
+
+T = TypeVar("T")
+Kind = Literal["out_of_memory", "unsupported", "invalid", "failed", "peer"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Kinds of failures of a rank, the most telling one first."""
+
+
+class Exit(Model):
+    """How the processes of a run ended; times are CLOCK_MONOTONIC in nanoseconds.
+
+    `ended`: the run ended by itself; `gone`: the runner disappeared. `exitcode` is negative for a signal, and None where no
+    process reported it. `sidecar_error` says why the meters failed.
+    """
+
+    how: Literal["ended", "timeout", "cancelled", "gone", "node_died"] = "node_died"
+    exitcode: int | None = None
+    start_ns: int = 0
+    end_ns: int = 0
+    started_at: datetime | None = None
+    sidecar_error: str | None = None
+
+
+class RankError(Model):
+    """The exception that ended a rank. `peer` means that the rank lost its connection: another rank failed first."""
+
+    kind: Kind
+    type: str
+    message: str
+    rank: int = 0
+
+
+class RankExit(Model):
+    """Exit code of a rank that failed; negative for a signal."""
+
+    rank: int
+    exitcode: int
+
+
+class IdleTimes(Model):
+    """When idle power was measured, as (from, to) in nanoseconds: without and with a CUDA context on the GPUs."""
+
+    idle: tuple[int, int]
+    context: tuple[int, int] | None = None
+
+
+class Needs(Model):
+    """The folder of the run whose weights a run needs."""
+
+    folder: Path
+
+
+class ExecutionFacts(Model, extra="ignore"):
+    """What identifies an execution: the hash of its runs (`plan_digest`) and that of its environment (`fingerprint`).
+
+    `suite` and `environment` are kept for people. `study` is that of a search, whose runs are not known in advance.
+    """
+
+    fingerprint: str
+    plan_digest: str
+    started_at: datetime | None = None
+    suite: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
+    runs: list[str] | None = None
+    study: str | None = None
+
+
+class Document(Generic[T]):
+    """A JSON file with a fixed name and a model."""
+
+    def __init__(self, name: str, model: type[T]) -> None:
+        self.name = name
+        self._adapter = TypeAdapter(model)
+
+    def read(self, folder: Path) -> T:
+        """Return the content. Raises FileNotFoundError where it is absent, ValueError where it is torn or invalid."""
+        return self._adapter.validate_json((folder / self.name).read_bytes())
+
+    def find(self, folder: Path) -> T | None:
+        """Return the content; None where the file is absent, torn or invalid."""
+        try:
+            return self.read(folder)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+    def write(self, folder: Path, value: T) -> None:
+        """Write the content whole or not at all."""
+        write_bytes(folder / self.name, self._adapter.dump_json(value, indent=1) + b"\n")
+
+
+class Numbered:
+    """Files of a folder that differ by a number, such as that of the rank or of the node."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+
+    def path(self, folder: Path, number: int | str) -> Path:
+        """Return the path of one file."""
+        return folder / self.pattern.replace("*", str(number))
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the files that exist, by name."""
+        return sorted(folder.glob(self.pattern))
+
+
+SPEC = Document("spec.json", RunSpec)
+EXIT = Document("exit.json", Exit)
+RESULT = Document("result.json", Measurement)
+RECORD = Document("record.json", RunRecord)
+NEEDS = Document("needs.json", Needs)
+RANK_EXITS = Document("ranks.json", list[RankExit])
+EXECUTION = Document("execution.json", ExecutionFacts)
+IDLE_TIMES = Document("idle.json", IdleTimes)
+FOOTPRINTS = Document("footprints.json", dict[str, int | None])
+"""File of an execution: estimated peak memory of a rank in bytes by config_id; None without an estimate."""
+
+ERRORS = Numbered("error-*.json")
+"""A RankError for each rank that failed."""
+STEPS = Numbered("steps-*.jsonl")
+"""Steps by rank; those of a user's command have `command` in place of a rank."""
+METERS = Numbered("meters-*.parquet")
+RAW_METERS = Numbered("meters-*.jsonl")
+"""Readings of the meters by node, as they are written and as they are kept."""
+STACKS = Numbered("stack-*.txt")
+"""Where each rank was at its time limit."""
+
+COMMAND_STEPS = "command"
+WORKER_LOG = "worker.log"
+CHECKPOINT = "checkpoint"
+"""Folder with the weights that a run has saved."""
+SCRATCH = ".scratch"
+"""Folder in which the processes of a run find each other; removed at its end."""
+
+IDLE_TRACE = "idle.jsonl"
+PROGRESS = "progress.json"
+LOCK = ".lock"
+"""Locked (bench.files.held) while a process does the runs of the execution."""
+NODE_LOG = "node.log"
+IMPORTED = "imported.jsonl"
+"""Rows of runs that were imported, one a line."""
+SEARCH = "search.json"
+"""State of a search; also an artifact of its parent run in the store."""
+
+
+def write_error(folder: Path, error: RankError) -> None:
+    """Write how a rank failed."""
+    Document(ERRORS.path(folder, error.rank).name, RankError).write(folder, error)
+
+
+def read_errors(folder: Path) -> list[RankError]:
+    """Return how the ranks of a run failed; torn files are left out."""
+    found = (Document(path.name, RankError).find(folder) for path in ERRORS.paths(folder))
+    return [error for error in found if error is not None]
