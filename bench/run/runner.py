@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench import folder as files
+from bench.errors import Stopped
 from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
@@ -240,8 +241,8 @@ def locked(folder: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end a suite or a search as Ctrl-C does, with everything in order."""
+def terminable(advice: str = "") -> Iterator[None]:
+    """Let SIGTERM end a suite or a search as Ctrl-C does; raise Stopped, with further advice, once all has ended."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -249,6 +250,8 @@ def terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"Stopped. Run the same command again to resume.{advice}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -377,8 +380,8 @@ def run_suite(
     """Do the runs of a plan that are missing, in order, and return the execution with its records.
 
     `selected` restricts this call to some run ids, `max_minutes` begins no run that would not end in time; what is left
-    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, KeyboardInterrupt
-    after Ctrl-C or SIGTERM with all processes ended and the execution ready to go on.
+    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, Stopped after Ctrl-C
+    or SIGTERM with all processes ended and the execution ready to be resumed.
     """
     began = time.monotonic()
     progress = progress or Progress()
