@@ -1,7 +1,7 @@
-# Two commands for everybody: `make run` (measure this machine) and `make test`. `make check` is the quick part of the tests.
+# Two commands for everybody: `make run` measures this machine, `make test` runs all tests. `make check` leaves slow tests out.
 #
-# Each sets itself up in .venv. An environment of your own works too: make run VENV=/path/to/venv. A torch that is already
-# there (any build from 2.11 on), in it or in the Python that .venv is made from, is used and never replaced.
+# Each command sets up .venv by itself. Another environment works too: make run VENV=/path/to/venv. A torch of version 2.11
+# or newer that is already installed, in VENV or in the Python that .venv is made from, is used and never replaced.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 TORCH = import importlib.metadata as m, sys; v = m.version("torch").split("."); sys.exit((int(v[0]), int(v[1])) < (2, 11))
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check benchmarks dashboard clean
+.PHONY: run test check static lint format types layers quick slow benchmarks dashboard clean
 
 run: $(VENV)/.wattbench
 	$(BIN)/bench run suites/scaling.yaml $(ARGS)
@@ -17,19 +17,39 @@ run: $(VENV)/.wattbench
 dashboard: $(VENV)/.wattbench
 	$(BIN)/bench dashboard $(ARGS)
 
-# The slow tests start trainings, and so run one after the other. Exit code 5: no test of this kind was asked for.
-test: check
-	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
+# Every part runs, also after another part failed, and the last line names all that failed. Exit code 5: no test was selected.
+ALL_OF = failed=; for part in $(1); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
+	test -z "$$failed" || { echo "make $@: failed:$$failed"; exit 1; }
 
-check: $(VENV)/.wattbench-dev static
+test check static lint format types layers quick slow: $(VENV)/.wattbench-dev
+
+test:
+	@$(call ALL_OF,static quick slow)
+
+check:
+	@$(call ALL_OF,static quick)
+
+static:
+	@$(call ALL_OF,lint format types layers)
+
+lint:
+	$(BIN)/ruff check .
+
+format:
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+layers:
+	$(BIN)/lint-imports
+
+quick:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 $(ARGS) || test $$? -eq 5
 
-.PHONY: static
-static: $(VENV)/.wattbench-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+# Slow tests start trainings, so they run one after the other.
+slow:
+	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
 
 benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
@@ -47,7 +67,7 @@ $(BIN)/python:
 		echo "using the torch of $(PYTHON)"; $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else $(PYTHON) -m venv $(VENV); fi
 
-# What is tested is pinned by constraints.txt; the line of torch is left out where a torch is there already.
+# constraints.txt pins the tested versions; its line for torch is left out where torch is already installed.
 $(VENV)/.constraints: constraints.txt | $(BIN)/python
 	@if $(BIN)/python -c '$(TORCH)' 2> /dev/null && ! test -e $@; then grep -v '^torch==' $< > $@; \
 	elif test -e $@ && ! grep -q '^torch==' $@; then grep -v '^torch==' $< > $@; \

@@ -127,6 +127,8 @@ NEEDS = Document("needs.json", Needs)
 RANK_EXITS = Document("ranks.json", list[RankExit])
 EXECUTION = Document("execution.json", ExecutionFacts)
 IDLE_TIMES = Document("idle.json", IdleTimes)
+FOOTPRINTS = Document("footprints.json", dict[str, int | None])
+"""Estimated memory of a rank in bytes by configuration; None where it cannot be estimated."""
 
 ERRORS = Numbered("error-*.json")
 """A RankError for each rank that failed."""

@@ -28,5 +28,5 @@ def test_a_line_through_the_peaks_ends_at_the_limit() -> None:
     assert line(points, 300 * mb, 32) == 32
     assert line(points, 150 * mb, 1024) == 10  # the last that was tried was too large
     assert line([(1, 50.0), (2, 51.0)], 1e9, 64) == 64  # nothing grows: nothing stands in the way
-    with pytest.raises(MemoryError, match=r"a batch of 1 takes 0\.11 GB of the 0\.05 GB that are allowed"):
+    with pytest.raises(MemoryError, match=r"a batch of 1 needs 0\.11 GB; 0\.05 GB are available"):
         line(points, 50 * mb, 1024)

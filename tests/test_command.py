@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from bench import steps as reporter
@@ -21,6 +20,7 @@ from bench.run.launcher import LocalLauncher
 from bench.run.node import CHANGED, STARTED_IN, user_environment
 from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, override
 from bench.workloads.command import CommandArgs, fill
@@ -108,7 +108,7 @@ def suite(folder: Path, **changes: Any) -> Any:
     defaults = {"workload": "command", "workload_args.argv": "train --layers {layers} {devices}"}
     path = folder / "suite.yaml"
     text = {"name": "s", "defaults": defaults | changes, "matrix": {"workload_args.layers": [1, 2], "devices": [1, 2]}}
-    path.write_text(yaml.safe_dump(text))
+    path.write_text(yamlfile.write(text))
     return load_suite(path)
 
 

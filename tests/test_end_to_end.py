@@ -358,17 +358,22 @@ def test_everyday_troubles_are_one_line(done: tuple[Path, subprocess.CompletedPr
 def test_the_launcher_asks_cuda_nothing_before_it_forks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    from bench.run.node import launch_config
+    from bench.run import node
     from bench.schema import RunSpec
 
     def asked() -> int:
         raise AssertionError("CUDA was asked before the fork: no forked rank could use it")
 
+    def rank(folder: str) -> None:
+        (Path(folder) / os.environ["RANK"]).touch()
+
     monkeypatch.setattr(torch.cuda, "is_available", asked)
     monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", asked, raising=False)
+    monkeypatch.setattr(node, "_rank", rank)
     spec = RunSpec(workload="x", device_type="cuda", devices_per_node=2, batch_size_per_device=1, measure_steps=1)
-    assert launch_config(spec, tmp_path).nproc_per_node == 2
-    assert torch.cuda.is_available is asked
+    assert node.train(spec, tmp_path) == []
+    assert (tmp_path / "0").exists()
+    assert (tmp_path / "1").exists()
 
 
 def test_gpus_that_torch_cannot_use_are_an_error_not_a_cpu_run(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_nothing_is_computed_and_nothing_is_left_behind() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"batch_size_per_device": "max"}, "the batch is to be found"),
+        ({"batch_size_per_device": "max"}, "the batch size is found at run time"),
         ({"quantization": "int8"}, "quantization int8 is not counted"),
         ({"parallelism": "other"}, "parallelism other is not known"),
         ({"optimizer": "other"}, "optimizer other is not known"),

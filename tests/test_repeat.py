@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from analytics.frame import frame
 from analytics.repeat import CannotRepeat, again, spec_of
 from bench.figures.metrics import parameters
 from bench.schema import Gpu, Machine, RunSpec
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import load_suite
 from tests import rows
@@ -30,7 +30,7 @@ def repeated(given: list[dict[str, Any]], index: int, folder: Path, machine: Mac
     df = frame(given)
     (run,) = df[df["run_id"] == given[index]["run_id"]].to_dict("records")
     path = folder / "again.yaml"
-    path.write_text(yaml.safe_dump(again(run, df)))
+    path.write_text(yamlfile.write(again(run, df)))
     return [spec for spec in expand(load_suite(path), machine).runs if spec.repeat == 0]
 
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from bench.cli import searching
 from bench.record import RunRecord
+from bench.suites import yaml as yamlfile
 from tests.test_end_to_end import BENCH, bench, processes_in, pytestmark  # noqa: F401  as for all real runs
 
 SMALL: dict[str, Any] = {
@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
 
 def written(folder: Path, **changes: Any) -> str:
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    path.write_text(yamlfile.write({**SMALL, **changes}))
     return str(path)
 
 

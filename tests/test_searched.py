@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from analytics.confirm import confirm_suite, confirmed
 from analytics.frame import frame
@@ -21,6 +20,7 @@ from analytics.searchfile import Amount, Search
 from analytics.space import Space
 from bench.figures.metrics import parameters
 from bench.schema import Machine
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import load_suite
 from tests import rows
@@ -411,7 +411,7 @@ def test_the_suite_of_the_best(tmp_path: Path) -> None:
     where = space(region="FR", usd_per_device_hour=2.0, idle_seconds=0.0)
     told = confirm_suite(find(GIVEN, TRIALS, where), k=2)
     path = tmp_path / "confirm.yaml"
-    path.write_text(yaml.safe_dump(told))
+    path.write_text(yamlfile.write(told))
     suite = load_suite(path)
     assert (suite.name, suite.repeats) == ("find-confirm", 5)
     assert suite.include == [{"precision": "c"}, {"precision": "a"}, {"precision": "b"}], "the knee, then the front"
@@ -517,7 +517,7 @@ def test_confirming_runs_are_known_again_by_what_they_set(tmp_path: Path) -> Non
     assert [point.number for point in found.points] == [1, 0]
     assert found.space_size is not None
     path = tmp_path / "confirm.yaml"
-    path.write_text(yaml.safe_dump(confirm_suite(found, repeats=2)))
+    path.write_text(yamlfile.write(confirm_suite(found, repeats=2)))
     plan = expand(load_suite(path), where.machine)
     assert sorted(map(where.params, map(parameters, plan.runs)), key=str) == sorted(2 * cells, key=str)
     lines = confirmed(found, frame(ran({"study": "other"}, 0, 1, 2)))

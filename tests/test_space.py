@@ -268,17 +268,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_mistakes_are_told_with_what_is_allowed(name: str, tmp_path: Path) -> None:
     change, message = BAD[name]
     told = refused(
-        tmp_path, yaml(search().model_dump(mode="json", exclude_defaults=True) | {"objectives": ["time"]} | change)
+        tmp_path,
+        yamlfile.write(search().model_dump(mode="json", exclude_defaults=True) | {"objectives": ["time"]} | change),
     )
     assert message in told
     assert all(line.startswith(str(tmp_path / "search.yaml")) for line in told.splitlines())
-
-
-def yaml(value: Any) -> str:
-    import yaml as library
-
-    text: str = library.safe_dump(value, sort_keys=False)
-    return text
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

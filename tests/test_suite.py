@@ -8,7 +8,7 @@ import pytest
 from bench.schema import Choice, Gpu, Machine, RunSpec, Site
 from bench.suites.expand import Expansion, expand, only
 from bench.suites.load import SuiteError, load_suite, override, with_site
-from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read
+from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read, write
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path for path in (ROOT / "suites").glob("*.yaml") if not path.stem.startswith("search_"))
@@ -38,10 +38,8 @@ def written(folder: Path, text: str) -> Path:
 
 
 def made(folder: Path, machine: Machine = CPU, defaults: dict[str, Any] | None = None, **fields: Any) -> Expansion:
-    import yaml
-
     suite = {"name": "s", "defaults": BASE if defaults is None else defaults, **fields}
-    return expand(load_suite(written(folder, yaml.safe_dump(suite))), machine)
+    return expand(load_suite(written(folder, write(suite))), machine)
 
 
 def mistakes(folder: Path, text: str, machine: Machine = CPU) -> list[str]:
@@ -359,6 +357,40 @@ def test_only_true_and_false_are_booleans() -> None:
     assert parse(given) == {
         "on": 1, "region": "NO", "yes": "no", "truth": True, "small": 0.001, "n": "0o7", "d": "2026-01-02", "nothing": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]", "line 1: the alias 'a' stands inside the value that it repeats"),
+        ("a: 1\nb: {c: 1, c: 2}", "line 2: the key 'c' stands twice"),
+        ("{1: 2}", "line 1: a key must be text, not 1"),
+        ("? [a]\n: b", "a key must be text"),
+        ("a: !!set {b, c}", "could not determine a constructor for the tag"),
+        ("a: !!binary aGk=", "could not determine a constructor for the tag"),
+        ("a: !!bool maybe", "not YAML: 'maybe'"),
+        ("a: 1\n---\nb: 2", "not YAML: but found another document"),
+    ],
+)
+def test_only_plain_values_under_text_keys_are_read(text: str, message: str) -> None:
+    with pytest.raises(YamlError) as caught:
+        parse(text)
+    assert message in str(caught.value)
+    with pytest.raises(YamlError) as caught:
+        parse("a: !" + "x" * 5000)
+    assert len(str(caught.value)) < 300
+
+
+def test_numbers_are_decimal_and_what_is_written_is_read_back() -> None:
+    assert parse("[1e-3, 1.0e+6, .5, 0x10, 1:30, .nan, -.inf, <<, =]") == [
+        1e-3, 1e6, 0.5, "0x10", "1:30", ".nan", "-.inf", "<<", "=",
+    ]  # fmt: skip
+    value = {
+        "z": ["no", "on", "1_000", "0o7", "2026-01-02", "~", "", " x", "a: b", "é\n"],
+        "a": [1, 1e-5, 1e22, None, True],
+    }
+    assert parse(write(value)) == value
+    assert list(parse(write(value))) == ["z", "a"]
 
 
 def test_too_many_runs_are_refused_before_they_are_made(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from zlib import crc32
 
 import pandas as pd
 import streamlit as st
-import yaml
 
 from analytics import factors
 from analytics.export import defused, to_csv
@@ -20,6 +19,7 @@ from app import runs as listed
 from app.charts import runs as charts
 from bench.store import artifacts as stored
 from bench.store.tracker import StoreError, location
+from bench.suites import yaml as yamlfile
 
 AT_ONCE = 200
 BOUND = {"bind": "query-params"}
@@ -177,7 +177,7 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, one: onerun.Op
             page.lines(factors.lines([record]))
     with asked:
         spec = record.spec.model_dump(mode="json", exclude_none=True) if record else listed.wanted(df, run)
-        st.code(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), language="yaml")
+        st.code(yamlfile.write(spec), language="yaml")
     with where:
         facts = onerun.environment(record.environment) if record else listed.surroundings(run)
         page.table(pd.DataFrame(facts.items(), columns=["What", "Value"]), "environment")

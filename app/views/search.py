@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 
 import streamlit as st
-import yaml
 from pydantic import ValidationError
 
 from analytics.words import printable
 from app import page
 from app.charts import search as charts
 from app.searches import Document, table, told, took
+from bench.suites import yaml as yamlfile
 
 
 def _pick() -> Document:
@@ -53,7 +53,7 @@ def _trials(shown: Document) -> None:
     lines = [*told(trial, shown.goals), cost, *(f"run {run}" for run in trial.runs)]
     page.lines([printable(line, 500) for line in lines])
     with st.expander("What this trial set, as in a suite"):
-        st.code(yaml.safe_dump(trial.params, sort_keys=False), language="yaml")
+        st.code(yamlfile.write(trial.params), language="yaml")
 
 
 def _course(shown: Document) -> None:

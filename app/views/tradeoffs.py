@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-import yaml
 
 from analytics import pareto
 from analytics.frame import latest_execution, tidy
@@ -19,6 +18,7 @@ from app import page
 from app.charts.tradeoffs import front_chart
 from app.tradeoffs import RUNS, machines, newest, runs_of, sides, table, told, without_probes
 from bench.record import Status
+from bench.suites import yaml as yamlfile
 
 ALL, NONE = "All machines", "none"
 BOUND: Any = {"bind": "query-params"}
@@ -116,7 +116,7 @@ def _again(run: dict[Any, Any], df: pd.DataFrame) -> None:
         st.text(printable(f"That cannot be done: {error}.", 300))
         return
     st.code("bench run again.yaml", language=None)
-    content = yaml.safe_dump(suite, sort_keys=False, allow_unicode=True)
+    content = yamlfile.write(suite)
     options = {"key": "get-again", "on_click": "ignore", "icon": ":material/download:", "type": "tertiary"}
     st.download_button("Download again.yaml", content, "again.yaml", "application/yaml", **options)
     if pd.notna(run["cost_usd"]) and "usd_per_device_hour" not in suite:

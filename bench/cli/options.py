@@ -15,7 +15,6 @@ from bench.cli import fail
 from bench.schema import Machine
 from bench.suites.expand import Expansion, expand, only
 from bench.suites.load import SITE_OPTIONS, SuiteError, load_suite, override, with_site
-from bench.suites.publish import publishable
 
 STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
 
@@ -156,11 +155,9 @@ def read_suite(
     try:
         machine, no_gpu = find_machine(gpus)
         asked = with_site(override(load_suite(suite), settings), given)
-        if publish:
-            asked = publishable(asked)
         if "device_type" not in {**asked.defaults, **asked.matrix}:
             check_no_gpu_is_hidden(no_gpu)
-        plan = expand(asked, machine)
+        plan = expand(asked, machine, publish=publish)
         if plan.suite.region is not None:
             intensity(plan.suite.region)
         return Asked(machine, plan, only(plan, filters))

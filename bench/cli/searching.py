@@ -19,7 +19,6 @@ from typing import Any
 import click
 import optuna
 import pandas as pd
-import yaml
 
 from analytics.confirm import confirm_suite, confirmed
 from analytics.frame import asked as asked_columns
@@ -59,6 +58,7 @@ from bench.schema import Machine, RunSpec
 from bench.store import tracker as tracking
 from bench.store.progress import PATIENCE_SECONDS
 from bench.store.tracker import StoreError
+from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, with_site
 
@@ -230,7 +230,7 @@ class Session:
         def publish(ended: str) -> SearchResult:
             found, file = self._result(study, ended), trials.execution.folder / CONFIRM
             if found.points:
-                write_text(file, yaml.safe_dump(confirm_suite(found), sort_keys=False, allow_unicode=True))
+                write_text(file, yamlfile.write(confirm_suite(found)))
                 found = replace(found, front_file=str(file))
             self._publish(trials, found, self._confirmed(found))
             return found

@@ -1,7 +1,7 @@
 """What runs on every node: one process a suite, `python -P -m bench.run.node`, that starts runs warm.
 
 It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
-process group of its own and starts the ranks through torch's elastic launcher, again by fork. This process itself never
+process group of its own and starts the ranks by torch's elastic multiprocessing, again by fork. This process itself never
 touches a device and starts no thread, so what is forked from it is clean. `cold` runs go through plain torchrun instead.
 
 Talk is one JSON object a line: on stdin `{"run": folder}` or `{"cancel": true}`, on stdout `{"ready": ...}` once and
@@ -39,6 +39,8 @@ from bench.schema import COMMAND, RunSpec
 
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
 """Variables by which the launcher says what it changed in the environment (JSON, null: was not there), and where it was."""
+_POLL_SECONDS = 0.02
+"""How often the agent looks whether its ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -184,50 +186,47 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
         command = [*torchrun, *worker]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    from bench.train.worker import main as worker_main
-
-    try:
-        elastic_launch(launch_config(spec, folder), worker_main)(str(folder))
-    except ChildFailedError as error:
-        failures = sorted(error.failures.items())
-        exits = [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in failures]
-        files.RANK_EXITS.write(folder, exits)
+    if failures := train(spec, folder):
+        files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
 
 
-def launch_config(spec: RunSpec, folder: Path) -> Any:
-    """Return how torch's agent starts the ranks of this node: by fork, no restarts.
+def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
+    """Fork the ranks and wait for them; return those that failed, each with its exit code.
 
-    Left to itself, the configuration asks CUDA for its devices; after that, CUDA works in no process that is forked from
-    the one that asked. So it is told that there are none.
+    It is what torchrun does on each node, without what makes several nodes meet: the rendezvous of torch's agent waits up to
+    0.3 s at random before it begins, and keeps threads that ask a store all the time.
     """
-    import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    available, torch.cuda.is_available = torch.cuda.is_available, lambda: False
-    try:
-        return LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=spec.devices_per_node,
-            run_id=folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint=str(
-                folder / files.SCRATCH / "rendezvous"
-            ),  # files, so that no port is open to other machines
-            rdzv_configs={"store_type": "file"},
-            local_addr="127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
-            max_restarts=0,
-            monitor_interval=0.05,
-            start_method="fork",
-        )
-    finally:
-        torch.cuda.is_available = available
+    ranks = range(spec.devices_per_node)
+    size = str(spec.devices_per_node)
+    context = start_processes(
+        name="rank",
+        entrypoint=_rank,
+        args={rank: (str(folder),) for rank in ranks},
+        envs={
+            rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            for rank in ranks
+        },
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
+        start_method="fork",
+    )
+    ended = context.wait(period=_POLL_SECONDS)
+    failures = ended.failures if ended is not None else {}
+    return [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in sorted(failures.items())]
+
+
+def _rank(folder: str) -> None:
+    """Be a rank, in a session of its own as torchrun's are.
+
+    Where the kernel shares processors between sessions first (autogroup), ranks in one session would get the share of one
+    process between them as soon as anything else runs.
+    """
+    os.setsid()
+    from bench.train.worker import main as worker_main
+
+    worker_main(folder)
 
 
 def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
@@ -251,9 +250,11 @@ def execute(node: Node, folder: Path) -> bool:
     process.start()
     how = _wait(node, process, spec.timeout_seconds)
     if how == "timeout":
-        _signal_group(process, signal.SIGUSR1)  # ranks print where they are
+        for stray in _descendants(node):
+            with suppress(psutil.NoSuchProcess):
+                stray.send_signal(signal.SIGUSR1)  # ranks print where they are
         time.sleep(0.5)
-    _signal_group(process, signal.SIGKILL)  # nothing of the run is left, however it ended
+    _kill_group(process)  # nothing of the run is left, however it ended
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
@@ -288,18 +289,23 @@ def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["
             return "cancelled"
 
 
-def _signal_group(process: BaseProcess, number: int) -> None:
+def _kill_group(process: BaseProcess) -> None:
     try:
-        os.killpg(process.pid or 0, number)
+        os.killpg(process.pid or 0, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        if number == signal.SIGKILL and process.is_alive():  # it had not come to lead a group yet
+        if process.is_alive():  # it had not come to lead a group yet
             process.kill()
 
 
-def _kill_strays(node: Node) -> None:
-    """End what had left the group of the run: torchrun gives each rank of a cold run a session of its own."""
+def _descendants(node: Node) -> list[psutil.Process]:
+    """Return the processes of the run, those that have left its group too."""
     kept = node.sidecar.pid if node.sidecar is not None else None
-    strays = [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+    return [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
+
+
+def _kill_strays(node: Node) -> None:
+    """End what had left the group of the run: each rank has a session of its own."""
+    strays = _descendants(node)
     for child in strays:
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -311,6 +317,7 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"pid": os.getpid()}
     if workloads:
         import torch
+        import torch.distributed.elastic.multiprocessing
 
         import bench.train.worker  # noqa: F401
 

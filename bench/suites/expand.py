@@ -16,6 +16,7 @@ from bench.figures.metrics import parameters
 from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy, why_not_shared
 from bench.suites import needs
 from bench.suites.load import FIELDS, SuiteError, for_device_type, messages
+from bench.suites.publish import publishable
 
 MAX_RUNS = 10_000
 
@@ -53,8 +54,14 @@ class Expansion:
         return needs.Givers(self.runs)
 
 
-def expand(suite: Suite, machine: Machine) -> Expansion:
-    """Multiply a suite out for a machine. Raises SuiteError with all mistakes; asks nothing of the hardware."""
+def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansion:
+    """Multiply a suite out for a machine. Raises SuiteError with all mistakes; asks nothing of the hardware.
+
+    With `publish` short windows, warm-ups and repeats are raised to the floors of `bench.suites.publish`. Configurations
+    that become equal by this are one.
+    """
+    if publish:
+        suite = publishable(suite)
     given = suite.matrix.get("device_type", [suite.defaults.get("device_type", machine.device_type)])
     mistakes: list[str] = []
     notes: list[str] = []
@@ -76,6 +83,8 @@ def expand(suite: Suite, machine: Machine) -> Expansion:
         raise SuiteError(
             [f"suite {suite.name!r} has no runs on this machine: the matrix and include are empty or all excluded"]
         )
+    if publish:
+        specs = {spec.config_id: spec for spec in map(publishable, specs.values())}
     if len(specs) * suite.repeats > MAX_RUNS:
         raise SuiteError(
             [f"{len(specs)} configurations × {suite.repeats} repeats; at most {MAX_RUNS} runs are allowed"]

@@ -1,105 +1,117 @@
-"""YAML, read safely: size, depth and aliases are limited, duplicate keys refused, and only true/false are booleans.
+"""YAML 1.2 files, read with limits on size, depth and aliases, and written.
 
-PyYAML follows YAML 1.1, where `on`, `no` and `yes` are booleans and `1e-3` is text. Suites use `on` as a key and `NO` as
-a country, so the core schema of YAML 1.2 is put in its place.
+Values are plain Python: text, whole numbers and floats in decimal, true/false, null, lists, and mappings with text keys.
+Dates, `.nan`, `.inf`, `0o7` and `1_000` stay text, so a field that needs a number refuses them.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_NODES = 50_000
 MAX_ALIASES = 50
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 class YamlError(Exception):
-    """The text is not acceptable; the message says what and in which line."""
+    """The text is refused; the message gives the reason and, where known, the line."""
 
 
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own protocol: a table by first character
+class _Composer(Composer):
+    """Builds nodes and counts them. An alias counts as many nodes as the value it stands for."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = self._nodes = self._aliases = 0
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.warn_double_anchors = False
+        self._levels = self._nodes = self._aliases = 0
         self._sizes: dict[str, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.parser.peek_event()
+        line, alias = event.start_mark.line + 1, isinstance(event, AliasEvent)
+        before = self._nodes
         self._nodes += 1
-        self._depth += 1
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
-            self._aliases += 1
-        for value, limit, what in (
-            (self._depth, MAX_DEPTH, "nested more than"),
-            (self._nodes, MAX_NODES, "has more nodes than"),
-            (self._aliases, MAX_ALIASES, "uses more aliases than"),
+        self._levels += 1
+        self._aliases += alias
+        for count, limit, what in (
+            (self._levels, MAX_DEPTH, "is nested more than {} levels deep"),
+            (self._nodes, MAX_NODES, "has more than {} nodes"),
+            (self._aliases, MAX_ALIASES, "uses more than {} aliases"),
         ):
-            if value > limit:
-                raise YamlError(f"line {mark.line + 1}: the file {what} {limit}")
-        before, event = self._nodes, self.peek_event()  # type: ignore[no-untyped-call]
+            if count > limit:
+                raise YamlError(f"line {line}: the text {what.format(limit)}")
         node = super().compose_node(parent, index)
-        if isinstance(event, yaml.AliasEvent):
-            self._nodes += self._sizes.get(event.anchor or "", 0)  # what it stands for counts again
+        self._levels -= 1
+        if alias and event.anchor not in self._sizes:
+            raise YamlError(f"line {line}: the alias {event.anchor!r} stands inside the value that it repeats")
+        if alias:
+            self._nodes += self._sizes[event.anchor]
         elif event.anchor is not None:
-            self._sizes[event.anchor] = self._nodes - before + 1
-        self._depth -= 1
+            self._sizes[event.anchor] = self._nodes - before
         return node
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise YamlError(f"line {line}: a key must be text, not {key!r}")
-            if key in seen:
-                raise YamlError(f"line {line}: the key {key!r} stands twice")
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep=deep))
+
+class _Constructor(SafeConstructor):
+    """Makes values of nodes: no tags but those of the core schema, and keys that are text and occur once."""
+
+    yaml_constructors = {  # noqa: RUF012  the library's own protocol
+        tag: construct
+        for tag, construct in SafeConstructor.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
+    }
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Leave `<<` a key like any other: YAML 1.2 has no merge keys."""
+
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise YamlError(f"line {line}: a key must be text, not {key!r}")
+        if key in mapping:
+            raise YamlError(f"line {line}: the key {key!r} stands twice")
+        return True
+
+    def number(self, node: Any) -> int | float | str:
+        """Return a decimal number; any other way to write one is text."""
+        text: str = self.construct_scalar(node)
+        return int(text) if _WHOLE.fullmatch(text) else float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _decimal(loader: _Loader, node: Any) -> int:
-    return int(loader.construct_scalar(node), 10)  # YAML 1.1 would read 010 as 8
+for _name in ("int", "float", "timestamp", "merge", "value"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_name}", _Constructor.number)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
-
-
-def _core_schema() -> None:
-    tags = (
-        ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
-        ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", "-+0123456789"),
-        ("tag:yaml.org,2002:float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    )
-    for tag, pattern, first in tags:
-        _Loader.add_implicit_resolver(
-            tag, re.compile(rf"^(?:{pattern})$"), list(first) + ([""] if "null" in tag else [])
-        )
-
-
-_core_schema()
+def _yaml() -> Any:
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Composer, yaml.Constructor = _Composer, _Constructor
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    return yaml
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML text. Raises YamlError with the line for anything that is refused."""
+    """Return the value of a YAML text. Raises YamlError, with the line, for text that is refused."""
     if len(text.encode()) > MAX_BYTES:
         raise YamlError(f"the text has more than {MAX_BYTES} bytes")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader with limits
-    except yaml.MarkedYAMLError as error:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise YamlError(f"{where}not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"not YAML: {str(error).splitlines()[0]}") from error
+        raise YamlError(f"{where}not YAML: {(error.problem or error.context or '')[:200]}") from error
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:
+        raise YamlError(f"not YAML: {str(error).splitlines()[0][:200]}") from error
 
 
 def read(path: Path) -> Any:
@@ -115,3 +127,10 @@ def read(path: Path) -> Any:
         raise YamlError(f"not UTF-8 text: byte {error.start}") from error
     except OSError as error:
         raise YamlError(f"cannot be read: {error.strerror}") from error
+
+
+def write(value: Any) -> str:
+    """Return a value of plain Python types as YAML text, its keys in their order."""
+    text = io.StringIO()
+    _yaml().dump(value, text)
+    return text.getvalue()

@@ -1,9 +1,9 @@
 """The largest batch that fits into the memory of a device, found before the training that uses it.
 
-The trials have a training of their own, eager, which is thrown away: the one that is measured begins with the same weights as
-if nothing had been tried. How it is found depends on what a failure would do. A GPU says when its memory is full; where a
-forward pass waits for no other rank, sizes are tried until it does. Elsewhere (sharded models, whose ranks would wait for the
-one that failed, and CPUs, where the kernel ends the process) the peaks of a few small sizes are extended in a straight line.
+The trials use an eager training of their own, which is discarded: the measured training starts from the same weights as
+without trials. The method depends on the consequence of a failure. A GPU reports when its memory is full; where a forward
+pass waits for no other rank, sizes are tried until that happens. Elsewhere the peaks of a few small sizes are extrapolated
+linearly: sharded models, whose ranks would wait for the failed one, and CPUs, where the kernel would kill the process.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from bench.train.trainer import Trainer, agree, build, synchronize
 from bench.workloads.base import first_samples
 
 TRIAL_SECONDS = 4.0
-"""How long the trials of a CPU go on to larger sizes."""
+"""Time limit of the trials on a CPU, in seconds."""
 _VISIBLE_BYTES = 1 << 22
-"""Growth of the peak that is not taken for noise."""
+"""Growth of the peak in bytes that counts as more than noise."""
 _CPU_SHARE, _GPU_SHARE = 0.8, 0.92
-"""Shares of the free memory that are filled by default, where the line and not the device says what fits."""
+"""Shares of the free memory that are filled by default."""
 
 
 def limit_memory(spec: RunSpec, device: torch.device) -> None:
-    """Let torch refuse to take more of a GPU than `memory_limit_bytes`."""
+    """Make torch refuse to allocate more than `memory_limit_bytes` on a GPU."""
     if spec.memory_limit_bytes is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_limit_bytes / total), device)
 
 
 def _limit(spec: RunSpec, device: torch.device) -> float:
-    """Bytes that a rank may take."""
+    """Return the bytes that a rank may allocate."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return float(min(spec.memory_limit_bytes or free, _GPU_SHARE * free))
@@ -49,7 +49,7 @@ def _limit(spec: RunSpec, device: torch.device) -> float:
 
 
 class _Trials:
-    """A training whose batches are of any size, made of the first samples of the data."""
+    """A training with batches of any size, built from the first samples of the data."""
 
     def __init__(self, spec: RunSpec, device: torch.device, needed: Path | None) -> None:
         small = {"batch_size_per_device": 1, "gradient_accumulation_steps": min(2, spec.gradient_accumulation_steps)}
@@ -57,7 +57,7 @@ class _Trials:
         self.device, self.tried = device, 0
 
     def step(self, size: int) -> float:
-        """Make a whole step of this size; return its seconds. All ranks call it."""
+        """Run one whole step of this size; return its seconds. All ranks call it."""
         batch = first_samples(self.trainer.parts.workload.train, size)
         self.trainer.batches = itertools.repeat(tuple(tensor.to(self.device) for tensor in batch))
         self.tried += 1
@@ -68,7 +68,7 @@ class _Trials:
         return seconds
 
     def fits(self, size: int) -> bool:
-        """Whether a forward and backward pass of this size fits into the memory of every GPU; gradients stay apart."""
+        """Whether a forward and backward pass of this size fits into the memory of every GPU; gradients are not reduced."""
         parallel, fits = self.trainer.parallel, True
         exchange = parallel.exchange
         parallel.exchange = lambda *, now: exchange(now=False)  # type: ignore[method-assign]
@@ -92,9 +92,9 @@ class _Trials:
 
 
 def find_batch(spec: RunSpec, device: torch.device, needed: Path | None) -> tuple[int, dict[str, Scalar]]:
-    """Return the largest micro-batch that fits, the same on all ranks, and notes on how it was found.
+    """Return the largest micro-batch that fits, equal on all ranks, and notes on the search.
 
-    Raises MemoryError where not even one sample fits. All ranks call it.
+    Raises MemoryError if not even one sample fits. All ranks call it.
     """
     if spec.parallelism.name == "pp":
         raise Unsupported("batch_size_per_device: max is not looked for where the batch is cut up for a pipeline")
@@ -102,12 +102,12 @@ def find_batch(spec: RunSpec, device: torch.device, needed: Path | None) -> tupl
         raise Unsupported(f"batch_size_per_device: max is found by eager steps; {spec.compile.name} takes more memory")
     limit, before = agree(_limit(spec, device), device, dist.ReduceOp.MIN), reset_peak_memory(device)
     trials = _Trials(spec, device, needed)
-    trials.step(1)  # makes the state of the optimizer, and the buffers of collectives
+    trials.step(1)  # allocates the optimizer state and the buffers of collectives
     tried = device.type == "cuda" and trials.trainer.parallel.apart
     if tried:
         size = search(trials.fits, spec.batch_size_cap)
         if size < spec.batch_size_cap:
-            size = max(1, size - max(1, size // 32))  # room for what lies scattered in a longer training
+            size = max(1, size - max(1, size // 32))  # headroom for fragmentation in a longer training
         trials.step(size)
     else:
         size = _extended(trials, spec, limit, before)
@@ -142,7 +142,7 @@ def search(fits: Callable[[int], bool], cap: int) -> int:
 
 
 def _extended(trials: _Trials, spec: RunSpec, limit: float, before: int) -> int:
-    """Extend the line through the peaks of the two largest of some small sizes to the limit."""
+    """Extrapolate the peaks of a few small sizes to the limit."""
     device, points, spent = trials.device, [], 0.0
     for size in (2**k for k in range(20)):
         if size > spec.batch_size_cap:
@@ -151,23 +151,21 @@ def _extended(trials: _Trials, spec: RunSpec, limit: float, before: int) -> int:
         seconds = [trials.step(size) for _ in range(2)]
         spent += sum(seconds)
         points.append((size, agree(peak_memory(device, before), device)))
-        # The next step takes twice as long and at most twice the memory; all ranks must decide alike.
+        # The next step takes twice as long and at most twice the memory. All ranks must decide alike.
         if agree(spent + 4 * median(seconds), device) > TRIAL_SECONDS or 2 * points[-1][1] > limit:
             break
     return line(points, limit, spec.batch_size_cap)
 
 
 def line(points: list[tuple[int, float]], limit: float, cap: int) -> int:
-    """Return the size at which the line through the last two peaks meets the limit, at most `cap`.
+    """Return the size at which the line through the last two distinct peaks reaches the limit, at most `cap`.
 
-    `points` are sizes and peaks in bytes, in order. Raises MemoryError where the least is above the limit.
+    `points` are pairs of size and peak in bytes, in order. Raises MemoryError if the smallest exceeds the limit.
     """
     first, last = points[0], points[-1]
     if first[1] > limit:
-        raise MemoryError(
-            f"a batch of {first[0]} takes {first[1] / 1e9:.3g} GB of the {limit / 1e9:.3g} GB that are allowed"
-        )
-    # The nearest smaller size from which on growth is to be seen.
+        raise MemoryError(f"a batch of {first[0]} needs {first[1] / 1e9:.3g} GB; {limit / 1e9:.3g} GB are available")
+    # The nearest smaller size whose peak is visibly lower.
     grown = [point for point in points[:-1] if last[1] - point[1] >= _VISIBLE_BYTES]
     if not grown:
         return cap

@@ -1,8 +1,8 @@
-"""How much memory a training will take on one rank, before it runs: counted on tensors that have a shape and no data.
+"""Estimated memory of a training on one rank, before it runs.
 
-The forward and backward pass of one micro-batch is played with torch's fake tensors, which compute nothing, and every storage
-is counted from the operation that makes it to its end. So recomputation, frozen weights and casts of autocast are in it.
-Not in it: the CUDA context, buffers of NCCL, what the allocator wastes, and what compile saves by fusing.
+The forward and backward pass of one micro-batch runs on torch's fake tensors, which have a shape and no data. Every storage
+is counted from its allocation to its release, so recomputation, frozen weights and autocast's casts are included. Not
+included: the CUDA context, NCCL buffers, fragmentation of the allocator, and what compile saves by fusion.
 """
 
 from __future__ import annotations
@@ -12,35 +12,40 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench import registry
 from bench.schema import RunSpec
-
-if TYPE_CHECKING:
-    import torch
-
-    from bench.strategies.parts import Parts
+from bench.strategies.memory import is_weight, put_around
+from bench.strategies.parts import Parts
+from bench.strategies.precision import Precision, store_in_bf16
 
 _CASTS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""Type of autocast by precision. The 8-bit casts of fp8 are not counted apart."""
+"""Autocast type by precision. The 8-bit casts of fp8 are not counted separately."""
 _STATES = {"sgd": 1, "adagrad": 1, "adam": 2, "adamw": 2, "adamw8bit": 2}
-"""Tensors of the shape of a parameter that an optimizer keeps."""
+"""Number of tensors per parameter in the optimizer state."""
 _UNKNOWN = {"pruning": "none", "quantization": "none", "distillation": "none"}
-"""Axes that change what is in memory by more than shapes tell: with another value there is no estimate."""
+"""Axes whose effect on memory does not follow from shapes: any other value has no estimate."""
 _SHARDED = ("fsdp2", "hsdp", "fsdp_tp")
 
 
 class Unknown(Exception):
-    """There is no estimate for this configuration; the message says why."""
+    """This configuration has no estimate; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one rank. `peak` is the greatest sum over a step; its parts are not all there at the same time.
+    """Bytes of one rank. `peak` is the maximum over a step; its parts are not all allocated at the same time.
 
-    `activations` are what is held between the forward and the backward pass. `exchange` are buffers of collectives: those
-    in which gradients travel (ddp), or the whole weights of the blocks at work (fsdp2).
+    `activations` are saved for the backward pass. `exchange` are the buffers of collectives: gradient buckets (ddp), or
+    the gathered weights of the active blocks (fsdp2).
     """
 
     weights: int
@@ -53,7 +58,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class _Shares:
-    """Which share of each part a rank holds."""
+    """Share of each part that a rank holds."""
 
     weights: float = 1.0
     gradients: float = 1.0
@@ -69,15 +74,15 @@ def _shares(spec: RunSpec) -> _Shares:
     if name in _SHARDED:
         share = 0.0 if options.get("offload") else 1 / int(options.get("shard", 2) if name == "hsdp" else ranks)
         return _Shares(share, share, share)
-    if name in ("tp", "pp"):  # of a pipeline a rank sees its own layers alone
+    if name in ("tp", "pp"):  # a pipeline stage holds its own layers only
         return _Shares(1 / cut, 1 / cut, 1 / cut, 1 / cut if name == "pp" else 1.0)
     if name in ("single", "ddp", "cp"):
-        return _Shares(activations=1 / cut)  # cp cuts the sequences
-    raise Unknown(f"what a rank holds with parallelism {name} is not known")
+        return _Shares(activations=1 / cut)  # cp splits the sequences
+    raise Unknown(f"the memory of a rank with parallelism {name} is not known")
 
 
 class _Live:
-    """Bytes of the storages that are alive, and their greatest sum with `held`, which is counted by hand."""
+    """Bytes of the live storages, and the peak of their sum with `held`, which is counted by hand."""
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
         self.sizes: dict[int, int] = {}
@@ -102,11 +107,7 @@ class _Live:
         self.now -= self.sizes.pop(key)
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Context in which the results of all operations are counted."""
-        import torch
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils._pytree import tree_leaves
-
+        """Return a context that counts the results of all operations."""
         live = self
 
         class Watch(TorchDispatchMode):  # type: ignore[misc]  # torch's types are not read
@@ -126,7 +127,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def optimizer_bytes(spec: RunSpec, parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes of the state of the optimizer of these parameters, before it is sharded."""
+    """Return the bytes of the unsharded optimizer state of these parameters."""
     name, options = spec.optimizer.name, spec.optimizer.options
     if name not in _STATES:
         raise Unknown(f"the state of optimizer {name} is not known")
@@ -141,11 +142,7 @@ def optimizer_bytes(spec: RunSpec, parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _forgotten(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a forward pass whose saved activations are elsewhere (memory offload)."""
-    import torch
-    from torch.autograd.graph import saved_tensors_hooks
-
-    from bench.strategies.memory import is_weight
+    """Run a forward pass whose saved activations are offloaded."""
 
     def away(tensor: torch.Tensor) -> Any:
         return tensor if is_weight(tensor) else (tensor.shape, tensor.dtype)
@@ -158,13 +155,7 @@ def _forgotten(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _build(spec: RunSpec) -> Parts:
-    """Put the parts together as a training would, as far as they change what is in memory."""
-    import torch
-
-    from bench.strategies.memory import put_around
-    from bench.strategies.parts import Parts
-    from bench.strategies.precision import Precision, store_in_bf16
-
+    """Assemble the parts of a training as far as they affect memory."""
     for axis, none in _UNKNOWN.items():
         if getattr(spec, axis).name != none:
             raise Unknown(f"{axis} {getattr(spec, axis).name} is not counted")
@@ -184,10 +175,12 @@ def _build(spec: RunSpec) -> Parts:
 
 
 def estimate(spec: RunSpec) -> Footprint:
-    """Estimate what a rank of a run holds in memory. Raises Unknown where that is not known; computes nothing."""
+    """Estimate the memory of one rank of a run. Raises Unknown if that is not possible; computes nothing."""
     if not isinstance(spec.batch_size_per_device, int):
-        raise Unknown("the batch is to be found" if spec.batch_size_per_device else "the batch is not known")
-    # What does not change the memory of a rank is not asked for twice.
+        raise Unknown(
+            "the batch size is found at run time" if spec.batch_size_per_device else "the batch size is not known"
+        )
+    # Fields that do not affect memory share one cached estimate.
     same = {"seed": 0, "repeat": 0, "ladder": None, "measure_seconds": 1.0, "measure_steps": None, "target": None}
     ranks = {"num_nodes": 1, "devices_per_node": 1} if spec.parallelism.name in ("single", "ddp") else {}
     plain = spec.changed(**same, **ranks, warmup_steps=1, timeout_seconds=1.0, saves=None)
@@ -196,24 +189,20 @@ def estimate(spec: RunSpec) -> Footprint:
 
 @cache
 def _estimate(text: str) -> Footprint:
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     spec = RunSpec.model_validate_json(text)
-    with _plain_sums(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _same_random_state(), FakeTensorMode(allow_non_fake_inputs=True):
         return _played(spec)
 
 
 @contextmanager
-def _plain_sums() -> Iterator[None]:
-    """Leave the random state of the process as it is."""
-    import torch
-
+def _same_random_state() -> Iterator[None]:
+    """Preserve the random state of the process."""
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 def _played(spec: RunSpec) -> Footprint:
-    import torch
 
     parts, shares = _build(spec), _shares(spec)
     parameters = list(parts.model.parameters())
@@ -247,23 +236,21 @@ def _played(spec: RunSpec) -> Footprint:
 
 
 def _exchange(spec: RunSpec, parts: Parts, trained: list[torch.Tensor]) -> int:
-    """Bytes of buffers of collectives that stay, or come back, through a step."""
+    """Return the bytes of communication buffers that are allocated during a step."""
     if spec.parallelism.name in ("ddp", "zero1"):
-        return _bytes(trained)  # buckets of gradients, beside the gradients
+        return _bytes(trained)  # gradient buckets, in addition to the gradients
     if spec.parallelism.name in _SHARDED:
         blocks = sorted((_bytes(block.parameters()) for block in parts.blocks), reverse=True)
         outside = _bytes(parts.model.parameters()) - sum(blocks)
         if not spec.parallelism.options.get("reshard", True):
             return outside + sum(blocks) + sum(blocks[:1])
-        # The weights of the block at work and of the next, the gradients of one, and what is in no block.
+        # Weights of the active block and the next, gradients of one, and parameters outside all blocks.
         return outside + sum(blocks[:2]) + sum(blocks[:1])
     return 0
 
 
 def _attention(spec: RunSpec) -> AbstractContextManager[Any]:
-    """Let attention be the kernel that holds the square of the sequence only where that was asked for."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
+    """Select the attention kernel that stores the full score matrix only for `attention: math`."""
     if spec.attention.name != "math":
         return nullcontext()
     plain: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
@@ -271,8 +258,8 @@ def _attention(spec: RunSpec) -> AbstractContextManager[Any]:
 
 
 def peak_bytes(spec: RunSpec) -> int | None:
-    """Return the estimated peak of a rank in bytes; None where there is none, whatever the reason."""
+    """Return the estimated peak of a rank in bytes; None without an estimate, for whatever reason."""
     try:
         return estimate(spec).peak
-    except Exception:  # noqa: BLE001  an estimate is no reason for anything else to fail
+    except Exception:  # noqa: BLE001  a failed estimate must not fail the run
         return None

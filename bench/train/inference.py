@@ -1,4 +1,4 @@
-"""The trained model in use: the form in which it would be served, its quality, its size and its forward passes alone."""
+"""The trained model in use: quality, size and forward passes of the form in which it would be served."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ from bench.train.trainer import Trainer, agree, synchronize
 _WARMUP_PASSES = 3
 _WARMUP_SHARE = 0.1
 _BATCHES = 4
-"""Batches that are on the device before the passes are timed, and go through the model in turn."""
+"""Batches that are moved to the device before the passes are timed, and used in rotation."""
 
 
 def asked(parts: Parts) -> bool:
-    """Whether anything is to be found out about the served form: speed, or what compressing has done to it."""
+    """Whether the served form is measured: its speed on request, its quality after compression."""
     compressed = bool(parts.serve) or parts.spec.pruning.name != "none" or parts.spec.distillation.name != "none"
     return parts.spec.inference_seconds > 0 or compressed
 
 
 def _whole(parts: Parts) -> bool:
-    """Whether this rank has a whole copy of the model."""
+    """Whether this rank holds a whole copy of the model."""
     sharded = any(isinstance(parameter, DTensor) for parameter in parts.model.parameters())
     return not sharded and parts.spec.parallelism.name not in SHARED_COPY
 
 
 def measure(trainer: Trainer) -> Inference | None:
-    """Turn the trained model into its served form and measure that; None where nothing was asked, or no rank has all of it.
+    """Convert the trained model to its served form and measure that; None if not requested or no rank holds all of it.
 
-    All ranks call it, each serves a copy of its own. One rank alone trains no more afterwards: its model is changed in
-    place. Weights of 32 bits compute as they did in the training (autocast), others in their own format.
+    All ranks call it, each serves a copy of its own. With one rank the model is changed in place, and is not trained
+    afterwards. Weights of 32 bits compute as in the training (autocast), others in their own format.
     """
     parts = trainer.parts
     if not asked(parts):
         return None
     if not _whole(parts):
-        parts.notes["inference"] = f"left out: with parallelism {parts.spec.parallelism.name} no rank has a whole model"
+        parts.notes["inference"] = (
+            f"not measured: with parallelism {parts.spec.parallelism.name} no rank holds the whole model"
+        )
         return None
     trainer.optimizer.zero_grad(set_to_none=True)
     trained = parts.model
@@ -69,7 +71,7 @@ def measure(trainer: Trainer) -> Inference | None:
 
 
 def _served(parts: Parts, model: torch.nn.Module) -> torch.nn.Module:
-    """Return the served form, compiled if the training was: kernels of quantised weights are fast only then."""
+    """Return the served form, compiled if the training was: kernels of quantised weights need it to be fast."""
     model.eval()
     for serve in parts.serve:
         model = serve(model)
@@ -84,7 +86,7 @@ def _context(parts: Parts) -> AbstractContextManager[Any]:
 
 
 def _passes(trainer: Trainer, context: AbstractContextManager[Any]) -> dict[str, Any]:
-    """Time forward passes of batches that lie on the device for `inference_seconds`, without waiting in between."""
+    """Time forward passes over batches on the device for `inference_seconds`, without synchronising in between."""
     parts, device = trainer.parts, trainer.device
     seconds = parts.spec.inference_seconds
     batches = list(islice(trainer.batches, _BATCHES))
@@ -110,29 +112,29 @@ def _passes(trainer: Trainer, context: AbstractContextManager[Any]) -> dict[str,
 
 
 class _Counter:
-    """A file that keeps nothing but its length."""
+    """A file object that only counts bytes."""
 
     def __init__(self) -> None:
         self.length = 0
 
     def write(self, data: bytes) -> int:
-        """Count what would be written."""
+        """Count the bytes instead of writing them."""
         self.length += len(data)
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
 
 def model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the weights as `torch.save` writes them; tied weights once, zeros like any other number."""
+    """Return the bytes of the weights as `torch.save` writes them; tied weights count once, zeros like other numbers."""
     counter = _Counter()
     torch.save(model.state_dict(), counter)
     return counter.length
 
 
 def zeros_share(model: torch.nn.Module) -> float:
-    """Share of the elements of matrices and convolutions (biases and norms left out) that are 0."""
+    """Return the share of zeros among the elements of matrices and convolutions, without biases and norms."""
     zeros = total = 0
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -143,7 +145,7 @@ def zeros_share(model: torch.nn.Module) -> float:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a compressed tensor as floats."""
+    """Return a compressed tensor as a dense floating-point one."""
     kind = type(tensor)
     if kind.dequantize is not torch.Tensor.dequantize:
         return tensor.dequantize()

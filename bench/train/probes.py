@@ -1,4 +1,4 @@
-"""What a rank finds out about itself outside the window: its device's speed, its memory, its share of communication."""
+"""Probes of a rank outside the window: speed of its device, memory, and share of communication."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from bench.train.trainer import Clock, Trainer, synchronize
 
@@ -19,7 +21,7 @@ PROFILED_STEPS = 3
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left."""
+    """Whether an error reports that memory ran out."""
     no_memory = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in no_memory)
 
@@ -27,8 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
     """Speeds in FLOP/s of equal square matrix products, for about 0.15 s; empty where they do not fit into memory.
 
-    The greatest is what plain products reach on this device; made before and after the training, they tell whether the
-    machine itself changed its speed.
+    The maximum is the speed that plain products reach on this device. Probes before and after the training show whether
+    the machine itself changed its speed.
     """
     size = 8192 if device.type == "cuda" else 768
     speeds: list[float] = []
@@ -50,14 +52,14 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        speeds = []  # no room for the probe: the training goes on without
+        speeds = []  # no room for the probe: the training continues without it
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return speeds
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
-    """Return what multiplies two matrices into memory that is there already; 8-bit floats give bfloat16."""
+    """Return a function that multiplies two matrices into allocated memory; 8-bit floats give bfloat16."""
     if a.dtype != torch.float8_e4m3fn:
         out = torch.empty_like(a)
         return lambda: torch.mm(a, b, out=out)
@@ -66,28 +68,28 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
 
 
 def quartiles_apart(speeds: list[float]) -> float:
-    """Return the distance of the quartiles over the median."""
+    """Return the interquartile range divided by the median."""
     low, _, high = quantiles(speeds, n=4, method="inclusive")
     return (high - low) / median(speeds)
 
 
 def reset_peak_memory(device: torch.device) -> int:
-    """Start the peak of memory anew; return the bytes that are in use now and are not of the training."""
+    """Reset the peak of memory; return the bytes in use now that do not belong to the training."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return 0
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set becomes its present size
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident set to its current size
     except OSError:
-        return 0  # not Linux, or a sandbox: then the peak is that of the whole process
+        return 0  # not Linux, or a sandbox: the peak is then that of the whole process
     return _memory("RssAnon")
 
 
 def peak_memory(device: torch.device, before: int) -> int:
-    """Greatest memory in bytes since the reset: allocated on the GPU, or what the process itself has grown by.
+    """Return the peak memory in bytes since the reset: allocated on the GPU, or growth of the process on a CPU.
 
-    The kernel keeps the peak of the whole resident set; pages of files (libraries, which a forked rank maps anew) are
-    taken off as they are now.
+    The kernel reports the peak of the whole resident set. File pages (libraries, which a forked rank maps again) are
+    subtracted at their current size.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -95,7 +97,7 @@ def peak_memory(device: torch.device, before: int) -> int:
 
 
 def _memory(name: str) -> int:
-    """Return a figure of /proc/self/status in bytes; without it the peak of the process, or 0 for its parts."""
+    """Return a field of /proc/self/status in bytes; without that file the peak of the process, or 0 for other fields."""
     try:
         return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
     except (OSError, IndexError):
@@ -103,7 +105,7 @@ def _memory(name: str) -> int:
 
 
 class Shares(NamedTuple):
-    """Shares of the time of some steps: see `bench.record.Rank`."""
+    """Shares of the time of the profiled steps: see `bench.record.Rank`."""
 
     communication: float
     exposed: float
@@ -114,7 +116,7 @@ Interval = tuple[float, float]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Join intervals that overlap; returned in order."""
+    """Merge overlapping intervals; the result is sorted."""
     out: list[Interval] = []
     for start, end in sorted(intervals):
         if out and start <= out[-1][1]:
@@ -129,17 +131,14 @@ def _length(intervals: Iterable[Interval]) -> float:
 
 
 def communication_shares(trainer: Trainer) -> Shares | None:
-    """Profile a few more steps; None for one rank. All ranks call it, and the training goes on a little by it.
+    """Profile a few more training steps; None for one rank. All ranks call it.
 
-    On a GPU the kernels of NCCL and the others are told apart; on a CPU the work of gloo's threads (sends and receives from
-    their start to their end) and the operations of this rank's, without what they contain of starting a collective and
-    waiting for one. Gloo makes a reduce-scatter of an all-reduce.
+    On a GPU, NCCL kernels count as communication and all others as computation. On a CPU, communication is the work of
+    gloo's threads (sends and receives from start to end); computation is this rank's operations, less the time in which
+    they start a collective or wait for one. Gloo implements reduce-scatter by all-reduce.
     """
     if torch.distributed.get_world_size() < 2:
         return None
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
     gpu = trainer.device.type == "cuda"
     synchronize(trainer.device)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
@@ -153,14 +152,14 @@ def communication_shares(trainer: Trainer) -> Shares | None:
     talking: list[Interval] = []
     computing: list[Interval] = []
     calls: list[Interval] = []
-    for event in profiler.events():
-        name, span = event.name.lower(), (event.time_range.start, event.time_range.end)
-        # Annotations span kernels on the GPU too; those of FSDP and DDP would hide what they wait for.
-        if gpu != (event.device_type == DeviceType.CUDA) or (gpu and event.is_user_annotation):
+    for event in _raw_events(profiler):
+        name, span = event.name().lower(), (event.start_ns() / 1e3, event.end_ns() / 1e3)
+        # Annotations span GPU kernels too; those of FSDP and DDP would hide the waiting inside them.
+        if gpu != (event.device_type() == DeviceType.CUDA) or (gpu and event.is_user_annotation()):
             continue
         if any(word in name for word in _COMMUNICATION):
-            # On a CPU the asynchronous event is the collective itself; the others are calls that start it or wait for it,
-            # also from within operations on tensors that are cut up.
+            # On a CPU the asynchronous event is the collective itself. The others are calls that start it or wait for it,
+            # some of them inside operations on sharded tensors.
             (talking if gpu or name.startswith("gloo:") else calls).append(span)
         elif gpu or name.startswith("aten::"):
             computing.append(span)
@@ -168,8 +167,14 @@ def communication_shares(trainer: Trainer) -> Shares | None:
     return shares(talking, without(computing, calls), total)
 
 
+def _raw_events(profiler: Any) -> Iterable[Any]:
+    """Return the raw events of Kineto: `profiler.events()` builds a tree of them first, which took 0.6 s of each run."""
+    events = profiler.profiler.kineto_results.events()
+    return (event for event in events if not getattr(event, "is_hidden_event", bool)())
+
+
 def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[Interval]:
-    """Return what of some intervals is in none of the others."""
+    """Return the parts of the intervals that lie in none of the others."""
     out: list[Interval] = []
     holes = union(others)
     for start, end in union(intervals):
@@ -184,7 +189,7 @@ def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[I
 
 
 def shares(talking: Iterable[Interval], computing: Iterable[Interval], total: float) -> Shares:
-    """Return the shares of `total` in which there was communication, nothing else but it, and computing."""
+    """Return the shares of `total` with communication, with communication alone, and with computation."""
     talk, compute = union(talking), union(computing)
     both = _length(talk) + _length(compute) - _length(union([*talk, *compute]))
     return Shares(_length(talk) / total, (_length(talk) - both) / total, _length(compute) / total)

@@ -1,4 +1,4 @@
-"""The training of one rank: put together from its strategies, warmed up, measured, validated."""
+"""The training of one rank: built from its strategies, warmed up, measured and validated."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from bench.workloads.base import Batch
 
 _CHANGES = ("finetune", "pruning", "quantization", "distillation", "attention", "memory")
-"""Axes whose strategies change the parts of a training, in the order in which they do."""
+"""Axes whose strategies change the parts of a training, in the order of application."""
 
 
 class InvalidResult(Exception):
-    """The training ran, but what it computed cannot be right."""
+    """The training ran, but its result cannot be right."""
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work, and until all ranks are here."""
+    """Wait until the device has finished all its work and all ranks have arrived."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     agree(0, device)
 
 
 def agree(value: float, device: torch.device, how: Any = dist.ReduceOp.MAX) -> float:
-    """Return the same number on all ranks: their greatest, or what `how` makes of them. Waits for all."""
+    """Return the same number on all ranks: their maximum, or their reduction by `how`. Blocks until all ranks call it."""
     shared = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(shared, op=how)
     return float(shared.item())
@@ -50,9 +50,9 @@ def agree(value: float, device: torch.device, how: Any = dist.ReduceOp.MAX) -> f
 
 @dataclass
 class Clock:
-    """Times of one rank: phases of the run, and the steps of the window without any synchronisation in between.
+    """Times of one rank: phases of the run, and the steps of the window, recorded without synchronising in between.
 
-    The window consists of stretches of steps; between two of them the training was validated.
+    The window consists of stretches of steps, which validations separate.
     """
 
     device: torch.device
@@ -61,7 +61,7 @@ class Clock:
     forwards: list[tuple[int, Any]] = field(default_factory=list)
 
     def phase(self, name: str, start_ns: int) -> int:
-        """Close a phase that began at `start_ns`; return the time now, where the next one begins."""
+        """Close a phase that began at `start_ns`; return the current time, at which the next one begins."""
         now = time.monotonic_ns()
         self.phases.append(Phase(name=name, start_ns=start_ns, end_ns=now))
         return now
@@ -78,11 +78,11 @@ class Clock:
         self.stretches.append([self._now()])
 
     def mark(self) -> None:
-        """Note the end of a step: host time, and on a GPU an event that is resolved after the window."""
+        """Mark the end of a step: host time, and on a GPU an event that is resolved after the window."""
         self.stretches[-1].append(self._now())
 
     def mark_forward(self) -> None:
-        """Note the end of the first forward pass of a step."""
+        """Mark the end of the first forward pass of a step."""
         self.forwards.append(self._now())
 
     def _between(self, pairs: Any) -> list[float]:
@@ -92,7 +92,7 @@ class Clock:
 
     @property
     def starts(self) -> list[tuple[int, Any]]:
-        """Begin of each measured step."""
+        """Start of each measured step."""
         return [mark for stretch in self.stretches for mark in stretch[:-1]]
 
     def step_seconds(self) -> list[float]:
@@ -106,7 +106,7 @@ class Clock:
 
 @dataclass
 class Trainer:
-    """Everything that one step of the optimizer needs, and what has come of the steps so far."""
+    """State of a training: everything that an optimizer step needs, and the results of the steps so far."""
 
     parts: Parts
     parallel: Parallelism
@@ -128,7 +128,7 @@ class Trainer:
 
     @property
     def spec(self) -> RunSpec:
-        """What was asked."""
+        """The run as specified."""
         return self.parts.spec
 
     @property
@@ -138,15 +138,15 @@ class Trainer:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that all ranks together train on in a step of the optimizer."""
+        """Samples per optimizer step, over all ranks."""
         copies: int = self.parallel.data_ranks
         return copies * self.batch_size * self.spec.gradient_accumulation_steps
 
     def _on_device(self) -> Iterator[Batch]:
         while True:
-            asked = time.monotonic_ns()
+            start = time.monotonic_ns()
             batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in next(self.source))
-            self.data_wait_ns += time.monotonic_ns() - asked
+            self.data_wait_ns += time.monotonic_ns() - start
             yield batch
 
     def step(self) -> None:
@@ -161,17 +161,17 @@ class Trainer:
             after(len(self.losses))
 
     def schedule(self, steps: int) -> None:
-        """Let the learning rate follow the schedule that was asked for, over so many more steps."""
-        chosen = self.spec.schedule
-        self.scheduler = registry.load("schedule", chosen.name)(self.optimizer, steps, **chosen.options)
+        """Make the learning rate follow the schedule of the run over the next `steps` steps."""
+        choice = self.spec.schedule
+        self.scheduler = registry.load("schedule", choice.name)(self.optimizer, steps, **choice.options)
 
     def mean_loss(self, step: int) -> float:
-        """Return the loss of a step over all ranks, which all call this."""
+        """Return the mean loss of a step over all ranks. All ranks call it."""
         ranks: int = self.parallel.loss_ranks
         return agree(float(self.losses[step]), self.device, dist.ReduceOp.SUM) / ranks
 
     def evaluate(self, context: AbstractContextManager[Any]) -> tuple[float, float] | None:
-        """Return loss and accuracy on held-out samples, the same on all ranks; None where none are asked for or there."""
+        """Return loss and accuracy on held-out samples, equal on all ranks; None without held-out samples."""
         sums, parts = torch.zeros(3, dtype=torch.float64, device=self.device), self.parts
         shares = self.parallel.data_rank, self.parallel.data_ranks
         with torch.no_grad(), _eagerly(self.spec):
@@ -180,34 +180,34 @@ class Trainer:
                 with context:
                     sums += torch.stack([part.double() for part in self.parallel.score(moved)])
         dist.all_reduce(sums)
-        loss, correct, asked = sums.tolist()
-        return (loss / asked, correct / asked) if asked else None
+        loss, correct, count = sums.tolist()
+        return (loss / count, correct / count) if count else None
 
     def validate(self) -> Quality | None:
-        """Measure quality so far; None where there are no held-out samples."""
+        """Record the quality reached so far; None without held-out samples."""
         parts = self.parts
         parts.model.eval()
-        reached = self.evaluate(parts.precision.context())
+        scores = self.evaluate(parts.precision.context())
         parts.model.train()
-        if reached is None:
+        if scores is None:
             return None
-        if not math.isfinite(reached[0]):
-            raise InvalidResult(f"the validation loss is {reached[0]} after {len(self.losses)} steps")
+        if not math.isfinite(scores[0]):
+            raise InvalidResult(f"the validation loss is {scores[0]} after {len(self.losses)} steps")
         now = time.monotonic_ns()
-        found = Quality(
+        quality = Quality(
             step=len(self.losses),
             read_ns=now,
             seconds=(now - self.began_ns - self.probed_ns) / 1e9,
             samples=looked_at(parts.workload, self.spec.validation.samples, self.parallel.data_ranks),
-            loss=reached[0],
-            accuracy=reached[1],
+            loss=scores[0],
+            accuracy=scores[1],
         )
-        self.quality.append(found)
-        return found
+        self.quality.append(quality)
+        return quality
 
 
 def _eagerly(spec: RunSpec) -> AbstractContextManager[Any]:
-    """Run what is compiled as it was written: other shapes and modes would be compiled anew in the middle of the window."""
+    """Run compiled code eagerly: validation's shapes and modes would trigger a compilation inside the window."""
     if spec.compile.name == "eager":
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -224,7 +224,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
         model = workload.build()
     model.train()
     parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))
-    if needed is not None and spec.distillation.name == "none":  # there it is the teacher
+    if needed is not None and spec.distillation.name == "none":  # with distillation the needed run is the teacher
         if spec.parallelism.options.get("meta"):
             raise Unsupported(
                 "meta makes new weights after the model is cut up: leave it out where a run needs weights"
@@ -235,16 +235,16 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
         choice = getattr(spec, axis)
         registry.load(axis, choice.name)(parts, **choice.options)
     precision.convert(parts)
-    held = list(parts.model.parameters())
-    parts.count = sum(p.numel() for p in held), sum(p.numel() for p in held if p.requires_grad)
+    parameters = list(parts.model.parameters())
+    parts.count = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     parallel = registry.load("parallelism", spec.parallelism.name)(parts, **spec.parallelism.options)
     registry.load("compile", spec.compile.name)(parts, parallel, **spec.compile.options)
 
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = registry.load("optimizer", spec.optimizer.name)(
-            parameters, **spec.optimizer.options
+    def make(trained: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = registry.load("optimizer", spec.optimizer.name)(
+            trained, **spec.optimizer.options
         )
-        return made
+        return optimizer
 
     batch_size = int(spec.batch_size_per_device or 1)
     seed = spec.seed * 65_537 + parallel.data_rank
@@ -253,7 +253,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
 
 
 def warm_up(trainer: Trainer) -> float:
-    """Train outside the window for `warmup_steps` and `warmup_seconds`; return the median seconds of its later steps."""
+    """Train for `warmup_steps` and `warmup_seconds` before the window; return the median seconds of the later steps."""
     spec, seconds = trainer.spec, []
     began = trainer.began_ns = time.monotonic_ns()
     while True:
@@ -282,10 +282,10 @@ class Window:
         self.stopped_by: str | None = None
 
     def missing(self) -> int:
-        """Steps that are still to do, the same for all ranks.
+        """Return the number of remaining steps, equal on all ranks.
 
-        With `measure_seconds` their number comes from the speed so far; should it have been too few, ranks agree on more
-        at the end of a stretch, which costs one reduction.
+        With `measure_seconds` it is derived from the speed so far. If that was too low, the ranks agree on more steps at
+        the end of a stretch, which costs one reduction.
         """
         spec = self.trainer.spec
         if spec.measure_steps is not None:
@@ -296,7 +296,7 @@ class Window:
         return max(0, math.ceil(agree(left, self.trainer.device) / self.step_seconds))
 
     def measure(self) -> None:
-        """Run the measured steps; they end early where the target is reached or patience is at its end."""
+        """Run the measured steps; stop early when the target is reached or patience runs out."""
         trainer, every = self.trainer, self.trainer.spec.validation.every_steps
         trainer.data_wait_ns = 0
         while (steps := self.missing()) > 0 and self.stopped_by is None:
@@ -312,7 +312,7 @@ class Window:
                 self.stopped_by = self._stops()
 
     def _stretch(self, steps: int) -> None:
-        """Train for so many steps, for more if they took less time than was asked for, and no further than a validation."""
+        """Train for `steps` steps; continue until `measure_seconds` have passed, but at most to the next validation."""
         trainer, clock, before = self.trainer, self.clock, self.seconds
         every = trainer.spec.validation.every_steps
         trainer.after_forward = clock.mark_forward

@@ -1,7 +1,7 @@
 """The training script of one rank: build, wrap, warm up, measure, write.
 
-Started by torch's elastic agent (bench.run.node), or cold by plain torchrun as `python -P -m bench.train.worker RUN_FOLDER`.
-It reads `spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
+Forked by the agent of a run (bench.run.node), or cold by plain torchrun as `python -P -m bench.train.worker RUN_FOLDER`. It
+reads `spec.json` and writes `steps-<rank>.jsonl` and, rank 0, `result.json`; a failure leaves `error-<rank>.json`.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from bench.train.probes import (
 from bench.train.trainer import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
 _KEPT: list[Any] = []
-"""What must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread may be
-waiting for the GIL to let go of its last tensor: one run in about ten never ended. So it is kept until the process ends,
-which it does without destructors: forked ranks by nature, cold ones by os._exit.
+"""Objects that must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread
+may be waiting for the GIL to release its last tensor: about one run in ten never ended. So the group is kept until the
+process ends, which happens without destructors: forked ranks never run them, cold ranks leave by os._exit.
 """
 
 
 def gather(mine: Rank) -> list[Rank]:
-    """Return what all ranks say of themselves, by rank."""
-    theirs: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(theirs, mine.model_dump())
-    return [Rank.model_validate(rank) for rank in theirs]
+    """Return the reports of all ranks, ordered by rank."""
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine.model_dump())
+    return [Rank.model_validate(rank) for rank in ranks]
 
 
 def device_id(device: torch.device) -> str:
@@ -63,7 +63,7 @@ def device_id(device: torch.device) -> str:
 
 
 def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
-    """Take this rank's device and meet the other ranks."""
+    """Select this rank's device and join the process group."""
     torch.set_num_threads(spec.threads_per_device)
     device = torch.device("cuda", local_rank) if spec.device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
@@ -78,7 +78,7 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
 
 
 def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock, now: int) -> Trainer:
-    """Build the training, with the largest batch that fits where that is asked for."""
+    """Build the training; with `batch_size_per_device: max` find the largest batch first."""
     limit_memory(spec, device)
     how: dict[str, Scalar] = {}
     if spec.batch_size_per_device == "max":
@@ -92,12 +92,12 @@ def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Cloc
 
 
 def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
-    """Do one run on this rank, from nothing to its files."""
+    """Execute one run on this rank: set up, train, measure, write the files."""
     device = _connect(spec, rank, local_rank)
-    synchronize(device)  # what the first collective sets up belongs to the start
+    synchronize(device)  # connections that the first collective opens belong to the start
     clock = Clock(device)
     now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
-    registry.preload(spec.workload)  # done already in a warm run
+    registry.preload(spec.workload)  # a no-op in a warm run
     before = reset_peak_memory(device)
     needed = None if spec.needs is None else files.NEEDS.read(folder).folder
     trainer = _build(spec, device, needed, clock, now)
@@ -107,7 +107,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     dtype = trainer.parts.precision.matmul_dtype
     speeds = [matmul_speeds(device, dtype)]  # as warm as after the window
     if device.type == "cuda":
-        trainer.step()  # the probe gave memory back, which a step would first have to ask for again
+        trainer.step()  # the probe emptied the cache of the allocator: one step fills it again
         synchronize(device)
     trainer.probed_ns = clock.phase("probe", now) - now
     reset_peak_memory(device)
@@ -142,7 +142,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     ranks = gather(mine)
     _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        files.RESULT.write(folder, _result(window, ranks, losses, served))
+        files.RESULT.write(folder, _result(window, ranks, losses, served, folder))
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
@@ -150,7 +150,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
 
 
 def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
-    """Validate the trained model, save it, and measure the form in which it would be served, as far as that is asked."""
+    """Validate the trained model, save it if requested, and measure the form in which it would be served."""
     now = time.monotonic_ns()
     if not trainer.quality or trainer.quality[-1].step != len(trainer.losses):
         trainer.validate()
@@ -165,7 +165,9 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
     return served
 
 
-def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], served: Inference | None) -> Measurement:
+def _result(
+    window: Window, ranks: list[Rank], losses: tuple[float, float], served: Inference | None, folder: Path
+) -> Measurement:
     trainer, clock = window.trainer, window.clock
     workload = trainer.parts.workload
     samples = window.steps * trainer.samples_per_step
@@ -179,7 +181,7 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], serv
         peak_memory_bytes=[rank.peak_memory_bytes for rank in ranks if rank.peak_memory_bytes is not None],
         batch_size_per_device=trainer.batch_size,
         compile_seconds=trainer.compile_seconds,
-        memory_estimated_bytes=peak_bytes(trainer.spec),
+        memory_estimated_bytes=_estimated_bytes(trainer.spec, folder.parent),
         parameters=trainer.parameters,
         trainable_parameters=trainer.trainable_parameters,
         flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
@@ -196,8 +198,17 @@ def _result(window: Window, ranks: list[Rank], losses: tuple[float, float], serv
     )
 
 
+def _estimated_bytes(spec: RunSpec, execution: Path) -> int | None:
+    """Return the memory that a configuration should take; repeats read it from a file: it takes about half a second."""
+    estimates = files.FOOTPRINTS.find(execution) or {}
+    if spec.config_id not in estimates:
+        estimates[spec.config_id] = peak_bytes(spec)
+        files.FOOTPRINTS.write(execution, estimates)
+    return estimates[spec.config_id]
+
+
 def _notes(trainer: Trainer) -> dict[str, Scalar]:
-    """Notes of the parts; what had to be compiled after the warm-up made measured steps slow, so it is told."""
+    """Return the notes of the parts. Graphs compiled after the warm-up slowed measured steps, so their number is noted."""
     notes = dict(trainer.parts.notes)
     if "compiled_graphs" in notes:
         notes["compiled_after_warmup"] = int(compiled()["compiled_graphs"]) - int(notes["compiled_graphs"])
@@ -211,7 +222,7 @@ def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:
 
 
 def classify(error: BaseException) -> files.Kind:
-    """Kind of a failure: out_of_memory, unsupported, invalid, peer (another rank went first), failed."""
+    """Return the kind of a failure: out_of_memory, unsupported, invalid, peer (another rank failed first) or failed."""
     text = str(error)
     if is_out_of_memory(error):
         return "out_of_memory"
@@ -224,24 +235,24 @@ def classify(error: BaseException) -> files.Kind:
 
 
 def main(folder_name: str) -> None:
-    """Run the rank that the environment of torchrun names. Exits with 1 after a failure, which it has written down."""
+    """Run the rank that torchrun's environment variables name. Exits with 1 after a failure, which it has recorded."""
     die_with_parent()
     folder = Path(folder_name)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
-    faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank writes down where it is
+    faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank dumps its stack
     try:
         spec = files.SPEC.read(folder)
         run(spec, folder, rank, local_rank)
         Path(stack.name).unlink()
-    except Exception as error:  # noqa: BLE001  whatever it was, it is written down and the process ends
+    except Exception as error:  # noqa: BLE001  every failure is recorded, then the process ends
         traceback.print_exc()
         message = str(error).strip() or type(error).__name__
         failure = files.RankError(kind=classify(error), type=type(error).__name__, message=message[:4000], rank=rank)
         files.write_error(folder, failure)
         sys.stderr.flush()
-        os._exit(1)  # other ranks may hang in a collective: no waiting for threads of theirs
+        os._exit(1)  # other ranks may hang in a collective: do not join its threads
 
 
 if __name__ == "__main__":

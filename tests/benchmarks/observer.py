@@ -32,15 +32,15 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import psutil
-import yaml
 
 from analytics.stats import Estimate, geometric_mean, t_quantile
 from bench.figures.metrics import metrics
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import INTERVAL
 from bench.record import RunRecord
+from bench.suites import yaml as yamlfile
 from tests.benchmarks.peers import peers_python
-from tests.benchmarks.warm_start import phase
+from tests.benchmarks.warm_start import phases
 from tests.fake_nvml import environment, fake_gpu
 
 LIMIT = 0.005
@@ -352,15 +352,16 @@ def first_step(meters: bool, folder: Path) -> tuple[float, float]:
     """Return seconds from the start of `bench run` to its first training step, and those of the run's own start."""
     folder.mkdir()
     suite = SUITE if meters else SUITE | {"defaults": SUITE["defaults"] | {"meters": []}}
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    (folder / "suite.yaml").write_text(yamlfile.write(suite))
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
     start = time.monotonic_ns()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (path,) = folder.glob("runs/*/*/*/record.json")
     record = RunRecord.model_validate_json(path.read_text())
     assert "samples_per_second" in metrics(record)
-    begin = phase(record, "start")
-    return (phase(record, "warmup").start_ns - start) / 1e9, (begin.end_ns - begin.start_ns) / 1e9
+    named = {phase.name: phase for phase in phases(record)}
+    begin = named["start"]
+    return (named["warmup"].start_ns - start) / 1e9, (begin.end_ns - begin.start_ns) / 1e9
 
 
 # --- what is printed

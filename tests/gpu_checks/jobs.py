@@ -16,7 +16,7 @@ from tests.gpu_checks.figures import abba
 from tests.gpu_checks.session import ROOT, Load, Nvml, Outcome, Skipped, job, record
 
 BLOCKS = 10
-NEEDED = ("transformers", "pyarrow", "click", "yaml", "numpy")
+NEEDED = ("transformers", "pyarrow", "click", "ruamel", "numpy")
 """What `bench run` cannot do without; MLflow, pandas, SciPy and Rich are for the store and the printed answer only."""
 ANSWER = ("pandas", "scipy", "rich")
 
