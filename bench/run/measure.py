@@ -25,7 +25,7 @@ from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What to measure and how. `pattern` finds steps in the output, `output` takes it where not the terminal."""
 
     argv: list[str]
@@ -41,28 +41,28 @@ def _gpus(machine: Machine) -> list[str]:
     return [gpu.uuid for gpu in machine.gpus if not gpu.used_by]
 
 
-def specification(asked: Asked, machine: Machine) -> RunSpec:
+def specification(request: Request, machine: Machine) -> RunSpec:
     """Describe the command as a run: on all GPUs that are visible and not used by others, or one process of the CPU."""
-    text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
+    text = redact(shlex.join(request.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
-        workload_args={"argv": text} | ({"step_pattern": asked.pattern} if asked.pattern else {}),
+        workload_args={"argv": text} | ({"step_pattern": request.pattern} if request.pattern else {}),
         device_type="cuda" if _gpus(machine) else "cpu",
         devices_per_node=max(1, len(_gpus(machine))),
-        warmup_steps=asked.warmup_steps,
-        meters=list(asked.meters),
+        warmup_steps=request.warmup_steps,
+        meters=list(request.meters),
         timeout_seconds=2_000_000,
     )
 
 
-def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
+def measure(request: Request, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command, with the terminal's input and output, and return its record and its folder.
 
     Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
     be kept.
     """
     adopt_orphans()
-    environment, spec = describe(machine), specification(asked, machine)
+    environment, spec = describe(machine), specification(request, machine)
     gpus = _gpus(machine)
     now = datetime.now(UTC)
     execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
@@ -74,12 +74,12 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
             f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
         ) from problem
     files.SPEC.write(folder, spec)
-    sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
+    sidecar = Sidecar(request.meters, gpus).start() if request.meters else None
     try:
         if sidecar is not None:
-            _ready(sidecar, asked.idle_seconds, execution)
+            _ready(sidecar, request.idle_seconds, execution)
             sidecar.open(files.RAW_METERS.path(folder, 0))
-        end = _execute(asked, spec, folder)
+        end = _execute(request, spec, folder)
     finally:
         if sidecar is not None:
             sidecar.close()
@@ -87,7 +87,7 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
     if isinstance(end, OSError):
         raise end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
-    context = Context(MEASURE, execution.name, asked.site, environment, gpus)
+    context = Context(MEASURE, execution.name, request.site, environment, gpus)
     return collect(context, spec, folder), folder
 
 
@@ -103,7 +103,7 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
         files.IDLE_TIMES.write(execution, files.IdleTimes(idle=(start, time.monotonic_ns())))
 
 
-def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
+def _execute(request: Request, spec: RunSpec, folder: Path) -> files.Exit | OSError:
     """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
     steps, started = files.STEPS.path(folder, files.COMMAND_STEPS), datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
@@ -113,7 +113,7 @@ def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
     try:
-        ended = execute(asked.argv, steps, pattern=asked.pattern, output=asked.output, started=forward)
+        ended = execute(request.argv, steps, pattern=request.pattern, output=request.output, started=forward)
     except OSError as error:
         return error
     finally:

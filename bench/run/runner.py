@@ -22,7 +22,7 @@ from bench import folder as files
 from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
-from bench.run.collect import Context, collect, oom_kills, save, skipped
+from bench.run.collect import Context, collect, oom_kills, save_record, skipped
 from bench.run.launcher import LocalLauncher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
@@ -305,7 +305,7 @@ class Runner:
         folder = self.execution.folder / spec.run_id
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed try left
         if reason := self.execution.unmet(spec):
-            return save(skipped(self.context, spec, reason), folder)
+            return save_record(skipped(self.context, spec, reason), folder)
         folder.mkdir()
         files.SPEC.write(folder, spec)
         if given := self.execution.plan.givers.of(spec):
@@ -420,4 +420,4 @@ def _record_skipped(runner: Runner) -> None:
     for spec in plan.runs:
         if spec.repeat == 0 and spec.config_id in plan.skipped and spec.run_id not in runner.execution.records:
             record = skipped(runner.context, spec, plan.skipped[spec.config_id])
-            runner.keep(save(record, runner.execution.folder / spec.run_id))
+            runner.keep(save_record(record, runner.execution.folder / spec.run_id))
