@@ -207,7 +207,7 @@ def run(given, session, path):
             entries[name] = checks[name]
             show_entry(checks[name], earlier=True)
             continue
-        fits = plan(costs(missing, session), session.remaining())
+        fits = plan(costs(missing, session), max(0.0, session.remaining()))  # what costs nothing always fits
         missing.remove(name)
         if name not in fits:
             show(f"{name} {CHECKS[name].title}", "not done (time)", "", "not done")

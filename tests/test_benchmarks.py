@@ -115,7 +115,8 @@ def test_cpu_time_of_a_process_counts_its_work():
     before, spent = cpu_seconds(os.getpid()), time.process_time()
     while time.process_time() - spent < 0.2:
         pass
-    assert 0.19 <= cpu_seconds(os.getpid()) - before <= 1.0
+    found = cpu_seconds(os.getpid()) - before
+    assert 0.18 <= found <= time.process_time() - spent + 0.02  # both count in hundredths of a second of this process
 
 
 def test_the_fake_powercap_tree_is_one_that_the_meter_reads(tmp_path):

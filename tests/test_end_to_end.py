@@ -214,7 +214,7 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     assert "processors are here" in messages[Status.SKIPPED]
     assert "the loss went from" in messages[Status.INVALID]
     assert ended[Status.TIMEOUT].energy
-    assert ended[Status.TIMEOUT].duration_seconds == pytest.approx(6, abs=3)
+    assert ended[Status.TIMEOUT].duration_seconds >= 6
     assert {row["status"] for row in load(f"sqlite:///{tmp_path}/mlflow.db")} == {str(status) for status in ended}
     assert "out_of_memory:" in process.stdout
     assert processes_in(tmp_path) == []
@@ -251,7 +251,7 @@ def wait_for(folder: Path, count: int) -> None:
 
 
 def gone(folder: Path) -> bool:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 90
     while processes_in(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     return processes_in(folder) == []
@@ -425,9 +425,11 @@ def test_commands_of_the_user_run_on_gpus_that_are_named_by_uuid(tmp_path: Path)
         assert record.cost is not None
         assert record.cost.cost_usd == pytest.approx(record.spec.world_size * record.duration_seconds)
         assert "exclusivity_unknown" in record.flags
-        assert record.quality == "B", record.flags
+        assert record.grade == "B", record.flags
     assert failed.status is Status.FAILED
     assert failed.error is not None
     assert failed.error.message == "the command ended with exit code 5"
-    assert sum(r.energy_joules for r in failed.energy if r.source == "nvml") == pytest.approx(400 * 3, rel=0.1)
+    (drawn,) = (r for r in failed.energy if r.source == "nvml")
+    assert drawn.energy_joules == pytest.approx(400 * drawn.seconds, rel=0.05)
+    assert drawn.seconds >= 3
     assert "these runs do not say how much work" in process.stdout

@@ -26,10 +26,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 835,
+    "bench": 885,
     "bench/suites": 650,
-    "bench/machine": 503,
-    "bench/meters": 1_464,
+    "bench/machine": 490,
+    "bench/meters": 1_420,
     "bench/workloads": 1_335,
     "bench/strategies": 1_895,
     "bench/train": 1_010,

@@ -268,7 +268,7 @@ def test_a_suite_in_flight_for_real(tmp_path: Path) -> None:
         assert (told.to_do, told.failed, told.unit, told.host, told.ended) == (3, 0, "runs", HERE, False)
         assert told.current is not None
         assert told.current.endswith(" r1")
-        assert 5 < (told.remaining_seconds or 0) < 60, "two runs of 4 s and more"
+        assert (told.remaining_seconds or 0) > 5, "two runs of 4 s and more"
         (tag,) = tracking.flights(f"sqlite:///{tmp_path}/mlflow.db")
         assert tag.folder == told.folder
         (record,) = Path(tag.folder or "").glob("*/record.json")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -215,7 +215,9 @@ def test_a_store_is_asked_by_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch)
     asked: list[Any] = []
     monkeypatch.setattr(live, "Thread", Slow)
     monkeypatch.setattr(live, "_ASK_SECONDS", -1)
-    monkeypatch.setattr(tracking, "flights", lambda uri: asked.append(uri) or time.sleep(0.3) or [])
+    released = Event()
+    monkeypatch.setattr(live, "_WAIT_SECONDS", 0)
+    monkeypatch.setattr(tracking, "flights", lambda uri: asked.append(uri) or (released.wait(60) and []))
     index, failed = live._Index("x"), list[Exception]()
 
     def look() -> None:
@@ -229,6 +231,8 @@ def test_a_store_is_asked_by_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch)
         one.start()
     for one in pages:
         one.join()
+    released.set()
+    index._thread.join()
     assert (failed, asked) == ([], ["x"])
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.figures.carbon import intensity
 from bench.figures.cost import cost
 from bench.schema import Choice, Site
 from tests import published_plan
+from tests.clock import python_calls
 from tests.rows import V, energy, grid
 
 DAY = 86400.0
@@ -363,12 +363,12 @@ def test_regions_differ_by_their_intensity_and_embodied_stands_apart() -> None:
         plan.regions(["XX"])
 
 
-def test_a_plan_of_many_options_takes_less_than_a_second() -> None:
-    begun = time.perf_counter()
+def test_a_plan_of_many_options_takes_few_calls() -> None:
     plan = Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY))
     assert len(plan.options) == 14
     assert plan.steps
-    assert time.perf_counter() - begun < 1
+    again = question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY)
+    assert python_calls(lambda: (lambda plan: (plan.options, plan.steps))(Plan(again))) < 15_000
     assert plan.options == Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY)).options
 
 

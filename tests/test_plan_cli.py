@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from bench.cli import cli, main
 from bench.schema import Machine
 from bench.suites.expand import expand
 from bench.suites.load import load_suite, override
+from tests.clock import python_calls
 from tests.rows import record
 from tests.test_tracking import logged
 
@@ -295,6 +295,4 @@ def test_mistakes_are_told_in_a_line_or_two(
 
 def test_an_answer_comes_soon() -> None:
     said(ISSUE)
-    begun = time.perf_counter()
-    said(ISSUE)
-    assert time.perf_counter() - begun < 1
+    assert python_calls(lambda: said(ISSUE)) < 120_000

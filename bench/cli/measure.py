@@ -56,13 +56,13 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     """
     from bench.folder import RECORD
     from bench.machine.environment import EnvironmentProblem, find_machine
-    from bench.run.measure import Request
+    from bench.run.measure import MeasureOptions
     from bench.run.measure import measure as run
 
     as_json = options["as_json"]
     try:
         machine, _ = find_machine(options["gpus"])
-        asked = Request(
+        asked = MeasureOptions(
             argv=list(command),
             site=_site(options),
             warmup_steps=options["warmup_steps"],

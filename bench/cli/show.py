@@ -35,11 +35,12 @@ def estimate(asked: Asked) -> dict[str, Any]:
 
 def _idle_seconds(asked: Asked) -> float:
     """Seconds in which idle power is measured before the runs: on GPUs without and with a context."""
-    from bench.meters.rapl import RaplMeter
+    from bench.meters.meter import usable
 
     if asked.machine.gpus:
         return 2 * asked.plan.suite.idle_seconds
-    return 0.0 if RaplMeter().reason else asked.plan.suite.idle_seconds
+    meters = {meter for run in asked.narrowed.to_do for meter in run.meters}
+    return asked.plan.suite.idle_seconds if usable(meters) else 0.0
 
 
 def lines(asked: Asked, estimated: dict[str, int]) -> list[str]:

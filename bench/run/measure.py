@@ -1,4 +1,4 @@
-"""Measure one command as it is: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
+"""Measure one command: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to measure and how. `pattern` finds steps in the output, `output` takes it where not the terminal."""
+class MeasureOptions:
+    """What to measure, and how. `pattern` matches steps in the output, which goes to `output` or else to the terminal."""
 
     argv: list[str]
-    meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
+    meters: Sequence[str] = tuple(RunSpec.model_fields["meters"].default)
     site: Site = field(default_factory=Site)
     warmup_steps: int = 3
     idle_seconds: float = 3.0
@@ -41,28 +41,28 @@ def _gpus(machine: Machine) -> list[str]:
     return [gpu.uuid for gpu in machine.gpus if not gpu.used_by]
 
 
-def specification(request: Request, machine: Machine) -> RunSpec:
-    """Describe the command as a run: on all GPUs that are visible and not used by others, or one process of the CPU."""
-    text = redact(shlex.join(request.argv)).replace("{", "{{").replace("}", "}}")
+def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
+    """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
+    text = redact(shlex.join(options.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
-        workload_args={"argv": text} | ({"step_pattern": request.pattern} if request.pattern else {}),
+        workload_args={"argv": text} | ({"step_pattern": options.pattern} if options.pattern else {}),
         device_type="cuda" if _gpus(machine) else "cpu",
         devices_per_node=max(1, len(_gpus(machine))),
-        warmup_steps=request.warmup_steps,
-        meters=list(request.meters),
+        warmup_steps=options.warmup_steps,
+        meters=list(options.meters),
         timeout_seconds=2_000_000,
     )
 
 
-def measure(request: Request, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
-    """Run the command, with the terminal's input and output, and return its record and its folder.
+def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
+    """Run the command with the input and output of the terminal; return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
-    be kept.
+    Raises FileNotFoundError or PermissionError if the command cannot be started, and EnvironmentProblem if its folder
+    cannot be made.
     """
     adopt_orphans()
-    environment, spec = describe(machine), specification(request, machine)
+    environment, spec = describe(machine), specification(options, machine)
     gpus = _gpus(machine)
     now = datetime.now(UTC)
     execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
@@ -71,15 +71,15 @@ def measure(request: Request, machine: Machine, runs: Path) -> tuple[RunRecord, 
         folder.mkdir(parents=True)
     except OSError as problem:
         raise EnvironmentProblem(
-            f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
+            f"cannot make the folder {execution} ({problem.strerror}); choose another one with --runs"
         ) from problem
     files.SPEC.write(folder, spec)
-    sidecar = Sidecar(request.meters, gpus).start() if request.meters else None
+    sidecar = Sidecar(options.meters, gpus).start() if options.meters else None
     try:
         if sidecar is not None:
-            _ready(sidecar, request.idle_seconds, execution)
+            _ready(sidecar, options.idle_seconds, execution)
             sidecar.open(files.RAW_METERS.path(folder, 0))
-        end = _execute(request, spec, folder)
+        end = _execute(options, spec, folder)
     finally:
         if sidecar is not None:
             sidecar.close()
@@ -87,14 +87,14 @@ def measure(request: Request, machine: Machine, runs: Path) -> tuple[RunRecord, 
     if isinstance(end, OSError):
         raise end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
-    context = Context(MEASURE, execution.name, request.site, environment, gpus)
+    context = Context(MEASURE, execution.name, options.site, environment, gpus)
     return collect(context, spec, folder), folder
 
 
 def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
-    """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
-    hardware = {"nvml", "rapl"} & set(sidecar.live)
-    if sidecar.starting and "nvml" not in hardware:  # nothing else could say anything, or its start is work for the CPU
+    """Wait for a meter that is still starting if there is no other, and measure idle power if hardware can be read."""
+    hardware = sidecar.measured
+    if sidecar.starting and "gpu" not in hardware:  # there is no other meter, or its start is work for the measured CPU
         sidecar.wait(accounting.CODECARBON_SECONDS)
     if hardware and idle_seconds:
         sidecar.open(execution / files.IDLE_TRACE)
@@ -103,17 +103,17 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
         files.IDLE_TIMES.write(execution, files.IdleTimes(idle=(start, time.monotonic_ns())))
 
 
-def _execute(request: Request, spec: RunSpec, folder: Path) -> files.Exit | OSError:
-    """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
+def _execute(options: MeasureOptions, spec: RunSpec, folder: Path) -> files.Exit | OSError:
+    """Run the command; Ctrl-C and SIGTERM go to it, and this process waits for its end."""
     steps, started = files.STEPS.path(folder, files.COMMAND_STEPS), datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
 
     def forward(process: subprocess.Popen[bytes]) -> None:
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command too
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command, too
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
     try:
-        ended = execute(request.argv, steps, pattern=request.pattern, output=request.output, started=forward)
+        ended = execute(options.argv, steps, pattern=options.pattern, output=options.output, started=forward)
     except OSError as error:
         return error
     finally:

@@ -23,7 +23,7 @@ from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
 from bench.run.collect import Context, collect, oom_kills, save_record, skipped
-from bench.run.launcher import LocalLauncher, write_missing_exit
+from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
@@ -259,7 +259,7 @@ class Runner:
 
     context: Context
     execution: Execution
-    launcher: LocalLauncher
+    launcher: Launcher
     tracker: Tracker
     progress: Progress
     flight: Flight
@@ -272,7 +272,7 @@ class Runner:
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
         uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
-        launcher = LocalLauncher(
+        options = LaunchOptions(
             execution.folder,
             meters=sorted({meter for run in plan.to_do for meter in run.meters}),
             workloads=sorted({run.workload for run in plan.to_do}),
@@ -280,6 +280,7 @@ class Runner:
             threads=max((run.threads_per_device for run in plan.to_do), default=1),
             idle_seconds=plan.suite.idle_seconds,
         )
+        launcher = make_launcher(plan.to_do, options)
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
         now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
         where = {"host": socket.gethostname(), "folder": str(execution.folder)}
@@ -291,8 +292,8 @@ class Runner:
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
         needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
-        seen = facts.get("cuda", {"count": 0, "error": None})
-        if needed and seen["count"] < needed:
+        seen = facts.get("cuda")
+        if needed and seen is not None and seen["count"] < needed:
             reason = seen["error"] or f"it sees {seen['count']} of {len(self.context.gpus)} GPUs"
             raise EnvironmentProblem(
                 f"NVML sees {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"

@@ -199,12 +199,12 @@ def _result(
 
 
 def _estimated_bytes(spec: RunSpec, execution: Path) -> int | None:
-    """Return the memory that a configuration should take; repeats read it from a file: it takes about half a second."""
-    estimates = files.FOOTPRINTS.find(execution) or {}
-    if spec.config_id not in estimates:
-        estimates[spec.config_id] = peak_bytes(spec)
-        files.FOOTPRINTS.write(execution, estimates)
-    return estimates[spec.config_id]
+    """Return the estimated peak memory of a rank; repeats read it from a file, as computing it takes half a second."""
+    footprints = files.FOOTPRINTS.find(execution) or {}
+    if spec.config_id not in footprints:
+        footprints[spec.config_id] = peak_bytes(spec)
+        files.FOOTPRINTS.write(execution, footprints)
+    return footprints[spec.config_id]
 
 
 def _notes(trainer: Trainer) -> dict[str, Scalar]:
