@@ -227,7 +227,9 @@ def test_images_of_a_file(tmp_path: Path) -> None:
     assert batch[0].shape == (2, 3, 12, 10)
     assert work.logits(work.build(), batch).shape == (2, 4)
     np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=np.arange(30))
-    with pytest.raises(ValueError, match=r"images must be uint8 \(N, height, width\[, C\]\), not float32 \(30, 12, 10, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"images must be uint8 \(N, height, width\[, C\]\), not float32 \(30, 12, 10, 3\)"
+    ):
         ImageClassification({"preset": "tiny", "data": str(tmp_path / "mine.npz")})
 
 
