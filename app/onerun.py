@@ -25,7 +25,8 @@ from app.runs import estimated, measured, shown, title, unit
 from bench.figures.flags import meaning
 from bench.figures.metrics import missing_components, split_energy, systematic
 from bench.folder import METERS, RECORD, STEPS, WORKER_LOG
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading, meter_class
+from bench.meters.trace import Trace
 from bench.record import EnergyReading, Environment, Measurement, Provenance, RunRecord
 
 POINTS = 1000
@@ -103,7 +104,7 @@ def _power(trace: Trace, origin: int) -> Iterable[tuple[str, list[tuple[float, f
         points = trace.power(component, device)
         wide = -(-len(points) // POINTS) or 1
         groups = [points[i : i + wide] for i in range(0, len(points), wide)]
-        model = "~ estimated, " if source == "codecarbon" else ""
+        model = "~ estimated, " if meter_class(source).nature == "estimated" else ""
         name = f"{component}{'' if device in (component, 'ram') else f' {device}'} ({model}{source})"
         yield name, [((fmean(t for t, _ in g) - origin) / 1e9, fmean(w for _, w in g)) for g in groups]
 

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.errors import UserError
+
 _TRIES, _TRY_SECONDS = 5, 0.02
 """How often, and how far apart, a lock is asked for that may be held for an instant by one who only looks (`is_held`)."""
 
 
-class Busy(Exception):
-    """Another process holds what is asked for; the message says what, and is ready to be shown."""
+class Busy(UserError):
+    """Another process holds what is needed; the message says what."""
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def held(path: Path, busy: str | None = None) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if not left:
-                    raise Busy(busy) from error
+                    raise Busy(busy or f"{path} is held") from error
                 time.sleep(_TRY_SECONDS)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

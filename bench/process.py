@@ -1,4 +1,4 @@
-"""Small services of Linux to processes."""
+"""Services of Linux for processes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def _prctl(option: int, value: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, however that ends; elsewhere than on Linux do nothing."""
+    """Ask the kernel to kill this process when its parent ends in any way. Only Linux does this."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the request was in force
+    if os.getppid() != parent:  # it ended before the request took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def signal_name(number: int) -> str:
-    """Name of a signal, `SIGKILL`; real-time signals have none."""
+    """Return the name of a signal, such as `SIGKILL`; real-time signals have none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -34,13 +34,13 @@ def signal_name(number: int) -> str:
 
 
 def adopt_orphans() -> None:
-    """Ask the kernel to make this process the parent of descendants whose own parent ends; on Linux only."""
+    """Ask the kernel to make this process the parent of descendants whose parent ends. Only Linux does this."""
     if sys.platform.startswith("linux"):
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descends_from(pid: int, root: int) -> bool | None:
-    """Whether a process is `root` or one of its descendants; None where there is no such process (any more) to ask."""
+    """Whether a process is `root` or one of its descendants; None if there is no such process."""
     while pid != root:
         try:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

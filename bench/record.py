@@ -76,7 +76,7 @@ class EnergyReading(Model):
     seconds: Positive
     power_watts_mean: NonNegative
     power_watts_max: NonNegative | None = None
-    source: Literal["nvml", "rapl", "codecarbon", "replay"]
+    source: Slug
     provenance: Provenance
     coverage: Annotated[float, Field(ge=0, le=1)] = 1.0
     uncertainty_joules: NonNegative | None = None

@@ -1,4 +1,4 @@
-"""Names -> code, imported on demand: workloads, and the strategies of each axis.
+"""Names -> code, imported on demand: workloads, the strategies of each axis, meters and launchers.
 
 A name stands for `module:attribute`. Installed packages add workloads of their own by entry points of the group
 `wattbench.workloads`; a suite can only name what is listed here or installed, it cannot name code to import.
@@ -65,6 +65,13 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         *("fp16", "int8", "int8_asymmetric", "int8_dynamic", "int8_dynamic_asymmetric", "int4", "qat"),
     ),
     "distillation": _choices("distillation", "none", "soft"),
+    "meter": {
+        "nvml": "bench.meters.nvml:NvmlMeter",
+        "rapl": "bench.meters.rapl:RaplMeter",
+        "codecarbon": "bench.meters.estimate:CodecarbonMeter",
+        "replay": "bench.meters.replay:ReplayMeter",
+    },
+    "launcher": {"local": "bench.run.launcher:LocalLauncher"},
 }
 
 

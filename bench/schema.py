@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_seri
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """A name that is also a folder: lower-case letters, digits, - and _, so that it cannot leave its place."""
-METERS = r"^(nvml|rapl|codecarbon|replay:/[^,]+)$"
-"""Names of meters; `replay:/path` plays a recorded trace in place of hardware."""
+METERS = r"^[a-z0-9][a-z0-9_-]{0,63}(:/[^,]+)?$"
+"""Names of meters in `bench.registry`; `replay:/path` plays a recorded trace instead of reading hardware."""
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -176,7 +176,7 @@ class RunSpec(Model):
     needs: Slug | None = None
     inference_seconds: NonNegative = 0.0
     ladder: Annotated[int, Field(ge=0)] | None = None
-    launcher: Literal["local"] = "local"
+    launcher: Slug = "local"
     device_type: Literal["cpu", "cuda"]
     num_nodes: Literal[1] = 1
     devices_per_node: Count = 1

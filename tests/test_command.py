@@ -16,8 +16,8 @@ from bench import steps as reporter
 from bench.figures.metrics import parameters
 from bench.record import Measurement
 from bench.run.command import Ended, execute, failure_of, measurement, run
-from bench.run.launcher import LocalLauncher
-from bench.run.node import CHANGED, STARTED_IN, user_environment
+from bench.run.launcher import CHANGED, STARTED_IN, LaunchOptions, LocalLauncher
+from bench.run.node import user_environment
 from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
 from bench.suites import yaml as yamlfile
@@ -146,7 +146,7 @@ def test_a_command_gets_the_environment_of_the_user(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    launcher = LocalLauncher(tmp_path, [], [], [], threads=1)
+    launcher = LocalLauncher(LaunchOptions(tmp_path))
     for name, value in launcher._environment.items():
         monkeypatch.setenv(name, value)
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["OMP_NUM_THREADS"] == os.environ["PYTHONSAFEPATH"] == "1"

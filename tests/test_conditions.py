@@ -24,8 +24,9 @@ from bench.meters.conditions import (
     open_host_files,
     used_by_run,
 )
+from bench.meters.meter import Reading
 from bench.meters.nvml import NvmlMeter
-from bench.meters.trace import Reading, Trace
+from bench.meters.trace import Trace
 from bench.record import GpuConditions
 from tests.fake_nvml import fake_gpu, install
 
@@ -232,8 +233,8 @@ def test_a_file_that_is_missing_or_odd_costs_only_its_own_facts(tmp_path: Path, 
 
 
 def test_a_host_without_facts_has_no_row(tmp_path: Path) -> None:
-    assert ConditionsMeter(None, 1, tmp_path).read() == []
-    (row,) = ConditionsMeter(None, 1, proc(tmp_path)).read()
+    assert ConditionsMeter([], 1, tmp_path).read() == []
+    (row,) = ConditionsMeter([], 1, proc(tmp_path)).read()
     assert (row.device, row.event) == (HOST, EVENT)
     assert Trace([row]).devices == []  # an event, no reading of energy
 

@@ -31,8 +31,8 @@ def test_processors_are_held_until_the_end(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(Busy) as told, claim(CPU, []):
             pass
         assert str(told.value) == (
-            f"processors are held for the trials of another search or worker: 0-2,5 by process {os.getpid()}\n"
-            "give each its own (taskset -c ...), or wait until it has ended"
+            f"processors are held by another search or worker: 0-2,5 by process {os.getpid()}\n"
+            "give each worker its own (taskset -c ...), or wait until it has ended"
         )
     with claim(CPU, []):
         pass
@@ -42,7 +42,7 @@ def test_who_cannot_have_all_holds_none(monkeypatch: pytest.MonkeyPatch) -> None
     use(monkeypatch, 1)
     with claim(CPU, []):
         use(monkeypatch, 0, 1, 2, 3)
-        with pytest.raises(Busy, match=rf"1 by process {os.getpid()}\ntake those that are free \(taskset -c 0,2-3\)"):
+        with pytest.raises(Busy, match=rf"1 by process {os.getpid()}\nuse the free ones \(taskset -c 0,2-3\)"):
             claim(CPU, []).__enter__()
         use(monkeypatch, 0, 2, 3)
         with claim(CPU, []):
@@ -51,11 +51,13 @@ def test_who_cannot_have_all_holds_none(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_gpus_are_held_and_processors_are_not() -> None:
     with claim(with_gpus(0, 1), ON_GPUS), claim(with_gpus(2), ON_GPUS):
-        with pytest.raises(Busy, match=r"GPUs are held .*: 0-1 by process \d+\ngive each its own \(--gpus \.\.\.\)"):
+        with pytest.raises(
+            Busy, match=r"GPUs are held .*: 0-1 by process \d+\ngive each worker its own \(--gpus \.\.\.\)"
+        ):
             claim(with_gpus(0, 1), ON_GPUS).__enter__()
         with claim(with_gpus(3), ON_GPUS), claim(with_gpus(3), ON_GPUS):
             pass  # not free: it is not used, so it is not held
-    with claim(with_gpus(1), ON_GPUS), pytest.raises(Busy, match=r"free \(--gpus 0,2\)"):
+    with claim(with_gpus(1), ON_GPUS), pytest.raises(Busy, match=r"free ones \(--gpus 0,2\)"):
         claim(with_gpus(0, 1, 2, 3), ON_GPUS).__enter__()
 
 
@@ -105,6 +107,6 @@ def test_a_folder_that_others_can_change_is_refused(kind: str, tmp_path: Path, m
     if kind == "stranger":
         mine = os.getuid()
         monkeypatch.setattr(os, "getuid", lambda: mine + 1)
-    with pytest.raises(Busy, match=f"{folder}, where the devices in use are noted, is no folder of yours alone"):
+    with pytest.raises(Busy, match=f"{folder}, the folder for locks on devices, must be writable by you alone"):
         claim(CPU, []).__enter__()
     assert list(own.iterdir()) == []

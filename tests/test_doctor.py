@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,37 @@ import pytest
 
 from bench.machine import doctor
 from bench.machine.doctor import Finding, changes, findings, period
+from bench.meters import meter, nvml
 from bench.schema import Machine
 from tests import fake_nvml
+from tests.clock import Clock
 from tests.fake_nvml import fake_gpu
 from tests.test_meters_rapl import SERVER, Powercap, hide
 
-MS = 1_000_000
+MS, S = 1_000_000, 1_000_000_000
 NO_COUNTER = {83: 3, "nvmlDeviceGetTotalEnergyConsumption": 3}
 NO_POWER = {186: 3, "nvmlDeviceGetPowerUsage": 3}
 WAVE = {"high": 700, "low": 200, "period": 0.03, "duty": 0.5}
+
+
+class Ticking(Clock):
+    """A clock that calls `ticks` when time has passed; processes use no processor."""
+
+    def __init__(self) -> None:
+        self.ticks: list[Callable[[], None]] = []
+        super().__init__(1000.0, moved=lambda seconds: [tick() for tick in self.ticks])
+
+    def process_time(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    """The clock of the doctor and of the meters that it reads: a loaded machine changes nothing."""
+    clock = Ticking()
+    for module in (doctor, meter, nvml):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -29,10 +51,10 @@ def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_estimate", lambda: Finding("energy estimate", "ok", "not asked"))
 
 
-def found(monkeypatch: pytest.MonkeyPatch, *gpus: dict[str, Any], seconds: float | None = None) -> dict[str, Finding]:
-    fake_nvml.install(monkeypatch, *gpus, found=bool(gpus))
-    if seconds is not None:
-        monkeypatch.setattr(doctor.Watch.__init__, "__defaults__", (seconds,))
+def found(monkeypatch: pytest.MonkeyPatch, clock: Ticking, *gpus: dict[str, Any]) -> dict[str, Finding]:
+    library = fake_nvml.install(monkeypatch, *gpus, found=bool(gpus))
+    clock.ticks.append(lambda: setattr(library, "now", Fraction(clock.ns, S)))
+    clock.ticks[-1]()
     return {finding.subject: finding for finding in findings()}
 
 
@@ -64,9 +86,10 @@ def test_no_period_where_none_can_be_told() -> None:
 # --- GPUs
 
 
-def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
+def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(
         monkeypatch,
+        clock,
         fake_gpu(0, 300, memory_used=2**30),
         fake_gpu(1, WAVE, period=0.02, power_scopes={0: 0}, event_reasons=0x40),
         fake_gpu(2, {**WAVE, "period": 0.4}, errors=NO_COUNTER, power_period=0.1),
@@ -75,38 +98,38 @@ def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: Non
     )
     counter = said["GPU 0 energy counter"]
     assert counter.state == "ok"
-    assert counter.values["period_seconds"] == pytest.approx(0.1, rel=0.1)
-    assert counter.values["power_watts"] == pytest.approx(300, rel=0.1)
+    assert counter.values["period_seconds"] == pytest.approx(0.1, rel=0.01)
+    assert counter.values["power_watts"] == pytest.approx(300, rel=0.01)
     assert "kJ since the driver was loaded" in counter.detail
     assert "of the GPU with its memory" in counter.detail
-    assert said["GPU 1 energy counter"].values["period_seconds"] == pytest.approx(0.02, rel=0.25)
+    assert said["GPU 1 energy counter"].values["period_seconds"] == pytest.approx(0.02, rel=0.02)
     assert said["GPU 0 power"].values == {"power_watts": 300}
-    assert "did not change in 1" in said["GPU 0 power"].detail
+    assert "did not change in 0.99" in said["GPU 0 power"].detail
     assert "period_seconds" in said["GPU 2 power"].values
     assert said["GPU 2 energy counter"].state == "absent"
-    assert "summed up instead" in said["GPU 2 energy counter"].remedy
+    assert "integrated instead" in said["GPU 2 energy counter"].remedy
     assert said["GPU 3 power"].state == "absent"
     assert said["GPU 3 energy counter"].state == "ok"
     assert said["GPU 4 energy"].state == "absent"
     assert "reports neither energy nor power" in said["GPU 4 energy"].detail
     clocks = said["GPU 0 clocks"]
-    for text in ("SM 1980 MHz", "memory 2619 MHz", "45 °C", "power limit 700 W", "not held down"):
+    for text in ("SM 1980 MHz", "memory 2619 MHz", "45 °C", "power limit 700 W", "not throttled"):
         assert text in clocks.detail
     assert said["GPU 1 clocks"].state == "problem"
-    assert "held down now by hw_thermal" in said["GPU 1 clocks"].detail
+    assert "throttled now by hw_thermal" in said["GPU 1 clocks"].detail
     assert "nvidia-smi -q" in said["GPU 1 clocks"].remedy
     assert "1 of 79.6 GiB in use" in said["GPU 0"].detail
     assert said["torch"].subject == "torch"
 
 
-def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
+def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     said = found(
         monkeypatch,
+        clock,
         fake_gpu(0, pids=[os.getpid()]),
         fake_gpu(1, pids=[1]),
         fake_gpu(2, memory_used=2**30),
         fake_gpu(3, mig=["MIG-a"]),
-        seconds=0.3,
     )
     assert said["GPU 0"].state == "ok"
     assert said["GPU 1"].state == "problem"
@@ -118,38 +141,39 @@ def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None
     assert "of the whole board (MIG)" in said["GPU 3 energy counter"].detail
 
 
-def test_a_container_with_process_ids_of_its_own(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
+def test_a_container_with_process_ids_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking
+) -> None:
     monkeypatch.setattr(doctor, "sees_all_processes", lambda: False)
-    processes = found(monkeypatch, fake_gpu(0, pids=[2**22 + 1]), seconds=0.1)["GPU processes"]
+    processes = found(monkeypatch, clock, fake_gpu(0, pids=[2**22 + 1]))["GPU processes"]
     assert processes.state == "unknown"
-    assert "1 that it lists are not known here" in processes.detail
+    assert "1 that it lists are unknown here" in processes.detail
     assert "--pid=host" in processes.remedy
-    without = found(monkeypatch)["GPUs"]
+    without = found(monkeypatch, clock)["GPUs"]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in without.remedy
     monkeypatch.setattr(doctor, "sees_all_processes", lambda: True)
     monkeypatch.setattr(doctor, "CONTAINER_MARKS", ())
-    assert found(monkeypatch)["GPUs"].remedy == "runs use CPU processes"
-    assert found(monkeypatch, fake_gpu(0))["GPU processes"].state == "ok"
+    assert found(monkeypatch, clock)["GPUs"].remedy == "runs use CPU processes"
+    assert found(monkeypatch, clock, fake_gpu(0))["GPU processes"].state == "ok"
 
 
-def test_whether_the_sensor_was_checked(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
+def test_whether_the_sensor_was_checked(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
     asked = []
     monkeypatch.setattr(doctor, "fresh", lambda uuid, driver: asked.append((uuid, driver)) or uuid.endswith("4"))
     gpu = fake_gpu(0)
-    sensor = found(monkeypatch, gpu, {**fake_gpu(1), "uuid": "GPU-1x"}, seconds=0.1)
+    sensor = found(monkeypatch, clock, gpu, {**fake_gpu(1), "uuid": "GPU-1x"})
     assert asked == [(gpu["uuid"], "580.82.07"), ("GPU-1x", "580.82.07")]
     assert sensor["GPU 0 sensor"].state == "ok"
     assert sensor["GPU 1 sensor"].state == "unknown"
     assert "tests.gpu_check" in sensor["GPU 1 sensor"].remedy
 
 
-def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
-    now = time.monotonic()
-    said = found(monkeypatch, fake_gpu(0, errors={83: 999}, errors_between=(now + 0.5, None)))
+def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
+    said = found(monkeypatch, clock, fake_gpu(0, errors={83: 999}, errors_between=(1000.5, None)))
     assert said["GPU 0 energy counter"].state == "problem"
     assert "readings failed: energy: " in said["GPU 0 energy counter"].detail
     assert said["GPU 0 power"].state == "ok"
-    still = found(monkeypatch, fake_gpu(0, period=1000), seconds=0.1)["GPU 0 energy counter"]
+    still = found(monkeypatch, clock, fake_gpu(0, period=1000))["GPU 0 energy counter"]
     assert still.state == "problem"
     assert "did not change" in still.detail
 
@@ -157,47 +181,33 @@ def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimat
 # --- CPU and memory
 
 
-class Ticking:
-    """Zones that count on while a test reads them, every 50 ms."""
+def ticking(powercap: Powercap, clock: Ticking) -> Callable[[], None]:
+    """Let all zones count 5 J every 50 ms."""
+    start = {zone: int((zone / "energy_uj").read_text()) for zone in powercap.zones.values()}
+    began = clock.ns
 
-    def __init__(self, powercap: Powercap) -> None:
-        self.powercap = powercap
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run)
+    def tick() -> None:
+        joules = (clock.ns - began) // (50 * MS) * 5
+        for zone, energy in start.items():
+            (zone / "energy_uj").write_text(f"{(energy + joules * 1_000_000) % 262143328850}\n")
 
-    def _run(self) -> None:
-        began = time.monotonic()
-        start = {zone: int((zone / "energy_uj").read_text()) for zone in self.powercap.zones.values()}
-        tick = 0
-        while not self.stop.wait(max(0.0, began + tick * 0.05 - time.monotonic())):
-            for zone, energy in start.items():
-                new = zone / "new"
-                new.write_text(f"{(energy + tick * 5_000_000) % 262143328850}\n")
-                new.replace(zone / "energy_uj")
-            tick += 1
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
+    return tick
 
 
-def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None) -> None:
+def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking) -> None:
     powercap = Powercap(tmp_path, SERVER)
     powercap.set("intel-rapl:1", 262143328850 - 20_000_000)  # begins again while it is read
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(powercap.root))
-    with Ticking(powercap):
-        said = found(monkeypatch)
+    clock.ticks.append(ticking(powercap, clock))
+    said = found(monkeypatch, clock)
     for subject in ("RAPL intel-rapl:0 package-0", "RAPL intel-rapl:0:1 dram", "RAPL intel-rapl:1 package-1"):
         assert said[subject].state == "ok", said[subject]
-        assert said[subject].values["period_seconds"] == pytest.approx(0.05, rel=0.3)
-        assert said[subject].values["power_watts"] == pytest.approx(100, rel=0.3)
+        assert said[subject].values["period_seconds"] == pytest.approx(0.05, rel=0.01)
+        assert said[subject].values["power_watts"] == pytest.approx(100, rel=0.01)
         assert said[subject].values["energy_joules"] >= 0
     not_added = said["RAPL not added"].detail
     for text in (
-        "intel-rapl-mmio:0 package-0 (the same zone once more)",
+        "intel-rapl-mmio:0 package-0 (the same zone again)",
         "intel-rapl:0:0 core (inside its package)",
         "intel-rapl:1:0 uncore (inside its package)",
         "intel-rapl:2 psys (contains the packages)",
@@ -206,16 +216,18 @@ def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate
     assert "dram" not in not_added.replace("intel-rapl-mmio:0:0 dram", "")
 
 
-def test_rapl_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None) -> None:
+def test_rapl_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking
+) -> None:
     powercap = Powercap(tmp_path, SERVER)
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(powercap.root))
     hide(powercap, "intel-rapl:1:1")
-    said = found(monkeypatch, seconds=0.1)
+    said = found(monkeypatch, clock)
     assert said["RAPL intel-rapl:1:1 dram"].state == "absent"
     assert "chmod a+r" in said["RAPL intel-rapl:1:1 dram"].remedy
     assert said["RAPL intel-rapl:1 package-1"].state == "problem"  # nothing ticks
     hide(powercap, "intel-rapl:0")
-    said = found(monkeypatch, seconds=0.1)
+    said = found(monkeypatch, clock)
     absent = said["CPU and DRAM energy"]
     assert absent.state == "absent"
     assert f"chmod a+r {powercap.root}/intel-rapl:*/energy_uj" in absent.remedy
@@ -224,17 +236,17 @@ def test_rapl_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_no_rapl_at_all_and_rapl_that_a_container_hides(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate: None, clock: Ticking
 ) -> None:
     root = tmp_path / "powercap"
     monkeypatch.setenv("WATTBENCH_POWERCAP", str(root))
     monkeypatch.setattr(doctor, "in_container", lambda: True)
-    absent = found(monkeypatch, seconds=0.1)["CPU and DRAM energy"]
+    absent = found(monkeypatch, clock)["CPU and DRAM energy"]
     assert "no RAPL package" in absent.detail
     assert "-v /sys:/host-sys:ro -e WATTBENCH_POWERCAP=/host-sys/class/powercap" in absent.remedy
     root.mkdir()
     (root / "intel-rapl:0").symlink_to(tmp_path / "masked")
-    hidden = found(monkeypatch, seconds=0.1)["CPU and DRAM energy"]
+    hidden = found(monkeypatch, clock)["CPU and DRAM energy"]
     assert "cannot be opened from here" in hidden.detail
     assert "WATTBENCH_POWERCAP" in hidden.remedy
 
@@ -247,13 +259,18 @@ def test_no_rapl_at_all_and_rapl_that_a_container_hides(
     [(0.02, 0.0, "ok"), (0.5, 0.0, "problem"), (0.02, 0.2, "problem"), (None, None, "unknown")],
 )
 def test_the_host(
-    monkeypatch: pytest.MonkeyPatch, no_estimate: None, busy: float | None, steal: float | None, state: str
+    monkeypatch: pytest.MonkeyPatch,
+    no_estimate: None,
+    clock: Ticking,
+    busy: float | None,
+    steal: float | None,
+    state: str,
 ) -> None:
     before = {"busy": 10.0, "steal": 1.0, "all": 100.0, "load": 0.5, "waited": 1.0}
     after = {"busy": 10.0 + (busy or 0), "steal": 1.0 + (steal or 0), "all": 101.0, "load": 0.5, "waited": 1.001}
     answers = [{}, {}] if busy is None else [before, after]
     monkeypatch.setattr(doctor, "host_facts", lambda files: answers.pop(0))
-    host = found(monkeypatch, seconds=0.1)["host"]
+    host = found(monkeypatch, clock)["host"]
     assert host.state == state
     if state != "unknown":
         assert host.detail.startswith("load 0.5 on ")
@@ -276,27 +293,23 @@ def test_the_estimate_is_made_in_a_process_of_its_own(monkeypatch: pytest.Monkey
     assert (late.state, late.detail) == ("problem", "CodeCarbon did not answer within 0.01 s")
 
 
-def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: None) -> None:
-    said = found(monkeypatch, seconds=0.1)
+def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
+    said = found(monkeypatch, clock)
     for package in ("bench", "analytics", "app"):
         assert Path(said[f"import {package}"].detail) == Path(__file__).parent.parent / package
     assert said["carbon"].state == "ok"
 
 
-def test_a_machine_is_watched_for_a_second() -> None:
-    began = time.monotonic()
+def test_a_machine_is_watched_for_a_second(clock: Ticking) -> None:
     watch = doctor.Watch(Machine(cpu_model="x", cpu_count=1))
-    assert 1.0 <= time.monotonic() - began < 3
-    assert watch.seconds >= 1.0
+    assert watch.seconds == pytest.approx(1.0, abs=2 * doctor.READING_INTERVAL)
 
 
 @pytest.mark.slow
 def test_the_verb_with_gpus(tmp_path: Path) -> None:
     environment = {**os.environ, **fake_nvml.environment(*(fake_gpu(i) for i in range(8)))}
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "doctor", "--json"]
-    began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
-    assert time.monotonic() - began < 30  # 5 s on a machine that does nothing else
     said = {finding["subject"]: finding for finding in json.loads(done.stdout)}
     assert {f"GPU {i} energy counter" for i in range(8)} <= set(said)
     assert said["GPU 7 energy counter"]["values"]["period_seconds"] == pytest.approx(0.1, rel=0.2)

@@ -46,6 +46,14 @@ def test_the_fingerprint_is_of_what_results_depend_on() -> None:
         assert first.fingerprint != first.model_copy(update=change).fingerprint
 
 
+def test_the_commit_of_wattbench_itself_is_kept() -> None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        pytest.skip("NOT CHECKED: this is no checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert str(environment.commit()).startswith(head[:12])
+
+
 def test_the_commit_of_the_users_checkout_is_kept_and_changes_no_fingerprint(tmp_path: Path) -> None:
     machine = Machine(cpu_model="a", cpu_count=2)
     outside = describe(machine)

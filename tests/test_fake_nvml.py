@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.meters.meter import INTERVAL
 from bench.meters.nvml import NvmlMeter
 from bench.meters.sidecar import Sidecar
-from bench.meters.trace import INTERVAL, Trace
+from bench.meters.trace import Trace
 from tests.fake_nvml import LIBRARY, build, counter, environment, fake_gpu, install, truth
 
 S = 1_000_000_000
@@ -102,8 +103,9 @@ def test_a_field_that_fails_holds_garbage(monkeypatch):
     assert (power.nvmlReturn, power.valueType, power.value.ullVal) == (UNKNOWN, 99, 12345678)
     assert (energy.nvmlReturn, energy.value.ullVal, energy.latencyUsec) == (0, 3_000_000, 20)
     nvml.now = None
+    before = int(time.time() * 1e6)
     (energy,) = pynvml.nvmlDeviceGetFieldValues(first(), [83])
-    assert energy.timestamp == pytest.approx(time.time() * 1e6, abs=1e6)
+    assert before <= energy.timestamp <= time.time() * 1e6
 
 
 # --- the library: context, identity, failures
@@ -346,9 +348,7 @@ def test_the_sidecar_measures_a_square_wave_in_real_time(tmp_path, monkeypatch):
         sidecar.close()
         assert (sidecar.error, "nvml" in sidecar.live) == (None, True)
     (reading,) = Trace.read(tmp_path / "a.jsonl").energy(t0, t1)
-    true = joules(gpu, t0, t1)
-    assert abs(reading.energy_joules - true) <= 0.1 * true
-    assert abs(reading.energy_joules - true) <= 2 * reading.uncertainty_joules
+    assert abs(reading.energy_joules - joules(gpu, t0, t1)) <= 2 * reading.uncertainty_joules
     assert (reading.device, reading.provenance.value) == (gpu["uuid"], "measured_counter_interp")
 
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from bench.figures import sensors
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from tests import gpu_check
 from tests.clock import Clock
 from tests.fake_nvml import environment, fake_gpu, install

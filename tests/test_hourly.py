@@ -167,7 +167,7 @@ def test_a_file_that_is_no_text() -> None:
     Path("grid.csv").write_bytes(b"\xff\xfe\x00hour")
     with pytest.raises(ValueError, match="is not a CSV file"):
         read_hourly(Path("grid.csv"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"none\.csv: No such file"):
         read_hourly(Path("none.csv"))
 
 

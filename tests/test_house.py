@@ -22,21 +22,21 @@ ROOMS = ("bench", "analytics", "app")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py")]
+SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 835,
+    "bench": 905,
     "bench/suites": 650,
-    "bench/machine": 503,
-    "bench/meters": 1_464,
+    "bench/machine": 490,
+    "bench/meters": 1_420,
     "bench/workloads": 1_335,
     "bench/strategies": 1_895,
     "bench/train": 1_010,
-    "bench/run": 1_370,
+    "bench/run": 1_380,
     "bench/figures": 875,
     "bench/store": 680,
-    "bench/cli": 2_270,
-    "analytics": 7_360,
+    "bench/cli": 1_060,
+    "analytics": 8_490,
     "app": 3_000,
 }
 """Code lines that a room may have: a room is a folder of `bench`, or one of the other packages."""
@@ -95,6 +95,25 @@ def test_rooms_keep_to_their_budgets() -> None:
     for path in FILES:
         sizes[room(path)] += len(code_lines(path.read_text()))  # a room without a budget is an error
     assert {name: (size, BUDGETS[name]) for name, size in sizes.items() if size > BUDGETS[name]} == {}
+
+
+def test_errors_are_caught_once() -> None:
+    """No verb catches an error, or suppresses one: `bench.cli.main` shows what was raised below."""
+    for path in FILES:
+        if room(path) != "bench/cli":
+            continue
+        tree = ast.parse(path.read_text())
+        main = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef) and function.name == "main" and path.name == "__init__.py"
+            for node in ast.walk(function)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                assert id(node) in main, f"{path}:{node.lineno}: except"
+            names = {getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "name", "")}
+            assert "suppress" not in names, f"{path}: suppress"
 
 
 def texts(path: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from bench import folder as files
 from bench.figures.metrics import metrics, row
-from bench.meters.trace import Reading
+from bench.meters.meter import Reading
 from bench.record import Measurement, Phase, RunRecord
 from bench.run.collect import Context, collect
 from bench.schema import RunSpec, Site

@@ -56,7 +56,7 @@ def record(meter, powercap, monkeypatch, seconds=range(31)):
     """Read once a second of a clock that we turn."""
     rows = []
     for second in seconds:
-        monkeypatch.setattr("bench.meters.rapl.time.monotonic_ns", lambda now=second: now * 10**9)
+        monkeypatch.setattr("bench.meters.meter.time.monotonic_ns", lambda now=second: now * 10**9)
         rows += meter.read()
         powercap.run(1)
     return Trace(rows)

@@ -6,33 +6,34 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from bench.meters.estimate import CodecarbonMeter
+from bench.meters.meter import Meter, Reading
+from bench.meters.nvml import NvmlMeter
+from bench.meters.rapl import RaplMeter
 from bench.meters.replay import ReplayMeter
-from bench.meters.sampler import FLUSH_SECONDS, MeterLoop, make_meters
+from bench.meters.sampler import Recorder, make_meters
 from bench.meters.sidecar import Sidecar
-from bench.meters.trace import Reading, Trace
+from bench.meters.trace import Trace
 from tests.fake_nvml import environment, fake_gpu
 
 S = 1_000_000_000
 
 
-class Counter:
-    """A meter that counts its reads."""
+class Counter(Meter):
+    """A meter that counts its reads, with the declaration of another one."""
 
-    def __init__(self, source="nvml", reason=None):
-        self.source, self.reason, self.reads = source, reason, 0
+    def __init__(self, like=NvmlMeter, reason=None):
+        self.source, self.period, self.steps = like.source, like.period, like.steps
+        self.reason, self.reads = reason, 0
 
     def read(self):
         self.reads += 1
         common = {"t_ns": time.monotonic_ns(), "wall_ns": 1, "source": self.source, "component": "cpu"}
         return [Reading(device="d", energy_uj=self.reads, **common)]
-
-    def close(self):
-        pass
 
 
 class Broken(Counter):
@@ -52,9 +53,13 @@ def clock(monkeypatch):
 
 
 def test_gpus_are_read_ten_times_as_often(tmp_path, clock):
-    meters = {"nvml": Counter(), "rapl": Counter("rapl"), "codecarbon": Counter("codecarbon", reason="not installed")}
-    sampler = MeterLoop(meters, 0.1)
-    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+    meters = {
+        "nvml": Counter(),
+        "rapl": Counter(RaplMeter),
+        "codecarbon": Counter(CodecarbonMeter, reason="not installed"),
+    }
+    sampler = Recorder(meters, 0.1)
+    assert sampler.obey({"open": f"{tmp_path}/a.jsonl"}) == ""
     for i in range(1, 200):
         clock.append(100 + i / 50 + 0.001)
         sampler.tick(clock[-1])
@@ -62,8 +67,8 @@ def test_gpus_are_read_ten_times_as_often(tmp_path, clock):
 
 
 def test_ticks_do_not_drift_and_missed_ones_are_left_out(tmp_path, clock):
-    sampler = MeterLoop({"nvml": Counter()}, 0.1)
-    sampler.obey(f"open {tmp_path}/a.jsonl")
+    sampler = Recorder({"nvml": Counter()}, 0.1)
+    sampler.obey({"open": f"{tmp_path}/a.jsonl"})
     due = []
     for now in (100.13, 100.2, 100.57, 100.58, 100.61):
         sampler.tick(now)
@@ -76,8 +81,9 @@ def test_ticks_do_not_drift_and_missed_ones_are_left_out(tmp_path, clock):
 
 def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    sampler = MeterLoop({"nvml": Counter()}, 0.1)
-    assert [sampler.obey(line) for line in (f"open {first}", f"open {second}", "close", "close")] == ["ok"] * 4
+    sampler = Recorder({"nvml": Counter()}, 0.1)
+    requests = {"open": str(first)}, {"open": str(second)}, {"close": True}, {"close": True}
+    assert [sampler.obey(request) for request in requests] == [""] * 4
     rows = [Trace.read(path).rows for path in (first, second)]
     assert [[r.event or r.energy_uj for r in file] for file in rows] == [
         [1, "start", 2, "stop"],
@@ -89,53 +95,55 @@ def test_a_run_lies_between_two_readings_and_the_next_begins_with_the_last(tmp_p
 
 def test_nothing_is_read_while_no_file_is_open():
     meter = Counter()
-    MeterLoop({"nvml": meter}, 0.1).tick(time.monotonic() + 5)
+    Recorder({"nvml": meter}, 0.1).tick(time.monotonic() + 5)
     assert meter.reads == 0
 
 
-@pytest.mark.parametrize("line", ["", "quit", "open", "open relative.jsonl", "open /nowhere/at/all.jsonl"])
-def test_a_wrong_command_is_answered_and_changes_nothing(line, tmp_path):
-    sampler = MeterLoop({"nvml": Counter()}, 0.1)
-    assert sampler.obey(line).startswith("error: ")
-    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+@pytest.mark.parametrize(
+    "request_", [{}, {"quit": True}, {"open": ""}, {"open": "relative.jsonl"}, {"open": "/nowhere/at/all.jsonl"}]
+)
+def test_a_wrong_request_is_answered_and_changes_nothing(request_, tmp_path):
+    sampler = Recorder({"nvml": Counter()}, 0.1)
+    assert sampler.obey(request_)
+    assert sampler.obey({"open": f"{tmp_path}/a.jsonl"}) == ""
 
 
 def test_a_meter_that_raises_does_not_cost_the_others(tmp_path):
-    sampler = MeterLoop({"nvml": Broken(), "rapl": Counter("rapl")}, 0.1)
-    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
-    sampler.obey("close")
+    sampler = Recorder({"nvml": Broken(), "rapl": Counter(RaplMeter)}, 0.1)
+    assert sampler.obey({"open": f"{tmp_path}/a.jsonl"}) == ""
+    sampler.obey({"close": True})
     trace = Trace.read(tmp_path / "a.jsonl")
     assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 2]
     assert "the driver went away" in next(e.message for e in trace.events if e.event == "error")
 
 
 def test_a_full_disk_is_told_and_survived(tmp_path, capfd):
-    sampler = MeterLoop({"nvml": Counter()}, 0.1)
-    assert "No space left" in sampler.obey("open /dev/full")
+    sampler = Recorder({"nvml": Counter()}, 0.1)
+    assert "No space left" in sampler.obey({"open": "/dev/full"})
     for late in range(5):
         sampler.tick(time.monotonic() + 60 + late)
     assert capfd.readouterr().err.count("No space left") == 1
-    assert sampler.obey(f"open {tmp_path}/a.jsonl") == "ok"
+    assert sampler.obey({"open": f"{tmp_path}/a.jsonl"}) == ""
     assert Trace.read(tmp_path / "a.jsonl").rows[0].energy_uj == 7
 
 
 def test_half_a_line_is_not_continued(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"t_ns":1,"wall')  # of a sidecar that was killed
-    sampler = MeterLoop({"nvml": Counter()}, 0.1)
-    sampler.obey(f"open {path}")
+    sampler = Recorder({"nvml": Counter()}, 0.1)
+    sampler.obey({"open": str(path)})
     write = os.write
     with monkeypatch.context() as patch:
         patch.setattr("bench.meters.sampler.os.write", lambda fd, data: write(fd, data[:20]))
         sampler.tick(time.monotonic() + 60)
-    assert sampler.obey("close") == "ok"
+    assert sampler.obey({"close": True}) == ""
     trace = Trace.read(path)
     assert [r.energy_uj for r in trace.rows if r.event is None] == [1, 3, 4, 5, 6]
     assert trace.damaged_lines == 2
 
 
 def test_unknown_meters_are_named():
-    with pytest.raises(ValueError, match="unknown meter 'magic', use nvml"):
+    with pytest.raises(ValueError, match="unknown meter 'magic': allowed: codecarbon, nvml"):
         make_meters(["magic"], [])
 
 
@@ -177,7 +185,7 @@ def fake_machine(monkeypatch, *gpus):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=60.0):
     """Wait for a condition; whether it came true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -185,6 +193,10 @@ def until(condition, seconds=5.0):
             return False
         time.sleep(0.02)
     return True
+
+
+def readings(path):
+    return sum(row.event is None for row in Trace.read(path).rows)
 
 
 def running(pid):
@@ -211,9 +223,9 @@ def test_a_run_is_measured_from_end_to_end(tmp_path, monkeypatch):
     trace = Trace.read(tmp_path / "a b.jsonl")
     (reading,) = trace.energy(t0, t1)
     assert reading.device == fake_gpu(1)["uuid"]
-    assert abs(reading.energy_joules - 500 * (t1 - t0) / S) <= 50
+    assert abs(reading.energy_joules - 500 * (t1 - t0) / S) <= reading.uncertainty_joules
     assert reading.power_watts_max == 500
-    assert reading.samples >= 15
+    assert reading.samples >= 2
     assert reading.coverage > 0.99
     assert (trace.damaged_lines, [e.event for e in trace.events if e.event != "conditions"]) == (0, ["start", "stop"])
     assert (sidecar.pid, sidecar.error) == (None, None)
@@ -223,16 +235,15 @@ def test_a_killed_sidecar_is_survived(tmp_path, monkeypatch):
     fake_machine(monkeypatch, fake_gpu(0))
     sidecar = Sidecar(["nvml"]).start()
     sidecar.open(tmp_path / "a.jsonl")
-    time.sleep(2 * FLUSH_SECONDS)
-    os.kill(sidecar.pid, signal.SIGKILL)
-    time.sleep(0.1)
-    began = time.monotonic()
+    assert until(lambda: readings(tmp_path / "a.jsonl") >= 3)
+    pid = sidecar.pid
+    os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not running(pid))
     sidecar.open(tmp_path / "b.jsonl")
     sidecar.close()
     sidecar.stop()
-    assert time.monotonic() - began < 1
     assert sidecar.error == "the meter sidecar has died"
-    assert sum(r.event is None for r in Trace.read(tmp_path / "a.jsonl").rows) >= 3
+    assert readings(tmp_path / "a.jsonl") >= 3
 
 
 def test_a_hung_sidecar_is_given_up(tmp_path, monkeypatch):
@@ -265,7 +276,7 @@ def test_a_forked_child_can_let_go_of_the_pipes(monkeypatch):
     sidecar = Sidecar(["nvml"]).start()
     process = sidecar._process
     sidecar.forget()
-    assert (sidecar.pid, process.wait(5)) == (None, 0)  # nobody holds its input any more
+    assert (sidecar.pid, process.wait(60)) == (None, 0)  # nobody holds its input any more
     sidecar.stop()
 
 
@@ -299,7 +310,7 @@ def test_the_sidecar_ends_with_its_parent_although_a_trainer_lives_on(tmp_path, 
     parent = subprocess.Popen([sys.executable, "-P", "-c", PARENT, str(path)], stdout=subprocess.PIPE, text=True)
     sidecar, trainer = map(int, parent.stdout.readline().split())
     try:
-        time.sleep(0.3)
+        assert until(lambda: readings(path) >= 3)
         parent.kill()
         parent.wait()
         assert until(lambda: not running(sidecar))
@@ -310,7 +321,6 @@ def test_the_sidecar_ends_with_its_parent_although_a_trainer_lives_on(tmp_path, 
             if running(pid):
                 os.kill(pid, signal.SIGKILL)
     trace = Trace.read(path)
-    assert sum(r.event is None for r in trace.rows) >= 3
     assert trace.damaged_lines == 0
 
 
@@ -338,13 +348,14 @@ def test_the_whole_sidecar_opens_no_connection_and_codecarbon_joins(tmp_path, mo
     with Sidecar(["nvml", "rapl", "codecarbon"]) as sidecar:
         assert (sidecar.live, sidecar.starting) == (["nvml", "conditions"], ["codecarbon"])
         sidecar.open(path)
-        assert until(joined, 20)
+        assert until(joined)
         time.sleep(2.2)
         sidecar.close()
         assert sidecar.error is None
     trace = Trace.read(path)
     sources = {source for source, _, _ in trace.devices}
     assert sources == {"nvml", "codecarbon"}
-    gaps = [b - a for (a, _), (b, _) in pairwise(trace.power("gpu", fake_gpu(0)["uuid"]))]
-    assert max(gaps) < S  # CodeCarbon's start does not keep the GPUs waiting
+    first = next(row.t_ns for row in trace.rows if row.source == "codecarbon")
+    before = [row for row in trace.rows if row.source == "nvml" and row.event is None and row.t_ns < first]
+    assert len(before) >= 5  # CodeCarbon's start does not keep the GPUs waiting
     assert "CONNECTED" not in capfd.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from bench.record import Provenance
 
 S = 1_000_000_000
@@ -160,7 +161,7 @@ def test_windows_without_readings_are_absent():
     for t0, t1 in ((11, 15), (-5, -1), (9, 12), (-7, 4)):
         assert trace.energy(round(t0 * S), round(t1 * S)) == []
     assert Trace([]).energy(0, S) == Trace([row(1, energy=5)]).energy(0, 2 * S) == []
-    with pytest.raises(ValueError, match="a window ends after it starts"):
+    with pytest.raises(ValueError, match="a window must end after it starts"):
         trace.energy(5, 5)
 
 

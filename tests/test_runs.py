@@ -15,7 +15,8 @@ from analytics.frame import frame
 from app import onerun
 from app import runs as listed
 from app.charts import runs as charts
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from bench.record import Quality, Status
 from bench.store import artifacts as stored
 from tests import rows

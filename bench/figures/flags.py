@@ -128,7 +128,7 @@ def _energy_flags(run: Observation, measured: Measurement) -> Iterator[str]:
     if any((reading.component, reading.device) not in idle for reading in hardware):
         yield "idle_unknown"
     driver = run.environment.machine.driver_version
-    if any(r.source == "nvml" and not fresh(r.device, driver or "") for r in hardware):
+    if any(r.component == "gpu" and not fresh(r.device, driver or "") for r in hardware):
         yield "unvalidated_sensor"
 
 

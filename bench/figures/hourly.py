@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+from bench.errors import BadValue
+
 _Value = TypeVar("_Value")
 _HOUR = timedelta(hours=1)
 _KG = {"kg_per_kwh": 1.0, "g_per_kwh": 1e-3}
@@ -87,7 +89,7 @@ class Hourly:
             slot = (now - origin) // self.step
             begin = origin + slot * self.step
             if slot not in self.rows:
-                raise ValueError(f"{self.name} does not cover {begin:%Y-%m-%d %H:%M} UTC; it has {self._covers()}")
+                raise BadValue(f"{self.name} does not cover {begin:%Y-%m-%d %H:%M} UTC; it has {self._covers()}")
             until = min(begin + self.step, end)
             yield (until - now).total_seconds() if length else 1.0, self.rows[slot]
             now = until
@@ -137,8 +139,8 @@ def read_hourly(path: Path) -> Hourly:
     """Read a CSV file of rates.
 
     Columns: `time` (ISO 8601, UTC by default) or `hour` (0 to 23, UTC), `kg_per_kwh` or `g_per_kwh` (CO2e) and optionally
-    `usd_per_kwh`. A row is valid for an hour, or until the next row if that is closer. Raises ValueError with the line of
-    the first mistake, and OSError where the file cannot be read.
+    `usd_per_kwh`. A row is valid for an hour, or until the next row if that is closer. Raises BadValue with the line of
+    the first mistake, and where the file cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -147,23 +149,25 @@ def read_hourly(path: Path) -> Hourly:
             table.fieldnames = names
             rows = [(table.line_num, row) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name} is not a CSV file: {error}") from error
+        raise BadValue(f"{path.name} is not a CSV file: {error}") from error
+    except OSError as error:
+        raise BadValue(f"{path}: {error.strerror}") from error
     when, kg = ([name for name in allowed if name in names] for allowed in (("time", "hour"), _KG))
     if len(when) != 1 or len(kg) != 1 or not rows:
-        raise ValueError(f"{path.name} has {'the columns ' + ', '.join(names) if rows else 'no rows'}; {_COLUMNS}")
+        raise BadValue(f"{path.name} has {'the columns ' + ', '.join(names) if rows else 'no rows'}; {_COLUMNS}")
     slots: dict[datetime | int, Rates] = {}
     for line, row in rows:
         place = f"{path.name}, line {line}"
         parse: Callable[[str], datetime | int] = _time if when[0] == "time" else _hour_of_day
         key = _read(row, when[0], place, parse)
         if key in slots:
-            raise ValueError(f"{place}: {when[0]} {row[when[0]]!r} is a duplicate")
+            raise BadValue(f"{place}: {when[0]} {row[when[0]]!r} is a duplicate")
         usd = _read(row, _USD, place, _amount) if _USD in names else None
         carbon = _read(row, kg[0], place, _amount) * _KG[kg[0]]
         if carbon > _MOST:
             hint = "; values in g belong in the column g_per_kwh" if _KG[kg[0]] == 1 else ""
             most = f"{_MOST / _KG[kg[0]]:g}, which no grid emits"
-            raise ValueError(f"{place}: {kg[0]} {row[kg[0]].strip()} is above {most}{hint}")
+            raise BadValue(f"{place}: {kg[0]} {row[kg[0]].strip()} is above {most}{hint}")
         slots[key] = Rates(carbon, usd)
     return _slotted(path.name, slots)
 
@@ -175,7 +179,7 @@ def _slotted(name: str, rates: dict[datetime | int, Rates]) -> Hourly:
     step = min([_HOUR, *(later - earlier for earlier, later in pairwise(times))])
     odd = next((time for time in times if (time - times[0]) % step), None)
     if odd is not None:
-        raise ValueError(f"{name}: {odd.isoformat()} is not a whole number of steps of {step} after the first row")
+        raise BadValue(f"{name}: {odd.isoformat()} is not a whole number of steps of {step} after the first row")
     return Hourly(name, times[0], step, {(time - times[0]) // step: rates[time] for time in times})
 
 
@@ -184,7 +188,7 @@ def _read(row: dict[str, str], name: str, place: str, parse: Callable[[str], _Va
     try:
         return parse(text)
     except ValueError as error:
-        raise ValueError(f"{place}: {name} {text!r} is not {error}") from error
+        raise BadValue(f"{place}: {name} {text!r} is not {error}") from error
 
 
 def _time(text: str) -> datetime:

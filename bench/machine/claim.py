@@ -1,4 +1,4 @@
-"""Which process measures on which device: workers of searches hold theirs, so that none disturbs another."""
+"""Locks on devices: each worker of a search holds its devices, so that no worker disturbs another."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bench.schema import Machine, RunSpec
 
 
 def _folder() -> Path:
-    """Return the folder of this user's lock files on this host, whatever folder runs go to. Raises Busy."""
+    """Return the folder of this user's lock files on this host; it does not depend on the folder of runs. Raises Busy."""
     usual = f"{tempfile.gettempdir()}/wattbench-{os.getuid()}-{os.uname().nodename}"
     folder = Path(os.environ.get("WATTBENCH_LOCKS", usual))
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise Busy(f"{folder}, where the devices in use are noted, is no folder of yours alone: remove it")
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise Busy(f"{folder}, the folder for locks on devices, must be writable by you alone; remove it")
     return folder
 
 
 @contextmanager
 def claim(machine: Machine, runs: Iterable[RunSpec]) -> Iterator[None]:
-    """Hold what runs use until the context ends: the free GPUs, or where none uses GPUs the processors of this process.
+    """Hold the devices of runs until the context ends: the free GPUs, or the processors of this process if no run uses GPUs.
 
-    Each is a lock file, which the kernel lets go of however the process ends. Raises Busy where another process of this
+    Each device has a lock file, which the kernel releases however the process ends. Raises Busy if another process of this
     user holds one of them; then nothing is held.
     """
     if gpus := bool(machine.gpus) and any(spec.device_type == "cuda" for spec in runs):
@@ -41,7 +41,9 @@ def claim(machine: Machine, runs: Iterable[RunSpec]) -> Iterator[None]:
     folder = _folder()
     taken: dict[str, list[int]] = defaultdict(list)
     with ExitStack() as stack:
-        with held(folder / "claim"):  # one claims at a time: two that want the same devices do not both fail
+        with held(
+            folder / "claim"
+        ):  # one process claims at a time, so that two which want the same devices do not both fail
             for number, name in names.items():
                 path = folder / name
                 try:
@@ -53,14 +55,14 @@ def claim(machine: Machine, runs: Iterable[RunSpec]) -> Iterator[None]:
         yield
 
 
-def _why(taken: dict[str, list[int]], wanted: Iterable[int], *, gpus: bool) -> str:
-    """Say which of the devices that were wanted are held by which process, and what to do."""
+def _why(taken: dict[str, list[int]], devices: Iterable[int], *, gpus: bool) -> str:
+    """Say which of the devices are held by which process, and what to do."""
     kind, option = ("GPUs", "--gpus") if gpus else ("processors", "taskset -c")
-    found = "; ".join(f"{_listed(numbers)} by process {process}" for process, numbers in taken.items())
-    free = sorted(set(wanted) - {number for numbers in taken.values() for number in numbers})
+    holders = "; ".join(f"{_listed(numbers)} by process {process}" for process, numbers in taken.items())
+    free = sorted(set(devices) - {number for numbers in taken.values() for number in numbers})
     numbers = ",".join(map(str, free)) if gpus else _listed(free)
-    others = f"take those that are free ({option} {numbers})" if free else f"give each its own ({option} ...)"
-    return f"{kind} are held for the trials of another search or worker: {found}\n{others}, or wait until it has ended"
+    remedy = f"use the free ones ({option} {numbers})" if free else f"give each worker its own ({option} ...)"
+    return f"{kind} are held by another search or worker: {holders}\n{remedy}, or wait until it has ended"
 
 
 def _listed(numbers: Iterable[int]) -> str:

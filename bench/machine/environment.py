@@ -1,4 +1,4 @@
-"""Facts of the machine and its software, from an allow-list."""
+"""Facts about the machine and its software, from an allow-list."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.meters.nvml import list_gpus
+from bench.errors import UserError
+from bench.meters.meter import list_gpus
 from bench.record import Environment
 from bench.redact import redact
 from bench.schema import Gpu, Machine
@@ -28,24 +30,21 @@ VARIABLES = (
 VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 
 
-class EnvironmentProblem(Exception):
+class EnvironmentProblem(UserError):
     """The machine cannot do what is asked; the message says why and what to do about it."""
 
 
 def processors() -> int:
-    """Processors that this process may use: its affinity, cut by a quota of its control group."""
+    """Return how many processors this process may use, by its affinity and by the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # the quota is `max` where there is none
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
+        count = min(count, max(1, int(quota) // int(period)))
     return count
 
 
 def cpu_model() -> str:
-    """Name of the processor as the kernel states it."""
+    """Return the name of the processor that the kernel states."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -54,20 +53,17 @@ def cpu_model() -> str:
 
 
 def find_machine(named_gpus: str | None = None) -> tuple[Machine, str | None]:
-    """Look at the processors and, through NVML, at the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+    """Return the processors and visible GPUs of this machine, and the reason if there are no GPUs.
 
-    `named_gpus` (indices or UUIDs, comma-separated) leaves the named ones only, and takes them even where others use
-    them. Returns the machine and why there are no GPUs, if so. Raises EnvironmentProblem for a name that is not there.
+    `named_gpus` (indices or UUIDs, separated by commas) keeps only these, even if others use them. Raises
+    EnvironmentProblem if one of them is not visible.
     """
     gpus, driver, reason = list_gpus()
     if named_gpus is not None:
         gpus = [_named(name.strip(), gpus) for name in named_gpus.split(",") if name.strip()]
+    memory = psutil.virtual_memory().total
     machine = Machine(
-        cpu_model=cpu_model(),
-        cpu_count=processors(),
-        memory_bytes=psutil.virtual_memory().total,
-        gpus=gpus,
-        driver_version=driver,
+        cpu_model=cpu_model(), cpu_count=processors(), memory_bytes=memory, gpus=gpus, driver_version=driver
     )
     return machine, reason
 
@@ -76,46 +72,46 @@ def _named(name: str, gpus: list[Gpu]) -> Gpu:
     for gpu in gpus:
         if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name)):
             return gpu.changed(used_by=[])
-    there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
-    raise EnvironmentProblem(f"--gpus names {name!r}, which is not visible here; visible: {there}")
+    visible = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+    raise EnvironmentProblem(f"--gpus names {name!r}, which is not visible here; visible: {visible}")
 
 
 def check_no_gpu_is_hidden(reason: str | None) -> None:
-    """Refuse a silent run on the CPU: raise EnvironmentProblem where there are GPUs that NVML does not show, and why."""
-    no_library = reason is not None and ("not found" in reason or "not installed" in reason)
-    harmless = reason is None or no_library or "leaves no GPU visible" in reason or "lists no GPU" in reason
-    asked_for = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    if reason is not None and "leaves no GPU visible" in reason and asked_for not in ("", "-1", "NoDevFiles"):
-        harmless = False  # a name that is not there, rather than none on purpose
-    if no_library and list(Path("/dev").glob("nvidia[0-9]*")):
-        harmless = False  # a container without the driver's library, say
-    if not harmless:
+    """Refuse to use the CPU silently: raise EnvironmentProblem if there seem to be GPUs that NVML does not show."""
+    if reason is None or "lists no GPU" in reason:
+        return
+    if "not found" in reason or "not installed" in reason:
+        hidden = any(Path("/dev").glob("nvidia[0-9]*"))  # a container without the library of the driver, for example
+    else:  # a name that does not exist, rather than none on purpose; or NVML does not answer
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+        hidden = "leaves no GPU visible" not in reason or names not in ("", "-1", "NoDevFiles")
+    if hidden:
         raise EnvironmentProblem(
             f"there seem to be NVIDIA GPUs, but none can be used: {reason}\n"
-            "Mend that (nvidia-smi should list them), or measure the CPU on purpose: --set device_type=cpu"
+            "Repair that (nvidia-smi should list them), or measure the CPU on purpose: --set device_type=cpu"
         )
 
 
 def torch_build() -> tuple[str | None, str | None]:
-    """Version of the installed torch and of the CUDA it was built for, read from its files: torch is not imported."""
+    """Return the version of the installed torch and of its CUDA, read from its files without importing it."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None, None
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for node in ast.parse((Path(spec.origin).parent / "version.py").read_text()).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-            found[target.id] = value.value
-    return found.get("__version__"), found.get("cuda")
+            values[target.id] = value.value
+    return values.get("__version__"), values.get("cuda")
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """Commit of the checkout that a folder is in, with a hash of changes to it; None outside a checkout.
+    """Return the commit of the checkout that contains a folder, with a hash of uncommitted changes; None outside one.
 
     Without a folder, that of the checkout that wattbench runs from.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder or root), *arguments]
@@ -132,16 +128,12 @@ def commit(folder: Path | None = None) -> str | None:
 
 
 def describe(machine: Machine) -> Environment:
-    """Record what results depend on, and the few variables that change them; credentials are taken out."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    """Return the facts that results depend on, with the few variables that change them and without credentials."""
     version, cuda = torch_build()
-    if version is not None:
-        versions["torch"] = version
+    versions = {"torch": version} if version is not None else {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.setdefault(name, metadata.version(name))
     names = [name for name in sorted(os.environ) if name in VARIABLES or name.startswith(VARIABLE_PREFIXES)]
     kept = {name: redact(f"{name}={os.environ[name]}").partition("=")[2] for name in names}
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -163,10 +155,10 @@ def describe(machine: Machine) -> Environment:
 
 
 def check_torch(machine: Machine, *, for_gpus: bool) -> None:
-    """Raise EnvironmentProblem where torch is missing, or cannot use the GPUs that NVML sees and runs are `for_gpus`."""
+    """Raise EnvironmentProblem if torch is missing, or if runs are `for_gpus` and it is built without CUDA."""
     version, cuda = torch_build()
     if version is None:
-        raise EnvironmentProblem("torch is not installed; runs need it: pip install -e . -c constraints.txt")
+        raise EnvironmentProblem("torch is not installed, but runs need it: pip install -e . -c constraints.txt")
     if for_gpus and machine.gpus and cuda is None:
         raise EnvironmentProblem(
             f"{len(machine.gpus)} NVIDIA GPU(s) are here, but the installed torch {version} is built without CUDA.\n"

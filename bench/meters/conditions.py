@@ -1,7 +1,7 @@
-"""What surrounds a measurement: clocks, temperature, throttling and other users of the GPUs, and load of the host.
+"""Conditions of a measurement: clocks, temperature, throttling and other users of the GPUs, and the load of the host.
 
-Read once a second beside the meters and kept in the trace as events; `gpu_conditions` and `host_conditions` make of them
-what a window needs to be trusted. What the machine does not say is absent.
+They are read once a second and kept in the trace as events. `gpu_conditions` and `host_conditions` summarise them for a
+window. What the machine does not report is absent.
 """
 
 from __future__ import annotations
@@ -9,36 +9,33 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench.meters.nvml import NvmlMeter
-from bench.meters.trace import Reading
+from bench.meters.meter import Meter, Reading
 from bench.record import GpuConditions, HostConditions
 
 EVENT = "conditions"
 HOST = "host"
 REASON_BITS = {0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x20: "sw_thermal", 0x40: "hw_thermal", 0x80: "power_brake"}
-"""Of NVML's mask of clock event reasons; others (idle, an application's clock setting) hold nothing down."""
+"""Bits of NVML's mask of clock event reasons that mean throttling; others (idle, clocks set by an application) do not."""
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 
 
-class ConditionsMeter:
-    """Reads what surrounds the readings of a sidecar whose parent is `root_pid`: runs are its descendants."""
+class ConditionsMeter(Meter):
+    """Reads the conditions of the devices of `meters`, and of the host. Runs are descendants of `root_pid`."""
 
-    def __init__(self, nvml: NvmlMeter | None, root_pid: int, proc: Path = Path("/proc")) -> None:
-        self.reason: str | None = None
-        self.errors = 0
-        self._nvml = nvml
+    def __init__(self, meters: Sequence[Meter], root_pid: int, proc: Path = Path("/proc")) -> None:
+        self._meters = meters
         self._root_pid = root_pid
         self._files = open_host_files(proc)
 
     def read(self) -> list[Reading]:
-        """Return an event row of the host, and one of each GPU."""
-        rows = self._nvml.conditions(self._root_pid) if self._nvml is not None else []
+        """Return one event row for each GPU and one for the host."""
+        rows = [row for meter in self._meters for row in meter.conditions(self._root_pid)]
         facts = host_facts(self._files)
         if facts:
             t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
@@ -52,7 +49,7 @@ class ConditionsMeter:
 
 
 def open_host_files(proc: Path = Path("/proc")) -> dict[str, int]:
-    """Open what `host_facts` reads, once: as far as it is there. By name."""
+    """Open the files that `host_facts` reads, as far as they exist; return descriptors by name."""
     files: dict[str, int] = {}
     for name in ("stat", "loadavg", "pressure/cpu"):
         with suppress(OSError):
@@ -65,7 +62,7 @@ def _read(file: int) -> str:
 
 
 def host_facts(files: dict[str, int]) -> dict[str, float]:
-    """Seconds of all processors since boot (busy, stolen, all), the load, and seconds that tasks waited for a CPU."""
+    """Return seconds of all processors since boot (busy, steal, all), the load, and seconds that tasks waited for a CPU."""
     facts: dict[str, float] = {}
     try:
         ticks = [int(word) for word in _read(files["stat"]).split("\n", 1)[0].split()[1:9]]
@@ -84,7 +81,7 @@ def host_facts(files: dict[str, int]) -> dict[str, float]:
 
 
 def _around(events: Iterable[Reading], device: str, t0: int, t1: int) -> list[tuple[int, dict[str, Any]]]:
-    """Facts of a device inside the window, with the last before it and the first after it."""
+    """Return facts of a device inside the window, the last before it and the first after it."""
     rows = [row for row in events if row.event == EVENT and row.device == device and row.message]
     before = [row for row in rows if row.t_ns < t0][-1:]
     inside = [row for row in rows if t0 <= row.t_ns <= t1]
@@ -93,14 +90,14 @@ def _around(events: Iterable[Reading], device: str, t0: int, t1: int) -> list[tu
 
 
 def gpu_conditions(events: Iterable[Reading], device: str, t0: int, t1: int) -> GpuConditions:
-    """What surrounded a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds).
+    """Return the conditions of a window on one GPU, from the events of its trace (times in CLOCK_MONOTONIC nanoseconds).
 
-    Of what is read at an instant, such as clocks, only readings inside the window count, if there are any: the next one
-    may be of a GPU that is idle again. Cumulative counters need one on either side.
+    Of instant values such as clocks, only readings inside the window count if there are any: the GPU may be idle again at
+    the next one. Cumulative counters need a reading on either side.
     """
-    found = _around(events, device, t0, t1)
-    facts = [fact for _, fact in found]
-    inside = [fact for t, fact in found if t0 <= t <= t1] or facts
+    around = _around(events, device, t0, t1)
+    facts = [fact for _, fact in around]
+    inside = [fact for t, fact in around if t0 <= t <= t1] or facts
 
     def values(name: str) -> list[float]:
         return [fact[name] for fact in inside if name in fact]
@@ -117,7 +114,7 @@ def gpu_conditions(events: Iterable[Reading], device: str, t0: int, t1: int) -> 
         memory_clock_hz_mean=mean(memory_clocks) * 1e6 if memory_clocks else None,
         power_limit_watts=min(values("limit_mw")) / 1e3 if values("limit_mw") else None,
         memory_used_bytes_max=int(max(values("memory_used"))) if values("memory_used") else None,
-        throttled_share=_throttled(found, [fact["reasons"] for fact in inside if "reasons" in fact]),
+        throttled_share=_throttled(around, [fact["reasons"] for fact in inside if "reasons" in fact]),
         shared=_shared(facts),
     )
 
@@ -127,11 +124,11 @@ def used_by_run(events: Iterable[Reading], device: str, t0: int, t1: int) -> boo
     return any(fact.get("own") for _, fact in _around(events, device, t0, t1))
 
 
-def _throttled(found: list[tuple[int, dict[str, Any]]], masks: list[int]) -> dict[str, float]:
-    """Share of the time by reason: by the cumulative counters, or as often as the bit was seen, whichever is more."""
-    if len(found) < 2 or found[0][0] == found[-1][0]:
+def _throttled(around: list[tuple[int, dict[str, Any]]], masks: list[int]) -> dict[str, float]:
+    """Share of the time by reason: by the cumulative counter or by the bit of the mask, whichever is larger."""
+    if len(around) < 2 or around[0][0] == around[-1][0]:
         return {}
-    (t0, first), (t1, last) = found[0], found[-1]
+    (t0, first), (t1, last) = around[0], around[-1]
     shares: dict[str, float] = {}
     for bit, name in REASON_BITS.items():
         if masks:
@@ -140,12 +137,12 @@ def _throttled(found: list[tuple[int, dict[str, Any]]], masks: list[int]) -> dic
     for name in begin.keys() & end.keys():
         if end[name] >= begin[name]:
             counted = min(1.0, (end[name] - begin[name]) / (t1 - t0))
-            shares[name] = max(shares.get(name, 0.0), counted)  # some drivers number these counters otherwise
+            shares[name] = max(shares.get(name, 0.0), counted)  # some drivers number these counters differently
     return {name: share for name, share in sorted(shares.items()) if share > 0}
 
 
 def _shared(facts: list[dict[str, Any]]) -> bool | None:
-    """Whether others used the GPU; None where NVML lists no process of ours, so that it cannot be trusted to list theirs."""
+    """Whether others used the GPU; None if NVML lists no process of ours: then it may not list theirs either."""
     listed = [fact for fact in facts if "own" in fact]
     foreign = any(fact["foreign"] for fact in listed)
     if any(fact["own"] for fact in listed) or (foreign and sees_all_processes()):
@@ -154,7 +151,7 @@ def _shared(facts: list[dict[str, Any]]) -> bool | None:
 
 
 def sees_all_processes() -> bool:
-    """Whether process ids here are those of the machine, as NVML lists them: not so in most containers."""
+    """Whether process ids here are those of the machine, which NVML lists. In most containers they are not."""
     try:
         return str(Path("/proc/self/ns/pid").readlink()) == _INITIAL_PID_NAMESPACE
     except OSError:
@@ -164,11 +161,11 @@ def sees_all_processes() -> bool:
 def host_conditions(
     events: Iterable[Reading], t0: int, t1: int, own_cpu_seconds: float | None
 ) -> HostConditions | None:
-    """What surrounded a window on the host; `own_cpu_seconds` are those that the run used in it, None if not known."""
-    found = _around(events, HOST, t0, t1)
-    if not found:
+    """Return the conditions of a window on the host; `own_cpu_seconds` is the CPU time of the run in it, None if unknown."""
+    around = _around(events, HOST, t0, t1)
+    if not around:
         return None
-    (ta, first), (tb, last) = found[0], found[-1]
+    (ta, first), (tb, last) = around[0], around[-1]
 
     def passed(name: str) -> float | None:
         return last[name] - first[name] if name in last and name in first else None
@@ -177,7 +174,7 @@ def host_conditions(
     steal_share = stolen / everything if stolen is not None and everything else None
     other = None
     if own_cpu_seconds is not None and busy is not None and everything:
-        ours = own_cpu_seconds * (tb - ta) / (t1 - t0)  # the readings span a little more than the window
+        ours = own_cpu_seconds * (tb - ta) / (t1 - t0)  # the readings span slightly more than the window
         other = max(0.0, busy - ours) / everything
     return HostConditions(
         load_average=first.get("load"),

@@ -1,7 +1,7 @@
-"""What cannot be measured, estimated by CodeCarbon: CPU from load and TDP, memory from its size. It is given no GPUs.
+"""Estimates by CodeCarbon of what cannot be measured: the CPU from load and TDP, memory from its size; never GPUs.
 
-Estimates are kept apart from measurements everywhere. CodeCarbon is held to this machine: no network, no files, no
-configuration, no carbon factor; only its energy totals are used (its mean powers and durations are not reliable).
+Estimates are kept apart from measurements everywhere. CodeCarbon may use no network, no files, no configuration and no
+carbon factor. Only its energy totals are used: its mean powers and durations are not reliable.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.meters.trace import Component, Reading
+from bench.meters.meter import Component, Meter, Reading
 
 STALE_SECONDS = 0.06
-"""CodeCarbon's flush() measures nothing within 50 ms of the last time."""
+"""CodeCarbon's flush() measures nothing within 50 ms of the last one."""
 MICROJOULES_PER_KWH = 3.6e12
 
 
 class _Totals:
-    """The output handler that CodeCarbon hands its totals to: energy in kWh since the start."""
+    """The output handler that receives CodeCarbon's totals: energy in kWh since the start."""
 
     kwh: tuple[float, float] | None = None
 
@@ -36,13 +36,18 @@ class _Totals:
     def exit(self) -> None: ...
 
 
-class CodecarbonMeter:
+class CodecarbonMeter(Meter):
     """CodeCarbon's cumulative energy of CPU and memory, for the whole machine.
 
-    Starting takes about two seconds and goes on in a thread: `read` returns nothing until it is done, and `reason` says
-    why it did not end well. All reads must come from one thread. Making one takes CodeCarbon's settings out of this
-    process, its working folder and HOME included: make it in a process of its own, which uses absolute paths.
+    It starts in a thread, which takes about two seconds. Until then `read` returns nothing; `reason` says why the start
+    failed. All reads must come from one thread. The constructor removes CodeCarbon's settings from this process, including
+    its working folder and HOME. So use it in a process of its own, with absolute paths.
     """
+
+    source = "codecarbon"
+    components = ("cpu", "dram")
+    nature = "estimated"
+    scope = "machine"
 
     def __init__(self) -> None:
         self.errors = 0
@@ -56,45 +61,38 @@ class CodecarbonMeter:
         self._starter.start()
 
     @property
-    def starting(self) -> bool:
-        """Whether the start is still going on."""
+    def starting(self) -> bool:  # type: ignore[override]  # it is read only
+        """Whether it is still starting."""
         return self._starter.is_alive()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the start, at most so long; return whether it is over."""
+        """Wait until it has started, for at most this many seconds; return whether it has."""
         self._starter.join(seconds)
         return not self.starting
 
     def read(self) -> list[Reading]:
-        """Let CodeCarbon estimate up to now; return a row for each component, none while it starts or if it failed."""
+        """Return a row for each component with its energy until now; no rows while it starts or if that failed."""
         if self.starting or self.reason is not None:
             return []
         time.sleep(max(0.0, self._flushed + STALE_SECONDS - time.monotonic()))
         self._flushed = time.monotonic()
         self._totals.kwh = None
-        t_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        t_ns = time.monotonic_ns()
         self._tracker.flush()
         kwh: tuple[float, float] | None = self._totals.kwh
-        if kwh is None:  # flush() swallows all errors; then it has not reached the handler
+        if kwh is None:  # flush() suppresses all errors; then it did not call the handler
             self.errors += 1
-            return [Reading(t_ns=t_ns, wall_ns=wall_ns, source="codecarbon", event="error", message="flush() failed")]
-        components: tuple[Component, ...] = ("cpu", "dram")
-        return [
-            Reading(
-                t_ns=t_ns,
-                wall_ns=wall_ns,
-                source="codecarbon",
-                component=component,
-                device=self._modes[component][0],
-                energy_uj=round(energy * MICROJOULES_PER_KWH),
-                mode=self._modes[component][1],
-            )
-            for component, energy in zip(components, kwh, strict=True)
-            if component in self._modes
-        ]
+            return [self.row("cpu", "cpu", t_ns=t_ns, event="error", message="flush() failed")]
+        rows = []
+        for component, energy in zip(self.components, kwh, strict=True):
+            if component in self._modes:
+                device, mode = self._modes[component]
+                microjoules = round(energy * MICROJOULES_PER_KWH)
+                rows.append(self.row(component, device, t_ns=t_ns, energy_uj=microjoules, mode=mode))
+        return rows
 
     def close(self) -> None:
-        """Stop CodeCarbon's background threads; a start that still goes on is not waited for."""
+        """Stop CodeCarbon's background threads, without waiting for one that is still starting."""
         if not self.starting and self._tracker is not None:
             self._tracker.stop()
 
@@ -103,30 +101,30 @@ class CodecarbonMeter:
             self._start_tracker()
         except ImportError:
             self.reason = "the package codecarbon is not installed"
-        except Exception as error:  # noqa: BLE001  an estimate that fails, however it does, stops nothing
+        except Exception as error:  # noqa: BLE001  a failed estimate must not stop anything
             self.reason = f"CodeCarbon did not start: {error!r}"
 
     def _start_tracker(self) -> None:
         from codecarbon import OfflineEmissionsTracker
 
-        logging.getLogger("codecarbon").setLevel(logging.ERROR)  # `log_level` comes too late for the constructor
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)  # `log_level` has no effect during the constructor
         self._tracker = OfflineEmissionsTracker(
             output_methods=[],
             output_handlers=[self._totals],
-            measure_power_secs=1e9,  # never by itself: two threads that measure count an interval twice
+            measure_power_secs=1e9,  # never on its own: two threads would count an interval twice
             api_call_interval=-1,
             gpu_ids=[],
             tracking_mode="machine",
-            allow_multiple_runs=True,  # else it replaces signal handlers and refuses a second process
+            allow_multiple_runs=True,  # otherwise it replaces signal handlers and refuses a second process
             pue=1.0,
             wue=0.0,
-            force_carbon_intensity_g_co2e_kwh=0.0,  # carbon is made elsewhere; this also keeps it off the network
+            force_carbon_intensity_g_co2e_kwh=0.0,  # carbon is computed elsewhere; this also avoids the network
             electricitymaps_api_token="",
             emissions_endpoint=False,
             log_level="error",
         )
         self._tracker.start()
-        # Constructor, start() and flush() swallow all errors: what is there afterwards is what tells.
+        # Constructor, start() and flush() suppress all errors, so look at what they left.
         if getattr(self._tracker, "_external_conf", None) != {}:
             self.reason = "CodeCarbon found a configuration of its own"
         elif getattr(self._tracker, "_start_time", None) is None:
@@ -140,7 +138,7 @@ class CodecarbonMeter:
 
 
 def _modes(hardware: Sequence[Any]) -> dict[Component, tuple[str, str]]:
-    """Return device and mode of what is estimated: `intel_rapl`, `cpu_load`, `constant`, ... for the CPU."""
+    """Return device and mode of each estimated component; modes of the CPU are `cpu_load`, `constant`, ..."""
     modes: dict[Component, tuple[str, str]] = {}
     for item in hardware:
         kind = type(item).__name__
@@ -152,7 +150,7 @@ def _modes(hardware: Sequence[Any]) -> dict[Component, tuple[str, str]]:
 
 
 def _forget_settings() -> None:
-    """Take CodeCarbon's settings away: its variables, and the home and working folder where it looks for a file."""
+    """Remove CodeCarbon's variables, and leave the home and working folder where it looks for a configuration."""
     for name in list(os.environ):
         if name.lower().startswith("codecarbon_"):
             del os.environ[name]
@@ -161,7 +159,7 @@ def _forget_settings() -> None:
 
 
 def main() -> None:
-    """Print as one line of JSON what CodeCarbon estimates now: component, mode and watts, or the reason why not."""
+    """Print one line of JSON: component, mode and watts of what CodeCarbon estimates now, or why it cannot."""
     meter = CodecarbonMeter()
     meter.wait(60)
     before = meter.read()

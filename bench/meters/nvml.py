@@ -1,7 +1,7 @@
-"""NVIDIA GPUs through NVML: which are here, and their energy counter and instant power.
+"""NVIDIA GPUs through NVML: which are present, their energy counter and their instant power.
 
-The only importer of `pynvml` (distribution `nvidia-ml-py`). NVML is initialised in the process that reads, and no power
-is taken from `nvmlDeviceGetPowerUsage` on chips since Ampere: there it is a 1 s average on most.
+Only this module imports `pynvml` (distribution `nvidia-ml-py`). NVML is initialised in the process that reads. On Ampere
+and newer chips `nvmlDeviceGetPowerUsage` is not used: on most of them it is a 1 s average.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections.abc import Collection, Sequence
 from ctypes import byref, c_int32
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
-from bench.meters.trace import Reading
+from bench.meters.meter import INTERVAL, Listing, Meter, Reading
 from bench.process import descends_from
 from bench.schema import Gpu
 
@@ -28,7 +28,7 @@ THROTTLE_FIELDS = {74: "sw_power_cap", 75: "thermal_policy", 269: "sw_thermal", 
 """Cumulative nanoseconds in which the clocks were held down, by reason (nvml.h, NVML_FI_DEV_CLOCKS_EVENT_REASON_*)."""
 MEMORY_TEMPERATURE_FIELD = 82
 RESERVED_BYTES = 2**30
-"""What a driver that does not tell its own share of a GPU's memory may hold."""
+"""Memory that the driver itself may use on a GPU, if it does not report its own share."""
 _VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
 
@@ -53,12 +53,12 @@ def _start_nvml() -> Any:
     return pynvml
 
 
-def list_gpus(own_pids: Collection[int] = ()) -> tuple[list[Gpu], str | None, str | None]:
+def list_gpus(own_pids: Collection[int] = ()) -> Listing:
     """Return the GPUs that CUDA_VISIBLE_DEVICES leaves visible, the driver's version, and why there is none.
 
-    `used_by` names the compute processes of others: not this process, its children, `own_pids` and theirs. Indices are
-    NVML's, in PCI order; on a node of unlike GPUs they are CUDA's only with CUDA_DEVICE_ORDER=PCI_BUS_ID, so map ranks
-    by UUID. Inside a container NVML may list no processes, or ones of the host that have no name here.
+    `used_by` names the compute processes of others: not this process, `own_pids`, or the children of these. Indices are
+    NVML's, in PCI order. On a node with different GPUs they are CUDA's only with CUDA_DEVICE_ORDER=PCI_BUS_ID, so map
+    ranks by UUID. Inside a container NVML may list no processes, or processes of the host that have no name here.
     """
     try:
         nvml = _start_nvml()
@@ -93,12 +93,12 @@ def _describe(nvml: Any, index: int, ours: set[int]) -> Gpu:
 
 
 def _processes(nvml: Any, handle: Any) -> list[int]:
-    found = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-    return [process.pid for process in found]
+    processes = _ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return [process.pid for process in processes]
 
 
 def _used_memory(nvml: Any, handle: Any) -> int | None:
-    """Bytes in use on a GPU; what the driver holds for itself is not counted where it says how much that is."""
+    """Bytes in use on a GPU, without those of the driver if it reports them."""
     info = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2))
     if info is not None:
         return int(info.used)
@@ -107,7 +107,7 @@ def _used_memory(nvml: Any, handle: Any) -> int | None:
 
 
 def _ask(nvml: Any, question: Any) -> Any:
-    """Return the answer, or None where this GPU does not support the question."""
+    """Return the answer, or None if this GPU does not support the question."""
     try:
         return question()
     except nvml.NVMLError:
@@ -136,7 +136,7 @@ def _process_name(pid: int) -> str:
 
 
 def _visible(nvml: Any, gpus: list[Gpu], variable: str | None) -> list[Gpu]:
-    """Return what CUDA shows for this CUDA_VISIBLE_DEVICES: up to the first invalid entry, nothing if one repeats."""
+    """Return the GPUs that CUDA shows: those up to the first invalid entry, and none if an entry repeats."""
     if variable is None:
         return gpus
     chosen: list[Gpu] = []
@@ -171,25 +171,37 @@ class _Device:
     handle: Any
     mode: str | None
     by_call: bool = False
-    """The counter is read by its own function, because the field is not supported."""
+    """The counter is read by its own function because the field is not supported."""
     energy: bool = True
     power: bool = True
     scope: int = GPU_SCOPE
     fields: Any = None
-    """Values of energy and power, and the call that asks for them anew."""
+    """Buffers for energy and power, and the call that fills them."""
     by_usage: bool = False
-    """Power is read by nvmlDeviceGetPowerUsage, which is instant power on this old chip."""
+    """Power is read by nvmlDeviceGetPowerUsage, which returns instant power on this old chip."""
 
 
-class NvmlMeter:
-    """Energy counter (mJ, given as µJ) and instant power of some GPUs; of a MIG GPU those of the whole board.
+class NvmlMeter(Meter):
+    """Energy counter and instant power of some GPUs; for a MIG GPU, those of the whole board.
 
-    `reason` says why nothing can be read, `unread` why single GPUs cannot, `errors` counts failed reads. A failed read is
-    an event row, never a 0.
+    `reason` says why nothing can be read, `unread` why single GPUs cannot be read, `errors` counts failed reads.
     """
 
+    source = "nvml"
+    components = ("gpu",)
+    period = INTERVAL
+    steps = True
+    list_gpus = staticmethod(list_gpus)
+
+    @classmethod
+    def open(cls, argument: str, gpus: Sequence[str] | None) -> Self:
+        """Return the meter of the GPUs with these UUIDs, or of all visible ones."""
+        visible, _, reason = list_gpus()
+        meter = cls([gpu.uuid for gpu in visible] if gpus is None else gpus)
+        meter.reason = (reason or meter.reason) if meter.reason else None
+        return meter
+
     def __init__(self, uuids: Sequence[str]) -> None:
-        self.reason: str | None = None
         self.errors = 0
         self.unread: dict[str, str] = {}
         self._devices: list[_Device] = []
@@ -199,7 +211,7 @@ class NvmlMeter:
         except NvmlUnavailableError as error:
             self.reason = str(error)
             return
-        for uuid in dict.fromkeys(uuids):  # a GPU that is named twice is one GPU
+        for uuid in dict.fromkeys(uuids):  # a GPU named twice is one GPU
             try:
                 handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
             except self._nvml.NVMLError as error:
@@ -215,20 +227,19 @@ class NvmlMeter:
             self.reason = "; ".join(self.unread.values()) or "no GPU to read"
 
     def read(self) -> list[Reading]:
-        """Return a row for each GPU, stamped with the middle of the call."""
+        """Return one row for each GPU, with the time in the middle of the call."""
         rows = []
         for device in self._devices:
             before = time.monotonic_ns()
             energy, power, trouble = self._values(device)
-            t_ns, wall_ns = (before + time.monotonic_ns()) // 2, time.time_ns()
-            common: dict[str, Any] = {"t_ns": t_ns, "wall_ns": wall_ns, "source": "nvml", "component": "gpu"}
-            common["device"] = device.uuid
+            t_ns = (before + time.monotonic_ns()) // 2
             if energy is not None or power is not None:
                 energy_uj = None if energy is None else energy * 1000
-                rows.append(Reading(energy_uj=energy_uj, power_mw=power, mode=device.mode, **common))
+                values = {"energy_uj": energy_uj, "power_mw": power, "mode": device.mode}
+                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, **values))
             if trouble:
                 self.errors += 1
-                rows.append(Reading(event="error", message=trouble, **common))
+                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, event="error", message=trouble))
         return rows
 
     def close(self) -> None:
@@ -238,14 +249,11 @@ class NvmlMeter:
             self._nvml.nvmlShutdown()
 
     def _probe(self, device: _Device) -> None:
-        """Find out once what the device supports, so that a missing counter is not an error ten times a second."""
+        """Find out once what the device supports; otherwise a missing counter would be an error ten times a second."""
         energy, power = self._codes(device)
         unsupported = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_INVALID_ARGUMENT)
         if power in unsupported and energy in unsupported:
-            device.scope, device.fields = (
-                MODULE_SCOPE,
-                None,
-            )  # of no use beside a counter, which is that of the GPU alone
+            device.scope, device.fields = MODULE_SCOPE, None  # only without a counter, which is that of the GPU alone
             energy, power = self._codes(device)
             if power not in unsupported:
                 device.mode = "module"
@@ -265,10 +273,10 @@ class NvmlMeter:
         return energy.nvmlReturn, power.nvmlReturn
 
     def _fields(self, device: _Device) -> Any:
-        """Ask for energy and power in one call.
+        """Read energy and power in one call.
 
-        The arguments are made once and the library's function is called as pynvml calls it: its own wrapper takes more
-        time than all the rest of a reading.
+        The arguments are made once, and the library's function is called as pynvml calls it. Its own wrapper takes more
+        time than the rest of a reading.
         """
         if device.fields is None:
             fields = (self._nvml.c_nvmlFieldValue_t * 2)()
@@ -287,7 +295,7 @@ class NvmlMeter:
         return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
 
     def _values(self, device: _Device) -> tuple[int | None, int | None, str]:
-        """Return energy in mJ, power in mW, and what went wrong; a field that failed has no value to look at."""
+        """Return energy in mJ, power in mW, and what went wrong; the value of a failed field is undefined."""
         energy: int | None = None
         power: int | None = None
         trouble: list[str] = []
@@ -303,7 +311,7 @@ class NvmlMeter:
                     trouble += [f"energy: {problem}"] if problem else []
             if device.by_usage:
                 power = self._usage(device)
-            power = power or None  # a GPU that reports 0 W was asked too fast
+            power = power or None  # a GPU that reports 0 W was polled too fast
             if device.by_call and device.energy:
                 energy = self._energy_call(device)
         except self._nvml.NVMLError as error:
@@ -316,19 +324,18 @@ class NvmlMeter:
         return int(getattr(value.value, _VALUES[value.valueType])), ""
 
     def conditions(self, root_pid: int) -> list[Reading]:
-        """Return an event row for each GPU whose message, in JSON, says what surrounds the readings.
+        """Return an event row for each GPU; its message is JSON with the conditions of the readings.
 
-        Clocks in MHz, temperatures in °C, the enforced power limit in mW, the mask of clock event reasons, cumulative
-        throttled nanoseconds by reason, used memory in bytes, and how many compute processes descend from `root_pid`
-        (`own`), do not (`foreign`), or are not known here (`unknown`: in a container NVML may list pids of the host).
-        What a GPU does not support has no key, and is not asked again.
+        Clocks are in MHz, temperatures in °C, the enforced power limit in mW, used memory in bytes, and cumulative throttled
+        time in nanoseconds by reason. `reasons` is the mask of clock event reasons. `own` counts compute processes below
+        `root_pid`, `foreign` others, `unknown` those without a process here (in a container NVML may list pids of the
+        host). What a GPU does not support has no key and is not queried again.
         """
         rows = []
         for device in self._devices:
             facts = {**self._slow_facts(device), **self._throttled(device), **_whose(self._pids(device), root_pid)}
-            common: dict[str, Any] = {"t_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "source": "nvml"}
             message = json.dumps(facts, separators=(",", ":"))
-            rows.append(Reading(component="gpu", device=device.uuid, event="conditions", message=message, **common))
+            rows.append(self.row("gpu", device.uuid, event="conditions", message=message))
         return rows
 
     def _slow_facts(self, device: _Device) -> dict[str, int]:
@@ -354,16 +361,16 @@ class NvmlMeter:
     def _throttled(self, device: _Device) -> dict[str, Any]:
         fields = [*THROTTLE_FIELDS, MEMORY_TEMPERATURE_FIELD]
         values = _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetFieldValues(device.handle, fields)) or []
-        known: dict[int, int] = {}
+        numbers: dict[int, int] = {}
         for field, value in zip(fields, values, strict=False):
             number, problem = self._decode(value)
             if number is not None and not problem:
-                known[field] = number
+                numbers[field] = number
         facts: dict[str, Any] = {
-            "throttled_ns": {THROTTLE_FIELDS[f]: v for f, v in known.items() if f in THROTTLE_FIELDS}
+            "throttled_ns": {THROTTLE_FIELDS[f]: v for f, v in numbers.items() if f in THROTTLE_FIELDS}
         }
-        if MEMORY_TEMPERATURE_FIELD in known:
-            facts["memory_temperature"] = known[MEMORY_TEMPERATURE_FIELD]
+        if MEMORY_TEMPERATURE_FIELD in numbers:
+            facts["memory_temperature"] = numbers[MEMORY_TEMPERATURE_FIELD]
         return facts
 
     def _pids(self, device: _Device) -> list[int]:

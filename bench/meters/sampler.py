@@ -1,10 +1,11 @@
-"""The meter sidecar: reads all meters of a node and appends their rows to a file, in a process of its own.
+"""The meter sidecar: it reads all meters of a node and appends their rows to a file, in a process of its own.
 
-`python -P -m bench.meters.sampler --meters nvml,rapl,codecarbon` says `ready {...}` and then obeys one command a line:
-`open PATH` (absolute; from now on rows go there) and `close`. Each is answered by `ok` or `error ...` after a reading
-of all meters has been written, so that a run lies between two readings. `wait SECONDS` is answered when no meter is
-starting any more, or after that time. The end of the input, or of the parent, ends
-it. It uses no network, and an error of a meter or of the disk never ends it. `bench.meters.sidecar` is the other end.
+`python -P -m bench.meters.sampler --meters nvml,rapl,codecarbon` writes the message `{"ready": state}` and then answers
+requests, see `bench.pipe`. `{"open": path}`: write rows to this file from now on (the path is absolute). `{"close": true}`:
+stop writing. Both are answered after a reading of all meters has been written, so a run lies between two readings.
+`{"wait": seconds}`: answer when no meter is starting, or after this time. Answers are `{"ok": true}` or `{"error": text}`.
+The process ends when its input or its parent ends. It uses no network, and no error of a meter or of the disk ends it.
+`bench.meters.sidecar` is the parent's side.
 """
 
 from __future__ import annotations
@@ -14,101 +15,80 @@ import contextlib
 import json
 import math
 import os
-import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from bench.meters.conditions import ConditionsMeter
-from bench.meters.estimate import CodecarbonMeter
-from bench.meters.nvml import NvmlMeter, list_gpus
-from bench.meters.rapl import RaplMeter
-from bench.meters.replay import ReplayMeter
-from bench.meters.trace import INTERVAL, Reading
+from bench.meters.meter import INTERVAL, Meter, Reading, meter_class
+from bench.pipe import Pipe
 
-SLOW_SECONDS = 1.0
-"""Period of CodeCarbon, which averages the load itself, and of conditions."""
-RAPL_SECONDS = 0.5
-"""Its counter is always up to date: so often, the edges of a window of some seconds are known well enough."""
-SLOW_METERS = ("rapl", "codecarbon", "conditions")
+LONGEST_SLEEP_SECONDS = 1.0
 FLUSH_SECONDS = 0.5
-"""Rows are held back so long and written together: half of the sidecar's time went into single writes. What is lost if the
-sidecar itself is killed is no more than that.
-"""
+"""Rows are written together after this time: half of the sidecar's time went into single writes. If the sidecar is killed,
+at most this much is lost."""
 LATE_READINGS, LATE_SECONDS = 3, 0.04
-"""After the end of a run until more than one period of a GPU's counter has passed: the last holds all that was drawn."""
+"""Readings after the end of a run, until more than one period of a counter with steps has passed. The last one contains all
+energy that was drawn."""
 NICENESS = 5
 
 
-class Meter(Protocol):
-    """What the sampler reads. `reason` says why it reads nothing."""
+class Recorder:
+    """Reads meters on a schedule and writes their rows; fast meters are read every `interval` seconds."""
 
-    reason: str | None
-
-    def read(self) -> list[Reading]:
-        """Return what is to be read now; failed reads as event rows."""
-
-    def close(self) -> None:
-        """Let go of the hardware."""
-
-
-class MeterLoop:
-    """Reads meters by a schedule and writes their rows: NVML every `interval` seconds, the others every second."""
-
-    def __init__(self, meters: dict[str, Meter], interval: float) -> None:
+    def __init__(self, meters: Mapping[str, Meter], interval: float = INTERVAL) -> None:
         self._meters = meters
         self._interval = interval
         self._due = dict.fromkeys(meters, 0.0)
         self._file: int | None = None
         self._problem = ""
         self._torn = False
-        self._held: list[str] = []
+        self._unwritten: list[str] = []
         self._flush_at = 0.0
 
     @property
     def state(self) -> dict[str, object]:
         """Which meters are live, which are still starting, and why the others are absent."""
-        starting = [name for name, meter in self._meters.items() if getattr(meter, "starting", False)]
+        starting = [name for name, meter in self._meters.items() if meter.starting]
         absent = {name: meter.reason for name, meter in self._meters.items() if meter.reason and name not in starting}
         live = [name for name in self._meters if name not in starting and name not in absent]
         return {"live": live, "starting": starting, "absent": absent}
 
-    def serve(self, commands: int, reply: Callable[[str], None]) -> None:
-        """Sample and obey commands until the input ends or the parent is gone.
+    def serve(self, pipe: Pipe) -> None:
+        """Read meters and answer requests until the input ends or the parent is gone.
 
-        Processes that the parent forked may hold the other end of the input, so its end alone is no sign of life.
+        Processes that the parent forked may hold the other end of the input, so an open input does not prove a parent.
         """
         parent = os.getppid()
-        pending = b""
         while os.getppid() == parent:
-            # Slow meters wait for the next reading of a quick one: waking up costs more than reading.
-            quick = [at for name, at in self._due.items() if name not in SLOW_METERS and at < math.inf]
-            next_tick = min(quick or self._due.values(), default=math.inf) if self._file is not None else math.inf
-            wait = min(max(0.0, next_tick - time.monotonic()), SLOW_SECONDS)
-            if select.select([commands], [], [], wait)[0]:
-                data = os.read(commands, 65536)
-                if not data:
-                    break
-                *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    reply(self.obey(os.fsdecode(line)))
-            else:
+            # Slow meters wait for the next reading of a fast one: waking up costs more than reading.
+            fast = [at for name, at in self._due.items() if self._fast(name) and at < math.inf]
+            next_tick = min(fast or self._due.values(), default=math.inf) if self._file is not None else math.inf
+            try:
+                request = pipe.receive(min(max(0.0, next_tick - time.monotonic()), LONGEST_SLEEP_SECONDS))
+            except (EOFError, ValueError):
+                break
+            if request is None:
                 self.tick(time.monotonic())
+            else:
+                error = self.obey(request)
+                pipe.send(**({"error": error} if error else {"ok": True}))
         self._flush()
 
-    def obey(self, line: str) -> str:
-        """Do what a command says and return the answer. A file's last reading is also the first of the next one."""
-        command, _, path = line.partition(" ")
-        if command == "wait" and path.isdecimal():
-            deadline = time.monotonic() + int(path)
+    def obey(self, request: Mapping[str, Any]) -> str:
+        """Carry out a request and return what went wrong. The last reading of a file is also the first of the next one."""
+        command: str = next(iter(request), "")
+        value: Any = request.get(command)
+        if command == "wait":
+            deadline = time.monotonic() + value
             while self.state["starting"] and time.monotonic() < deadline:
                 time.sleep(0.05)
-            return "ok"
-        if command not in ("open", "close") or (command == "open" and not Path(path).is_absolute()):
-            return f"error: unknown command {line!r}, give open with an absolute path, close, or wait"
+            return ""
+        if command not in ("open", "close") or (command == "open" and not Path(value).is_absolute()):
+            return f"unknown request {dict(request)}: send open with an absolute path, close, or wait"
         rows = self._read(list(self._meters))
         self._write(rows)
         for _ in range(LATE_READINGS if command == "close" and self._file is not None and self._late else 0):
@@ -122,19 +102,19 @@ class MeterLoop:
         self._file, self._problem, self._torn = None, "", False
         if command == "open":
             try:
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._file = os.open(value, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                return f"error: {error}"
-            self._torn = os.fstat(self._file).st_size > 0  # whoever wrote it before may have died in a line
+                return str(error)
+            self._torn = os.fstat(self._file).st_size > 0  # an earlier writer may have died within a line
             self._write([self._event("start"), *rows])
             self._flush()
             problem = self._problem
             now = time.monotonic()
             self._due = {name: now + self._period(name) for name in self._meters}
-        return f"error: {problem}" if problem else "ok"
+        return problem
 
     def tick(self, now: float) -> None:
-        """Read the meters that are due. A tick that was missed is left out; the others stay where they were."""
+        """Read the meters that are due. A missed tick is left out and does not move the others."""
         if self._file is None:
             return
         due = [name for name, at in self._due.items() if at <= now]
@@ -147,22 +127,23 @@ class MeterLoop:
 
     @property
     def _late(self) -> list[str]:
-        """Live meters whose counter shows the energy until now a little later only."""
-        return [name for name, meter in self._meters.items() if name == "nvml" and meter.reason is None]
+        """Live meters whose counter shows the energy until now only a little later."""
+        return [name for name, meter in self._meters.items() if meter.steps and meter.reason is None]
+
+    def _fast(self, name: str) -> bool:
+        return self._meters[name].period <= INTERVAL
 
     def _period(self, name: str) -> float:
         if self._meters[name].reason is not None:
             return math.inf
-        if name == "rapl":
-            return RAPL_SECONDS
-        return SLOW_SECONDS if name in SLOW_METERS else self._interval
+        return self._interval if self._fast(name) else self._meters[name].period
 
     def _read(self, names: Sequence[str]) -> list[Reading]:
         rows: list[Reading] = []
         for name in names:
             try:
                 rows += self._meters[name].read()
-            except Exception as error:  # noqa: BLE001  one meter's mistake must not cost the others' data
+            except Exception as error:  # noqa: BLE001  an error of one meter must not cost the data of the others
                 rows.append(self._event("error", f"{name}: {error!r}"))
         return rows
 
@@ -171,17 +152,17 @@ class MeterLoop:
         return Reading(t_ns=time.monotonic_ns(), wall_ns=time.time_ns(), event=event, message=message)
 
     def _write(self, rows: list[Reading]) -> None:
-        """Hold rows for the next flush."""
+        """Keep rows for the next flush."""
         if self._file is not None:
-            self._held += [row.to_json() for row in rows]
+            self._unwritten += [row.to_json() for row in rows]
 
     def _flush(self) -> None:
-        """Append what is held by one write: a crash leaves whole lines. What the disk refuses is lost, and said once."""
+        """Append the rows by one write, so that a crash leaves whole lines. Report once if the disk refuses rows."""
         self._flush_at = time.monotonic() + FLUSH_SECONDS
-        if self._file is None or not self._held:
+        if self._file is None or not self._unwritten:
             return
-        data = "".join(["\n" if self._torn else "", *(f"{line}\n" for line in self._held)]).encode()
-        self._held = []
+        data = "".join(["\n" if self._torn else "", *(f"{line}\n" for line in self._unwritten)]).encode()
+        self._unwritten = []
         problem = ""
         try:
             written = os.write(self._file, data)
@@ -196,45 +177,28 @@ class MeterLoop:
 
 
 def make_meters(names: Sequence[str], gpus: Sequence[str] | None) -> dict[str, Meter]:
-    """Return the named meters (`replay:PATH` replays a trace) for the GPUs with these UUIDs, or all visible ones.
+    """Return the named meters for the GPUs with these UUIDs, or for all visible ones, and one for the conditions.
 
-    Where any is named, what surrounds the measurement is read too (`conditions`).
+    Raises ValueError for an unknown name.
     """
-    visible, _, reason = list_gpus() if "nvml" in names else ([], None, None)
-    uuids = [gpu.uuid for gpu in visible] if gpus is None else gpus
-    meters: dict[str, Meter] = {}
-    nvml: NvmlMeter | None = None
-    for name in dict.fromkeys(names):
-        kind, _, path = name.partition(":")
-        if kind == "nvml":
-            meters[name] = nvml = NvmlMeter(uuids)
-            nvml.reason = (reason or nvml.reason) if nvml.reason else None
-        elif kind == "rapl":
-            meters[name] = RaplMeter()
-        elif kind == "codecarbon":
-            meters[name] = CodecarbonMeter()
-        elif kind == "replay":
-            meters[name] = ReplayMeter(Path(path))
-        else:
-            raise ValueError(f"unknown meter {name!r}, use nvml, rapl, codecarbon or replay:PATH")
-    meters["conditions"] = ConditionsMeter(nvml, os.getppid())
-    return meters
+    meters = {name: meter_class(name).open(name.partition(":")[2], gpus) for name in dict.fromkeys(names)}
+    return meters | {"conditions": ConditionsMeter(list(meters.values()), os.getppid())}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar on standard input and output."""
     parser = argparse.ArgumentParser(prog="python -P -m bench.meters.sampler", description=__doc__)
-    parser.add_argument("--interval", type=float, default=INTERVAL, help="seconds between two readings of a GPU")
-    parser.add_argument("--meters", default="nvml,rapl,codecarbon")
-    parser.add_argument("--gpus", help="UUIDs, separated by commas; all visible ones if not given")
+    parser.add_argument("--interval", type=float, default=INTERVAL, help="seconds between two readings of a fast meter")
+    parser.add_argument("--meters", required=True, help="names of meters, separated by commas")
+    parser.add_argument("--gpus", help="UUIDs, separated by commas; default: all visible GPUs")
     options = parser.parse_args(arguments)
-    # Ctrl-C and a closed terminal reach the whole group: the parent decides, and closes the input.
+    # Ctrl-C and a closed terminal reach the whole process group: the parent decides, and closes the input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    # Libraries and their child processes must neither take commands nor print among the answers.
-    commands, replies = os.dup(0), os.dup(1)
+    # Libraries and their child processes must not read requests or print between answers.
+    pipe = Pipe(os.dup(0), os.dup(1))
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
@@ -243,17 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         meters = make_meters(options.meters.split(","), gpus)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    sampler = MeterLoop(meters, options.interval)
-    with contextlib.suppress(BrokenPipeError):
-        os.write(replies, f"ready {json.dumps(sampler.state)}\n".encode())
-        sampler.serve(commands, lambda answer: _answer(replies, answer))
+    recorder = Recorder(meters, options.interval)
+    pipe.send(ready=recorder.state)
+    recorder.serve(pipe)
     for meter in meters.values():
         meter.close()
     return 0
-
-
-def _answer(replies: int, answer: str) -> None:
-    os.write(replies, f"{answer}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A trace and the times of a run -> its energy: by window, by phase, above idle, over nodes. Every joule is counted once."""
+"""A trace and the times of a run -> its energy by window, by phase, when idle and over nodes. Every joule counts once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bench.meters.trace import Trace
 from bench.record import EnergyReading, IdlePower, Phase
 
 CODECARBON_SECONDS = 10.0
-"""How long at most is waited for CodeCarbon to start."""
+"""How long to wait for CodeCarbon to start, at most."""
 
 
 class CountedTwice(ValueError):
-    """The energy of one component was about to be added a second time."""
+    """The energy of one component would be added a second time."""
 
 
 def read_trace(folder: Path, node: int = 0) -> Trace | None:
-    """Return the meters' rows of a node, kept as parquet from here on; None where nothing was read."""
+    """Return the rows of the meters of a node and store them as parquet; None if nothing was read."""
     raw, kept = RAW_METERS.path(folder, node), METERS.path(folder, node)
     if raw.exists():
         Trace.read(raw).write_parquet(kept)
@@ -29,28 +29,28 @@ def read_trace(folder: Path, node: int = 0) -> Trace | None:
 def energy(
     trace: Trace | None, start_ns: int, end_ns: int, meters: Iterable[str], without: Sequence[tuple[int, int]] = ()
 ) -> list[EnergyReading]:
-    """Energy of a node by component between two times, of the meters that were asked for: all its GPUs, used or not.
+    """Return the energy of a node between two times by component and by the named meters, of all GPUs, used or not.
 
-    `without` are pauses, (from, to), that are left out.
+    `without` are pauses (start, end) that are left out.
     """
     if trace is None or end_ns <= start_ns:
         return []
-    wanted = {meter.partition(":")[0] for meter in meters}
-    return [reading for reading in trace.energy(start_ns, end_ns, without) if reading.source in wanted]
+    sources = {meter.partition(":")[0] for meter in meters}
+    return [reading for reading in trace.energy(start_ns, end_ns, without) if reading.source in sources]
 
 
 def used(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> tuple[list[EnergyReading], list[EnergyReading]]:
-    """Split readings into those of a run that uses these GPUs (and the node's processors), and those of idle GPUs."""
-    known, readings = set(gpus), list(readings)
-    mine = [r for r in readings if r.component != "gpu" or r.device in known]
-    return mine, [r for r in readings if r.component == "gpu" and r.device not in known]
+    """Split readings into those of a run on these GPUs (with the processors of the node) and those of other GPUs."""
+    own, readings = set(gpus), list(readings)
+    mine = [r for r in readings if r.component != "gpu" or r.device in own]
+    return mine, [r for r in readings if r.component == "gpu" and r.device not in own]
 
 
 def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyReading]:
-    """Put the readings of several nodes together, given as (boot id, readings).
+    """Combine the readings of several nodes, given as (boot id, readings).
 
-    Windows are matched by steps before: each node gives the readings of its own. A GPU counts once by its UUID; processors
-    and memory once a node, whose boot id becomes part of their name. Raises CountedTwice for a second contribution.
+    The windows of the nodes must have been matched by steps. A GPU counts once by its UUID. Processors and memory count
+    once per node, and its boot id becomes part of their name. Raises CountedTwice for a second contribution.
     """
     out: list[EnergyReading] = []
     seen: set[tuple[str, str, str]] = set()
@@ -62,7 +62,7 @@ def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyR
             if key in seen:
                 what = f"{reading.component} {reading.device}"
                 raise CountedTwice(
-                    f"{what} of boot {boot_id} is there already: two sidecars on one node, or one node twice"
+                    f"{what} of boot {boot_id} is counted twice: two sidecars on one node, or one node given twice"
                 )
             seen.add(key)
             apart = len(nodes) > 1 and place
@@ -71,18 +71,18 @@ def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyR
 
 
 def step_window(steps: list[tuple[int, float]], first: int, last: int) -> tuple[int, int]:
-    """Return the edges in this node's nanoseconds of the steps from `first` to `last` (counted from 0, inclusive).
+    """Return start and end of the steps from `first` to `last` (from 0, inclusive) in nanoseconds of this node's clock.
 
     `steps` are (start in nanoseconds, seconds) of one rank of the node. Nodes are matched by steps, never by clocks. Raises
-    ValueError for steps that were not made.
+    ValueError if there are fewer steps.
     """
     if not 0 <= first <= last < len(steps):
-        raise ValueError(f"steps {first} to {last} were asked for, this rank made {len(steps)}")
+        raise ValueError(f"steps {first} to {last} are not all among the {len(steps)} steps of this rank")
     return steps[first][0], steps[last][0] + round(steps[last][1] * 1e9)
 
 
 def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
-    """Return phases that fill a run without gaps: `launch`, then each until the next begins, and `tail` to the end."""
+    """Return phases that fill a run without gaps: `launch`, each phase until the next one begins, and `tail`."""
     if not phases:
         return []
     borders = [phase.start_ns for phase in phases] + [phases[-1].end_ns]
@@ -95,7 +95,7 @@ def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
 
 
 def idle_power(execution: Path, meters: Iterable[str]) -> list[IdlePower]:
-    """Return the idle power of each component, as it was measured at the start of an execution; empty where it was not."""
+    """Return the idle power of each component, measured at the start of an execution; empty if it was not measured."""
     times, path = IDLE_TIMES.find(execution), execution / IDLE_TRACE
     if times is None or not path.exists():
         return []

@@ -1,8 +1,7 @@
-"""Run the user's own command, and read what it says of its steps.
+"""Run a command of the user, and read its steps.
 
-Steps come from `bench.steps` in the script, or from `step_pattern`, a regular expression that one line of output matches at
-the end of each step, with the groups `samples`, `tokens`, `loss` as far as there are any. Without steps the window is the
-whole command.
+Steps come from `bench.steps` in the script or from `step_pattern`: a regular expression that matches one line of output at
+the end of each step, with the optional groups `samples`, `tokens` and `loss`. Without steps the window is the whole command.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from bench.steps import VARIABLE
 from bench.workloads.command import fill
 
 OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
-"""Names of phases that have a meaning of their own; one of the user's that is called so becomes `user_...`."""
+"""Names of phases with a fixed meaning; a phase of the user with such a name becomes `user_...`."""
 LONGEST_LINE = 65_536
 OUTPUT = -1
-"""In place of a rank: steps that were found in the output, which count where no process tells of its own."""
+"""Instead of a rank: steps read from the output. They count if no process reports steps itself."""
 NO_MEMORY = (
     "CUDA out of memory",
     "OutOfMemoryError",
@@ -46,10 +45,10 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code (negative: the number of a signal), and what it took.
+    """How a command ended, with its exit code (negative: the number of a signal), and which resources it used.
 
-    `peak_memory_bytes` is that of the largest of its processes; None where that is not above what this process had when
-    it started the command, as the kernel counts that in.
+    `peak_memory_bytes` is that of the largest of its processes. The kernel includes the memory of this process at the start;
+    if the peak is not above that, it is None.
     """
 
     exitcode: int
@@ -70,15 +69,15 @@ def execute(
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
     first: Callable[[], None] | None = None,
 ) -> Ended:
-    """Run a command to its end, blocking; its steps go into the file `steps`. Raises OSError where it cannot be started.
+    """Run a command and wait for its end; its steps go to the file `steps`. Raises OSError if it cannot be started.
 
-    Output goes where this process's does, or to `output`; with a `pattern` it is looked at on its way, line by line (what
-    a progress bar draws over is a line too).
+    Output goes to that of this process, or to `output`. With a `pattern` each line is searched on its way; lines that a
+    progress bar overwrites count too.
     """
     env = {**(os.environ if environment is None else environment), VARIABLE: str(steps)}
     piped = subprocess.PIPE if pattern else output
     if pattern:
-        env.setdefault("PYTHONUNBUFFERED", "1")  # or lines would come in bunches
+        env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines arrive in batches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic_ns()
     process = subprocess.Popen(
@@ -99,11 +98,11 @@ def execute(
 
 
 def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Path, output: IO[bytes]) -> None:
-    """Pass the output on as it comes, and note a step for each line that matches.
+    """Pass the output on as it arrives, and write a step for each line that matches.
 
-    Neither a reader that is gone nor a full disk ends the command.
+    Neither a closed reader nor a full disk ends the command.
     """
-    assert process.stdout is not None  # noqa: S101  asked for above
+    assert process.stdout is not None  # noqa: S101  requested above
     unfinished = b""
     with process.stdout, steps.open("ab", buffering=0) as file:
         while chunk := os.read(process.stdout.fileno(), LONGEST_LINE):
@@ -120,17 +119,17 @@ def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Pa
 
 
 def _step(pattern: re.Pattern[str], line: bytes) -> bytes:
-    """Return the line of the steps' file for a line of output; nothing where it tells of no step."""
+    """Return the line of the steps file for a line of output; empty if it reports no step."""
     match = pattern.search(line.decode(errors="replace")) if line else None
     if match is None:
         return b""
-    found = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
-    counts = {name: round(value) for name, value in found.items() if name != "loss"}
-    return (json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **found, **counts}) + "\n").encode()
+    values = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
+    counts = {name: round(value) for name, value in values.items() if name != "loss"}
+    return (json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **values, **counts}) + "\n").encode()
 
 
 def _number(text: str | None) -> float | None:
-    """Return the number in a text such as 1,234.5; None where it is none: lines of two processes may have run into one."""
+    """Return the number in a text such as 1,234.5, or None: lines of two processes may be mixed."""
     try:
         value = float((text or "").replace(",", ""))
     except ValueError:
@@ -139,10 +138,10 @@ def _number(text: str | None) -> float | None:
 
 
 def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) -> Measurement:
-    """What a command that ended well tells of itself: from its steps less `warmup_steps`, or as a whole if there are none.
+    """Return the measurement of a command that ended well: from its steps after `warmup_steps`, or as a whole without steps.
 
-    The marks are ends of steps, so the window begins with one; evaluation and checkpoints in it are phases of their own,
-    unless steps end in them. A loss that is no number is left out: one that was there at first is then missing at last.
+    Marks are the ends of steps, so the window begins at a mark. Evaluation and checkpoints inside it are phases of their
+    own, unless steps end in them. A loss that is not finite is left out, so that a diverged run has no last loss.
     """
     marks, pauses = _read(steps)
     peak = [ended.peak_memory_bytes] if device_type == "cpu" and ended.peak_memory_bytes else []
@@ -156,13 +155,8 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
     chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
     leader = next(iter(chosen.values()))
     times = [line["t_ns"] for line in leader]
-    breaks = [
-        pause
-        for pause in pauses
-        if times[0] <= pause.start_ns
-        and pause.end_ns <= times[-1]
-        and bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)
-    ]
+    inside = [pause for pause in pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
+    breaks = [pause for pause in inside if bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)]
     lengths = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
     edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
     windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
@@ -182,7 +176,7 @@ def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) 
 
 
 def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
-    """Marks of steps by rank, and the pauses of rank 0, in order of time; damaged lines are left out."""
+    """Return marks of steps by rank and the pauses of rank 0, both in order of time, without damaged lines."""
     marks: dict[int, list[dict[str, Any]]] = {}
     pauses: list[Phase] = []
     begun: dict[str, int] = {}
@@ -195,30 +189,30 @@ def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
             continue
         name = _phase_name(line.get("phase", ""))
         if "phase" not in line:
-            marks.setdefault(rank, []).append({"t_ns": t, **_said(line)})
+            marks.setdefault(rank, []).append({"t_ns": t, **_numbers(line)})
         elif rank == 0 and line.get("begin"):
             begun[name] = t
         elif rank == 0 and name in begun:
             pauses.append(Phase(name=name, start_ns=begun.pop(name), end_ns=t))
     ordered = {rank: [at[t] for t in sorted(at)] for rank, ms in marks.items() if (at := {m["t_ns"]: m for m in ms})}
-    found = ordered.pop(OUTPUT, [])
-    return ordered or ({0: found} if found else {}), _apart(pauses)
+    printed = ordered.pop(OUTPUT, [])
+    return ordered or ({0: printed} if printed else {}), _apart(pauses)
 
 
-def _said(line: dict[str, Any]) -> dict[str, Any]:
-    """What a mark says beside its time, as far as these are numbers; only a loss may be none (NaN)."""
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a mark besides its time; only a loss may be NaN."""
     numbers = {name: line[name] for name in ("samples", "tokens", "loss") if type(line.get(name)) in (int, float)}
     return {name: n for name, n in numbers.items() if name == "loss" or (math.isfinite(n) and n >= 0)}
 
 
 def _phase_name(name: Any) -> str:
-    """Name of a phase of the user, fit to be part of a metric's name."""
+    """Return the name of a phase of the user in a form that can be part of the name of a metric."""
     plain = re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")[:40] or "pause"
     return f"user_{plain}" if plain in OWN_PHASES else plain
 
 
 def _apart(pauses: list[Phase]) -> list[Phase]:
-    """Pauses in order of time, none within another: what is inside an outer one belongs to that."""
+    """Return pauses in order of time without overlap; a pause inside another one belongs to the outer one."""
     out: list[Phase] = []
     for pause in sorted(pauses, key=lambda pause: (pause.start_ns, -pause.end_ns)):
         start = max(pause.start_ns, out[-1].end_ns) if out else pause.start_ns
@@ -232,16 +226,16 @@ def _overlap(breaks: list[Phase], a: int, b: int) -> float:
 
 
 def _sum(chosen: dict[int, list[dict[str, Any]]], name: str) -> int | None:
-    """Work of all ranks in the window; None where a step does not say."""
+    """Return the work of all ranks in the window; None if a step does not state it."""
     counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
-    known = [int(count) for count in counts if count is not None]
-    return sum(known) or None if len(known) == len(counts) else None
+    stated = [int(count) for count in counts if count is not None]
+    return sum(stated) or None if len(stated) == len(counts) else None
 
 
 def _phases(
     ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[int], breaks: list[Phase], later: list[Phase]
 ) -> list[Phase]:
-    """`start` until the first step has ended, `warmup`, the window cut by its pauses, and what came after it."""
+    """Return `start` until the end of the first step, `warmup`, the window with its pauses, and what came after it."""
     first = min(lines[0]["t_ns"] for lines in marks.values())
     out = [Phase(name="start", start_ns=ended.start_ns, end_ns=first)]
     if first < times[0]:
@@ -260,7 +254,7 @@ def _phases(
 
 
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
-    """Do one run of a suite: execute, write `result.json` or what went wrong; return the exit code."""
+    """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
     steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
     pattern = spec.workload_args.get("step_pattern")
     try:
@@ -281,7 +275,7 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
 
 
 def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
-    """Write what a command that has ended tells of itself: `result.json`, or how it failed."""
+    """Write `result.json` of a command that has ended, or how it failed."""
     if ended.exitcode == 0:
         result = measurement(STEPS.path(folder, COMMAND_STEPS), ended, spec.warmup_steps, spec.device_type)
         RESULT.write(folder, result)
@@ -290,7 +284,7 @@ def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
 
 
 def failure_of(exitcode: int, log: Path) -> RankError:
-    """How a command failed, as a rank would tell it; out of memory where the end of its log says so."""
+    """Describe how a command failed as a rank would; it is out of memory if the end of its log says so."""
     text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
     how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
     if any(word in text for word in NO_MEMORY):

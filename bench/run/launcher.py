@@ -1,22 +1,31 @@
-"""Start the node process on this machine and hand it runs. Knows nothing about measuring."""
+"""Launchers: they start runs somewhere and wait for them. They know nothing about measuring.
+
+The local launcher keeps one node process warm. `bench.registry` maps the names of launchers to their classes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from bench import registry
+from bench.errors import FAILED, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
+from bench.pipe import Pipe
+from bench.schema import RunSpec
 
-_SILENT = {
-    # Nothing here opens a connection or reports usage.
+CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
+"""Variables of a node: what was changed in its environment (JSON; null: was not set), and the folder `bench` started in."""
+_NODE_VARIABLES = {
+    # Nothing opens a connection or reports usage.
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -24,66 +33,112 @@ _SILENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries may ask whether there is CUDA; asking CUDA would spoil the forks
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries may ask whether CUDA is there; asking CUDA itself would break forks
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
-
-
 START_SECONDS = 240.0
-"""The longest that importing torch and asking the meters and CUDA may take; idle power is measured on top of it."""
+"""The longest that importing torch and querying meters and CUDA may take; measuring idle power adds to it."""
 
 
-class LaunchError(Exception):
+class LaunchError(UserError):
     """Runs cannot be started on this machine; the message says why and what to do."""
 
+    code = FAILED
 
-class LocalLauncher:
-    """One node process, started when first needed, and again should it have died.
 
-    `folder` receives its log (`node.log`) and the idle power, measured for `idle_seconds` at its start. `threads` is the
-    number of OpenMP threads that libraries are told at import.
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What an execution tells its launcher.
+
+    Logs and idle power, measured for `idle_seconds` at the start, go to `folder`. `gpus` are UUIDs, `threads` is the
+    number of OpenMP threads that libraries see when they are imported.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        meters: list[str],
-        workloads: list[str],
-        gpus: list[str],
-        threads: int,
-        idle_seconds: float = 0.0,
-    ) -> None:
-        self.folder = folder
-        arguments = {
-            "--meters": meters,
-            "--workloads": workloads,
-            "--gpus": gpus,
-            "--idle-seconds": [str(idle_seconds)],
-        }
-        self._start_seconds = START_SECONDS + 2 * idle_seconds
-        self._command = [sys.executable, "-P", "-m", "bench.run.node"]
-        for name, values in arguments.items():
-            self._command += [name, ",".join(values)]
-        ours = _SILENT | {"OMP_NUM_THREADS": str(threads)}
-        changed = {name: os.environ.get(name) for name in (*ours, "CUDA_DEVICE_ORDER")}
-        ours |= {"WATTBENCH_CHANGED_VARIABLES": json.dumps(changed), "WATTBENCH_STARTED_IN": str(Path.cwd())}
-        self._environment = os.environ | ours
-        self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
+    folder: Path
+    meters: Sequence[str] = ()
+    workloads: Sequence[str] = ()
+    gpus: Sequence[str] = ()
+    threads: int = 1
+    idle_seconds: float = 0.0
 
-    def start(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+
+def _no_tick() -> None:
+    """Do nothing while a launcher waits."""
+
+
+class Launcher(Protocol):
+    """Starts runs, each described by `spec.json` in a folder of its own, and leaves all results in that folder.
+
+    Whatever the launcher reports, the files of the folder are the truth: `exit.json` is there once the run has ended.
+    """
+
+    def __init__(self, options: LaunchOptions) -> None: ...
+
+    def start(self, tick: Callable[[], None] = _no_tick) -> dict[str, Any]:
+        """Prepare for runs; return facts about the place where they run (`torch`, `cuda`). Raises LaunchError."""
+        return {}
+
+    def submit(self, folder: Path) -> None:
+        """Begin the run of a folder that has a `spec.json`. Raises LaunchError."""
+        ...
+
+    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = _no_tick) -> bool:
+        """Block until the run has ended and call `tick` about once a second; return False if it ended without `exit.json`."""
+        ...
+
+    def cancel(self, folder: Path) -> None:
+        """End the run with all its processes and wait until it has ended."""
+        ...
+
+    def close(self) -> None:
+        """End everything that the launcher has started."""
+
+
+def make_launcher(runs: Sequence[RunSpec], options: LaunchOptions) -> Launcher:
+    """Return the launcher that these runs name. Raises LaunchError if they name several."""
+    names = sorted({run.launcher for run in runs}) or ["local"]
+    if len(names) > 1:
+        raise LaunchError(f"the runs of one execution need the same launcher, not {', '.join(names)}: split the suite")
+    launcher: Launcher = registry.load("launcher", names[0])(options)
+    return launcher
+
+
+def node_variables(threads: int) -> dict[str, str]:
+    """Return the variables that a node process needs in addition to those of this process."""
+    variables = _NODE_VARIABLES | {"OMP_NUM_THREADS": str(threads)}
+    changed = {name: os.environ.get(name) for name in (*variables, "CUDA_DEVICE_ORDER")}
+    return variables | {CHANGED: json.dumps(changed), STARTED_IN: str(Path.cwd())}
+
+
+class LocalLauncher(Launcher):
+    """One node process on this machine, started when it is first needed, and again if it has died. Its log is `node.log`."""
+
+    def __init__(self, options: LaunchOptions) -> None:
+        self.folder = options.folder
+        self._start_seconds = START_SECONDS + 2 * options.idle_seconds
+        self._command = [sys.executable, "-P", "-m", "bench.run.node", "--idle-seconds", str(options.idle_seconds)]
+        for name in ("meters", "workloads", "gpus"):
+            self._command += [f"--{name}", ",".join(getattr(options, name))]
+        self._environment = os.environ | node_variables(options.threads)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Pipe | None = None
+
+    def start(self, tick: Callable[[], None] = _no_tick) -> dict[str, Any]:
         """Start the node and wait until it has imported torch; return its facts. Raises LaunchError."""
         with (self.folder / NODE_LOG).open("ab") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                bufsize=0,
                 cwd=self.folder,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the runner, which then cancels
             )
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018  both are pipes
+        self._process, self._pipe = process, Pipe(process.stdout.fileno(), process.stdin.fileno())
         answer = self._answer(self._start_seconds, tick)
         if answer is None or "ready" not in answer:
             self.close()
@@ -96,64 +151,50 @@ class LocalLauncher:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self.start()
-        self._send({"run": str(folder)})
+        self._send(run=str(folder))
 
-    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = lambda: None) -> bool:
-        """Block until the run's `exit.json` is there; `tick` is called once a second. False if the node died."""
+    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = _no_tick) -> bool:
+        """Block until the run's `exit.json` is there; call `tick` once a second. Return False if the node died."""
         answer = self._answer(timeout_seconds, tick)
         while answer is not None and answer.get("done") != str(folder):
             answer = self._answer(timeout_seconds, tick)
         return answer is not None
 
     def cancel(self, folder: Path) -> None:
-        """End the run in progress with all its processes, and wait until it has ended."""
-        self._send({"cancel": True})
+        """End the current run with all its processes, and wait until it has ended."""
+        self._send(cancel=True)
         self.wait(folder, timeout_seconds=20)
 
     def close(self) -> None:
-        """End the node process: it ends its run and its sidecar when its stdin closes."""
-        process, self._process, self._unread = self._process, None, b""
+        """End the node process: it ends its run and its sidecar when its input closes."""
+        process, self._process, self._pipe = self._process, None, None
         if process is None:
             return
-        for pipe in (process.stdin, process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except BrokenPipeError:
-                pass
+        for file in (process.stdin, process.stdout):
+            if file is not None:
+                file.close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
-    def _send(self, message: dict[str, Any]) -> None:
-        try:
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
-        except BrokenPipeError:
-            return  # the death of the node is noticed where its answer is awaited
+    def _send(self, **message: Any) -> None:
+        if self._pipe is not None:
+            self._pipe.send(**message)  # a dead node is noticed while its answer is awaited
 
     def _answer(self, timeout_seconds: float, tick: Callable[[], None]) -> dict[str, Any] | None:
-        """Wait for the next line of the node; None when it has died or is silent for too long."""
-        if self._process is None or self._process.stdout is None:
-            return None
-        output = self._process.stdout.fileno()
+        """Return the next message of the node, or None if it has died or is silent for too long."""
         deadline = time.monotonic() + timeout_seconds
-        while b"\n" not in self._unread:
-            readable, _, _ = select.select([output], [], [], 1.0)
-            tick()
-            if readable:
-                chunk = os.read(output, 65536)
-                if not chunk:
-                    return None
-                self._unread += chunk
-            elif time.monotonic() > deadline:
+        while self._pipe is not None and time.monotonic() < deadline:
+            try:
+                answer = self._pipe.receive(1.0)
+            except (EOFError, ValueError):
                 return None
-        line, _, self._unread = self._unread.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            tick()
+            if answer is not None:
+                return answer
+        return None
 
     def _tail(self, lines: int = 15) -> str:
         try:
@@ -163,6 +204,6 @@ class LocalLauncher:
 
 
 def write_missing_exit(folder: Path, started_at: datetime, start_ns: int) -> None:
-    """Describe the end of a run whose node died without doing so: it began when it was submitted, and it ends now."""
+    """Write the end of a run whose node died without writing it: it began when it was submitted and ends now."""
     if not (folder / EXIT.name).exists():
         EXIT.write(folder, Exit(how="node_died", start_ns=start_ns, end_ns=time.monotonic_ns(), started_at=started_at))

@@ -1,7 +1,8 @@
-"""Measure one command as it is: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
+"""Measure one command: time, energy by component, carbon, cost, memory. Its record is like that of any run."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from bench import folder as files
+from bench.errors import BadValue, UserError
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
@@ -23,13 +25,16 @@ from bench.run.collect import Context, collect
 from bench.run.command import execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
 
+EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
+"""Exit codes of a shell for a command that it cannot start."""
+
 
 @dataclass(frozen=True)
-class Asked:
-    """What to measure and how. `pattern` finds steps in the output, `output` takes it where not the terminal."""
+class MeasureOptions:
+    """What to measure, and how. `pattern` matches steps in the output, which goes to `output` or else to the terminal."""
 
     argv: list[str]
-    meters: Sequence[str] = ("nvml", "rapl", "codecarbon")
+    meters: Sequence[str] = tuple(RunSpec.model_fields["meters"].default)
     site: Site = field(default_factory=Site)
     warmup_steps: int = 3
     idle_seconds: float = 3.0
@@ -37,32 +42,41 @@ class Asked:
     output: IO[bytes] | None = None
 
 
+def step_pattern(text: str) -> str:
+    """Return a regular expression as it was given. Raises BadValue where it is not one."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise BadValue(f"{text!r} is not a regular expression: {error}") from error
+    return text
+
+
 def _gpus(machine: Machine) -> list[str]:
     return [gpu.uuid for gpu in machine.gpus if not gpu.used_by]
 
 
-def specification(asked: Asked, machine: Machine) -> RunSpec:
-    """Describe the command as a run: on all GPUs that are visible and not used by others, or one process of the CPU."""
-    text = redact(shlex.join(asked.argv)).replace("{", "{{").replace("}", "}}")
+def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
+    """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
+    text = redact(shlex.join(options.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
-        workload_args={"argv": text} | ({"step_pattern": asked.pattern} if asked.pattern else {}),
+        workload_args={"argv": text} | ({"step_pattern": options.pattern} if options.pattern else {}),
         device_type="cuda" if _gpus(machine) else "cpu",
         devices_per_node=max(1, len(_gpus(machine))),
-        warmup_steps=asked.warmup_steps,
-        meters=list(asked.meters),
+        warmup_steps=options.warmup_steps,
+        meters=list(options.meters),
         timeout_seconds=2_000_000,
     )
 
 
-def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
-    """Run the command, with the terminal's input and output, and return its record and its folder.
+def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
+    """Run the command with the input and output of the terminal; return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError where the command cannot be started, EnvironmentProblem where nothing can
-    be kept.
+    Raises UserError with the exit code of a shell where the command cannot be started, and EnvironmentProblem where its
+    record cannot be written.
     """
     adopt_orphans()
-    environment, spec = describe(machine), specification(asked, machine)
+    environment, spec = describe(machine), specification(options, machine)
     gpus = _gpus(machine)
     now = datetime.now(UTC)
     execution = runs.absolute() / MEASURE / f"{now:%Y%m%dT%H%M%S.%fZ}-{environment.fingerprint}"
@@ -71,30 +85,32 @@ def measure(asked: Asked, machine: Machine, runs: Path) -> tuple[RunRecord, Path
         folder.mkdir(parents=True)
     except OSError as problem:
         raise EnvironmentProblem(
-            f"{execution} cannot be made ({problem.strerror}); name another folder with --runs"
+            f"cannot make the folder {execution} ({problem.strerror}); choose another one with --runs"
         ) from problem
     files.SPEC.write(folder, spec)
-    sidecar = Sidecar(asked.meters, gpus).start() if asked.meters else None
+    sidecar = Sidecar(options.meters, gpus).start() if options.meters else None
     try:
         if sidecar is not None:
-            _ready(sidecar, asked.idle_seconds, execution)
+            _ready(sidecar, options.idle_seconds, execution)
             sidecar.open(files.RAW_METERS.path(folder, 0))
-        end = _execute(asked, spec, folder)
+        end = _execute(options, spec, folder)
     finally:
         if sidecar is not None:
             sidecar.close()
             sidecar.stop()
     if isinstance(end, OSError):
-        raise end
+        if type(end) not in EXIT_CODES:
+            raise end
+        raise UserError(f"cannot start the command: {end}", code=EXIT_CODES[type(end)]) from end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
-    context = Context(MEASURE, execution.name, asked.site, environment, gpus)
+    context = Context(MEASURE, execution.name, options.site, environment, gpus)
     return collect(context, spec, folder), folder
 
 
 def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
-    """Wait for a meter that is still starting where there is no other, and measure idle power where it can be."""
-    hardware = {"nvml", "rapl"} & set(sidecar.live)
-    if sidecar.starting and "nvml" not in hardware:  # nothing else could say anything, or its start is work for the CPU
+    """Wait for a meter that is still starting if there is no other, and measure idle power if hardware can be read."""
+    hardware = sidecar.measured
+    if sidecar.starting and "gpu" not in hardware:  # there is no other meter, or its start is work for the measured CPU
         sidecar.wait(accounting.CODECARBON_SECONDS)
     if hardware and idle_seconds:
         sidecar.open(execution / files.IDLE_TRACE)
@@ -103,17 +119,17 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
         files.IDLE_TIMES.write(execution, files.IdleTimes(idle=(start, time.monotonic_ns())))
 
 
-def _execute(asked: Asked, spec: RunSpec, folder: Path) -> files.Exit | OSError:
-    """Run the command; Ctrl-C and SIGTERM are for it, and this process waits for its end."""
+def _execute(options: MeasureOptions, spec: RunSpec, folder: Path) -> files.Exit | OSError:
+    """Run the command; Ctrl-C and SIGTERM go to it, and this process waits for its end."""
     steps, started = files.STEPS.path(folder, files.COMMAND_STEPS), datetime.now(UTC)
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
 
     def forward(process: subprocess.Popen[bytes]) -> None:
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command too
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command, too
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
     try:
-        ended = execute(asked.argv, steps, pattern=asked.pattern, output=asked.output, started=forward)
+        ended = execute(options.argv, steps, pattern=options.pattern, output=options.output, started=forward)
     except OSError as error:
         return error
     finally:

@@ -1,11 +1,15 @@
-"""What runs on every node: one process a suite, `python -P -m bench.run.node`, that starts runs warm.
+"""The process that carries out runs on a node, in one of two ways.
 
-It imports torch and the workloads once, starts the meter sidecar, and forks an agent for each run; the agent leads a
-process group of its own and starts the ranks by torch's elastic multiprocessing, again by fork. This process itself never
-touches a device and starts no thread, so what is forked from it is clean. `cold` runs go through plain torchrun instead.
+`python -P -m bench.run.node RUN_FOLDER` does one run: it reads `spec.json` and leaves everything else in the folder, first of
+all `exit.json`. Its exit code says how the run ended: 0 well, 1 failed, 124 time limit, 130 cancelled (SIGINT or SIGTERM).
 
-Talk is one JSON object a line: on stdin `{"run": folder}` or `{"cancel": true}`, on stdout `{"ready": ...}` once and
-`{"done": folder}` for each run, whose end is described in `exit.json`. End of stdin means that the runner is gone.
+Without a folder it stays warm and does one run after another for the local launcher. It imports torch and the workloads once,
+starts the meter sidecar, and forks an agent for each run. The agent leads a process group of its own and starts the ranks by
+torch's elastic multiprocessing, again by fork. The node itself never touches a device and starts no thread, so its forks are
+clean. `cold` runs use plain torchrun instead.
+
+The launcher sends `{"run": folder}` or `{"cancel": true}`, see `bench.pipe`. The node sends `{"ready": facts}` once and
+`{"done": folder}` after each run. The end of its input means that the launcher is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
@@ -31,63 +36,52 @@ import psutil
 
 from bench import folder as files
 from bench import registry
+from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
 from bench.meters.windows import CODECARBON_SECONDS
+from bench.pipe import Pipe
 from bench.process import adopt_orphans, die_with_parent
 from bench.run.command import run as run_command
+from bench.run.launcher import CHANGED, STARTED_IN, node_variables
 from bench.schema import COMMAND, RunSpec
 
-CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
-"""Variables by which the launcher says what it changed in the environment (JSON, null: was not there), and where it was."""
+EXIT_CODES = {"timeout": 124, "cancelled": 130}
+"""Exit codes of the process after one run that did not end by itself."""
 _POLL_SECONDS = 0.02
-"""How often the agent looks whether its ranks have ended."""
+"""Seconds between two checks of whether the ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
 
 
 @dataclass
 class Node:
-    """The state of this process: where it answers, the sidecar, and the GPUs it may use."""
+    """The state of this process: the pipe to the launcher, the sidecar, and the GPUs that runs may use."""
 
-    answers: Any
+    pipe: Pipe
     sidecar: Sidecar | None
     gpus: list[str]
-    unread: bytes = b""
 
-    def say(self, **message: Any) -> None:
-        """Answer the runner with one line; a runner that is gone is noticed at the end of stdin."""
-        try:
-            self.answers.write(json.dumps(message) + "\n")
-            self.answers.flush()
-        except BrokenPipeError:
-            return
 
-    def next_line(self) -> dict[str, Any] | None:
-        """Return the next message, blocking; None at the end of stdin."""
-        while b"\n" not in self.unread:
-            chunk = os.read(0, 65536)
-            if not chunk:
-                return None
-            self.unread += chunk
-        line, _, self.unread = self.unread.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+@contextmanager
+def _forked(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Call a function in a forked process; yield what it sends within 60 s, or None, and then kill the process."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+    child = _FORK.Process(target=target, args=(sender, *arguments))
+    child.start()
+    sender.close()
+    answer = None
+    with suppress(EOFError):
+        answer = receiver.recv() if receiver.poll(60) else None
+    try:
+        yield answer
+    finally:
+        child.kill()
+        child.join()
 
 
 def cuda_facts() -> dict[str, Any]:
-    """Ask CUDA in a forked process what it sees: the count of devices and, if none, torch's own reason."""
-    receiver, sender = _FORK.Pipe(duplex=False)
-    child = _FORK.Process(target=_probe_cuda, args=(sender,))
-    child.start()
-    sender.close()
-    facts: dict[str, Any] = {"count": 0, "error": "the CUDA driver did not answer within 60 s"}
-    if receiver.poll(60):
-        try:
-            facts = receiver.recv()
-        except EOFError:
-            facts["error"] = "the process that asked the CUDA driver ended without an answer"
-    child.kill()
-    child.join()
-    return facts
+    """Ask CUDA in a forked process for its number of devices; if there are none, also for torch's own reason."""
+    with _forked(_probe_cuda) as facts:
+        return facts or {"count": 0, "error": "the CUDA driver did not answer"}
 
 
 def _probe_cuda(sender: Connection) -> None:
@@ -102,25 +96,18 @@ def _probe_cuda(sender: Connection) -> None:
 
 
 def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
-    """Record the meters while nothing runs, then while a forked process holds a CUDA context on each GPU, `seconds` each."""
-    if node.sidecar is None or not seconds or not {"nvml", "rapl"} & set(node.sidecar.live):
+    """Record the meters for `seconds` while nothing runs, and again while a forked process holds a context on each GPU."""
+    if node.sidecar is None or not seconds or not node.sidecar.measured:
         return
-    if "rapl" in node.sidecar.live:
+    if "cpu" in node.sidecar.measured:
         node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     folder = Path.cwd()
-    (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # of an earlier start of this execution
+    (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # from an earlier start of this execution
     node.sidecar.open(folder / files.IDLE_TRACE)
     times = files.IdleTimes(idle=_span(seconds))
     if node.gpus and with_context:
-        receiver, sender = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_hold_contexts, args=(sender, node.gpus))
-        child.start()
-        sender.close()
-        with suppress(EOFError):
-            if receiver.poll(60) and receiver.recv():
-                times = times.changed(context=_span(seconds))
-        child.kill()
-        child.join()
+        with _forked(_hold_contexts, node.gpus) as ready:
+            times = times.changed(context=_span(seconds)) if ready else times
     node.sidecar.close()
     files.IDLE_TIMES.write(folder, times)
 
@@ -132,7 +119,7 @@ def _span(seconds: float) -> tuple[int, int]:
 
 
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
-    """Make a context on each GPU, say so, and wait to be ended."""
+    """Make a context on each GPU, report it, and wait to be killed."""
     die_with_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     import torch
@@ -148,14 +135,14 @@ def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
 
 
 def user_environment() -> dict[str, str]:
-    """Return the variables as they were where `bench` was typed, for commands of the user; the GPUs of the run are set."""
+    """Return the variables as they were where `bench` started, for commands of the user, with the GPUs of the run set."""
     changed = json.loads(os.environ.get(CHANGED, "{}"))
     environment = {name: value for name, value in os.environ.items() if name not in {*changed, CHANGED, STARTED_IN}}
     return environment | {name: value for name, value in changed.items() if value is not None}
 
 
 def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
-    """Lead one run: a session of its own, its log, its environment; then ranks by fork, or plain torchrun if cold."""
+    """Lead one run in a session of its own, with its log and environment: fork the ranks, or use torchrun if cold."""
     os.setsid()
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -175,9 +162,9 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "PYTHONSAFEPATH": "1",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet in a file
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet through a file
     }
-    # One node: ranks meet on the loopback interface, whatever other interfaces there are.
+    # On one node, ranks meet on the loopback interface, whatever other interfaces exist.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if spec.cold:
@@ -194,21 +181,18 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
 def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
     """Fork the ranks and wait for them; return those that failed, each with its exit code.
 
-    It is what torchrun does on each node, without what makes several nodes meet: the rendezvous of torch's agent waits up to
-    0.3 s at random before it begins, and keeps threads that ask a store all the time.
+    torchrun does the same on each node, and adds a rendezvous of the nodes. The rendezvous of torch's agent waits up to 0.3 s
+    at random before it begins, and keeps threads that poll a store all the time.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    ranks = range(spec.devices_per_node)
     size = str(spec.devices_per_node)
+    names = {"RANK": "{}", "LOCAL_RANK": "{}", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     context = start_processes(
         name="rank",
         entrypoint=_rank,
-        args={rank: (str(folder),) for rank in ranks},
-        envs={
-            rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-            for rank in ranks
-        },
+        args={rank: (str(folder),) for rank in range(spec.devices_per_node)},
+        envs={rank: {k: v.format(rank) for k, v in names.items()} for rank in range(spec.devices_per_node)},
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
         start_method="fork",
     )
@@ -218,10 +202,10 @@ def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
 
 
 def _rank(folder: str) -> None:
-    """Be a rank, in a session of its own as torchrun's are.
+    """Run as a rank in a session of its own, as torchrun does.
 
-    Where the kernel shares processors between sessions first (autogroup), ranks in one session would get the share of one
-    process between them as soon as anything else runs.
+    A kernel with autogroup shares processors between sessions first. Ranks in one session would together get the share of
+    one process as soon as another program runs.
     """
     os.setsid()
     from bench.train.worker import main as worker_main
@@ -230,20 +214,22 @@ def _rank(folder: str) -> None:
 
 
 def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
-    # A forked child holds copies of this process's pipes; it lets go of them, so that their ends are still noticed.
+    # A forked child holds copies of this process's pipes and closes them, so that their ends are still noticed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if node.sidecar is not None:
         node.sidecar.forget()
+    node.pipe.close()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    node.answers.close()
     agent(spec, folder, node.gpus)
 
 
-def execute(node: Node, folder: Path) -> bool:
-    """Do one run to its end, its time limit, or a cancel; write `exit.json`. Return False when the runner is gone."""
+def execute(node: Node, folder: Path) -> files.Exit:
+    """Do one run until its end, its time limit, or a cancel; write `exit.json` and return its content."""
     spec = files.SPEC.read(folder)
     if node.sidecar is not None and spec.meters:
-        node.sidecar.start()  # again, should it have died
+        node.sidecar.start()  # again, if it has died
         node.sidecar.open(files.RAW_METERS.path(folder, 0))
     started, start = datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
@@ -252,40 +238,38 @@ def execute(node: Node, folder: Path) -> bool:
     if how == "timeout":
         for stray in _descendants(node):
             with suppress(psutil.NoSuchProcess):
-                stray.send_signal(signal.SIGUSR1)  # ranks print where they are
+                stray.send_signal(signal.SIGUSR1)  # ranks print their stacks
         time.sleep(0.5)
-    _kill_group(process)  # nothing of the run is left, however it ended
+    _kill_group(process)  # no process of the run survives, however it ended
     process.join()
     _kill_strays(node)
     end = time.monotonic_ns()
     shutil.rmtree(folder / files.SCRATCH, ignore_errors=True)
     if node.sidecar is not None and spec.meters:
         node.sidecar.close()
+    error = node.sidecar.error if node.sidecar is not None else None
     ended = files.Exit(
-        how=how,
-        exitcode=process.exitcode,
-        start_ns=start,
-        end_ns=end,
-        started_at=started,
-        sidecar_error=node.sidecar.error if node.sidecar is not None else None,
+        how=how, exitcode=process.exitcode, start_ns=start, end_ns=end, started_at=started, sidecar_error=error
     )
     files.EXIT.write(folder, ended)
-    return how != "gone"
+    return ended
 
 
 def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["ended", "timeout", "cancelled", "gone"]:
-    """Block until the run ends by itself (`ended`), is late (`timeout`), is cancelled, or the runner is `gone`."""
+    """Block until the run `ended` by itself, reached its `timeout`, was `cancelled`, or until the launcher is `gone`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
-        ready = wait([0, process.sentinel], timeout=max(0.0, deadline - time.monotonic()))
-        if process.sentinel in ready:
-            return "ended"
-        if not ready:
-            return "timeout"
-        message = node.next_line()
-        if message is None:
+        if not node.pipe.pending:
+            ready = wait([node.pipe.fileno(), process.sentinel], timeout=max(0.0, deadline - time.monotonic()))
+            if process.sentinel in ready:
+                return "ended"
+            if not ready:
+                return "timeout"
+        try:
+            message = node.pipe.receive()
+        except EOFError:
             return "gone"
-        if message.get("cancel"):
+        if message is not None and message.get("cancel"):
             return "cancelled"
 
 
@@ -293,18 +277,18 @@ def _kill_group(process: BaseProcess) -> None:
     try:
         os.killpg(process.pid or 0, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        if process.is_alive():  # it had not come to lead a group yet
+        if process.is_alive():  # it does not lead a group yet
             process.kill()
 
 
 def _descendants(node: Node) -> list[psutil.Process]:
-    """Return the processes of the run, those that have left its group too."""
+    """Return all processes of the run, including those that left its group."""
     kept = node.sidecar.pid if node.sidecar is not None else None
     return [child for child in psutil.Process().children(recursive=True) if child.pid != kept]
 
 
 def _kill_strays(node: Node) -> None:
-    """End what had left the group of the run: each rank has a session of its own."""
+    """Kill processes that left the group of the run: each rank has a session of its own."""
     strays = _descendants(node)
     for child in strays:
         with suppress(psutil.NoSuchProcess):
@@ -313,8 +297,9 @@ def _kill_strays(node: Node) -> None:
 
 
 def _import(workloads: list[str]) -> dict[str, Any]:
-    """Import torch and what the workloads need, and return the versions; commands of the user need nothing."""
+    """Import torch and what the workloads need, and return the versions. Commands of the user need nothing."""
     facts: dict[str, Any] = {"pid": os.getpid()}
+    workloads = [name for name in workloads if name != COMMAND]
     if workloads:
         import torch
         import torch.distributed.elastic.multiprocessing
@@ -327,35 +312,82 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     return facts
 
 
-def main() -> None:
-    """Serve runs until stdin ends."""
-    parser = argparse.ArgumentParser(prog="bench.run.node", description=__doc__)
-    parser.add_argument("--meters", default="", help="comma-separated: nvml, rapl, codecarbon")
-    parser.add_argument("--workloads", default="", help="comma-separated names whose modules are imported before runs")
-    parser.add_argument("--gpus", default="", help="comma-separated UUIDs of the GPUs that runs may use")
-    parser.add_argument("--idle-seconds", type=float, default=0.0, help="how long idle power is measured at the start")
-    args = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w")
-    adopt_orphans()
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gpus = [uuid for uuid in args.gpus.split(",") if uuid]
-    meters = [meter for meter in args.meters.split(",") if meter]
-    node = Node(answers, Sidecar(meters, gpus).start() if meters else None, gpus)
+def run_one(folder: Path, gpus: list[str]) -> int:
+    """Do the run of a folder from its `spec.json`, without a launcher's pipe. Return the exit code for this process.
+
+    Without `gpus` it may use those that are visible and free. Raises SystemExit if there are too few.
+    """
+    spec = files.SPEC.read(folder)
+    if CHANGED not in os.environ:
+        os.environ |= node_variables(spec.threads_per_device)
+    if spec.device_type == "cuda":
+        gpus = gpus or [gpu.uuid for gpu in find_machine()[0].free_gpus]
+        if len(gpus) < spec.devices_per_node:
+            sys.exit(
+                f"{folder} needs {spec.devices_per_node} GPUs, but only {len(gpus)} are free here: see bench doctor"
+            )
+    cancel = Pipe(*os.pipe())  # a signal asks for the end of the run as a launcher does
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: cancel.send(cancel=True))
+    node = Node(cancel, Sidecar(spec.meters, gpus).start() if spec.meters else None, gpus)
     try:
-        facts = _import([name for name in args.workloads.split(",") if name not in ("", COMMAND)])
-        measure_idle(node, args.idle_seconds, with_context="torch" in facts)
-        node.say(ready=facts | ({"cuda": cuda_facts()} if gpus and "torch" in facts else {}))
-        while (message := node.next_line()) is not None:
-            if "run" in message:
-                go_on = execute(node, Path(message["run"]))
-                node.say(done=message["run"])
-                if not go_on:
-                    break
+        _import([spec.workload])
+        if node.sidecar is not None and node.sidecar.starting:
+            node.sidecar.wait(CODECARBON_SECONDS)
+        ended = execute(node, folder.absolute())
     finally:
         if node.sidecar is not None:
             node.sidecar.stop()
+    return EXIT_CODES.get(ended.how, 1 if ended.exitcode else 0)
+
+
+def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
+    """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
+    facts = _import(workloads)
+    measure_idle(node, idle_seconds, with_context="torch" in facts)
+    node.pipe.send(ready=facts | ({"cuda": cuda_facts()} if node.gpus and "torch" in facts else {}))
+    with suppress(EOFError):
+        while message := node.pipe.receive():
+            if "run" in message:
+                how = execute(node, Path(message["run"])).how
+                node.pipe.send(done=message["run"])
+                if how == "gone":
+                    return
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def main() -> int:
+    """Do one run, or serve runs until the input ends. Return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -P -m bench.run.node", description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="do the run described by spec.json in this folder, and end"
+    )
+    parser.add_argument("--gpus", default="", help="UUIDs of the GPUs that runs may use, separated by commas")
+    warm = parser.add_argument_group("options of a node that stays warm; a single run takes them from its spec.json")
+    warm.add_argument("--meters", default="", help="names of meters, separated by commas")
+    warm.add_argument("--workloads", default="", help="workloads to import before the first run, separated by commas")
+    warm.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
+    args = parser.parse_args()
+    if args.folder is not None and not (args.folder / files.SPEC.name).is_file():
+        parser.error(f"{args.folder} has no {files.SPEC.name}")
+    adopt_orphans()
+    gpus, meters = _names(args.gpus), _names(args.meters)
+    if args.folder is not None:
+        return run_one(args.folder, gpus)
+    pipe = Pipe(0, os.dup(1))
+    os.dup2(2, 1)  # what libraries print must not be mistaken for a message
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
+    try:
+        serve(node, _names(args.workloads), args.idle_seconds)
+    finally:
+        if node.sidecar is not None:
+            node.sidecar.stop()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench import folder as files
+from bench.errors import Stopped
 from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
 from bench.run.collect import Context, collect, oom_kills, save, skipped
-from bench.run.launcher import LocalLauncher, write_missing_exit
+from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
@@ -240,8 +241,8 @@ def locked(folder: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end a suite or a search as Ctrl-C does, with everything in order."""
+def terminable(advice: str = "") -> Iterator[None]:
+    """Let SIGTERM end a suite or a search as Ctrl-C does; raise Stopped, with further advice, once all has ended."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -249,6 +250,8 @@ def terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"Stopped. Run the same command again to resume.{advice}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -259,7 +262,7 @@ class Runner:
 
     context: Context
     execution: Execution
-    launcher: LocalLauncher
+    launcher: Launcher
     tracker: Tracker
     progress: Progress
     flight: Flight
@@ -272,7 +275,7 @@ class Runner:
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
         uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
-        launcher = LocalLauncher(
+        options = LaunchOptions(
             execution.folder,
             meters=sorted({meter for run in plan.to_do for meter in run.meters}),
             workloads=sorted({run.workload for run in plan.to_do}),
@@ -280,6 +283,7 @@ class Runner:
             threads=max((run.threads_per_device for run in plan.to_do), default=1),
             idle_seconds=plan.suite.idle_seconds,
         )
+        launcher = make_launcher(plan.to_do, options)
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
         now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
         where = {"host": socket.gethostname(), "folder": str(execution.folder)}
@@ -291,8 +295,8 @@ class Runner:
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
         needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
-        seen = facts.get("cuda", {"count": 0, "error": None})
-        if needed and seen["count"] < needed:
+        seen = facts.get("cuda")
+        if needed and seen is not None and seen["count"] < needed:
             reason = seen["error"] or f"it sees {seen['count']} of {len(self.context.gpus)} GPUs"
             raise EnvironmentProblem(
                 f"NVML sees {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"
@@ -376,8 +380,8 @@ def run_suite(
     """Do the runs of a plan that are missing, in order, and return the execution with its records.
 
     `selected` restricts this call to some run ids, `max_minutes` begins no run that would not end in time; what is left
-    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, KeyboardInterrupt
-    after Ctrl-C or SIGTERM with all processes ended and the execution ready to go on.
+    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, Stopped after Ctrl-C
+    or SIGTERM with all processes ended and the execution ready to be resumed.
     """
     began = time.monotonic()
     progress = progress or Progress()

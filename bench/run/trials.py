@@ -85,14 +85,15 @@ def open_trials(
     `search` gives the name, the site and `idle_seconds`; `likely` are some runs that the search may ask for, so that
     what they need is imported and metered. `progress` hears of runs only, not of a beginning; `to_do` is the budget in
     trials. The node starts with the first run. In the index the execution ends as FINISHED, or as KILLED where an exception
-    leaves this context. Raises Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs.
+    leaves this context. Raises Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs, and
+    Stopped after Ctrl-C or SIGTERM.
     """
     plan = Expansion(search, list(likely))
     environment = surroundings(plan, machine)
     with ExitStack() as stack:
         stack.enter_context(claim(machine, likely))
         execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
-        stack.enter_context(terminable())
+        stack.enter_context(terminable(" --show prints the answer so far."))
         runner = Runner.make(execution, machine, environment, store, progress or Progress())
         runner.tell(to_do=to_do, unit="trials")
         finished = False

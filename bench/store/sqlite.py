@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.errors import UserError
 from bench.renamed import current_row
 from bench.schema import Scalar
 
@@ -24,8 +25,8 @@ _CHUNK = 500
 """Runs read at a time, so that whoever writes waits for no more."""
 
 
-class StoreError(Exception):
-    """The store is absent or does not answer; the message is ready to be shown and says what to do."""
+class StoreError(UserError):
+    """The store is absent or does not answer; the message says what to do."""
 
 
 def check(path: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.figures.metrics import parameters
+from bench.meters.meter import check_meter
 from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy, why_not_shared
 from bench.suites import needs
 from bench.suites.load import FIELDS, SuiteError, for_device_type, messages
@@ -233,6 +234,12 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
         mistakes += messages(error, FIELDS)
     if mistakes:
         raise SuiteError(mistakes)
+    try:
+        registry.check("launcher", spec.launcher)
+        for name in spec.meters:
+            check_meter(name)
+    except ValueError as error:
+        raise SuiteError([str(error)]) from error
     spec = spec.changed(workload_args=arguments)
     try:
         getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)

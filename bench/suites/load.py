@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bench import registry
+from bench.errors import UserError
 from bench.schema import RunSpec, Site, Suite
 from bench.suites import yaml as yamlfile
 
@@ -29,12 +30,11 @@ _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
 
 
-class SuiteError(Exception):
-    """One or more mistakes in a suite or its settings, each a message of at most two lines."""
+class SuiteError(UserError):
+    """One or more mistakes in a suite, a search or their options."""
 
     def __init__(self, messages: Iterable[str]) -> None:
-        self.messages = list(dict.fromkeys(messages))
-        super().__init__("\n".join(self.messages))
+        super().__init__(*messages)
 
 
 def load_suite(path: Path) -> Suite:

@@ -35,8 +35,8 @@ import psutil
 
 from analytics.stats import Estimate, geometric_mean, t_quantile
 from bench.figures.metrics import metrics
+from bench.meters.meter import INTERVAL
 from bench.meters.sidecar import Sidecar
-from bench.meters.trace import INTERVAL
 from bench.record import RunRecord
 from bench.suites import yaml as yamlfile
 from tests.benchmarks.peers import peers_python

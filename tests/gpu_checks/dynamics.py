@@ -5,7 +5,8 @@ import subprocess
 import time
 from statistics import mean, median
 
-from bench.meters.trace import Reading, Trace
+from bench.meters.meter import Reading
+from bench.meters.trace import Trace
 from tests.gpu_checks.figures import at_duty, duty, hold_mean, rise_seconds, spread
 from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome, Skipped
 

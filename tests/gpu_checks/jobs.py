@@ -10,7 +10,7 @@ from importlib import util
 from pathlib import Path
 
 from bench.figures.metrics import metrics, split_energy
-from bench.meters.trace import INTERVAL
+from bench.meters.meter import INTERVAL
 from bench.record import RunRecord
 from tests.gpu_checks.figures import abba
 from tests.gpu_checks.session import ROOT, Load, Nvml, Outcome, Skipped, job, record

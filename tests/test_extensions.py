@@ -1,0 +1,153 @@
+"""The house is easy to extend: patches that add something are kept, touch few files, apply, and work for real."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.record import RunRecord, Status
+
+ROOT = Path(__file__).parent.parent
+PATCHES = Path(__file__).parent / "extensions"
+BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
+SUITE = """
+name: extended
+idle_seconds: 0
+defaults:
+  workload: decoder_lm
+  workload_args.preset: tiny
+  workload_args.sequence_length: 32
+  device_type: cpu
+  parallelism: ddp
+  devices: 1
+  batch_size_per_device: 2
+  measure_seconds: 2.5
+  warmup_seconds: 0
+  validation.samples: 0
+"""
+WATTS = 250.0
+
+
+def joules_are_watts_times_seconds(record: RunRecord) -> None:
+    assert record.measurement is not None
+    (reading,) = record.measurement.energy
+    assert (reading.source, reading.component, reading.device) == ("toy", "node", "plug")
+    assert reading.provenance.value == "integrated_samples"
+    assert reading.seconds == pytest.approx(record.measurement.window_seconds, rel=0.01)
+    assert reading.energy_joules == pytest.approx(WATTS * reading.seconds, rel=1e-4)
+    assert sum(r.energy_joules for r in record.energy) == pytest.approx(WATTS * record.duration_seconds, rel=0.05)
+
+
+def it_ran_by_the_debug_launcher(record: RunRecord) -> None:
+    assert record.spec.launcher == "debug"
+    assert record.measurement is not None
+    assert record.measurement.steps > 0
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A patch: the files that it may touch, what a suite says to use it, what `bench show` lists, and the truth of a run.
+
+    `{folder}` in `defaults` is a folder in which `files` are written before.
+    """
+
+    touches: set[str]
+    defaults: str
+    shown: str
+    truth: Callable[[RunRecord], None]
+    files: tuple[tuple[str, str], ...] = ()
+
+
+EXTENSIONS = {
+    "toy_meter": Extension(
+        {"bench/meters/toy.py", "bench/registry.py", "README.md"},
+        "  meters: ['toy:{folder}/watts']\n",
+        "/watts",
+        joules_are_watts_times_seconds,
+        (("watts", f"{WATTS}\n"),),
+    ),
+    "debug_launcher": Extension(
+        {"bench/run/debug.py", "bench/registry.py", "README.md"},
+        "  launcher: debug\n  meters: []\n",
+        '"debug"',
+        it_ran_by_the_debug_launcher,
+    ),
+}
+MOST_FILES = 3
+
+
+@pytest.fixture(scope="module", params=sorted(EXTENSIONS))
+def extended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Extension, Path]:
+    """An extension, and a copy of the source with its patch applied."""
+    tree = tmp_path_factory.mktemp(request.param) / "source"
+    tree.mkdir()
+    for name in ("bench", "analytics", "app", "suites"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree / name)
+    patch = PATCHES / f"{request.param}.patch"
+    variables = os.environ | {"GIT_CEILING_DIRECTORIES": str(tree.parent)}
+    done = subprocess.run(["git", "apply", str(patch)], cwd=tree, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, f"{patch.name} does not apply any more: {done.stderr}"
+    return EXTENSIONS[request.param], tree
+
+
+def bench(tree: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.run([*BENCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=200, env=variables)
+
+
+def write_suite(extension: Extension, folder: Path) -> None:
+    for name, text in extension.files:
+        (folder / name).write_text(text)
+    (folder / "extended.yaml").write_text(SUITE + extension.defaults.format(folder=folder))
+
+
+@pytest.mark.parametrize("name", sorted(EXTENSIONS))
+def test_an_extension_touches_few_files(name: str) -> None:
+    touched = set(re.findall(r"^diff --git a/(\S+)", (PATCHES / f"{name}.patch").read_text(), re.MULTILINE))
+    assert touched == EXTENSIONS[name].touches
+    assert len(touched) <= MOST_FILES
+
+
+def test_every_patch_is_tested() -> None:
+    assert {path.stem for path in PATCHES.glob("*.patch")} == set(EXTENSIONS)
+
+
+def test_a_suite_may_use_an_extension(extended: tuple[Extension, Path], tmp_path: Path) -> None:
+    extension, tree = extended
+    write_suite(extension, tmp_path)
+    done = bench(tree, tmp_path, "show", "extended.yaml", "--no-memory", "--json")
+    assert done.returncode == 0, done.stderr
+    assert extension.shown in json.dumps(json.loads(done.stdout))
+    without = bench(ROOT, tmp_path, "show", "extended.yaml", "--no-memory", "--json")
+    assert without.returncode == 2, "the house without the patch must refuse the suite"
+    assert "allowed: " in without.stderr or "did you mean" in without.stderr
+
+
+def test_the_readme_draws_the_new_file(extended: tuple[Extension, Path]) -> None:
+    extension, tree = extended
+    for new in extension.touches:
+        if not (ROOT / new).exists():
+            assert Path(new).name in (tree / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_uses_an_extension(extended: tuple[Extension, Path], tmp_path: Path) -> None:
+    extension, tree = extended
+    write_suite(extension, tmp_path)
+    done = bench(tree, tmp_path, "run", "extended.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    (path,) = tmp_path.glob("runs/*/*/*/record.json")
+    values: dict[str, Any] = json.loads(path.read_text())
+    record = RunRecord.model_validate(values)
+    assert record.status is Status.OK, record.error
+    extension.truth(record)
