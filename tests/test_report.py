@@ -160,9 +160,9 @@ def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
         (["--json", "-o", "x.html"], "--json prints the report, -o writes it: give one of them"),
         (["--hourly", "none.csv"], "--hourly none.csv: No such file or directory"),
         (["--hourly", "folder.html"], "--hourly folder.html: Is a directory"),
-        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; wanted columns: time"),
+        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; it needs the columns time"),
         (["--hourly", "file.txt", "--region", "FR"], "give --region or --hourly, not both"),
-        (["--hourly", "day.csv"], "day.csv says nothing of 2026-01-02 03:00 UTC; it has the hours 1"),
+        (["--hourly", "day.csv"], "day.csv does not cover 2026-01-02 03:00 UTC; it has the hours 1"),
         (["--hourly", "day.csv", "--price", "1"], "--hourly day.csv has prices of electricity"),
     ],
 )
