@@ -34,7 +34,7 @@ BUDGETS = {
     "bench/strategies": 1_895,
     "bench/train": 1_010,
     "bench/run": 1_370,
-    "bench/figures": 875,
+    "bench/figures": 865,
     "bench/store": 650,
     "bench/cli": 2_270,
     "analytics": 7_360,
@@ -141,6 +141,7 @@ SHARED_FUNCTIONS = {"main", *_VERBS}
 """Names of functions that several files of bench may have: entry points, and verbs with what carries them out."""
 SHARED_FUNCTIONS |= {
     "check",
+    "list_gpus",
     "estimate",
     "execute",
     "fp16",
