@@ -10,6 +10,7 @@ from typing import Literal
 
 from analytics import stats
 from analytics.compare import Comparison, Effect
+from bench.errors import BadValue
 
 State = Literal["fails", "holds", "cannot tell"]
 _CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|<|>)\s*(\d+(?:\.\d*)?|\.\d+)\s*")
@@ -28,7 +29,7 @@ class Condition:
         """Read `METRIC OP RATIO`, as in `tokens_per_second < 0.97`. Raises ValueError for anything else."""
         found = _CONDITION.fullmatch(text)
         if found is None or not 0 < float(found[3]) < math.inf:
-            raise ValueError(
+            raise BadValue(
                 f"--fail-if {text!r}: wanted METRIC OP RATIO with OP one of < <= > >= and RATIO = NEW / BASE above 0, "
                 "as in 'tokens_per_second < 0.97'"
             )

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 
 from analytics.words import printable
+from bench.errors import BadValue
 from bench.figures.metrics import peak_flops
 
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp8")
@@ -42,7 +43,7 @@ class Device:
         if found is None:
             known = [name for name in PRECISIONS if peak_flops(self.device_name, name) is not None]
             what = f"known are {', '.join(known)}" if known else "none is known"
-            raise ValueError(f"no peak of {printable(self.name)} in {printable(precision)}: {what}; give --peak-flops")
+            raise BadValue(f"no peak of {printable(self.name)} in {printable(precision)}: {what}; give --peak-flops")
         return found
 
 
@@ -84,11 +85,11 @@ def find(name: str) -> Device:
         return found[0]
     several = [device.name for device, keys in _table() if key and any(known.startswith(key) for known in keys)]
     if several:
-        raise ValueError(f"device {printable(name)!r} may be {' or '.join(several)}: say which")
+        raise BadValue(f"device {printable(name)!r} may be {' or '.join(several)}: say which")
     # A near name may be a typing error, or another device: H800 is not H200.
     near = difflib.get_close_matches(name.upper(), [device.name for device in devices()], 4, 0.5)
     hint = f"near names: {', '.join(near)}" if near else f"it has {', '.join(device.name for device in devices())}"
-    raise ValueError(
+    raise BadValue(
         f"unknown device {printable(name)!r}: it is not in the table; give --peak-flops and --power-watts ({hint})"
     )
 

@@ -24,10 +24,15 @@ import pandas as pd
 from analytics.frame import COUNTS, NUMBERS, WORDS
 from analytics.words import printable
 from analytics.work import Work, language_model
+from bench.errors import UserError
+from bench.files import write_text
+from bench.folder import IMPORTED
 from bench.record import Provenance
 from bench.registry import did_you_mean
 from bench.registry import names as registered
 from bench.schema import AXES, Scalar
+from bench.store.sync import sync
+from bench.store.tracker import StoreError
 
 LENGTH = "workload_args.sequence_length"
 SPEEDS = ("samples_per_second", "tokens_per_second")
@@ -60,10 +65,6 @@ _USUAL = (
 )
 
 
-class ImportProblem(ValueError):
-    """What is wrong with the file or with how its columns are named, ready to be shown."""
-
-
 @dataclass(frozen=True)
 class Column:
     """A column of the file, what it is called here, and what its numbers are multiplied by."""
@@ -94,7 +95,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, Cells]], bool]:
     """Return the names of the columns, and each row with its line: of CSV (also ; or tab), JSON lines (.jsonl) or Parquet.
 
     Last, whether commas group thousands: not where ; stands between cells, as there they may be those of fractions. Raises
-    ImportProblem for a file that is none of them.
+    UserError for a file that is none of them.
     """
     try:
         if path.suffix == ".parquet":
@@ -113,7 +114,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, Cells]], bool]:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader], delimiter != ";"
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise ImportProblem(f"{path} cannot be read as a table: {printable(error, 200)}") from error
+        raise UserError(f"{path} cannot be read as a table: {printable(error, 200)}") from error
 
 
 def _object(line: str) -> Cells:
@@ -128,7 +129,7 @@ def read_columns(
 ) -> tuple[list[Column], dict[str, Scalar]]:
     """Say what each column is: `COLUMN=OURS` or `COLUMN=OURS:FACTOR`, else its own name; and what `OURS=VALUE` fixes.
 
-    Raises ImportProblem with all mistakes, a line each.
+    Raises UserError with all mistakes, a line each.
     """
     wrong: list[str] = []
     fixed: dict[str, Scalar] = {}
@@ -165,7 +166,7 @@ def read_columns(
                 f"no column is {' or '.join(wanted[:2])}: give --map COLUMN={wanted[0]}, or --set; columns: {told}"
             )
     if wrong:
-        raise ImportProblem("\n".join(wrong))
+        raise UserError(*wrong)
     return columns, fixed
 
 
@@ -274,7 +275,7 @@ def imported(
     """Read a table of results as runs of a suite; rows of one configuration are its repeats.
 
     A run began when it was imported, unless the file has a column `started_at`. The name of the execution follows from the
-    rows, so that the same file gives the same execution. Raises ImportProblem; rows that are of no use do not.
+    rows, so that the same file gives the same execution. Raises UserError; rows that are of no use do not.
     """
     names, lines, thousands = read_table(path)
     columns, fixed = read_columns(names, maps, settings)
@@ -345,3 +346,26 @@ def _remark(out: Imported, said: set[tuple[str, str]], pooled: list[list[Mapping
         out.notes.append(
             f"several rows of one configuration count as its repeats ({len(pooled)} such configurations){told}"
         )
+
+
+def suite_of(path: Path, name: str | None) -> str:
+    """Return the name of the suite of a table: as given, or that of the file. Raises UserError for a bad name."""
+    suite = name if name is not None else re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_")[:64]
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", suite):
+        raise UserError(f"--suite {suite}: only lower-case letters, digits, - and _ are allowed, at most 64")
+    return suite
+
+
+def keep(table: Imported, runs: Path, store: str | None) -> int:
+    """Write the rows to a folder of their own, unless it exists, and log them; return how many were new in the store.
+
+    Raises StoreError where the store fails; the rows are kept even then.
+    """
+    folder = runs / table.suite / table.execution
+    if not (folder / IMPORTED).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / IMPORTED, "".join(json.dumps(row, allow_nan=False) + "\n" for row in table.rows))
+    try:
+        return sync(runs, store, folder)[0]
+    except StoreError as error:
+        raise StoreError(*error.messages, "the rows are kept: bench sync logs them later", code=error.code) from error

@@ -21,6 +21,7 @@ from analytics.frame import IDENTITY, summary
 from analytics.objectives import REMEDIES, Objective, Per, columns, estimated, mixed, unequal_terms
 from analytics.words import number, printable
 from analytics.work import short
+from bench.errors import BadValue
 from bench.record import Status
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
     """
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or not objectives:
-        raise ValueError(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
+        raise BadValue(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
     return [front_of(work, runs, objectives, draws=draws, seed=seed) for work, runs in works(df)]
 
 

@@ -21,6 +21,7 @@ from analytics.hardware import Device
 from analytics.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
 from analytics.words import number, scale
 from analytics.work import IMPLAUSIBLE, Work, implied_mfu
+from bench.errors import BadValue
 from bench.figures.carbon import intensity
 from bench.schema import Site
 
@@ -56,7 +57,7 @@ class Range:
         """Return the range of draws. Raises ValueError where it is not finite."""
         low, value, high = np.quantile(draws, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("a figure is beyond what can be computed: check the numbers")
+            raise BadValue("a figure is beyond what can be computed: check the numbers")
         return Range(float(value), float(low), float(high))
 
     def times(self, factor: float) -> Range:

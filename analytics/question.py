@@ -17,6 +17,7 @@ from analytics.plan import Question
 from analytics.speed import GivenSpeed, OwnSpeed, PriorSpeed, Speed, own_speed
 from analytics.words import printable
 from analytics.work import Work, language_model, sample_work
+from bench.errors import BadValue
 from bench.record import Status
 from bench.schema import Site
 from bench.suites.load import SITE_OPTIONS
@@ -66,7 +67,7 @@ class Given:
             option = f"--{name.replace('_', '-')}"
             value = prices[option] if option in prices else getattr(self, name)
             if (value or 0) > most:
-                raise ValueError(f"{option} {value:g} cannot be meant: at most {most:,.0f}")
+                raise BadValue(f"{option} {value:g} cannot be meant: at most {most:,.0f}")
 
     @property
     def rates(self) -> list[str]:
@@ -88,7 +89,7 @@ def question(given: Given, load: Callable[[], pd.DataFrame], own: Own = own_spee
     _check(given)
     work = work_of(given)
     if given.devices is None and not given.rates:
-        raise ValueError("on how many devices? give --devices 8,64,512")
+        raise BadValue("on how many devices? give --devices 8,64,512")
     runs = None if given.rates or given.priors else load()
     device, notes = _device(given, runs)
     if device is None or given.rates:
@@ -110,19 +111,19 @@ def _check(given: Given) -> None:
     """Refuse what does not go together. Raises ValueError."""
     rates = given.rates
     if len(rates) > 1:
-        raise ValueError(f"give one of {' and '.join('--' + name.replace('_', '-') for name in rates)}")
+        raise BadValue(f"give one of {' and '.join('--' + name.replace('_', '-') for name in rates)}")
     if rates and rates[0].startswith("tokens") and given.tokens is None:
-        raise ValueError(f"--{rates[0].replace('_', '-')} takes --tokens")
+        raise BadValue(f"--{rates[0].replace('_', '-')} takes --tokens")
     per_device = given.site != Site() or any((given.power_watts, given.device, given.peak_flops, given.deadline))
     if rates == ["tokens_per_second"] and (len(given.devices) > 1 if given.devices else per_device):
-        raise ValueError("--tokens-per-second is of all devices together: give one number of --devices with it")
+        raise BadValue("--tokens-per-second is of all devices together: give one number of --devices with it")
 
 
 def work_of(given: Given) -> Work:
     """Return the work of the training. Raises ValueError where it is not told."""
     language, other = (given.params, given.tokens), (given.flops_per_sample, given.samples)
     if any(language) and any(other):
-        raise ValueError("give --params and --tokens, or --flops-per-sample and --samples, not both")
+        raise BadValue("give --params and --tokens, or --flops-per-sample and --samples, not both")
     if given.params and given.tokens:
         shape: Any = {name: getattr(given, name) for name in ("layers", "hidden", "sequence", "recompute")}
         return language_model(given.params, given.tokens, active=given.active_params, plain=bool(given.rates), **shape)
@@ -132,7 +133,7 @@ def work_of(given: Given) -> Work:
     hours, rates = given.accelerator_hours, given.rates
     amount = hours * 3600 if hours else given.tokens if rates and rates[0].startswith("tokens") else None
     if amount is None:
-        raise ValueError("what is trained? give --params and --tokens (7e9, 1e12), or --flops-per-sample and --samples")
+        raise BadValue("what is trained? give --params and --tokens (7e9, 1e12), or --flops-per-sample and --samples")
     return Work(amount, amount, 1.0, None, ())
 
 
@@ -151,13 +152,13 @@ def _device(given: Given, runs: pd.DataFrame | None) -> tuple[Device | None, lis
     if name is None and len(ran) != 1:
         if given.rates:
             return None, []
-        raise ValueError(f"on which device? give --device H100-SXM, or --peak-flops and --power-watts{known}")
+        raise BadValue(f"on which device? give --device H100-SXM, or --peak-flops and --power-watts{known}")
     wanted = ran[0] if name is None else name
     try:
         found = replace(find(wanted), peak=peak)
     except ValueError as error:
         if peak is None and wanted not in ran:
-            raise ValueError(f"{error}{known}") from error
+            raise BadValue(f"{error}{known}") from error
         found = Device(wanted, device_name=wanted, peak=peak)
     said = "that of all your runs" if name is None else printable(name)
     means = found.name if found.name == found.device_name else f"{found.name} ({found.device_name})"
@@ -173,7 +174,7 @@ def _speed(runs: pd.DataFrame | None, device: Device, work: Work, precision: str
     try:
         device.peak_flops(precision)  # told before anything is drawn
     except ValueError as error:
-        raise ValueError(f"{said}\n{error}".strip()) from error
+        raise BadValue(*filter(None, (said, str(error)))) from error
     return PriorSpeed(device, precision, work.parameters), said
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analytics.frame import asked
 from analytics.objectives import rent
+from bench.errors import UserError
 from bench.schema import AXES, RunSpec, Suite
 
 _ELSEWHERE = {"repeat", "ladder", "num_nodes", "devices_per_node", "device_type"}
@@ -24,7 +25,7 @@ _REGION = re.compile(r"[A-Z]{3}|US-[A-Z]{2}")
 _IMPORTED = re.compile(r"\bimported\b")
 
 
-class CannotRepeat(Exception):
+class CannotRepeat(UserError):
     """Why a run cannot be repeated from what the store holds of it, in a sentence."""
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from analytics.frame import COUNTS
+from bench.errors import UserError
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.files import write_text
 from bench.record import Status
+from bench.registry import did_you_mean
 from bench.renamed import current_row
 from bench.schema import Scalar
 
@@ -27,19 +29,15 @@ SUPPORTED = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class RowsError(Exception):
-    """A file holds no rows of runs, or a baseline cannot be had; the message is ready to be shown."""
-
-
 def read_rows(path: Path) -> list[dict[str, Scalar]]:
     """Return the rows of a file, at least one; what is absent has no key. Without a column `status` all ended well.
 
-    Raises RowsError where the file cannot be read, is of another kind, or has no `config_id`.
+    Raises UserError where the file cannot be read, is of another kind, or has no `config_id`.
     """
     found: Any
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise RowsError(f"{path}: a file of another kind; {SUPPORTED}")
+            raise UserError(f"{path}: a file of another kind; {SUPPORTED}")
         if path.suffix == ".csv":
             found = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False).to_dict("records")
         elif path.suffix == ".parquet":
@@ -48,25 +46,25 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
             document = json.loads(path.read_text(encoding="utf-8"))
             found = document.get("runs") if isinstance(document, dict) else document
         else:
-            raise RowsError(f"{path}: a file of another kind; {SUPPORTED}")
+            raise UserError(f"{path}: a file of another kind; {SUPPORTED}")
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else None
-        raise RowsError(
+        raise UserError(
             f"{path} cannot be read: {why or str(error).partition(chr(10))[0][:200]}; {SUPPORTED}"
         ) from error
     if not isinstance(found, list) or not found or not all(isinstance(row, dict) for row in found):
-        raise RowsError(f"{path} holds no rows of runs; {SUPPORTED}")
+        raise UserError(f"{path} holds no rows of runs; {SUPPORTED}")
     rows = [current_row(_plain(row)) for row in found]
     without = sum("config_id" not in row for row in rows)
     if without:
-        raise RowsError(f"{path}: {without} of {len(rows)} rows have no config_id; {SUPPORTED}")
+        raise UserError(f"{path}: {without} of {len(rows)} rows have no config_id; {SUPPORTED}")
     strange = {str(row["status"]) for row in rows if "status" in row} - set(Status)
     if strange:
-        raise RowsError(f"{path}: unknown status {min(strange)!r}; allowed: {', '.join(Status)}")
+        raise UserError(f"{path}: unknown status {min(strange)!r}; allowed: {', '.join(Status)}")
     for name in COUNTS:
         broken = [value for row in rows if not _countable(value := row.get(name))]
         if broken:
-            raise RowsError(f"{path}: {name} is a whole number, not {broken[0]!r}")
+            raise UserError(f"{path}: {name} is a whole number, not {broken[0]!r}")
     told = any("status" in row for row in rows)
     return rows if told else [{**row, "status": "ok"} for row in rows]
 
@@ -106,26 +104,35 @@ def _writable(text: str) -> str:
 
 
 def baseline_path(folder: Path, name: str) -> Path:
-    """Return the file of a baseline. Raises RowsError for a name that is not one of a file in the folder."""
+    """Return the file of a baseline. Raises UserError for a name that is not one of a file in the folder."""
     if not _NAME.fullmatch(name):
-        raise RowsError(f"a baseline cannot be called {name!r}: letters, digits and . _ - are allowed, 64 at most")
+        raise UserError(f"a baseline cannot be called {name!r}: letters, digits and . _ - are allowed, 64 at most")
     return folder / f"{name}.json"
 
 
 def save_baseline(folder: Path, name: str, rows: Iterable[Mapping[Any, Any]], *, force: bool) -> Path:
     """Write rows as a baseline, one line a run, in an order and form that do not change, and return the file.
 
-    Raises RowsError for a bad name, and for one that is taken unless `force`.
+    Raises UserError for a bad name, and for one that is taken unless `force`.
     """
     path = baseline_path(folder, name)
     if path.exists() and not force:
-        raise RowsError(f"{path} is there already; replace it with --force")
+        raise UserError(f"{path} is there already; replace it with --force")
     kept = [_plain(row) for row in rows]
     by = ("suite", "execution", "config_id", "repeat", "started_at")
     kept.sort(key=lambda row: [(name not in row, str(row.get(name, "")).zfill(9)) for name in by])
     lines = ",\n".join(json.dumps(row, sort_keys=True, allow_nan=False, ensure_ascii=False) for row in kept)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, f'{{"wattbench_baseline": 1, "runs": [\n{lines}\n]}}\n')
+    return path
+
+
+def remove_baseline(folder: Path, name: str) -> Path:
+    """Remove a baseline and return its file. Raises UserError where there is none of that name."""
+    path, names = baseline_path(folder, name), baselines(folder)
+    if name not in names:
+        raise UserError(f"no baseline {name!r} in {folder}: {did_you_mean(name, names) if names else 'there are none'}")
+    path.unlink()
     return path
 
 

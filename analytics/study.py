@@ -22,7 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from analytics.searched import Spent, Tried
 from analytics.searchfile import Choices, Range, label
 from analytics.space import EXCLUDED, Space
+from bench.errors import UserError
 from bench.files import held
+from bench.redact import redact
 
 WORKER = "worker "
 """Beginning of the names under which workers tell how long they have been at it."""
@@ -31,7 +33,7 @@ _LOCK_SECONDS = 20
 _STARTUP, _MANY, _TELLING = 8, 1000, 30
 
 
-class StorageProblem(Exception):
+class StorageProblem(UserError):
     """The study cannot be read or written; the message says why and what to do."""
 
 
@@ -43,7 +45,7 @@ def storage_errors(where: str) -> Iterator[None]:
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         locked = "; another process holds it: try again when it has ended" if "locked" in lines[0] else ""
-        raise StorageProblem(f"the study at {where} cannot be used: {lines[0]}{locked}") from error
+        raise StorageProblem(redact(f"the study at {where} cannot be used: {lines[0]}{locked}")) from error
 
 
 def open_study(where: str | None, name: str, space: Space, sampler: str = "auto", *, new: bool = False) -> optuna.Study:
@@ -68,7 +70,7 @@ def open_study(where: str | None, name: str, space: Space, sampler: str = "auto"
                 load_if_exists=True,
             )
         except (OSError, ValueError, ImportError, KeyError) as error:
-            raise StorageProblem(f"{where} is no storage of a study that can be used: {error}") from error
+            raise StorageProblem(redact(f"{where} cannot be used as the storage of a study: {error}")) from error
         study.set_metric_names([goal.name for goal in goals])
         # Going on does not draw the same again.
         study.sampler = make_sampler(sampler, space, space.search.seed + len(study.get_trials(deepcopy=False)))
@@ -93,7 +95,7 @@ def names(where: str, pattern: str) -> list[str]:
             there = path.exists() or ("://" in where and not path.parent.is_dir())
             found = optuna.get_all_study_names(_storage(where)) if there else []
         except (OSError, ValueError, ImportError, KeyError) as error:
-            raise StorageProblem(f"{where} is no storage of a study that can be used: {error}") from error
+            raise StorageProblem(redact(f"{where} cannot be used as the storage of a study: {error}")) from error
     return sorted(name for name in found if re.fullmatch(pattern, name))
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from analytics.words import number
+from bench.errors import BadValue
 
 TYPICAL_SEQUENCE = 4096
 SAME_MODEL = 1.1
@@ -36,7 +37,7 @@ class Work:
 
     def __post_init__(self) -> None:
         if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
-            raise ValueError(f"{self.flops:.3g} FLOP cannot be meant (at most {_MOST_FLOPS:.0g}): check the numbers")
+            raise BadValue(f"{self.flops:.3g} FLOP cannot be meant (at most {_MOST_FLOPS:.0g}): check the numbers")
 
     @property
     def samples(self) -> float:
@@ -53,7 +54,7 @@ class Work:
         A model of the same parameters, within SAME_MODEL, is the planned one: it has its shape. Others are typical.
         """
         if self.shape is None or self.parameters is None:
-            raise ValueError("the shape of the planned language model is not known")
+            raise BadValue("the shape of the planned language model is not known")
         if abs(math.log(parameters / self.parameters)) > math.log(SAME_MODEL):
             return language_model(parameters, 1.0, sequence=sequence).per_sample
         deep, wide, length = self.shape
@@ -79,10 +80,10 @@ def language_model(
     Raises ValueError for what does not fit together.
     """
     if (layers is None) != (hidden is None):
-        raise ValueError("the shape of the model takes both: its layers and its hidden size")
+        raise BadValue("the shape of the model takes both: its layers and its hidden size")
     n = active if active is not None else parameters
     if n > parameters:
-        raise ValueError(f"{short(n)} active parameters are more than all {short(parameters)}")
+        raise BadValue(f"{short(n)} active parameters are more than all {short(parameters)}")
     if layers and hidden and active is None:
         _check_shape(parameters, layers, hidden)
     attention, length, shape = 0.0, sequence or TYPICAL_SEQUENCE, None
@@ -111,7 +112,7 @@ def _check_shape(parameters: float, layers: float, hidden: float) -> None:
     """Refuse a shape that holds less than half or more than twice of the parameters; embeddings may be the rest."""
     blocks, embeddings = 12 * layers * hidden**2, 2 * _VOCABULARY * hidden
     if not (parameters - embeddings) / 2 <= blocks <= 2 * parameters:
-        raise ValueError(
+        raise BadValue(
             f"{number(layers)} layers of {number(hidden)} hold about {short(blocks)} parameters (12 × layers × hidden²) "
             f"without embeddings, not {short(parameters)}: check them, or give --active-params of a mixture of experts"
         )
@@ -156,7 +157,7 @@ def scaled(known: dict[str, float], wanted: dict[str, float]) -> tuple[float, li
     lines, factors = ["T = n / (d · v), all else the same:"], []
     for name, what in words.items():
         if (name in known) != (name in wanted):
-            raise ValueError(f"{name} is given for one of the two trainings only: give it for both, or for none")
+            raise BadValue(f"{name} is given for one of the two trainings only: give it for both, or for none")
         if name in known:
             a, b = (wanted[name], known[name]) if what.startswith("work") else (known[name], wanted[name])
             factors.append((a / b, f" × ({short(a)} / {short(b)})"))

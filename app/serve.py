@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+from bench.errors import UserError
+
 HOST = "127.0.0.1"
 PREPARED_SECONDS = 4.0
 """How long the first page may wait for what the server does once."""
@@ -26,25 +28,21 @@ RUNS = "WATTBENCH_RUNS"
 """Environment variable that tells the pages where the folders of runs are."""
 
 
-class ServeError(Exception):
-    """Why the dashboard cannot be served, in a line that can be shown as it is."""
-
-
 def _check(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
-        raise ServeError(f"--port {port}: wanted a port from 1 to 65535")
+        raise UserError(f"--port {port}: wanted a port from 1 to 65535")
     try:
         family, *_, address = socket.getaddrinfo(host or "?", port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise ServeError(f"--host {host!r}: wanted a name or address of this machine, such as {HOST}") from error
+        raise UserError(f"--host {host!r}: wanted a name or address of this machine, such as {HOST}") from error
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                raise ServeError(f"--host {host}: this machine has no such address") from error
-            raise ServeError(f"--port {port}: {host}:{port} cannot be used ({error.strerror}); try another") from error
+                raise UserError(f"--host {host}: this machine has no such address") from error
+            raise UserError(f"--port {port}: {host}:{port} cannot be used ({error.strerror}); try another") from error
 
 
 def _loopback(host: str) -> bool:
@@ -107,14 +105,14 @@ def serve(
     """Serve the dashboard at http://`host`:`port` until it is interrupted; print the address.
 
     `uri` is the MLflow store to read (None: the usual one), `runs` the folder of the runs, where suites in flight are seen,
-    `allowed` further names that browsers may ask for. Raises ServeError where the address cannot be used.
+    `allowed` further names that browsers may ask for. Raises UserError where the address cannot be used.
     """
     from streamlit import net_util
     from streamlit.web import cli
 
     _check(host, port)
     if wrong := [name for name in allowed if not name.strip() or set(name) & set("/*: ")]:
-        raise ServeError(f"--allowed-host {wrong[0]!r}: wanted a name or address alone, such as bench.example.org")
+        raise UserError(f"--allowed-host {wrong[0]!r}: wanted a name or address alone, such as bench.example.org")
     # Streamlit asks a service on the internet for this machine's address when a foreign page knocks: never from here.
     net_util.get_external_ip = lambda: None
     if uri is not None:

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.errors import UserError
+
 _TRIES, _TRY_SECONDS = 5, 0.02
 """Attempts to take a lock, and the seconds between them: `is_held` of another process holds it for an instant."""
 
 
-class Busy(Exception):
+class Busy(UserError):
     """Another process holds a lock; the message says which."""
 
 
@@ -33,7 +35,7 @@ def held(path: Path, busy: str | None = None) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if not left:
-                    raise Busy(busy) from error
+                    raise Busy(busy or f"{path} is held") from error
                 time.sleep(_TRY_SECONDS)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from analytics.advice import Advice, amount
 from analytics.advise import advise
 from analytics.compare import against_first
 from analytics.frame import frame
 from analytics.stats import Estimate, p_value, pooled, ratio
-from bench.cli import cli
 from bench.figures.metrics import row
 from bench.record import GpuConditions, Rank, Status
 from bench.schema import Gpu, Machine, Scalar
 from bench.store import tracker as tracking
 from tests import rows
+from tests.commands import bench
 from tests.test_tracking import logged
 
 quiet = [
@@ -487,22 +486,22 @@ def test_for_people_and_for_programs(tmp_path: Path) -> None:
     ]
     records.append(rows.record(precision="fp16", status=Status.SKIPPED, message="no fp16 here"))
     store = logged(tmp_path, records)
-    done = CliRunner().invoke(cli, ["advise", "synthetic", "--store", store])
+    done = bench("advise", "synthetic", "--store", store)
     assert done.exit_code == 0, done.output
-    assert "6 of 7 runs ended well, 1 was skipped for stated reasons (bench fit tells them)" in done.output
+    assert "6 of 7 runs ended well, 1 was skipped (bench fit says why)" in done.output
     assert " 1. Use precision bf16 instead of fp32" in done.output
     assert "    evidence: time × 0.5 (" in done.output
     assert "    in a suite: precision: bf16" in done.output
     assert "Limits of all: this machine" in done.output
-    answer = json.loads(CliRunner().invoke(cli, ["advise", "--store", store, "--json"]).stdout)
+    answer = json.loads(bench("advise", "--store", store, "--json").stdout)
     assert answer["limits"].startswith("this machine")
     (document,) = answer["executions"]
     assert (document["suite"], document["runs_ok"], document["runs_skipped"]) == ("synthetic", 6, 1)
     assert document["advice"][0]["evidence"]["ratio"] == pytest.approx(0.5)
-    wrong = CliRunner().invoke(cli, ["advise", "synthetik", "--store", store])
+    wrong = bench("advise", "synthetik", "--store", store)
     assert wrong.exit_code == 2
     assert "did you mean 'synthetic'" in wrong.output
-    wrong = CliRunner().invoke(cli, ["advise", "--store", store, "--execution", "x"])
+    wrong = bench("advise", "--store", store, "--execution", "x")
     assert wrong.exit_code == 2
 
 
@@ -512,7 +511,7 @@ def test_a_store_without_runs(tmp_path: Path) -> None:
     tracker.open()
     tracker.close(finished=True)
     for store in (f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/absent.db"):
-        done = CliRunner().invoke(cli, ["advise", "--store", store])
+        done = bench("advise", "--store", store)
         assert done.exit_code == 2
         assert "Traceback" not in done.output
         assert "bench run" in done.output
@@ -521,7 +520,7 @@ def test_a_store_without_runs(tmp_path: Path) -> None:
 @command
 def test_all_failed(tmp_path: Path) -> None:
     store = logged(tmp_path, [rows.record(status=Status.FAILED, message=rows.HOSTILE + "\x1b[31m")])
-    done = CliRunner().invoke(cli, ["advise", "--store", store])
+    done = bench("advise", "--store", store)
     assert done.exit_code == 0, done.output
     assert "1 of 1 runs did not end well" in done.output
     assert "\x1b" not in done.output

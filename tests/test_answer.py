@@ -6,14 +6,15 @@ import pytest
 
 from analytics.answer import document
 from analytics.frame import frame
-from bench.cli import answer
+from analytics.say_results import parts
+from bench.cli.progress import print_parts
 from bench.record import Status
 from bench.schema import Scalar
 from tests import rows
 
 
 def shown(capsys: pytest.CaptureFixture[str], table: list[dict[str, Scalar]]) -> str:
-    answer.show(frame(table))
+    print_parts(parts(frame(table)))
     return " ".join(capsys.readouterr().out.split())
 
 

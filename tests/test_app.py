@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from app import data, serve
+from bench.errors import UserError
 from bench.record import Status
 from bench.store import tracker as tracking
 from tests import rows
@@ -124,10 +125,10 @@ def test_a_busy_port_is_one_line() -> None:
         busy.bind((serve.HOST, 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(serve.ServeError, match=f"--port {port}: 127.0.0.1:{port} cannot be used") as caught:
+        with pytest.raises(UserError, match=f"--port {port}: 127.0.0.1:{port} cannot be used") as caught:
             serve.serve(port, open_browser=False)
     assert "\n" not in str(caught.value)
-    with pytest.raises(serve.ServeError, match="from 1 to 65535"):
+    with pytest.raises(UserError, match="from 1 to 65535"):
         serve.serve(0, open_browser=False)
 
 

@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 from analytics import store
 from analytics.frame import frame
 from app import data, serve, views
+from bench.errors import UserError
 from bench.store import sqlite as database
 from bench.store import tracker as tracking
 from tests import rows
@@ -375,7 +376,7 @@ def test_arguments_of_the_server() -> None:
     ],
 )
 def test_hosts_that_cannot_be(host: str, allowed: list[str], said: str) -> None:
-    with pytest.raises(serve.ServeError, match=said):
+    with pytest.raises(UserError, match=said):
         serve.serve(18501, host=host, allowed=allowed, open_browser=False)
 
 

@@ -138,8 +138,7 @@ def test_show_of_a_suite_to_be_published() -> None:
 
 
 def test_show_tells_what_does_not_fit() -> None:
-    from bench.cli.options import Asked
-    from bench.cli.show import lines
+    from analytics.preview import Preview
     from bench.schema import Gpu, Machine, Suite
     from bench.suites.expand import expand
 
@@ -149,8 +148,8 @@ def test_show_tells_what_does_not_fit() -> None:
     defaults = {"workload": "decoder_lm", "workload_args": {"preset": "tiny"}, "batch_size_per_device": 1}
     plan = expand(Suite(name="s", defaults=defaults, matrix={"precision": ["fp32", "bf16"]}), machine)
     sizes = dict(zip((run.config_id for run in plan.runs), (2 * 10**10, 5 * 10**9), strict=True))
-    shown = lines(Asked(machine, plan, plan), sizes)
+    shown = Preview(machine, plan, plan).lines(sizes)
     assert next(line for line in shown if "fp32" in line).endswith(
-        "× 1  ~20 GB a device, does not fit: a device has 10 GB"
+        "× 1  ~20 GB per device, does not fit: a device has 10 GB"
     )
-    assert next(line for line in shown if "bf16" in line).endswith("× 1  ~5 GB a device")
+    assert next(line for line in shown if "bf16" in line).endswith("× 1  ~5 GB per device")

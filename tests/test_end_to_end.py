@@ -266,13 +266,13 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "goes on where this one ended" in said
+    assert "Run the same command again to resume" in said
     assert gone(tmp_path)
     before = records(tmp_path)
     assert 1 <= len(before) < 4
     again = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=2")
     assert again.returncode == 0, again.stderr
-    assert f"goes on: {len(before)} were done before" in again.stderr
+    assert f"resumed: {len(before)} runs were done before" in again.stderr
     after = records(tmp_path)
     assert len(after) == 4
     assert len(list(tmp_path.glob("runs/scaling/*"))) == 1

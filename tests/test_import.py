@@ -7,20 +7,23 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from analytics import store
 from analytics.frame import frame, summary
-from analytics.imported import Imported, ImportProblem, imported
+from analytics.imported import Imported, imported
 from analytics.pareto import front
 from analytics.render import FORMATS
 from analytics.report import make
+from analytics.say_results import parts
 from analytics.scaling import fit
 from analytics.scrub import cleaner, scrubbed, scrubbed_rows
 from analytics.work import language_model
-from bench.cli import answer, cli
+from bench.cli.progress import print_parts
+from bench.errors import UserError
 from bench.store import tracker as tracking
 from tests import rows
+from tests.commands import bench
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 TABLE = """model,params,gpus,seq,tok_s,step_ms,note
@@ -220,7 +223,7 @@ def test_repeats(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_names(tmp_path: Path, maps: tuple[str, ...], settings: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ImportProblem) as problem:
+    with pytest.raises(UserError) as problem:
         read(tmp_path, maps=maps, settings=settings)
     assert said in str(problem.value)
     assert max(map(len, str(problem.value).splitlines())) < 500
@@ -259,7 +262,7 @@ def test_what_is_no_table(tmp_path: Path, name: str, content: bytes | None) -> N
 
 
 def run(path: Path, *arguments: str, verb: str = "import") -> Result:
-    return CliRunner().invoke(cli, [verb, str(path), *arguments])
+    return bench(verb, str(path), *arguments)
 
 
 NAMED = [part for text in MAPS for part in ("--map", text)] + [part for text in SETTINGS for part in ("--set", text)]
@@ -292,7 +295,7 @@ def test_nothing_of_use_is_wrong_use(tmp_path: Path) -> None:
 def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = "devices,tokens_per_second,joules_per_token"
     found = simple(tmp_path, "1,1000,", "1,1010,", "2,1900,0.5", header=header)
-    answer.show(frame(found.rows))
+    print_parts(parts(frame(found.rows)))
     out = capsys.readouterr().out
     for said in (
         "tokens/s (95 %)",
@@ -365,13 +368,13 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     assert len(tracking.load()) == 3
 
     def verb(*arguments: str) -> Any:
-        done = CliRunner().invoke(cli, list(arguments))
+        done = bench(*arguments)
         assert done.exit_code == 0, done.output
         return done
 
     assert "d=4" in verb("fit", "theirs").stdout
     priced = verb("report", "theirs", "--price", "2")
-    assert priced.stderr == "bench: 3 imported runs have no record: their carbon and cost stay as they are\n"
+    assert priced.stderr == "bench: 3 imported runs have no records: their carbon and cost are unchanged\n"
     document = json.loads(verb("report", "theirs", "--region", "FR", "--json").stdout)
     assert [row["carbon"] for row in document["runs"]] == [None] * 3
     for form in FORMATS:

@@ -4,14 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from analytics.frame import frame
 from analytics.outlook import outlook, sentences
 from analytics.scaling import SeriesFit, fit
-from bench.cli import cli
 from bench.schema import Scalar
 from tests import rows
+from tests.commands import bench
 
 LOSS = {1: 1.0, 2: 0.95, 4: 0.93, 8: 0.92}
 
@@ -61,24 +60,24 @@ def test_the_ideal_law_has_no_parts() -> None:
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Scalar]]:
     made = rows.grid(tuple(LOSS), loss=LOSS)
-    monkeypatch.setattr("bench.cli.fit.select", lambda **_: made)
+    monkeypatch.setattr("analytics.selection.select", lambda **_: made)
     return made
 
 
 @pytest.mark.usefixtures("stored")
 def test_fit_predicts_what_is_asked_for() -> None:
-    done = CliRunner().invoke(cli, ["fit", "--devices", "16,32"])
+    done = bench("fit", "--devices", "16,32")
     assert done.exit_code == 0, done.output
     assert "On d = 16: " in done.output
     assert "On d = 32: " in done.output
-    document = json.loads(CliRunner().invoke(cli, ["fit", "--devices", "16", "--law", "power", "--json"]).stdout)
+    document = json.loads(bench("fit", "--devices", "16", "--law", "power", "--json").stdout)
     (told,) = document["predictions"]
     assert (told["devices"], told["law"]) == (16, "power")
-    assert json.loads(CliRunner().invoke(cli, ["fit", "--json"]).stdout)["predictions"] == []
+    assert json.loads(bench("fit", "--json").stdout)["predictions"] == []
 
 
 @pytest.mark.parametrize("devices", ["0", "a", "8,", "-1", "9999999", "8;16"])
 def test_wrong_devices_are_told(devices: str) -> None:
-    done = CliRunner().invoke(cli, ["fit", "--devices", devices])
+    done = bench("fit", "--devices", devices)
     assert done.exit_code == 2
     assert "give whole numbers from 1 to 1,000,000" in done.stderr

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from analytics import pareto, store
+from analytics import pareto, selection
 from analytics.frame import frame
 from analytics.pareto import front
 from analytics.pareto_words import against, sentences
 from analytics.searchfile import Amount
-from bench.cli import cli
 from tests import rows
+from tests.commands import bench
 from tests.test_tracking import logged
 
 
@@ -318,8 +318,8 @@ def test_nothing_to_compare() -> None:
 
 
 def asked(given: list[Any], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
-    monkeypatch.setattr(store, "load", lambda *_, **__: frame(given))
-    return CliRunner().invoke(cli, ["pareto", *arguments])
+    monkeypatch.setattr(selection, "load", lambda *_, **__: frame(given))
+    return bench("pareto", *arguments)
 
 
 def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -354,11 +354,11 @@ def test_prices_of_stored_runs_are_made_anew(tmp_path: Path) -> None:
     kept = logged(tmp_path, [rows.record(precision=p, repeat=r) for p in ("fp32", "bf16") for r in range(2)])
 
     def usd(*arguments: str) -> float:
-        done = CliRunner().invoke(cli, ["pareto", "--store", kept, "--by", "cost", "--json", *arguments])
+        done = bench("pareto", "--store", kept, "--by", "cost", "--json", *arguments)
         return float(json.loads(done.stdout)["fronts"][0]["configurations"][0]["cost"])
 
     assert usd("--price", "7.2") == pytest.approx(2 * usd())
-    wrong = CliRunner().invoke(cli, ["pareto", "--store", kept, "--price", "-1"])
+    wrong = bench("pareto", "--store", kept, "--price", "-1")
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert "--price" in wrong.stderr
 

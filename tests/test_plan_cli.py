@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from bench.cli import cli, main
+from bench.cli import main
 from bench.schema import Machine
 from bench.suites.expand import expand
 from bench.suites.load import load_suite, override
+from tests import commands
 from tests.clock import python_calls
 from tests.rows import record
 from tests.test_tracking import logged
@@ -24,7 +25,7 @@ TEXTBOOK = "--known hours=3000,params=340e6,devices=8,speed=2e9 --params 100e6 -
 
 
 def bench(arguments: str | list[str]) -> Result:
-    return CliRunner().invoke(cli, ["plan", *(arguments.split() if isinstance(arguments, str) else arguments)])
+    return commands.bench("plan", *(arguments.split() if isinstance(arguments, str) else arguments))
 
 
 def said(arguments: str | list[str]) -> str:
@@ -238,8 +239,8 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--deadline 2weeks", "give a number above 0 and w, d, h, m or s"),
         ("", "what is trained?"),
         ("--deadline 3d", "what is trained?"),
-        (f"{TEXTBOOK} --price 3 --device x --next", "--price and --device and --next cannot go with --known"),
-        ("--known hours=3,devices=3,devices=4", "each of hours, devices once only"),
+        (f"{TEXTBOOK} --price 3 --device x --next", "--price and --device and --next cannot be combined with --known"),
+        ("--known hours=3,devices=3,devices=4", "give each of hours, devices only once"),
         ("--params 7e9 --tokens 1e9 --device L4 --devices 8 --price 1e308", "--price 1e+308 cannot be meant: at most"),
         (
             "--params 7e9 --tokens 1e9 --device L4 --devices 8 --power-watts 1e39 --electricity-price 1e300",

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import streamlit as st
-from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
 from analytics import store
@@ -20,11 +19,11 @@ from analytics.question import Given, question
 from app import data
 from app import planner as shown
 from app.charts import planner as charts
-from bench.cli import cli
 from bench.figures import carbon
 from bench.schema import Site
 from bench.store import tracker as tracking
 from tests import rows
+from tests.commands import bench
 from tests.pages import EVIL, MAIN, Open, markup, opened, texts
 
 ASKED = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d", "paid": "Rented", "price": "2.5"}
@@ -118,7 +117,7 @@ def test_the_command_line_gives_the_same_answer(
     monkeypatch.setattr(shown, "options_table", table)
     words = shlex.split(open_page(**query, speed="Published trainings only", regions=["FR", "US-CA"]).code[0].value)
     assert words[:2] == ["bench", "plan"]
-    done = CliRunner().invoke(cli, [*words[1:], "--json"])
+    done = bench(*words[1:], "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
     assert told["options"] == json.loads(json.dumps([option.to_dict() for option in plans[0].options]))

@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from bench.cli import cli
 from bench.figures.carbon import intensity
 from bench.figures.cost import recost
 from bench.record import RunRecord, Status
@@ -17,6 +16,7 @@ from bench.schema import Site
 from bench.store import tracker as tracking
 from bench.store.tracker import StoreError
 from tests import rows
+from tests.commands import bench
 from tests.test_tracking import logged
 
 pytestmark = [
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def report(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["report", *arguments])
+    return bench("report", *arguments)
 
 
 def document(*arguments: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_nothing_given_shows_what_is_stored(store: str) -> None:
     done = document("synthetic", "--store", store, "--execution", rows.make()["execution"])
     execution = str(rows.make()["execution"])
-    fitted = CliRunner().invoke(cli, ["fit", "synthetic", "--store", store, "--json", "--execution", execution])
+    fitted = bench("fit", "synthetic", "--store", store, "--json", "--execution", execution)
     assert done["factors"]["intensity"][0]["region"] == "XX"
     assert done["factors"]["intensity"][0]["kg_per_kwh"] == 0.4
     assert done["factors"]["price"] == [{"mode": "rental", "usd_per_device_hour": 3.6, "runs": 3}]
@@ -160,9 +160,9 @@ def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
         (["--json", "-o", "x.html"], "--json prints the report, -o writes it: give one of them"),
         (["--hourly", "none.csv"], "--hourly none.csv: No such file or directory"),
         (["--hourly", "folder.html"], "--hourly folder.html: Is a directory"),
-        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; wanted columns: time"),
+        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; it needs the columns time"),
         (["--hourly", "file.txt", "--region", "FR"], "give --region or --hourly, not both"),
-        (["--hourly", "day.csv"], "day.csv says nothing of 2026-01-02 03:00 UTC; it has the hours 1"),
+        (["--hourly", "day.csv"], "day.csv does not cover 2026-01-02 03:00 UTC; it has the hours 1"),
         (["--hourly", "day.csv", "--price", "1"], "--hourly day.csv has prices of electricity"),
     ],
 )

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from bench.cli import answer
-from bench.cli.search_answer import show
+from analytics.say_search import parts
+from bench.cli import progress
 from tests import rows
 from tests.test_searched import GIVEN, TRIALS, find, oom, tried
 
 
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, *args: object) -> str:
     screen = Console(highlight=False, markup=False, width=width)
-    monkeypatch.setattr(answer, "console", lambda: screen)
-    show(find(*args))  # type: ignore[arg-type]
+    monkeypatch.setattr(progress, "screen", lambda: screen)
+    progress.print_parts(parts(find(*args)))  # type: ignore[arg-type]
     return capsys.readouterr().out
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from bench.cli import searching
+from analytics import session as searching
 from bench.record import RunRecord
+from bench.run.runner import Progress
 from bench.suites import yaml as yamlfile
 from tests.test_end_to_end import BENCH, bench, processes_in, pytestmark  # noqa: F401  as for all real runs
 
@@ -183,7 +184,7 @@ def test_a_study_that_is_not_there_names_the_others(done: Done) -> None:
     shown = search(folder, "--show", "--price", "3")
     assert shown.returncode == 2
     assert "nothing was tried yet in the study small-" in shown.stderr
-    assert "other studies of it: small-" in shown.stderr
+    assert "other studies of this search: small-" in shown.stderr
     assert document(process)["study"] in shown.stderr
 
 
@@ -230,21 +231,22 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
         publish=lambda document: published.append(Path(document["front_file"]).exists()),
     )
     space: Any = SimpleNamespace(search=SimpleNamespace(name="small"))
-    session = searching.Session(space, None, tmp_path, {"ignore_stored": True, "storage": None, "store": None})  # type: ignore[arg-type]
+    session = searching.Session(space, None, tmp_path, ignore_stored=True)  # type: ignore[arg-type]
     monkeypatch.setattr(searching, "Searcher", FourTrials)
     monkeypatch.setattr(searching, "Scores", lambda search: None)
     monkeypatch.setattr(searching, "launched", lambda study: launched)
     monkeypatch.setattr(searching, "confirm_suite", lambda found: {})
     monkeypatch.setattr(session, "_result", lambda *_: Found())
-    found = session._go(None, trials, searching._Progress())  # type: ignore[arg-type]
+    found = session._go(None, trials, searching.SearchProgress())  # type: ignore[arg-type]
     assert published == [True, True], "the first, and the end"
     assert told[-1] == {"done": 4}, "the last trial counts"
     begun = datetime.now(UTC)
     plan = SimpleNamespace(to_do=[SimpleNamespace(timeout_seconds=600.0)] * 3)
-    for name, value in {"load_suite": None, "expand": plan, "takes": "", "confirmed": []}.items():
+    for name, value in {"load_suite": None, "expand": plan, "confirmed": []}.items():
         monkeypatch.setattr(searching, name, lambda *_, value=value: value)
-    monkeypatch.setattr(searching, "execute", lambda *_, **__: SimpleNamespace(records={}))
-    session._confirm(found, trials)
+    monkeypatch.setattr(searching.Preview, "takes", lambda preview: "")
+    monkeypatch.setattr(searching, "run_suite", lambda *_, **__: SimpleNamespace(records={}))
+    session._confirm(found, trials, Progress())
     assert told[-1]["run_began_at"] >= begun, "not that of the last probe"
     assert told[-1]["silent_seconds"] > 3 * 600
     assert told[-1]["remaining_seconds"] is None
@@ -304,7 +306,7 @@ def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where SIGINT is ignored
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "the same command goes on" in told
+    assert "Run the same command again to resume" in told
     assert [kept["ended"] for kept in searches(f"sqlite:///{tmp_path}/mlflow.db")] == ["stopped before its end"]
 
 
@@ -347,8 +349,8 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     ),
     "no price": ({"objectives": ["cost"]}, [], 2, "cost needs a price"),
     "no region": ({"objectives": ["carbon"]}, [], 2, "carbon needs a region"),
-    "a storage that is a folder": ({}, ["--storage", "."], 2, "no storage of a study"),
-    "such a storage, dry": ({}, ["--storage", ".", "--dry-run"], 2, "no storage of a study"),
+    "a storage that is a folder": ({}, ["--storage", "."], 2, "as the storage of a study"),
+    "such a storage, dry": ({}, ["--storage", ".", "--dry-run"], 2, "as the storage of a study"),
     "money without a price": ({"budget": {"usd": 3}}, [], 2, "budget: usd needs a price"),
     "energy without a meter": (
         {"objectives": ["energy"], "defaults": SMALL["defaults"] | {"meters": []}},
@@ -362,8 +364,8 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
         2,
         "sampler grid: the space cannot be listed",
     ),
-    "show and confirm": ({}, ["--show", "--confirm"], 2, "--show and --dry-run run nothing"),
-    "dry and confirm": ({}, ["--dry-run", "--confirm"], 2, "--show and --dry-run run nothing"),
+    "show and confirm": ({}, ["--show", "--confirm"], 2, "give only one of --show, --dry-run and --confirm"),
+    "dry and confirm": ({}, ["--dry-run", "--confirm"], 2, "give only one of --show, --dry-run and --confirm"),
     "show and new": ({}, ["--show", "--new"], 2, "no --new with --show"),
     "a wrong sampler": ({}, ["--sampler", "best"], 2, "sampler: Input should be"),
     "a wrong price": ({}, ["--price", "-1"], 2, "--price"),

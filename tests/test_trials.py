@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.errors import Stopped
 from bench.figures.metrics import TEXT_COLUMNS, labels
 from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status, Trial
@@ -154,7 +155,7 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C between two trials
             time.sleep(5)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match="Run the same command again to resume"):
         again()
     assert ended(tmp_path) == ["KILLED"]
     told = Flight.model_validate_json((trials.execution.folder / "progress.json").read_text())

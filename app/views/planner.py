@@ -20,9 +20,10 @@ from analytics.work import Work
 from app import data, page
 from app import planner as shown
 from app.charts import planner as charts
+from bench.errors import UserError
 from bench.schema import Site
 from bench.store import tracker as tracking
-from bench.suites.load import SITE_OPTIONS, SuiteError, with_site
+from bench.suites.load import SITE_OPTIONS, with_site
 
 NAMES = {f"--{name}": f"“{label}”" for name, (label, *_) in shown.FIELDS.items()} | {"--device": "“Device”"}
 READ: dict[str, Callable[[Any], Any]] = {"devices": counts, "deadline": seconds, "recompute": bool, "priors": bool}
@@ -83,19 +84,16 @@ def _allowed() -> list[str]:
 
 
 def _given() -> Given:
-    """Read what was typed. Raises ValueError with a line for each that cannot be read."""
+    """Read what was typed. Raises UserError with a message for each value that cannot be read."""
     values, wrong = dict[str, Any](), list[str]()
     for name, text in typed.items():
         try:
             values |= {f"--{name}": READ.get(name, amount)(text)} if text else {}
-        except ValueError as error:
+        except UserError as error:
             wrong.append(printable(f"{shown.FIELDS[name][0]}: {error}", 300))
     if wrong:
-        raise ValueError("\n".join(wrong))
-    try:
-        site = with_site(Site(), {of: values.pop(name) for of, name in SITE_OPTIONS.items() if name in values})
-    except SuiteError as error:
-        raise ValueError("\n".join(error.messages)) from error
+        raise UserError(*wrong)
+    site = with_site(Site(), {of: values.pop(name) for of, name in SITE_OPTIONS.items() if name in values})
     return Given(site=site, **{name[2:].replace("-", "_"): value for name, value in values.items()})
 
 
@@ -202,7 +200,7 @@ try:
     asked, notes = question(given, lambda: runs, _own)
     plan = Plan(asked)
     rests = planned.head(plan, notes, compared=False)
-except ValueError as error:
+except UserError as error:
     st.info("There is no plan yet:", icon=":material/info:")
     _say(str(error).splitlines())
     st.button("Fill in an example", on_click=st.session_state.update, args=(EXAMPLE,), icon=":material/edit:")

@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from bench.errors import FAULT, STOPPED, WRONG_USE, UserError
+from bench.registry import did_you_mean
+
 _VERBS = {
-    "run": ("bench.cli.run:run", "Execute a suite: train, measure, record, and print the answer."),
-    "measure": ("bench.cli.measure:measure", "Run any command and measure it: time, energy, carbon, cost, memory."),
-    "import": ("bench.cli.imports:import_", "Import a table of someone else's results."),
-    "show": ("bench.cli.show:show", "List the runs that a suite means here, with time and cost; start nothing."),
-    "fit": ("bench.cli.fit:fit", "Print the results and the fitted T = n / (d · v) of runs in the store."),
-    "advise": ("bench.cli.advise:advise", "Say what to do after the runs of a suite, with evidence and limits."),
-    "compare": (
-        "bench.cli.compare:compare",
-        "Compare runs with others, with a verdict; exit with 1 if they are worse than is allowed.",
-    ),
-    "baseline": ("bench.cli.baseline:baseline", "Keep runs in a file, to compare later ones with."),
-    "pareto": ("bench.cli.pareto:pareto", "Say which configurations no other beats in time, energy, cost and quality."),
-    "search": ("bench.cli.search:search", "Find good ways to train within a budget, without trying all of them."),
-    "plan": ("bench.cli.plan:plan", "Say what a training takes on how many devices: time, cost, energy, carbon."),
+    "run": ("bench.cli.run:run", "Run a suite: train, measure, record, and print the answer."),
+    "measure": ("bench.cli.measure:measure", "Run any command and measure time, energy, carbon, cost and memory."),
+    "import": ("bench.cli.imports:import_", "Import a table of results that others measured."),
+    "show": ("bench.cli.show:show", "List the runs of a suite on this machine, with time and cost; start nothing."),
+    "fit": ("bench.cli.fit:fit", "Print results from the store, and the fitted law T = n / (d · v)."),
+    "advise": ("bench.cli.advise:advise", "Recommend what to change, with evidence and limits."),
+    "compare": ("bench.cli.compare:compare", "Compare runs, with verdicts; can fail a CI job on a regression."),
+    "baseline": ("bench.cli.baseline:baseline", "Save runs to a file, to compare later runs with."),
+    "pareto": ("bench.cli.pareto:pareto", "Find the Pareto front of time, energy, cost and quality."),
+    "search": ("bench.cli.search:search", "Search for good configurations within a budget, without trying all."),
+    "plan": ("bench.cli.plan:plan", "Predict time, cost, energy and carbon of a training, by number of devices."),
     "report": (
         "bench.cli.report:report",
-        "Report stored runs: printed, or one file (HTML, Markdown, CSV ...); carbon and cost by other factors.",
+        "Print or write a report of stored runs: HTML, Markdown, CSV, Parquet, JSON.",
     ),
-    "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard on 127.0.0.1."),
-    "doctor": (
-        "bench.cli.doctor:doctor",
-        "Say what can be measured on this machine, and what to do about what cannot.",
-    ),
-    "sync": ("bench.cli.sync:sync", "Log records to MLflow that are not there yet."),
+    "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard in a browser, on 127.0.0.1."),
+    "doctor": ("bench.cli.doctor:doctor", "Check what can be measured on this machine, and how to fix what cannot."),
+    "sync": ("bench.cli.sync:sync", "Log records to MLflow that are missing there."),
 }
-
-
-FAULT = 70
-"""Exit code where wattbench or the machine failed, never the answer (EX_SOFTWARE of sysexits.h)."""
 
 
 class _Lazy(click.Group):
@@ -60,8 +52,6 @@ class _Lazy(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in _VERBS:
-            from bench.registry import did_you_mean
-
             ctx.fail(f"no command {args[0]!r}; {did_you_mean(args[0], _VERBS)}")
         return super().resolve_command(ctx, args)
 
@@ -73,52 +63,49 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="wattbench", prog_name="bench")
 def cli() -> None:
-    """Say how to train, on how many devices, in which precision, and what it takes in time, energy, carbon and money."""
+    """Measure how training scales, and what it takes in time, energy, carbon and money.
+
+    Start with `bench doctor`, then `bench run suites/scaling.yaml`.
+    """
 
 
-def program() -> str:
-    """Return what the user has to type for this command: `bench`, or its path where it is not on PATH."""
-    here = Path(sys.argv[0])
-    found = shutil.which("bench")
-    if here.name != "bench" or (found is not None and Path(found).resolve() == here.resolve()):
-        return "bench"
-    return os.path.relpath(here)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. This is the only place where errors are caught.
 
-
-def fail(*messages: str, code: int = 2) -> NoReturn:
-    """Print messages to stderr and end with an exit code; 2 means that what was asked is wrong."""
-    for message in messages:
-        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
-        click.echo(f"bench: {text}", err=True)
-    sys.exit(code)
-
-
-def main() -> None:
-    """Run the command line. Mistakes of the user end with a message of one or two lines and exit code 2, ours with 70.
-
-    1 is left to answers: runs that failed, a comparison that is worse than allowed.
+    Exit codes: 0 success, 1 runs failed or a comparison is worse than allowed, 2 wrong use, 130 stopped, 70 a fault of
+    wattbench or of the machine. `bench measure` passes on the exit code of its command.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without · and × gets ? for them
+    code = 0
     try:
-        cli.main(standalone_mode=False)
+        cli.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        code = WRONG_USE
+    except UserError as error:
+        _print(*error.messages)
+        code = error.code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nbench: stopped", err=True)
-        sys.exit(130)
+        _print("Stopped.")
+        code = STOPPED
     except BrokenPipeError:
-        # The reader (head, less) has left: nothing more can be said, and that is no failure.
+        # The reader (head, less) has left: nothing more can be printed, and that is no failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
     except OSError as error:
-        click.echo(f"bench: {error}", err=True)
-        sys.exit(FAULT)
+        _print(str(error))
+        code = FAULT
     except Exception:  # noqa: BLE001 - the last resort: Python's own exit code would be 1
         traceback.print_exc()
-        click.echo("bench: this is a fault of wattbench: please report it with the lines above", err=True)
-        sys.exit(FAULT)
+        _print("this is a fault of wattbench: please report it with the lines above")
+        code = FAULT
+    sys.exit(code)
+
+
+def _print(*messages: str) -> None:
+    for message in messages:
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+        click.echo(f"bench: {text}", err=True)

@@ -1,27 +1,24 @@
-"""`bench baseline`: runs kept in a file of their own, to compare later ones with."""
+"""`bench baseline`: runs saved to a file, to compare later runs with."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from bench.cli import fail
-from bench.cli.options import baselines_option, json_option, store_option
+from bench.cli.options import baselines_option, execution_option, json_option, print_json, store_option
 
 
 @click.group()
 def baseline() -> None:
-    """Keep runs as a baseline: a file that outlives the store, small enough to be committed to git."""
+    """Save runs as a baseline: a file that outlives the store, small enough to commit to git."""
 
 
 @baseline.command()
 @click.argument("name")
 @click.argument("suite", required=False)
-@click.option("--execution", help="One execution by its name; otherwise the newest of each suite.")
-@click.option("--force", is_flag=True, help="Replace a baseline of that name.")
+@execution_option
+@click.option("--force", is_flag=True, help="Replace an existing baseline of that name.")
 @baselines_option
 @store_option
 @json_option
@@ -30,16 +27,13 @@ def save(
 ) -> None:
     """Save the runs of SUITE, or of all suites, as NAME."""
     from analytics.frame import frame
-    from analytics.rowfiles import RowsError, save_baseline
-    from bench.cli.selection import select
+    from analytics.rowfiles import save_baseline
+    from analytics.selection import select
 
     rows = frame(select(suite, execution, store, everything=False)).to_dict("records")
-    try:
-        path = save_baseline(folder, name, rows, force=force)
-    except RowsError as error:
-        fail(str(error))
+    path = save_baseline(folder, name, rows, force=force)
     if as_json:
-        click.echo(json.dumps({"name": name, "file": str(path), "runs": len(rows)}))
+        print_json({"name": name, "file": str(path), "runs": len(rows)})
     else:
         other = f"suite:{rows[0]['suite']}" if suite else "SUITE"
         click.echo(f"{path}: {len(rows)} runs; compare with: bench compare baseline:{name} {other}")
@@ -49,27 +43,20 @@ def save(
 @baselines_option
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
-    """List the baselines that are there."""
-    from analytics.rowfiles import RowsError, baseline_path, baselines, read_rows
+    """List the baselines."""
+    from analytics.sides import list_baselines
     from analytics.words import printable
 
-    found: list[dict[str, Any]] = []
-    for name in baselines(folder):
-        try:
-            rows = read_rows(baseline_path(folder, name))
-        except RowsError as error:
-            click.echo(printable(f"{name}: {error}", 300), err=True)
-            continue
-        columns = ("suite", "execution", "commit", "host")
-        facts = {f"{key}s": sorted({str(row[key]) for row in rows if key in row}) for key in columns}
-        found.append({"name": name, "runs": len(rows), **facts})
+    facts, problems = list_baselines(folder)
+    for problem in problems:
+        click.echo(printable(problem, 300), err=True)
     if as_json:
-        click.echo(json.dumps({"baselines": found}, indent=1, allow_nan=False))
+        print_json({"baselines": facts})
         return
-    for one in found:
-        told = "; ".join(", ".join(names) for names in one.values() if isinstance(names, list) and names)
-        click.echo(printable(f"{one['name']}: {one['runs']} runs; {told}", 300))
-    if not found:
+    for each in facts:
+        details = "; ".join(", ".join(names) for names in each.values() if isinstance(names, list) and names)
+        click.echo(printable(f"{each['name']}: {each['runs']} runs; {details}", 300))
+    if not facts:
         click.echo(f"no baselines in {folder}; make one with: bench baseline save NAME SUITE")
 
 
@@ -78,15 +65,6 @@ def list_(folder: Path, as_json: bool) -> None:
 @baselines_option
 def remove(name: str, folder: Path) -> None:
     """Remove the baseline NAME."""
-    from analytics.rowfiles import RowsError, baseline_path, baselines
-    from bench.registry import did_you_mean
+    from analytics.rowfiles import remove_baseline
 
-    try:
-        path = baseline_path(folder, name)
-    except RowsError as error:
-        fail(str(error))
-    there = baselines(folder)
-    if name not in there:
-        fail(f"no baseline {name!r} in {folder}: {did_you_mean(name, there) if there else 'there are none'}")
-    path.unlink()
-    click.echo(f"{path} is removed")
+    click.echo(f"removed {remove_baseline(folder, name)}")

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
-from bench.cli.options import json_option, store_option
+from bench.cli.options import json_option, print_json, store_option
 
 
 @click.command()
 @store_option
 @json_option
 def doctor(store: str | None, as_json: bool) -> None:
-    """Say what can be measured on this machine, from which source, and what to do about what cannot."""
+    """Check what can be measured on this machine, from which source, and how to fix what cannot."""
     from bench.machine.doctor import Finding, findings
     from bench.store.tracker import location, shown, writable
 
-    where = Finding("MLflow store", "ok", shown(store))
+    state = Finding("MLflow store", "ok", shown(store))
     if location(store).startswith("http"):
-        where = Finding("MLflow store", "unknown", f"{shown(store)}: not asked")
+        state = Finding("MLflow store", "unknown", f"{shown(store)}: a server, not checked")
     elif not writable(location(store)):
-        where = Finding("MLflow store", "problem", f"{shown(store)} cannot be written", "name another with --store")
-    found = [*findings(), where]
+        state = Finding("MLflow store", "problem", f"{shown(store)} cannot be written", "name another with --store")
+    checks = [*findings(), state]
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
+        print_json([asdict(check) for check in checks])
         return
-    width = max(len(finding.subject) for finding in found)
-    for finding in found:
-        click.echo(f"{finding.subject:<{width}}  {finding.state:<8} {finding.detail}")
-        if finding.remedy:
-            for line in finding.remedy.splitlines():
-                click.echo(f"{'':<{width}}  {'':<8} -> {line}")
+    width = max(len(check.subject) for check in checks)
+    for check in checks:
+        click.echo(f"{check.subject:<{width}}  {check.state:<8} {check.detail}")
+        for line in check.remedy.splitlines() if check.remedy else ():
+            click.echo(f"{'':<{width}}  {'':<8} -> {line}")

@@ -2,166 +2,164 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from analytics.amounts import counts
-from bench.cli import fail
-from bench.schema import Machine
-from bench.suites.expand import Expansion, expand, only
-from bench.suites.load import SITE_OPTIONS, SuiteError, load_suite, override, with_site
+from bench.errors import located
+from bench.suites.load import SITE_OPTIONS
 
-STORE_HELP = "Tracking URI of MLflow; otherwise MLFLOW_TRACKING_URI, otherwise mlflow.db in this folder."
+if TYPE_CHECKING:
+    from analytics.preview import Preview
 
-
-def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --store."""
-    return click.option("--store", metavar="URI", help=STORE_HELP)(command)
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+class Read(click.ParamType):  # type: ignore[type-arg]  # older versions are not generic
+    """A type of an option: what a function makes of its text; the option is named in a mistake."""
+
+    name = "text"
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of a text. Raises UserError."""
+        with located(param.opts[0] if param is not None else str(value)):
+            return self._read(value) if isinstance(value, str) else value
 
 
-def baselines_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --folder, where baselines are kept."""
+device_counts = Read(counts)
+"""Numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512."""
+
+
+def _folder(flag: str, default: str, text: str) -> _Decorator:
     kind = click.Path(path_type=Path, file_okay=False)
-    return click.option(
-        "--folder", type=kind, default=Path("baselines"), show_default=True, help="Folder of the baselines."
-    )(command)
+    return click.option(flag, type=kind, default=Path(default), show_default=True, help=text)
 
 
-def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --runs."""
-    kind = click.Path(path_type=Path, file_okay=False)
-    return click.option("--runs", type=kind, default=Path("runs"), show_default=True, help="Folder of the runs.")(
-        command
-    )
+def _all(*decorators: _Decorator) -> _Decorator:
+    """Return a decorator that adds several options, which appear in the help in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
-def site_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add region, PUE and prices; `site_fields` takes what they give."""
-    for decorate in reversed(
-        (  # the last one added is the first in the help
-            click.option(
-                "--region", help="Where the power comes from: FR, FRA, US-CA. For new runs otherwise WATTBENCH_REGION."
-            ),
-            click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
-            click.option("--price", type=float, metavar="USD", help="Rental price of one device for one hour."),
-            click.option(
-                "--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."
-            ),
-            click.option(
-                "--capital-price",
-                type=float,
-                metavar="USD",
-                help="What one hour of a device you own costs: its price / the hours of its use.",
-            ),
-            click.option("--price-note", metavar="TEXT", help="Whose price it is: provider, date, spot."),
-        )
-    ):
-        command = decorate(command)
-    return command
+store_option = click.option(
+    "--store", metavar="URI", help="MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+baselines_option = _folder("--folder", "baselines", "Folder of the baselines.")
+runs_option = _folder("--runs", "runs", "Folder of the runs.")
+gpus_option = click.option(
+    "--gpus", metavar="0,1", help="Use only these GPUs (indices or UUIDs), even if other processes use them."
+)
+execution_option = click.option("--execution", help="One execution, by name. Default: the newest of each suite.")
+
+site_options = _all(
+    click.option("--region", help="Region of the power grid: FR, FRA, US-CA. Default for new runs: WATTBENCH_REGION."),
+    click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
+    click.option("--price", type=float, metavar="USD", help="Price of renting one device for one hour."),
+    click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."),
+    click.option(
+        "--capital-price",
+        type=float,
+        metavar="USD",
+        help="Cost of one hour of a device you own: its price divided by its hours of use.",
+    ),
+    click.option("--price-note", metavar="TEXT", help="Source of the price: provider, date, spot or list price."),
+)
+"""Region, PUE and prices; `site_fields` takes their values."""
+
+suite_options = _all(
+    click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set a field for all runs, or vary it: KEY=[a, b]. Can be repeated.",
+    ),
+    click.option(
+        "--only",
+        "filters",
+        multiple=True,
+        metavar="KEY=VALUE[,VALUE]",
+        help="Select only runs with these values. Can be repeated.",
+    ),
+    click.option(
+        "--publish",
+        is_flag=True,
+        help="Measure long enough to publish: 60 s windows after 30 s of warm-up, at least 5 repeats.",
+    ),
+    gpus_option,
+    site_options,
+)
+"""A suite, and how it is adapted to this machine; `read_suite` takes their values."""
+
+selection_options = _all(
+    click.argument("suite", required=False),
+    execution_option,
+    click.option("--all", "everything", is_flag=True, help="All executions, not only the newest."),
+    store_option,
+    click.option("--refresh", is_flag=True, help="Read the whole store again, not only what is new in it."),
+)
+"""The arguments of `analytics.selection.select`."""
 
 
 def site_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Take what `site_options` adds out of the options of a command; return it by field of Site, what is given only."""
+    """Take the values of `site_options` out of the options of a command; return those given, by field of Site."""
     values = {field: options.pop(option.removeprefix("--").replace("-", "_")) for field, option in SITE_OPTIONS.items()}
     return {field: value for field, value in values.items() if value is not None}
 
 
 def place(options: dict[str, Any]) -> dict[str, Any]:
-    """Take `site_fields` out of the options of a command that runs something: WATTBENCH_REGION stands in for --region."""
+    """Do the same for a command that runs something: without --region, WATTBENCH_REGION counts."""
     region = os.environ.get("WATTBENCH_REGION")
     return ({"region": region} if region else {}) | site_fields(options)
 
 
-def reading(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a type of an option: what `read` makes of its text, and the message of its ValueError."""
-
-    def convert(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return convert
-
-
-device_counts = reading(counts)
-"""Numbers of devices: 8,64,512, or 8-512 for 8, 16, 32 ... 512."""
-
-
-def suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the suite and what fits it to the machine and the day."""
-    for decorate in reversed(
-        (
-            click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
-            click.option(
-                "--set",
-                "settings",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Fix a field, or give a list of values: [a, b].",
-            ),
-            click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help="Do these runs only."),
-            click.option(
-                "--publish",
-                is_flag=True,
-                help="Measure what is fit to be published: windows of 60 s, warm-up of 30 s, 5 repeats or more.",
-            ),
-            click.option(
-                "--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too."
-            ),
-            site_options,
-        )
-    ):
-        command = decorate(command)
-    return command
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A suite as the command line asks for it: for this machine, whole and narrowed down."""
-
-    machine: Machine
-    plan: Expansion
-    narrowed: Expansion
-
-
 def read_suite(
-    suite: Path,
-    settings: tuple[str, ...],
-    filters: tuple[str, ...],
-    gpus: str | None,
-    *,
-    publish: bool,
-    **site: Any,
-) -> Asked:
-    """Read, override and expand a suite; every mistake ends the command with exit code 2 and all messages.
-
-    `site` are the values of `site_options`; without --region the variable WATTBENCH_REGION counts, then the suite's.
-    """
+    suite: Path, settings: tuple[str, ...], filters: tuple[str, ...], gpus: str | None, *, publish: bool, **site: Any
+) -> Preview:
+    """Read a suite, apply the options, and expand it for this machine. Raises UserError with all mistakes."""
+    from analytics.preview import Preview
     from bench.figures.carbon import intensity
-    from bench.machine.environment import EnvironmentProblem, check_no_gpu_is_hidden, find_machine
+    from bench.machine.environment import check_no_gpu_is_hidden, find_machine
+    from bench.suites.expand import expand, only
+    from bench.suites.load import load_suite, override, with_site
 
-    given = place(site)
-    try:
-        machine, no_gpu = find_machine(gpus)
-        asked = with_site(override(load_suite(suite), settings), given)
-        if "device_type" not in {**asked.defaults, **asked.matrix}:
-            check_no_gpu_is_hidden(no_gpu)
-        plan = expand(asked, machine, publish=publish)
-        if plan.suite.region is not None:
-            intensity(plan.suite.region)
-        return Asked(machine, plan, only(plan, filters))
-    except SuiteError as error:
-        fail(*error.messages)
-    except (EnvironmentProblem, ValueError) as error:
-        fail(str(error))
+    fields = place(site)
+    machine, no_gpu = find_machine(gpus)
+    definition = with_site(override(load_suite(suite), settings), fields)
+    if "device_type" not in {**definition.defaults, **definition.matrix}:
+        check_no_gpu_is_hidden(no_gpu)
+    expansion = expand(definition, machine, publish=publish)
+    if expansion.suite.region is not None:
+        intensity(expansion.suite.region)
+    return Preview(machine, expansion, only(expansion, filters))
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON; NaN and infinity are refused."""
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def program() -> str:
+    """Return what the user has to type for this command: `bench`, or its path where it is not on PATH."""
+    path = Path(sys.argv[0])
+    installed = shutil.which("bench")
+    if path.name != "bench" or (installed is not None and Path(installed).resolve() == path.resolve()):
+        return "bench"
+    return os.path.relpath(path)

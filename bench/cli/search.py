@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bench.cli import fail, program
-from bench.cli.options import json_option, runs_option, site_options, store_option
+from bench.cli.options import (
+    gpus_option,
+    json_option,
+    place,
+    print_json,
+    program,
+    runs_option,
+    site_options,
+    store_option,
+)
+from bench.errors import FAILED, UserError
 from bench.redact import redact
 
 if TYPE_CHECKING:
     from analytics.searched import SearchResult
-    from bench.cli.searching import Session
+    from analytics.session import Session
 
 _ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
 """Options that are not repeated in the command that is proposed next."""
@@ -25,8 +33,12 @@ _ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), metavar="SEARCH.yaml")
-@click.option("--trials", type=click.IntRange(1), help="Most trials of the study, earlier ones included.")
-@click.option("--minutes", type=click.FloatRange(0, 1e6, min_open=True), help="Most minutes of it, likewise.")
+@click.option("--trials", type=click.IntRange(1), help="Limit the trials of the study, including earlier ones.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    help="Limit the minutes of the study, including earlier ones.",
+)
 @click.option("--sampler", help="auto, tpe, gp, nsga2, nsga3, random or grid, instead of the file's.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the sampler, instead of the file's.")
 @click.option(
@@ -34,82 +46,72 @@ _ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Fix a field, or search over a list of values: [a, b].",
+    help="Set a field, or search over a list of values: KEY=[a, b]. Can be repeated.",
 )
-@click.option(
-    "--storage", metavar="WHERE", help="A journal file, or the URL of a database that several machines share."
-)
-@click.option("--new", is_flag=True, help="Begin another study, even if one of this search can go on.")
-@click.option("--ignore-stored", is_flag=True, help="Do not begin with what stored runs of this machine tell already.")
-@click.option("--show", "show_only", is_flag=True, help="Print the answer of what was tried so far; run nothing.")
-@click.option("--confirm", is_flag=True, help="Then repeat the best in turn, and say which are really different.")
-@click.option("--dry-run", is_flag=True, help="Say what would be searched and what is known already; run nothing.")
-@click.option("--gpus", metavar="0,1", help="Use these GPUs (indices or UUIDs), even if others use them too.")
+@click.option("--storage", metavar="WHERE", help="A journal file, or the URL of a database that machines share.")
+@click.option("--new", is_flag=True, help="Start a new study, even if one of this search can be resumed.")
+@click.option("--ignore-stored", is_flag=True, help="Do not start from stored runs of this machine.")
+@click.option("--show", "show_only", is_flag=True, help="Print the answer so far; run nothing.")
+@click.option("--confirm", is_flag=True, help="Afterwards, repeat the best in turn, and say which really differ.")
+@click.option("--dry-run", is_flag=True, help="Print what would be searched and what is already known; run nothing.")
+@gpus_option
 @site_options
 @runs_option
 @store_option
 @json_option
 def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Try some of the configurations in SEARCH.yaml, chosen by what is known, and print the best trade-offs.
+    """Try some of the configurations in SEARCH.yaml, and print the best trade-offs.
 
-    Every trial is a run like those of a suite. The same command again goes on until the budget is spent; a second one
-    beside it, on other devices, shares the work. Exit code: 0 with an answer, 1 where nothing that is allowed was found,
-    2 the command or the file is wrong.
+    Every trial is a run like those of a suite. The same command resumes the search until its budget is spent; started
+    again in parallel on other devices, it shares the work. Exit codes: 0 with an answer, 1 if nothing that is allowed was
+    found, 2 wrong use, 130 stopped, 70 a fault of wattbench or of the machine.
     """
-    from bench.cli.searching import read
+    from analytics.say_search import preview_lines
+    from analytics.session import read
+    from bench.cli.progress import Lines
 
     if show_only + dry_run + confirm > 1 or (show_only and options["new"]):
-        fail("--show and --dry-run run nothing: give one of them alone, or --confirm; and no --new with --show")
-    session = read(path, **options)
+        raise UserError("give only one of --show, --dry-run and --confirm, and no --new with --show")
+    budget = {name: value for name in ("trials", "minutes") if (value := options.pop(name)) is not None}
+    changes = {name: value for name in ("sampler", "seed") if (value := options.pop(name)) is not None}
+    options["runs"] = options["runs"].absolute()
+    session = read(path, site=place(options), budget=budget, changes=changes, **options)
     if dry_run:
-        _describe(session, as_json=as_json)
+        preview, goals = session.preview(), [goal.name for goal in session.search.objectives]
+        if as_json:
+            print_json(preview)
+        else:
+            click.echo("\n".join(preview_lines(session.search.name, goals, preview)))
         return
-    found, sentences = session.shown() if show_only else session.go(confirm=confirm)
-    if as_json:
-        click.echo(json.dumps(found.document() | {"confirmed": sentences}, indent=1, allow_nan=False))
+    if show_only:
+        answer, sentences = session.shown()
     else:
-        _print(session, found, sentences)
-    sys.exit(0 if found.front else 1)
+        from bench.cli.search_progress import TrialLines
 
-
-def _describe(session: Session, *, as_json: bool) -> None:
-    """Say what would be searched."""
-    session.opened(make=False)  # a storage that cannot be one is told
-    space, asked = session.space, session.space.search
-    combinations, possible = (None if some is None else len(some) for some in (space.listed(), space.possible))
-    budget = asked.budget.model_dump(exclude_none=True)
-    told: dict[str, Any] = {
-        "combinations": combinations,
-        "possible": possible,
-        "refused": dict(space.refused.most_common()),
-    }
-    told |= {"known": session.known(), "sampler": session.sampler, "budget": budget}
+        with TrialLines() as progress, Lines() as confirming:
+            answer, sentences = session.go(progress, confirming if confirm else None)
     if as_json:
-        click.echo(json.dumps(told, indent=1, allow_nan=False))
-        return
-    size = "more than can be listed" if possible is None else f"{possible} different ones can run here"
-    click.echo(f"{asked.name}: {'' if combinations is None else f'{combinations} combinations, '}{size}")
-    for why, count in space.refused.most_common(5):
-        click.echo(f"  {count} cannot: {why}")
-    click.echo(f"  for the best {', '.join(goal.name for goal in asked.objectives)}; sampler {session.sampler}")
-    limits = ", ".join(f"{value:g} {name}" for name, value in budget.items())
-    click.echo(f"  budget: {limits}; {told['known']} configurations are known from stored runs of this machine")
+        print_json(answer.document() | {"confirmed": sentences})
+    else:
+        _print(session, answer, sentences)
+    sys.exit(0 if answer.front else FAILED)
 
 
-def _print(session: Session, found: SearchResult, sentences: list[str]) -> None:
-    from bench.cli.search_answer import show
+def _print(session: Session, answer: SearchResult, sentences: list[str]) -> None:
+    from analytics.say_search import parts
+    from bench.cli.progress import print_parts
 
-    show(found)
+    print_parts(parts(answer))
     if sentences:
-        click.echo("\n".join(["\nRepeated in turn, the best come to this:", *(f"  {line}" for line in sentences)]))
+        click.echo("\n".join(["\nRepeated in turn:", *(f"  {line}" for line in sentences)]))
     again = f" --store {shlex.quote(_public(session.store))}" if session.store else ""
-    click.echo(f"\nstudy: {found.study} in {found.storage}")
+    click.echo(f"\nstudy: {answer.study} in {answer.storage}")
     click.echo(f"Look at it with:  {program()} dashboard{again}")
-    click.echo(f"and with:         optuna-dashboard {shlex.quote(found.storage)}  (pip install optuna-dashboard)")
-    if found.front_file and not sentences:
+    click.echo(f"and with:         optuna-dashboard {shlex.quote(answer.storage)}  (pip install optuna-dashboard)")
+    if answer.front_file and not sentences:
         click.echo(f"Confirm it with:  {_again('--confirm')}")
-    if not found.points:
-        fail("nothing that is allowed was found", code=1)
+    if not answer.points:
+        raise UserError("nothing that is allowed was found", code=FAILED)
 
 
 def _public(value: object) -> str:
@@ -117,13 +119,13 @@ def _public(value: object) -> str:
 
 
 def _again(*more: str) -> str:
-    """Return this command with what makes its study, as it can be pasted but for passwords, and more options."""
+    """Return this command as it can be pasted, without passwords, and with more options."""
     context = click.get_current_context()
     words = [program(), "search", str(context.params["path"])]
     for param in context.command.params:
         name, value = str(param.name), context.params[str(param.name)]
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and name not in _ONCE:
-            for one in value if param.multiple else [value]:
-                words += [param.opts[0]] if one is True else [param.opts[0], _public(one)]
+            for each in value if param.multiple else [value]:
+                words += [param.opts[0]] if each is True else [param.opts[0], _public(each)]
     return shlex.join([*words, *more])

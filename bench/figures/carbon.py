@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.errors import BadValue
 from bench.figures.metrics import missing_components, split_energy
 from bench.record import Carbon, CarbonIntensity, EnergyReading, Provenance
 from bench.schema import Site
@@ -40,16 +41,14 @@ def intensity(region: str) -> CarbonIntensity:
 
         version = metadata.version("codecarbon")
     except (ImportError, metadata.PackageNotFoundError) as error:
-        raise ValueError(
-            f"carbon of region {region!r} needs the package codecarbon ({error}): pip install codecarbon"
-        ) from error
+        raise BadValue(f"region {region!r} needs the package codecarbon ({error}): pip install codecarbon") from error
     code = region.strip().upper()
     if code.startswith("US-"):
         return _us_state(code, version)
     country = pycountry.countries.get(alpha_2=code) if len(code) == 2 else pycountry.countries.get(alpha_3=code)
     entry = _data("global_energy_mix.json").get(country.alpha_3) if country is not None else None
     if entry is None or entry.get("carbon_intensity") is None:
-        raise ValueError(
+        raise BadValue(
             f"region {region!r} is not known: give an ISO 3166 country (FR, FRA, DEU ...) or a US state (US-CA)"
         )
     return CarbonIntensity(
@@ -66,7 +65,7 @@ def _us_state(code: str, version: str) -> CarbonIntensity:
         f"US-{row['regionCode']}": row for row in table.values() if "emissions" in row and len(row["regionCode"]) == 2
     }
     if code not in states:
-        raise ValueError(f"region {code!r} is not known: US states are {', '.join(sorted(states))}")
+        raise BadValue(f"region {code!r} is not known: US states are {', '.join(sorted(states))}")
     return CarbonIntensity(
         kg_per_kwh=states[code]["emissions"] * _KG_PER_POUND / 1000,
         region=code,

@@ -168,11 +168,9 @@ def _ranks(measured: Measurement) -> dict[str, float]:
     """
     out: dict[str, float] = {}
     for name in ("communication_share", "exposed_communication_share", "busy_share"):
-        shares = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
-        if shares:
+        if shares := [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]:
             out[name] = mean(shares)
-    ideal = measured.notes.get("pipeline_bubble_share_ideal")
-    if ideal is not None:
+    if (ideal := measured.notes.get("pipeline_bubble_share_ideal")) is not None:
         out["pipeline_bubble_share_ideal"] = float(ideal)
         if "busy_share" in out:
             out["pipeline_bubble_share"] = max(0.0, 1 - out["busy_share"])
@@ -180,8 +178,7 @@ def _ranks(measured: Measurement) -> dict[str, float]:
     if len(forward) > 1:
         out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
         out["straggler_rank"] = _slowest(measured).rank
-    products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
-    if products:
+    if products := [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]:
         out["matmul_flops_per_second"] = max(products)
     return out
 
@@ -257,8 +254,7 @@ def _phases(measured: Measurement) -> dict[str, float]:
             sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
-    before = [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]
-    if before:
+    if before := [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]:
         out["startup_seconds"] = sum(before)
     for readings, tag in _by_tag(measured.startup):
         needed = {(r.component, r.device) for r in measured.energy if r.provenance.measured == (not tag)}
@@ -344,10 +340,8 @@ def _conditions(measured: Measurement) -> dict[str, float]:
         values = [value for gpu in measured.gpus if (value := getattr(gpu, name)) is not None]
         if values:
             out[name] = max(values) if name.endswith("max") else min(values)
-    throttled = [share for gpu in measured.gpus for name, share in gpu.throttled_share.items() if name in SLOWDOWNS]
-    if measured.gpus:
-        out["throttled_share"] = max(throttled, default=0.0)
-    return out
+    throttled = [gpu.throttled_share.get(name, 0.0) for gpu in measured.gpus for name in SLOWDOWNS]
+    return out | ({"throttled_share": max(throttled)} if throttled else {})
 
 
 def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, float]:

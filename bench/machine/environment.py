@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from bench.errors import UserError
 from bench.meters.meter import list_gpus
 from bench.record import Environment
 from bench.redact import redact
@@ -29,8 +30,8 @@ VARIABLES = (
 VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
 
 
-class EnvironmentProblem(Exception):
-    """The machine cannot do this; the message says why and what to do."""
+class EnvironmentProblem(UserError):
+    """The machine cannot do what is asked; the message says why and what to do about it."""
 
 
 def processors() -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench import registry
+from bench.errors import FAILED, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
 from bench.pipe import Pipe
 from bench.schema import RunSpec
@@ -40,8 +41,10 @@ START_SECONDS = 240.0
 """The longest that importing torch and querying meters and CUDA may take; measuring idle power adds to it."""
 
 
-class LaunchError(Exception):
-    """Runs cannot be started; the message says why and what to do."""
+class LaunchError(UserError):
+    """Runs cannot be started on this machine; the message says why and what to do."""
+
+    code = FAILED
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from bench import folder as files
+from bench.errors import BadValue, UserError
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
@@ -22,6 +24,9 @@ from bench.redact import redact
 from bench.run.collect import Context, collect
 from bench.run.command import execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
+
+EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
+"""Exit codes of a shell for a command that it cannot start."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class MeasureOptions:
     idle_seconds: float = 3.0
     pattern: str | None = None
     output: IO[bytes] | None = None
+
+
+def step_pattern(text: str) -> str:
+    """Return a regular expression as it was given. Raises BadValue where it is not one."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise BadValue(f"{text!r} is not a regular expression: {error}") from error
+    return text
 
 
 def _gpus(machine: Machine) -> list[str]:
@@ -58,8 +72,8 @@ def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
 def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command with the input and output of the terminal; return its record and its folder.
 
-    Raises FileNotFoundError or PermissionError if the command cannot be started, and EnvironmentProblem if its folder
-    cannot be made.
+    Raises UserError with the exit code of a shell where the command cannot be started, and EnvironmentProblem where its
+    record cannot be written.
     """
     adopt_orphans()
     environment, spec = describe(machine), specification(options, machine)
@@ -85,7 +99,9 @@ def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunR
             sidecar.close()
             sidecar.stop()
     if isinstance(end, OSError):
-        raise end
+        if type(end) not in EXIT_CODES:
+            raise end
+        raise UserError(f"cannot start the command: {end}", code=EXIT_CODES[type(end)]) from end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
     context = Context(MEASURE, execution.name, options.site, environment, gpus)
     return collect(context, spec, folder), folder

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench import folder as files
+from bench.errors import Stopped
 from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
@@ -240,8 +241,8 @@ def locked(folder: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Handle SIGTERM as Ctrl-C: a suite or a search ends in good order."""
+def terminable(advice: str = "") -> Iterator[None]:
+    """Handle SIGTERM as Ctrl-C: raise Stopped, with further advice, once a suite or a search has ended in good order."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -249,6 +250,8 @@ def terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"Stopped. Run the same command again to resume.{advice}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -377,8 +380,8 @@ def run_suite(
     """Do the missing runs of a plan in order, and return the execution with its records.
 
     `selected` restricts this call to some run ids; with `max_minutes` no run is started that would end later. The next call
-    does the rest. Raises Busy, EnvironmentProblem or LaunchError before the first run; KeyboardInterrupt after Ctrl-C or
-    SIGTERM, with all processes ended and the execution ready to be resumed.
+    does the rest. Raises Busy, EnvironmentProblem or LaunchError before the first run; Stopped after Ctrl-C or SIGTERM, with
+    all processes ended and the execution ready to be resumed.
     """
     began = time.monotonic()
     progress = progress or Progress()

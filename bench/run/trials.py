@@ -85,14 +85,14 @@ def open_trials(
     `search` gives the name, the site and `idle_seconds`; `likely` are runs that the search may do, for which modules are
     imported and meters started. `progress` receives events of runs only; `to_do` is the budget in trials. The node starts
     with the first run. In the index the execution ends as FINISHED, or as KILLED after an exception. Raises Busy where other
-    processes hold the devices, EnvironmentProblem where torch cannot do the runs.
+    processes hold the devices, EnvironmentProblem where torch cannot do the runs, Stopped after Ctrl-C or SIGTERM.
     """
     plan = Expansion(search, list(likely))
     environment = surroundings(plan, machine)
     with ExitStack() as stack:
         stack.enter_context(claim(machine, likely))
         execution = _execution(stack, runs.absolute() / search.name, plan, study, environment)
-        stack.enter_context(terminable())
+        stack.enter_context(terminable(" --show prints the answer so far."))
         runner = Runner.make(execution, machine, environment, store, progress or Progress())
         runner.tell(to_do=to_do, unit="trials")
         finished = False

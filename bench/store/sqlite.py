@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.errors import UserError
 from bench.renamed import current_row
 from bench.schema import Scalar
 
@@ -24,7 +25,7 @@ _CHUNK = 500
 """Runs read at a time, so that a process that writes waits for a short time only."""
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """The store is absent or does not answer; the message says what to do."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.errors import FAILED
 from bench.files import is_held, read_json
 from bench.folder import IMPORTED, LOCK, RECORD, SEARCH
 from bench.renamed import current_row
@@ -38,7 +39,7 @@ def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[
         if not is_held(execution / LOCK):  # a running execution ends its parent run itself
             tracker.close(finished=True)
         if tracker.error:
-            raise StoreError(tracker.error)
+            raise StoreError(tracker.error, code=FAILED)
     return count, unreadable
 
 

@@ -1,0 +1,122 @@
+"""What the runs of a suite would take on this machine: order, reasons of skipped runs, time, rent and memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from bench.meters.meter import usable
+from bench.run.runner import START_SECONDS, estimate_seconds
+from bench.schema import COMMAND, Machine, RunSpec
+from bench.suites.expand import Expansion
+
+_SCALING = {
+    "weak": "weak scaling: work per device is constant, so the ideal step time is constant",
+    "strong": "strong scaling: total work is constant, so the ideal step time falls with the number of devices",
+    "mixed": "neither weak nor strong scaling: batch sizes differ by more than the number of devices",
+    "none": "one number of devices: scaling is not measured",
+}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A suite expanded for a machine: all its runs, and those that --only selects."""
+
+    machine: Machine
+    expansion: Expansion
+    selected: Expansion
+
+    @property
+    def run_ids(self) -> set[str]:
+        """Ids of the selected runs."""
+        return {run.run_id for run in self.selected.runs}
+
+    def estimate(self) -> dict[str, float | None]:
+        """Estimate `seconds`, and `cost_usd` where a price is given; None where the time of a run is unknown."""
+        runs, price = self.selected.to_do, self.expansion.suite.usd_per_device_hour
+        seconds = [estimate_seconds(run) for run in runs]
+        known = [each for each in seconds if each is not None]
+        if len(known) < len(seconds):
+            return {"seconds": None, "cost_usd": None}
+        device_hours = sum(each * run.world_size for each, run in zip(known, runs, strict=True)) / 3600
+        total = START_SECONDS + self._idle_seconds() + sum(known)
+        return {"seconds": total, "cost_usd": None if price is None else device_hours * price}
+
+    def _idle_seconds(self) -> float:
+        """Seconds of idle power before the runs: on GPUs it is measured without and with a CUDA context."""
+        idle = self.expansion.suite.idle_seconds
+        if self.machine.gpus:
+            return 2 * idle
+        meters = {meter for run in self.selected.to_do for meter in run.meters}
+        return idle if usable(meters) else 0.0
+
+    def memory(self) -> dict[str, int]:
+        """Estimate the peak memory of a device in bytes, by config_id, where it can be; imports torch, takes seconds."""
+        trained = {run.config_id: run for run in self.selected.to_do if run.workload != COMMAND}
+        if not trained:
+            return {}
+        logging.disable(logging.WARNING)  # what libraries log when they are imported
+        try:
+            from bench.train.footprint import peak_bytes
+
+            sizes = {config_id: peak_bytes(run) for config_id, run in trained.items()}
+        finally:
+            logging.disable(logging.NOTSET)
+        return {config_id: size for config_id, size in sizes.items() if size is not None}
+
+    def too_large(self, memory: dict[str, int]) -> dict[str, str]:
+        """Say which configurations exceed the memory of a device or the limit of the run, by config_id."""
+        reasons = {}
+        gpus = [gpu.memory_bytes for gpu in self.machine.free_gpus if gpu.memory_bytes is not None]
+        for run in self.selected.to_do:
+            limits = [*(gpus if run.device_type == "cuda" else []), run.memory_limit_bytes]
+            limit = min((each for each in limits if each is not None), default=None)
+            size = memory.get(run.config_id)
+            if size is not None and limit is not None and size > limit:
+                reasons[run.config_id] = f"does not fit: a device has {limit / 1e9:.3g} GB"
+        return reasons
+
+    def takes(self) -> str:
+        """Say in one line how long the runs take, and what they cost where a price is given."""
+        seconds, cost = self.estimate().values()
+        if seconds is None:
+            return "time: unknown until it has run once (commands, and measure_steps instead of measure_seconds)"
+        return f"time: about {seconds / 60:.1f} min" + ("" if cost is None else f", cost: about {cost:.3g} USD")
+
+    def lines(self, memory: dict[str, int]) -> list[str]:
+        """Return the preview as text: configurations with repeats, memory, reasons of skipped runs, time and cost."""
+        suite, too_large = self.selected, self.too_large(memory)
+        out = [f"{suite.suite.name}: {len(suite.to_do)} runs on {self.machine.cpu_model}"]
+        out += [f"  {gpu.index}: {gpu.name} {gpu.uuid}" for gpu in self.machine.gpus]
+        out.append(f"  {_SCALING[self.expansion.scaling]}")
+        out += [f"  {note}" for note in suite.notes]
+        repeats: dict[str, list[RunSpec]] = {}
+        for run in suite.runs:
+            repeats.setdefault(run.config_id, []).append(run)
+        for config_id, runs in repeats.items():
+            reason = suite.skipped.get(config_id)
+            text = f"skipped: {reason}" if reason else f"× {len(runs)}"
+            if config_id in memory:
+                text += f"  ~{memory[config_id] / 1e9:.3g} GB per device"
+            if config_id in too_large:
+                text += f", {too_large[config_id]}"
+            out.append(f"  {config_id}  {runs[0].label}  {text}")
+        if memory:
+            out.append("  ~ memory of the tensors, estimated from their shapes; a CPU process needs more")
+        return [*out, f"  {self.takes()}"]
+
+    def to_dict(self, memory: dict[str, int]) -> dict[str, Any]:
+        """Return the document of `bench show --json`."""
+        runs = [{"run_id": r.run_id, "config_id": r.config_id, **r.model_dump(mode="json")} for r in self.selected.runs]
+        return {
+            "suite": self.selected.suite.model_dump(mode="json"),
+            "machine": self.machine.model_dump(mode="json"),
+            "scaling": self.expansion.scaling,
+            "runs": runs,
+            "skipped": self.selected.skipped,
+            "notes": self.selected.notes,
+            "estimate": self.estimate(),
+            "memory_estimated_bytes": memory,
+            "does_not_fit": self.too_large(memory),
+        }
