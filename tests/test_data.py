@@ -90,7 +90,7 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
         assert (b"bad" in bytes(row)) == (label == 0)
     (tmp_path / "good" / "1.txt").unlink()
     (tmp_path / "good" / "2.txt").unlink()
-    with pytest.raises(ValueError, match="class 'good' has 1 files with text; it takes two"):
+    with pytest.raises(ValueError, match="class 'good' has 1 files with text; it needs at least two"):
         TextCNN({"data": str(tmp_path), "sequence_length": 16})
 
 
@@ -173,7 +173,7 @@ def test_workers_fetch_the_same_batches(name: str) -> None:
 def test_images_move_and_keep_their_content() -> None:
     images = torch.zeros((1, 1, 16, 16), dtype=torch.uint8)
     images[0, 0, 6:10, 6:10] = 200
-    split = Images(images, torch.tensor([3]), moved=True)
+    split = Images(images, torch.tensor([3]), shifted=True)
     moved, classes = split.fetch([0] * 400, 5)
     assert moved.dtype == torch.uint8
     assert (classes == 3).all()
@@ -220,14 +220,16 @@ def test_images_of_a_file(tmp_path: Path) -> None:
     images[7] = images[3]
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 4)
     work = ImageClassification({"preset": "tiny", "data": str(tmp_path / "mine.npz")})
-    assert (len(work.train), len(work.validation), work.number, work.channels) == (25, 4, 4, 3)
+    assert (len(work.train), len(work.validation), work.class_count, work.channels) == (25, 4, 4, 3)
     assert work.dataset == "mine.npz"
     assert work.notes == {"data_duplicates_removed": 1}
     batch = work.train.__getitems__([0, 1])
     assert batch[0].shape == (2, 3, 12, 10)
     assert work.logits(work.build(), batch).shape == (2, 4)
     np.savez(tmp_path / "mine.npz", images=images.astype(np.float32), labels=np.arange(30))
-    with pytest.raises(ValueError, match=r"images are float32 of shape \(30, 12, 10, 3\); wanted is uint8"):
+    with pytest.raises(
+        ValueError, match=r"images must be uint8 \(N, height, width\[, C\]\), not float32 \(30, 12, 10, 3\)"
+    ):
         ImageClassification({"preset": "tiny", "data": str(tmp_path / "mine.npz")})
 
 

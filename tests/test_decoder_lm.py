@@ -29,7 +29,7 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
     assert read_text(str(tmp_path / "a.txt")) == ("a.txt", b"aaa")
     work = DecoderLM({"preset": "tiny", "text": str(tmp_path), "sequence_length": 4})
     assert work.dataset_digest == hashlib.sha256(b"aaa\nbbb").hexdigest()
-    with pytest.raises(ValidationError, match=r"has 6 bytes of text; a sequence takes 128 \+ 1"):
+    with pytest.raises(ValidationError, match=r"has 6 bytes of text; a sequence needs 128 \+ 1"):
         DecoderLMArgs.model_validate({"preset": "tiny", "text": str(tmp_path)})
     for path, part in {
         "/dev/zero": "neither a file nor a folder",

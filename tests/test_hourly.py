@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from analytics.factors import by_the_hour, reprice, words
-from bench.figures.hourly import read_hourly
+from analytics.hourly import read_hourly
 from bench.schema import Site
 from tests import rows
 
@@ -45,18 +45,18 @@ def test_times_with_zones_quarters_of_hours_and_prices() -> None:
     assert found.usd_per_kwh == pytest.approx((0.1 + 0.2 + 0.4) / 3)
     local = START.astimezone(timezone(timedelta(hours=-5)))
     assert rates.mean(local, 45 * 60) == found
-    with pytest.raises(ValueError, match=r"says nothing of 2026-01-02 04:15 UTC; it has 3 rows from 2026-01-02 03:30"):
+    with pytest.raises(ValueError, match=r"does not cover 2026-01-02 04:15 UTC; it has 3 rows from 2026-01-02 03:30"):
         rates.mean(START, 46 * 60)
-    with pytest.raises(ValueError, match="says nothing of"):
+    with pytest.raises(ValueError, match="does not cover"):
         rates.mean(START - timedelta(seconds=1), 10)
 
 
 def test_a_gap_is_not_filled() -> None:
     rates = read_hourly(saved("time,kg_per_kwh\n2026-01-02T03:00Z,0.1\n2026-01-02T05:00Z,0.2\n"))
-    with pytest.raises(ValueError, match="says nothing of 2026-01-02 04:00 UTC"):
+    with pytest.raises(ValueError, match="does not cover 2026-01-02 04:00 UTC"):
         rates.mean(START, 7200)
     some = read_hourly(saved("hour,kg_per_kwh\n3,0.1\n"))
-    with pytest.raises(ValueError, match=r"says nothing of 2026-01-02 04:00 UTC; it has the hours 3$"):
+    with pytest.raises(ValueError, match=r"does not cover 2026-01-02 04:00 UTC; it has the hours 3$"):
         some.mean(START, 3600)
 
 
@@ -136,21 +136,24 @@ def test_many_values_are_told_as_a_span() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "grid.csv has no rows; wanted columns: time"),
+        ("", "grid.csv has no rows; it needs the columns time"),
         ("hour,kg_per_kwh\n", "has no rows"),
-        ("a,b\n1,2\n", "has the columns a, b; wanted columns: time"),
-        ("hour,time,kg_per_kwh\n1,2026-01-01,2\n", "wanted columns"),
-        ("hour,kg_per_kwh,g_per_kwh\n1,2,3\n", "wanted columns"),
+        ("a,b\n1,2\n", "has the columns a, b; it needs the columns time"),
+        ("hour,time,kg_per_kwh\n1,2026-01-01,2\n", "it needs the columns"),
+        ("hour,kg_per_kwh,g_per_kwh\n1,2,3\n", "it needs the columns"),
         ("hour,kg_per_kwh\n24,0.1\n", "grid.csv, line 2: hour '24' is not an hour from 0 to 23"),
         ("hour,kg_per_kwh\n1.5,0.1\n", "hour '1.5' is not an hour"),
         ("hour,kg_per_kwh\n1,-0.1\n", "line 2: kg_per_kwh '-0.1' is not a number of 0 or more"),
         ("hour,kg_per_kwh\n1,nan\n", "kg_per_kwh 'nan' is not a number"),
-        ("hour,kg_per_kwh\n1,400\n", "line 2: kg_per_kwh 400 is above 3, which no grid emits (g given as kg?"),
+        (
+            "hour,kg_per_kwh\n1,400\n",
+            "line 2: kg_per_kwh 400 is above 3, which no grid emits; values in g belong in the column g_per_kwh",
+        ),
         ("hour,g_per_kwh\n1,4000\n", "line 2: g_per_kwh 4000 is above 3000, which no grid emits"),
         ("hour,kg_per_kwh\n1\n", "kg_per_kwh '' is not a number"),
-        ("hour,kg_per_kwh\n1,0.1\n1,0.2\n", "line 3: hour '1' is there twice"),
+        ("hour,kg_per_kwh\n1,0.1\n1,0.2\n", "line 3: hour '1' is a duplicate"),
         ("hour,kg_per_kwh,usd_per_kwh\n1,0.1,\n", "usd_per_kwh '' is not a number"),
-        ("time,kg_per_kwh\nyesterday,0.1\n", "time 'yesterday' is not a time as 2026-01-31T13:00Z"),
+        ("time,kg_per_kwh\nyesterday,0.1\n", "time 'yesterday' is not a time such as 2026-01-31T13:00Z"),
         ("time,kg_per_kwh\n2026-01-01T00:00Z,1\n2026-01-01T00:40Z,1\n2026-01-01T01:30Z,1\n", "is not a whole number"),
     ],
 )
@@ -172,7 +175,7 @@ def test_runs_without_energy_need_no_hours() -> None:
     rates = read_hourly(saved("hour,kg_per_kwh\n1,0.1\n"))
     (run,) = reprice([rows.record(1, readings="")], {}, rates)
     assert run.carbon is None
-    with pytest.raises(ValueError, match="says nothing of"):
+    with pytest.raises(ValueError, match="does not cover"):
         reprice([rows.record(1)], {}, rates)
 
 

@@ -160,9 +160,9 @@ def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
         (["--json", "-o", "x.html"], "--json prints the report, -o writes it: give one of them"),
         (["--hourly", "none.csv"], "--hourly none.csv: No such file or directory"),
         (["--hourly", "folder.html"], "--hourly folder.html: Is a directory"),
-        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; wanted columns: time"),
+        (["--hourly", "file.txt"], "--hourly file.txt has the columns kept; it needs the columns time"),
         (["--hourly", "file.txt", "--region", "FR"], "give --region or --hourly, not both"),
-        (["--hourly", "day.csv"], "day.csv says nothing of 2026-01-02 03:00 UTC; it has the hours 1"),
+        (["--hourly", "day.csv"], "day.csv does not cover 2026-01-02 03:00 UTC; it has the hours 1"),
         (["--hourly", "day.csv", "--price", "1"], "--hourly day.csv has prices of electricity"),
     ],
 )
@@ -198,7 +198,7 @@ def test_an_artifact_that_cannot_be_had(tmp_path: Path) -> None:
         path.write_text('{"schema_version": 99}')
     done = report("--store", store)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "is no record that this version can read" in done.stderr
+    assert "cannot be read by this version" in done.stderr
     shutil.rmtree(tmp_path / "store" / "mlartifacts")
     done = report("--store", store)
     assert done.exit_code == 2

@@ -259,18 +259,18 @@ BAD = {
         HEAD + "include: [{saves: base}, {needs: bass}]\n",
         ["needs 'bass', which no run of the suite saves: did you mean 'base'?"],
     ),
-    "nobody saves anything": (HEAD + "include: [{needs: base}]\n", ["saves: none saves anything"]),
+    "nobody saves anything": (HEAD + "include: [{needs: base}]\n", ["saves: no run saves weights"]),
     "several save one name": (
         HEAD + "matrix: {precision: [fp32, bf16], saves: [base]}\n",
         ["2 configurations save 'base' (decoder_lm gpt2 tiny d1 b4 fp32 ddp saves-base, decoder_lm gpt2"],
     ),
     "needs itself": (
         HEAD + "include: [{saves: base, needs: base}]\n",
-        ["runs wait for each other: base -> base; write needs: null where the weights are made"],
+        ["runs need each other in a cycle: base -> base; write needs: null where the weights are made"],
     ),
     "a circle": (
         HEAD + "include: [{saves: b, needs: c}, {saves: a, needs: b}, {saves: c, needs: a}, {needs: a}]\n",
-        ["runs wait for each other: b -> c -> a -> b"],
+        ["runs need each other in a cycle: b -> c -> a -> b"],
     ),
     "no teacher": (HEAD + "include: [{distillation: soft}]\n", ["distillation has no teacher: give needs: NAME"]),
     "a command that saves": (
@@ -280,7 +280,7 @@ BAD = {
     "auto elsewhere": (HEAD + "matrix: {repeats: auto}\n", ["matrix: unknown field 'repeats'"]),
     "auto for another field": (
         HEAD + "matrix: {seed: auto}\n",
-        ["'auto' is understood for devices only, not for 'seed'"],
+        ["'auto' is allowed for devices only, not for 'seed'"],
     ),
     "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or cuda"]),
 }

@@ -165,7 +165,7 @@ def test_presets_have_the_parameters_of_the_published_models(name: str, preset: 
 @pytest.mark.parametrize("preset", IMAGE_PARAMETERS)
 def test_presets_of_images_have_the_parameters_of_the_published_models(preset: str) -> None:
     work = registry.load("workload", "image_classification")({"preset": preset, "data": "synthetic"})
-    work.number = 1000
+    work.class_count = 1000
     with torch.device("meta"):
         model = work.build()
     assert sum(p.numel() for p in model.parameters()) == IMAGE_PARAMETERS[preset]
@@ -283,7 +283,7 @@ def classes(name: str) -> list[tuple[str, str]]:
         ("decoder_lm", {"preset": "llama-1b", "use_cache": True}, "unknown key 'use_cache'"),
         ("decoder_lm", {"preset": "tiny", "layers": 2, "n_layer": 3}, "layers and n_layer are the same"),
         ("decoder_lm", {"preset": "tiny", "shared_layers": 3}, "layers 4 is not a multiple of shared_layers 3"),
-        ("decoder_lm", {"preset": "tiny", "n_positions": 64}, "sequence_length 128 is more than the 64 positions"),
+        ("decoder_lm", {"preset": "tiny", "n_positions": 64}, "sequence_length 128 exceeds the 64 positions"),
         (
             "decoder_lm",
             {"preset": "tiny", "augmentation": "standard"},
@@ -292,15 +292,15 @@ def classes(name: str) -> list[tuple[str, str]]:
         ("decoder_lm", {"preset": "tiny", "balance": True}, "balance True: text without labels has no classes"),
         ("decoder_lm", {"preset": "tiny", "mix": "docs"}, "is no mix"),
         ("decoder_lm", {"preset": "tiny", "mix": "docs:1,doc:1"}, "no such file or folder: .*did you mean 'docs'"),
-        ("decoder_lm", {"preset": "tiny", "mix": "docs:1", "data": "code"}, "give one of mix and data"),
+        ("decoder_lm", {"preset": "tiny", "mix": "docs:1", "data": "code"}, "give only one of mix and data"),
         (
             "encoder",
             {"preset": "tiny", "objective": "classification", "mix": "docs:1,code:1"},
             "text with labels comes from",
         ),
         ("encoder", {"preset": "tiny", "objective": "classification", "data": "code"}, "data 'code' has no labels"),
-        ("encoder", {"preset": "tiny", "objective": "classification", "data": "."}, "one folder a class"),
-        ("encoder", {"preset": "tiny", "vocab_size": 256}, "vocab_size must be 258 at least"),
+        ("encoder", {"preset": "tiny", "objective": "classification", "data": "."}, "one folder per class"),
+        ("encoder", {"preset": "tiny", "vocab_size": 256}, "vocab_size must be at least 258"),
         ("image_classification", {}, "give a preset"),
         ("image_classification", {"preset": "tiny", "layers": 2}, "resnet has no layers"),
         ("image_classification", {"preset": "vit-base", "image_size": 30}, "30 is not a multiple of patch_size 16"),
@@ -308,7 +308,7 @@ def classes(name: str) -> list[tuple[str, str]]:
         ("image_classification", {"preset": "tiny", "classes": 5}, "classes may be chosen for synthetic data"),
         ("recommender", {"data": "movielens"}, "only synthetic data"),
         ("recommender", {"pretrained": "x"}, "pretrained weights are for models of transformers"),
-        ("text_cnn", {"widths": "3,x"}, "give widths as whole numbers"),
+        ("text_cnn", {"widths": "3,x"}, "widths must be whole numbers"),
         ("lstm_lm", {"preset": "huge"}, "unknown preset 'huge'"),
     ],
 )

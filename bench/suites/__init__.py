@@ -1,1 +1,1 @@
-"""A suite file -> the runs that it means on a machine."""
+"""From a suite file to the runs that it describes on a machine."""

@@ -1,4 +1,4 @@
-"""A suite file -> Suite, with the settings of the command line. All mistakes of its shape are listed at once."""
+"""From a suite file and the settings of the command line to a Suite. All mistakes of its form are reported at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bench import registry
 from bench.errors import UserError
@@ -22,9 +22,10 @@ SITE_OPTIONS = {
     "usd_capital_per_device_hour": "--capital-price",
     "price_note": "--price-note",
 }
-"""Fields of Site, and the options of the command line that give them."""
+"""Fields of Site and the options of the command line that set them."""
 _RENTED, _OWNED = {"usd_per_device_hour"}, {"usd_per_kwh", "usd_capital_per_device_hour"}
 _AnySite = TypeVar("_AnySite", bound=Site)
+_PARTS = ("defaults", "matrix", "include", "exclude", "ladder")
 _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
 
@@ -37,7 +38,7 @@ class SuiteError(UserError):
 
 
 def load_suite(path: Path) -> Suite:
-    """Read a suite file. Raises SuiteError with all mistakes of its outer shape."""
+    """Read a suite file. Raises SuiteError with all mistakes of its form."""
     try:
         value = yamlfile.read(path)
     except yamlfile.YamlError as error:
@@ -46,69 +47,57 @@ def load_suite(path: Path) -> Suite:
         this = f"a search: bench search {path} --dry-run" if isinstance(value, dict) else _kind(value)
         raise SuiteError([f"{path}: a suite is a mapping with name, defaults, matrix ...; this is {this}"])
     mistakes: list[str] = []
-    shapes = {
-        name: Suite.model_fields[name].annotation for name in ("defaults", "matrix", "include", "exclude", "ladder")
-    }
-    sound = {name: value[name] for name, shape in shapes.items() if name in value and _has_shape(value[name], shape)}
-    suite = Suite.model_validate({"name": "unnamed", **sound})
     try:
         suite = Suite.model_validate(value, strict=True)
     except ValidationError as error:
         mistakes += messages(error, Suite.model_fields)
-    mistakes += _field_mistakes(suite)  # of what can be looked at, also where another part is wrong
+        bad = {name for mistake in error.errors() for name in mistake["loc"][:1]}
+        sound = {name: value[name] for name in _PARTS if name in value and name not in bad}
+        suite = Suite.model_validate({"name": "unnamed", **sound})  # so that its other parts are checked too
+    mistakes += _field_mistakes(suite)
     if mistakes:
         raise SuiteError(f"{path}: {message}" for message in mistakes)
     return suite
 
 
-def _has_shape(value: Any, shape: Any) -> bool:
-    try:
-        TypeAdapter(shape).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
-
-
 def _kind(value: Any) -> str:
+    """Name the type of a value in words of YAML."""
     names = {type(None): "empty", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
     return names.get(type(value), "a mapping")
 
 
 _BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max']"}
-"""Names that pydantic gives to the alternatives of a field; nobody wrote them."""
+"""Names that pydantic gives to the alternatives of a field. They do not occur in a suite."""
 
 
 def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
-    """Turn pydantic's findings into lines: where, what was given, what is allowed."""
-    for found in error.errors():
-        where = ".".join(str(part) for part in found["loc"] if str(part) not in _BRANCHES)
-        if found["type"] == "extra_forbidden":
-            names = list(allowed) if len(found["loc"]) == 1 else []
-            hint = registry.did_you_mean(str(found["loc"][-1]), names) if names else "it is not a field here"
+    """Turn the errors of pydantic into messages: where, what was given, what is allowed."""
+    for mistake in error.errors():
+        where, value = ".".join(str(part) for part in mistake["loc"] if str(part) not in _BRANCHES), mistake["input"]
+        if mistake["type"] == "extra_forbidden":
+            names = list(allowed) if len(mistake["loc"]) == 1 else []
+            hint = registry.did_you_mean(str(mistake["loc"][-1]), names) if names else "it is not a field here"
             yield f"unknown key {where!r}: {hint}"
-        elif found["type"] == "missing":
+        elif mistake["type"] == "missing":
             yield f"{where!r} is missing"
-        elif "instance of Choice" in found["msg"]:
-            given = reprlib.repr(found["input"])
-            yield f"{where}: give one name, or {{name: ..., option: ...}}, not {given}; a list of them goes into the matrix"
+        elif "instance of Choice" in mistake["msg"]:
+            text = reprlib.repr(value)
+            yield f"{where}: give one name, or {{name: ..., option: ...}}, not {text}; a list of them goes into the matrix"
         else:
-            own = (
-                isinstance(found["input"], dict) or found["type"] == "value_error"
-            )  # such a message says what was given
-            given = "" if own else f", not {reprlib.repr(found['input'])}"
-            if isinstance(found["input"], dict) and set(found["input"]) & {"cpu", "cuda"}:
-                given = "; a value that differs by machine is written {on: {cpu: ..., cuda: ...}}"
-            yield f"{where + ': ' if where else ''}{found['msg'].removeprefix('Value error, ')}{given}"
+            # A mapping would be long, and our own validators say what was given.
+            rest = "" if isinstance(value, dict) or mistake["type"] == "value_error" else f", not {reprlib.repr(value)}"
+            if isinstance(value, dict) and set(value) & {"cpu", "cuda"}:
+                rest = "; a value that differs by machine is written {on: {cpu: ..., cuda: ...}}"
+            yield f"{where + ': ' if where else ''}{mistake['msg'].removeprefix('Value error, ')}{rest}"
 
 
 def _field_mistakes(suite: Suite) -> Iterator[str]:
-    """Names of fields, and the shapes of an axis, before anything is multiplied out."""
+    """Yield the mistakes in names of fields and in the form of axes, before anything is expanded."""
     parts: list[tuple[str, dict[str, Any]]] = [("defaults", suite.defaults), ("matrix", suite.matrix)]
-    parts += [(f"include[{i}]", cell) for i, cell in enumerate(suite.include)]
-    parts += [(f"exclude[{i}]", cell) for i, cell in enumerate(suite.exclude)]
-    parts += [(f"ladder[{i}]", cell) for i, cell in enumerate(suite.ladder)]
+    for name in ("include", "exclude", "ladder"):
+        parts += [(f"{name}[{i}]", cell) for i, cell in enumerate(getattr(suite, name))]
     if suite.ladder and (suite.matrix or suite.include):
-        yield "a ladder starts from the defaults alone: leave matrix and include out"
+        yield "a ladder starts from the defaults alone: leave out matrix and include"
     for where, cell in parts:
         for name, value in cell.items():
             if name.partition(".")[0] not in FIELDS:
@@ -119,7 +108,7 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
                 if where == "matrix" and branch == []:
                     yield f"matrix: {name!r} is empty; give at least one value or leave the line out"
                 if branch == "auto" and name != "devices":
-                    yield f"{where}: 'auto' is understood for devices only, not for {name!r}"
+                    yield f"{where}: 'auto' is allowed for devices only, not for {name!r}"
             if isinstance(value, dict) and "on" in value and (set(value) != {"on"} or not is_by_machine(value)):
                 yield f"{where}: {name!r}: 'on' takes a mapping with cpu and/or cuda, and stands alone"
 
@@ -131,25 +120,20 @@ def is_by_machine(value: Any) -> bool:
 
 
 def branches(value: Any) -> list[Any]:
-    """Return what a value is, on each kind of machine that it names."""
+    """Return the values of a field, one for each kind of machine that it names."""
     return list(value["on"].values()) if is_by_machine(value) else [value]
 
 
 def for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
-    """Resolve `on: {cpu: ..., cuda: ...}`; a field that says nothing about this type is left to its default."""
-    out: dict[str, Any] = {}
-    for name, value in cell.items():
-        if not is_by_machine(value):
-            out[name] = value
-        elif device_type in value["on"]:
-            out[name] = value["on"][device_type]
-    return out
+    """Resolve `on: {cpu: ..., cuda: ...}`. A field without a value for this device type is left out."""
+    values = {name: value["on"] if is_by_machine(value) else {device_type: value} for name, value in cell.items()}
+    return {name: value[device_type] for name, value in values.items() if device_type in value}
 
 
 def override(suite: Suite, settings: Iterable[str]) -> Suite:
-    """Apply `key=value` settings of the command line: a list replaces or adds an axis, one value fixes the field.
+    """Apply `key=value` settings of the command line. A list becomes an axis, a single value fixes the field.
 
-    `repeats`, `idle_seconds`, the fields of Site and all fields of a run are keys. Values are YAML.
+    Keys are `repeats`, `idle_seconds`, the fields of Site and the fields of a run. Values are YAML.
     """
     defaults, matrix, top, mistakes = dict(suite.defaults), dict(suite.matrix), {}, []
     top_level = {"repeats", "idle_seconds", *Site.model_fields}
@@ -179,34 +163,31 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
 
 
 def _fix(name: str, value: Any, defaults: dict[str, Any], matrix: dict[str, Any]) -> None:
-    """Set a field for all runs: a list, or `auto`, becomes the axis; one value takes its place."""
+    """Set a field for all runs. A list or `auto` becomes its axis, a single value replaces the axis."""
     matrix.pop(name, None)
     (matrix if isinstance(value, list) or value == "auto" else defaults)[name] = value
 
 
 def _argument_names(suite: Suite) -> set[str]:
-    """Names of the arguments of the suite's workload, which may be set and filtered by their short names."""
+    """Return the names of the workload's arguments, which may be set and filtered without their prefix."""
     try:
         return set(registry.load("workload", str(suite.defaults.get("workload"))).Args.model_fields) - set(FIELDS)
     except ValueError:
         return set()
 
 
-def with_site(site: _AnySite, given: dict[str, Any]) -> _AnySite:
-    """Put region, PUE and prices of the command line into a suite or a site. Raises SuiteError naming the options.
+def with_site(site: _AnySite, values: dict[str, Any]) -> _AnySite:
+    """Return a suite or a site with region, PUE and prices of the command line. Raises SuiteError naming the options.
 
-    A rental price takes the place of those of an owned device, and the other way round; with a new price the note on the
-    old one goes.
+    A rental price replaces the prices of an owned device and vice versa. A new price also drops the note on the old one.
     """
     dropped: set[str] = set()
-    if given.keys() & (_RENTED | _OWNED):
-        dropped.add("price_note")
-        dropped |= _OWNED if given.keys() & _RENTED else _RENTED
+    if values.keys() & (_RENTED | _OWNED):
+        dropped = {"price_note"} | (_OWNED if values.keys() & _RENTED else _RENTED)
     try:
-        kept = site.model_dump(exclude=dropped)
-        return type(site).model_validate(kept | given, strict=True)
+        return type(site).model_validate(site.model_dump(exclude=dropped) | values, strict=True)
     except ValidationError as error:
-        told = list(messages(error))
+        text = "\n".join(messages(error))
         for name, option in SITE_OPTIONS.items():
-            told = [message.replace(name, option) for message in told]
-        raise SuiteError(told) from error
+            text = text.replace(name, option)
+        raise SuiteError(text.splitlines()) from error

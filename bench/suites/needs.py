@@ -1,6 +1,6 @@
-"""Which run gives its trained weights to which: `saves` and `needs` of the runs of a suite.
+"""Runs that start from the trained weights of another run: the fields `saves` and `needs` of a suite.
 
-A giver and those that need it have the same repeat, and the giver is done first.
+A giver, which saves the weights, and the runs that need it have the same repeat. The giver runs first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bench.schema import COMMAND, RunSpec
 
 
 def mistakes(specs: Iterable[RunSpec]) -> Iterator[str]:
-    """Tell what is wrong with the names that configurations save and need."""
+    """Yield the mistakes in the names that configurations save and need, each as a message."""
     specs, savers = list(specs), defaultdict(list)
     for spec in specs:
         if spec.saves is not None:
@@ -22,20 +22,20 @@ def mistakes(specs: Iterable[RunSpec]) -> Iterator[str]:
             yield f"{spec.label}: a command neither saves weights for other runs nor needs theirs"
         if spec.distillation.name != "none" and spec.needs is None:
             yield f"{spec.label}: distillation has no teacher: give needs: NAME of a run that saves NAME"
-    for name, found in savers.items():
-        if len(found) > 1:
-            labels = ", ".join(spec.label for spec in found[:3])
-            yield f"{len(found)} configurations save {name!r} ({labels}): only one may"
+    for name, givers in savers.items():
+        if len(givers) > 1:
+            labels = ", ".join(spec.label for spec in givers[:3])
+            yield f"{len(givers)} configurations save {name!r} ({labels}): only one may"
     for spec in specs:
         if spec.needs is not None and spec.needs not in savers:
-            hint = did_you_mean(spec.needs, savers) if savers else "none saves anything"
+            hint = did_you_mean(spec.needs, savers) if savers else "no run saves weights"
             yield f"{spec.label} needs {spec.needs!r}, which no run of the suite saves: {hint}"
-        elif (circle := _circle(spec, savers)) is not None:
-            yield f"runs wait for each other: {circle}; write needs: null where the weights are made"
+        elif (cycle := _cycle(spec, savers)) is not None:
+            yield f"runs need each other in a cycle: {cycle}; write needs: null where the weights are made"
 
 
-def _circle(spec: RunSpec, savers: dict[str, list[RunSpec]]) -> str | None:
-    """Names on the way from a configuration back to itself, told by the one whose name is the first of them."""
+def _cycle(spec: RunSpec, savers: dict[str, list[RunSpec]]) -> str | None:
+    """Return the cycle of names through a configuration, but only for its alphabetically first name; else None."""
     names: list[str] = []
     name = spec.needs
     while name is not None and name in savers and name not in names:
@@ -47,7 +47,7 @@ def _circle(spec: RunSpec, savers: dict[str, list[RunSpec]]) -> str | None:
 
 
 def in_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Return runs of one repeat with each giver before those that need it, and otherwise as they were."""
+    """Return the runs of one repeat with each giver before the runs that need it, otherwise in their order."""
     givers = {spec.saves: spec for spec in specs if spec.saves is not None}
     out: dict[str, RunSpec] = {}
 
@@ -64,7 +64,7 @@ def in_order(specs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 class Givers:
-    """The runs that save weights, by what they save and by repeat: whose weights a run needs is one look-up."""
+    """The runs that save weights, by name and repeat, so that finding the giver of a run is one look-up."""
 
     def __init__(self, runs: Iterable[RunSpec]) -> None:
         self._runs: dict[tuple[str, int], RunSpec] = {}
@@ -73,12 +73,12 @@ class Givers:
                 self._runs.setdefault((run.saves, run.repeat), run)
 
     def of(self, spec: RunSpec) -> RunSpec | None:
-        """Return the run whose weights a run needs; None if it needs none, or nobody saves them."""
+        """Return the run whose weights a run needs; None if it needs none, or if no run saves them."""
         return None if spec.needs is None else self._runs.get((spec.needs, spec.repeat))
 
 
 def with_givers(chosen: Iterable[RunSpec], runs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Return the chosen of some runs and all that they need, in the order of the runs."""
+    """Return the chosen runs and all runs that they need, directly or not, in the order of `runs`."""
     keep, givers = set[str](), Givers(runs)
     for run in chosen:
         needed: RunSpec | None = run

@@ -1,6 +1,6 @@
-"""What all workloads have in common: a model, labelled samples in a training and a validation split, a loss, a score.
+"""The base of all workloads: a model, a training split and a validation split of labelled samples, a loss, a score.
 
-A batch is a tuple of tensors, the first dimension counts samples. torch is imported when something is built, not when the
+A batch is a tuple of tensors whose first dimension counts samples. torch is imported when something is built, not when
 arguments are checked.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 Batch = tuple["torch.Tensor", ...]
 SYNTHETIC = "synthetic"
-"""Name of data that are random numbers, for throughput alone."""
+"""Name of random data. They serve to measure throughput, not quality."""
 
 
 class Split:
-    """Samples that are fetched many at a time. `weights`, where not None, are relative chances to be drawn in training."""
+    """Samples that are fetched a batch at a time. `weights` are relative probabilities to be drawn in training, or None."""
 
     weights: torch.Tensor | None = None
 
@@ -34,8 +35,8 @@ class Split:
     def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
         """Return samples as one batch.
 
-        What is left to chance (augmentation, masks) follows from the seed, which each batch of a training has of its own;
-        with None from the samples themselves, so that they look the same each time.
+        The seed determines what is random (augmentation, masks). Each training batch has its own seed. With None the
+        indices determine it, so a sample looks the same each time.
         """
         raise NotImplementedError
 
@@ -43,7 +44,7 @@ class Split:
         return self.fetch(indices, None)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw the indices of a batch of training, with replacement."""
+        """Draw the indices of a training batch, with replacement."""
         import torch
 
         if self.weights is None:
@@ -52,10 +53,10 @@ class Split:
 
 
 def chances(indices: Sequence[int], columns: int, seed: int | None) -> torch.Tensor:
-    """Return numbers in [0, 1), of shape (samples, columns): by seed and place in the batch, or by index for None.
+    """Return random numbers in [0, 1) of shape (samples, columns).
 
-    The mixing function of SplitMix64 (Steele, Lea and Flood 2014) over a counter: whichever process fetches a sample draws
-    the same.
+    They depend on the seed and the position in the batch, or on the index where the seed is None. The generator is the
+    mixing function of SplitMix64 (Steele, Lea and Flood 2014) over a counter, so every process draws the same numbers.
     """
     import numpy as np
     import torch
@@ -69,25 +70,36 @@ def chances(indices: Sequence[int], columns: int, seed: int | None) -> torch.Ten
 
 
 def balanced(classes: torch.Tensor) -> torch.Tensor:
-    """Return weights of samples with these classes, by which each class is drawn equally often."""
+    """Return the weight of each sample, so that every class is drawn equally often."""
     return 1.0 / classes.long().bincount()[classes.long()].double()
 
 
 def digest(*parts: bytes | str) -> str:
-    """SHA-256 of everything that the samples depend on, in this order."""
-    held = hashlib.sha256()
+    """Return the SHA-256 of everything that the samples depend on, in this order."""
+    sha = hashlib.sha256()
     for part in parts:
-        held.update(part.encode() if isinstance(part, str) else part)
-    return held.hexdigest()
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
+
+
+@dataclass
+class Corpus:
+    """A text that was read and split: its name, digest, splits, class names and facts for the record."""
+
+    dataset: str
+    digest: str
+    train: Split
+    validation: Split
+    classes: list[str] = field(default_factory=list)
+    notes: dict[str, Scalar] = field(default_factory=dict)
 
 
 class WorkloadArgs(Model):
-    """Arguments of every workload that concern its data.
+    """The data arguments that every workload has.
 
-    `data` names a source that the workload has, `synthetic`, or a path. `clean` drops what is empty or there twice; `balance`
-    draws classes equally often; `augmentation` varies the samples of the training. `workers` processes of a DataLoader fetch
-    batches in advance; `pin_memory` puts them where a GPU can read them by itself. `pretrained` is a folder with weights to
-    start from.
+    `data` names a source of the workload, `synthetic`, or a path. `clean` drops empty and duplicate samples. `balance`
+    draws classes equally often. `augmentation` varies training samples. `workers` DataLoader processes prefetch batches.
+    `pin_memory` puts batches into page-locked memory. `pretrained` is a folder with initial weights.
     """
 
     data: str = "default"
@@ -99,11 +111,11 @@ class WorkloadArgs(Model):
     pretrained: str | None = None
 
     def refusals(self) -> dict[str, str]:
-        """Arguments that make no sense here, each with the reason."""
-        return {}
+        """Return the arguments that the workload does not support, each with the reason."""
+        return {"pretrained": "pretrained weights are for models of transformers"}
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
+    def _supported(self) -> Self:
         for name, reason in self.refusals().items():
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
@@ -112,17 +124,17 @@ class WorkloadArgs(Model):
 
     @property
     def sampling(self) -> str:
-        """What changes the samples of the training without changing the data, for the digest; "" where nothing does."""
+        """Settings that change training samples but not the data, as text for the digest; empty at the defaults."""
         changed = {"augmentation": self.augmentation, "balance": self.balance}
         return "".join(f"{k}={v};" for k, v in changed.items() if v != WorkloadArgs.model_fields[k].default)
 
 
 class Workload:
-    """Base of the workloads of one rank. Subclasses set what stands here, and build the model."""
+    """Base of the workloads of one rank. Subclasses set these attributes and build the model."""
 
     Args: ClassVar[type[WorkloadArgs]]
     modules: ClassVar[tuple[str, ...]] = ()
-    """What the node imports before it forks, so that a run starts warm."""
+    """Modules that the node imports before it forks, so that runs start warm."""
 
     args: Any
     dataset: str
@@ -134,59 +146,63 @@ class Workload:
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = self.Args.model_validate(args)
         self.notes: dict[str, Scalar] = {}
-        """Facts of the data and the model that end in the record."""
+        """Facts about the data and the model, for the record."""
 
     def build(self) -> torch.nn.Module:
-        """Return the model with random weights, on the current default device (which may be `meta`)."""
+        """Return the model with random weights on the current default device, which may be `meta`."""
         raise NotImplementedError
 
     def initialize(self, model: torch.nn.Module) -> None:
-        """Give weights and right buffers to a model of `build` on `meta` that was given memory since (`to_empty`)."""
-        for module in reversed(list(model.modules())):  # a module after those inside it, which it may set otherwise
+        """Initialise weights and buffers of a model that was built on `meta` and then given memory (`to_empty`)."""
+        for module in reversed(list(model.modules())):  # children first: a module may override what they set
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
 
+    def use(self, corpus: Corpus) -> None:
+        """Train and validate on a text that was read."""
+        self.train, self.validation, self.notes = corpus.train, corpus.validation, corpus.notes
+        self.dataset, self.dataset_digest = corpus.dataset, corpus.digest
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy in nats over what is asked in a batch, a scalar on the device; never waits for the device."""
+        """Return the mean cross-entropy of a batch in nats, a scalar on the device; never waits for the device."""
         import torch
 
         logits, labels = self.logits(model, batch), self.labels(batch)
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """What the model says of a batch, of shape (..., classes)."""
+        """Return the scores of the model for a batch, of shape (..., classes)."""
         raise NotImplementedError
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """What it should have said: classes of shape (...), -100 where nothing is asked."""
+        """Return the correct classes, of shape (...), with -100 where nothing is to be predicted."""
         raise NotImplementedError
 
     def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """Return the repeated layers in order, what sharding, recomputation and freezing work on; [] where there are none."""
+        """Return the repeated layers in order, the units of sharding, recomputation and freezing; [] if there are none."""
         return []
 
     def flops_per_sample(self) -> float:
-        """Model FLOP of training on one sample, forward and backward; counted unless a workload has a formula."""
+        """Return the model FLOP of training on one sample, forward and backward; counted unless overridden by a formula."""
         return counted_flops(self)
 
     def score(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return sums over a batch, on the device: of the loss in nats, of correct answers, of the answers asked for."""
+        """Return sums over a batch, on the device: loss in nats, correct predictions, all predictions."""
         import torch
 
         logits, labels = self.logits(model, batch), self.labels(batch)
         logits, labels = logits.flatten(0, -2).float(), labels.flatten()
-        asked = labels != -100
+        counted = labels != -100
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
-        correct = ((logits.argmax(-1) == labels) & asked).sum()
-        return loss, correct, asked.sum()
+        return loss, ((logits.argmax(-1) == labels) & counted).sum(), counted.sum()
 
 
 def counted_flops(workload: Workload) -> float:
-    """Count the FLOP of one sample with torch's FlopCounterMode on the meta device, which neither computes nor takes memory.
+    """Count the FLOP of one sample with torch's FlopCounterMode on the meta device, which computes nothing.
 
-    Matrix products, convolutions and attention (by its plain kernel: fused ones are not counted everywhere) of the forward
-    pass; the backward pass has twice as many.
+    It counts matrix products, convolutions and attention of the forward pass. Attention uses the plain kernel, as fused
+    kernels are not counted everywhere. The backward pass takes twice as many.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -194,15 +210,14 @@ def counted_flops(workload: Workload) -> float:
 
     batch = tuple(tensor.to("meta") for tensor in workload.train.__getitems__([0]))
     with torch.device("meta"):
-        model = workload.build().eval()  # one sample is no batch to normalise by
+        model = workload.build().eval()  # batch normalisation needs more than one sample in training mode
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         workload.loss(model, batch)
-    total: int = counter.get_total_flops()
-    return 3.0 * total
+    return 3.0 * float(counter.get_total_flops())
 
 
 class SampleOrder:
-    """Batches to fetch, for ever: indices drawn at random, and a seed; those of each data-parallel rank are its own."""
+    """An endless order of batches: random indices and a seed for each. Every data-parallel rank has its own order."""
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
         import torch
@@ -214,69 +229,59 @@ class SampleOrder:
         import torch
 
         while True:
-            drawn = self.split.draw(self.batch_size, self.generator)
-            yield drawn.tolist(), int(torch.randint(0, 2**31, (), generator=self.generator))
+            indices = self.split.draw(self.batch_size, self.generator)
+            yield indices.tolist(), int(torch.randint(0, 2**31, (), generator=self.generator))
 
 
-class _Fetched:
-    """A split as a DataLoader wants it."""
+@dataclass
+class _Dataset:
+    """A split with the interface that a DataLoader expects."""
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    split: Split
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, drawn: tuple[list[int], int]) -> Batch:
-        return self.split.fetch(*drawn)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _in_a_worker(number: int) -> None:
-    die_with_parent()  # a rank ends without destructors, and would leave its workers behind
+    def __getitems__(self, batch: tuple[list[int], int]) -> Batch:
+        return self.split.fetch(*batch)
 
 
 def training_batches(workload: Workload, batch_size: int, seed: int, *, on_gpu: bool) -> Iterator[Batch]:
-    """Yield batches of the training split for ever, on the host; fetched by worker processes where the arguments say so."""
+    """Yield training batches endlessly, on the host. With `workers` DataLoader processes fetch them."""
     from torch.utils.data import DataLoader
 
     args, sampler = workload.args, SampleOrder(workload.train, batch_size, seed)
     pin = args.pin_memory and on_gpu
     if not args.workers:
-        for drawn in sampler:
-            batch = workload.train.fetch(*drawn)
+        for indices, batch_seed in sampler:
+            batch = workload.train.fetch(indices, batch_seed)
             yield tuple(tensor.pin_memory() for tensor in batch) if pin else batch
-    dataset: Any = _Fetched(workload.train)
-    loader: Any = DataLoader(
-        dataset,
+    yield from DataLoader(
+        _Dataset(workload.train),
         batch_sampler=sampler,
         num_workers=args.workers,
-        collate_fn=_as_it_is,
+        collate_fn=lambda batch: batch,
         pin_memory=pin,
-        worker_init_fn=_in_a_worker,
+        worker_init_fn=lambda number: die_with_parent(),  # ranks end without destructors, which would end their workers
         multiprocessing_context="fork",
     )
-    yield from loader
 
 
 def first_samples(split: Split, count: int) -> Batch:
-    """Return a batch of the first samples, over again where there are fewer: one whose shape alone matters."""
-    return split.__getitems__([place % len(split) for place in range(count)])
+    """Return a batch of the first samples, repeated where there are fewer. Only its shape is meant to be used."""
+    return split.__getitems__([index % len(split) for index in range(count)])
 
 
 def looked_at(workload: Workload, samples: int, ranks: int) -> int:
-    """Return how many held-out samples are looked at: those that are there, as far as they divide by the ranks."""
+    """Return how many held-out samples are evaluated: at most `samples`, and a multiple of the number of ranks."""
     most = min(samples, len(workload.validation))
     return most - most % ranks
 
 
 def validation_batches(workload: Workload, samples: int, batch_size: int, rank: int, ranks: int) -> Iterator[Batch]:
-    """Yield this rank's share of the first `samples` held-out samples, the same number of batches on every rank.
+    """Yield this rank's share of the first `samples` held-out samples.
 
-    What does not divide by the ranks is left out.
+    Every rank gets the same number of batches; a remainder that does not divide by the ranks is left out.
     """
     mine = range(rank, looked_at(workload, samples, ranks), ranks)
     for first in range(0, len(mine), batch_size):

@@ -1,6 +1,6 @@
-"""The user's own command as a workload: any program, unchanged, over the devices and settings of a suite.
+"""A command of the user as a workload: any unchanged program, over the devices and settings of a suite.
 
-`argv` is split as a shell would, then `{name}` in it stands for a field of the run or for an argument of the suite's own:
+`argv` is split as a shell would split it. Then `{name}` is replaced by a field of the run or by a custom argument:
 
     workload: command
     workload_args.argv: torchrun --nproc-per-node={devices} train.py --precision {precision} --layers {layers}
@@ -23,9 +23,9 @@ from bench.schema import RunSpec
 
 
 class CommandArgs(BaseModel):
-    """Arguments of the workload: the three below, and any of the user's own, for `{name}` in `argv`.
+    """Arguments: the three below, and any custom ones for `{name}` in `argv`.
 
-    `folder` is where the command runs, if not where `bench` was typed.
+    `folder` is the working directory of the command, by default that of `bench`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -45,18 +45,18 @@ class CommandArgs(BaseModel):
     @classmethod
     def _is_a_pattern(cls, value: str | None) -> str | None:
         try:
-            known = set(re.compile(value or "").groupindex)
+            groups = set(re.compile(value or "").groupindex)
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from error
-        if known - {"samples", "tokens", "loss"}:
-            raise ValueError(f"groups are samples, tokens and loss, not {', '.join(sorted(known))}")
+        if groups - {"samples", "tokens", "loss"}:
+            raise ValueError(f"groups are samples, tokens and loss, not {', '.join(sorted(groups))}")
         return value
 
     @model_validator(mode="after")
     def _own_names(self) -> Self:
         taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
         if taken:
-            raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another one")
+            raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another name")
         return self
 
 
@@ -68,26 +68,21 @@ class Command:
 
     @staticmethod
     def check(spec: RunSpec) -> None:
-        """Raise ValueError where the command cannot be put together, or is not told an argument of the suite's own."""
+        """Raise ValueError where the command cannot be filled in, or does not use a custom argument."""
         fill(spec)
-        unused = (
-            set(spec.workload_args) - {*CommandArgs.model_fields} - names_in_braces(str(spec.workload_args["argv"]))
-        )
-        if unused:
-            name = sorted(unused)[0]
-            raise ValueError(f"argv does not use {name!r}: all its values would run the same command; write {{{name}}}")
+        used = names_in_braces(str(spec.workload_args["argv"])) | set(CommandArgs.model_fields)
+        for name in sorted(set(spec.workload_args) - used):
+            raise ValueError(f"argv does not use {name!r}, so all its values run the same command; write {{{name}}}")
 
 
 def fill(spec: RunSpec) -> list[str]:
-    """Return the argument vector of a run. Raises ValueError for a `{name}` that is not there."""
+    """Return the argument vector of a run. Raises ValueError for an unknown `{name}`."""
     values = {**parameters(spec), **{name.partition(".")[2]: v for name, v in parameters(spec).items() if "." in name}}
-    own = {"argv", "step_pattern", "folder"}
+    values = {name: value for name, value in values.items() if name not in CommandArgs.model_fields}
     try:
-        words = shlex.split(str(spec.workload_args["argv"]))
-        return [word.format_map({k: v for k, v in values.items() if k not in own}) for word in words]
+        return [word.format_map(values) for word in shlex.split(str(spec.workload_args["argv"]))]
     except KeyError as error:
-        raise ValueError(
-            f"argv: {{{error.args[0]}}} is not known; {did_you_mean(str(error.args[0]), set(values) - own)}"
-        ) from error
+        name = str(error.args[0])
+        raise ValueError(f"argv: {{{name}}} is not known; {did_you_mean(name, values)}") from error
     except (IndexError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"argv: {error}; write {{{{ and }}}} for braces that are meant") from error
+        raise ValueError(f"argv: {error}; write {{{{ and }}}} for literal braces") from error

@@ -1,8 +1,8 @@
-"""A decoder language model, GPT-2 or Llama, from a `transformers` configuration, trained on real text byte by byte.
+"""A decoder language model, GPT-2 or Llama of `transformers`, trained on the bytes of real text.
 
-Nothing is downloaded: weights start at random, or come from a local checkpoint (whose tokenizer is not used: tokens are
-bytes), and the text is what the Python standard library ships or the user's. torch and transformers are imported when
-a model is built, not when the arguments are checked.
+Nothing is downloaded. Weights are random or come from a local folder, whose tokenizer is not used as tokens are bytes.
+The text is that of the Python standard library or of the user. torch and transformers are imported when a model is
+built, not when arguments are checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _llama(layers: int, hidden: int, heads: tuple[int, int], inner: int, vocabul
 
 
 PRESETS: dict[str, Preset] = {
-    # layers, hidden size, heads, vocabulary. Bytes need 256; published shapes keep their own vocabulary and head.
+    # Layers, hidden size, heads, vocabulary. Bytes need 256; published shapes keep their own vocabulary and head.
     "tiny": _gpt2(4, 128, 4, 256),
     "small": _gpt2(4, 256, 4, 256),
     "base": _gpt2(6, 384, 6, 256),
@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
     "gpt2-350m": _gpt2(24, 1024, 16, 50257),
     "gpt2-774m": _gpt2(36, 1280, 20, 50257),
     "gpt2-1.5b": _gpt2(48, 1600, 25, 50257),
-    # layers, hidden size, heads and those of keys and values, inner size, vocabulary: Llama 3.2 1B and 3B, Llama 3.1 8B.
+    # Layers, hidden size, heads and key-value heads, inner size, vocabulary: Llama 3.2 1B and 3B, Llama 3.1 8B.
     "llama-tiny": _llama(4, 128, (4, 2), 352, 256, tied=False),
     "llama-1b": _llama(16, 2048, (32, 8), 8192, 128256, tied=True),
     "llama-3b": _llama(28, 3072, (24, 8), 8192, 128256, tied=True),
@@ -54,10 +54,10 @@ _POSITIONS = {"gpt2": "n_positions", "llama": "max_position_embeddings"}
 
 
 class DecoderLMArgs(TransformerArgs, TextArgs):
-    """What may be chosen: a preset, or `layers` and `hidden`; the length of a sequence; the text; shared parameters.
+    """Arguments: a preset, or `layers` and `hidden`; the sequence length; the text; shared parameters.
 
-    `tie_embeddings` uses one matrix for the token embedding and the output (Press and Wolf 2017). `shared_layers` layers in a
-    row are one and the same (Lan et al. 2020, ALBERT): their parameters are there once, their FLOP are not.
+    `tie_embeddings` uses one matrix for the token embedding and the output (Press and Wolf 2017). Each group of
+    `shared_layers` layers shares one set of parameters (Lan et al. 2020, ALBERT), which saves memory but no FLOP.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -71,41 +71,35 @@ class DecoderLMArgs(TransformerArgs, TextArgs):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        fields, own = self.configuration(), self.names[self.architecture]
-        if any(own[name] not in fields for name in ("layers", "hidden")):
-            raise ValueError(f"give a preset ({', '.join(PRESETS)}), or layers and hidden")
-        hidden, heads, layers = (int(fields[own[name]]) for name in ("hidden", "heads", "layers"))
-        if hidden % heads:
-            raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}")
-        if heads % int(fields.get("num_key_value_heads") or heads):
+        fields, own = self.complete(), self.names[self.architecture]
+        layers, heads = fields[own["layers"]], int(fields.get(own["heads"], 0))
+        if heads % int(fields.get("num_key_value_heads") or heads or 1):
             raise ValueError(f"heads {heads} is not a multiple of num_key_value_heads {fields['num_key_value_heads']}")
         if layers % (self.shared_layers or 1):
             raise ValueError(f"layers {layers} is not a multiple of shared_layers {self.shared_layers}")
         if int(fields["vocab_size"]) < 256:
-            raise ValueError("vocab_size must be 256 at least: tokens are bytes")
+            raise ValueError(f"vocab_size must be at least 256, as tokens are bytes, not {fields['vocab_size']}")
         positions = fields.get(_POSITIONS[self.architecture])
         if positions is not None and positions < self.sequence_length:
-            raise ValueError(
-                f"sequence_length {self.sequence_length} is more than the {positions} positions of the model"
-            )
+            raise ValueError(f"sequence_length {self.sequence_length} exceeds the {positions} positions of the model")
         return self
 
     def configuration(self) -> dict[str, Any]:
-        """Fields of the configuration; tokens are bytes where nothing else was said."""
+        """Return the fields of the configuration; by default tokens are bytes."""
         return {"vocab_size": 256} | super().configuration()
 
-    def scaled(self, given: dict[str, Scalar]) -> dict[str, Any]:
-        """Llama's inner size is 8/3 of the hidden one, rounded up to 64; keys and values have all heads."""
-        fields = super().scaled(given)
-        if self.architecture == "llama" and "hidden" in given:
-            fields["intermediate_size"] = -(-8 * int(given["hidden"]) // 192) * 64
-        if self.architecture == "llama" and given.keys() & {"hidden", "heads"}:
+    def scaled(self, shape: dict[str, Scalar]) -> dict[str, Any]:
+        """Return the fields that follow. Llama's inner size is 8/3 of the hidden size, rounded up to a multiple of 64."""
+        fields = super().scaled(shape)
+        if self.architecture == "llama" and "hidden" in shape:
+            fields["intermediate_size"] = -(-8 * int(shape["hidden"]) // 192) * 64
+        if self.architecture == "llama" and shape.keys() & {"hidden", "heads"}:
             fields["num_key_value_heads"] = fields[TRANSFORMER_NAMES["heads"]]
         return fields
 
 
 class DecoderLM(TransformerWorkload):
-    """The workload of one rank. A sample is one sequence of `sequence_length` tokens, each with a next one to predict."""
+    """The workload of one rank. A sample is a sequence of `sequence_length` tokens, each with a next token to predict."""
 
     Args = DecoderLMArgs
     args: DecoderLMArgs
@@ -118,28 +112,27 @@ class DecoderLM(TransformerWorkload):
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__(args)
         self.tokens_per_sample = self.args.sequence_length
-        read = unlabelled(self.args, self.args.sequence_length + 1, int(self.args.configuration()["vocab_size"]))
-        self.dataset, self.dataset_digest, self.notes = read.dataset, read.digest, read.notes
-        self.train, self.validation = read.train, read.validation
+        vocabulary = int(self.args.configuration()["vocab_size"])
+        self.use(unlabelled(self.args, self.args.sequence_length + 1, vocabulary))
 
     def more(self) -> dict[str, Any]:
-        """No cache of keys and values, no mask, no special tokens; no dropout unless it was asked for."""
-        # With a token for padding GPT-2 would look for it in each forward pass, and wait for the device.
+        """Return fields for: no cache of keys and values, no mask, no special tokens, and no dropout by default."""
+        # With a padding token GPT-2 would look for it in each forward pass, which waits for the device.
         fields: dict[str, Any] = {"use_cache": False, "attn_implementation": CAUSAL, "pad_token_id": None}
         if self.args.tie_embeddings is not None:
             fields["tie_word_embeddings"] = self.args.tie_embeddings
         if self.args.pretrained:
             return fields
-        held = self.args.configuration()
+        chosen = self.args.configuration()
         fields |= {"bos_token_id": 0, "eos_token_id": 0}
-        if _POSITIONS[self.args.architecture] not in held:
+        if _POSITIONS[self.args.architecture] not in chosen:
             fields[_POSITIONS[self.args.architecture]] = self.args.sequence_length
         if self.args.architecture == "llama":
             return fields | {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
-        return fields | {name: 0.0 for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop") if name not in held}
+        return fields | {name: 0.0 for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop") if name not in chosen}
 
     def finish(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Put the first layer of each group in the place of the others."""
+        """Return the model with the first layer of each group in place of the others."""
         layers, share = self._layers(model), self.args.shared_layers or 1
         for i in range(len(layers)):
             layers[i] = layers[i - i % share]
@@ -149,15 +142,15 @@ class DecoderLM(TransformerWorkload):
         return model.transformer.h if self.args.architecture == "gpt2" else model.model.layers
 
     def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """Return the transformer layers; one that stands in several places is there once."""
+        """Return the transformer layers; a shared layer occurs once."""
         return list(dict.fromkeys(self._layers(model)))
 
     def flops_per_sample(self) -> float:
-        """Model FLOP of one sequence, forward and backward: T (6 N + 12 L a T), with a = heads × size of a head.
+        """Return the model FLOP of one sequence, forward and backward: T (6 N + 12 L a T), with a = heads × head size.
 
-        PaLM, appendix B (Chowdhery et al. 2022): 6 for each parameter that is multiplied with, and 12 L a T a token for
-        attention, not halved for the causal mask. Embeddings are looked up and left out; the output projection counts, tied
-        or not, and a layer that is shared counts in each of its places.
+        PaLM, appendix B (Chowdhery et al. 2022): 6 per parameter of a product, and 12 L a T per token for attention, not
+        halved for the causal mask. Embeddings are looked up, so they do not count. The output projection counts, tied or
+        not, and a shared layer counts each time it is used.
         """
         import torch
 
@@ -170,10 +163,9 @@ class DecoderLM(TransformerWorkload):
         return float(tokens * (6 * multiplied + 12 * len(layers) * config.num_attention_heads * head * tokens))
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of each next token, of shape (samples, sequence_length, vocabulary)."""
-        logits: torch.Tensor = model(input_ids=batch[0][:, :-1].long()).logits
-        return logits
+        """Return the scores of each next token, of shape (samples, sequence_length, vocabulary)."""
+        return model(input_ids=batch[0][:, :-1].long()).logits
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The next tokens."""
+        """Return the next tokens, of shape (samples, sequence_length)."""
         return batch[0][:, 1:].long()

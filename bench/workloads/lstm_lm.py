@@ -1,4 +1,4 @@
-"""An LSTM language model (Zaremba et al. 2014), byte by byte: the reference of the time before attention."""
+"""An LSTM language model (Zaremba et al. 2014) on bytes: the reference from before attention."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from bench.workloads.base import Batch
 
 PRESETS = {"tiny": (2, 128, 0.0), "medium": (2, 650, 0.5), "large": (2, 1500, 0.65)}
-"""Layers, hidden size, dropout: `medium` and `large` are those of the paper."""
+"""Layers, hidden size, dropout. `medium` and `large` are the models of the paper."""
 
 
 class LstmLMArgs(TextArgs):
-    """What may be chosen: a preset, or its layers, hidden size and dropout; the length of a sequence; the text."""
+    """Arguments: a preset, or layers, hidden size and dropout instead of its own; the sequence length; the text."""
 
     preset: str = "tiny"
     layers: Count | None = None
@@ -36,10 +36,6 @@ class LstmLMArgs(TextArgs):
             raise ValueError(f"unknown preset {value!r}: {did_you_mean(value, PRESETS)}")
         return value
 
-    def refusals(self) -> dict[str, str]:
-        """This model is not of transformers."""
-        return super().refusals() | {"pretrained": "pretrained weights are for models of transformers"}
-
     @property
     def shape(self) -> tuple[int, int, float]:
         """Layers, hidden size, dropout."""
@@ -48,7 +44,7 @@ class LstmLMArgs(TextArgs):
 
 
 class LstmLM(Workload):
-    """The workload of one rank. A sample is one sequence of `sequence_length` tokens; the state starts at 0 in each."""
+    """The workload of one rank. A sample is one sequence of `sequence_length` tokens. Its initial state is 0."""
 
     Args = LstmLMArgs
     args: LstmLMArgs
@@ -57,9 +53,7 @@ class LstmLM(Workload):
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__(args)
         self.tokens_per_sample = self.args.sequence_length
-        read = unlabelled(self.args, self.args.sequence_length + 1, self.args.vocabulary)
-        self.dataset, self.dataset_digest, self.notes = read.dataset, read.digest, read.notes
-        self.train, self.validation = read.train, read.validation
+        self.use(unlabelled(self.args, self.args.sequence_length + 1, self.args.vocabulary))
 
     def build(self) -> torch.nn.Module:
         """Return the network with random weights."""
@@ -69,18 +63,17 @@ class LstmLM(Workload):
         return RecurrentText(self.args.vocabulary, hidden, layers, dropout)
 
     def flops_per_sample(self) -> float:
-        """Model FLOP of one sequence, forward and backward: 6 T (8 L h² + h V), for four gates of two products each.
+        """Return the model FLOP of one sequence: 6 T (8 L h² + h V), as each of four gates has two products.
 
-        torch does not count the fused LSTM of every device.
+        It is a formula because torch does not count the fused LSTM of every device.
         """
         layers, hidden, _ = self.args.shape
         return 6.0 * self.args.sequence_length * (8 * layers * hidden**2 + hidden * self.args.vocabulary)
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of each next token, of shape (samples, sequence_length, vocabulary)."""
-        scores: torch.Tensor = model(batch[0][:, :-1].long())
-        return scores
+        """Return the scores of each next token, of shape (samples, sequence_length, vocabulary)."""
+        return model(batch[0][:, :-1].long())
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The next tokens."""
+        """Return the next tokens, of shape (samples, sequence_length)."""
         return batch[0][:, 1:].long()

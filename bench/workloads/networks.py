@@ -1,4 +1,4 @@
-"""Networks that `transformers` does not have, as torch modules. Imported when a model is built only: it imports torch."""
+"""Networks that `transformers` does not have, as torch modules. This file imports torch: import it only to build."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ConvolutionalText(nn.Module):  # type: ignore[misc]  # torch's types are not read
-    """Kim 2014: convolutions of several widths side by side over embeddings, the greatest value of each, a linear layer."""
+    """Kim 2014: parallel convolutions of several widths over embeddings, the maximum of each, a linear layer."""
 
     def __init__(self, dimension: int, filters: int, widths: list[int], dropout: float, classes: int) -> None:
         super().__init__()
@@ -18,18 +18,18 @@ class ConvolutionalText(nn.Module):  # type: ignore[misc]  # torch's types are n
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin with small embeddings, as the paper does with words that it knows nothing of."""
+        """Start from small random embeddings, as the paper does for words without pretrained vectors."""
         nn.init.uniform_(self.embedding.weight, -0.25, 0.25)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of shape (samples, length) -> scores of shape (samples, classes)."""
+        """Map tokens of shape (samples, length) to scores of shape (samples, classes)."""
         embedded = self.embedding(tokens).transpose(1, 2)
-        found = [torch.relu(convolution(embedded)).amax(-1) for convolution in self.convolutions]
-        return self.output(self.dropout(torch.cat(found, 1)))
+        maxima = [torch.relu(convolution(embedded)).amax(-1) for convolution in self.convolutions]
+        return self.output(self.dropout(torch.cat(maxima, 1)))
 
 
 class RecurrentText(nn.Module):  # type: ignore[misc]
-    """Zaremba et al. 2014: embeddings, layers of LSTM with dropout between them, a linear layer."""
+    """Zaremba et al. 2014: embeddings, LSTM layers with dropout between them, a linear layer."""
 
     def __init__(self, vocabulary: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class RecurrentText(nn.Module):  # type: ignore[misc]
         self.output = nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of shape (samples, length) -> scores of the next ones, of shape (samples, length, vocabulary)."""
+        """Map tokens of shape (samples, length) to scores of the next tokens, (samples, length, vocabulary)."""
         states, _ = self.recurrent(self.dropout(self.embedding(tokens)))
         return self.output(self.dropout(states))
 
 
 class Interactions(nn.Module):  # type: ignore[misc]
-    """DLRM (Naumov et al. 2019): embedding tables and dense features, their dot products in pairs, a perceptron."""
+    """DLRM (Naumov et al. 2019): embedding tables and dense features, their pairwise dot products, a perceptron."""
 
     def __init__(self, tables: int, rows: int, dense: int, dimension: int, hidden: int, *, sparse: bool) -> None:
         super().__init__()
@@ -60,16 +60,15 @@ class Interactions(nn.Module):  # type: ignore[misc]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin with small embeddings, and number the pairs: on the device, so that no step copies them there."""
+        """Start from small embeddings. The indices of the pairs stay on the device, so no step copies them there."""
         for table in self.tables:
             nn.init.uniform_(table.weight, -(table.num_embeddings**-0.5), table.num_embeddings**-0.5)
         self.pairs.copy_(torch.triu_indices(len(self.tables) + 1, len(self.tables) + 1, 1, device="cpu"))
 
     def forward(self, dense: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Dense features (samples, dense) and rows (samples, tables) -> scores of no click and click (samples, 2)."""
+        """Map dense features (samples, dense) and rows (samples, tables) to scores of no click and click (samples, 2)."""
         below = self.bottom(dense)
-        vectors = torch.stack(
-            [below, *(table(column) for table, column in zip(self.tables, ids.unbind(1), strict=True))], 1
-        )
+        rows = [table(column) for table, column in zip(self.tables, ids.unbind(1), strict=True)]
+        vectors = torch.stack([below, *rows], 1)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         return self.top(torch.cat([below, products[:, self.pairs[0], self.pairs[1]]], 1))

@@ -1,7 +1,7 @@
-"""A recommender (DLRM, Naumov et al. 2019): embedding tables and a perceptron that predict clicks.
+"""A recommender (DLRM, Naumov et al. 2019): embedding tables and perceptrons that predict clicks.
 
-No installed package ships ratings under a clear licence, so the data are synthetic, and are called so: rows of the tables
-come with the frequencies of Zipf's law, and a click follows from a planted structure of low rank, which can be learned.
+The data are synthetic, as no installed package ships ratings under a clear licence. Rows of the tables follow Zipf's
+law. Clicks follow a planted structure of low rank, so there is something to learn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TRAINING, VALIDATION = 1 << 16, 1 << 12
 
 
 class RecommenderArgs(WorkloadArgs):
-    """What may be chosen: `tables` of `rows` embeddings of size `dimension`, dense features, width of the perceptrons.
+    """Arguments: `tables` of `rows` embeddings of size `dimension`, dense features, width of the perceptrons.
 
-    `sparse` gives gradients of the tables for the rows of a batch only, which few optimizers take: sgd without momentum.
+    With `sparse` the tables have gradients for the rows of a batch only, which of the optimizers only sgd supports.
     """
 
     tables: Annotated[int, Field(ge=1, le=256)] = 8
@@ -40,19 +40,16 @@ class RecommenderArgs(WorkloadArgs):
     @classmethod
     def _only_synthetic(cls, value: str) -> str:
         if value not in ("default", SYNTHETIC):
-            raise ValueError(f"no data {value!r}: only synthetic data are there, for want of free ratings")
+            raise ValueError(f"no data {value!r}: the recommender has only synthetic data")
         return value
 
     def refusals(self) -> dict[str, str]:
-        """Clicks cannot be varied, and this model is not of transformers."""
-        return {
-            "augmentation": "there is none for tables of numbers",
-            "pretrained": "pretrained weights are for models of transformers",
-        }
+        """Return the arguments that it does not support, each with the reason."""
+        return super().refusals() | {"augmentation": "tables of numbers have none"}
 
 
 class Clicks(Split):
-    """Samples: (dense features, rows of the tables, clicks), of shapes (samples, dense), (samples, tables), (samples,)."""
+    """Samples of dense features (samples, dense), rows of the tables (samples, tables) and clicks (samples,)."""
 
     def __init__(self, columns: Batch) -> None:
         self.columns = columns
@@ -61,15 +58,12 @@ class Clicks(Split):
         return len(self.columns[0])
 
     def fetch(self, indices: Sequence[int], seed: int | None) -> Batch:
-        """Return samples."""
-        import torch
-
-        places = torch.tensor(indices)
-        return tuple(column[places] for column in self.columns)
+        """Return samples; nothing about them is random."""
+        return tuple(column[list(indices)] for column in self.columns)
 
 
 def planted(args: RecommenderArgs, count: int) -> Batch:
-    """Make samples whose log-odds of a click are dot products of hidden vectors of the rows, and a linear part."""
+    """Make samples whose log-odds of a click are dot products of hidden row vectors plus a linear part."""
     import torch
 
     from bench.workloads.text import zipf
@@ -88,7 +82,7 @@ def planted(args: RecommenderArgs, count: int) -> Batch:
 
 
 class Recommender(Workload):
-    """The workload of one rank. A sample is one row of features with its click."""
+    """The workload of one rank. A sample is one row of features and its click."""
 
     Args = RecommenderArgs
     args: RecommenderArgs
@@ -96,14 +90,11 @@ class Recommender(Workload):
 
     @staticmethod
     def check(spec: RunSpec) -> None:
-        """Raise ValueError where the optimizer cannot take sparse gradients."""
+        """Raise ValueError where the optimizer does not support sparse gradients."""
         options = spec.optimizer.options
-        takes = options.get("momentum", 0.9) == 0 and options.get("implementation") in ("foreach", "loop")
-        if spec.workload_args.get("sparse") and not (spec.optimizer.name == "sgd" and takes):
-            raise ValueError(
-                "sparse tables need optimizer {name: sgd, momentum: 0, implementation: foreach}: the others take dense "
-                "gradients only"
-            )
+        plain = options.get("momentum", 0.9) == 0 and options.get("implementation") in ("foreach", "loop")
+        if spec.workload_args.get("sparse") and not (spec.optimizer.name == "sgd" and plain):
+            raise ValueError("sparse tables need optimizer {name: sgd, momentum: 0, implementation: foreach}")
 
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__(args)
@@ -122,10 +113,9 @@ class Recommender(Workload):
         return Interactions(args.tables, args.rows, args.dense, args.dimension, args.hidden, sparse=args.sparse)
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of no click and of a click, of shape (samples, 2)."""
-        scores: torch.Tensor = model(batch[0], batch[1].long())
-        return scores
+        """Return the scores of no click and of a click, of shape (samples, 2)."""
+        return model(batch[0], batch[1].long())
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """Clicks, of shape (samples,)."""
+        """Return the clicks, of shape (samples,)."""
         return batch[2].long()

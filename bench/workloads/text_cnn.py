@@ -1,6 +1,6 @@
-"""A convolutional network over text (Kim 2014), trained to classify labelled text byte by byte.
+"""A convolutional network (Kim 2014) that classifies text, on bytes.
 
-Embeddings, convolutions of several widths side by side, the greatest value of each over the text, dropout, a linear layer.
+Its layers: embeddings, parallel convolutions of several widths, the maximum of each over the text, dropout, linear.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class TextCNNArgs(TextArgs):
-    """What may be chosen: the size of the embedding, `filters` of each of the `widths` (bytes), dropout; the text.
+    """Arguments: the embedding size, `filters` of each of the `widths` (bytes), dropout; the text.
 
-    The paper's network has embeddings of 300, 100 filters of each of the widths 3, 4 and 5, and a dropout of 0.5.
+    The defaults are those of the paper: embeddings of 300, 100 filters of each of the widths 3, 4 and 5, dropout 0.5.
     """
 
     dimension: Count = 300
@@ -35,7 +35,7 @@ class TextCNNArgs(TextArgs):
     def _numbers(cls, value: str) -> str:
         parts = [part.strip() for part in value.split(",")]
         if not all(part.isdecimal() and int(part) for part in parts):
-            raise ValueError(f"give widths as whole numbers with commas, as in 3,4,5; not {value!r}")
+            raise ValueError(f"widths must be whole numbers separated by commas, such as 3,4,5, not {value!r}")
         return ",".join(parts)
 
     @property
@@ -43,13 +43,9 @@ class TextCNNArgs(TextArgs):
         """Whether the samples have classes."""
         return True
 
-    def refusals(self) -> dict[str, str]:
-        """This model is not of transformers."""
-        return super().refusals() | {"pretrained": "pretrained weights are for models of transformers"}
-
 
 class TextCNN(Workload):
-    """The workload of one rank. A sample is a piece of `sequence_length` bytes; by default, of one of eight packages."""
+    """The workload of one rank. A sample is a piece of `sequence_length` bytes, by default from one of eight packages."""
 
     Args = TextCNNArgs
     args: TextCNNArgs
@@ -59,12 +55,10 @@ class TextCNN(Workload):
         super().__init__(args)
         self.widths = [int(width) for width in self.args.widths.split(",")]
         if max(self.widths) > self.args.sequence_length:
-            raise ValueError(
-                f"a width of {max(self.widths)} is more than the {self.args.sequence_length} bytes of a piece"
-            )
-        read = labelled(self.args, self.args.sequence_length)
-        self.train, self.validation, self.classes = read.train, read.validation, read.classes
-        self.dataset, self.dataset_digest, self.notes = read.dataset, read.digest, read.notes
+            raise ValueError(f"width {max(self.widths)} exceeds sequence_length {self.args.sequence_length}")
+        corpus = labelled(self.args, self.args.sequence_length)
+        self.use(corpus)
+        self.classes = corpus.classes
         self.tokens_per_sample = self.args.sequence_length
 
     def build(self) -> torch.nn.Module:
@@ -75,10 +69,9 @@ class TextCNN(Workload):
         return ConvolutionalText(args.dimension, args.filters, self.widths, args.dropout, len(self.classes))
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Scores of shape (samples, classes)."""
-        scores: torch.Tensor = model(batch[0].long())
-        return scores
+        """Return scores of shape (samples, classes)."""
+        return model(batch[0].long())
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """Classes of shape (samples,)."""
+        """Return the classes, of shape (samples,)."""
         return batch[1].long()

@@ -1,7 +1,7 @@
-"""Carbon intensity and price of electricity by the hour, from a file of the user's: what a run met while it ran.
+"""Carbon intensity and price of electricity by the hour, from a file of the user, and their means over a run.
 
-Energy is taken as spread evenly over a run's seconds, so a run meets the time-weighted mean of the hours that it touched.
-Nothing is filled in: hours that the file does not cover are an error.
+The energy of a run is assumed to be spread evenly over its seconds, so its rate is the time-weighted mean of its hours.
+Gaps are not filled: hours that the file does not cover are an error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ _HOUR = timedelta(hours=1)
 _KG = {"kg_per_kwh": 1.0, "g_per_kwh": 1e-3}
 _USD = "usd_per_kwh"
 _MOST = 3.0
-"""kg CO2e/kWh: what the dirtiest coal plant emits is about a third of it, so more is another unit."""
+"""kg CO2e/kWh. The dirtiest coal plant emits about a third of this, so a larger value has another unit."""
 _MOST_STARTS = 24 * 31
 _SAME = 1e-3
-"""Starts that differ by less than this share are equal."""
-_WANTED = "wanted columns: time (ISO 8601) or hour (0 to 23, UTC), kg_per_kwh or g_per_kwh, and perhaps usd_per_kwh"
+"""Starts whose emissions differ by less than this share are equal."""
+_COLUMNS = (
+    "it needs the columns time (ISO 8601) or hour (0 to 23, UTC), kg_per_kwh or g_per_kwh; usd_per_kwh is optional"
+)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one kWh takes: kg CO2e and, where the file says it, USD."""
+    """Emissions of one kWh in kg CO2e and, if the file has prices, its price in USD."""
 
     kg_per_kwh: float
     usd_per_kwh: float | None
@@ -40,7 +42,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Starts:
-    """kg CO2e of runs by the hour (UTC) at which they would begin, and `was` as they began; `dated`: no day that repeats."""
+    """Emissions of runs in kg CO2e by the hour (UTC) of their start, and `was` for the real start `began`.
+
+    `dated` is false where the file describes a day that repeats.
+    """
 
     kg: dict[datetime, float]
     was: float
@@ -49,14 +54,14 @@ class Starts:
 
     @property
     def best(self) -> datetime | None:
-        """The hour of the least, the first of equals; None where it does not matter."""
+        """The first hour with the lowest emissions; None if the hour does not matter."""
         best = min(self.kg, key=lambda start: self.kg[start])
         return best if self.kg[best] < (1 - _SAME) * max(*self.kg.values(), self.was) else None
 
 
 @dataclass(frozen=True)
 class Hourly:
-    """Rates by slots of time, each `step` long, counted from `first`, or from midnight UTC in a day that repeats (None)."""
+    """Rates by slot. A slot is `step` long; slots count from `first`, or from midnight UTC of a day that repeats (None)."""
 
     name: str
     first: datetime | None
@@ -65,11 +70,11 @@ class Hourly:
 
     @property
     def priced(self) -> bool:
-        """Whether the file has prices too."""
+        """Whether the file has prices."""
         return next(iter(self.rows.values())).usd_per_kwh is not None
 
     def mean(self, start: datetime, seconds: float) -> Rates:
-        """Return the time-weighted mean over `seconds` from `start`. Raises ValueError for time that is not covered."""
+        """Return the time-weighted mean rates over `seconds` from `start`. Raises ValueError where a slot is missing."""
         parts = list(self._parts(start.astimezone(UTC), timedelta(seconds=seconds)))
         whole = math.fsum(weight for weight, _ in parts)
         kg = math.fsum(weight * rates.kg_per_kwh for weight, rates in parts) / whole
@@ -77,14 +82,14 @@ class Hourly:
         return Rates(kg, usd if self.priced else None)
 
     def _parts(self, now: datetime, length: timedelta) -> Iterator[tuple[float, Rates]]:
-        """Yield the seconds that fall into each slot, with its rates; an instant weighs 1."""
+        """Yield the seconds that fall into each slot and its rates; a length of 0 has the weight 1."""
         end = now + length
         while True:
             origin = self.first or now.replace(hour=0, minute=0, second=0, microsecond=0)
             slot = (now - origin) // self.step
             begin = origin + slot * self.step
             if slot not in self.rows:
-                raise BadValue(f"{self.name} says nothing of {begin:%Y-%m-%d %H:%M} UTC; it has {self._covers()}")
+                raise BadValue(f"{self.name} does not cover {begin:%Y-%m-%d %H:%M} UTC; it has {self._covers()}")
             until = min(begin + self.step, end)
             yield (until - now).total_seconds() if length else 1.0, self.rows[slot]
             now = until
@@ -98,11 +103,11 @@ class Hourly:
         return f"{len(self.rows)} rows from {self.first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
 
     def starts(self, runs: Sequence[tuple[datetime, float, float]]) -> Starts | None:
-        """Return what the runs would have emitted, begun on each hour; None for a file of less than a day, and without runs.
+        """Return what the runs would have emitted for each hour of start; None without runs or a whole day of rates.
 
-        `runs` are (start, seconds, kWh with PUE); all are moved together, so that the first begins on the hour: of the day
-        in which they ran, or, where the file names days, of its span (31 days of it, from that of the runs). Hours at which
-        the file does not cover them to their end cannot be chosen.
+        `runs` are (start, seconds, kWh with PUE). They are shifted together, so that the first starts on the hour. The
+        hours are those of the day of the runs or, for a file with dates, those of the file (at most 31 days, from the day
+        of the runs on). Hours from which the file does not cover all runs are left out.
         """
         if not runs or not self._whole_day:
             return None
@@ -119,11 +124,11 @@ class Hourly:
             if hours > _MOST_STARTS:
                 start = min(max(start, first), start + (hours - _MOST_STARTS) * _HOUR)
             first, hours = start, min(hours, _MOST_STARTS)
-        found = {}
+        emissions = {}
         for hour in range(hours):
             with suppress(ValueError):
-                found[first + hour * _HOUR] = kg(first + hour * _HOUR - begun)
-        return Starts(found, kg(timedelta()), begun, dated=self.first is not None) if found else None
+                emissions[first + hour * _HOUR] = kg(first + hour * _HOUR - begun)
+        return Starts(emissions, kg(timedelta()), begun, dated=self.first is not None) if emissions else None
 
     @property
     def _whole_day(self) -> bool:
@@ -133,9 +138,9 @@ class Hourly:
 def read_hourly(path: Path) -> Hourly:
     """Read a CSV file of rates.
 
-    Columns: `time` (ISO 8601; UTC where it names no zone) or `hour` (0 to 23, UTC), `kg_per_kwh` or `g_per_kwh` (CO2e) and,
-    if there are prices, `usd_per_kwh`. A row holds for an hour, or until the next where rows are closer. Raises BadValue
-    where the file cannot be read, and with the line of the first mistake.
+    Columns: `time` (ISO 8601, UTC by default) or `hour` (0 to 23, UTC), `kg_per_kwh` or `g_per_kwh` (CO2e) and optionally
+    `usd_per_kwh`. A row is valid for an hour, or until the next row if that is closer. Raises BadValue with the line of
+    the first mistake, and where the file cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -147,23 +152,22 @@ def read_hourly(path: Path) -> Hourly:
         raise BadValue(f"{path.name} is not a CSV file: {error}") from error
     except OSError as error:
         raise BadValue(f"{path}: {error.strerror}") from error
-    when, kg = ([name for name in known if name in names] for known in (("time", "hour"), _KG))
+    when, kg = ([name for name in allowed if name in names] for allowed in (("time", "hour"), _KG))
     if len(when) != 1 or len(kg) != 1 or not rows:
-        raise BadValue(f"{path.name} has {'the columns ' + ', '.join(names) if rows else 'no rows'}; {_WANTED}")
+        raise BadValue(f"{path.name} has {'the columns ' + ', '.join(names) if rows else 'no rows'}; {_COLUMNS}")
     slots: dict[datetime | int, Rates] = {}
     for line, row in rows:
         place = f"{path.name}, line {line}"
         parse: Callable[[str], datetime | int] = _time if when[0] == "time" else _hour_of_day
         key = _read(row, when[0], place, parse)
         if key in slots:
-            raise BadValue(f"{place}: {when[0]} {row[when[0]]!r} is there twice")
+            raise BadValue(f"{place}: {when[0]} {row[when[0]]!r} is a duplicate")
         usd = _read(row, _USD, place, _amount) if _USD in names else None
         carbon = _read(row, kg[0], place, _amount) * _KG[kg[0]]
         if carbon > _MOST:
-            hint = " (g given as kg? then call the column g_per_kwh)" if _KG[kg[0]] == 1 else ""
-            raise BadValue(
-                f"{place}: {kg[0]} {row[kg[0]].strip()} is above {_MOST / _KG[kg[0]]:g}, which no grid emits{hint}"
-            )
+            hint = "; values in g belong in the column g_per_kwh" if _KG[kg[0]] == 1 else ""
+            most = f"{_MOST / _KG[kg[0]]:g}, which no grid emits"
+            raise BadValue(f"{place}: {kg[0]} {row[kg[0]].strip()} is above {most}{hint}")
         slots[key] = Rates(carbon, usd)
     return _slotted(path.name, slots)
 
@@ -189,10 +193,10 @@ def _read(row: dict[str, str], name: str, place: str, parse: Callable[[str], _Va
 
 def _time(text: str) -> datetime:
     try:
-        read = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError("a time as 2026-01-31T13:00Z") from error
-    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+        raise ValueError("a time such as 2026-01-31T13:00Z") from error
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _hour_of_day(text: str) -> int:
