@@ -14,6 +14,7 @@ from pandas.api import types
 from analytics.frame import IDENTITY, asked
 from analytics.store import MLFLOW_RUN
 from analytics.words import number, printable
+from bench.errors import UserError
 from bench.record import Status
 from bench.registry import did_you_mean
 
@@ -95,7 +96,7 @@ def numeric(column: pd.Series) -> bool:
     return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
 
 
-class FilterError(ValueError):
+class FilterError(UserError):
     """A condition cannot be understood; the message names the field and says what can be."""
 
 

@@ -66,6 +66,11 @@ def split_energy(readings: Iterable[EnergyReading]) -> tuple[list[EnergyReading]
     return [r for r in readings if r.provenance.measured], [r for r in readings if not r.provenance.measured]
 
 
+def _by_tag(readings: Iterable[EnergyReading]) -> list[tuple[list[EnergyReading], str]]:
+    """Return measured and estimated readings, as far as there are any, with the end of the names of their sums."""
+    return [(some, tag) for some, tag in zip(split_energy(readings), ("", "_estimated"), strict=True) if some]
+
+
 def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -> list[str]:
     """Name the components that a sum of measured readings lacks: cpu, dram, gpu (`gpu(1/8)`: one of eight used GPUs)."""
     measured = [r for r in readings if r.provenance.measured]
@@ -133,10 +138,7 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
     seconds = measured.window_seconds
     steps = sorted(measured.step_seconds)
     out: dict[str, float] = {"window_seconds": seconds, "steps": measured.steps}
-    for name in _AS_MEASURED:
-        value = getattr(measured, name)
-        if value is not None:
-            out[name] = value
+    out |= {name: value for name in _AS_MEASURED if (value := getattr(measured, name)) is not None}
     if steps:
         out["step_seconds_median"] = median(steps)
         out["step_seconds_p95"] = quantiles(steps, n=20, method="inclusive")[-1] if len(steps) > 1 else steps[0]
@@ -166,11 +168,9 @@ def _ranks(measured: Measurement) -> dict[str, float]:
     """
     out: dict[str, float] = {}
     for name in ("communication_share", "exposed_communication_share", "busy_share"):
-        shares = [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]
-        if shares:
+        if shares := [share for rank in measured.ranks if (share := getattr(rank, name)) is not None]:
             out[name] = mean(shares)
-    ideal = measured.notes.get("pipeline_bubble_share_ideal")
-    if ideal is not None:
+    if (ideal := measured.notes.get("pipeline_bubble_share_ideal")) is not None:
         out["pipeline_bubble_share_ideal"] = float(ideal)
         if "busy_share" in out:
             out["pipeline_bubble_share"] = max(0.0, 1 - out["busy_share"])
@@ -178,8 +178,7 @@ def _ranks(measured: Measurement) -> dict[str, float]:
     if len(forward) > 1:
         out["straggler_ratio"] = max(forward) / median(forward) if len(forward) > 2 else max(forward) / min(forward)
         out["straggler_rank"] = _slowest(measured).rank
-    products = [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]
-    if products:
+    if products := [speed for rank in measured.ranks for speed in rank.matmul_flops_per_second]:
         out["matmul_flops_per_second"] = max(products)
     return out
 
@@ -203,10 +202,7 @@ def _energy(record: Observation, measured: Measurement) -> dict[str, float]:
     the spanned part, and energy per work is that power × window / work; otherwise it would be too low.
     """
     out: dict[str, float] = {}
-    hardware, model = split_energy(measured.energy)
-    for readings, tag in ((hardware, ""), (model, "_estimated")):
-        if not readings:
-            continue
+    for readings, tag in _by_tag(measured.energy):
         joules = sum(r.energy_joules for r in readings)
         watts = sum(r.energy_joules / r.seconds for r in readings)
         out[f"energy_joules{tag}"] = joules
@@ -218,10 +214,9 @@ def _energy(record: Observation, measured: Measurement) -> dict[str, float]:
         for component in {r.component for r in readings}:
             part = sum(r.energy_joules for r in readings if r.component == component)
             out[f"energy_joules_{component}{tag}"] = part
-    if hardware:
+    if hardware := split_energy(measured.energy)[0]:
         out["energy_systematic_joules"] = systematic(hardware)
-        above = _above_idle(record, hardware)
-        if above is not None:
+        if (above := _above_idle(record, hardware)) is not None:
             out["energy_above_idle_joules"] = above
     return out
 
@@ -255,18 +250,15 @@ def _phases(measured: Measurement) -> dict[str, float]:
     out: dict[str, float] = {}
     for phase in measured.phases:
         sums = {f"phase_{phase.name}_seconds": phase.seconds}
-        for readings, tag in zip(split_energy(phase.energy), ("", "_estimated"), strict=True):
-            if readings:
-                sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
+        for readings, tag in _by_tag(phase.energy):
+            sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
-    before = [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]
-    if before:
+    if before := [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]:
         out["startup_seconds"] = sum(before)
-    pairs = zip(split_energy(measured.startup), split_energy(measured.energy), ("", "_estimated"), strict=True)
-    for readings, window, tag in pairs:
-        parts, needed = ({(r.component, r.device) for r in some} for some in (readings, window))
-        if parts and parts >= needed:
+    for readings, tag in _by_tag(measured.startup):
+        needed = {(r.component, r.device) for r in measured.energy if r.provenance.measured == (not tag)}
+        if {(r.component, r.device) for r in readings} >= needed:
             out[f"startup_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     return out
 
@@ -277,9 +269,8 @@ def metrics(record: RunRecord) -> dict[str, float]:
     Numbers that were seen replace those that were asked: devices, batch size. Raises ValueError as `window` does.
     """
     out: dict[str, float] = {"duration_seconds": record.duration_seconds}
-    for readings, tag in zip(split_energy(record.energy), ("", "_estimated"), strict=True):
-        if readings:
-            out[f"run_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
+    for readings, tag in _by_tag(record.energy):
+        out[f"run_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     if record.unused:
         out["unused_devices"] = len(record.unused)
         out["unused_energy_joules"] = sum(r.energy_joules for r in record.unused)
@@ -336,10 +327,9 @@ def _inference(measured: Measurement) -> dict[str, float]:
     if served.samples is None or served.seconds is None:
         return out
     out["inference_samples_per_second"] = served.samples / served.seconds
-    for readings, tag in zip(split_energy(served.energy), ("", "_estimated"), strict=True):
-        if readings:
-            watts = sum(r.energy_joules / r.seconds for r in readings)
-            out[f"inference_joules_per_sample{tag}"] = watts * served.seconds / served.samples
+    for readings, tag in _by_tag(served.energy):
+        watts = sum(r.energy_joules / r.seconds for r in readings)
+        out[f"inference_joules_per_sample{tag}"] = watts * served.seconds / served.samples
     return out
 
 
@@ -350,10 +340,8 @@ def _conditions(measured: Measurement) -> dict[str, float]:
         values = [value for gpu in measured.gpus if (value := getattr(gpu, name)) is not None]
         if values:
             out[name] = max(values) if name.endswith("max") else min(values)
-    throttled = [share for gpu in measured.gpus for name, share in gpu.throttled_share.items() if name in SLOWDOWNS]
-    if measured.gpus:
-        out["throttled_share"] = max(throttled, default=0.0)
-    return out
+    throttled = [gpu.throttled_share.get(name, 0.0) for gpu in measured.gpus for name in SLOWDOWNS]
+    return out | ({"throttled_share": max(throttled)} if throttled else {})
 
 
 def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, float]:
