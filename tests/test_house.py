@@ -29,7 +29,7 @@ BUDGETS = {
     "bench": 905,
     "bench/suites": 650,
     "bench/machine": 490,
-    "bench/meters": 1_420,
+    "bench/meters": 1_415,
     "bench/workloads": 1_335,
     "bench/strategies": 1_895,
     "bench/train": 1_010,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench import registry
-from bench.errors import FAILED, UserError
+from bench.errors import FAILED, WRONG_USE, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
 from bench.pipe import Pipe
 from bench.schema import RunSpec
@@ -42,7 +42,7 @@ START_SECONDS = 240.0
 
 
 class LaunchError(UserError):
-    """Runs cannot be started on this machine; the message says why and what to do."""
+    """Runs cannot be started; the message says why and what to do."""
 
     code = FAILED
 
@@ -99,7 +99,8 @@ def make_launcher(runs: Sequence[RunSpec], options: LaunchOptions) -> Launcher:
     """Return the launcher that these runs name. Raises LaunchError if they name several."""
     names = sorted({run.launcher for run in runs}) or ["local"]
     if len(names) > 1:
-        raise LaunchError(f"the runs of one execution need the same launcher, not {', '.join(names)}: split the suite")
+        message = f"the runs of one execution need the same launcher, not {', '.join(names)}: split the suite"
+        raise LaunchError(message, code=WRONG_USE)
     launcher: Launcher = registry.load("launcher", names[0])(options)
     return launcher
 
