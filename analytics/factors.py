@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from analytics.hourly import Hourly, Starts
 from analytics.words import number, printable
 from bench.figures.carbon import basis, intensity
 from bench.figures.cost import recost
-from bench.figures.hourly import Hourly, Starts
 from bench.figures.metrics import missing_components
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
 from bench.suites.load import with_site

@@ -9,9 +9,9 @@ import pandas as pd
 
 from analytics.factors import reprice
 from analytics.frame import declared, frame, latest_execution, tidy
+from analytics.hourly import Hourly
 from analytics.store import load
 from bench.errors import UserError
-from bench.figures.hourly import Hourly
 from bench.figures.metrics import row
 from bench.record import RunRecord
 from bench.registry import did_you_mean

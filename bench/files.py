@@ -1,4 +1,4 @@
-"""Files that several processes share: written under a temporary name, then renamed, so that nobody reads half a file."""
+"""Files shared by several processes: written under a temporary name and then renamed, so that none is read half-written."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from bench.errors import UserError
 
 _TRIES, _TRY_SECONDS = 5, 0.02
-"""How often, and how far apart, a lock is asked for that may be held for an instant by one who only looks (`is_held`)."""
+"""Attempts to take a lock, and the seconds between them: `is_held` of another process holds it for an instant."""
 
 
 class Busy(UserError):
-    """Another process holds what is needed; the message says what."""
+    """Another process holds a lock; the message says which."""
 
 
 @contextmanager
 def held(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file, in which the id of this process stands; the kernel lets go of it however the process ends.
+    """Hold a lock file, which contains the id of this process; the kernel releases it however the process ends.
 
-    Where another process holds it, raises Busy with the message `busy`; without a message, waits until it lets go.
+    Where another process holds it, raises Busy with the message `busy`; without a message, waits for the release.
     """
     import fcntl  # not on Windows, where the dashboard may run
 
@@ -44,7 +44,7 @@ def held(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process holds a lock file; None where that cannot be known. Nothing is made, and nobody's lock is lost."""
+    """Return whether a process holds a lock file; None where that is unknown. Other locks stay as they are."""
     try:
         import fcntl
 
@@ -63,7 +63,7 @@ def is_held(path: Path) -> bool | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a failure leaves what was there, and nothing else."""
+    """Write a file completely or not at all: after a failure the old content is there, and no temporary file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
@@ -74,17 +74,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all. NaN and infinity are refused."""
+    """Write a value as JSON, completely or not at all. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, allow_nan=False, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
-    """Return the value in a JSON file, or None where there is no whole file."""
+    """Return the value in a JSON file; None where the file is absent or torn."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

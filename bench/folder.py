@@ -17,8 +17,8 @@ from bench.record import Measurement, RunRecord
 from bench.schema import Model, RunSpec
 
 T = TypeVar("T")
-Kind = Literal["out_of_memory", "unsupported", "invalid", "failed", "peer"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ErrorKind = Literal["out_of_memory", "unsupported", "invalid", "failed", "peer"]
+ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 """Kinds of failures of a rank, the most telling one first."""
 
 
@@ -40,7 +40,7 @@ class Exit(Model):
 class RankError(Model):
     """The exception that ended a rank. `peer` means that the rank lost its connection: another rank failed first."""
 
-    kind: Kind
+    kind: ErrorKind
     type: str
     message: str
     rank: int = 0
@@ -81,7 +81,7 @@ class ExecutionFacts(Model, extra="ignore"):
     study: str | None = None
 
 
-class Document(Generic[T]):
+class JsonFile(Generic[T]):
     """A JSON file with a fixed name and a model."""
 
     def __init__(self, name: str, model: type[T]) -> None:
@@ -104,7 +104,7 @@ class Document(Generic[T]):
         write_bytes(folder / self.name, self._adapter.dump_json(value, indent=1) + b"\n")
 
 
-class Numbered:
+class NumberedFiles:
     """Files of a folder that differ by a number, such as that of the rank or of the node."""
 
     def __init__(self, pattern: str) -> None:
@@ -119,25 +119,25 @@ class Numbered:
         return sorted(folder.glob(self.pattern))
 
 
-SPEC = Document("spec.json", RunSpec)
-EXIT = Document("exit.json", Exit)
-RESULT = Document("result.json", Measurement)
-RECORD = Document("record.json", RunRecord)
-NEEDS = Document("needs.json", Needs)
-RANK_EXITS = Document("ranks.json", list[RankExit])
-EXECUTION = Document("execution.json", ExecutionFacts)
-IDLE_TIMES = Document("idle.json", IdleTimes)
-FOOTPRINTS = Document("footprints.json", dict[str, int | None])
-"""File of an execution: estimated peak memory of a rank in bytes by config_id; None without an estimate."""
+SPEC = JsonFile("spec.json", RunSpec)
+EXIT = JsonFile("exit.json", Exit)
+RESULT = JsonFile("result.json", Measurement)
+RECORD = JsonFile("record.json", RunRecord)
+NEEDS = JsonFile("needs.json", Needs)
+RANK_EXITS = JsonFile("ranks.json", list[RankExit])
+EXECUTION = JsonFile("execution.json", ExecutionFacts)
+IDLE_TIMES = JsonFile("idle.json", IdleTimes)
+FOOTPRINTS = JsonFile("footprints.json", dict[str, int | None])
+"""Estimated memory of a rank in bytes by configuration; None where it cannot be estimated."""
 
-ERRORS = Numbered("error-*.json")
+ERRORS = NumberedFiles("error-*.json")
 """A RankError for each rank that failed."""
-STEPS = Numbered("steps-*.jsonl")
+STEPS = NumberedFiles("steps-*.jsonl")
 """Steps by rank; those of a user's command have `command` in place of a rank."""
-METERS = Numbered("meters-*.parquet")
-RAW_METERS = Numbered("meters-*.jsonl")
+METERS = NumberedFiles("meters-*.parquet")
+RAW_METERS = NumberedFiles("meters-*.jsonl")
 """Readings of the meters by node, as they are written and as they are kept."""
-STACKS = Numbered("stack-*.txt")
+STACKS = NumberedFiles("stack-*.txt")
 """Where each rank was at its time limit."""
 
 COMMAND_STEPS = "command"
@@ -160,10 +160,10 @@ SEARCH = "search.json"
 
 def write_error(folder: Path, error: RankError) -> None:
     """Write how a rank failed."""
-    Document(ERRORS.path(folder, error.rank).name, RankError).write(folder, error)
+    JsonFile(ERRORS.path(folder, error.rank).name, RankError).write(folder, error)
 
 
 def read_errors(folder: Path) -> list[RankError]:
     """Return how the ranks of a run failed; torn files are left out."""
-    found = (Document(path.name, RankError).find(folder) for path in ERRORS.paths(folder))
+    found = (JsonFile(path.name, RankError).find(folder) for path in ERRORS.paths(folder))
     return [error for error in found if error is not None]

@@ -1,6 +1,6 @@
-"""What happened: readings of energy, the measurement of a window, the record of a run.
+"""What happened in a run: readings of energy, the measurement of a window, the record of the run.
 
-The models are those of `bench.schema`: frozen, without unknown fields, NaN or infinity. What is not known is absent.
+Models follow the rules of `bench.schema`: frozen, no unknown fields, no NaN or infinity, unknown values absent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Status(StrEnum):
 
 
 class Provenance(StrEnum):
-    """Where a figure comes from, best first. A sum has the worst label of its parts."""
+    """Where a figure comes from, best first. A sum has the worst provenance of its parts."""
 
     MEASURED_COUNTER = "measured_counter"
     MEASURED_COUNTER_INTERP = "measured_counter_interp"
@@ -44,12 +44,12 @@ class Provenance(StrEnum):
 
     @property
     def measured(self) -> bool:
-        """Whether the figure was read from hardware, and so may enter `energy_joules`."""
+        """Whether the figure was read from hardware, so that it may enter `energy_joules`."""
         return self in _MEASURED
 
     @staticmethod
     def worst(labels: list[Provenance]) -> Provenance:
-        """Return the label of a sum of parts with these labels; `absent` for no parts."""
+        """Return the provenance of a sum of parts with these provenances; `absent` without parts."""
         order = list(Provenance)
         return max(labels, key=order.index, default=Provenance.ABSENT)
 
@@ -63,11 +63,11 @@ _MEASURED = {
 
 
 class EnergyReading(Model):
-    """Energy of one component of one node over a stated window. Absent readings are not listed.
+    """Energy of one component of a node over a window of `seconds`. Absent readings are not listed.
 
-    `energy_joules` over `seconds`; `coverage` is the share of the window that the source's readings span. Two bounds of the
-    error: `uncertainty_joules` of the edges of the window (quantisation of the counter), `gain_share` of the sensor
-    (assumed, not measured on this device). `scope` is what the sensor spans: `module` is a GPU and its CPU in one.
+    `coverage` is the share of the window that the source's readings span. Two bounds of the error: `uncertainty_joules` of
+    the edges of the window (quantisation of the counter), `gain_share` of the sensor (assumed, not measured on this
+    device). `scope` is what the sensor covers: `module` is a GPU with its CPU.
     """
 
     component: Literal["gpu", "cpu", "dram", "node"]
@@ -90,7 +90,7 @@ class EnergyReading(Model):
 class IdlePower(Model):
     """Power of one component while nothing runs, measured before the runs of an execution.
 
-    `power_watts_context` is that with a CUDA context on the GPU, which raises its clocks; None where there is none.
+    `power_watts_context` is the power with a CUDA context on the GPU, which raises its clocks; None without one.
     """
 
     component: Literal["gpu", "cpu", "dram", "node"]
@@ -102,10 +102,10 @@ class IdlePower(Model):
 
 
 class GpuConditions(Model):
-    """What surrounded a window on one GPU, read once a second; absent where the GPU does not say.
+    """Conditions on one GPU during a window, read once a second; values that the GPU does not report are absent.
 
-    `throttled_share` maps a reason (`hw_slowdown`, `hw_thermal`, `sw_thermal`, `power_brake`, `sw_power_cap`) to the share of
-    the window; `shared` says whether processes of others used the GPU, None where that cannot be told.
+    `throttled_share` maps a reason (`hw_slowdown`, `hw_thermal`, `sw_thermal`, `power_brake`, `sw_power_cap`) to its share of
+    the window. `shared`: other processes used the GPU; None where that is unknown.
     """
 
     device: str
@@ -122,9 +122,9 @@ class GpuConditions(Model):
 
 
 class HostConditions(Model):
-    """What surrounded a window on the host: load, and shares of all processors' time that others took.
+    """Conditions on the host during a window: its load, and the shares of processor time that others took.
 
-    `steal_share` went to other virtual machines, `other_share` to processes that are not of the run.
+    `steal_share` went to other virtual machines, `other_share` to processes outside the run.
     """
 
     load_average: float | None = None
@@ -150,11 +150,10 @@ class Phase(Model):
 class Rank(Model):
     """What one rank did in the window.
 
-    `forward_seconds_median` is the time of a forward pass with its data, in which ranks do not wait for each other, so that
-    a slow one shows. `matmul_flops_per_second` are matrix products in the run's precision on this device, just before
-    and just after the training; `matmul_spread` is the relative spread of one of these probes. The three shares are those
-    of a few profiled steps after the window: time in which a collective was under way, that of it in which the device did
-    nothing else, and time in which the device computed.
+    `forward_seconds_median` is the time to load a batch and pass it forward: ranks do not wait for each other in it, so it
+    shows a slow one. `matmul_flops_per_second` are the speeds of matrix products in the run's precision, just before and
+    just after the training; `matmul_spread` is the relative spread within such a probe. The three shares come from a few
+    profiled steps after the window: time in a collective, the part of it without other work, and time of computation.
     """
 
     rank: int
@@ -172,10 +171,10 @@ class Rank(Model):
 
 
 class Quality(Model):
-    """Quality on held-out samples after so many steps of the optimizer (warm-up included).
+    """Model quality on held-out samples after `step` steps of the optimizer (warm-up included).
 
-    `seconds` and `energy_joules` are those of the training so far, from its first step on: validations included, probes of
-    the machine's speed left out. `read_ns` is the time of the clock of the node at which the validation ended.
+    `seconds` and `energy_joules` are those of the training up to here, from its first step: with validations, without
+    probes of the machine's speed. `read_ns` is the end of the validation by the clock of the node.
     """
 
     step: Annotated[int, Field(ge=0)]
@@ -188,17 +187,17 @@ class Quality(Model):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def reaches(self, target: Target) -> bool:
-        """Whether it is at least as good as the target."""
+        """Return whether the quality is at least that of the target."""
         if target.metric == "validation_loss":
             return self.loss <= target.value
         return self.accuracy is not None and self.accuracy >= target.value
 
 
 class Inference(Model):
-    """The trained model in use: forward passes alone, of the form in which it would be served.
+    """Forward passes of the trained model in the form in which it would be served.
 
-    `model_bytes` is the size of its weights on disk; `loss` and `accuracy` are those of this form, beside those before it was
-    compressed in Measurement. `zeros_share` is the share of its weights that are 0. Without `inference_seconds` nothing is
+    `model_bytes` is the size of its weights on disk, `zeros_share` the share of its weights that are 0. `loss` and
+    `accuracy` are those of this form; those before compression are in Measurement. Without `inference_seconds` nothing is
     timed.
     """
 
@@ -214,15 +213,14 @@ class Inference(Model):
 
 
 class Measurement(Model):
-    """Raw quantities of the measured window; derived numbers are made in `bench.figures.metrics` only.
+    """Raw quantities of the measured window; `bench.figures.metrics` derives all other numbers.
 
-    The window runs from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
-    `samples` and `tokens` are what all ranks consumed in it, `step_seconds` the optimizer steps of rank 0, and
-    `peak_memory_bytes`, by rank, what was allocated on a GPU, or what a CPU process grew by. A command of the user tells
-    what it likes: without steps the window is all of it. `compile_seconds` is what the first half of the warm-up steps took
-    longer than as many of the later ones, where the step was compiled. `memory_estimated_bytes` is what was expected of
-    `peak_memory_bytes` from shapes alone. `startup` is the energy of all that was paid before it. `notes` are
-    facts that a strategy or workload tells of itself.
+    The window extends from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
+    `samples` and `tokens` are those of all ranks, `step_seconds` the optimizer steps of rank 0. `peak_memory_bytes`, by
+    rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
+    shapes. A command of the user may report less; without steps the window is the whole command. `compile_seconds` is the
+    excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
+    energy before the window. `notes` are facts about a strategy or workload.
     """
 
     step_seconds: list[Positive] = []
@@ -255,7 +253,7 @@ class Measurement(Model):
 
 
 class CarbonIntensity(Model):
-    """Carbon per energy of a grid, as a source states it."""
+    """Carbon intensity of a grid, as its source states it."""
 
     kg_per_kwh: NonNegative
     region: str
@@ -265,7 +263,7 @@ class CarbonIntensity(Model):
 
 
 class Carbon(Model):
-    """Emissions of the whole run: energy × PUE × intensity, three factors with a label each."""
+    """Emissions of the whole run: energy × PUE × intensity, each with a label."""
 
     energy_joules: NonNegative
     energy_basis: Literal["measured", "estimated"]
@@ -278,10 +276,10 @@ class Carbon(Model):
 
 
 class Cost(Model):
-    """Money of the whole run, from allocation to its end.
+    """Cost of the whole run, from the allocation of devices to the end.
 
     `rental`: devices × hours × `usd_per_device_hour`. `owned`: devices × hours × `usd_capital_per_device_hour` + energy × PUE
-    × `usd_per_kwh`, as far as they are given. Prices are the user's; `note` is what was said about them.
+    × `usd_per_kwh`, as far as they are given. Prices are the user's; `note` is the user's note on them.
     """
 
     mode: Literal["rental", "owned"]
@@ -300,7 +298,7 @@ class Cost(Model):
 
 
 class Failure(Model):
-    """Why a run did not end well."""
+    """Why a run failed."""
 
     type: str
     message: str
@@ -309,9 +307,9 @@ class Failure(Model):
 
 
 class Environment(Model):
-    """Facts of the machine and the software, from an allow-list; nothing secret, no whole environment.
+    """Facts about the machine and the software, from an allow-list without secrets.
 
-    `folder_commit` is that of the user's checkout, where the command was typed. An execution goes on after a change of it.
+    `folder_commit` is the commit of the folder in which the command was typed; an execution is resumed after it changes.
     """
 
     host: str
@@ -330,14 +328,16 @@ class Environment(Model):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
+        """Hash of the facts that results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
         return self._digest({"used_by", "foreign_memory_bytes"}, set())
 
     @property
     def kind(self) -> str:
-        """Hash of the same but for which machine it is, and which of its GPUs: equal ones may share the work of a search."""
+        """Hash of the same facts without the identity of host and GPUs: equal machines may share the work of a search."""
         memory = self.machine.memory_bytes
-        rough = None if memory is None else round(memory / 2**32)  # equal hosts differ by what the kernel keeps
+        rough = (
+            None if memory is None else round(memory / 2**32)
+        )  # equal hosts differ by the memory that the kernel reserves
         variables = {name: value for name, value in self.variables.items() if name != "CUDA_VISIBLE_DEVICES"}
         machine = self.machine.changed(memory_bytes=rough)
         plain = self.changed(machine=machine, variables=variables)
@@ -352,7 +352,7 @@ class Environment(Model):
 
 
 class Trial(Model):
-    """The trial of a search that a run was made for. A trial is measured in a short `probe`, or in `full`, or in both."""
+    """The trial of a search to which a run belongs. A trial is measured by a short `probe`, in `full`, or by both."""
 
     study: str
     number: Annotated[int, Field(ge=0)]

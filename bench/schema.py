@@ -1,8 +1,8 @@
 """The vocabulary: what is asked (Suite, RunSpec) and where (Machine). What happened is in `bench.record`.
 
-Every model is frozen, forbids unknown fields and refuses NaN and infinity: a wrong result cannot be built. What is not
-known is absent (None or an empty list), never 0. Units are part of a name: base SI units, ratios from 0 to 1. The same
-string is the field here, the MLflow metric, the DataFrame column and the chart key.
+Every model is frozen, forbids unknown fields, and refuses NaN and infinity. An unknown value is absent (None or an empty
+list), never 0. Names contain the unit: base SI units, ratios from 0 to 1. One name is used for the field here, the MLflow
+metric, the DataFrame column and the key of a chart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_seri
 
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-"""A name that is also a folder: lower-case letters, digits, - and _, so that it cannot leave its place."""
+"""A name that is also a folder: lower-case letters, digits, - and _, so that it stays inside its parent folder."""
 METERS = r"^[a-z0-9][a-z0-9_-]{0,63}(:/[^,]+)?$"
 """Names of meters in `bench.registry`; `replay:/path` plays a recorded trace instead of reading hardware."""
 Positive = Annotated[float, Field(gt=0)]
@@ -70,14 +70,14 @@ class Choice(Model):
 MEASURE = "measure"
 """The suite of the commands that `bench measure` runs."""
 COMMAND = "command"
-"""The workload that runs a command of the user: its batch and its length are its own business."""
+"""The workload that runs a command of the user, which decides on its batch and its length."""
 
 
 AXES = (
     *("parallelism", "precision", "optimizer", "schedule", "memory", "compile", "attention"),
     *("finetune", "pruning", "quantization", "distillation"),
 )
-"""Fields of RunSpec that hold a Choice: how it is trained. They are independent; each kind has a registry of names."""
+"""Fields of RunSpec that hold a Choice: how the model is trained. Each axis has a registry of names."""
 
 
 SHARED_COPY = {"tp": 0, "pp": 0, "cp": 0, "fsdp_tp": 2}
@@ -115,10 +115,10 @@ def why_not_shared(spec: RunSpec) -> str | None:
 
 
 class Validation(Model):
-    """How quality is measured on samples held out of the training: at the end, and every so many measured steps.
+    """How model quality is measured on held-out samples: at the end, and every `every_steps` measured steps.
 
-    `samples` is the most that are looked at. With `patience` the training stops after so many validations without a lower
-    loss (early stopping).
+    `samples` is the largest number of samples. With `patience` the training stops after that many validations without a
+    lower loss (early stopping).
     """
 
     samples: Annotated[int, Field(ge=0)] = 64
@@ -130,12 +130,12 @@ class Validation(Model):
         if self.patience is not None and self.every_steps is None:
             raise ValueError("patience counts validations: give every_steps too")
         if not self.samples and self.every_steps is not None:
-            raise ValueError("every_steps needs samples to look at, not 0")
+            raise ValueError("every_steps needs samples above 0")
         return self
 
 
 class Target(Model):
-    """The quality that the training is to reach: a loss not above, or an accuracy not below, `value` on held-out samples."""
+    """The quality to reach on held-out samples: a loss of at most, or an accuracy of at least, `value`."""
 
     metric: Literal["validation_loss", "validation_accuracy"]
     value: float
@@ -147,14 +147,14 @@ _CACHED = ("config_id", "label")
 
 
 class RunSpec(Model):
-    """What to do in one run, and nothing of what happened.
+    """What to do in one run; it holds nothing of what happened.
 
-    Work is counted in samples (for a language model: sequences). `batch_size_per_device` samples go through a device at a
-    time, or through the devices that share one copy of a model; `max` is the largest number that fits into the memory, up
-    to `batch_size_cap`. `memory_limit_bytes` is what a rank may take: on a GPU torch refuses more (without it, all there
-    is), on a CPU it is what `max` fills (without it, 80 % of what is free, by the number of ranks).
-    `gradient_accumulation_steps` of them make one step of the optimizer. A run that `saves` its weights under a name gives
-    them to those that `needs` it, with the same repeat. The workload `command` may leave the batch open, and ends by itself.
+    Work is counted in samples (for a language model: sequences). `batch_size_per_device` samples go through a device, or
+    through the devices that share one copy of a model, at a time; `max` is the largest number that fits into memory, up to
+    `batch_size_cap`. `gradient_accumulation_steps` such batches make one step of the optimizer. `memory_limit_bytes` is the
+    limit of a rank: torch enforces it on a GPU (default: none); on a CPU, `max` fills it (default: 80 % of free memory /
+    ranks). A run that `saves` weights under a name provides them to runs of the same repeat that `needs` the name. The
+    workload `command` ends by itself, and may leave the batch open.
     """
 
     workload: Slug
@@ -206,7 +206,7 @@ class RunSpec(Model):
         if (self.measure_steps is None) == (self.measure_seconds is None):
             raise ValueError("give exactly one of measure_steps and measure_seconds")
         if self.target is not None and self.validation.every_steps is None:
-            raise ValueError("a target needs validation.every_steps: how often to look whether it is reached")
+            raise ValueError("a target needs validation.every_steps: how often to check whether it is reached")
         return self
 
     def changed(self, **fields: Any) -> Self:
@@ -218,22 +218,22 @@ class RunSpec(Model):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: one a device."""
+        """Number of ranks: one per device."""
         return self.num_nodes * self.devices_per_node
 
     @property
     def devices_per_copy(self) -> int:
-        """Devices that share one copy of the model: 1 unless the model itself is cut up (SHARED_COPY)."""
+        """Devices that share one copy of the model; 1 unless the model is split (SHARED_COPY)."""
         return devices_per_copy(self.parallelism, self.world_size)
 
     @property
     def data_parallel_size(self) -> int:
-        """Copies of the model that train on samples of their own."""
+        """Number of copies of the model, each of which trains on its own samples."""
         return max(1, self.world_size // self.devices_per_copy)
 
     @property
     def global_batch_size(self) -> int | None:
-        """Samples per optimizer step over all devices; None for a command that does not say, or where it is to be found."""
+        """Samples per optimizer step over all devices; None where the batch size is open or still to be found."""
         if not isinstance(self.batch_size_per_device, int):
             return None
         return self.data_parallel_size * self.batch_size_per_device * self.gradient_accumulation_steps
@@ -250,7 +250,7 @@ class RunSpec(Model):
 
     @cached_property
     def label(self) -> str:
-        """A readable name of the configuration; not unique by itself."""
+        """A readable name of the configuration; not unique."""
         if self.workload == COMMAND:
             told = {"devices": self.world_size, "precision": self.precision, **self.workload_args}
             argv = str(self.workload_args.get("argv", COMMAND))
@@ -275,7 +275,7 @@ class RunSpec(Model):
 
 
 class Site(Model):
-    """Where the energy comes from and what is paid; nothing here has a default, an unknown is absent.
+    """Where the energy comes from, and prices. Nothing has a default: an unknown value is absent.
 
     `region` is an ISO 3166 country (`FR`, `FRA`) or subdivision (`US-CA`); `pue` the data centre's power usage
     effectiveness; `usd_per_device_hour` a rental price (electricity inside). Owned devices cost `usd_capital_per_device_hour`
@@ -302,9 +302,9 @@ class Site(Model):
 class Suite(Site):
     """A file of experiments, as written. `defaults`, `matrix`, `include` and `exclude` hold fields of RunSpec.
 
-    Two more names are understood in them: `devices` (a count, or `auto`) and `global_batch_size`, and a dotted name sets
-    one entry of a mapping (`workload_args.preset`). A value may differ by machine: `{on: {cpu: 4, cuda: 16}}`. Steps of a
-    `ladder` are added one by one to the defaults: the defaults alone are its foot.
+    They also understand `devices` (a count, or `auto`) and `global_batch_size`, and a dotted name sets one entry of a
+    mapping (`workload_args.preset`). A value may depend on the machine: `{on: {cpu: 4, cuda: 16}}`. The steps of a `ladder`
+    are added one by one to the defaults, which are its first step.
     """
 
     name: Slug
@@ -316,7 +316,7 @@ class Suite(Site):
     ladder: list[dict[str, Any]] = []
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 3.0
-    """How long idle power is measured before the runs, without and with a context on the GPUs; 0 leaves it out."""
+    """How long idle power is measured before the runs, without and with a CUDA context on the GPUs; 0: not at all."""
 
     @property
     def site(self) -> Site:
@@ -325,9 +325,9 @@ class Suite(Site):
 
 
 class Gpu(Model):
-    """One NVIDIA GPU as NVML reports it. `used_by` names the processes of others that hold it.
+    """One NVIDIA GPU as NVML reports it. `used_by` names other processes that use it.
 
-    `foreign_memory_bytes` is what is in use on it, beyond the driver's own, before any run of ours.
+    `foreign_memory_bytes` is the memory in use before the runs, without that of the driver.
     """
 
     index: int
@@ -340,7 +340,7 @@ class Gpu(Model):
 
 
 class Machine(Model):
-    """What a suite is expanded for: the devices that are here, and those that are free."""
+    """The machine that a suite is expanded for, with its devices."""
 
     cpu_model: str
     cpu_count: Count
@@ -350,10 +350,10 @@ class Machine(Model):
 
     @property
     def free_gpus(self) -> list[Gpu]:
-        """GPUs that no other process uses, whole ones: runs on slices (MIG) are not supported."""
+        """GPUs that no other process uses and that are not split into slices (MIG), which are not supported."""
         return [gpu for gpu in self.gpus if not gpu.used_by and not gpu.mig]
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
-        """Kind of the devices that runs use unless the suite says otherwise."""
+        """Type of device that runs use by default."""
         return "cuda" if self.gpus else "cpu"

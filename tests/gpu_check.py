@@ -160,7 +160,7 @@ def validate(session, checks):
     facts = {f"{kind}_difference": figures["instant_difference"] for kind, figures in here["V4"]["figures"].items()}
     for name, rises in here.get("V9", {}).get("figures", {}).items():
         facts[name] = sorted(rises)[len(rises) // 2]
-    return sensors.save(
+    return sensors.save_check(
         session.gpu,
         session.driver,
         lines,

@@ -110,9 +110,9 @@ def looked(name: str, path: Path) -> str:
     ("state", "said"),
     [
         ("absent", "there is no store at"),
-        ("empty", "is empty, no MLflow store yet"),
+        ("empty", "is empty, not an MLflow store"),
         ("text", "is not a readable MLflow store: file is not a database"),
-        ("another tool's", "is a database of something else"),
+        ("another tool's", "is not an MLflow store but"),
         ("locked", "is locked by a program that writes to it"),
         ("torn tables", "is not a readable MLflow store: no such column"),
     ],

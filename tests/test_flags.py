@@ -140,7 +140,7 @@ def test_flags_that_depend_on_more_than_the_record(monkeypatch: pytest.MonkeyPat
     assert flags(record, meter_failed=True) == ["meter_failed"]
     for site in (Site(region="FR"), Site(usd_per_kwh=0.2)):
         assert flags(record, site) == ["pue_unknown"]
-    assert flags(record, Site(usd_per_device_hour=2)) == []  # a rent includes the power of cooling
+    assert flags(record, Site(usd_per_device_hour=2)) == []  # a rent includes cooling power
     monkeypatch.setattr(quality, "fresh", lambda uuid, driver: False)
     assert flags(record) == ["unvalidated_sensor"]
 

@@ -139,10 +139,10 @@ def test_a_sensor_is_validated_when_the_required_checks_are_there():
     kept = results()
     assert check(*command).returncode == 0
     assert results() == kept
-    assert sensors.find(fake_gpu(0)["uuid"], DRIVER) is None  # V4 is missing
+    assert sensors.find_check(fake_gpu(0)["uuid"], DRIVER) is None  # V4 is missing
     done = check("--only", "V4", "--seconds", "12")
     assert done.returncode == 0, done.stdout
-    found = sensors.find(fake_gpu(0)["uuid"], DRIVER)
+    found = sensors.find_check(fake_gpu(0)["uuid"], DRIVER)
     assert found is not None
     assert found.counter_period_seconds == results()["V2"]["figures"]["counter_period_seconds"]
     assert found.counter_continuous is None
@@ -197,18 +197,18 @@ def test_a_validation_is_that_of_its_own_board_and_needs_a_load():
     assert gpu_check.validate(session, checks) is None
     checks["V4"] = entry("V4", idle={"instant_difference": 0.0})
     assert gpu_check.validate(session, checks) is not None
-    found = sensors.find("GPU-1", "580", sensors.datetime.fromisoformat(date))
+    found = sensors.find_check("GPU-1", "580", sensors.datetime.fromisoformat(date))
     assert not found.passed
     checks["V4"] = entry("V4", idle={"instant_difference": 0.0}, gemm={"instant_difference": 0.01})
     checks["V5"] = entry("V5", counter_continuous=True)
     gpu_check.validate(session, checks)
-    assert sensors.find("GPU-1", "580", sensors.datetime.fromisoformat(date)).passed
+    assert sensors.find_check("GPU-1", "580", sensors.datetime.fromisoformat(date)).passed
     checks["V5"] = entry(
         "V5", counter_continuous=False
     )  # it sees a part of the time only: its energy is not to be relied on
     checks["V9"] = entry("V9", average_rise_seconds=[0.9, 1.0, 0.8])
     gpu_check.validate(session, checks)
-    found = sensors.find("GPU-1", "580", sensors.datetime.fromisoformat(date))
+    found = sensors.find_check("GPU-1", "580", sensors.datetime.fromisoformat(date))
     assert not found.passed
     assert found.counter_continuous is False
     assert found.facts == {"idle_difference": 0.0, "gemm_difference": 0.01, "average_rise_seconds": 0.9}

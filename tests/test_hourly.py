@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from analytics.factors import by_the_hour, reprice, words
-from bench.figures.hourly import read_hourly
+from analytics.hourly import read_hourly
 from bench.schema import Site
 from tests import rows
 

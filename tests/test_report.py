@@ -198,7 +198,7 @@ def test_an_artifact_that_cannot_be_had(tmp_path: Path) -> None:
         path.write_text('{"schema_version": 99}')
     done = report("--store", store)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "is no record that this version can read" in done.stderr
+    assert "cannot be read by this version" in done.stderr
     shutil.rmtree(tmp_path / "store" / "mlartifacts")
     done = report("--store", store)
     assert done.exit_code == 2

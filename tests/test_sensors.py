@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import sensors
-from bench.figures.sensors import REQUIRED, Check, find, folder, fresh, save
+from bench.figures.sensors import REQUIRED, Check, checks_folder, find_check, fresh, save_check
 from bench.schema import Gpu
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -16,17 +16,17 @@ PASSED = [Check(check=f"{name} something", found="1", expected="1", ok=True) for
 def test_the_folder_is_given_or_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", "~/here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder() == tmp_path / "here"
+    assert checks_folder() == tmp_path / "here"
     monkeypatch.delenv("WATTBENCH_SENSOR_CHECKS")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert folder() == tmp_path / "data/wattbench/sensor-checks"
+    assert checks_folder() == tmp_path / "data/wattbench/sensor-checks"
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert folder() == tmp_path / ".local/share/wattbench/sensor-checks"
+    assert checks_folder() == tmp_path / ".local/share/wattbench/sensor-checks"
 
 
 def test_what_is_saved_is_found(tmp_path):
-    assert find(GPU.uuid, "580", NOW) is None
-    path = save(
+    assert find_check(GPU.uuid, "580", NOW) is None
+    path = save_check(
         GPU,
         "580",
         PASSED,
@@ -36,9 +36,9 @@ def test_what_is_saved_is_found(tmp_path):
         facts={"rise_seconds": 0.9},
         date=NOW,
     )
-    assert path.parent == folder() == tmp_path / "sensor-checks"
-    assert list(folder().iterdir()) == [path]
-    found = find(GPU.uuid, "580", NOW)
+    assert path.parent == checks_folder() == tmp_path / "sensor-checks"
+    assert list(checks_folder().iterdir()) == [path]
+    found = find_check(GPU.uuid, "580", NOW)
     assert found is not None
     assert (found.uuid, found.name, found.driver, found.commit, found.date) == (GPU.uuid, GPU.name, "580", "abc", NOW)
     assert (found.wattbench, found.results) == (sensors.version(), PASSED)
@@ -47,7 +47,7 @@ def test_what_is_saved_is_found(tmp_path):
 
 
 def test_it_is_fresh_for_30_days_with_the_same_gpu_and_driver():
-    save(GPU, "580", PASSED, date=NOW)
+    save_check(GPU, "580", PASSED, date=NOW)
     assert fresh(GPU.uuid, "580", NOW + timedelta(days=30))
     assert not fresh(GPU.uuid, "580", NOW + timedelta(days=30, seconds=1))
     assert not fresh(GPU.uuid, "580", NOW - timedelta(days=2))  # from the future: some clock was wrong
@@ -60,56 +60,58 @@ def test_it_is_fresh_for_30_days_with_the_same_gpu_and_driver():
 def test_required_checks_must_be_there_and_ok(missing):
     others = [check for check in PASSED if not check.check.startswith(f"{missing} ")]
     for lines in ([], [Check(check=missing, found="", ok=None)], [Check(check=missing, found="", ok=False)]):
-        save(GPU, "580", others + lines, date=NOW)
+        save_check(GPU, "580", others + lines, date=NOW)
         assert not fresh(GPU.uuid, "580", NOW)
     more = [Check(check=f"{missing} shown only", found="2"), Check(check=f"{missing}0 another", found="3", ok=False)]
-    save(GPU, "580", [*PASSED, *more], date=NOW)
+    save_check(GPU, "580", [*PASSED, *more], date=NOW)
     assert fresh(GPU.uuid, "580", NOW)
-    save(GPU, "580", [*PASSED, Check(check=f"{missing} too", found="3", ok=False)], date=NOW)
+    save_check(GPU, "580", [*PASSED, Check(check=f"{missing} too", found="3", ok=False)], date=NOW)
     assert not fresh(GPU.uuid, "580", NOW)
 
 
 def test_the_newest_decides_whatever_version_wrote_it(monkeypatch):
-    save(GPU, "580", PASSED, date=NOW)
+    save_check(GPU, "580", PASSED, date=NOW)
     monkeypatch.setattr(sensors, "version", lambda: "9.0")
-    save(GPU, "580", [], date=NOW + timedelta(days=1))
-    assert len(list(folder().iterdir())) == 2
+    save_check(GPU, "580", [], date=NOW + timedelta(days=1))
+    assert len(list(checks_folder().iterdir())) == 2
     assert not fresh(GPU.uuid, "580", NOW + timedelta(days=1))
-    save(GPU, "580", PASSED, date=NOW + timedelta(days=2))
-    assert len(list(folder().iterdir())) == 2
+    save_check(GPU, "580", PASSED, date=NOW + timedelta(days=2))
+    assert len(list(checks_folder().iterdir())) == 2
     assert fresh(GPU.uuid, "580", NOW + timedelta(days=2))
 
 
 def test_damaged_and_foreign_files_are_ignored():
-    path = save(GPU, "580", PASSED, date=NOW)
+    path = save_check(GPU, "580", PASSED, date=NOW)
     whole = path.read_text()
-    (folder() / "half.json").write_text(whole[:100])
-    (folder() / "list.json").write_text("[1]")
-    (folder() / "other.json").write_text(json.dumps({"uuid": GPU.uuid, "driver": "580"}))
-    (folder() / "latin.json").write_bytes(b"\xff\xfe{}")
-    (folder() / "naive.json").write_text(whole.replace('2026-05-01T00:00:00Z"', '2026-05-01T00:00:00"'))
-    (folder() / "folder.json").mkdir()
+    (checks_folder() / "half.json").write_text(whole[:100])
+    (checks_folder() / "list.json").write_text("[1]")
+    (checks_folder() / "other.json").write_text(json.dumps({"uuid": GPU.uuid, "driver": "580"}))
+    (checks_folder() / "latin.json").write_bytes(b"\xff\xfe{}")
+    (checks_folder() / "naive.json").write_text(whole.replace('2026-05-01T00:00:00Z"', '2026-05-01T00:00:00"'))
+    (checks_folder() / "folder.json").mkdir()
     assert fresh(GPU.uuid, "580", NOW)
     path.write_text(whole.replace('"V2 something"', "2"))
-    (folder() / "naive.json").unlink()
-    assert find(GPU.uuid, "580", NOW) is None
+    (checks_folder() / "naive.json").unlink()
+    assert find_check(GPU.uuid, "580", NOW) is None
 
 
 @pytest.mark.parametrize("uuid", ["../../etc/passwd", "GPU-a/b", ".hidden", "MIG 1\n", "", "é" * 300])
 def test_a_uuid_cannot_leave_the_folder(uuid):
     gpu = GPU.model_copy(update={"uuid": uuid})
-    path = save(gpu, "../5", PASSED, date=NOW)
-    assert path.resolve().parent == folder().resolve()
+    path = save_check(gpu, "../5", PASSED, date=NOW)
+    assert path.resolve().parent == checks_folder().resolve()
     assert fresh(uuid, "../5", NOW)
 
 
 def test_like_names_stay_apart():
-    paths = {save(GPU.model_copy(update={"uuid": uuid}), "580", PASSED, date=NOW) for uuid in ("a/b", "a-b", "a b")}
+    paths = {
+        save_check(GPU.model_copy(update={"uuid": uuid}), "580", PASSED, date=NOW) for uuid in ("a/b", "a-b", "a b")
+    }
     assert len(paths) == 3
 
 
 def test_a_folder_that_is_a_file_holds_nothing(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", str(tmp_path / "file"))
-    assert find(GPU.uuid, "580", NOW) is None
-    assert Path(folder()).is_file()
+    assert find_check(GPU.uuid, "580", NOW) is None
+    assert Path(checks_folder()).is_file()

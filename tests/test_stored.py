@@ -2,12 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -38,7 +33,7 @@ def test_files_and_courses_of_real_runs(recorded_uri: str) -> None:
 
 @pytest.mark.parametrize("run", ["", "../../etc/passwd", RUN.upper(), RUN + "\n", "' or 1=1 --", RUN[:-1]])
 def test_only_names_that_mlflow_gives(run: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no name that MLflow gives"):
+    with pytest.raises(StoreError, match="not the id of a run"):
         stored.files(run, f"sqlite:///{tmp_path}/none.db")
     assert stored.courses([run], f"sqlite:///{tmp_path}/none.db") == {}
 
@@ -64,7 +59,7 @@ def test_nothing_is_read_outside_the_place_of_the_run(tmp_path: Path) -> None:
     uri = made(tmp_path, here.as_uri())
     assert stored.files(RUN, uri) == stored.Stored("1", {"kept.txt": b"kept"}, {})
     (tmp_path / "other").mkdir()
-    with pytest.raises(StoreError, match="not where MLflow keeps files"):
+    with pytest.raises(StoreError, match="not where MLflow stores files"):
         stored.files(RUN, made(tmp_path / "other", tmp_path.as_uri()))
 
 
@@ -85,7 +80,7 @@ def test_a_store_cannot_name_any_place(
     uri = "http://server.invalid" if server else made(tmp_path, named)
     if server:
         monkeypatch.setattr(stored, "_place", lambda *_: ("1", named, "FINISHED"))
-    with pytest.raises(StoreError, match="not where MLflow keeps files"):
+    with pytest.raises(StoreError, match="not where MLflow stores files"):
         stored.files(RUN, uri)
 
 
@@ -140,44 +135,13 @@ def test_what_is_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_runs_without_files_and_runs_that_are_not_there(tmp_path: Path) -> None:
     uri = made(tmp_path, (tmp_path / RUN / "artifacts").as_uri())
     assert stored.files(RUN, uri).files == {}, "imported runs have none"
-    with pytest.raises(StoreError, match="no such run"):
+    with pytest.raises(StoreError, match="does not have this run"):
         stored.files(RUN[::-1], uri)
     (tmp_path / "other").mkdir()
     with pytest.raises(StoreError, match="still being logged"):
         stored.files(RUN, made(tmp_path / "other", "file:///x", "RUNNING"))
     with pytest.raises(StoreError, match="there is no store"):
         stored.files(RUN, f"sqlite:///{tmp_path}/none.db")
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[Any]]]:
-    asked: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            asked.append((urlsplit(self.path).path, query))
-            points = [{"key": "step_seconds", "value": 0.5, "step": 0, "run_id": query["run_ids"][0]}]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"metrics": points}).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as here:
-        Thread(target=here.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{here.server_port}", asked
-        here.shutdown()
-
-
-def test_a_server_is_asked_for_many_runs_at_once(server: tuple[str, list[Any]]) -> None:
-    uri, asked = server
-    runs = [f"{index:032x}" for index in range(150)]
-    assert stored.courses(runs, uri) == {runs[0]: [0.5], runs[100]: [0.5]}
-    assert [len(query["run_ids"]) for _, query in asked] == [100, 50]
-    assert asked[0][0].endswith("/mlflow/metrics/get-history-bulk-interval")
-    assert asked[0][1]["max_results"] == ["100"]
 
 
 def test_courses_that_cannot_be_had_are_absent() -> None:

@@ -14,7 +14,7 @@ from bench.errors import UserError, located
 from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
-    from bench.figures.hourly import Hourly
+    from analytics.hourly import Hourly
 
 
 @click.command()
@@ -104,7 +104,7 @@ def report(
 
 
 def _hourly(path: Path | None, site: dict[str, Any]) -> Hourly | None:
-    from bench.figures.hourly import read_hourly
+    from analytics.hourly import read_hourly
 
     if path is None:
         return None

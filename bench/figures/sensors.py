@@ -60,7 +60,7 @@ class SensorCheck(Model):
         return all(True in oks and False not in oks for oks in verdicts)
 
 
-def folder() -> Path:
+def checks_folder() -> Path:
     """Folder of the sensor checks."""
     if given := os.environ.get("WATTBENCH_SENSOR_CHECKS"):
         return Path(given).expanduser()
@@ -76,7 +76,7 @@ def version() -> str:
         return "source"
 
 
-def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
+def save_check(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
     """Write the sensor check of a GPU, replacing an older one by this driver and version; return its path.
 
     `more` are further fields of SensorCheck; `date` defaults to now. Raises ValueError for an invalid field.
@@ -84,7 +84,7 @@ def save(gpu: Gpu, driver: str, results: Iterable[Check], **more: Any) -> Path:
     key = {"uuid": gpu.uuid, "driver": driver, "wattbench": version()}
     given = {"date": datetime.now(UTC), "facts": {}, **more}
     check = SensorCheck(name=gpu.name, results=list(results), **key, **given)
-    path = folder() / _file_name(*key.values())
+    path = checks_folder() / _file_name(*key.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, check.model_dump(mode="json"))
     return path
@@ -96,16 +96,18 @@ def _file_name(*key: str) -> str:
     return f"{readable}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.json"
 
 
-def find(uuid: str, driver: str | None, now: datetime | None = None) -> SensorCheck | None:
+def find_check(uuid: str, driver: str | None, now: datetime | None = None) -> SensorCheck | None:
     """Return the newest sensor check of a GPU with this driver within 30 days. Damaged files are ignored."""
     now = now or datetime.now(UTC)
-    known = [v for path in folder().glob("*.json") if (v := _read(path)) and (v.uuid, v.driver) == (uuid, driver)]
+    known = [
+        v for path in checks_folder().glob("*.json") if (v := _read(path)) and (v.uuid, v.driver) == (uuid, driver)
+    ]
     return max((v for v in known if -_SKEW <= now - v.date <= FRESH), key=lambda v: v.date, default=None)
 
 
 def fresh(uuid: str, driver: str | None, now: datetime | None = None) -> bool:
     """Whether the newest sensor check of a GPU with this driver is at most 30 days old, and passed."""
-    check = find(uuid, driver, now)
+    check = find_check(uuid, driver, now)
     return check is not None and check.passed
 
 

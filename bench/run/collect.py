@@ -115,7 +115,7 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory:
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
         return status, Failure(type=name, message=f"rank {rank} was ended by {name}{why}", log_tail=tail)
     if errors:
-        first = min(errors, key=lambda error: (files.KINDS.index(error.kind), error.rank))
+        first = min(errors, key=lambda error: (files.ERROR_KINDS.index(error.kind), error.rank))
         status = _STATUS.get(first.kind, Status.FAILED)
         everywhere = spec.workload == COMMAND or first.kind == "unsupported"  # a rank has nothing to do with it
         message = redact(first.message if everywhere else f"rank {first.rank}: {first.message}")
@@ -200,7 +200,7 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
         flags=sorted(flags),
         grade=grade(flags) if run.measurement is not None else None,
     )
-    return save(record, folder)
+    return save_record(record, folder)
 
 
 def observe(
@@ -275,7 +275,7 @@ def _paid(point: Quality, readings: list[EnergyReading]) -> Quality:
     return point.changed(energy_joules=sums[0], energy_joules_estimated=sums[1])
 
 
-def save(record: RunRecord, folder: Path) -> RunRecord:
+def save_record(record: RunRecord, folder: Path) -> RunRecord:
     """Write `record.json` into the folder of a run, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     files.RECORD.write(folder, record)

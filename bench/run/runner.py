@@ -1,6 +1,6 @@
-"""Execute a suite: find or open its execution, launch what is missing, collect, record, index.
+"""Execute a suite: find or create its execution, launch the missing runs, collect, record and index them.
 
-One failed run stops nothing.
+A failed run does not stop the suite.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.errors import Stopped
 from bench.files import held, write_json
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
-from bench.run.collect import Context, collect, oom_kills, save, skipped
+from bench.run.collect import Context, collect, oom_kills, save_record, skipped
 from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
@@ -31,19 +31,19 @@ from bench.store.tracker import Tracker
 from bench.suites.expand import Expansion
 
 RUN_OVERHEAD_SECONDS = 2.0
-"""Fixed cost of a warm run, for estimates before anything was measured: see tests/benchmarks/warm_start.py."""
+"""Fixed cost of a warm run, for estimates before the first measurement (tests/benchmarks/warm_start.py)."""
 START_SECONDS = 12.0
 """Start of an execution: importing torch, transformers and mlflow on two cores."""
 
 
 class Progress:
-    """What a listener may show while a suite runs; this one shows nothing."""
+    """Listener to the events of a suite; this one ignores them."""
 
     def begin(self, execution: Execution, to_do: int, done: int) -> None:
-        """An execution was opened."""
+        """An execution was found or created."""
 
     def note(self, text: str) -> None:
-        """Something that the reader should know."""
+        """There is a note for the user."""
 
     def start(self, spec: RunSpec, remaining_seconds: float | None) -> None:
         """A run begins."""
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass
 class Execution:
-    """One execution of a suite on one machine state: a folder, its records, and what is still missing."""
+    """One execution of a suite in one environment: its folder, its records, and the runs that are missing."""
 
     folder: Path
     plan: Expansion
@@ -66,13 +66,13 @@ class Execution:
 
     @property
     def name(self) -> str:
-        """Its start time and the fingerprint of its environment."""
+        """Start time and fingerprint of the environment."""
         return self.folder.name
 
     def missing(self, *, retry: bool = False) -> list[RunSpec]:
-        """Runs without a record, in order; with `retry` also those that failed.
+        """Return the runs without a record, in order; with `retry` also those that failed.
 
-        A run whose saved weights are gone is done again if one of these needs them.
+        A run whose saved weights are gone is repeated if one of these needs them.
         """
         ended = {key: record for key, record in self.records.items() if not retry or record.status is Status.OK}
         out = []
@@ -86,16 +86,16 @@ class Execution:
         return out[::-1]
 
     def _gone(self, giver: RunSpec) -> bool:
-        """Whether a run ended well, but what it saved is not there any more."""
+        """Return whether a run succeeded, but its saved weights are gone."""
         record = self.records.get(giver.run_id)
         return record is not None and record.status is Status.OK and not self.checkpoint(giver).is_dir()
 
     def checkpoint(self, giver: RunSpec) -> Path:
-        """Where the weights are that a run has saved."""
+        """Return the folder with the weights that a run has saved."""
         return self.folder / giver.run_id / files.CHECKPOINT
 
     def unmet(self, spec: RunSpec) -> str | None:
-        """Why the weights that a run needs are not there; None if they are, or it needs none."""
+        """Return why the weights that a run needs are missing; None if they exist, or it needs none."""
         given = self.plan.givers.of(spec)
         if given is None:
             return None
@@ -109,7 +109,7 @@ class Execution:
 
 
 def plan_digest(plan: Expansion) -> str:
-    """Hash of the runs that a suite means, and of region and prices: an execution continues only for the same."""
+    """Return a hash of the runs of a suite, region and prices; an execution is resumed only for the same hash."""
     meant = [plan.suite.site.model_dump(mode="json"), *sorted(run.run_id for run in plan.runs)]
     return hashlib.sha256(json.dumps(meant).encode()).hexdigest()[:16]
 
@@ -117,7 +117,7 @@ def plan_digest(plan: Expansion) -> str:
 def open_execution(
     runs: Path, plan: Expansion, environment: Environment, *, new: bool = False, retry: bool = False
 ) -> Execution:
-    """Find the newest unfinished execution of the same runs in the same environment, or open another.
+    """Return the newest unfinished execution of the same runs in the same environment, or create one.
 
     With `retry`, one with failed runs is unfinished.
     """
@@ -133,7 +133,7 @@ def open_execution(
 
 
 def earlier(suite_folder: Path, environment: Environment, digest: str) -> Iterator[Path]:
-    """Find the executions of the same runs, by their `plan_digest`, in the same environment, the newest first."""
+    """Yield the folders of executions with this `plan_digest` in the same environment, newest first."""
     for folder in sorted(suite_folder.glob("*"), reverse=True):
         facts = files.EXECUTION.find(folder)
         if facts and (facts.fingerprint, facts.plan_digest) == (environment.fingerprint, digest):
@@ -141,7 +141,7 @@ def earlier(suite_folder: Path, environment: Environment, digest: str) -> Iterat
 
 
 def new_folder(suite_folder: Path, environment: Environment) -> Path:
-    """Make the folder of an execution that begins now, which no other process takes too."""
+    """Create the folder of an execution that starts now; no other process gets the same one."""
     folder = suite_folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{environment.fingerprint}"
     while True:
         try:
@@ -169,7 +169,7 @@ def load_records(folder: Path) -> dict[str, RunRecord]:
     """Return the records of an execution by run id."""
     records = {}
     for path in sorted(folder.glob(f"*/{files.RECORD.name}")):
-        if record := files.RECORD.find(path.parent):  # one that is torn is missing: its run is done again
+        if record := files.RECORD.find(path.parent):  # a torn one counts as missing
             records[record.run_id] = record
     return records
 
@@ -183,9 +183,9 @@ def estimate_seconds(spec: RunSpec) -> float | None:
 
 
 class Forecast:
-    """How long the runs that are left will take: as their configurations took before, else as `estimate_seconds` says.
+    """Estimate of the remaining time: from earlier runs of the same configurations, else by `estimate_seconds`.
 
-    It is kept up to date run by run, each at the same cost, however many runs there are.
+    An update after a run costs the same however many runs there are.
     """
 
     def __init__(self, left: Iterable[RunSpec], records: Iterable[RunRecord] = ()) -> None:
@@ -228,7 +228,7 @@ class Forecast:
 
 
 def surroundings(plan: Expansion, machine: Machine) -> Environment:
-    """Describe where the runs of a plan are done. Raises EnvironmentProblem where torch cannot do them."""
+    """Return the environment of the runs. Raises EnvironmentProblem where torch cannot do them."""
     trained = [run for run in plan.to_do if run.workload != COMMAND]
     if trained:
         check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in trained))
@@ -236,13 +236,13 @@ def surroundings(plan: Expansion, machine: Machine) -> Environment:
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
-    """Hold an execution for this process. Raises Busy where another one runs it."""
+    """Lock an execution for this process. Raises Busy where another process runs it."""
     return held(folder / files.LOCK, f"another process runs this execution: {folder}")
 
 
 @contextmanager
 def terminable(advice: str = "") -> Iterator[None]:
-    """Let SIGTERM end a suite or a search as Ctrl-C does; raise Stopped, with further advice, once all has ended."""
+    """Handle SIGTERM as Ctrl-C: raise Stopped, with further advice, once a suite or a search has ended in good order."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -258,7 +258,7 @@ def terminable(advice: str = "") -> Iterator[None]:
 
 @dataclass
 class Runner:
-    """The parts of an execution that live while it runs."""
+    """The parts of a running execution."""
 
     context: Context
     execution: Execution
@@ -271,7 +271,7 @@ class Runner:
     def make(
         cls, execution: Execution, machine: Machine, environment: Environment, store: str | None, progress: Progress
     ) -> Self:
-        """Put the parts together; nothing is started."""
+        """Assemble the parts; nothing is started."""
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
         uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
@@ -291,7 +291,7 @@ class Runner:
         return cls(context, execution, launcher, Tracker(store, **who), progress, flight)
 
     def start(self) -> None:
-        """Start the node and check that torch can use the GPUs that are asked of it."""
+        """Start the node and check that torch can use the GPUs that the runs need."""
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
         needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
@@ -305,11 +305,11 @@ class Runner:
             )
 
     def one(self, spec: RunSpec) -> RunRecord:
-        """Do one run in a folder of its own, from `spec.json` to `record.json`."""
+        """Do one run in its own folder and return its record."""
         folder = self.execution.folder / spec.run_id
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted or failed try left
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted or failed attempt
         if reason := self.execution.unmet(spec):
-            return save(skipped(self.context, spec, reason), folder)
+            return save_record(skipped(self.context, spec, reason), folder)
         folder.mkdir()
         files.SPEC.write(folder, spec)
         if given := self.execution.plan.givers.of(spec):
@@ -317,47 +317,47 @@ class Runner:
         kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)
-            # The node keeps the time limit; the extra minute is for a node that hangs itself.
+            # The node enforces the time limit; the extra minute is for a node that hangs.
             if not self.launcher.wait(folder, spec.timeout_seconds + 60, self.progress.tick):
                 self.launcher.close()
                 write_missing_exit(folder, started, start_ns)
         except KeyboardInterrupt:
             self.launcher.cancel(folder)
-            shutil.rmtree(folder, ignore_errors=True)  # it will be done again
+            shutil.rmtree(folder, ignore_errors=True)  # it will be repeated
             raise
         after = oom_kills()
         killed = kills is not None and after is not None and after > kills
         return collect(self.context, spec, folder, killed_for_memory=killed)
 
     def index(self) -> None:
-        """Open the index, and log what an earlier call could not log any more."""
+        """Open the index, and log the records that it lacks."""
         self.noted(self.tracker.open)
         for record in self.execution.records.values():
             self.tracker.log(record, self.execution.folder / record.run_id)
         self.tell()
 
     def tell(self, **news: Any) -> None:
-        """Say how far the execution is, in its folder and in the index. Where that fails, runs go on."""
+        """Write the progress of the execution to its folder and to the index. A failure does not stop the runs."""
         self.flight = self.flight.changed(**news, updated_at=datetime.now(UTC))
         with suppress(OSError):
             write_json(self.execution.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
         self.noted(lambda: self.tracker.tell(self.flight))
 
     def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
-        """Say that a run begins, `of` a trial, say; `left` are the seconds until all runs have ended, None if unknown."""
+        """Write that a run begins. `left`: seconds until all runs end (None: unknown); `of`: a prefix, such as a trial."""
         limit, now = spec.timeout_seconds + PATIENCE_SECONDS, datetime.now(UTC)
         current = f"{of}{spec.label[:300]} r{spec.repeat}"
         self.tell(current=current, done=done, run_began_at=now, remaining_seconds=left, silent_seconds=limit)
 
     def noted(self, action: Callable[[], object]) -> None:
-        """Do something with the index; say it where that fails for the first time."""
+        """Do something with the index; note the first failure."""
         failed_before = self.tracker.error
         action()
         if self.tracker.error and not failed_before:
-            self.progress.note(f"{self.tracker.error}\nruns go on; bench sync logs them later")
+            self.progress.note(f"{self.tracker.error}\nThe runs continue; bench sync logs them later.")
 
     def keep(self, record: RunRecord) -> None:
-        """Remember a record and index it."""
+        """Add a record to the execution and to the index."""
         self.execution.records[record.run_id] = record
         failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
         self.flight = self.flight.changed(failed=failed)
@@ -377,11 +377,11 @@ def run_suite(
     selected: set[str] | None = None,
     max_minutes: float | None = None,
 ) -> Execution:
-    """Do the runs of a plan that are missing, in order, and return the execution with its records.
+    """Do the missing runs of a plan in order, and return the execution with its records.
 
-    `selected` restricts this call to some run ids, `max_minutes` begins no run that would not end in time; what is left
-    is done by the next call. Raises Busy, EnvironmentProblem or LaunchError before anything has run, Stopped after Ctrl-C
-    or SIGTERM with all processes ended and the execution ready to be resumed.
+    `selected` restricts this call to some run ids; with `max_minutes` no run is started that would end later. The next call
+    does the rest. Raises Busy, EnvironmentProblem or LaunchError before the first run; Stopped after Ctrl-C or SIGTERM, with
+    all processes ended and the execution ready to be resumed.
     """
     began = time.monotonic()
     progress = progress or Progress()
@@ -402,7 +402,7 @@ def run_suite(
             for spec in chosen:
                 expected = forecast.seconds(spec) or 0.0
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
-                    progress.note(f"--max-minutes {max_minutes:g}: no time for the {to_do - done} runs that are left")
+                    progress.note(f"--max-minutes {max_minutes:g}: no time for the remaining {to_do - done} runs")
                     break
                 left = forecast.remaining_seconds
                 progress.start(spec, left)
@@ -419,9 +419,9 @@ def run_suite(
 
 
 def _record_skipped(runner: Runner) -> None:
-    """Record each configuration that is skipped, once, with its reason."""
+    """Record each skipped configuration once, with its reason."""
     plan = runner.execution.plan
     for spec in plan.runs:
         if spec.repeat == 0 and spec.config_id in plan.skipped and spec.run_id not in runner.execution.records:
             record = skipped(runner.context, spec, plan.skipped[spec.config_id])
-            runner.keep(save(record, runner.execution.folder / spec.run_id))
+            runner.keep(save_record(record, runner.execution.folder / spec.run_id))

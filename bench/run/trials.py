@@ -1,4 +1,4 @@
-"""The runs of a search on this machine: as those of a suite, but which come next is known when the last ones have ended."""
+"""The runs of a search on this machine. Unlike those of a suite, the next ones depend on the results so far."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bench.suites.expand import Expansion
 
 @dataclass
 class Trials:
-    """The runs of one worker of a search on this machine: one execution, whose node stays warm between trials."""
+    """The runs of one worker of a search: one execution, whose node stays warm between trials."""
 
     runner: Runner
     started: bool = False
@@ -42,10 +42,10 @@ class Trials:
         return self.runner.execution
 
     def run(self, specs: Sequence[RunSpec], trial: Trial, done: int = 0) -> list[RunRecord]:
-        """Do the runs of a trial in order and return their records; so many trials were `done` before.
+        """Do the runs of a trial in order and return their records; `done` is the number of trials before it.
 
-        A run that this execution has a record of, of a try that was interrupted or of an equal trial, is not done again.
-        Raises EnvironmentProblem or LaunchError where the node cannot be started, KeyboardInterrupt after Ctrl-C or SIGTERM.
+        Runs that this execution has a record of are not repeated. Raises EnvironmentProblem or LaunchError where the node
+        cannot be started, KeyboardInterrupt after Ctrl-C or SIGTERM.
         """
         known, runner = self.execution.records, self.runner
         runner.context = replace(runner.context, trial=trial)
@@ -63,7 +63,7 @@ class Trials:
         return [known[spec.run_id] for spec in specs]
 
     def publish(self, document: dict[str, Any]) -> None:
-        """Keep the document of the search, what is known of it so far: in the folder of the execution, and in the index."""
+        """Write the document of the search to the folder of the execution and to the index."""
         write_json(self.execution.folder / SEARCH, document)
         self.runner.noted(lambda: self.runner.tracker.attach(document))
 
@@ -80,13 +80,12 @@ def open_trials(
     progress: Progress | None = None,
     to_do: int | None = None,
 ) -> Iterator[Trials]:
-    """Hold the devices of this machine for a worker of a search, and go on with an execution of its study or begin one.
+    """Claim the devices of this machine for a worker of a search, and resume or create an execution of its study.
 
-    `search` gives the name, the site and `idle_seconds`; `likely` are some runs that the search may ask for, so that
-    what they need is imported and metered. `progress` hears of runs only, not of a beginning; `to_do` is the budget in
-    trials. The node starts with the first run. In the index the execution ends as FINISHED, or as KILLED where an exception
-    leaves this context. Raises Busy where others hold the devices, EnvironmentProblem where torch cannot do the runs, and
-    Stopped after Ctrl-C or SIGTERM.
+    `search` gives the name, the site and `idle_seconds`; `likely` are runs that the search may do, for which modules are
+    imported and meters started. `progress` receives events of runs only; `to_do` is the budget in trials. The node starts
+    with the first run. In the index the execution ends as FINISHED, or as KILLED after an exception. Raises Busy where other
+    processes hold the devices, EnvironmentProblem where torch cannot do the runs, Stopped after Ctrl-C or SIGTERM.
     """
     plan = Expansion(search, list(likely))
     environment = surroundings(plan, machine)
@@ -108,7 +107,7 @@ def open_trials(
 
 
 def _execution(stack: ExitStack, folder: Path, plan: Expansion, study: str, environment: Environment) -> Execution:
-    """Hold the newest execution of a study that no other worker holds, or a new one."""
+    """Lock the newest execution of a study that no other worker holds, or a new one."""
     digest = f"search-{study}"
     for found in earlier(folder, environment, digest):
         try:

@@ -1,4 +1,4 @@
-"""What runs now: each execution says how far it is, in its folder and with its parent run in the index; who reads that."""
+"""Progress of running executions: written to the run folder and to MLflow, read back by the dashboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.folder import LOCK, PROGRESS
 from bench.schema import Model
 
 PATIENCE_SECONDS = 300.0
-"""So much longer than its time limit a run, or the start of the first one, may be silent."""
+"""Allowance beyond the time limit of a run before its execution counts as silent."""
 
 _MOST = 10**15
 _Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -25,11 +25,11 @@ _Seconds = Annotated[float, Field(ge=0, le=_MOST)]
 
 
 class Flight(Model, extra="ignore"):
-    """An execution under way, as its process said at `updated_at`, when its last run began, or when it `ended` or `stopped`.
+    """Progress of an execution, written by its process at `updated_at`: at the begin of each run and at the end.
 
-    `done` of `to_do` (None: not known) have ended since the command began; they count `unit`. `failed` are runs that did not
-    end well, `current` is the run under way. `remaining_seconds` count from `run_began_at`. More is said within
-    `silent_seconds`. `folder` is absent where it is nobody's business: on servers.
+    `done` of `to_do` (None: unknown) runs or trials (`unit`) have ended since the command began; `failed` counts failed
+    runs. `current` is the run in progress. `remaining_seconds` count from `run_began_at`. The next update is due within
+    `silent_seconds`. `stopped` marks a search that was interrupted. Servers are not sent the `folder`.
     """
 
     suite: str
@@ -51,13 +51,13 @@ class Flight(Model, extra="ignore"):
 
     @property
     def finished(self) -> bool:
-        """Whether it ended with nothing left to do; a search ends when its budget does."""
+        """Whether it ended with nothing left to do. A search is complete when its budget is spent."""
         return (
             self.ended and not self.stopped and (self.unit == "trials" or self.to_do is None or self.done >= self.to_do)
         )
 
     def silent(self, now: datetime) -> bool:
-        """Whether it has said nothing for longer than its run may take."""
+        """Whether the last update is older than a run may take."""
         return (now - self.updated_at).total_seconds() > self.silent_seconds
 
 
@@ -66,36 +66,34 @@ State = Literal["running", "stopped", "silent"]
 
 @dataclass(frozen=True)
 class Seen:
-    """An execution that runs, or stopped before its end, or was last heard of longer ago than its run may take."""
+    """An execution that is not complete: it runs, was stopped, or has not reported for longer than a run may take."""
 
     flight: Flight
     state: State
 
 
-def in_flight(runs: Path, told: Iterable[Flight], now: datetime) -> list[Seen]:
-    """Return what runs under a folder of runs, and of what an index tells (`bench.store.tracker.flights`), the newest first.
+def in_flight(runs: Path, indexed: Iterable[Flight], now: datetime) -> list[Seen]:
+    """Return the executions in progress in a folder of runs and in an index (`bench.store.tracker.flights`), newest first.
 
-    What is in the folder counts more than what is told. What does not run any more appears if no later execution of its suite
-    is known.
+    The folder takes precedence over the index. An execution that does not run any more is listed if it is the newest of
+    its suite.
     """
-    found: dict[tuple[str, str], tuple[Flight, State | None]] = {}
+    states: dict[tuple[str, str], tuple[Flight, State | None]] = {}
     for path in runs.glob(f"*/*/{PROGRESS}"):
         if (flight := _read(path)) is not None:
-            found[flight.suite, flight.execution] = flight, _state(flight, path.parent, now)
-    for flight in told:
-        if (flight.suite, flight.execution) not in found:
-            here = Path(flight.folder) if flight.folder and flight.host == socket.gethostname() else None
-            own = _read(here / PROGRESS) if here else None
-            found[flight.suite, flight.execution] = own or flight, _state(own or flight, here if own else None, now)
-    newest: dict[str, str] = {}
-    for suite, execution in found:
-        newest[suite] = max(execution, newest.get(suite, ""))
-    seen = [Seen(f, s) for f, s in found.values() if s and (s == "running" or f.execution == newest[f.suite])]
-    return sorted(seen, key=lambda one: one.flight.began_at, reverse=True)
+            states[flight.suite, flight.execution] = flight, _state(flight, path.parent, now)
+    for flight in indexed:
+        if (flight.suite, flight.execution) not in states:
+            folder = Path(flight.folder) if flight.folder and flight.host == socket.gethostname() else None
+            own = _read(folder / PROGRESS) if folder else None
+            states[flight.suite, flight.execution] = own or flight, _state(own or flight, folder if own else None, now)
+    newest = dict(sorted(states))  # the last execution of each suite wins
+    seen = [Seen(f, s) for f, s in states.values() if s and (s == "running" or f.execution == newest[f.suite])]
+    return sorted(seen, key=lambda entry: entry.flight.began_at, reverse=True)
 
 
 def _read(path: Path) -> Flight | None:
-    """Read a progress file; None where it is absent, torn or of another version."""
+    """Return the content of a progress file; None where it is absent, torn or of another version."""
     try:
         facts = path.stat()
         return _parsed(path, (facts.st_mtime_ns, facts.st_ino, facts.st_size))
@@ -109,12 +107,12 @@ def _parsed(path: Path, stamp: tuple[int, ...]) -> Flight:
 
 
 def _state(flight: Flight, folder: Path | None, now: datetime) -> State | None:
-    """Say what has become of an execution: by its lock where that can be known, else by time; None if it is finished."""
+    """Return the state of an execution, by its lock if possible, otherwise by time; None if it is complete."""
     if flight.finished:
         return None
     held = is_held(folder / LOCK) if folder is not None else None
     if held:
-        return None if flight.ended else "running"  # it is about to let go, or goes on in a moment
+        return None if flight.ended else "running"  # it is about to release the lock, or to resume
     if flight.ended or (held is False and flight.host == socket.gethostname()):
         return "stopped"
     return "silent" if flight.silent(now) else "running"

@@ -1,6 +1,6 @@
-"""MLflow's local database, read by plain SQL: many times as fast as through MLflow, and nothing is changed by it.
+"""MLflow's local database, read by plain SQL: many times as fast as through MLflow, and without changing it.
 
-MLflow itself adds tables and an experiment to a database that lacks them, only by opening it.
+MLflow adds missing tables and an experiment to any database that it opens.
 """
 
 from __future__ import annotations
@@ -18,61 +18,63 @@ from bench.schema import Scalar
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
 _NAMED = ("run_id", "suite", "execution", "status")
-"""What tells a whole row."""
+"""Columns without which a row is incomplete."""
 LOCKED_SECONDS = 5.0
-"""How long whoever writes is waited for."""
+"""Longest wait for a process that writes."""
 _CHUNK = 500
-"""Runs read at a time, so that whoever writes waits for no more."""
+"""Runs read at a time, so that a process that writes waits for a short time only."""
 
 
 class StoreError(UserError):
     """The store is absent or does not answer; the message says what to do."""
 
 
-def check(path: Path) -> None:
-    """Raise StoreError where there is no MLflow store; nothing is created or changed."""
+def check_store(path: Path) -> None:
+    """Raise StoreError where there is no MLflow store. Nothing is created or changed."""
     if not path.is_file():
-        raise StoreError(f"there is no store at {path}\nmake one with: bench run suites/scaling.yaml")
-    with reading(path) as database:
+        raise StoreError(f"there is no store at {path}\ncreate one with: bench run suites/scaling.yaml")
+    with connect(path) as database:
         tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
     if not tables:
-        raise StoreError(f"{path} is empty, no MLflow store yet\nfill one with: bench run suites/scaling.yaml")
+        raise StoreError(f"{path} is empty, not an MLflow store\ncreate one with: bench run suites/scaling.yaml")
     if not {"experiments", "runs", "tags", "latest_metrics", "alembic_version"} <= tables:
-        raise StoreError(f"{path} is a database of something else, not an MLflow store; name another with --store")
+        raise StoreError(f"{path} is not an MLflow store but another database; name another store with --store")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a local store so that nothing is changed beside it either; raise StoreError where it cannot be read."""
+def connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a local store without changing it or its folder. Raises StoreError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            logged = file.read(20)[18:] == b"\x02\x02"  # a reader would make the files of its write-ahead log
+            logged = file.read(20)[18:] == b"\x02\x02"  # reading would create the files of its write-ahead log
         alone = "&immutable=1" * (logged and not path.with_name(f"{path.name}-wal").exists())
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro{alone}", uri=True, timeout=LOCKED_SECONDS)) as database:
             yield database
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
-            raise StoreError(f"{path} is locked by a program that writes to it; try again when it has ended") from error
+            raise StoreError(
+                f"{path} is locked by a program that writes to it; try again when that has ended"
+            ) from error
         raise StoreError(f"{path} is not a readable MLflow store: {error}; name another with --store") from error
 
 
-Row = tuple[str, str, dict[str, Scalar]]
-"""A part of the store, MLflow's name of a run in it, and the row of the run."""
+StoredRow = tuple[str, str, dict[str, Scalar]]
+"""Part of the store, id of a run in MLflow, and the row of the run."""
 
 
 class News(NamedTuple):
-    """What a store has that its reader does not know.
+    """What is new in a store since it was read.
 
-    `parts` are all parts of the store with their stamps, also those known. `rows` are those of the parts whose stamp is new
-    or empty, newest first, each with its part and MLflow's name of the run.
+    `parts` are the stamps of all parts of the store. `rows` are those of the parts whose stamp is new or empty, newest
+    first.
     """
 
-    rows: list[Row]
+    rows: list[StoredRow]
     parts: dict[str, str]
 
 
-Progress = Callable[[int, int | None, News], None]
-"""Told how many runs were read, of how many (None where a server does not say), and the news so far, whose rows grow."""
+ReadListener = Callable[[int, int | None, News], None]
+"""Receives the number of runs read, that of all (None where unknown), and the news so far, whose rows grow."""
 
 
 _LISTED = """
@@ -87,10 +89,10 @@ join tags t on t.run_uuid = r.run_uuid and t.key = ? where (r.status = 'RUNNING'
 and r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
 
 
-def news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
-    """Read the runs that are not in `known`: suite by suite, that with the newest run first. See `tracker.news`."""
-    rows: list[Row] = []
-    with reading(path) as database:
+def news(path: Path, known: Mapping[str, str], progress: ReadListener) -> News:
+    """Read the runs that are not in `known`, suite by suite, that with the newest run first. See `tracker.news`."""
+    rows: list[StoredRow] = []
+    with connect(path) as database:
         listed = database.execute(_LISTED).fetchall()
         parts = {run: f"{status} {end}" if status in ENDED else "" for run, status, end, _ in listed}
         suites = list(dict.fromkeys(suite for *_, suite in listed))
@@ -111,20 +113,19 @@ def news(path: Path, known: Mapping[str, str], progress: Progress) -> News:
 
 
 def parents(path: Path, tag: str, *, running: bool) -> list[tuple[str, str, str]]:
-    """Return name, place of the artifacts and value of a tag of the executions that have it, the newest first."""
-    with reading(path) as database:
-        found: list[tuple[str, str, str]] = database.execute(_PARENTS, (tag, running)).fetchall()
-    return found
+    """Return id, URI of the artifacts and value of a tag of the executions that have the tag, newest first."""
+    with connect(path) as database:
+        return list(database.execute(_PARENTS, (tag, running)))
 
 
 def inhabited(path: Path) -> bool:
-    """Whether there are runs at all, anybody's."""
-    with reading(path) as database:
+    """Return whether there are any runs, also of other tools."""
+    with connect(path) as database:
         return database.execute("select 1 from runs where lifecycle_stage = 'active' limit 1").fetchone() is not None
 
 
 def whole(text: str | None, figures: Mapping[str, float]) -> dict[str, Scalar] | None:
-    """Put a row together again: asked and labels from one tag, numbers from the metrics; None for a torn run."""
+    """Return a row, made of the text in a tag and the numbers in the metrics; None where the tag is incomplete."""
     try:
         row: dict[str, Scalar] = json.loads(text or "")
     except ValueError:

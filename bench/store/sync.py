@@ -1,4 +1,4 @@
-"""Folders of runs -> the index: what it lacks, after its server was down, or all of it into another store."""
+"""Log records from the folders of runs that a store lacks: after a failure of its server, or into a new store."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bench.store.tracker import StoreError, Tracker, is_search
 
 
 def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[int, list[str]]:
-    """Log all records, imported rows and searches that the store lacks: under a runs folder, or of one execution in it.
+    """Log the records, imported rows and searches that the store lacks, of all executions in a folder or of `only` one.
 
-    Return how many were logged, and the files that hold none. Raises StoreError at the first failure of the store.
+    Return how many runs were logged, and the unreadable files. Raises StoreError at the first failure of the store.
     """
     count, unreadable = 0, []
-    made = {path.parent.parent for path in runs.glob(f"*/*/*/{RECORD.name}")}
-    made |= {path.parent for name in (IMPORTED, SEARCH) for path in runs.glob(f"*/*/{name}")}
-    for execution in sorted(made if only is None else {only}):
+    executions = {path.parent.parent for path in runs.glob(f"*/*/*/{RECORD.name}")}
+    executions |= {path.parent for name in (IMPORTED, SEARCH) for path in runs.glob(f"*/*/{name}")}
+    for execution in sorted(executions if only is None else {only}):
         tracker = Tracker(uri, execution.parent.name, execution.name)
         tracker.open()
         for path in sorted(execution.glob(f"*/{RECORD.name}")):
@@ -36,7 +36,7 @@ def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[
         unreadable += torn
         if is_search(document := read_json(execution / SEARCH)):
             tracker.attach(document)
-        if not is_held(execution / LOCK):  # what runs ends its parent run itself
+        if not is_held(execution / LOCK):  # a running execution ends its parent run itself
             tracker.close(finished=True)
         if tracker.error:
             raise StoreError(tracker.error, code=FAILED)
@@ -44,7 +44,7 @@ def sync(runs: Path, uri: str | None = None, only: Path | None = None) -> tuple[
 
 
 def _imported(execution: Path) -> tuple[list[dict[str, Scalar]], list[str]]:
-    """Read the rows that were imported into an execution; its file is told where it holds something else."""
+    """Return the rows that were imported into an execution; or, where they are damaged, the name of their file."""
     path = execution / IMPORTED
     if not path.exists():
         return [], []

@@ -1,7 +1,7 @@
-"""MLflow, the index of the records: the only importer of mlflow. It can be rebuilt from the run folders at any time.
+"""MLflow as the index of the records; no other module imports mlflow. The run folders suffice to rebuild it.
 
-Only the process that runs a suite writes, one batch a run. Reading never creates a store: a store that is not there is
-an error that says so.
+Only the process that runs a suite writes, one batch per run. Reading never creates a store: one that does not exist is an
+error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.schema import Scalar
 from bench.store import sqlite as database
 from bench.store.progress import Flight
 from bench.store.sqlite import News as News
-from bench.store.sqlite import Progress, Row
+from bench.store.sqlite import ReadListener, StoredRow
 from bench.store.sqlite import StoreError as StoreError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ _ARTIFACTS = (RECORD.name, STEPS.pattern, METERS.pattern)
 _LOG_BYTES = 200_000
 _PROGRESS = "bench.progress"
 _SINGLY = 20
-"""Changed executions that are asked for one by one."""
+"""Most changed executions whose runs are read one by one."""
 _SETTINGS = {
-    # A server that is down must not hold a suite up for minutes; nothing reports usage.
+    # A server that is down must not delay a suite for minutes, and nothing reports usage.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -57,7 +57,7 @@ _SETTINGS = {
 
 
 def location(uri: str | None = None) -> str:
-    """Return the tracking URI with an absolute path: given, MLFLOW_TRACKING_URI, or `mlflow.db` in this folder."""
+    """Return the tracking URI with an absolute path: `uri`, else MLFLOW_TRACKING_URI, else `mlflow.db` in this folder."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     if uri.startswith(_SQLITE):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
@@ -70,12 +70,12 @@ def shown(uri: str | None = None) -> str:
 
 
 def writable(uri: str) -> bool:
-    """Whether a local store can be written, or made; for others that is not known before it is tried."""
+    """Return whether a local store can be written or created; True for a server, which is not asked."""
+    if not location(uri).startswith(_SQLITE):
+        return True
     path = Path(location(uri).removeprefix(_SQLITE))
     folder = next(parent for parent in path.parents if parent.exists())
-    return not location(uri).startswith(_SQLITE) or (
-        os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    )
+    return all(os.access(place, os.W_OK) for place in (folder, path) if place.exists())
 
 
 def _client(uri: str) -> MlflowClient:
@@ -90,71 +90,83 @@ def _client(uri: str) -> MlflowClient:
 
 
 class Tracker:
-    """Logs the records of one execution under a parent run. After a failure it is quiet, and `error` says why."""
+    """Log of the records of one execution, under a parent run. After a failure it does nothing; `error` gives the reason."""
 
     def __init__(self, uri: str | None, suite: str, execution: str) -> None:
         self.uri = location(uri)
         self.suite = suite
         self.execution = execution
         self.error: str | None = None
-        self._client: MlflowClient | None = None
+        self._client: Any = None
         self._experiment = self._parent = ""
-        self._known: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def open(self) -> None:
-        """Create the store if it is new, the experiment, and the parent run, or find those of this execution."""
+        """Find the store, the experiment and the parent run of this execution, or create them."""
         self._guarded(self._open)
 
     def log(self, record: RunRecord, folder: Path) -> bool:
         """Log one record with its artifacts, unless the store has it; return whether it was logged now."""
-        key = (record.run_id, record.started_at.isoformat())
-        if key in self._known:
+        return self._once((record.run_id, record.started_at.isoformat()), lambda: self._log(record, folder))
+
+    def log_row(self, row: Mapping[str, Scalar]) -> bool:
+        """Log the row of an imported run, unless the store has it; return whether it was logged now."""
+        text = {key: str(value) for key, value in row.items() if key in TEXT_COLUMNS}
+        figures = {key: value for key, value in row.items() if isinstance(value, float)}
+        parameters = {key: value for key, value in row.items() if key not in text and key not in figures}
+        started = int(datetime.fromisoformat(text["started_at"]).timestamp() * 1000)
+
+        def log() -> None:
+            self._client.set_terminated(self._create(started, parameters, text, figures), "FINISHED", started)
+
+        return self._once((text["run_id"], text["started_at"]), log)
+
+    def _once(self, key: tuple[str, str], log: Callable[[], None]) -> bool:
+        """Log a run, identified by its run_id and start, unless the store has it; return whether it was logged now."""
+        if key in self._logged:
             return False
-        self._guarded(lambda: self._log(record, folder))
+        self._guarded(log)
         if self.error is None:
-            self._known.add(key)
+            self._logged.add(key)
         return self.error is None
 
     def attach(self, document: dict[str, Any]) -> None:
-        """Keep the document of a search with the parent run, whose tag `bench.search` names its study."""
+        """Store the document of a search with the parent run, whose tag `bench.search` names the study."""
 
         def attach() -> None:
-            assert self._client is not None  # noqa: S101  opened first
             self._client.log_text(self._parent, json.dumps(document, indent=1, allow_nan=False), SEARCH)
             self._client.set_tag(self._parent, "bench.search", document["study"])
 
         self._guarded(attach)
 
     def tell(self, flight: Flight) -> None:
-        """Keep with the parent run, if there is one yet, how far the execution is; on a server without its folder."""
-        if self._client is not None and self._parent:
+        """Store the progress of the execution with the parent run, if there is one; a server is not sent the folder."""
+        if self._parent:
             text = flight.model_dump_json(exclude=None if self.uri.startswith(_SQLITE) else {"folder"})
-            self._guarded(lambda: self._client and self._client.set_tag(self._parent, _PROGRESS, text))
+            self._guarded(lambda: self._client.set_tag(self._parent, _PROGRESS, text))
 
     def close(self, *, finished: bool) -> None:
         """End the parent run: FINISHED, or KILLED where runs are still missing."""
-        if self._client is not None and self._parent:
-            client = self._client
-            self._guarded(lambda: client.set_terminated(self._parent, "FINISHED" if finished else "KILLED"))
+        if self._parent:
+            self._guarded(lambda: self._client.set_terminated(self._parent, "FINISHED" if finished else "KILLED"))
 
-    def _guarded(self, action: Any) -> None:
-        if self.error is not None:
-            return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001  the index is not worth a suite: whatever it was, runs go on
-            self.error = f"MLflow at {shown(self.uri)} failed: {reason(error)}"
+    def _guarded(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001  no failure of the index may stop a suite
+                self.error = f"MLflow at {shown(self.uri)} failed: {reason(error)}"
 
     def _open(self) -> None:
         alone: Any = nullcontext()
         if self.uri.startswith(_SQLITE):
             path = Path(self.uri.removeprefix(_SQLITE))
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not writable(self.uri):  # MLflow would try for minutes
+            if not writable(self.uri):  # MLflow would retry for minutes
                 raise PermissionError(f"{path} cannot be written")
             with closing(sqlite3.connect(path, timeout=5)) as connection:
                 connection.execute("pragma schema_version")
-            alone = held(path.with_name(f"{path.name}.lock"))  # two that make a store at once spoil it
+            alone = held(path.with_name(f"{path.name}.lock"))  # two processes that create a store at once corrupt it
         with alone:
             self._client = client = _client(self.uri)
             self._experiment = self._made(client)
@@ -165,33 +177,32 @@ class Tracker:
             client.update_run(self._parent, status="RUNNING")
             where = f"tags.`mlflow.parentRunId` = '{self._parent}'"
             runs = _pages(lambda token: client.search_runs([self._experiment], where, page_token=token))
-            self._known = {(str(row["run_id"]), str(row["started_at"])) for run in runs if (row := _row(run))}
+            self._logged = {(str(row["run_id"]), str(row["started_at"])) for run in runs if (row := _row(run))}
         else:
             tags = {"bench.kind": "suite", "bench.execution": self.execution}
             self._parent = client.create_run(self._experiment, tags=tags, run_name=self.execution).info.run_id
 
     def _made(self, client: MlflowClient) -> str:
-        """Find the experiment of the suite, or create it, whoever else does so at the same time."""
+        """Return the experiment of the suite, which is created if it does not exist. Others may create it meanwhile.
+
+        Artifacts of a local store lie beside it, not in the folder in which the command was typed.
+        """
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(self.suite)
-        if found is None:
+        beside = Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts" / self.suite
+        experiment = client.get_experiment_by_name(self.suite)
+        if experiment is None:
             try:
-                return str(client.create_experiment(self.suite, self._artifacts()))
+                return str(
+                    client.create_experiment(self.suite, beside.as_uri() if self.uri.startswith(_SQLITE) else None)
+                )
             except MlflowException:
-                found = client.get_experiment_by_name(self.suite)
-                if found is None:
+                experiment = client.get_experiment_by_name(self.suite)
+                if experiment is None:
                     raise
-        return str(found.experiment_id)
-
-    def _artifacts(self) -> str | None:
-        """Beside a local store, so that artifacts do not land in whatever folder the command was typed in."""
-        if not self.uri.startswith(_SQLITE):
-            return None
-        return (Path(self.uri.removeprefix(_SQLITE)).parent / "mlartifacts" / self.suite).as_uri()
+        return str(experiment.experiment_id)
 
     def _log(self, record: RunRecord, folder: Path) -> None:
-        assert self._client is not None  # noqa: S101  opened first
         started = int(record.started_at.timestamp() * 1000)
         text = labels(record)
         text["error_message"] = text.get("error_message", "")[:1000]
@@ -206,24 +217,6 @@ class Tracker:
         ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
         self._client.set_terminated(run, ended, started + int(record.duration_seconds * 1000))
 
-    def log_row(self, row: Mapping[str, Scalar]) -> bool:
-        """Log the row of a run that was imported, unless the store has it; return whether it was logged now."""
-        if str(row["run_id"]) in {run_id for run_id, _ in self._known}:
-            return False
-        text = {key: str(value) for key, value in row.items() if key in TEXT_COLUMNS}
-        figures = {key: value for key, value in row.items() if isinstance(value, float)}
-        asked = {key: value for key, value in row.items() if key not in text and key not in figures}
-        started = int(datetime.fromisoformat(text["started_at"]).timestamp() * 1000)
-
-        def log() -> None:
-            assert self._client is not None  # noqa: S101  opened first
-            self._client.set_terminated(self._create(started, asked, text, figures), "FINISHED", started)
-
-        self._guarded(log)
-        if self.error is None:
-            self._known.add((text["run_id"], text["started_at"]))
-        return self.error is None
-
     def _create(
         self,
         started: int,
@@ -232,10 +225,9 @@ class Tracker:
         numbers: Mapping[str, float],
         history: Iterable[tuple[str, float, int, int]] = (),
     ) -> str:
-        """Create a run that began at a time in milliseconds and log its row; return MLflow's name of it."""
+        """Create a run that started at a time in milliseconds and log its row; return its id in MLflow."""
         from mlflow.entities import Metric, Param, RunTag
 
-        assert self._client is not None  # noqa: S101  opened first
         tags = {"mlflow.parentRunId": self._parent, "bench.kind": "run"}
         run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
         short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
@@ -250,12 +242,11 @@ class Tracker:
                 RunTag("bench.row", row),
             ],
         )
-        found: str = run.info.run_id
-        return found
+        return str(run.info.run_id)
 
 
 def reason(error: Exception) -> str:
-    """Say in a few words why MLflow failed: the system's own reason where one is in its long message."""
+    """Return in a few words why MLflow failed: the reason of the operating system where the message contains one."""
     text = redact(str(error))
     system = re.findall(r"\[Errno -?\d+\] ([\w ,]+)|(timed out)", text)
     lines = text.strip().splitlines() or [type(error).__name__]
@@ -263,7 +254,7 @@ def reason(error: Exception) -> str:
 
 
 def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int, int]]:
-    """At most 100 points of step times and of power, as (key, value, milliseconds, step) for MLflow's own charts."""
+    """Yield at most 100 points each of step times and power as (key, value, milliseconds, step), for MLflow's charts."""
     origin = int(record.started_at.timestamp() * 1000)
     if record.measurement is not None:
         seconds = record.measurement.step_seconds
@@ -282,36 +273,33 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
 
 
 def local(uri: str) -> Path | None:
-    """Return the file of a local store, None for another one; raise StoreError where it cannot be read."""
+    """Return the file of a local store; None for a server. Raises StoreError where the file cannot be read."""
     if not uri.startswith(_SQLITE):
         if uri.startswith("sqlite"):
-            raise StoreError(
-                f"{shown(uri)} is not a store that can be looked at: write it as sqlite:////path/to/mlflow.db"
-            )
+            raise StoreError(f"{shown(uri)} cannot be read as a store: write it as sqlite:////path/to/mlflow.db")
         return None
     path = Path(uri.removeprefix(_SQLITE))
-    database.check(path)
+    database.check_store(path)
     return path
 
 
 def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Scalar]]:
-    """Return the row (see bench.figures.metrics.row) of every run in the store, of one suite or of all, newest first.
+    """Return the rows (see bench.figures.metrics.row) of all runs in the store or of one suite, newest first.
 
-    Runs of other tools in the same store are passed over. Raises StoreError; never creates a store.
+    Runs of other tools are left out. Raises StoreError; never creates a store.
     """
     return [row for *_, row in news(uri, {}).rows if suite in (None, row["suite"])]
 
 
-def news(uri: str | None, known: Mapping[str, str], progress: Progress | None = None) -> News:
-    """Read the runs of a store that are not in `known`, the parts (with their stamps) that were read before.
+def news(uri: str | None, known: Mapping[str, str], progress: ReadListener | None = None) -> News:
+    """Read the runs of a store that are not in `known`, the stamps of the parts that were read before.
 
-    A part is what does not change unseen. In a local database it is a run, whose stamp is empty until it has ended; it is
-    read by plain SQL, many times as fast as through MLflow. On a server it is an execution, whose stamp changes when runs
-    are logged to it and is empty meanwhile: a run that somebody deletes there from a finished execution, or restores, is
-    not seen. A local database is read suite by suite, that with the newest run first; a server's newest runs are read first.
-    Raises StoreError; never creates or changes a store.
+    A part of a local database is a run, whose stamp is empty until it has ended; SQL reads it many times as fast as MLflow.
+    A part of a server is an execution, whose stamp changes when runs are logged, and is empty meanwhile. Runs that are
+    deleted from a finished execution on a server, or restored, are not noticed. A local database is read suite by suite,
+    the suite with the newest run first; a server gives its newest runs first. Raises StoreError; never changes a store.
     """
-    uri, progress = location(uri), progress or (lambda done, of, so_far: None)
+    uri, progress = location(uri), progress or (lambda done, count, so_far: None)
     path = local(uri)
     if path is not None:
         return database.news(path, known, progress)
@@ -319,32 +307,30 @@ def news(uri: str | None, known: Mapping[str, str], progress: Progress | None = 
 
 
 def inhabited(uri: str | None = None) -> bool:
-    """Whether anybody's runs are in a store, whole or not. Raises StoreError."""
+    """Return whether a store has any runs, also of other tools. Raises StoreError."""
     uri = location(uri)
     path = local(uri)
     if path is not None:
         return database.inhabited(path)
     client = reader(uri)
     with _answering(uri):
-        ids = [
-            experiment.experiment_id for experiment in _pages(lambda token: client.search_experiments(page_token=token))
-        ]
+        ids = _experiments(client)
         return bool(ids and client.search_runs(ids, max_results=1))
 
 
-def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progress: Progress) -> News:
-    """Ask for the executions, then for the runs of those that have changed, or for all runs where many have.
+def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progress: ReadListener) -> News:
+    """Read the executions, then the runs of those that have changed, or all runs where many have.
 
-    An execution that was known and is gone is asked for too: its runs may be there still. It gets no stamp.
+    Runs of a known execution that has disappeared are read too, as they may still exist. It gets no stamp.
     """
-    told = [run.info for run in _runs(client, uri, kind="suite")]
-    parts = {run.run_id: f"{run.status} {run.end_time}" if run.status in database.ENDED else "" for run in told}
+    infos = [run.info for run in _runs(client, uri, kind="suite")]
+    parts = {run.run_id: f"{run.status} {run.end_time}" if run.status in database.ENDED else "" for run in infos}
     kept = {part for part, stamp in parts.items() if stamp and known.get(part) == stamp}
     changed = [part for part in {**parts, **known} if part not in kept]
     wheres = [f" and tags.`mlflow.parentRunId` = '{part}'" for part in changed]
     if not known or len(changed) > _SINGLY or "" in changed:
         wheres = [""]
-    rows: list[Row] = []
+    rows: list[StoredRow] = []
     began: dict[str, int] = {}
 
     def take(runs: list[Any]) -> None:
@@ -362,9 +348,9 @@ def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progr
 
 
 def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
-    """Return the records of some rows, those of `load` or of a frame, in their order, from the artifacts `record.json`.
+    """Return the records of rows (of `load` or of a frame) in their order, from the artifacts of their runs.
 
-    Raises StoreError where one cannot be had; never creates or changes a store.
+    Raises StoreError where a record is missing; never changes a store.
     """
     uri = location(uri)
     client = reader(uri)
@@ -383,7 +369,7 @@ def records(rows: Iterable[Any], uri: str | None = None) -> list[RunRecord]:
 
 def _identity(row: Any) -> tuple[str, ...]:
     began = row.get("started_at")
-    with suppress(TypeError, ValueError):  # text in a row of the store, a time in a frame; or nothing
+    with suppress(TypeError, ValueError):  # rows of a store have text, those of a frame a time or nothing
         began = (datetime.fromisoformat(began) if isinstance(began, str) else began).timestamp()
     return tuple(str(value) for value in (row.get("suite"), row.get("execution"), row.get("run_id"), began))
 
@@ -396,15 +382,15 @@ def _record(uri: str, run: Any, which: str) -> RunRecord:
     try:
         return RunRecord.model_validate_json(text)
     except ValueError as error:
-        raise StoreError(f"record.json of {which} is no record that this version can read\n{_REMEDY}") from error
+        raise StoreError(f"{RECORD.name} of {which} cannot be read by this version\n{_REMEDY}") from error
 
 
 def _artifact(uri: str, run: str, place: str, name: str, which: str) -> str:
-    """Read an artifact of a run, whose artifacts are at a place. Raises StoreError where it cannot be had."""
-    local = urlsplit(place)
+    """Return an artifact of a run, whose artifacts are at the URI `place`. Raises StoreError where it is missing."""
+    address = urlsplit(place)
     try:
-        if local.scheme == "file":  # MLflow would ask its database for the place of each one, and copy it
-            return (Path(url2pathname(local.path)) / name).read_text(encoding="utf-8")
+        if address.scheme == "file":  # MLflow would look up the place of each one, and copy it
+            return (Path(url2pathname(address.path)) / name).read_text(encoding="utf-8")
         with TemporaryDirectory() as folder:
             return Path(_client(uri).download_artifacts(run, name, folder)).read_text(encoding="utf-8")
     except Exception as error:
@@ -412,19 +398,19 @@ def _artifact(uri: str, run: str, place: str, name: str, which: str) -> str:
 
 
 def _parents(uri: str, tag: str, *, running: bool = False) -> list[tuple[str, str, str]]:
-    """Return name, place of the artifacts and value of a tag of the parent runs that have it, the newest first."""
+    """Return id, URI of the artifacts and value of a tag of the parent runs that have the tag, newest first."""
     path = local(uri)
     if path is not None:
         return database.parents(path, tag, running=running)
     where = f" and tags.`{tag}` != ''" + " and attributes.status = 'RUNNING'" * running
-    found = _runs(reader(uri), uri, where, kind="suite")
-    return [(run.info.run_id, run.info.artifact_uri, run.data.tags[tag]) for run in found]
+    runs = _runs(reader(uri), uri, where, kind="suite")
+    return [(run.info.run_id, run.info.artifact_uri, run.data.tags[tag]) for run in runs]
 
 
 def flights(uri: str | None = None) -> list[Flight]:
-    """Return what the executions in the store that have not ended said last (see Tracker.tell).
+    """Return the progress of the executions in the store that have not ended (see Tracker.tell).
 
-    Of a server no folder is believed. Raises StoreError; never creates a store.
+    A folder that a server names is ignored. Raises StoreError; never creates a store.
     """
     uri, out = location(uri), []
     for *_, text in _parents(uri, _PROGRESS, running=True):
@@ -435,10 +421,10 @@ def flights(uri: str | None = None) -> list[Flight]:
 
 
 def searches(uri: str | None = None) -> list[dict[str, Any]]:
-    """Return what is known of each search in the store (see Tracker.attach), the newest first.
+    """Return the document of each search in the store (see Tracker.attach), newest first.
 
-    Of several workers of one study the document with the most trials is taken. What is torn or of another tool is passed
-    over. Raises StoreError; never creates a store.
+    Among the workers of a study, the document with the most trials counts. Damaged ones are left out. Raises StoreError;
+    never creates a store.
     """
     uri = location(uri)
     best: dict[str, dict[str, Any]] = {}
@@ -453,7 +439,7 @@ def searches(uri: str | None = None) -> list[dict[str, Any]]:
 
 
 def is_search(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether what was read from a file is the document of a search."""
+    """Return whether the content of a file is the document of a search."""
     return isinstance(value, dict) and isinstance(value.get("study"), str) and isinstance(value.get("trials"), list)
 
 
@@ -462,40 +448,45 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = f"the store at {shown(uri)} does not answer: {reason(error)}"
-        raise StoreError(
-            f"{said}\nis MLflow's server running there? otherwise name another store with --store"
-        ) from error
+        message = f"the store at {shown(uri)} does not answer: {reason(error)}"
+        raise StoreError(f"{message}\nstart MLflow's server there, or name another store with --store") from error
 
 
 def reader(uri: str) -> MlflowClient:
-    """Return a client of a store that answers. Raises StoreError."""
+    """Return a client of a store. Raises StoreError."""
     local(uri)
     with _answering(uri):
         return _client(uri)
 
 
 def _runs(
-    client: MlflowClient, uri: str, where: str = "", taken: Callable[[list[Any]], None] | None = None, kind: str = "run"
+    client: MlflowClient,
+    uri: str,
+    where: str = "",
+    take: Callable[[list[Any]], None] = lambda page: None,
+    kind: str = "run",
 ) -> list[Any]:
-    """All runs of ours in the store (or its executions: kind `suite`) that fulfil a further condition on tags."""
+    """Return the runs of wattbench in the store (kind `suite`: its executions) that meet a further condition on tags."""
     with _answering(uri):
-        ids = [e.experiment_id for e in _pages(lambda token: client.search_experiments(page_token=token))]
+        ids = _experiments(client)
         query = f"tags.`bench.kind` = '{kind}'{where}"
-        return _pages(lambda token: client.search_runs(ids, query, page_token=token), taken) if ids else []
+        return _pages(lambda token: client.search_runs(ids, query, page_token=token), take) if ids else []
 
 
-def _pages(fetch: Any, taken: Callable[[list[Any]], None] | None = None) -> list[Any]:
-    found: list[Any] = []
+def _experiments(client: MlflowClient) -> list[str]:
+    return [entry.experiment_id for entry in _pages(lambda token: client.search_experiments(page_token=token))]
+
+
+def _pages(fetch: Any, take: Callable[[list[Any]], None] = lambda page: None) -> list[Any]:
+    """Return all entries of a listing that comes in pages; each page goes to `take`."""
+    entries: list[Any] = []
     token = None
-    while True:
+    while token != "":
         page = fetch(token)
-        found += page
-        token = page.token
-        if taken is not None:
-            taken(page)
-        if not token:
-            return found
+        entries += page
+        token = page.token or ""
+        take(page)
+    return entries
 
 
 def _row(run: Any) -> dict[str, Scalar] | None:

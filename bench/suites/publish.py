@@ -25,4 +25,4 @@ def publishable(model: _Raised) -> _Raised:
     floors = _FLOORS[type(model)].items()
     values = {name: getattr(model, name) for name, _ in floors}
     raised = {name: max(values[name], floor) for name, floor in floors if values[name] is not None}
-    return type(model).model_validate(model.model_dump() | raised)
+    return model.changed(**raised)

@@ -221,7 +221,7 @@ def _write_steps(path: Path, clock: Clock, losses: list[torch.Tensor]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def classify(error: BaseException) -> files.Kind:
+def classify(error: BaseException) -> files.ErrorKind:
     """Return the kind of a failure: out_of_memory, unsupported, invalid, peer (another rank failed first) or failed."""
     text = str(error)
     if is_out_of_memory(error):
