@@ -34,7 +34,7 @@ BUDGETS = {
     "bench/strategies": 1_895,
     "bench/train": 1_010,
     "bench/run": 1_380,
-    "bench/figures": 725,
+    "bench/figures": 710,
     "bench/store": 650,
     "bench/cli": 1_060,
     "analytics": 8_640,
