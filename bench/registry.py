@@ -1,4 +1,4 @@
-"""Names -> code, imported on demand: workloads, the strategies of each axis, meters and launchers.
+"""Names -> code, imported on demand: workloads, strategies (listed in `bench.strategies.catalog`), meters and launchers.
 
 A name stands for `module:attribute`. Installed packages add workloads of their own by entry points of the group
 `wattbench.workloads`; a suite can only name what is listed here or installed, it cannot name code to import.
@@ -17,25 +17,7 @@ _NOT_COVERED = dict.fromkeys(
     ("speech", "speech_recognition", "asr", "audio"),
     "speech is not covered: no package ships labelled recordings; your own script can run as workload 'command'",
 )
-"""Names of workloads that somebody may look for, and why there are none."""
-_PRECISION = ("fp32", "tf32", "bf16", "fp16", "bf16_params", "fp8")
-_OPTIMIZER = ("sgd", "adagrad", "adam", "adamw", "adamw8bit")
-_COMPILE = ("eager", "default", "max-autotune", "reduce-overhead", "cuda_graphs")
-_ATTENTION = ("sdpa", "flash", "efficient", "cudnn", "math")
-_PARALLELISM = {
-    "parallelism": {"single": "Single", "ddp": "Ddp", "zero1": "Zero1"},
-    "sharded": {"fsdp2": "Fsdp2", "hsdp": "Hsdp"},
-    "tensor": {"tp": "Tp", "fsdp_tp": "FsdpTp"},
-    "pipeline": {"pp": "Pp"},
-    "context": {"cp": "Cp"},
-}
-_UNCHANGED = "bench.strategies.parts:unchanged"
-
-
-def _choices(axis: str, unchanged: str, *names: str) -> dict[str, str]:
-    return {unchanged: _UNCHANGED, **{name: f"bench.strategies.{axis}:{name}" for name in names}}
-
-
+"""Names of workloads that do not exist, each with the reason."""
 _BUILT_IN: dict[str, dict[str, str]] = {
     "workload": {
         "decoder_lm": "bench.workloads.decoder_lm:DecoderLM",
@@ -46,25 +28,6 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "lstm_lm": "bench.workloads.lstm_lm:LstmLM",
         "command": "bench.workloads.command:Command",
     },
-    "parallelism": {
-        name: f"bench.strategies.{module}:{code}"
-        for module, names in _PARALLELISM.items()
-        for name, code in names.items()
-    },
-    "precision": {name: f"bench.strategies.precision:{name}" for name in _PRECISION},
-    "optimizer": {name: f"bench.strategies.optimizer:{name}" for name in _OPTIMIZER},
-    "schedule": {name: f"bench.strategies.schedule:{name}" for name in ("constant", "linear", "cosine", "step")},
-    "memory": _choices("memory", "none", "recompute", "selective", "offload"),
-    "compile": {name: f"bench.strategies.graph:{name.replace('-', '_')}" for name in _COMPILE},
-    "attention": {name: f"bench.strategies.attention:{name}" for name in _ATTENTION},
-    "finetune": _choices("finetune", "full", "last_layers", "bitfit", "lora", "ia3"),
-    "pruning": _choices("pruning", "none", "magnitude", "structured", "layers", "semi_structured"),
-    "quantization": _choices(
-        "quantization",
-        "none",
-        *("fp16", "int8", "int8_asymmetric", "int8_dynamic", "int8_dynamic_asymmetric", "int4", "qat"),
-    ),
-    "distillation": _choices("distillation", "none", "soft"),
     "meter": {
         "nvml": "bench.meters.nvml:NvmlMeter",
         "rapl": "bench.meters.rapl:RaplMeter",
@@ -73,6 +36,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "launcher": {"local": "bench.run.launcher:LocalLauncher"},
 }
+_CATALOG = "bench.strategies.catalog"
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
@@ -87,12 +51,17 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 @cache
 def names(kind: str) -> dict[str, str]:
-    """All names of a kind with the place of their code; a copy is kept, so callers must not change it."""
-    found = dict(_BUILT_IN[kind])
-    if kind == "workload":
-        for point in entry_points(group="wattbench.workloads"):
-            found.setdefault(point.name, point.value)
-    return found
+    """Return all names of a kind with the place of their code. The result is shared: callers must not change it."""
+    if kind not in _BUILT_IN:
+        return {name: options.code for name, options in strategies(kind).items()}
+    points = entry_points(group="wattbench.workloads") if kind == "workload" else []
+    return {point.name: point.value for point in points} | _BUILT_IN[kind]
+
+
+def strategies(axis: str) -> dict[str, Any]:
+    """Return the options of all strategies of an axis by name, as `bench.strategies.catalog` has them."""
+    options: dict[str, Any] = import_module(_CATALOG).CATALOG[axis]
+    return options
 
 
 def check(kind: str, name: str) -> None:

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
 
+from bench import registry
+
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """A name that is also a folder: lower-case letters, digits, - and _, so that it stays inside its parent folder."""
@@ -80,38 +82,10 @@ AXES = (
 """Fields of RunSpec that hold a Choice: how the model is trained. Each axis has a registry of names."""
 
 
-SHARED_COPY = {"tp": 0, "pp": 0, "cp": 0, "fsdp_tp": 2}
-"""Parallelism in which devices share one copy of the model, and how many by default: their option `size`; 0 is all."""
-
-
 def devices_per_copy(parallelism: Choice, devices: int) -> int:
-    """Return how many devices share one copy of the model, and so its samples: 1 unless the model itself is cut up."""
-    if parallelism.name not in SHARED_COPY:
-        return 1
-    size = parallelism.options.get("size", SHARED_COPY[parallelism.name])
-    return int(size) or devices
-
-
-def why_not_shared(spec: RunSpec) -> str | None:
-    """Say why so many devices cannot share the work as a run asks for; None if they can. What a command does is its own."""
-    name, size, world = spec.parallelism.name, spec.devices_per_copy, spec.world_size
-    shard = int(spec.parallelism.options.get("shard", 2))
-    what = "sequences" if name == "cp" else "layers"
-    if name == "single" and world > 1:
-        why = f"parallelism single is for one device, not {world}: choose ddp"
-    elif name == "hsdp" and (shard < 2 or world % shard or world < 2 * shard):
-        why = f"hsdp needs two or more whole groups of {shard} devices, not {world} devices: choose fsdp2"
-    elif name in SHARED_COPY and world < 2:
-        why = f"parallelism {name} shares {what} between devices: one has nothing to share"
-    elif name in SHARED_COPY and (size < 2 or size > world or world % size):
-        why = f"{world} devices cannot form groups of {size} that share {what}: choose another size"
-    elif name == "tp" and size < world:
-        why = "tp shares one copy between all devices; for several copies choose fsdp_tp"
-    elif name == "fsdp_tp" and size == world:
-        why = f"fsdp_tp of groups of {world} on {world} devices has one group: choose tp"
-    else:
-        return None
-    return why if spec.workload != COMMAND else None
+    """Return how many devices share one copy of the model, and so its samples: 1 unless the model itself is divided."""
+    options = registry.strategies("parallelism").get(parallelism.name)
+    return int(options.per_copy(parallelism.options, devices)) if options else 1
 
 
 class Validation(Model):
@@ -223,7 +197,7 @@ class RunSpec(Model):
 
     @property
     def devices_per_copy(self) -> int:
-        """Devices that share one copy of the model; 1 unless the model is split (SHARED_COPY)."""
+        """Devices that share one copy of the model; 1 unless the model itself is divided."""
         return devices_per_copy(self.parallelism, self.world_size)
 
     @property

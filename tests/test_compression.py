@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from bench import registry
-from bench.strategies.precision import Precision, Unsupported
+from bench.strategies.parts import Precision, Unsupported
 
 torch = pytest.importorskip("torch")
-from bench.strategies import pruning, quantization  # noqa: E402
-from bench.strategies.distillation import soft  # noqa: E402
+from bench.strategies import pruning  # noqa: E402
+from bench.strategies.decoders import replace_conv1d  # noqa: E402
 from bench.train.inference import model_bytes, zeros_share  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.tiny import strategy  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -49,7 +50,7 @@ def test_the_mask_of_a_weight_takes_the_least_magnitudes() -> None:
 
 def test_sparsity_rises_by_the_cubic_schedule_and_zeros_stay_zero() -> None:
     parts = tiny.parts(pruning="magnitude")
-    pruning.magnitude(parts, sparsity=0.6, begin=0.2, end=0.8, updates=3)
+    strategy("pruning", "magnitude", sparsity=0.6, begin=0.2, end=0.8, updates=3)(parts)
     parts.planned_steps = 10  # pruning from step 2 to step 8: updates at 4, 6 and 8
     weight = parts.model.transformer.h[0].mlp.c_fc.weight
     found = []
@@ -65,7 +66,7 @@ def test_sparsity_rises_by_the_cubic_schedule_and_zeros_stay_zero() -> None:
 
 def test_pruning_once_happens_at_its_beginning_and_waits_until_the_steps_are_known() -> None:
     parts = tiny.parts(pruning="magnitude")
-    pruning.magnitude(parts, sparsity=0.5, schedule="once")
+    strategy("pruning", "magnitude", sparsity=0.5, schedule="once")(parts)
     parts.planned_steps = 0
     tiny.train(parts, 1)
     assert zeros_share(parts.model) == 0
@@ -115,37 +116,8 @@ def test_removed_layers_take_their_flop_with_them() -> None:
         half = type(parts.workload)(tiny.DECODER | {"layers": 2})
         assert parts.flops_share == pytest.approx(half.flops_per_sample() / parts.workload.flops_per_sample(), rel=0.03)
     assert len(tiny.train(parts, 2)) == 2
-    with pytest.raises(Unsupported, match="has 2 repeated layers, so remove cannot be 2"):
+    with pytest.raises(Unsupported, match="remove is 2, the model has 2 repeated layers"):
         pruning.layers(parts, remove=2)
-
-
-REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("pruning", "semi_structured", {}, "compute capability 8.0"),
-    ("quantization", "int4", {}, "compute capability 8.0"),
-    ("pruning", "magnitude", {"quantization": "qat"}, "one of them at a time"),
-    ("pruning", "structured", {"parallelism": "pp"}, "ranks hold different layers"),
-    ("quantization", "int8", {"parallelism": "fsdp"}, "choose ddp"),
-    ("quantization", "fp16", {"parallelism": "tp"}, "choose ddp"),
-    ("finetune", "lora", {"pruning": "magnitude"}, "weights to prune are frozen"),
-    ("finetune", "lora", {"quantization": "qat"}, "cannot adapt"),
-    ("finetune", "lora", {"distillation": "soft"}, "the student starts at random"),
-    ("finetune", "lora", {"parallelism": "tp"}, "does not go with parallelism 'tp'"),
-    ("distillation", "soft", {}, "needs: NAME"),
-]
-
-
-@pytest.mark.parametrize(("axis", "name", "fields", "reason"), REFUSED)
-def test_what_makes_no_sense_is_refused_with_a_reason(
-    axis: str, name: str, fields: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(Unsupported, match=reason):
-        registry.load(axis, name)(tiny.parts(**{axis: name}, **fields))
-
-
-@pytest.mark.parametrize("options", [{"sparsity": 1.5}, {"schedule": "sometimes"}, {"begin": 0.9, "end": 0.1}])
-def test_wrong_options_of_pruning_are_told(options: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match="0 < sparsity < 1"):
-        pruning.magnitude(tiny.parts(), **options)
 
 
 # --- quantization
@@ -153,7 +125,8 @@ def test_wrong_options_of_pruning_are_told(options: dict[str, Any]) -> None:
 
 def test_a_conv1d_becomes_a_linear_layer_that_computes_the_same() -> None:
     parts = tiny.parts()
-    model = quantization.linears(copy.deepcopy(parts.model))
+    model = copy.deepcopy(parts.model)
+    replace_conv1d(model)
     kinds = {type(m).__name__ for m in model.modules()}
     assert "Conv1D" not in kinds
     assert torch.allclose(logits(parts, model), logits(parts, parts.model), atol=1e-6)
@@ -165,7 +138,7 @@ def test_quantized_models_are_smaller_and_answer_nearly_the_same(name: str) -> N
     parts = tiny.parts(quantization=name)
     tiny.train(parts, 5)
     before = logits(parts, parts.model.eval())
-    registry.load("quantization", name)(parts)
+    strategy("quantization", name)(parts)
     model = served(parts)
     error = (logits(parts, model) - before).norm() / before.norm()
     assert 1e-6 < error < 0.05
@@ -176,16 +149,16 @@ def test_quantized_models_are_smaller_and_answer_nearly_the_same(name: str) -> N
 
 def test_zeros_stay_zeros_in_integers() -> None:
     parts = tiny.parts(quantization="int8", pruning="magnitude")
-    pruning.magnitude(parts, sparsity=0.5, schedule="once")
+    strategy("pruning", "magnitude", sparsity=0.5, schedule="once")(parts)
     tiny.train(parts, 2)
-    quantization.int8(parts)
+    strategy("quantization", "int8")(parts)
     assert zeros_share(served(parts)) > zeros_share(parts.model) - 0.1
 
 
 @pytest.mark.parametrize(("bits", "activations"), [(8, True), (8, False), (4, False)])
 def test_quantization_aware_training_trains_what_is_served(bits: int, activations: bool) -> None:
     parts = tiny.parts(quantization="qat")
-    quantization.qat(parts, bits=bits, activations=activations)
+    strategy("quantization", "qat", bits=bits, activations=activations)(parts)
     losses = tiny.train(parts, 8)
     assert losses[-1] < losses[0] - 0.5
     trained = logits(parts, parts.model.eval())
@@ -196,7 +169,7 @@ def test_the_rest_of_a_quantized_model_has_the_type_of_the_training() -> None:
     for name in ("int8", "qat"):
         parts = tiny.parts(quantization=name)
         parts.precision = Precision(("cpu", torch.bfloat16))
-        registry.load("quantization", name)(parts)
+        strategy("quantization", name)(parts)
         model = served(parts)
         assert model.transformer.ln_f.weight.dtype is torch.bfloat16
         assert logits(parts, model).isfinite().all()
@@ -228,7 +201,7 @@ def test_the_loss_of_distillation_is_hintons(tmp_path: Path) -> None:
     student = tiny.parts(args=tiny.DECODER | {"layers": 1}, distillation="soft", needs="teacher")
     student.needed = saved(tmp_path, teacher)
     hard = student.loss(student.model, tiny.batch(student)).item()
-    soft(student, temperature=3.0, alpha=0.25)
+    strategy("distillation", "soft", temperature=3.0, alpha=0.25)(student)
     ours, theirs = logits(student, student.model), logits(student, teacher.model)
     p, q = (theirs / 3).softmax(-1), (ours / 3).softmax(-1)
     likeness = (p * (p.log() - q.log())).sum(-1).mean()
@@ -245,7 +218,7 @@ def test_answers_that_are_not_asked_for_do_not_count(tmp_path: Path) -> None:
     registry._BUILT_IN["workload"]["other"] = "tests.tiny:Other"
     registry.names.cache_clear()
     try:
-        soft(student, alpha=1.0)
+        strategy("distillation", "soft", alpha=1.0)(student)
     finally:
         del registry._BUILT_IN["workload"]["other"]
         registry.names.cache_clear()
@@ -267,7 +240,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     student = tiny.parts(distillation="soft", needs="teacher")
     student.needed = saved(tmp_path, teacher)
     with pytest.raises(Unsupported, match=r"scores of shape \(1, 16, 300\), the student of \(1, 16, 256\)"):
-        soft(student)
+        strategy("distillation", "soft")(student)
 
 
 # --- shards
@@ -289,7 +262,7 @@ fully_shard(parts.model, mesh=mesh)
 plain = Masks(whole)
 for one in (masks, plain): one.renew(lambda module, weight: smallest(weight, 0.3))
 tiny.train(parts, 2); masks.apply()
-for (module, name), (other, _) in zip(masks.held, plain.held):
+for (module, name), (other, _) in zip(masks.places, plain.places):
     assert torch.equal(getattr(module, name).full_tensor() == 0, getattr(other, name) == 0), name
 dist.barrier()
 sys.stdout.write("ok"); sys.stdout.flush(); os._exit(0)

@@ -26,7 +26,6 @@ defaults:
   workload_args.preset: tiny
   workload_args.sequence_length: 32
   device_type: cpu
-  parallelism: ddp
   devices: 1
   batch_size_per_device: 2
   measure_seconds: 2.5
@@ -52,6 +51,12 @@ def it_ran_by_the_debug_launcher(record: RunRecord) -> None:
     assert record.measurement.steps > 0
 
 
+def it_averaged_every_second_step(record: RunRecord) -> None:
+    assert str(record.spec.parallelism) == "local_sgd-every=2"
+    assert record.measurement is not None
+    assert record.measurement.steps > 0
+
+
 @dataclass(frozen=True)
 class Extension:
     """A patch: the files that it may touch, what a suite says to use it, what `bench show` lists, and the truth of a run.
@@ -73,6 +78,12 @@ EXTENSIONS = {
         "/watts",
         joules_are_watts_times_seconds,
         (("watts", f"{WATTS}\n"),),
+    ),
+    "toy_parallelism": Extension(
+        {"bench/strategies/local_sgd.py", "bench/strategies/catalog.py", "README.md"},
+        "  parallelism: {{name: local_sgd, every: 2}}\n  meters: []\n",
+        '"local_sgd"',
+        it_averaged_every_second_step,
     ),
     "debug_launcher": Extension(
         {"bench/run/debug.py", "bench/registry.py", "README.md"},

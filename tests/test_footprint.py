@@ -27,15 +27,16 @@ def allocated(asked: RunSpec, folder: Path) -> int:
     from torch.profiler import profile
 
     from bench import registry
+    from bench.strategies import catalog
     from bench.strategies.parts import Parts
 
     device = torch.device("cpu")
-    precise = registry.load("precision", asked.precision.name)(device)
+    precise = catalog.load("precision", asked.precision)(device)
     workload = registry.load("workload", asked.workload)(asked.workload_args)
     parts = Parts(asked, device, workload, workload.build().train(), precise)
-    registry.load("memory", asked.memory.name)(parts, **asked.memory.options)
+    catalog.load("memory", asked.memory)(parts)
     precise.convert(parts)
-    optimizer = registry.load("optimizer", asked.optimizer.name)(parts.model.parameters(), **asked.optimizer.options)
+    optimizer = catalog.load("optimizer", asked.optimizer)(parts.model.parameters())
     batch = workload.train.__getitems__(list(range(int(asked.batch_size_per_device or 0))))
 
     def step() -> None:
@@ -129,7 +130,6 @@ def test_nothing_is_computed_and_nothing_is_left_behind() -> None:
     [
         ({"batch_size_per_device": "max"}, "the batch size is found at run time"),
         ({"quantization": "int8"}, "quantization int8 is not counted"),
-        ({"parallelism": "other"}, "parallelism other is not known"),
         ({"optimizer": "other"}, "optimizer other is not known"),
     ],
 )

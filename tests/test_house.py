@@ -26,17 +26,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 905,
-    "bench/suites": 600,
+    "bench": 855,
+    "bench/suites": 706,
     "bench/machine": 490,
     "bench/meters": 1_415,
-    "bench/workloads": 1_275,
-    "bench/strategies": 1_895,
+    "bench/workloads": 1_290,
+    "bench/strategies": 1_885,
     "bench/train": 1_010,
     "bench/run": 1_380,
     "bench/figures": 710,
     "bench/store": 650,
-    "bench/cli": 1_060,
+    "bench/cli": 1_095,
     "analytics": 8_640,
     "app": 3_000,
 }
@@ -276,11 +276,10 @@ def test_the_sidecar_needs_no_torch() -> None:
     assert imports(["bench.meters.sampler"], ["torch", "transformers", "pyarrow"]) == ""
 
 
-@pytest.mark.parametrize("kind", ["workload", "parallelism", "precision", "optimizer"])
-def test_every_registered_name_leads_somewhere(kind: str) -> None:
-    assert registry.names(kind)
-    for name in registry.names(kind):
-        assert callable(registry.load(kind, name))
+def test_every_registered_workload_leads_somewhere() -> None:
+    assert registry.names("workload")
+    for name in registry.names("workload"):
+        assert callable(registry.load("workload", name))
 
 
 def test_names_are_unknown_in_a_helpful_way() -> None:

@@ -6,16 +6,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import registry
-from bench.schema import SHARED_COPY, RunSpec
-from bench.strategies.parts import Parts
-from bench.strategies.pipeline import microbatches_of
-from bench.strategies.precision import Precision, Unsupported
+from bench.schema import RunSpec
+from bench.strategies import catalog
+from bench.strategies.parts import Parts, Precision, Unsupported
 from bench.train.probes import communication_shares, without
 
 torch = pytest.importorskip("torch")
@@ -201,8 +201,7 @@ def _rank(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / f"store-{world}"), world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    torch.distributed.tensor.experimental.context_parallel = gathered_keys
-    registry.load("parallelism", "cp").needs_gpu = False
+    import_module("bench.strategies.context").context_parallel = gathered_keys
     try:
         for kind, cases in (("case", CASES), ("other", OTHER)):
             for name, (_, parallelism, batch, more, prepare) in cases.get(world, {}).items():
@@ -307,7 +306,7 @@ def test_a_pipeline_says_what_its_bubble_would_be(folder: Path) -> None:
     ("samples", "stages", "asked", "count"), [(8, 2, 0, 4), (8, 4, 0, 8), (6, 2, 0, 3), (7, 2, 0, 1), (8, 2, 2, 2)]
 )
 def test_microbatches(samples: int, stages: int, asked: int, count: int) -> None:
-    assert microbatches_of(samples, stages, asked) == count
+    assert catalog.PpOptions(microbatches=asked).count(samples, stages) == count
 
 
 @pytest.mark.parametrize(
@@ -336,64 +335,9 @@ def parts_of(asked: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Parts:
     return Parts(asked, CPU, workload, model, Precision(("cpu", torch.float16) if scaler else None, scaler))
 
 
-ODD = {"workload_args": ARGS | {"layers": 1, "hidden": 48, "heads": 3, "sequence_length": 15}}
-
-
-@pytest.mark.parametrize(
-    ("world", "parallelism", "more", "reason"),
-    [
-        (2, "single", {}, "one device, not 2"),
-        *((1, name, {}, "one has nothing to share") for name in ("tp", "pp", "cp", "fsdp_tp")),
-        (2, "hsdp", {}, "not 2 devices: choose fsdp2"),
-        (4, {"name": "hsdp", "shard": 3}, {}, "groups of 3 devices, not 4"),
-        (2, "fsdp_tp", {}, "choose tp"),
-        (3, {"name": "fsdp_tp", "size": 2}, {}, "3 devices cannot form groups of 2"),
-        (4, {"name": "tp", "size": 2}, {}, "choose fsdp_tp"),
-        (2, "tp", ODD, "3 heads cannot be dealt out to 2 devices"),
-        (4, "tp", TEXT, "4 heads and 2 of keys and values cannot be dealt out to 4"),
-        (
-            3,
-            {"name": "tp", "sequence": True},
-            ODD | {"workload_args": ODD["workload_args"] | {"sequence_length": 16}},
-            "16",
-        ),
-        (2, "tp", {"compile": "eager", "finetune": "lora"}, "with finetune lora"),
-        (2, "tp", {"compile": "default", "memory": "recompute"}, "with memory recompute"),
-        (2, "pp", ODD, "1 layers cannot be dealt out to 2 stages"),
-        (2, {"name": "pp", "schedule": "zigzag"}, {}, "not zigzag"),
-        (2, {"name": "pp", "microbatches": 3}, {}, "8 samples cannot be cut into 3"),
-        (2, {"name": "pp", "microbatches": 1}, {}, "1f1b needs a micro-batch for each of 2 stages, not 1"),
-        (2, "pp", {"pruning": "magnitude"}, "with pruning magnitude"),
-        (2, "cp", {}, "cp needs GPUs"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(
-    world: int, parallelism: Any, more: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = spec(world, parallelism, 8, **more)
-    with pytest.raises(Unsupported, match=reason):
-        registry.load("parallelism", asked.parallelism.name)(parts_of(asked, monkeypatch), **asked.parallelism.options)
-
-
 @pytest.mark.parametrize("name", ["tp", "pp", "cp", "fsdp_tp"])
 def test_models_of_other_kinds_are_not_cut_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = parts_of(spec(4, name, 8), monkeypatch)
     parts.model = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(registry.load("parallelism", "cp"), "needs_gpu", False)
-    with pytest.raises(Unsupported, match="known of GPT2LMHeadModel, LlamaForCausalLM, not of Linear"):
-        registry.load("parallelism", name)(parts)
-
-
-def test_layers_that_are_one_and_the_same_are_not_cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = parts_of(spec(2, "pp", 8), monkeypatch)
-    parts.model.transformer.h[1] = parts.model.transformer.h[0]
-    with pytest.raises(Unsupported, match="share their weights"):
-        registry.load("parallelism", "pp")(parts)
-
-
-def test_the_names_that_share_a_copy_are_those_of_the_schema() -> None:
-    import inspect
-
-    for name in registry.names("parallelism"):
-        size = inspect.signature(registry.load("parallelism", name)).parameters.get("size")
-        assert (size.default if size else None) == SHARED_COPY.get(name)
+    with pytest.raises(Unsupported, match="GPT2LMHeadModel, LlamaForCausalLM can be divided, not those of Linear"):
+        catalog.load("parallelism", parts.spec.parallelism)(parts)

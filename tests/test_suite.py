@@ -151,7 +151,7 @@ def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) 
     reasons = {(r.world_size, r.precision.name): plan.skipped.get(r.config_id) for r in plan.runs}
     assert reasons[2, "fp32"] is None
     assert reasons[4, "fp32"] == "needs 4 × 1 threads, 2 processors are here"
-    assert reasons[2, "tf32"] == "tf32 exists on NVIDIA GPUs only"
+    assert reasons[2, "tf32"] == "precision tf32 on a CPU: TF32 exists on NVIDIA GPUs only"
     busy = made(tmp_path, gpus(2, busy=(1,)), matrix={"devices": [2]})
     assert list(busy.skipped.values()) == ["needs 2 GPUs, 1 of 2 are free: GPU 1 is used by python (7)"]
     sliced = Machine(cpu_model="x", cpu_count=1, gpus=[Gpu(index=0, uuid="GPU-0", name="x", mig=True)])
@@ -169,7 +169,7 @@ def test_devices_that_cannot_share_the_work_are_skipped_with_the_reason(tmp_path
         *((2, way) for way in ("ddp", "tp", "tp-size=2", "pp", "cp")),
         *((4, way) for way in ("ddp", "tp", "pp", "cp", "fsdp_tp", "hsdp")),
     }
-    assert "parallelism cp shares sequences between devices: one has nothing to share" in plan.skipped.values()
+    assert "parallelism cp divides sequences among devices: it needs at least 2, not 1" in plan.skipped.values()
     assert "4 devices cannot form groups of 3 that share layers: choose another size" in plan.skipped.values()
     script = {"workload": "command", "workload_args.argv": "train --how {parallelism}"}
     assert not made(
@@ -252,7 +252,7 @@ BAD = {
     ),
     "option of a wrong type": (
         HEAD + "include: [{optimizer: {name: adamw, learning_rate: high}}]\n",
-        ["optimizer 'adamw': learning_rate must be a number, not 'high'"],
+        ["optimizer 'adamw': learning_rate must be a number >= 0, not 'high'"],
     ),
     "two prices": (HEAD + "usd_per_kwh: 1\nusd_per_device_hour: 1\ninclude: [{}]\n", ["not both"]),
     "needs what nobody saves": (

@@ -1,18 +1,17 @@
 """Fine-tuning: what is trained, what is frozen, and how much is left to compute."""
 
 import copy
-import sys
 from typing import Any
 
 import pytest
 
-from bench.strategies.precision import Unsupported
+from bench.strategies.parts import Unsupported
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
-from bench.strategies import finetune  # noqa: E402
 from bench.strategies.flops import count_share, on_meta  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.tiny import strategy  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -27,7 +26,7 @@ def trained(parts: Any) -> set[str]:
 def test_only_the_last_layers_change() -> None:
     parts = tiny.parts()
     before = copy.deepcopy(parts.model.state_dict())
-    finetune.last_layers(parts, layers=1)
+    strategy("finetune", "last_layers", layers=1)(parts)
     losses = tiny.train(parts, 8)
     assert losses[-1] < losses[0]
     changed = {name for name, tensor in parts.model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -37,29 +36,29 @@ def test_only_the_last_layers_change() -> None:
 
 def test_a_tied_head_stays_with_its_embedding_and_another_is_trained() -> None:
     parts = tiny.parts()
-    finetune.last_layers(parts, layers=0)
+    strategy("finetune", "last_layers", layers=0)(parts)
     assert trained(parts) == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
     llama = tiny.parts("other", {"architecture": "llama"})
-    finetune.last_layers(llama, layers=0)
+    strategy("finetune", "last_layers", layers=0)(llama)
     assert trained(llama) == {"model.norm.weight", "lm_head.weight"}
-    with pytest.raises(Unsupported, match="has 4 repeated layers, so layers cannot be 9"):
-        finetune.last_layers(tiny.parts(), layers=9)
+    with pytest.raises(Unsupported, match="layers is 9, the model has 4 repeated layers"):
+        strategy("finetune", "last_layers", layers=9)(tiny.parts())
     with pytest.raises(Unsupported, match="has 0 repeated layers"):
-        finetune.last_layers(tiny.parts("other", {"architecture": "mlp"}))
+        strategy("finetune", "last_layers")(tiny.parts("other", {"architecture": "mlp"}))
 
 
 def test_a_head_that_was_not_in_the_checkpoint_is_trained_whatever_is_frozen() -> None:
-    for strategy in (finetune.bitfit, finetune.lora, finetune.ia3):
+    for name in ("bitfit", "lora", "ia3"):
         parts = tiny.parts("other", {"architecture": "classifier"})
         parts.fresh = frozenset({"classifier.weight", "classifier.bias", "bert.pooler.dense.weight"})
-        strategy(parts)
+        strategy("finetune", name)(parts)
         assert trained(parts) >= parts.fresh
         assert "bert.encoder.layer.0.output.dense.weight" not in trained(parts)
 
 
 def test_biases_alone() -> None:
     parts = tiny.parts()
-    finetune.bitfit(parts)
+    strategy("finetune", "bitfit")(parts)
     assert trained(parts)
     assert all(name.endswith(".bias") for name in trained(parts))
 
@@ -73,7 +72,7 @@ def test_additions_are_trained_alone_and_merged_to_be_served(name: str, options:
     before = {n: p.detach().clone() for n, p in parts.model.named_parameters()}
     names = set(parts.model.state_dict())
     parts.model.eval()  # no dropout, so that losses can be compared
-    getattr(finetune, name)(parts, **options)
+    strategy("finetune", name, **options)(parts)
     count = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     assert 0 < count < 0.3 * sum(p.numel() for p in parts.model.parameters())
     losses = tiny.train(parts, 12, rate=2e-2)
@@ -92,16 +91,10 @@ def test_additions_are_trained_alone_and_merged_to_be_served(name: str, options:
 
 def test_targets_may_be_named() -> None:
     parts = tiny.parts()
-    finetune.lora(parts, targets="c_attn mlp.c_proj")
+    strategy("finetune", "lora", targets="c_attn mlp.c_proj")(parts)
     assert {name.split(".")[4] for name in trained(parts)} == {"c_attn", "c_proj"}
     with pytest.raises(Unsupported, match=r"lora: Target modules .*nonsense"):
-        finetune.lora(tiny.parts(), targets="nonsense")
-
-
-def test_without_peft_the_run_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(Unsupported, match="pip install 'wattbench"):
-        finetune.lora(tiny.parts())
+        strategy("finetune", "lora", targets="nonsense")(tiny.parts())
 
 
 def test_the_flop_of_what_has_no_gradients_are_left_out() -> None:

@@ -13,6 +13,7 @@ from bench import registry
 from bench.schema import COMMAND, RunSpec
 from bench.workloads.base import Workload, counted_flops, training_batches, validation_batches
 from bench.workloads.transformer import config_fields
+from tests.tiny import strategy
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -329,7 +330,7 @@ def test_sparse_tables_need_an_optimizer_that_takes_them() -> None:
     model = work.build()
     work.loss(model, work.train.__getitems__(range(4))).backward()
     assert model.tables[0].weight.grad.is_sparse
-    registry.load("optimizer", "sgd")(model.parameters(), momentum=0.0, implementation="foreach").step()
+    strategy("optimizer", "sgd", momentum=0.0, implementation="foreach")(model.parameters()).step()
 
 
 def test_speech_is_not_covered() -> None:

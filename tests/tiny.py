@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from bench.schema import RunSpec
-from bench.strategies.parts import Parts
-from bench.strategies.precision import Precision
+from bench.schema import Choice, RunSpec
+from bench.strategies import catalog
+from bench.strategies.parts import Parts, Precision
 from bench.workloads.base import Batch, Workload, WorkloadArgs
 from bench.workloads.decoder_lm import DecoderLM
 
@@ -86,6 +86,11 @@ class Other(Workload):
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         loss, _, asked = self.score(model, batch)
         return loss / asked
+
+
+def strategy(axis: str, name: str, **options: Any) -> Any:
+    """Return the code of a strategy with its options, those that are not given at their defaults."""
+    return catalog.load(axis, Choice(name=name, options=options))
 
 
 def spec(workload: str = "decoder_lm", args: dict[str, Any] | None = None, **fields: Any) -> RunSpec:

@@ -7,14 +7,61 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.options import json_option, print_json, read_suite, suite_options
+from bench.errors import UserError
+from bench.registry import did_you_mean
+from bench.schema import AXES, RunSpec
+from bench.strategies.catalog import CATALOG, allowed
 
 if TYPE_CHECKING:
     from analytics.preview import Preview
 
 
+def table() -> str:
+    """Return the strategies of each axis as a Markdown table, the default of the axis first."""
+    rows = ["| field | values |", "|---|---|"]
+    for axis in AXES:
+        default = RunSpec.model_fields[axis].default.name
+        rows.append(f"| `{axis}` | {', '.join(f'`{name}`' for name in sorted(CATALOG[axis], key=default.__ne__))} |")
+    return "\n".join(rows)
+
+
+def explain(name: str) -> str:
+    """Describe a strategy, all of an axis, or everything ("all"). Raises UserError for another name."""
+    lines = []
+    for axis, strategies in CATALOG.items():
+        for strategy, options in strategies.items():
+            if name not in ("all", axis, strategy):
+                continue
+            lines.append(f"{axis} {strategy}: {options.help()}")
+            for option, field in options.model_fields.items():
+                default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+                values = allowed(field.annotation, tuple(field.metadata))
+                lines.append(f"    {option}: {field.description} ({values}; default {default})")
+    if not lines:
+        raise UserError(f"no strategy {name!r}: {did_you_mean(name, {n for names in CATALOG.values() for n in names})}")
+    return "\n".join(lines)
+
+
+def _print_options(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    if name is None or context.resilient_parsing:
+        return
+    click.echo(explain(name))
+    context.exit()
+
+
 @click.command()
 @suite_options
 @json_option
+@click.option(
+    "--options",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value="all",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_options,
+    help="Explain the options of a strategy (lora), of a field (precision), or of all, and exit.",
+)
 @click.option("--memory/--no-memory", "with_memory", default=True, help="Estimate memory per device; imports torch.")
 def show(as_json: bool, with_memory: bool, **options: Any) -> None:
     """List the runs of a suite on this machine, in order, with time, cost and memory. Nothing is started."""

@@ -1,18 +1,20 @@
-"""The kernel of scaled dot product attention for the whole training: functions `(parts)` that force one.
+"""The kernel of scaled dot product attention for the whole training: functions `(parts)` that force one kernel.
 
-torch takes forced kernels from flags of the process, and a process trains once. Whether a kernel can do what the model asks
-for is found out by one call of it, of the shape and in the type of the training.
+torch reads forced kernels from flags of the process, and a process trains once. One call with the shape and the type of the
+training tells whether the kernel supports the model.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.strategies.precision import Unsupported
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-if TYPE_CHECKING:
-    from bench.strategies.parts import Parts
+from bench.strategies.parts import Parts, Unsupported
 
 _FLAGS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -22,7 +24,7 @@ def sdpa(parts: Parts) -> None:
 
 
 def flash(parts: Parts) -> None:
-    """FlashAttention (Dao 2023): never holds the matrix of weights; on GPUs in 16 bits only."""
+    """FlashAttention (Dao 2023), which never stores the attention matrix; on GPUs in 16 bits only."""
     _force(parts, "flash")
 
 
@@ -37,15 +39,12 @@ def cudnn(parts: Parts) -> None:
 
 
 def math(parts: Parts) -> None:
-    """Plain matrix products and softmax: needs memory for the square of the sequence."""
+    """Plain matrix products and softmax: memory grows with the square of the sequence."""
     _force(parts, "math")
 
 
 def first_call(parts: Parts) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return the arguments of the first attention that the model computes for one sample, on the meta device; or None."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
+    """Return the arguments of the model's first attention for one sample, on the meta device; None if it has none."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     class Watch(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not read
@@ -63,24 +62,21 @@ def first_call(parts: Parts) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
 
 
 def _force(parts: Parts, name: str) -> None:
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils._pytree import tree_map
 
     call = first_call(parts)
     if call is None:
-        raise Unsupported(f"attention {name}: the model of workload {parts.spec.workload} has no dot product attention")
+        raise Unsupported(f"attention {name}: the model has no dot product attention")
     backend, dtype = getattr(SDPBackend, _FLAGS[name]), parts.precision.compute_dtype
 
     def real(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        made = torch.ones(value.shape, dtype=value.dtype, device=parts.device)
-        return made.to(dtype).requires_grad_() if made.is_floating_point() else made
+        tensor = torch.ones(value.shape, dtype=value.dtype, device=parts.device)
+        return tensor.to(dtype).requires_grad_() if tensor.is_floating_point() else tensor
 
     args, kwargs = tree_map(real, call)
     why = ""
-    with sdpa_kernel(backend), warnings.catch_warnings(record=True) as told:
+    with sdpa_kernel(backend), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             torch.nn.functional.scaled_dot_product_attention(*args, **kwargs).sum().backward()
@@ -90,11 +86,11 @@ def _force(parts: Parts, name: str) -> None:
         except RuntimeError as error:
             chosen, why = False, str(error).splitlines()[0]
     if not chosen:
-        # The first warnings are headings, one for each kernel that was looked at.
-        said = [text for w in told if not (text := str(w.message).split(" (Triggered")[0]).endswith("because:")]
+        # The first warnings are headings, one for each kernel that torch considered.
+        reasons = [text for w in caught if not (text := str(w.message).split(" (Triggered")[0]).endswith("because:")]
         on = f"{str(dtype).removeprefix('torch.')} on a {'GPU' if parts.device.type == 'cuda' else 'CPU'}"
-        reason = next(iter(said), why)
-        raise Unsupported(f"attention {name} cannot do this model in {on}" + (f": {reason}" if reason else ""))
+        reason = next(iter(reasons), why)
+        raise Unsupported(f"attention {name} does not support this model in {on}" + (f": {reason}" if reason else ""))
     torch.backends.cuda.enable_flash_sdp(name == "flash")
     torch.backends.cuda.enable_mem_efficient_sdp(name == "efficient")
     torch.backends.cuda.enable_cudnn_sdp(name == "cudnn")

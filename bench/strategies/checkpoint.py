@@ -1,57 +1,39 @@
-"""Trained weights between runs: a folder with `weights.safetensors` and `checkpoint.json`, written whole or not at all."""
+"""Trained weights of a run for other runs: a folder with `weights.safetensors` and `checkpoint.json`, written atomically."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from bench.files import read_json, write_json
 from bench.folder import CHECKPOINT
 from bench.schema import RunSpec, Scalar
-from bench.strategies.precision import Unsupported
-
-if TYPE_CHECKING:
-    import torch
-
-    from bench.strategies.parts import Parallelism
+from bench.strategies.parts import Parallelism
 
 WEIGHTS, FACTS = "weights.safetensors", "checkpoint.json"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "module.")
-"""Parts of names that say how a model was trained, not what it is; the last one only at the beginning."""
+"""Parts of tensor names that training wrappers add; the last one occurs only at the beginning."""
 _NAMED = 5
 
 
 class Loaded(NamedTuple):
-    """What came of a loading: facts for the record, and the names of the model's tensors that stayed as they were."""
+    """The result of loading: notes for the record, and the names of the model's tensors that were not loaded."""
 
     notes: dict[str, Scalar]
     fresh: frozenset[str]
 
 
 def plain_name(name: str) -> str:
-    """Name of a tensor as the workload's own model has it."""
+    """Return the name of a tensor in the workload's own model."""
     for wrapper in _WRAPPERS[:-1]:
         name = name.replace(wrapper, "")
     return name.removeprefix(_WRAPPERS[-1])
-
-
-def check_savable(spec: RunSpec) -> None:
-    """Refuse to save what no other run could load: a model of another shape than its workload builds."""
-    if spec.saves is None:
-        return
-    other = {
-        "finetune": ("lora", "ia3"),
-        "pruning": ("structured", "layers"),
-        "quantization": ("qat",),
-    }
-    for axis, names in other.items():
-        if (name := getattr(spec, axis).name) in names:
-            raise Unsupported(
-                f"a model changed by {axis} {name!r} has other tensors than its workload builds, so no run could load it: "
-                "save the run that it starts from"
-            )
 
 
 def save(spec: RunSpec, parallel: Parallelism, folder: Path) -> None:
@@ -59,7 +41,6 @@ def save(spec: RunSpec, parallel: Parallelism, folder: Path) -> None:
     state = parallel.state()
     if state is None:
         return
-    from safetensors.torch import save_file
 
     same: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -68,16 +49,16 @@ def save(spec: RunSpec, parallel: Parallelism, folder: Path) -> None:
         if first != name:
             tied[plain_name(name)] = plain_name(first)
     named = {plain_name(name): tensor for name, tensor in state.items()}
-    kept = {name: tensor.contiguous() for name, tensor in named.items() if tied.get(name) not in named}
+    stored = {name: tensor.contiguous() for name, tensor in named.items() if tied.get(name) not in named}
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(kept, temporary / WEIGHTS)
+    save_file(stored, temporary / WEIGHTS)
     facts = {
         "workload": spec.workload,
         "workload_args": spec.workload_args,
         "sha256": _digest(temporary / WEIGHTS),
-        "tensors": len(kept),
+        "tensors": len(stored),
         "tied": {name: first for name, first in tied.items() if first in named},
     }
     write_json(temporary / FACTS, facts)
@@ -91,38 +72,35 @@ def _digest(path: Path) -> str:
 
 
 def load_into(model: torch.nn.Module, run: Path) -> Loaded:
-    """Copy the weights that a run has saved into a model: all tensors whose name and shape are those of the model.
+    """Copy saved weights into a model: all tensors whose name and shape match.
 
-    So a model with another head takes what is below it, and keeps its own head. Raises ValueError where less than half of
-    the model's tensors are there: that is another model.
+    So a model with another head loads everything but the head. Raises ValueError if less than half of the model's tensors
+    match: the checkpoint is of another model.
     """
-    import torch
-    from safetensors import safe_open
-
     folder = run / CHECKPOINT
     facts = read_json(folder / FACTS)
     if facts is None:
-        raise ValueError(f"there is no checkpoint in {folder}")
+        raise ValueError(f"no checkpoint in {folder}")
     own, tied = model.state_dict(), facts["tied"]
     loaded: set[str] = set()
     with safe_open(folder / WEIGHTS, framework="pt") as file, torch.no_grad():
-        there = set(file.keys())
+        saved = set(file.keys())
         for name, tensor in own.items():
-            source = name if name in there else tied.get(name)
-            if source in there and list(tensor.shape) == file.get_slice(source).get_shape():
+            source = name if name in saved else tied.get(name)
+            if source in saved and list(tensor.shape) == file.get_slice(source).get_shape():
                 tensor.copy_(file.get_tensor(source))
                 loaded.add(name)
     if 2 * len(loaded) < len(own):
         raise ValueError(
-            f"{len(loaded)} of the {len(own)} tensors of this model are in the checkpoint of {facts['workload']} "
-            f"{facts['workload_args']}, which takes half of them at least: it has {_some(there)}, the model {_some(own)}"
+            f"only {len(loaded)} of the {len(own)} tensors of this model match the checkpoint of {facts['workload']} "
+            f"{facts['workload_args']}, at least half must: it has {_some(saved)}, the model has {_some(own)}"
         )
     fresh = frozenset(own) - loaded
     notes: dict[str, Scalar] = {
         "needed_sha256": facts["sha256"],
         "loaded_tensors": len(loaded),
         "left_tensors": len(fresh),
-        "unused_tensors": len(there - loaded - {tied[name] for name in loaded if name in tied}),
+        "unused_tensors": len(saved - loaded - {tied[name] for name in loaded if name in tied}),
     }
     return Loaded(notes | ({"left": _some(fresh)} if fresh else {}), fresh)
 

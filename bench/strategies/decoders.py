@@ -1,19 +1,21 @@
-"""Where the parts of decoder language models of `transformers` are, for strategies that cut a model up by its structure."""
+"""The structure of decoder language models of `transformers`, for strategies that divide a model by its layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from bench.strategies.precision import Unsupported
+import torch
+
+from bench.strategies.parts import Unsupported
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names of the parts. `column` are linear layers whose outputs are independent, `row` those that add them up again.
+    """Names of the parts. `column` are linear layers with independent outputs, `row` those that add them up again.
 
-    A layer of `fused` holds so many projections side by side (query, key, value). `attention_by_name`: whether a layer gives
-    the attention its hidden states as a keyword argument.
+    A layer in `fused` holds that number of projections side by side (query, key, value). `attention_by_name`: a layer passes
+    its hidden states to the attention as a keyword argument.
     """
 
     base: str
@@ -61,21 +63,16 @@ ARCHITECTURES = {"GPT2LMHeadModel": _GPT2, "LlamaForCausalLM": _LLAMA}
 
 @dataclass
 class Decoder:
-    """A decoder and its parts. Raises Unsupported for a model of another kind."""
+    """A decoder and its parts. Raises Unsupported for other models."""
 
     model: Any
 
     def __post_init__(self) -> None:
         name = type(self.model).__name__
         if name not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise Unsupported(
-                f"a model is cut up by the names of its layers, which are known of {known}, not of {name}"
-            )
+            raise Unsupported(f"only the layers of {', '.join(ARCHITECTURES)} can be divided, not those of {name}")
         self.architecture = ARCHITECTURES[name]
         self.base: Any = getattr(self.model, self.architecture.base)
-        if len(set(self.layers)) < len(self.layers):
-            raise Unsupported("a model whose layers share their weights is not cut up layer by layer: choose ddp")
 
     @property
     def layers(self) -> Any:
@@ -97,7 +94,24 @@ class Decoder:
         """Whether embedding and output projection are one weight."""
         return self.head.weight is self.embedding.weight
 
-    def heads(self) -> tuple[int, int]:
-        """Heads of the attention: of queries, and of keys and values."""
-        config = self.model.config
-        return config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+
+def is_conv1d(layer: Any) -> bool:
+    """Tell whether a layer is the Conv1D of GPT-2: a linear layer whose weight is stored as (in, out)."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def linear_of(layer: Any) -> torch.nn.Linear:
+    """Return a linear layer that computes the same as a Conv1D."""
+    linear = torch.nn.Linear(layer.nx, layer.nf, device="meta")
+    weight = layer.weight.detach().t().contiguous()
+    linear.weight = torch.nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    linear.bias = layer.bias
+    return linear.train(layer.training)
+
+
+def replace_conv1d(root: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    """Replace each Conv1D in a module by an equal linear layer; return their parents and names."""
+    places = [(parent, name) for parent in root.modules() for name, m in parent.named_children() if is_conv1d(m)]
+    for parent, name in places:
+        setattr(parent, name, linear_of(getattr(parent, name)))
+    return places

@@ -1,7 +1,4 @@
-"""The parts of a training that strategies change before it begins, and what a rank's share of it looks like.
-
-The modules of strategies import torch inside their functions: a suite is checked without it.
-"""
+"""The parts of a training that strategies change before it begins, and one rank's share of the training."""
 
 from __future__ import annotations
 
@@ -9,32 +6,74 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.schema import RunSpec, Scalar, why_not_shared
-from bench.strategies.precision import Precision, Unsupported
+import torch
+import torch.distributed as dist
 
-if TYPE_CHECKING:
-    import torch
-
-    from bench.workloads.base import Batch, Workload
+from bench.schema import RunSpec, Scalar
+from bench.workloads.base import Batch, Workload
 
 _AfterStep = Callable[[int], None]
 _Served = Callable[["torch.nn.Module"], "torch.nn.Module"]
 
 
+class Unsupported(Exception):
+    """Hardware, a library or the built model does not support the run: it is skipped with this reason, it does not fail."""
+
+
+@dataclass
+class Precision:
+    """How one step computes: the context of the forward pass, and a loss scaler where small gradients would underflow.
+
+    `convert` changes the model after the other strategies, and before the model is sharded. `stored` is the type of the
+    parameters. `products` is the type of matrix products where it is narrower than that of all other operations.
+    """
+
+    autocast: tuple[str, torch.dtype] | None = None
+    scaler: Any = None
+    convert: Callable[[Parts], None] = lambda parts: None
+    stored: torch.dtype | None = None
+    products: torch.dtype | None = None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type that a layer computes in."""
+        return self.autocast[1] if self.autocast else self.stored or torch.float32
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """Type of most matrix products."""
+        return self.products or self.compute_dtype
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass and the loss."""
+        return torch.autocast(self.autocast[0], dtype=self.autocast[1]) if self.autocast else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass, of the scaled loss if there is a scaler."""
+        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make one step of the optimizer; the scaler omits it after an overflow."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+
 @dataclass
 class Parts:
-    """What is put together for one training. A strategy is a function `(parts, **options) -> None` that changes it.
+    """The parts of one training. A strategy is a function `(parts, **options) -> None` that changes them.
 
-    Strategies are applied in the order finetune, pruning, quantization, distillation, attention, memory; then parallelism
+    Strategies are applied in the order finetune, pruning, quantization, distillation, attention, memory. Then parallelism
     shards or replicates `model`, and compile comes last. `needed` is the folder of the run that `needs` names. `loss` is
-    called as `loss(model, batch)`. After each step of the optimizer all of `after_step` are called with the number of steps
-    so far; `serve` turn the trained model into the one that would be served. `notes` end in the record. `count` is the number
-    of all parameters and of those that are trained, before the model is cut up; `flops_share` the share of the workload's
-    FLOP that is left (frozen weights have no gradients, removed layers nothing). `fresh` are the names of tensors that the
-    checkpoint of the needed run did not have; `planned_steps` the steps of the optimizer that the training will take, 0
-    while that is not known.
+    called as `loss(model, batch)`. After each step of the optimizer, all of `after_step` are called with the number of
+    steps so far. `serve` turn the trained model into its served form. `notes` become part of the record. `count` is the
+    number of all parameters and of the trained ones, before the model is divided. `flops_share` is the remaining share of
+    the workload's FLOP: frozen weights have no gradients, removed layers compute nothing. `fresh` are the names of tensors
+    that the checkpoint of the needed run lacks. `planned_steps` is the number of optimizer steps, 0 while it is unknown.
     """
 
     spec: RunSpec
@@ -62,57 +101,57 @@ class Parts:
 
 
 def unchanged(parts: Parts) -> None:
-    """Change nothing: what an axis does where a suite does not speak of it."""
+    """Change nothing: the default of several axes."""
+
+
+class Objective(torch.nn.Module):  # type: ignore[misc]  # torch's types are not read
+    """Batch -> loss: the module that is replicated, sharded and compiled, so that the loss is compiled with the model."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.model = parts.model
+        self.parts = parts
+
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch."""
+        return self.parts.loss(self.model, batch)
 
 
 class Parallelism:
-    """How the ranks share the training: one copy of the model on each rank's own samples, unless a subclass says otherwise.
+    """How the ranks share the training: by default each rank trains a copy of the model on its own samples.
 
-    Subclasses take their options as keyword arguments with defaults. `data_rank` of `data_ranks` is this rank's share of
-    the samples; `loss_ranks` ranks hold the loss of a step (on others it is 0). `apart` says whether a forward pass waits
-    for no other rank, so that its time shows stragglers.
+    Subclasses take their options as keyword arguments. `data_rank` of `data_ranks` is this rank's share of the samples.
+    `loss_ranks` ranks hold the loss of a step; on others it is 0. `apart`: a forward pass does not wait for other ranks, so
+    that its time shows stragglers. `regional`: each block is compiled separately, because ranks communicate between blocks.
     """
 
     apart = True
     regional = False
-    """Whether each block is compiled by itself: where data are exchanged between the blocks."""
 
     def __init__(self, parts: Parts) -> None:
-        import torch.distributed as dist
-
-        from bench.strategies.objective import Objective
-
-        if why := why_not_shared(parts.spec):
-            raise Unsupported(why)
         self.parts = parts
         self.data_rank, self.data_ranks = dist.get_rank(), dist.get_world_size()
         self.loss_ranks = dist.get_world_size()
         self.module: torch.nn.Module = Objective(parts)
 
     def compile(self, **options: Any) -> None:
-        """Compile the step: the whole of it, or each block by itself where collectives stand between them.
+        """Compile the step: as a whole, or each block separately where ranks communicate between blocks.
 
-        Of a block it is `forward` that is compiled, not the hooks around it, which gather its weights: so it is one graph,
-        whether the block is sharded before or after. Blocks of a kind share what was compiled for the first.
+        Only the block's `forward` is compiled, not the hooks that gather its weights. So it is one graph, whether the block
+        is sharded before or after. Blocks of one class share the compiled code.
         """
-        import torch
-
         if not self.regional:
             self.module.compile(**options)
             return
-        if not self.parts.blocks:
-            raise Unsupported("this parallelism is compiled block by block, and the workload names no blocks")
         for block in self.parts.blocks:
             block.forward = torch.compile(block.forward, **options)
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:
-        """Context of one micro-batch; gradients of all but the last of a step stay where they are (`now` is False)."""
+        """Return the context of one micro-batch; gradients are exchanged only with the last one of a step (`now`)."""
         return nullcontext()
 
     def gradients(self, batches: Iterable[Batch], after_forward: Callable[[], None]) -> torch.Tensor:
-        """Add up the gradients of the micro-batches of one step; return their mean loss, on the device, without waiting."""
-        import torch
-
+        """Accumulate the gradients of the micro-batches of one step; return their mean loss on the device, without a wait."""
         accumulate = self.parts.spec.gradient_accumulation_steps
         total = torch.zeros((), device=self.parts.device)
         for micro, batch in zip(range(accumulate), batches, strict=False):
@@ -134,9 +173,7 @@ class Parallelism:
         return self.parts.workload.score(self.parts.model, batch)
 
     def state(self) -> dict[str, torch.Tensor] | None:
-        """Return the whole weights on the host, on rank 0; None on the others. All ranks call it."""
-        import torch.distributed as dist
-
+        """Return the whole weights on the host of rank 0, None on other ranks. All ranks call it."""
         if dist.get_rank():
             return None
         return {name: tensor.detach().cpu() for name, tensor in self.parts.model.state_dict().items()}

@@ -1,66 +1,76 @@
-"""Pipeline parallelism: each device holds some layers of a decoder, micro-batches go through them one after another."""
+"""Pipeline parallelism: each device holds some layers of a decoder, and micro-batches pass through them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed import pipelining
+from torch.distributed.device_mesh import init_device_mesh
+
+from bench.strategies import catalog
 from bench.strategies.decoders import Decoder
-from bench.strategies.parallelism import WEIGHTS, refuse
 from bench.strategies.parts import Parallelism, Parts
-from bench.strategies.precision import Unsupported
-
-if TYPE_CHECKING:
-    import torch
-
-    from bench.workloads.base import Batch
+from bench.workloads.base import Batch
 
 _SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
 
 
-def microbatches_of(samples: int, stages: int, asked: int) -> int:
-    """Return into how many equal micro-batches the samples are cut: as asked, or the most up to twice the stages."""
-    if asked and samples % asked:
-        raise Unsupported(f"{samples} samples cannot be cut into {asked} equal micro-batches")
-    return asked or max(count for count in range(1, min(samples, 2 * stages) + 1) if samples % count == 0)
+class Stage(torch.nn.Module):  # type: ignore[misc]  # torch's types are not read
+    """A stage of a pipeline: samples, or the output of the stage before -> the input of the next stage.
+
+    `model` is the stage's part of a decoder; without the head, its logits are the hidden states. `arrives` is the shape of
+    one sample and the type of the last input.
+    """
+
+    def __init__(self, parts: Parts, *, first: bool) -> None:
+        super().__init__()
+        self.model, self.parts, self.first = parts.model, parts, first
+        self.arrives: tuple[torch.Size, torch.dtype] | None = None
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        """Return hidden states of shape (samples, tokens, hidden size); the last stage returns logits."""
+        with self.parts.precision.context():
+            if self.first:
+                return self.parts.workload.logits(self.model, (data,))
+            self.arrives = data.shape[1:], data.dtype
+            logits: torch.Tensor = self.model(inputs_embeds=data).logits
+            return logits
+
+
+class Nothing(torch.nn.Module):  # type: ignore[misc]
+    """In place of an embedding that another stage holds: adds 0."""
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return 0."""
+        return torch.zeros((), device=indices.device)
 
 
 class Pp(Parallelism):
-    """Pipeline parallelism: stages of equal numbers of layers, the embedding on the first, norm and head on the last.
+    """Pipeline parallelism: stages with equal numbers of layers, the embedding on the first, norm and head on the last.
 
     `schedule` is gpipe (Huang et al. 2019: all forward passes, then all backward passes) or 1f1b (Narayanan et al. 2019: in
-    turns, with fewer activations kept); `microbatches` is their number for each batch of `batch_size_per_device`, 0 chooses.
-    All batches of a gradient accumulation go through without a pause. `size` stages make one copy of the model, 0 takes all
-    devices; several copies add up their gradients in one go at the end. Where embedding and head are one weight, the first
-    and the last stage hold a copy each and add up its gradients. A stage waits for its neighbours, and activations travel in
-    the type that the layers leave them in. Casts of weights to 16 bits are made for each micro-batch anew.
+    turns, with fewer stored activations). `microbatches` is their number per batch of `batch_size_per_device`; 0 chooses.
+    All batches of a gradient accumulation pass without a pause. `size` stages make one copy of the model; 0 takes all
+    devices. Several copies add up their gradients once, at the end. If embedding and head are one weight, the first and the
+    last stage hold a copy each and add up its gradients. Activations travel in the type in which the layers compute them.
+    Weights are cast to 16 bits for each micro-batch.
     """
 
     apart = False
     regional = True
 
-    def __init__(self, parts: Parts, size: int = 0, schedule: str = "1f1b", microbatches: int = 0) -> None:
-        from torch.distributed import pipelining
-        from torch.distributed.device_mesh import init_device_mesh
-
-        from bench.strategies.objective import Stage
+    def __init__(self, parts: Parts, *, size: int, schedule: str, microbatches: int) -> None:
 
         super().__init__(parts)
-        spec = parts.spec
-        stages = spec.devices_per_copy
-        if schedule not in _SCHEDULES:
-            raise Unsupported(f"pp has the schedules {' and '.join(_SCHEDULES)}, not {schedule}")
-        refuse(spec, WEIGHTS, "it deals out the layers that were there in the beginning")
-        if (layers := len(Decoder(parts.model).layers)) < stages:
-            raise Unsupported(f"{layers} layers cannot be dealt out to {stages} stages")
-        batch = int(spec.batch_size_per_device or 1)
-        self.microbatches = spec.gradient_accumulation_steps * microbatches_of(batch, stages, microbatches)
-        if schedule == "1f1b" and self.microbatches < stages:
-            raise Unsupported(
-                f"1f1b needs a micro-batch for each of {stages} stages, not {self.microbatches}: larger batches"
-            )
-        self.stages, rank = stages, self.data_rank
+        Decoder(parts.model)  # refuses other models
+        spec, rank = parts.spec, self.data_rank
+        self.stages = stages = size or spec.world_size
+        per_batch = catalog.PpOptions(microbatches=microbatches).count(int(spec.batch_size_per_device or 1), stages)
+        self.microbatches = spec.gradient_accumulation_steps * per_batch
         self.data_rank, self.data_ranks = rank // stages, spec.world_size // stages
         self.loss_ranks = self.data_ranks
         mesh = init_device_mesh(parts.device.type, (self.data_ranks, stages), mesh_dim_names=("copies", "stages"))
@@ -72,9 +82,9 @@ class Pp(Parallelism):
         self.offset = self._cut()
         self.module = self.stage = Stage(parts, first=self.first)
         self.copies = mesh["copies"].get_group()
-        held = pipelining.PipelineStage(self.stage, self.index, stages, parts.device, group=self.group)
+        stage = pipelining.PipelineStage(self.stage, self.index, stages, parts.device, group=self.group)
         self.schedule = getattr(pipelining, _SCHEDULES[schedule])(
-            held, self.microbatches, loss_fn=self._loss, scale_grads=False
+            stage, self.microbatches, loss_fn=self._loss, scale_grads=False
         )
         self.losses: list[torch.Tensor] = []
         self.made: torch.optim.Optimizer | None = None
@@ -85,11 +95,7 @@ class Pp(Parallelism):
         }
 
     def _cut(self) -> int:
-        """Leave of the model what this stage holds; return the number of its first layer."""
-        import torch
-
-        from bench.strategies.objective import Nothing
-
+        """Reduce the model to this stage's part; return the number of its first layer."""
         decoder = Decoder(self.parts.model)
         names, layers = decoder.architecture, decoder.layers
         begin, end = (len(layers) * place // self.stages for place in (self.index, self.index + 1))
@@ -106,10 +112,10 @@ class Pp(Parallelism):
         return int(begin)
 
     def _loss(self, logits: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        """Return this micro-batch's share of the loss of a step, by the workload's own code."""
+        """Return this micro-batch's share of the loss of a step, computed by the workload."""
         parts = self.parts
         with parts.precision.context():
-            loss = parts.loss(_said(logits), (samples,)) / self.microbatches
+            loss = parts.loss(_model_of(logits), (samples,)) / self.microbatches
         self.losses.append(loss.detach())
         loss = loss / self.data_ranks  # gradients of the copies are added up
         scaled: torch.Tensor = loss if parts.precision.scaler is None else parts.precision.scaler.scale(loss)
@@ -117,9 +123,6 @@ class Pp(Parallelism):
 
     def gradients(self, batches: Iterable[Batch], after_forward: Callable[[], None]) -> torch.Tensor:
         """Send the micro-batches of one step through the stages; the loss is on the last one, elsewhere it is 0."""
-        import torch
-        import torch.distributed as dist
-
         taken = [batch for _, batch in zip(range(self.parts.spec.gradient_accumulation_steps), batches, strict=False)]
         samples = torch.cat([batch[0] for batch in taken])
         target = {"target": samples} if self.last else {}
@@ -134,21 +137,18 @@ class Pp(Parallelism):
         losses, self.losses = (
             self.losses[-self.microbatches :],
             [],
-        )  # the first step computes one more, to know the shapes
+        )  # the first step computes one more to learn the shapes
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.parts.device)
 
     def _agree_on_overflow(self) -> None:
-        """With fp16, let all stages leave a step out if a gradient of one of them overflowed."""
-        import torch
-        import torch.distributed as dist
-
+        """With fp16, let all stages omit a step if a gradient of one of them overflowed."""
         scaler = self.parts.precision.scaler
         if scaler is None or self.made is None:
             return
         scaler.scale(torch.zeros((), device=self.parts.device))  # a stage without a loss has scaled nothing yet
         scaler.unscale_(self.made)
-        for found in scaler._found_inf_per_device(self.made).values():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        for overflow in scaler._found_inf_per_device(self.made).values():
+            dist.all_reduce(overflow, dist.ReduceOp.MAX, group=self.group)
 
     def optimizer(self, make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]) -> torch.optim.Optimizer:
         """Make the optimizer of this stage's parameters."""
@@ -156,10 +156,7 @@ class Pp(Parallelism):
         return self.made
 
     def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Send a batch through the stages, whole; the last one returns the sums of `Workload.score`, the others zeros."""
-        import torch
-        import torch.distributed as dist
-
+        """Send a whole batch through the stages; the last one returns the sums of `Workload.score`, the others zeros."""
         data = batch[0]
         if not self.first:
             assert self.stage.arrives is not None, "training comes before validation"  # noqa: S101
@@ -168,34 +165,31 @@ class Pp(Parallelism):
             dist.recv(data, group=self.group, group_src=self.index - 1)
         out = self.stage(data)
         if self.last:
-            return self.parts.workload.score(_said(out), batch)
+            return self.parts.workload.score(_model_of(out), batch)
         dist.send(out.contiguous(), group=self.group, group_dst=self.index + 1)
         zero = torch.zeros((), device=self.parts.device)
         return zero, zero, zero
 
     def state(self) -> dict[str, torch.Tensor] | None:
         """Send the weights of the first copy's stages to rank 0, tensor by tensor, under the names of the whole model."""
-        import torch
-        import torch.distributed as dist
-
         if self.data_rank:
             return None
-        held = {self._whole_name(name): tensor for name, tensor in self.parts.model.state_dict().items()}
+        part = {self._whole_name(name): tensor for name, tensor in self.parts.model.state_dict().items()}
         kinds: list[Any] = [None] * self.stages
-        dist.all_gather_object(kinds, {n: (t.shape, t.dtype) for n, t in held.items()}, group=self.group)
-        found = {name: tensor.cpu() for name, tensor in held.items()} if self.first else None
+        dist.all_gather_object(kinds, {n: (t.shape, t.dtype) for n, t in part.items()}, group=self.group)
+        state = {name: tensor.cpu() for name, tensor in part.items()} if self.first else None
         for owner in range(1, self.stages):
             for name, (shape, kind) in kinds[owner].items():
                 if self.index == owner:
-                    dist.send(held[name].contiguous(), group=self.group, group_dst=0)
-                elif found is not None:
+                    dist.send(part[name].contiguous(), group=self.group, group_dst=0)
+                elif state is not None:
                     tensor = torch.empty(shape, dtype=kind, device=self.parts.device)
                     dist.recv(tensor, group=self.group, group_src=owner)
-                    found[name] = tensor.cpu()
-        return found
+                    state[name] = tensor.cpu()
+        return state
 
     def _whole_name(self, name: str) -> str:
-        """Return the name that a weight of this stage has in the whole model, where layers are counted from the first."""
+        """Return the name of a weight of this stage in the whole model, where layers are counted from the first."""
         names = Decoder(self.parts.model).architecture
         prefix = f"{names.base}.{names.layers}."
         if not name.startswith(prefix):
@@ -204,14 +198,12 @@ class Pp(Parallelism):
         return f"{prefix}{int(layer) + self.offset}.{rest}"
 
 
-def _said(logits: torch.Tensor) -> Any:
-    """Stand in for a model that has already said what it says."""
+def _model_of(logits: torch.Tensor) -> Any:
+    """Return a stand-in for a model whose logits were already computed."""
     return lambda **_: SimpleNamespace(logits=logits)
 
 
 def _pair(pipelines: list[list[int]]) -> Any:
-    """Make a group of the first and the last stage of each pipeline; return this rank's, should it be in one."""
-    import torch.distributed as dist
-
+    """Make a group of the first and the last stage of each pipeline; return this rank's group, if it is in one."""
     groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipelines]
     return next((group for group in groups if dist.get_rank(group) >= 0), None)

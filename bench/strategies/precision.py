@@ -1,72 +1,22 @@
-"""Number formats of training. Each is a function that readies a rank for it: `precision(device, **options) -> Precision`."""
+"""Number formats of training. Each is a function that prepares a rank for it: `precision(device, **options) -> Precision`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map
 
-    from bench.strategies.parts import Parts
-
-
-class Unsupported(Exception):
-    """This hardware or library cannot do what was asked: the run is skipped with this reason, it does not fail."""
-
-
-@dataclass
-class Precision:
-    """How one step computes: the context of the forward pass, and a loss scaler where small gradients would vanish.
-
-    `convert` changes the model itself, after the other strategies have and before it is sharded. `stored` is the type of
-    the parameters, `products` that of matrix products where it is narrower than that of everything else.
-    """
-
-    autocast: tuple[str, torch.dtype] | None = None
-    scaler: Any = None
-    convert: Callable[[Parts], None] = lambda parts: None
-    stored: torch.dtype | None = None
-    products: torch.dtype | None = None
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Type that a layer computes in."""
-        import torch
-
-        return self.autocast[1] if self.autocast else self.stored or torch.float32
-
-    @property
-    def matmul_dtype(self) -> torch.dtype:
-        """Type that most matrix products are made in."""
-        return self.products or self.compute_dtype
-
-    def context(self) -> AbstractContextManager[Any]:
-        """Return the context that the forward pass and the loss run in."""
-        import torch
-
-        return torch.autocast(self.autocast[0], dtype=self.autocast[1]) if self.autocast else nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass, of the scaled loss where there is a scaler."""
-        (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make one step of the optimizer; the scaler leaves it out when a gradient overflowed."""
-        if self.scaler is None:
-            optimizer.step()
-        else:
-            self.scaler.step(optimizer)
-            self.scaler.update()
+from bench.strategies.decoders import replace_conv1d
+from bench.strategies.parts import Parts, Precision, Unsupported
 
 
 def fp32(device: torch.device) -> Precision:
-    """32-bit floats throughout; TF32 is switched off."""
-    import torch
-
+    """32-bit floats throughout; TF32 is off."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # of convolutions and recurrent layers
     return Precision()
@@ -74,17 +24,14 @@ def fp32(device: torch.device) -> Precision:
 
 def tf32(device: torch.device) -> Precision:
     """32-bit storage, matrix products on TF32 tensor cores (NVIDIA Ampere and newer)."""
-    import torch
-
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        raise Unsupported("tf32 needs an NVIDIA GPU of compute capability 8.0 or newer")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise Unsupported(f"tf32 needs compute capability 8.0 or newer, not {torch.cuda.get_device_name(device)}")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     return Precision()
 
 
 def _needs_bf16(device: torch.device) -> None:
-    import torch
 
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise Unsupported(f"{torch.cuda.get_device_name(device)} has no bfloat16 arithmetic")
@@ -92,48 +39,37 @@ def _needs_bf16(device: torch.device) -> None:
 
 def bf16(device: torch.device) -> Precision:
     """32-bit parameters; autocast to bfloat16."""
-    import torch
-
     _needs_bf16(device)
     return Precision((device.type, torch.bfloat16))
 
 
 def bf16_params(device: torch.device) -> Precision:
-    """Parameters and gradients in bfloat16, and everything computed in it; no autocast.
+    """Parameters, gradients and all computation in bfloat16, without autocast.
 
-    The optimizer makes its state like the parameters, so its moments are bfloat16 too, and there is no copy in 32 bits: of
-    an update that is less than about 1/256 of a weight nothing is left after rounding. A training takes half the memory of
-    fp32, and may end at a higher loss.
+    The optimizer creates its state in the type of the parameters, so its moments are bfloat16 too. There is no copy in 32
+    bits: an update of less than about 1/256 of a weight is lost in rounding. A training takes half the memory of fp32, and
+    may end at a higher loss.
     """
-    import torch
-
     _needs_bf16(device)
     return Precision(convert=store_in_bf16, stored=torch.bfloat16)
 
 
 def store_in_bf16(parts: Parts) -> None:
-    """Turn 32-bit parameters into bfloat16."""
-    import torch
-
+    """Convert 32-bit parameters to bfloat16."""
     store_as(parts.model, torch.bfloat16)
 
 
 def store_as(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Turn 32-bit parameters into another type, in place, and inputs of the model with them; return the model.
+    """Convert 32-bit parameters to another type, in place, and cast the inputs of the model to it; return the model.
 
-    Buffers stay as they are, but for those of batch normalisation: tables (such as the frequencies of rotary positions) lose
-    too much.
+    Buffers keep their type, except those of batch normalization: tables, such as the frequencies of rotary positions, would
+    lose too much accuracy.
     """
-    import torch
-    from torch.nn.modules.batchnorm import _NormBase
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-    from torch.utils._pytree import tree_map
-
     for module in model.modules():
-        held = [*module.parameters(recurse=False)]
-        held += [*module.buffers(recurse=False)] if isinstance(module, _NormBase) else []
-        for tensor in held:
-            if tensor.dtype == torch.float32 and not is_traceable_wrapper_subclass(tensor):  # those are quantised
+        tensors = [*module.parameters(recurse=False)]
+        tensors += [*module.buffers(recurse=False)] if isinstance(module, _NormBase) else []
+        for tensor in tensors:
+            if tensor.dtype == torch.float32 and not is_traceable_wrapper_subclass(tensor):  # those are quantized
                 tensor.data = tensor.data.to(dtype)
 
     def inputs(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
@@ -149,36 +85,24 @@ def store_as(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 def fp16(device: torch.device) -> Precision:
     """32-bit parameters; autocast to float16 with a gradient scaler."""
-    import torch
-
     return Precision((device.type, torch.float16), torch.amp.GradScaler(device.type))
 
 
-FP8_EXTRA = "precision fp8 needs torchao: pip install 'wattbench[strategies]'"
+def fp8(device: torch.device, *, recipe: str) -> Precision:
+    """Linear layers of the blocks multiply in 8-bit floats with dynamic scaling (torchao); the rest as in bf16.
 
-
-def fp8(device: torch.device, recipe: str = "tensorwise") -> Precision:
-    """Linear layers of the blocks multiply in 8-bit floats (torchao, scaled as they come); the rest as bf16 does.
-
-    32-bit parameters. `recipe` is one of torchao's: tensorwise, rowwise, rowwise_with_gw_hp. Scaling takes time that only
-    compile hides: eager it is often slower than bf16. The output layer and the attention stay in bfloat16.
+    Parameters have 32 bits. The time for scaling is hidden only by compile: eager, fp8 is often slower than bf16. The output
+    layer and the attention stay in bfloat16.
     """
-    import torch
-
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        here = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, which could only emulate it"
-        raise Unsupported(f"precision fp8 needs an NVIDIA GPU of compute capability 8.9 or newer; this is {here}")
-    try:
-        library = import_module("torchao.float8")
-    except ImportError as error:
-        raise Unsupported(FP8_EXTRA) from error
-    if recipe != "tensorwise" and torch.cuda.get_device_capability(device) < (9, 0):
-        raise Unsupported(f"fp8 recipe {recipe} needs an NVIDIA GPU of compute capability 9.0 or newer")
-    try:
-        # Sizes that are no multiples of 16, such as an odd number of tokens, are padded.
-        config = replace(library.Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True)
-    except ValueError as error:
-        raise Unsupported(f"torchao has no fp8 recipe {recipe!r}") from error
+    needed = (8, 9) if recipe == "tensorwise" else (9, 0)
+    if torch.cuda.get_device_capability(device) < needed:
+        raise Unsupported(
+            f"precision fp8 with recipe {recipe} needs compute capability {needed[0]}.{needed[1]} or newer, not "
+            f"{torch.cuda.get_device_name(device)}"
+        )
+    recipes = import_module("torchao.float8").Float8LinearConfig
+    # Sizes that are not multiples of 16, such as an odd number of tokens, are padded.
+    config = replace(recipes.from_recipe_name(recipe), pad_inner_dim=True)
 
     def convert(parts: Parts) -> None:
         linear_to_fp8(parts, config)
@@ -187,54 +111,26 @@ def fp8(device: torch.device, recipe: str = "tensorwise") -> Precision:
 
 
 def linear_to_fp8(parts: Parts, config: Any) -> None:
-    """Let the linear layers in the blocks multiply in 8-bit floats; raise Unsupported where there are none.
+    """Let the linear layers of the blocks multiply in 8-bit floats. Raises Unsupported if no layer fits.
 
-    GPT-2 of transformers has `Conv1D` in their place, a linear layer whose weight is stored transposed. It is replaced by
-    one, and its weight is transposed back in the state dict, where names and shapes stay those of the original.
+    The `Conv1D` layers of GPT-2 become linear layers. Their weights are transposed back in the state dict, where names and
+    shapes stay those of the original.
     """
-    import torch
-
-    spec = parts.spec
-    for axis, name in (("finetune", "full"), ("quantization", "none"), ("pruning", "none")):
-        if getattr(spec, axis).name != name:
-            raise Unsupported(f"precision fp8 is not combined with {axis} {getattr(spec, axis).name}")
-    if spec.parallelism.name in ("tp", "fsdp_tp", "pp"):
-        raise Unsupported(
-            f"precision fp8 is not combined with parallelism {spec.parallelism.name}: choose ddp or fsdp2"
-        )
     roots = parts.blocks or [parts.model]
-    turned = [linear for root in roots for linear in _without_conv1d(root)]
+    replaced = [place for root in roots for place in replace_conv1d(root)]
     linear = [m for root in roots for m in root.modules() if isinstance(m, torch.nn.Linear)]
     fit = {id(m) for m in linear if m.in_features % 16 == 0 and m.out_features % 16 == 0}
     fit -= set() if parts.blocks else {id(m) for m in linear[-1:]}  # the output layer
     if not fit:
-        raise Unsupported("precision fp8: no linear layer inside the model has sizes that are multiples of 16")
+        raise Unsupported("precision fp8: the sizes of a linear layer must be multiples of 16, and none has such sizes")
     convert = import_module("torchao.float8").convert_to_float8_training
     for root in roots:
         convert(root, config=config, module_filter_fn=lambda module, name: id(module) in fit)
-    for parent, name in turned:
+    for parent, name in replaced:
         module = getattr(parent, name)
         module.register_state_dict_post_hook(_weight_transposed)
         module.register_load_state_dict_pre_hook(_transpose_weight)
     parts.notes["fp8_layers"] = len(fit)
-
-
-def _without_conv1d(root: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    """Replace each Conv1D of transformers below a module by an equal linear layer; return where they are."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    found = [
-        (parent, name) for parent in root.modules() for name, m in parent.named_children() if isinstance(m, Conv1D)
-    ]
-    for parent, name in found:
-        old = getattr(parent, name)
-        features = old.weight.shape
-        new = torch.nn.Linear(*features, device="meta")
-        new.weight = torch.nn.Parameter(old.weight.detach().t().contiguous(), requires_grad=old.weight.requires_grad)
-        new.bias = old.bias
-        setattr(parent, name, new)
-    return found
 
 
 def _weight_transposed(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

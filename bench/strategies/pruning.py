@@ -1,22 +1,21 @@
-"""Weights that are taken out of a model: zeros that dense kernels go on to multiply, or smaller matrices and fewer layers.
+"""Weights that are removed from a model: zeros that dense kernels still multiply, smaller matrices, or fewer layers.
 
-What is pruned are the matrices and convolutions of the repeated blocks (of the whole model where there are none); not
-embeddings and what is tied to them. How fast the pruned model is, is measured, never deduced from its zeros.
+Matrices and convolutions of the repeated blocks are pruned (of the whole model if it has no blocks), but not embeddings and
+weights tied to them. The speed of the pruned model is measured, never deduced from its zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bench.strategies.decoders import is_conv1d, replace_conv1d
 from bench.strategies.flops import count_share
-from bench.strategies.precision import Unsupported
-from bench.strategies.quantization import linears, whole_copies_only
-
-if TYPE_CHECKING:
-    import torch
-
-    from bench.strategies.parts import Parts
+from bench.strategies.parts import Parts, Unsupported
+from bench.strategies.quantization import needs_ampere
 
 _MLPS = (
     (("mlp.c_fc",), "mlp.c_proj"),
@@ -25,21 +24,20 @@ _MLPS = (
     (("mlp.fc1",), "mlp.fc2"),
     (("linear1",), "linear2"),
 )
-"""MLPs of a block by the names of their layers: those into the hidden neurons, and that out of them."""
+"""Names of the layers of an MLP: those into the hidden neurons, and the one out of them."""
 _TILE = 8
-"""Tensor cores want sizes that are multiples of 8."""
+"""Tensor cores need sizes that are multiples of 8."""
 
 
 class Masks:
-    """Zeros of some weights, put back after each step of the optimizer by one fused kernel over all of them.
+    """Zeros of some weights, restored after each step of the optimizer by one fused kernel.
 
-    A mask is made from a whole weight, also where ranks hold shards of it (one gathering a weight whenever masks are
-    renewed), so that the number of devices does not change what is pruned. Masks have the type of the weights and take as
-    much memory: that makes the multiplication fast.
+    A mask is made from a whole weight, even if ranks hold shards of it (renewing the masks gathers each weight once). So the
+    number of devices does not change what is pruned. Masks have the type of the weights and use as much memory, which makes
+    the multiplication fast.
     """
 
     def __init__(self, parts: Parts) -> None:
-        import torch
 
         inside: list[torch.nn.Module] = parts.blocks or [parts.model]
         embedding = {
@@ -48,27 +46,24 @@ class Masks:
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag)
             for parameter in module.parameters()
         }
-        found = {
+        places = {
             id(parameter): (module, name)
             for block in inside
             for module in block.modules()
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.dim() > 1 and "weight" in name and id(parameter) not in embedding
         }
-        self.held = list(found.values())
+        self.places = list(places.values())
         self.weights: list[torch.Tensor] = []
         self.masks: list[torch.Tensor] = []
-        if not self.held:
-            raise Unsupported("this model has no matrices or convolutions to prune")
+        if not self.places:
+            raise Unsupported("the model has no matrices or convolutions to prune")
 
     def renew(self, make: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]) -> None:
-        """Make the masks anew by `make(module, whole weight) -> 0 or 1 for each of its elements`, and apply them."""
-        import torch
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
+        """Renew the masks by `make(module, whole weight) -> 0 or 1 for each element`, and apply them."""
         self.weights, self.masks = [], []
         with torch.no_grad():
-            for module, name in self.held:
+            for module, name in self.places:
                 weight = getattr(module, name).detach()
                 whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
                 mask = make(module, whole).to(weight.dtype)
@@ -81,16 +76,12 @@ class Masks:
 
     def apply(self) -> None:
         """Set the pruned weights to 0."""
-        import torch
-
         if self.masks:
             torch._foreach_mul_(self.weights, self.masks)
 
 
 def smallest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Mask of a weight that is 0 for this share of its elements, those of the least magnitude (and their equals)."""
-    import torch
-
+    """Return a mask that is 0 for this share of the elements: those of least magnitude, and ties."""
     count = round(share * weight.numel())
     if not count:
         return torch.ones_like(weight)
@@ -99,48 +90,24 @@ def smallest(weight: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def two_of_four(module: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """Mask that keeps the two greatest of each four weights along the input of a linear layer (2:4)."""
-    import torch
-
-    rows = weight if isinstance(module, torch.nn.Linear) else weight.t()  # GPT-2 holds (in, out)
+    """Return a mask that keeps the two greatest of each four weights along the input of a linear layer (2:4)."""
+    rows = weight if isinstance(module, torch.nn.Linear) else weight.t()  # GPT-2 stores (in, out)
     groups = rows.abs().unflatten(-1, (-1, 4))
     mask = torch.zeros_like(groups).scatter_(-1, groups.topk(2).indices, 1).flatten(-2)
     return mask if rows is weight else mask.t()
 
 
-def _check(parts: Parts, name: str) -> None:
-    if parts.spec.parallelism.options.get("offload"):
-        raise Unsupported(f"pruning {name!r} looks at whole weights, which offload keeps in parts on the hosts")
-    if parts.spec.parallelism.name == "pp":
-        raise Unsupported(f"pruning {name!r} does not go with parallelism 'pp', whose ranks hold different layers")
-    if parts.spec.quantization.name == "qat" and name in ("magnitude", "semi_structured"):
-        raise Unsupported(f"pruning {name!r} with quantization 'qat': one of them at a time can change the weights")
-
-
 def cubic(done: float, sparsity: float) -> float:
-    """Sparsity when this share of the pruning is done: sparsity · (1 - (1 - done)³) (Zhu and Gupta 2017)."""
+    """Return the sparsity after this share of the pruning: sparsity · (1 - (1 - done)³) (Zhu and Gupta 2017)."""
     return sparsity * (1 - (1 - done) ** 3)
 
 
-def magnitude(
-    parts: Parts,
-    sparsity: float = 0.5,
-    schedule: str = "gradual",
-    begin: float = 0.0,
-    end: float = 0.5,
-    updates: int = 16,
-) -> None:
+def magnitude(parts: Parts, *, sparsity: float, schedule: str, begin: float, end: float, updates: int) -> None:
     """Set the weights of least magnitude to 0, this share of each tensor, and keep them 0 while the others are trained.
 
-    `gradual` does it from `begin` to `end`, shares of the planned steps, in so many `updates` by a cubic schedule; `once`
-    all at `begin`. With measure_seconds the number of steps is not known before the window, so pruning begins in it.
+    `gradual` prunes from `begin` to `end`, shares of the planned steps, in `updates` steps by a cubic schedule; `once` prunes
+    everything at `begin`. With measure_seconds the number of steps is unknown before the window, so pruning begins in it.
     """
-    _check(parts, "magnitude")
-    if schedule not in ("gradual", "once") or not (0 < sparsity < 1 and 0 <= begin <= end <= 1 and updates > 0):
-        raise Unsupported(
-            "pruning 'magnitude' takes schedule gradual or once, 0 < sparsity < 1, 0 <= begin <= end <= 1 and updates > 0, "
-            f"not {dict(parts.spec.pruning.options)}"
-        )
     masks, stages = Masks(parts), updates if schedule == "gradual" else 1
     reached = 0
 
@@ -162,21 +129,12 @@ def magnitude(
 
 
 def semi_structured(parts: Parts) -> None:
-    """Keep two of each four weights (2:4) from the first step on; sparse tensor cores skip the others when it is served."""
-    import torch
-
-    _check(parts, "semi_structured")
-    if parts.device.type != "cuda" or torch.cuda.get_device_capability(parts.device) < (8, 0):
-        raise Unsupported(
-            "2:4 sparsity needs an NVIDIA GPU of compute capability 8.0 or newer: no other has kernels for it"
-        )
-    whole_copies_only(parts, "pruning 'semi_structured'")
-    if parts.spec.quantization.name not in ("none", "fp16"):
-        raise Unsupported("2:4 sparsity is served in 16 bits: it does not go with another quantization than fp16")
+    """Keep two of each four weights (2:4) from the first step on; sparse tensor cores skip the others in the served model."""
+    needs_ampere(parts, "2:4 sparsity")
     masks = Masks(parts)
-    masks.held = [(m, name) for m, name in masks.held if getattr(m, name).dim() == 2 and _fits(m, getattr(m, name))]
-    if not masks.held:
-        raise Unsupported("this model has no linear layers whose sizes are multiples of 64, which 2:4 sparsity needs")
+    masks.places = [(m, name) for m, name in masks.places if getattr(m, name).dim() == 2 and _fits(m, getattr(m, name))]
+    if not masks.places:
+        raise Unsupported("2:4 sparsity needs linear layers whose sizes are multiples of 64, and the model has none")
 
     def after(step: int) -> None:
         if step == 1:
@@ -184,7 +142,7 @@ def semi_structured(parts: Parts) -> None:
         else:
             masks.apply()
 
-    sparse = {id(module): module for module, _ in masks.held}
+    sparse = {id(module): module for module, _ in masks.places}
     names = [name for name, module in parts.model.named_modules() if id(module) in sparse]
     half = parts.precision.compute_dtype if parts.precision.autocast else torch.float16
     parts.after_step.append(after)
@@ -192,16 +150,14 @@ def semi_structured(parts: Parts) -> None:
 
 
 def _fits(module: torch.nn.Module, weight: torch.Tensor) -> bool:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, torch.nn.Linear | Conv1D) and all(size % 64 == 0 for size in weight.shape)
+    linear = isinstance(module, torch.nn.Linear) or is_conv1d(module)
+    return linear and all(size % 64 == 0 for size in weight.shape)
 
 
 def _to_sparse(model: torch.nn.Module, names: list[str], dtype: torch.dtype) -> torch.nn.Module:
-    import torch
 
-    model = linears(model).to(dtype)
+    replace_conv1d(model)
+    model = model.to(dtype)
     for name in names:
         layer: Any = model.get_submodule(name)
         compressed = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
@@ -209,54 +165,45 @@ def _to_sparse(model: torch.nn.Module, names: list[str], dtype: torch.dtype) -> 
     return model
 
 
-def structured(parts: Parts, share: float = 0.25) -> None:
-    """Remove this share of the hidden neurons of each block's MLP before the training, so that its matrices are smaller.
+def structured(parts: Parts, *, share: float) -> None:
+    """Remove this share of the hidden neurons of each block's MLP before the training, which makes its matrices smaller.
 
-    Those go whose weights, in and out, have the least L2 norm; what is kept is a multiple of 8.
+    Neurons whose weights, in and out, have the least L2 norm are removed. The number of the others is a multiple of 8.
     """
-    _check(parts, "structured")
-    if not 0 < share < 1:
-        raise Unsupported(f"pruning 'structured': share must be between 0 and 1, not {share}")
     removed = [_shrink(block, share) for block in parts.blocks]
     if not removed or not all(removed):
         raise Unsupported(
-            "pruning 'structured' knows the MLPs of GPT-2, Llama, BERT and ViT blocks; this model has others"
+            "pruning structured supports the MLPs of GPT-2, Llama, BERT and ViT blocks; the model has others"
         )
     parts.notes["removed_neurons"] = sum(removed)
     count_share(parts)
 
 
 def _shrink(block: torch.nn.Module, share: float) -> int:
-    """Remove hidden neurons of the MLP of a block; return how many."""
-    import torch
-
+    """Remove hidden neurons of the MLP of a block; return their number."""
     modules = dict(block.named_modules())
     for into, out in _MLPS:
         if out in modules and all(name in modules for name in into):
             layers, last = [modules[name] for name in into], modules[out]
             norms = sum(_rows(layer).square().sum(1) for layer in layers) + _rows(last).square().sum(0)
             width = norms.numel()
-            kept = max(_TILE, round((1 - share) * width / _TILE) * _TILE)
-            index = torch.topk(norms, kept).indices.sort().values
+            remaining = max(_TILE, round((1 - share) * width / _TILE) * _TILE)
+            index = torch.topk(norms, remaining).indices.sort().values
             for layer in layers:
                 _keep(layer, index, output=True)
             _keep(last, index, output=False)
-            return int(width - kept)
+            return int(width - remaining)
     return 0
 
 
 def _rows(layer: Any) -> torch.Tensor:
-    """Weight of a layer as (out, in)."""
-    import torch
-
+    """Return the weight of a layer as (out, in)."""
     weight: torch.Tensor = layer.weight.detach()
     return weight if isinstance(layer, torch.nn.Linear) else weight.t()
 
 
 def _keep(layer: Any, index: torch.Tensor, *, output: bool) -> None:
-    """Keep only these outputs, or inputs, of a linear layer."""
-    import torch
-
+    """Keep only these outputs or inputs of a linear layer."""
     is_linear = isinstance(layer, torch.nn.Linear)
     axis = 0 if output == is_linear else 1
     weight = layer.weight
@@ -268,16 +215,11 @@ def _keep(layer: Any, index: torch.Tensor, *, output: bool) -> None:
     setattr(layer, side, len(index))
 
 
-def layers(parts: Parts, remove: int = 1) -> None:
-    """Remove so many blocks from the middle of the model, before the training."""
-    import torch
-
-    _check(parts, "layers")
+def layers(parts: Parts, *, remove: int) -> None:
+    """Remove `remove` blocks from the middle of the model before the training."""
     blocks = parts.blocks
-    if not 1 <= remove < len(blocks):
-        raise Unsupported(
-            f"pruning 'layers': the model has {len(blocks)} repeated layers, so remove cannot be {remove}"
-        )
+    if remove >= len(blocks):
+        raise Unsupported(f"pruning layers: remove is {remove}, the model has {len(blocks)} repeated layers")
     holder = next(
         (
             module
@@ -287,7 +229,7 @@ def layers(parts: Parts, remove: int = 1) -> None:
         None,
     )
     if holder is None:
-        raise Unsupported("pruning 'layers' needs a model whose repeated layers stand in one list")
+        raise Unsupported("pruning layers needs a model whose repeated layers are in one list")
     first = (len(blocks) - remove) // 2
     del holder[first : first + remove]
     config: Any = getattr(parts.model, "config", None)
@@ -297,4 +239,4 @@ def layers(parts: Parts, remove: int = 1) -> None:
     try:
         count_share(parts)
     except RuntimeError as error:
-        raise Unsupported(f"pruning 'layers': the layers that are left do not fit together: {error}") from error
+        raise Unsupported(f"pruning layers: the remaining layers do not fit together: {error}") from error

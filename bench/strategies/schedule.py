@@ -1,6 +1,6 @@
-"""Learning rate over the steps of a training: functions `(optimizer, steps, **options) -> scheduler`.
+"""Learning rate schedules: functions `(optimizer, steps, **options) -> scheduler`.
 
-`steps` are the measured steps: the schedule begins with them, and the steps before the window are made at the full rate, as
+`steps` are the measured steps, with which the schedule begins. The steps before the window have the full rate, because
 their number may depend on time. `warmup` is the share of `steps` in which the rate rises from 0 at the start.
 """
 
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch.optim.lr_scheduler import LRScheduler
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 def _scheduler(
     optimizer: torch.optim.Optimizer, steps: int, warmup: float, after: Callable[[float], float]
 ) -> LRScheduler:
-    from torch.optim.lr_scheduler import LambdaLR
 
-    if not 0 <= warmup < 1:
-        raise ValueError(f"schedule: warmup is a share of the measured steps, from 0 to below 1, not {warmup}")
     rise = round(warmup * steps)
 
     def factor(step: int) -> float:
@@ -32,23 +27,21 @@ def _scheduler(
     return LambdaLR(optimizer, factor)
 
 
-def constant(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.0) -> LRScheduler:
+def constant(optimizer: torch.optim.Optimizer, steps: int, *, warmup: float) -> LRScheduler:
     """The same rate throughout."""
     return _scheduler(optimizer, steps, warmup, lambda done: 1.0)
 
 
-def linear(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1, final: float = 0.0) -> LRScheduler:
-    """Straight down to `final` times the rate."""
+def linear(optimizer: torch.optim.Optimizer, steps: int, *, warmup: float, final: float) -> LRScheduler:
+    """Linear decay to `final` times the rate."""
     return _scheduler(optimizer, steps, warmup, lambda done: 1 - (1 - final) * done)
 
 
-def cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.1, final: float = 0.1) -> LRScheduler:
-    """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2017, without restarts)."""
+def cosine(optimizer: torch.optim.Optimizer, steps: int, *, warmup: float, final: float) -> LRScheduler:
+    """Half a cosine, down to `final` times the rate (Loshchilov and Hutter 2017, without restarts)."""
     return _scheduler(optimizer, steps, warmup, lambda done: final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def step(
-    optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.0, factor: float = 0.1, stages: int = 3
-) -> LRScheduler:
-    """Times `factor` at the end of each of `stages` equal parts."""
+def step(optimizer: torch.optim.Optimizer, steps: int, *, warmup: float, factor: float, stages: int) -> LRScheduler:
+    """Multiply the rate by `factor` at the end of each of `stages` equal stages."""
     return _scheduler(optimizer, steps, warmup, lambda done: factor ** min(stages - 1, int(done * stages)))

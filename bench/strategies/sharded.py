@@ -1,57 +1,54 @@
-"""Fully sharded data parallelism: weights, gradients and the state of the optimizer are cut up over the ranks."""
+"""Fully sharded data parallelism: weights, gradients and the state of the optimizer are divided among the ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.strategies.parallelism import WEIGHTS, gathered, refuse
-from bench.strategies.parts import Parallelism, Parts
-from bench.strategies.precision import Unsupported
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-if TYPE_CHECKING:
-    import torch
-    from torch.distributed.device_mesh import DeviceMesh
+from bench.strategies.parts import Parallelism, Parts, Unsupported
+
+
+def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """Return the whole weights of a model of DTensors on the host of rank 0, None on other ranks."""
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return None if dist.get_rank() else state
 
 
 class Fsdp2(Parallelism):
-    """FSDP2 (ZeRO stage 3): each block's weights are gathered before it computes and let go of after it.
+    """FSDP2 (ZeRO stage 3): each block's weights are gathered before it computes and freed after it.
 
-    `reshard` False keeps them from the forward pass to the backward pass (as ZeRO stage 2): less traffic, more memory.
-    `offload` keeps weights, gradients and the optimizer in the host's memory; on a CPU that changes nothing. `meta` builds
-    the model without memory and fills it when it is cut up, so that no device ever holds it whole. Number formats are those
-    of the other strategies (weights of 32 bits, autocast); with `mixed` weights are cast to 16 bits before they travel, half
-    the traffic, and what goes from block to block is rounded so too. Gradients always travel and add up in 32 bits.
+    Without `reshard` they stay from the forward pass to the backward pass (as in ZeRO stage 2): less traffic, more memory.
+    `offload` keeps weights, gradients and the optimizer in the memory of the host; on a CPU it changes nothing. `meta`
+    builds the model without memory and fills it after sharding, so that no device ever holds all of it. Number formats are
+    those of the other strategies (weights of 32 bits, autocast). `mixed` casts weights to 16 bits before they travel, which
+    halves the traffic and also rounds what passes between blocks. Gradients always travel and add up in 32 bits.
     """
 
     apart = False
     regional = True
 
-    def __init__(
-        self, parts: Parts, reshard: bool = True, offload: bool = False, meta: bool = False, mixed: bool = False
-    ) -> None:
+    def __init__(self, parts: Parts, *, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
         super().__init__(parts)
         self._shard(self._mesh(), reshard=reshard, offload=offload, meta=meta, mixed=mixed)
 
     def _mesh(self) -> DeviceMesh:
-        from torch.distributed.device_mesh import init_device_mesh
-
         return init_device_mesh(self.parts.device.type, (self.data_ranks,), mesh_dim_names=("shard",))
 
     def _shard(self, mesh: DeviceMesh, *, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
-        """Cut up each block, then what is left. All of `mesh` shares the weights; of two dimensions the last one does."""
-        import torch
-        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-
+        """Shard each block, then the rest. All of `mesh` shares the weights; of two dimensions, the last one does."""
         parts, precision = self.parts, self.parts.precision
-        blocks = list(dict.fromkeys(parts.blocks))  # a block that is there several times is cut up once
+        blocks = list(dict.fromkeys(parts.blocks))  # a block that occurs several times is sharded once
         if not blocks:
-            raise Unsupported("sharding goes block by block, and the workload names no blocks")
-        if offload and precision.scaler is not None:
-            raise Unsupported("offload with fp16: the scaler of gradients is on the GPU, the gradients are not")
-        if mixed and precision.compute_dtype == torch.float32:
-            raise Unsupported("mixed sends weights in 16 bits: choose precision bf16 or fp16")
+            raise Unsupported("sharding works block by block, and the workload has no blocks")
         on_gpu = parts.device.type == "cuda"
         options: dict[str, Any] = {
             "mesh": mesh,
@@ -63,17 +60,14 @@ class Fsdp2(Parallelism):
         # The root's own weights, embedding and head, are the last in use and the first again: they stay.
         self.root = fully_shard(parts.model, reshard_after_forward=False, **options)
         if meta:
-            refuse(parts.spec, WEIGHTS, "weights that do not exist yet cannot be changed: leave meta out")
             parts.model.to_empty(device="cpu" if offload else parts.device)
-            with self._own_random_numbers(mesh):
+            with self._own_random_numbers(mesh, on_host=offload or not on_gpu):
                 parts.workload.initialize(parts.model)
 
     @contextmanager
-    def _own_random_numbers(self, mesh: DeviceMesh) -> Iterator[None]:
-        """Let each shard be initialised by numbers of its own; on GPUs torch sees to that itself."""
-        import torch
-
-        if self.parts.device.type == "cuda" and not self.parts.spec.parallelism.options.get("offload"):
+    def _own_random_numbers(self, mesh: DeviceMesh, *, on_host: bool) -> Iterator[None]:
+        """Initialize each shard with random numbers of its own; on GPUs torch does so by itself."""
+        if not on_host:
             yield
             return
         with torch.random.fork_rng(devices=[]):
@@ -87,7 +81,7 @@ class Fsdp2(Parallelism):
         yield
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:
-        """Hold gradients back, whole, until the last micro-batch."""
+        """Keep gradients whole until the last micro-batch."""
         return self._synchronised(now=now)
 
     def state(self) -> dict[str, torch.Tensor] | None:
@@ -96,22 +90,12 @@ class Fsdp2(Parallelism):
 
 
 class Hsdp(Fsdp2):
-    """Hybrid sharding: groups of `shard` devices cut the model up among themselves and are copies of each other."""
+    """Hybrid sharding: groups of `shard` devices shard the model, and the groups are copies of each other."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        shard: int = 2,
-        reshard: bool = True,
-        offload: bool = False,
-        meta: bool = False,
-        mixed: bool = False,
-    ) -> None:
+    def __init__(self, parts: Parts, *, shard: int, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
         self.shard = shard
-        super().__init__(parts, reshard, offload, meta, mixed)
+        super().__init__(parts, reshard=reshard, offload=offload, meta=meta, mixed=mixed)
 
     def _mesh(self) -> DeviceMesh:
-        from torch.distributed.device_mesh import init_device_mesh
-
         shape = self.data_ranks // self.shard, self.shard
         return init_device_mesh(self.parts.device.type, shape, mesh_dim_names=("replicate", "shard"))

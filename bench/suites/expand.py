@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,9 @@ from pydantic import ValidationError
 from bench import registry
 from bench.figures.metrics import parameters
 from bench.meters.meter import check_meter
-from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy, why_not_shared
-from bench.suites import needs
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy
+from bench.strategies import catalog
+from bench.suites import combine, needs
 from bench.suites.load import FIELDS, SuiteError, for_device_type, messages
 from bench.suites.publish import publishable
 
@@ -90,8 +90,9 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
         raise SuiteError(
             [f"{len(specs)} configurations × {suite.repeats} repeats; at most {MAX_RUNS} runs are allowed"]
         )
-    skipped = {key: reason for key, spec in specs.items() if (reason := _why_not(spec, machine))}
     configurations = list(specs.values())
+    givers = needs.Givers(configurations)
+    skipped = {key: why for key, spec in specs.items() if (why := _why_not(spec, machine, givers.of(spec)))}
     skipped = needs.pass_on(configurations, skipped)
     return Expansion(suite, _interleave(configurations, suite.repeats), skipped, notes)
 
@@ -222,11 +223,11 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
             cell[kind] = {"name": RunSpec.model_fields[kind].default.name, **cell[kind]}
         try:
             if kind in cell:
-                _check_options(kind, Choice.model_validate(cell[kind]))
+                catalog.options(kind, Choice.model_validate(cell[kind]))
         except ValidationError:
-            continue  # told below, with the rest of the spec
+            continue  # reported below, with the rest of the spec
         except ValueError as error:
-            mistakes.append(str(error))
+            mistakes += str(error).splitlines()
     arguments = _workload_arguments(cell, mistakes)
     try:
         spec = RunSpec.model_validate(cell, strict=True)
@@ -266,24 +267,7 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
     return {}
 
 
-def _check_options(kind: str, choice: Choice) -> None:
-    """Check the options of an axis against the keyword arguments of what it names. Raises ValueError."""
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(registry.load(kind, choice.name)).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    for name, value in choice.options.items():
-        if name not in known:
-            hint = registry.did_you_mean(name, known) if known else "it has none"
-            raise ValueError(f"{kind} {choice.name!r} has no option {name!r}: {hint}")
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(known[name])]
-        accepted = (int, float) if isinstance(known[name], float) else type(known[name])
-        if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(known[name], bool):
-            raise ValueError(f"{kind} {choice.name!r}: {name} must be {wanted}, not {value!r}")
-
-
-def _why_not(spec: RunSpec, machine: Machine) -> str | None:
+def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
     """Reason why this machine cannot do a run; None if it can, as far as is known without the hardware."""
     if spec.device_type == "cuda" and not machine.gpus:
         return "needs an NVIDIA GPU; none is visible here (bench doctor says more)"
@@ -295,9 +279,7 @@ def _why_not(spec: RunSpec, machine: Machine) -> str | None:
         return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.world_size > free:
         return f"needs {spec.world_size} × {spec.threads_per_device} threads, {machine.cpu_count} processors are here"
-    if spec.precision.name == "tf32" and spec.device_type == "cpu":
-        return "tf32 exists on NVIDIA GPUs only"
-    return why_not_shared(spec)
+    return combine.why_impossible(spec, giver)
 
 
 def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from bench.schema import Choice, RunSpec, Scalar
-from bench.strategies.precision import Unsupported
 from bench.train.probes import is_out_of_memory, peak_memory, reset_peak_memory
 from bench.train.trainer import Trainer, agree, build, synchronize
 from bench.workloads.base import first_samples
@@ -96,10 +95,6 @@ def find_batch(spec: RunSpec, device: torch.device, needed: Path | None) -> tupl
 
     Raises MemoryError if not even one sample fits. All ranks call it.
     """
-    if spec.parallelism.name == "pp":
-        raise Unsupported("batch_size_per_device: max is not looked for where the batch is cut up for a pipeline")
-    if spec.compile.name in ("cuda_graphs", "reduce-overhead"):
-        raise Unsupported(f"batch_size_per_device: max is found by eager steps; {spec.compile.name} takes more memory")
     limit, before = agree(_limit(spec, device), device, dist.ReduceOp.MIN), reset_peak_memory(device)
     trials = _Trials(spec, device, needed)
     trials.step(1)  # allocates the optimizer state and the buffers of collectives

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from bench import registry
 from bench.schema import RunSpec
+from bench.strategies import catalog
 from bench.strategies.memory import is_weight, put_around
-from bench.strategies.parts import Parts
-from bench.strategies.precision import Precision, store_in_bf16
+from bench.strategies.parts import Parts, Precision
+from bench.strategies.precision import store_in_bf16
 
 _CASTS = {"bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """Autocast type by precision. The 8-bit casts of fp8 are not counted separately."""
@@ -33,7 +34,6 @@ _STATES = {"sgd": 1, "adagrad": 1, "adam": 2, "adamw": 2, "adamw8bit": 2}
 """Number of tensors per parameter in the optimizer state."""
 _UNKNOWN = {"pruning": "none", "quantization": "none", "distillation": "none"}
 """Axes whose effect on memory does not follow from shapes: any other value has no estimate."""
-_SHARDED = ("fsdp2", "hsdp", "fsdp_tp")
 
 
 class Unknown(Exception):
@@ -67,18 +67,9 @@ class _Shares:
 
 
 def _shares(spec: RunSpec) -> _Shares:
-    name, ranks, cut = spec.parallelism.name, spec.world_size, spec.devices_per_copy
-    options = spec.parallelism.options
-    if name == "zero1":
-        return _Shares(optimizer=1 / ranks)
-    if name in _SHARDED:
-        share = 0.0 if options.get("offload") else 1 / int(options.get("shard", 2) if name == "hsdp" else ranks)
-        return _Shares(share, share, share)
-    if name in ("tp", "pp"):  # a pipeline stage holds its own layers only
-        return _Shares(1 / cut, 1 / cut, 1 / cut, 1 / cut if name == "pp" else 1.0)
-    if name in ("single", "ddp", "cp"):
-        return _Shares(activations=1 / cut)  # cp splits the sequences
-    raise Unknown(f"the memory of a rank with parallelism {name} is not known")
+    options: Any = catalog.options("parallelism", spec.parallelism)
+    share = 0.0 if getattr(options, "offload", False) else 1 / options.ways(spec.world_size)
+    return _Shares(**dict.fromkeys(options.divides, share))
 
 
 class _Live:
@@ -164,11 +155,11 @@ def _build(spec: RunSpec) -> Parts:
     cast = _CASTS.get(spec.precision.name)
     precision = Precision((device.type, getattr(torch, cast)) if cast else None)
     parts = Parts(spec, device, workload, workload.build().train(), precision)
-    registry.load("finetune", spec.finetune.name)(parts, **spec.finetune.options)
+    catalog.load("finetune", spec.finetune)(parts)
     if spec.memory.name == "offload":
         put_around(parts.blocks, _forgotten)
     else:
-        registry.load("memory", spec.memory.name)(parts, **spec.memory.options)
+        catalog.load("memory", spec.memory)(parts)
     if spec.precision.name == "bf16_params":
         store_in_bf16(parts)
     return parts
@@ -237,12 +228,13 @@ def _played(spec: RunSpec) -> Footprint:
 
 def _exchange(spec: RunSpec, parts: Parts, trained: list[torch.Tensor]) -> int:
     """Return the bytes of communication buffers that are allocated during a step."""
-    if spec.parallelism.name in ("ddp", "zero1"):
+    options: Any = catalog.options("parallelism", spec.parallelism)
+    if options.buckets:
         return _bytes(trained)  # gradient buckets, in addition to the gradients
-    if spec.parallelism.name in _SHARDED:
+    if options.shards:
         blocks = sorted((_bytes(block.parameters()) for block in parts.blocks), reverse=True)
         outside = _bytes(parts.model.parameters()) - sum(blocks)
-        if not spec.parallelism.options.get("reshard", True):
+        if not options.reshard:
             return outside + sum(blocks) + sum(blocks[:1])
         # Weights of the active block and the next, gradients of one, and parameters outside all blocks.
         return outside + sum(blocks[:2]) + sum(blocks[:1])

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from bench.record import Inference
-from bench.schema import SHARED_COPY
 from bench.strategies.parts import Parts
 from bench.train.trainer import Trainer, agree, synchronize
 
@@ -33,7 +32,7 @@ def asked(parts: Parts) -> bool:
 def _whole(parts: Parts) -> bool:
     """Whether this rank holds a whole copy of the model."""
     sharded = any(isinstance(parameter, DTensor) for parameter in parts.model.parameters())
-    return not sharded and parts.spec.parallelism.name not in SHARED_COPY
+    return not sharded and parts.spec.devices_per_copy == 1
 
 
 def measure(trainer: Trainer) -> Inference | None:

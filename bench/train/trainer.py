@@ -17,10 +17,10 @@ import torch.distributed as dist
 from bench import registry
 from bench.record import Phase, Quality
 from bench.schema import RunSpec
-from bench.strategies.checkpoint import check_savable, load_into
+from bench.strategies import catalog
+from bench.strategies.checkpoint import load_into
 from bench.strategies.graph import compiled
 from bench.strategies.parts import Parallelism, Parts
-from bench.strategies.precision import Unsupported
 from bench.workloads.base import looked_at, training_batches, validation_batches
 
 if TYPE_CHECKING:
@@ -162,8 +162,7 @@ class Trainer:
 
     def schedule(self, steps: int) -> None:
         """Make the learning rate follow the schedule of the run over the next `steps` steps."""
-        choice = self.spec.schedule
-        self.scheduler = registry.load("schedule", choice.name)(self.optimizer, steps, **choice.options)
+        self.scheduler = catalog.load("schedule", self.spec.schedule)(self.optimizer, steps)
 
     def mean_loss(self, step: int) -> float:
         """Return the mean loss of a step over all ranks. All ranks call it."""
@@ -216,40 +215,28 @@ def _eagerly(spec: RunSpec) -> AbstractContextManager[Any]:
 
 def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     """Build the model with the same random weights on every rank, and apply the strategies."""
-    check_savable(spec)
     torch.manual_seed(spec.seed)
-    precision = registry.load("precision", spec.precision.name)(device, **spec.precision.options)
+    precision = catalog.load("precision", spec.precision)(device)
     workload = registry.load("workload", spec.workload)(spec.workload_args)
     with torch.device("meta") if spec.parallelism.options.get("meta") else device:
         model = workload.build()
     model.train()
     parts = Parts(spec, device, workload, model, precision, needed, notes=dict(workload.notes))
     if needed is not None and spec.distillation.name == "none":  # with distillation the needed run is the teacher
-        if spec.parallelism.options.get("meta"):
-            raise Unsupported(
-                "meta makes new weights after the model is cut up: leave it out where a run needs weights"
-            )
         loaded, parts.fresh = load_into(model, needed)
         parts.notes |= loaded
     for axis in _CHANGES:
-        choice = getattr(spec, axis)
-        registry.load(axis, choice.name)(parts, **choice.options)
+        catalog.load(axis, getattr(spec, axis))(parts)
     precision.convert(parts)
     parameters = list(parts.model.parameters())
     parts.count = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-    parallel = registry.load("parallelism", spec.parallelism.name)(parts, **spec.parallelism.options)
-    registry.load("compile", spec.compile.name)(parts, parallel, **spec.compile.options)
-
-    def make(trained: Any) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = registry.load("optimizer", spec.optimizer.name)(
-            trained, **spec.optimizer.options
-        )
-        return optimizer
+    parallel = catalog.load("parallelism", spec.parallelism)(parts)
+    catalog.load("compile", spec.compile)(parts, parallel)
 
     batch_size = int(spec.batch_size_per_device or 1)
     seed = spec.seed * 65_537 + parallel.data_rank
     source = training_batches(workload, batch_size, seed, on_gpu=device.type == "cuda")
-    return Trainer(parts, parallel, parallel.optimizer(make), source, batch_size)
+    return Trainer(parts, parallel, parallel.optimizer(catalog.load("optimizer", spec.optimizer)), source, batch_size)
 
 
 def warm_up(trainer: Trainer) -> float:

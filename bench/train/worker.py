@@ -29,7 +29,7 @@ from bench.record import Inference, Measurement, Rank
 from bench.schema import RunSpec, Scalar
 from bench.strategies import checkpoint
 from bench.strategies.graph import compiled
-from bench.strategies.precision import Unsupported
+from bench.strategies.parts import Unsupported
 from bench.train import inference
 from bench.train.batch_size import find_batch, limit_memory
 from bench.train.footprint import peak_bytes

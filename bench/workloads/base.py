@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -94,6 +94,20 @@ class Corpus:
     notes: dict[str, Scalar] = field(default_factory=dict)
 
 
+class Layout(NamedTuple):
+    """What the arguments say about a model before it is built, to refuse strategies that do not fit it.
+
+    `blocks` counts the repeated layers that `Workload.blocks` returns, `heads` those of queries and of keys in a decoder that
+    can be divided. `tokens` is the length of a sample.
+    """
+
+    blocks: int = 0
+    heads: tuple[int, int] | None = None
+    attention: bool = False
+    shares_layers: bool = False
+    tokens: int = 0
+
+
 class WorkloadArgs(Model):
     """The data arguments that every workload has.
 
@@ -102,6 +116,9 @@ class WorkloadArgs(Model):
     `pin_memory` puts batches into page-locked memory. `pretrained` is a folder with initial weights.
     """
 
+    plain: ClassVar[bool] = False
+    """A model of ours: not of transformers, and without repeated layers."""
+
     data: str = "default"
     augmentation: Literal["none", "standard"] = "none"
     clean: bool = True
@@ -109,6 +126,10 @@ class WorkloadArgs(Model):
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     pin_memory: bool = True
     pretrained: str | None = None
+
+    def layout(self) -> Layout | None:
+        """Return what is known about the model; None if nothing is."""
+        return Layout() if self.plain else None
 
     def refusals(self) -> dict[str, str]:
         """Return the arguments that the workload does not support, each with the reason."""

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from bench.schema import Count, Scalar
+from bench.workloads.base import Batch, Layout
 from bench.workloads.text import TextArgs, unlabelled
 from bench.workloads.transformer import CAUSAL, TRANSFORMER_NAMES, Preset, TransformerArgs, TransformerWorkload
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 
 def _gpt2(layers: int, hidden: int, heads: int, vocabulary: int) -> Preset:
@@ -83,6 +82,13 @@ class DecoderLMArgs(TransformerArgs, TextArgs):
         if positions is not None and positions < self.sequence_length:
             raise ValueError(f"sequence_length {self.sequence_length} exceeds the {positions} positions of the model")
         return self
+
+    def layout(self) -> Layout:
+        """Return layers, heads and tokens."""
+        fields, shared, blocks = self.configuration(), self.shared_layers or 1, super().layout().blocks
+        heads = int(fields[self.names[self.architecture]["heads"]])
+        keys = int(fields.get("num_key_value_heads") or heads)
+        return Layout(blocks // shared, (heads, keys), True, shared > 1, self.sequence_length)
 
     def configuration(self) -> dict[str, Any]:
         """Return the fields of the configuration; by default tokens are bytes."""

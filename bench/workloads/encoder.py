@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from bench.workloads.base import Split, chances, digest
+from bench.workloads.base import Batch, Split, chances, digest
 from bench.workloads.text import TextArgs, labelled, unlabelled
 from bench.workloads.transformer import TRANSFORMER_NAMES, UNMASKED, Preset, TransformerArgs, TransformerWorkload
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 CLS, MASK, BYTE_VOCABULARY = 256, 257, 258
 """Token ids above the bytes: the token whose last state represents the sequence, and the mask."""

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from bench.registry import did_you_mean
-from bench.workloads.base import SYNTHETIC, Split, balanced, chances, digest
+from bench.workloads.base import SYNTHETIC, Batch, Split, balanced, chances, digest
 from bench.workloads.transformer import TRANSFORMER_NAMES, UNMASKED, Preset, TransformerArgs, TransformerWorkload
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 PACKAGED = {
     "digits": ("sklearn", "scikit-learn", "datasets/data/digits.csv.gz", 16),

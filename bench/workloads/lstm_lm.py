@@ -8,13 +8,11 @@ from pydantic import Field, field_validator
 
 from bench.registry import did_you_mean
 from bench.schema import Count
-from bench.workloads.base import Workload
+from bench.workloads.base import Batch, Workload
 from bench.workloads.text import TextArgs, unlabelled
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 PRESETS = {"tiny": (2, 128, 0.0), "medium": (2, 650, 0.5), "large": (2, 1500, 0.65)}
 """Layers, hidden size, dropout. `medium` and `large` are the models of the paper."""
@@ -23,6 +21,7 @@ PRESETS = {"tiny": (2, 128, 0.0), "medium": (2, 650, 0.5), "large": (2, 1500, 0.
 class LstmLMArgs(TextArgs):
     """Arguments: a preset, or layers, hidden size and dropout instead of its own; the sequence length; the text."""
 
+    plain = True
     preset: str = "tiny"
     layers: Count | None = None
     hidden: Count | None = None

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from bench.schema import Count, RunSpec
-from bench.workloads.base import SYNTHETIC, Split, Workload, WorkloadArgs, balanced, chances, digest
+from bench.workloads.base import SYNTHETIC, Batch, Split, Workload, WorkloadArgs, balanced, chances, digest
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 RANK = 4
 TRAINING, VALIDATION = 1 << 16, 1 << 12
@@ -29,6 +27,7 @@ class RecommenderArgs(WorkloadArgs):
     With `sparse` the tables have gradients for the rows of a batch only, which of the optimizers only sgd supports.
     """
 
+    plain = True
     tables: Annotated[int, Field(ge=1, le=256)] = 8
     rows: Count = 10_000
     dimension: Count = 16

@@ -18,12 +18,10 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.registry import did_you_mean
 from bench.schema import Scalar
-from bench.workloads.base import SYNTHETIC, Corpus, Split, WorkloadArgs, balanced, chances, digest
+from bench.workloads.base import SYNTHETIC, Batch, Corpus, Split, WorkloadArgs, balanced, chances, digest
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 MAX_TEXT_BYTES = 1 << 30
 NAMES = ("default", "docs", "code", SYNTHETIC)

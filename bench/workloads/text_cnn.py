@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from bench.schema import Count
-from bench.workloads.base import Workload
+from bench.workloads.base import Batch, Workload
 from bench.workloads.text import TextArgs, labelled
 
 if TYPE_CHECKING:
     import torch
-
-    from bench.workloads.base import Batch
 
 
 class TextCNNArgs(TextArgs):
@@ -25,6 +23,7 @@ class TextCNNArgs(TextArgs):
     The defaults are those of the paper: embeddings of 300, 100 filters of each of the widths 3, 4 and 5, dropout 0.5.
     """
 
+    plain = True
     dimension: Count = 300
     filters: Count = 100
     widths: str = "3,4,5"

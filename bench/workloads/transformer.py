@@ -13,7 +13,7 @@ from pydantic import ConfigDict, model_validator
 
 from bench.registry import did_you_mean
 from bench.schema import Count, Scalar
-from bench.workloads.base import Workload, WorkloadArgs
+from bench.workloads.base import Layout, Workload, WorkloadArgs
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +131,12 @@ class TransformerArgs(WorkloadArgs):
         if self.pretrained and (shape or extra):
             raise ValueError(f"a pretrained model has its own shape: leave {', '.join([*shape, *extra])} out")
         return self
+
+    def layout(self) -> Layout:
+        """Return the number of layers, or of the residual blocks of a ResNet."""
+        fields = self.configuration()
+        layers = self.names[self.architecture].get("layers")
+        return Layout(int(fields[layers]), attention=True) if layers else Layout(sum(fields["depths"]))
 
     def refusals(self) -> dict[str, str]:
         """Return the arguments that it does not support; pretrained weights it does."""
