@@ -76,7 +76,7 @@ def test_show_as_json() -> None:
         (["show"], "Missing argument"),
         (["show", "none.yaml"], "none.yaml: no such file"),
         (["show", SCALING, "--set", "precision=fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
-        (["show", SCALING, "--only", "precision=fp31"], "no run has precision=fp31; there are bf16, fp32"),
+        (["show", SCALING, "--only", "precision=fp31"], "no run has precision=fp31; allowed: bf16, fp32"),
         (["show", SCALING, "--region", "Narnia"], "region 'Narnia' is not known"),
         (["show", SCALING, "--pue", "0.5"], "bench: --pue: Input should be greater than or equal to 1"),
         (["show", SCALING, "--price", "1", "--electricity-price", "1"], "give --price (rented) or --electricity-price"),

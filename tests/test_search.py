@@ -98,7 +98,7 @@ def test_what_cannot_run_is_never_launched_and_told_with_its_reason(tmp_path: Pa
     refused = [trial for trial in one.study.trials if trial.params.get("devices") == 4]
     assert refused
     assert all(trial.constraints == {"runs": 1.0} for trial in refused)
-    assert {trial.user_attrs["why"] for trial in refused} == {"needs 4 × 1 threads, 2 processors are here"}
+    assert {trial.user_attrs["why"] for trial in refused} == {"needs 4 × 1 threads; this machine has 2 processors"}
     assert one.used()["trials"] == 20
 
 

@@ -358,10 +358,10 @@ def test_an_objective_that_no_run_tells() -> None:
 
 def test_reasons_are_counted() -> None:
     nan = [oom(k, "ab"[k], why=f"invalid: the loss went from {k} to nan") for k in range(2)]
-    never = oom(2, "c", why="needs 3 × 64 threads, 64 processors are here", runs=(), stage=None)
+    never = oom(2, "c", why="needs 3 × 64 threads; this machine has 64 processors", runs=(), stage=None)
     lines = sentences(find(GIVEN, [*nan, never]))
     assert (
-        "Proposed and never launched, as they cannot run here: 1 × needs 3 × 64 threads, 64 processors are here."
+        "Proposed and never launched, as they cannot run here: 1 × needs 3 × 64 threads; this machine has 64 processors."
         in lines
     )
     (line,) = [line for line in lines if "came to nothing" in line]

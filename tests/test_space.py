@@ -90,7 +90,7 @@ def test_conditional_fields_are_listed_where_they_are_set() -> None:
 def test_what_cannot_be_says_why() -> None:
     over = space(search(space=search().space | {"devices": [1, 4]}))
     params = {"batch_size_per_device": 1, "precision": "fp32", "optimizer": "adamw", "memory": "none"}
-    with pytest.raises(Impossible, match="needs 4 × 1 threads, 2 processors are here"):
+    with pytest.raises(Impossible, match="needs 4 × 1 threads; this machine has 2 processors"):
         over.spec(params | {"devices": 4, "parallelism": "ddp"})
     with pytest.raises(Impossible, match="left out by exclude"):
         over.spec(params | {"devices": 1, "parallelism": "tp"})

@@ -150,7 +150,7 @@ def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) 
     plan = made(tmp_path, matrix={"devices": [2, 4], "precision": ["fp32", "tf32"]})
     reasons = {(r.world_size, r.precision.name): plan.skipped.get(r.config_id) for r in plan.runs}
     assert reasons[2, "fp32"] is None
-    assert reasons[4, "fp32"] == "needs 4 × 1 threads, 2 processors are here"
+    assert reasons[4, "fp32"] == "needs 4 × 1 threads; this machine has 2 processors"
     assert reasons[2, "tf32"] == "precision tf32 on a CPU: TF32 exists on NVIDIA GPUs only"
     busy = made(tmp_path, gpus(2, busy=(1,)), matrix={"devices": [2]})
     assert list(busy.skipped.values()) == ["needs 2 GPUs, 1 of 2 are free: GPU 1 is used by python (7)"]
@@ -426,9 +426,9 @@ def test_only_keeps_what_matches(tmp_path: Path) -> None:
     assert [r.world_size for r in only(plan, ["precision=bf16", "devices=2,1"]).runs] == [1, 2]
     assert len(only(plan, ["preset=tiny"]).runs) == 4
     for bad, part in {
-        "precision=fp8": "no run has precision=fp8; there are bf16, fp32",
+        "precision=fp8": "no run has precision=fp8; allowed: bf16, fp32",
         "precision=bf16,fp8": "no run has precision=fp8",
-        "preset=tiny,devices=1": "give each field an --only of its own",
+        "preset=tiny,devices=1": "use a separate --only for each field",
     }.items():
         with pytest.raises(SuiteError, match=part):
             only(plan, [bad])
@@ -481,7 +481,7 @@ def test_the_steps_of_a_ladder_add_up(tmp_path: Path) -> None:
     told = [(r.ladder, r.precision.name, str(r.optimizer), r.world_size) for r in plan.runs]
     steps = [(0, "fp32", "adamw", 2), (1, "bf16", "adamw", 2), (3, "bf16", "sgd-learning_rate=0.01", 2)]
     assert told == [*steps, *reversed(steps)]
-    assert any("step 2 says nothing about cpu" in note for note in plan.notes)
+    assert any("step 2 has no value for cpu" in note for note in plan.notes)
 
 
 def test_the_place_on_a_ladder_is_no_part_of_a_configuration(tmp_path: Path) -> None:

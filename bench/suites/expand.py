@@ -1,4 +1,4 @@
-"""A suite -> the runs of a machine. All mistakes are found before anything starts, and listed at once."""
+"""Expansion of a suite into the runs of a machine. All mistakes are found before anything starts, and listed together."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Expansion:
-    """What a suite means on a machine: `runs` in the order they are done, and why some configurations are not.
+    """The runs of a suite on a machine, in order of execution; some configurations are skipped.
 
-    `skipped` maps a config_id of `runs` to the reason. `scaling` says what stays constant while devices are added:
-    the work of a device (`weak`), the work of all (`strong`), neither (`mixed`), or `none` for one device count.
+    `skipped` maps the config_id of a skipped configuration to the reason. `scaling` says what stays constant as devices are
+    added: the work per device (`weak`), the total work (`strong`), or neither (`mixed`); `none` for one device count.
     """
 
     suite: Suite
@@ -37,7 +37,7 @@ class Expansion:
 
     @property
     def scaling(self) -> Literal["weak", "strong", "mixed", "none"]:
-        """Weak or strong scaling, read off the batch sizes."""
+        """Weak or strong scaling, derived from the batch sizes."""
         if len({run.world_size for run in self.runs}) < 2:
             return "none"
         strong = len({run.global_batch_size for run in self.runs}) == 1
@@ -46,28 +46,28 @@ class Expansion:
 
     @cached_property
     def to_do(self) -> list[RunSpec]:
-        """Runs that are not skipped, in order."""
+        """Runs that are not skipped, in order of execution."""
         return [run for run in self.runs if run.config_id not in self.skipped]
 
     @cached_property
     def givers(self) -> needs.Givers:
-        """The runs whose weights others need."""
+        """The runs whose weights other runs need."""
         return needs.Givers(self.runs)
 
 
 def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansion:
-    """Multiply a suite out for a machine. Raises SuiteError with all mistakes; asks nothing of the hardware.
+    """Expand a suite for a machine, without touching the hardware. Raises SuiteError with all mistakes.
 
-    With `publish` short windows, warm-ups and repeats are raised to the floors of `bench.suites.publish`. Configurations
-    that become equal by this are one.
+    With `publish`, short windows, warm-ups and repeats are raised to the floors of `bench.suites.publish`, and
+    configurations that become equal are merged.
     """
     if publish:
         suite = publishable(suite)
-    given = suite.matrix.get("device_type", [suite.defaults.get("device_type", machine.device_type)])
+    device_types = suite.matrix.get("device_type", [suite.defaults.get("device_type", machine.device_type)])
     mistakes: list[str] = []
     notes: list[str] = []
     specs: dict[str, RunSpec] = {}
-    for device_type in given if isinstance(given, list) else [given]:
+    for device_type in device_types if isinstance(device_types, list) else [device_types]:
         for cell in _cells(suite, str(device_type), machine, notes):
             try:
                 spec = _run_spec(cell)
@@ -75,7 +75,7 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
                 mistakes += error.messages
                 continue
             if spec.config_id in specs:
-                mistakes.append(f"duplicate runs: {spec.label} stands twice in matrix and include")
+                mistakes.append(f"duplicate runs: {spec.label} appears twice in matrix and include")
             specs[spec.config_id] = spec
     mistakes = mistakes or list(needs.mistakes(specs.values()))
     if mistakes:
@@ -98,7 +98,7 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
 
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """All cells of one device type: matrix less exclude, then include, with `devices: auto` made numbers; or a ladder."""
+    """Yield all cells of one device type: the matrix without `exclude`, then `include`; or the ladder."""
     defaults = for_device_type(suite.defaults, device_type) | {"device_type": device_type}
     if suite.ladder:
         yield from _rungs(suite, defaults, machine, notes)
@@ -115,7 +115,7 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
     if count > MAX_RUNS:
         raise SuiteError([f"matrix: {count} configurations; at most {MAX_RUNS} runs are allowed"])
     excluded = [for_device_type(rule, device_type) for rule in suite.exclude]
-    # Without an axis the defaults alone are the one configuration, unless others are listed.
+    # Without a matrix and `include`, the defaults are the only configuration.
     for combination in itertools.product(*axes) if axes or not suite.include else []:
         for cell in _with_devices(_merged(defaults, dict(combination)), machine, notes):
             if not any(rule and _matches(cell, rule) for rule in excluded):
@@ -125,12 +125,12 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
 
 
 def _rungs(suite: Suite, defaults: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The defaults, then each step of the ladder on top of all before; `devices: auto` is the most that are free."""
+    """Yield the defaults, then each step of the ladder on top of the previous ones; `devices: auto` is the maximum."""
     cell, below = _merged(defaults, {}), None
     for rung, step in enumerate([{}, *suite.ladder]):
         change = for_device_type(step, defaults["device_type"])
         if rung and not change:
-            notes.append(f"ladder: step {rung} says nothing about {defaults['device_type']} and is left out")
+            notes.append(f"ladder: step {rung} has no value for {defaults['device_type']} and is left out")
             continue
         cell = _merged(cell, change)
         *_, most = _with_devices(cell, machine, notes)
@@ -142,34 +142,34 @@ def _rungs(suite: Suite, defaults: dict[str, Any], machine: Machine, notes: list
 
 
 def _merged(defaults: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    """Defaults under a cell; a dotted name sets one entry of a mapping, or one option of an axis."""
+    """Merge the defaults with a cell; a dotted name sets one entry of a mapping, or one option of an axis."""
     out: dict[str, Any] = {}
     for name, value in [*defaults.items(), *cell.items()]:
         outer, dot, inner = name.partition(".")
         if not dot:
             out[name] = value
             continue
-        held = out.get(outer, {})
-        out[outer] = {**(held if isinstance(held, dict) else {"name": held}), inner: value}
+        entries = out.get(outer, {})
+        out[outer] = {**(entries if isinstance(entries, dict) else {"name": entries}), inner: value}
     return out
 
 
 def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
     def value(name: str) -> Any:
         outer, dot, inner = name.partition(".")
-        held = cell.get(outer)
-        return held.get(inner) if dot and isinstance(held, dict) else held
+        entry = cell.get(outer)
+        return entry.get(inner) if dot and isinstance(entry, dict) else entry
 
-    return all(value(name) in (want if isinstance(want, list) else [want]) for name, want in rule.items())
+    return all(value(name) in (values if isinstance(values, list) else [values]) for name, values in rule.items())
 
 
 def available_devices(machine: Machine, device_type: str, threads_per_device: int) -> int:
-    """Devices that are here and free: GPUs without other users, or processors / threads of a process."""
+    """Return the number of free devices: GPUs without other users, or processors divided by threads per device."""
     return len(machine.free_gpus) if device_type == "cuda" else machine.cpu_count // threads_per_device
 
 
 def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Replace `devices: auto` by 1, 2, 4 ... up to what is free, with that number itself last."""
+    """Replace `devices: auto` by 1, 2, 4 ... and the number of free devices."""
     if cell.get("devices") != "auto":
         yield cell
         return
@@ -188,7 +188,7 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
 
 
 def _copies(cell: dict[str, Any], devices: int) -> int:
-    """Return between how many copies of the model a global batch is divided; a wrong parallelism is told elsewhere."""
+    """Return how many copies of the model share a global batch; an invalid parallelism is reported elsewhere."""
     try:
         return max(1, devices // devices_per_copy(Choice.model_validate(cell.get("parallelism", "ddp")), devices))
     except (ValueError, TypeError):
@@ -219,7 +219,7 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     if cell.get("measure_steps") is None and cell.get("measure_seconds") is None and cell.get("workload") != COMMAND:
         cell["measure_seconds"] = 3.0
     for kind in AXES:
-        if isinstance(cell.get(kind), dict) and "name" not in cell[kind]:  # options of what it is by default
+        if isinstance(cell.get(kind), dict) and "name" not in cell[kind]:  # options of the default strategy
             cell[kind] = {"name": RunSpec.model_fields[kind].default.name, **cell[kind]}
         try:
             if kind in cell:
@@ -250,13 +250,13 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
 
 
 def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
-    """Check the arguments of the workload and fill in its defaults; add what is wrong to `mistakes`."""
-    name, given = cell.get("workload"), cell.get("workload_args", {})
-    if not isinstance(name, str) or not isinstance(given, dict):
+    """Check the arguments of the workload and fill in its defaults; append errors to `mistakes`."""
+    name, values = cell.get("workload"), cell.get("workload_args", {})
+    if not isinstance(name, str) or not isinstance(values, dict):
         return {}
     try:
         arguments = registry.load("workload", name).Args
-        checked: dict[str, Any] = arguments.model_validate(given, strict=True).model_dump(
+        checked: dict[str, Any] = arguments.model_validate(values, strict=True).model_dump(
             mode="json", exclude_none=True
         )
         return checked
@@ -268,7 +268,7 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
 
 
 def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
-    """Reason why this machine cannot do a run; None if it can, as far as is known without the hardware."""
+    """Return why this machine cannot do a run; None if nothing is known against it without touching the hardware."""
     if spec.device_type == "cuda" and not machine.gpus:
         return "needs an NVIDIA GPU; none is visible here (bench doctor says more)"
     free = available_devices(machine, spec.device_type, spec.threads_per_device)
@@ -278,14 +278,14 @@ def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | No
         reasons = f": {'; '.join(why)}" if why else ""
         return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.world_size > free:
-        return f"needs {spec.world_size} × {spec.threads_per_device} threads, {machine.cpu_count} processors are here"
+        return f"needs {spec.world_size} × {spec.threads_per_device} threads; this machine has {machine.cpu_count} processors"
     return combine.why_impossible(spec, giver)
 
 
 def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
-    """All configurations once, then all again in the other direction: a slow minute hits no configuration alone.
+    """Order the repeats: all configurations once, then in reverse, so that a slow minute hits no configuration alone.
 
-    In either direction a run comes after the one whose weights it needs.
+    A run always comes after the run whose weights it needs.
     """
     runs = []
     for repeat in range(repeats):
@@ -301,23 +301,23 @@ def only(plan: Expansion, filters: Iterable[str]) -> Expansion:
     """
     runs = plan.runs
     for text in filters:
-        name, equals, wanted = text.partition("=")
+        name, equals, listed = text.partition("=")
         flat = [parameters(run) for run in plan.runs]
-        known = sorted({key for row in flat for key in row})
-        full = name if name in known else f"workload_args.{name}"
-        if not equals or full not in known:
-            raise SuiteError([f"--only {text!r}: give field=value[,value]; {registry.did_you_mean(name, known)}"])
-        values = {value.strip() for value in wanted.split(",")}
-        there = {str(row.get(full)) for row in flat}
+        fields = sorted({key for row in flat for key in row})
+        full = name if name in fields else f"workload_args.{name}"
+        if not equals or full not in fields:
+            raise SuiteError([f"--only {text!r}: give field=value[,value]; {registry.did_you_mean(name, fields)}"])
+        values = {value.strip() for value in listed.split(",")}
+        existing = {str(row.get(full)) for row in flat}
         if any("=" in value for value in values):
-            raise SuiteError([f"--only {text!r}: give each field an --only of its own"])
-        if values - there:
-            strangers = ", ".join(sorted(values - there))
-            raise SuiteError([f"--only {text!r}: no run has {name}={strangers}; there are {', '.join(sorted(there))}"])
+            raise SuiteError([f"--only {text!r}: use a separate --only for each field"])
+        if values - existing:
+            missing, allowed = (", ".join(sorted(some)) for some in (values - existing, existing))
+            raise SuiteError([f"--only {text!r}: no run has {name}={missing}; allowed: {allowed}"])
         keep = {run.run_id for run, row in zip(plan.runs, flat, strict=True) if str(row.get(full)) in values}
         runs = [run for run in runs if run.run_id in keep]
         if not runs:
-            raise SuiteError([f"--only {text!r} leaves no run together with the other filters"])
+            raise SuiteError([f"--only {text!r}: no run matches all filters"])
     runs = needs.with_givers(runs, plan.runs)
     kept = {run.config_id for run in runs}
     return replace(plan, runs=runs, skipped={key: why for key, why in plan.skipped.items() if key in kept})
