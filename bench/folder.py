@@ -6,6 +6,7 @@ these names.
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
@@ -167,3 +168,12 @@ def read_errors(folder: Path) -> list[RankError]:
     """Return how the ranks of a run failed; torn files are left out."""
     found = (JsonFile(path.name, RankError).find(folder) for path in ERRORS.paths(folder))
     return [error for error in found if error is not None]
+
+
+def clear_results(folder: Path) -> None:
+    """Remove what an earlier attempt left in the folder of a run; its `spec.json` and `needs.json` stay."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (SPEC.name, NEEDS.name):
+            path.unlink()

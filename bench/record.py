@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bench.renamed import current_record
-from bench.schema import Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
+from bench.schema import MEASURE, Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
 
 
 class Status(StrEnum):
@@ -366,6 +366,7 @@ class Observation(Model):
     its spec asks for. `idle` is the idle power of the node, measured before the runs.
     """
 
+    suite: Slug
     spec: RunSpec
     devices: list[str] = []
     idle: list[IdlePower] = []
@@ -374,8 +375,11 @@ class Observation(Model):
 
     @property
     def device_count(self) -> int:
-        """Number of devices that were used; where none is known, the number that the spec asks for."""
-        return len(self.devices) or self.spec.world_size
+        """Number of devices that figures and cost count: those that the spec asks for, as they are allocated to the run.
+
+        `bench measure` asks for none: its runs count the devices that were used, if they are known.
+        """
+        return len(self.devices) if self.suite == MEASURE and self.devices else self.spec.world_size
 
     @property
     def gpus(self) -> list[str]:
@@ -394,7 +398,6 @@ class RunRecord(Observation):
     schema_version: Literal[2] = 2
     run_id: str
     config_id: str
-    suite: Slug
     execution: str
     trial: Trial | None = None
     status: Status

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from bench import registry
 from bench.schema import AXES, COMMAND, Machine, RunSpec, Suite
 from bench.strategies import catalog
 from bench.suites import combine
 from bench.suites.combine import ROWS, why_impossible
 from bench.suites.expand import expand
+from bench.suites.load import load_suite
 from tests.commands import bench
 
+SUITES = Path(__file__).parent.parent / "suites"
 DEFAULTS = {axis: RunSpec.model_fields[axis].default.name for axis in AXES}
 
 
@@ -152,9 +155,9 @@ ARITHMETIC: list[tuple[dict[str, Any], str]] = [
     ({"memory": "recompute", "workload": "lstm_lm"}, "recompute works on repeated layers"),
     ({"attention": "flash", "workload": "lstm_lm"}, "no dot product attention"),
     ({"attention": "flash", "workload": "image_classification"}, "no dot product attention"),
-    ({"finetune": {"name": "last_layers", "layers": 99}}, "layers must be at most 4, not 99"),
-    ({"memory": {"name": "selective", "every": 5}}, "every must be at most 4, not 5"),
-    ({"pruning": {"name": "layers", "remove": 4}}, "remove must be at most 3, not 4"),
+    ({"finetune": {"name": "last_layers", "layers": 99}}, "layers must be at most 4, the number of layers, not 99"),
+    ({"memory": {"name": "selective", "every": 5}}, "every must be at most 4, the number of layers, not 5"),
+    ({"pruning": {"name": "layers", "remove": 4}}, "cannot remove 4 of 4 layers"),
     *(
         ({"finetune": {"name": "last_layers", "layers": 5}, "workload": name, "workload_args": {"preset": preset}}, "5")
         for name, preset in (("encoder", "tiny"), ("image_classification", "vit-tiny"))
@@ -278,7 +281,7 @@ def test_a_suite_of_impossible_runs_is_listed_and_starts_nothing(
     shown = bench("show", str(path))
     assert shown.exit_code == 0
     assert shown.output.count("skipped: ") == 4
-    assert "skipped: finetune last_layers: layers must be at most 4, not 99" in shown.output
+    assert "skipped: finetune last_layers: layers must be at most 4, the number of layers, not 99" in shown.output
     done = bench("run", str(path), "--json")
     assert done.exit_code == 0, done.output
     records = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/*/*/record.json")]
@@ -295,3 +298,45 @@ def test_a_search_spends_no_trial_on_what_is_impossible(tmp_path: Path) -> None:
     done = bench("search", str(path), "--dry-run")
     assert done.exit_code == 0, done.output
     assert "precision fp8 on a CPU: it needs an NVIDIA GPU" in done.output
+
+
+@pytest.mark.parametrize("workload", sorted(set(registry.names("workload")) - {COMMAND}))
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_every_workload_is_possible_with_its_defaults(workload: str, device_type: str) -> None:
+    arguments = registry.load("workload", workload).Args
+    preset = {"preset": "tiny"} if "preset" in arguments.model_fields else {}
+    arguments = arguments.model_validate(preset).model_dump(mode="json", exclude_none=True)
+    run = RunSpec(
+        workload=workload,
+        workload_args=arguments,
+        device_type=device_type,
+        batch_size_per_device=4,
+        measure_steps=1,
+        devices_per_node=2,
+    )
+    assert combine.why_impossible(run) is None
+
+
+@pytest.mark.parametrize("name", ["scaling", "workloads", "transfer", "ladder"])
+def test_these_ready_suites_skip_nothing_on_a_cpu(name: str) -> None:
+    assert expand(load_suite(SUITES / f"{name}.yaml"), Machine(cpu_model="test", cpu_count=4)).skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"memory": {"name": "selective", "every": 4}}, "every must be at most 2, the number of layers, not 4"),
+        ({"finetune": {"name": "last_layers", "layers": 3}}, "layers must be at most 2, the number of layers, not 3"),
+    ],
+)
+def test_removed_layers_do_not_count(fields: dict[str, Any], reason: str) -> None:
+    run = RunSpec(
+        workload="decoder_lm",
+        workload_args={"preset": "tiny"},
+        device_type="cpu",
+        batch_size_per_device=4,
+        measure_steps=1,
+        pruning={"name": "layers", "remove": 2},
+        **fields,
+    )
+    assert reason in str(combine.why_impossible(run))

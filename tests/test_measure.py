@@ -281,8 +281,10 @@ def test_gpus_that_a_command_does_not_use_are_counted_apart(tmp_path):
             uuids[1:],
         )
         flat = row(apart)
-        assert (flat["devices"], flat["samples_per_second_per_device"], flat["cost_usd"]) == (1, 10, 10)
-        assert flat["label"] == "train d1"
+        devices = 1 if suite == "measure" else 2  # a suite is billed for what it asks for, and says so by a flag
+        per_device = flat["samples_per_second_per_device"]
+        assert (flat["devices"], per_device, flat["cost_usd"]) == (devices, 10 / devices, 10 * devices)
+        assert flat["label"] == f"train d{devices}"
         assert flat["unused_energy_joules"] == pytest.approx(2000)
         assert ("fewer_devices" in apart.flags) == (suite == "commands")
     unknown = collected("commands", "unknown", rows)

@@ -60,7 +60,7 @@ FLAGS = {
     "loss_not_decreasing": Flag("C", "the loss did not decrease: the training does not learn, however fast it is"),
     "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
     "exclusivity_unknown": Flag("B", "NVML lists no process of the run, so other users of the GPU cannot be excluded"),
-    "fewer_devices": Flag("B", "the command used fewer devices than the suite asks for; figures count those it used"),
+    "fewer_devices": Flag("C", "the command used fewer devices than its suite asks for; figures count all of these"),
     "unvalidated_sensor": Flag("B", "this GPU's sensor was not checked within 30 days (python -m tests.gpu_check)"),
     "sampled_power": Flag("B", "GPU energy is integrated from power samples: a load in step with them can be far off"),
     "wide_edges": Flag("B", "the edges of the window leave more than 10 % of its energy uncertain: measure longer"),

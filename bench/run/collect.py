@@ -130,7 +130,7 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory:
 
 
 def _identity(context: Context, spec: RunSpec) -> dict[str, Any]:
-    names = {"suite": context.suite, "execution": context.execution, "trial": context.trial}
+    names = {"execution": context.execution, "trial": context.trial}
     return names | {"run_id": spec.run_id, "config_id": spec.config_id}
 
 
@@ -138,6 +138,7 @@ def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
     """Return the record of a run that is not done, with the reason."""
     return RunRecord(
         **_identity(context, spec),
+        suite=context.suite,
         spec=spec,
         status=Status.SKIPPED,
         error=Failure(type="Skipped", message=reason),
@@ -183,7 +184,7 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
     seconds = (end.end_ns - end.start_ns) / 1e9
     worth = price(run, energy, seconds, context.site)
     flags = worth.flags | judge(run, figures, meter_failed=bool(end.sidecar_error))
-    if run.measurement is not None and run.device_count < spec.world_size and context.suite != MEASURE:
+    if len(run.devices) < spec.world_size and context.suite != MEASURE:
         flags.add("fewer_devices")
     record = RunRecord(
         **_identity(context, spec),
@@ -218,6 +219,7 @@ def observe(
         used = [uuid for uuid in devices if used_by_run(events, uuid, end.start_ns, end.end_ns)]
         devices = used or devices
     run = Observation(
+        suite=context.suite,
         spec=spec,
         devices=devices,
         idle=idle,

@@ -44,6 +44,7 @@ from bench.process import adopt_orphans, die_with_parent
 from bench.run.command import run as run_command
 from bench.run.launcher import CHANGED, STARTED_IN, node_variables
 from bench.schema import COMMAND, RunSpec
+from bench.suites.combine import why_impossible
 
 EXIT_CODES = {"timeout": 124, "cancelled": 130}
 """Exit codes of the process after one run that did not end by itself."""
@@ -315,9 +316,12 @@ def _import(workloads: list[str]) -> dict[str, Any]:
 def run_one(folder: Path, gpus: list[str]) -> int:
     """Do the run of a folder from its `spec.json`, without a launcher's pipe. Return the exit code for this process.
 
-    Without `gpus` it may use those that are visible and free. Raises SystemExit if there are too few.
+    Without `gpus` it may use those that are visible and free. Raises SystemExit for too few GPUs and impossible runs.
     """
     spec = files.SPEC.read(folder)
+    if reason := why_impossible(spec):
+        sys.exit(f"{folder} cannot be done: {reason}")
+    files.clear_results(folder)
     if CHANGED not in os.environ:
         os.environ |= node_variables(spec.threads_per_device)
     if spec.device_type == "cuda":

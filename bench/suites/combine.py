@@ -36,19 +36,28 @@ _CONDITION = re.compile(r"(\w+)(?:\.(\w+)|:(!?)(\w+))?(?:(!?)=(.+))?")
 _WEIGHTS = ("finetune!=full", "pruning!=none", "quantization!=none", "distillation!=none")
 _GPU = "it needs an NVIDIA GPU"
 ROWS = (
-    *_each("parallelism:cuts_layers & {}", "no device has the whole layers: choose ddp", *_WEIGHTS),
+    *_each("parallelism:cuts_layers & {}", "no device holds complete layers: choose ddp", *_WEIGHTS),
     *_each("parallelism=cp & {}", "the loss is computed on parts of sequences: choose ddp", *_WEIGHTS),
     Rule("parallelism=cp & attention!=sdpa", "ring attention replaces scaled_dot_product_attention"),
     Rule("parallelism=cp & compile!=eager", "ring attention cannot be compiled"),
     Rule("parallelism=cp & device_type=cpu", f"{_GPU}: torch has no ring attention for CPUs"),
     Rule("parallelism=tp,fsdp_tp & compile!=eager & memory!=none", "torch cannot compile recomputed parts of layers"),
-    *_each("parallelism.meta & {}", "weights that do not exist yet cannot be changed", *_WEIGHTS, "needs!=None"),
+    *_each(
+        "parallelism.meta & {}",
+        "meta creates the weights after sharding",
+        *_WEIGHTS,
+        "needs!=None",
+    ),
     Rule("parallelism.offload & precision=fp16", "the gradient scaler is on the GPU, the gradients are on the host"),
     Rule("parallelism.offload & pruning!=none", "pruning needs whole weights, and the hosts hold parts of them"),
     Rule("parallelism.mixed & precision=fp32,tf32", "mixed sends weights in 16 bits: choose precision bf16 or fp16"),
-    Rule("parallelism:!whole_model & quantization!=none", "a whole model is served, no device has one: choose ddp"),
     Rule(
-        "parallelism:!whole_model & pruning=semi_structured", "a whole model is served, no device has one: choose ddp"
+        "parallelism:!whole_model & quantization!=none",
+        "no device holds the whole model to serve: choose ddp",
+    ),
+    Rule(
+        "parallelism:!whole_model & pruning=semi_structured",
+        "no device holds the whole model to serve: choose ddp",
     ),
     Rule("parallelism=pp & batch_size_per_device=max", "a pipeline cuts a batch into micro-batches: give its size"),
     Rule("compile=cuda_graphs & parallelism:!graph_safe", "CUDA graphs are captured with single and ddp only"),
@@ -67,7 +76,7 @@ ROWS = (
     Rule("memory=offload & device_type=cpu", "the activations are already in the memory of the host"),
     Rule("memory=offload & compile!=eager", "a compiled step does not move activations: choose compile eager"),
     Rule("precision=tf32 & device_type=cpu", "TF32 exists on NVIDIA GPUs only"),
-    Rule("precision=fp8 & device_type=cpu", f"{_GPU} of compute capability 8.9 or newer, a CPU could only emulate it"),
+    Rule("precision=fp8 & device_type=cpu", f"{_GPU} of compute capability 8.9 or newer; a CPU can only emulate it"),
     *_each("precision=fp8 & {}", "both replace the linear layers", *_WEIGHTS[:3]),
     Rule("precision=fp8 & parallelism:cuts_layers", "both replace the linear layers: choose ddp or fsdp2"),
     Rule("attention=efficient,cudnn & device_type=cpu", "this kernel exists on GPUs only"),
@@ -80,7 +89,7 @@ ROWS = (
     Rule("finetune=lora,ia3 & pruning!=none", "the weights to prune are frozen: choose full or last_layers"),
     *_each(
         "saves!=None & {}:changes_shape",
-        "no run can load a model of another shape: save the run before it",
+        "other runs cannot load a model whose shape changed: save an earlier run",
         *("finetune", "pruning", "quantization"),
     ),
 )
@@ -159,8 +168,10 @@ def _layers(spec: RunSpec, chosen: dict[str, Any], layout: Layout) -> Iterator[s
             yield f"{axis} {options.name} works on repeated layers, and {workload} has none"
     if chosen["attention"].forced and not layout.attention:
         yield f"attention {spec.attention.name}: {workload} has no dot product attention"
-    limits = {("finetune", "layers"): blocks, ("memory", "every"): blocks, ("pruning", "remove"): blocks - 1}
-    for (axis, option), most in limits.items():
-        value = getattr(chosen[axis], option, 0)
-        if value > most:
-            yield f"{axis} {chosen[axis].name}: {option} must be at most {most}, not {value}: the model has {blocks} layers"
+    left = blocks - getattr(chosen["pruning"], "remove", 0)
+    if left < 1 <= blocks:
+        yield f"pruning {spec.pruning.name}: cannot remove {blocks - left} of {blocks} layers: at least one must remain"
+    for axis, option in (("finetune", "layers"), ("memory", "every")):
+        value = getattr(chosen[axis], option, None)
+        if value is not None and value > left >= 1:
+            yield f"{axis} {chosen[axis].name}: {option} must be at most {left}, the number of layers, not {value}"

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -203,7 +204,8 @@ def _estimated_bytes(spec: RunSpec, execution: Path) -> int | None:
     footprints = files.FOOTPRINTS.find(execution) or {}
     if spec.config_id not in footprints:
         footprints[spec.config_id] = peak_bytes(spec)
-        files.FOOTPRINTS.write(execution, footprints)
+        with suppress(OSError):  # a cache: losing it must not fail the run
+            files.FOOTPRINTS.write(execution, footprints)
     return footprints[spec.config_id]
 
 
@@ -226,7 +228,7 @@ def classify(error: BaseException) -> files.ErrorKind:
     text = str(error)
     if is_out_of_memory(error):
         return "out_of_memory"
-    if isinstance(error, Unsupported):
+    if isinstance(error, Unsupported | ImportError):  # a package that is installed, but broken
         return "unsupported"
     if isinstance(error, InvalidResult):
         return "invalid"
