@@ -116,11 +116,18 @@ NUMBERS = (
 )
 
 
+_EXACT = 2**53
+"""Whole numbers up to this size are exact in all columns."""
+
+
 def _typed(column: pd.Series, name: str) -> pd.Series:
     if name == "started_at":
         return pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").astype("datetime64[us, UTC]")
     if name in COUNTS:
-        return pd.to_numeric(column, errors="coerce").astype("Int64")
+        numbers = pd.to_numeric(column, errors="coerce")
+        if (too_large := numbers.astype("float64").abs() > _EXACT).any():  # nobody counts so far: no figure is better
+            numbers = numbers.astype("float64").mask(too_large)
+        return numbers.astype("Int64")
     if name in NUMBERS:
         return pd.to_numeric(column, errors="coerce").astype("float64")
     known = column.dropna()

@@ -11,6 +11,8 @@ from bench.run.runner import START_SECONDS, estimate_seconds
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.suites.expand import Expansion
 
+_MOST_ESTIMATES = 100
+"""Estimates of memory for one suite: each takes about half a second."""
 _SCALING = {
     "weak": "weak scaling: work per device is constant, so the ideal step time is constant",
     "strong": "strong scaling: total work is constant, so the ideal step time falls with the number of devices",
@@ -52,15 +54,22 @@ class Preview:
         return idle if usable(meters) else 0.0
 
     def memory(self) -> dict[str, int]:
-        """Estimate the peak memory of a device in bytes, by config_id, where it can be; imports torch, takes seconds."""
+        """Estimate the peak memory of a device in bytes, by config_id, where it can be; imports torch, takes seconds.
+
+        After the first estimates of a large suite the others are left out.
+        """
         trained = {run.config_id: run for run in self.selected.to_do if run.workload != COMMAND}
         if not trained:
             return {}
         logging.disable(logging.WARNING)  # what libraries log when they are imported
         try:
-            from bench.train.footprint import peak_bytes
+            from bench.train.footprint import computed, peak_bytes
 
-            sizes = {config_id: peak_bytes(run) for config_id, run in trained.items()}
+            most, sizes = computed() + _MOST_ESTIMATES, {}
+            for config_id, run in trained.items():
+                if computed() >= most:
+                    break
+                sizes[config_id] = peak_bytes(run)
         finally:
             logging.disable(logging.NOTSET)
         return {config_id: size for config_id, size in sizes.items() if size is not None}
@@ -104,6 +113,8 @@ class Preview:
             out.append(f"  {config_id}  {runs[0].label}  {text}")
         if memory:
             out.append("  ~ memory of the tensors, estimated from their shapes; a CPU process needs more")
+        if _MOST_ESTIMATES <= len(memory) < len({run.config_id for run in suite.to_do}):
+            out.append(f"  memory is estimated for the first {_MOST_ESTIMATES} different shapes only")
         return [*out, f"  {self.takes()}"]
 
     def to_dict(self, memory: dict[str, int]) -> dict[str, Any]:

@@ -184,8 +184,13 @@ def failing(case: Case) -> Iterator[Advice]:
     lost = case.df[case.df["status"].isin(bad)]
     if len(lost):
         row = lost.iloc[-1]
-        many = f"{len(lost)} of {len(case.df)} runs did not end well, the last one ({row['status']})"
-        text = f"{many}: {printable(row['error_message'], 160)}. Mend that, then run again with --retry."
+        skipped = (lost["status"] == Status.SKIPPED).all()
+        what, action = (
+            ("were skipped, the last one", "Nothing was run.")
+            if skipped
+            else (f"failed, the last one ({row['status']})", "Fix that, then run the same command with --retry.")
+        )
+        text = f"{len(lost)} of {len(case.df)} runs {what}: {printable(row['error_message'], 160)}. {action}"
         names = tuple(dict.fromkeys(printable(label, 60) for label in lost["label"]))
         yield Advice("failures", text, Evidence(len(lost), names, "failed runs", n=len(lost)))
 

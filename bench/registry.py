@@ -39,6 +39,10 @@ _BUILT_IN: dict[str, dict[str, str]] = {
 _CATALOG = "bench.strategies.catalog"
 
 
+_FORMER = {("memory", "checkpoint"): "recompute"}
+"""Names of version 0.1, and today's."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """End of a message about an unknown name: the nearest name, and all that are allowed unless they are many."""
     allowed = sorted(allowed)
@@ -68,6 +72,8 @@ def check(kind: str, name: str) -> None:
     """Raise ValueError with a suggestion if there is no such name."""
     if kind == "workload" and name in _NOT_COVERED:
         raise ValueError(f"workload {name!r}: {_NOT_COVERED[name]}")
+    if (kind, name) in _FORMER:
+        raise ValueError(f"{kind} {name!r} is called {_FORMER[kind, name]!r} now")
     if name not in names(kind):
         raise ValueError(f"unknown {kind} {name!r}: {did_you_mean(name, names(kind))}")
 

@@ -26,6 +26,8 @@ METERS = r"^[a-z0-9][a-z0-9_-]{0,63}(:/[^,]+)?$"
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+_Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""A number that somebody asks for; the bound keeps sums and products of them within what tables can hold."""
 
 
 class Model(BaseModel):
@@ -153,15 +155,15 @@ class RunSpec(Model):
     launcher: Slug = "local"
     device_type: Literal["cpu", "cuda"]
     num_nodes: Literal[1] = 1
-    devices_per_node: Count = 1
-    threads_per_device: Count = 1
-    batch_size_per_device: Count | Literal["max"] | None = None
-    memory_limit_bytes: Count | None = None
-    batch_size_cap: Count = 1024
-    gradient_accumulation_steps: Count = 1
-    warmup_steps: Count = 3
+    devices_per_node: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    threads_per_device: _Whole = 1
+    batch_size_per_device: _Whole | Literal["max"] | None = None
+    memory_limit_bytes: Annotated[int, Field(ge=1, le=2**50)] | None = None
+    batch_size_cap: _Whole = 1024
+    gradient_accumulation_steps: _Whole = 1
+    warmup_steps: _Whole = 3
     warmup_seconds: NonNegative = 0.5
-    measure_steps: Count | None = None
+    measure_steps: _Whole | None = None
     measure_seconds: Positive | None = None
     meters: list[Annotated[str, StringConstraints(pattern=METERS)]] = ["nvml", "rapl", "codecarbon"]
     cold: bool = False

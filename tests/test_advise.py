@@ -219,7 +219,7 @@ SYMPTOMS: dict[str, tuple[Rows, str]] = {
     ),
     "failures": (
         runs(repeats=1, batch=64, status=Status.FAILED, message="no [b]text[/b]\nhere"),
-        "1 of 5 runs did not end well, the last one (failed): no [b]text[/b] here.",
+        "1 of 5 runs failed, the last one (failed): no [b]text[/b] here.",
     ),
     "repeats": (runs(noise=0.2, batch=16, seed=1), "Cannot tell yet (4 repeats that differ by"),
     "steadiness": (odd(more={"flags": "not_steady"}), "In 4 of 8 runs the speed was not steady"),
@@ -388,7 +388,7 @@ def test_tables_that_lack_a_column(column: str) -> None:
 
 def test_nothing_ended_well() -> None:
     (only,) = advise(frame(runs(repeats=3, status=Status.SKIPPED, message="no GPU")))
-    assert "3 of 3 runs did not end well, the last one (skipped): no GPU" in only.sentence
+    assert "3 of 3 runs were skipped, the last one: no GPU" in only.sentence
     (lost,) = advise(frame(runs(repeats=1, status=Status.OUT_OF_MEMORY)))
     assert "try half the batch" in lost.sentence
     assert advise(frame([])) == []
@@ -522,7 +522,7 @@ def test_all_failed(tmp_path: Path) -> None:
     store = logged(tmp_path, [rows.record(status=Status.FAILED, message=rows.HOSTILE + "\x1b[31m")])
     done = bench("advise", "--store", store)
     assert done.exit_code == 0, done.output
-    assert "1 of 1 runs did not end well" in done.output
+    assert "1 of 1 runs failed" in done.output
     assert "\x1b" not in done.output
 
 

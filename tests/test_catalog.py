@@ -139,7 +139,7 @@ def test_who_asks_the_catalog_needs_no_torch() -> None:
         ("pruning={name: magnitude, sparsity: 1.5}", "sparsity must be a number > 0 and < 1, not 1.5"),
         ("memory={name: selective, policy: nonsense}", "policy must be recompute_all or save_products"),
         ("optimizer={name: adamw, implementation: nonsense}", "implementation must be auto, fused, foreach or loop"),
-        ("finetune={name: lora, rank: -4}", "rank must be a whole number >= 1, not -4"),
+        ("finetune={name: lora, rank: -4}", "rank must be a whole number >= 1 and <= 65536, not -4"),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "show", "search"])

@@ -124,8 +124,8 @@ WORLD = "devices_per_node"
 ARITHMETIC: list[tuple[dict[str, Any], str]] = [
     ({WORLD: 2, "parallelism": "single"}, "uses one device, not 2"),
     *(({"parallelism": name}, "needs at least 2, not 1") for name in ("tp", "pp", "cp", "fsdp_tp")),
-    ({WORLD: 2, "parallelism": "hsdp"}, "not 2 devices: choose fsdp2"),
-    ({WORLD: 4, "parallelism": {"name": "hsdp", "shard": 3}}, "groups of 3 devices, not 4"),
+    ({WORLD: 2, "parallelism": "hsdp"}, "at least 4, not 2: choose fsdp2"),
+    ({WORLD: 4, "parallelism": {"name": "hsdp", "shard": 3}}, "a multiple of 3 devices, at least 6, not 4"),
     ({WORLD: 2, "parallelism": "fsdp_tp"}, "choose tp"),
     ({WORLD: 3, "parallelism": "fsdp_tp"}, "3 devices cannot form groups of 2"),
     ({WORLD: 4, "parallelism": {"name": "tp", "size": 2}}, "choose fsdp_tp"),

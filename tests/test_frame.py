@@ -161,3 +161,10 @@ def test_many_configurations_are_summarised_like_each_alone() -> None:
         if alone is not None:
             assert whole.loc[config].astype("str").to_dict() == pd.Series(alone).astype("str").to_dict()
     assert summary(df[:0]).dtypes.equals(summary(df).dtypes)
+
+
+def test_a_count_beyond_what_a_table_holds_is_absent_and_the_others_stay() -> None:
+    stored = [rows.make(), rows.make(repeat=1) | {"devices": 10**20, "global_batch_size": 4 * 10**20}]
+    table = frame(stored)
+    assert table["devices"].isna().tolist() == [False, True]
+    assert table["global_batch_size"].isna().tolist() == [False, True]

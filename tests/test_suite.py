@@ -186,7 +186,7 @@ HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, ba
 BAD = {
     "no such batch": (
         "name: x\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: biggest}\n",
-        ["batch_size_per_device: Input should be 'max', not 'biggest'"],
+        ["batch_size_per_device: Input should be a valid integer or 'max', not 'biggest'"],
     ),
     "ladder and matrix": (
         HEAD + "ladder: [{precision: bf16}]\nmatrix: {devices: [1]}\n",
@@ -219,7 +219,7 @@ BAD = {
         HEAD + "matrix: {measure_steps: [-1]}\n",
         ["measure_steps: Input should be greater than or equal to 1"],
     ),
-    "no devices": (HEAD + "matrix: {devices: [0]}\n", ["devices: must be a whole number of at least 1"]),
+    "no devices": (HEAD + "matrix: {devices: [0]}\n", ["devices: must be a whole number from 1 to 1,000,000, or auto, not 0"]),
     "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
     "not a number": (HEAD + "matrix: {measure_seconds: [.nan]}\n", ["measure_seconds: "]),
     "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
@@ -544,3 +544,24 @@ def test_a_global_batch_is_divided_by_copies_of_the_model(tmp_path: Path) -> Non
 def test_options_alone_are_those_of_the_default(tmp_path: Path) -> None:
     plan = made(tmp_path, matrix={"optimizer.learning_rate": [0.1, 0.2]})
     assert [str(run.optimizer) for run in plan.runs] == ["adamw-learning_rate=0.1", "adamw-learning_rate=0.2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("devices: 100000000000000000000", "devices: must be a whole number from 1 to 1,000,000, or auto"),
+        ("batch_size_per_device: 99999999999", "less than or equal to 2147483647 or 'max', not 99999999999"),
+        ("optimizer: {name: adamw, learning_rate: 1.0e+400}", "optimizer.options.learning_rate: Input should be"),
+        ("memory: checkpoint", "memory 'checkpoint' is called 'recompute' now"),
+        ("finetune: {name: lora, rank: 100000000000}", "rank"),
+    ],
+)
+def test_a_number_beyond_all_bounds_is_one_mistake(tmp_path: Path, line: str, message: str) -> None:
+    """A table of runs could not hold it, and then no run of the store could be read."""
+    path = tmp_path / "huge.yaml"
+    base = "workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4"
+    path.write_text(f"name: huge\ndefaults: {{{base}}}\ninclude:\n  - {{{line}}}\n")
+    with pytest.raises(SuiteError) as error:
+        expand(load_suite(path), CPU)
+    assert len(error.value.messages) == 1
+    assert message in error.value.messages[0]

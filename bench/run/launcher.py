@@ -20,6 +20,7 @@ from bench import registry
 from bench.errors import FAILED, WRONG_USE, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
 from bench.pipe import Pipe
+from bench.process import signal_name
 from bench.schema import RunSpec
 
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
@@ -142,8 +143,13 @@ class LocalLauncher(Launcher):
         self._process, self._pipe = process, Pipe(process.stdout.fileno(), process.stdin.fileno())
         answer = self._answer(self._start_seconds, tick)
         if answer is None or "ready" not in answer:
+            code = process.poll()
+            how = "did not answer" if code is None else f"ended with exit code {code}"
+            if code is not None and code < 0:
+                how = f"was ended by {signal_name(-code)}"
             self.close()
-            raise LaunchError(f"the node process did not start; its log is {self.folder / NODE_LOG}:\n{self._tail()}")
+            where = f"its log is {self.folder / NODE_LOG}:\n{self._tail() or '(empty)'}"
+            raise LaunchError(f"the node process {how} while it started; {where}")
         facts: dict[str, Any] = answer["ready"]
         return facts
 

@@ -149,7 +149,9 @@ class HsdpOptions(Fsdp2Options, name="hsdp", code="sharded:Hsdp"):
 
     def why_not(self, devices: int) -> str | None:  # noqa: D102
         if devices % self.shard or devices < 2 * self.shard:
-            return f"hsdp needs at least two whole groups of {self.shard} devices, not {devices} devices: choose fsdp2"
+            return (
+                f"hsdp needs a multiple of {self.shard} devices, at least {2 * self.shard}, not {devices}: choose fsdp2"
+            )
         return None
 
 
@@ -515,7 +517,7 @@ class _Adapter(FinetuneOptions):
 class LoraOptions(_Adapter, name="lora"):
     """Train low-rank additions to weight matrices (Hu et al. 2022, peft), which are merged to be served."""
 
-    rank: Number = Field(8, description="rank of the additions")
+    rank: Annotated[int, Field(ge=1, le=65_536)] = Field(8, description="rank of the additions")
     alpha: Rate = Field(16.0, description="scale: alpha / rank")
     dropout: Beta = Field(0.0, description="dropout of their inputs")
 

@@ -19,7 +19,7 @@ from bench.suites import combine, needs
 from bench.suites.load import FIELDS, SuiteError, for_device_type, messages
 from bench.suites.publish import publishable
 
-MAX_RUNS = 10_000
+MAX_RUNS, MAX_DEVICES = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
     """Check one cell and build its spec (repeat 0). Raises SuiteError with all mistakes of the cell."""
     cell, mistakes = dict(cell), []
     devices = cell.pop("devices", 1)
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        mistakes.append(f"devices: must be a whole number of at least 1, or auto, not {devices!r}")
+    if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= MAX_DEVICES:
+        mistakes.append(f"devices: must be a whole number from 1 to {MAX_DEVICES:,}, or auto, not {devices!r}")
         devices = 1
     cell["devices_per_node"] = devices
     if "global_batch_size" in cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,29 +66,39 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a mapping")
 
 
-_BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max']"}
+_BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max']", "bool", "int", "float", "str"}
 """Names that pydantic gives to the alternatives of a field. They do not occur in a suite."""
+_PREFIX = "Input should be "
+
+
+def _place(mistake: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in mistake["loc"] if str(part) not in _BRANCHES)
 
 
 def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[str]:
-    """Turn the errors of pydantic into messages: where, what was given, what is allowed."""
+    """Turn the errors of pydantic into messages: where, what was given, what is allowed. Alternatives share one message."""
+    alternatives: dict[str, list[str]] = {}
     for mistake in error.errors():
-        where, value = ".".join(str(part) for part in mistake["loc"] if str(part) not in _BRANCHES), mistake["input"]
+        alternatives.setdefault(_place(mistake), []).append(mistake["msg"].removeprefix(_PREFIX))
+    for mistake in error.errors():
+        where, value, text = _place(mistake), mistake["input"], mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             names = list(allowed) if len(mistake["loc"]) == 1 else []
             hint = registry.did_you_mean(str(mistake["loc"][-1]), names) if names else "it is not a field here"
             yield f"unknown key {where!r}: {hint}"
         elif mistake["type"] == "missing":
             yield f"{where!r} is missing"
-        elif "instance of Choice" in mistake["msg"]:
-            text = reprlib.repr(value)
-            yield f"{where}: give one name, or {{name: ..., option: ...}}, not {text}; a list of them goes into the matrix"
+        elif "instance of Choice" in text:
+            shown = reprlib.repr(value)
+            yield f"{where}: give one name, or {{name: ..., option: ...}}, not {shown}; a list of them goes into the matrix"
         else:
+            if text.startswith(_PREFIX):
+                text = _PREFIX + " or ".join(alternatives[where])
             # A mapping would be long, and our own validators say what was given.
             rest = "" if isinstance(value, dict) or mistake["type"] == "value_error" else f", not {reprlib.repr(value)}"
             if isinstance(value, dict) and set(value) & {"cpu", "cuda"}:
                 rest = "; a value that differs by machine is written {on: {cpu: ..., cuda: ...}}"
-            yield f"{where + ': ' if where else ''}{mistake['msg'].removeprefix('Value error, ')}{rest}"
+            yield f"{where + ': ' if where else ''}{text}{rest}"
 
 
 def _field_mistakes(suite: Suite) -> Iterator[str]:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import registry
-from bench.schema import RunSpec
+from bench.schema import Choice, RunSpec
 from bench.strategies import catalog
 from bench.strategies.memory import is_weight, put_around
 from bench.strategies.parts import Parts, Precision
@@ -174,16 +174,22 @@ def estimate(spec: RunSpec) -> Footprint:
     # Fields that do not affect memory share one cached estimate.
     same = {"seed": 0, "repeat": 0, "ladder": None, "measure_seconds": 1.0, "measure_steps": None, "target": None}
     ranks = {"num_nodes": 1, "devices_per_node": 1} if spec.parallelism.name in ("single", "ddp") else {}
-    plain = spec.changed(**same, **ranks, warmup_steps=1, timeout_seconds=1.0, saves=None)
+    kept = {k: v for k, v in spec.optimizer.options.items() if k in ("implementation", "momentum")}
+    training = {"optimizer": Choice(name=spec.optimizer.name, options=kept), "schedule": Choice(name="constant")}
+    plain = spec.changed(**same, **ranks, **training, warmup_steps=1, timeout_seconds=1.0, saves=None)
     return _estimate(plain.model_dump_json())
 
 
 @cache
 def _estimate(text: str) -> Footprint:
-
     spec = RunSpec.model_validate_json(text)
     with _same_random_state(), FakeTensorMode(allow_non_fake_inputs=True):
         return _played(spec)
+
+
+def computed() -> int:
+    """Return how many estimates this process has computed; equal shapes share one."""
+    return _estimate.cache_info().misses
 
 
 @contextmanager
