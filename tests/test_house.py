@@ -27,17 +27,17 @@ SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py", "se
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
     "bench": 865,
-    "bench/suites": 720,
+    "bench/suites": 725,
     "bench/machine": 490,
     "bench/meters": 1_415,
     "bench/workloads": 1_290,
     "bench/strategies": 1_885,
     "bench/train": 990,
-    "bench/run": 1_385,
+    "bench/run": 1_390,
     "bench/figures": 710,
     "bench/store": 650,
     "bench/cli": 1_095,
-    "analytics": 8_640,
+    "analytics": 8_655,
     "app": 3_000,
 }
 """Code lines that a room may have: a room is a folder of `bench`, or one of the other packages."""
