@@ -219,7 +219,10 @@ BAD = {
         HEAD + "matrix: {measure_steps: [-1]}\n",
         ["measure_steps: Input should be greater than or equal to 1"],
     ),
-    "no devices": (HEAD + "matrix: {devices: [0]}\n", ["devices: must be a whole number from 1 to 1,000,000, or auto, not 0"]),
+    "no devices": (
+        HEAD + "matrix: {devices: [0]}\n",
+        ["devices: must be a whole number from 1 to 1,000,000, or auto, not 0"],
+    ),
     "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
     "not a number": (HEAD + "matrix: {measure_seconds: [.nan]}\n", ["measure_seconds: "]),
     "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
