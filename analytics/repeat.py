@@ -70,7 +70,7 @@ def spec_of(run: Mapping[Any, Any], df: pd.DataFrame) -> RunSpec:
             spec = RunSpec.model_validate(_nested(dict(zip(names, values, strict=True))))
         except ValueError:
             continue
-        if spec.config_id == run["config_id"]:
+        if run["config_id"] in (spec.config_id, spec.former_config_id):
             return spec.changed(seed=_seed(run))
     raise CannotRepeat("its row in the store does not tell all that was asked of it: run the file of its suite again")
 

@@ -45,3 +45,14 @@ def _spec(spec: dict[str, Any]) -> dict[str, Any]:
     elif memory is not None:
         out["memory"] = _MEMORY.get(memory, memory)
     return out
+
+
+def former_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a spec under the names of version 0.1, whose hash identifies stored configurations."""
+    former = {today: name for name, today in _MEMORY.items()}
+    out = {**spec}
+    if arguments := spec.get("workload_args"):
+        out["workload_args"] = {("checkpoint" if k == "pretrained" else k): v for k, v in arguments.items()}
+    if (memory := spec.get("memory")) in former:
+        out["memory"] = former[memory]
+    return out

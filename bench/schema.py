@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
 
 from bench import registry
+from bench.renamed import former_spec
 
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -115,6 +116,10 @@ class Target(Model):
 
     metric: Literal["validation_loss", "validation_accuracy"]
     value: float
+
+
+def _hash(configuration: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
 
 
 _NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder"})
@@ -220,9 +225,15 @@ class RunSpec(Model):
 
         A plan of 10,000 runs asks for it several times a run, so it is computed once.
         """
-        asked = self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
-        text = json.dumps(asked, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return _hash(self._configuration())
+
+    @property
+    def former_config_id(self) -> str:
+        """Return the `config_id` under the names of version 0.1, which identifies runs that were stored then."""
+        return _hash(former_spec(self._configuration()))
+
+    def _configuration(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
 
     @cached_property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from analytics.rowfiles import read_rows
 from bench.figures.metrics import row
 from bench.record import RunRecord
 from bench.renamed import current_record, current_row
+from bench.schema import COMMAND
 from bench.store.sqlite import whole
 
 STORED = Path(__file__).parent / "data" / "version-0.1"
@@ -55,3 +56,12 @@ def test_a_choice_with_options_and_a_pretrained_folder() -> None:
     spec = {"memory": {"name": "checkpoint", "every": 2}, "workload_args": {"checkpoint": "x", "data": "y"}}
     today = current_record({"schema_version": 1, "spec": spec})["spec"]
     assert today == {"memory": {"name": "recompute", "every": 2}, "workload_args": {"pretrained": "x", "data": "y"}}
+
+
+def test_a_stored_configuration_is_known_by_the_hash_of_its_old_names() -> None:
+    """Records keep the hash that they were stored with."""
+    seen = {record.spec.memory.name for record in RECORDS}
+    assert "recompute" in seen
+    for record in RECORDS:
+        if record.spec.workload != COMMAND:  # the path in its command was taken out
+            assert record.config_id == record.spec.former_config_id, record.spec.label

@@ -329,7 +329,7 @@ def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
         time.sleep(0.05)
     third = search(tmp_path, budget={"trials": 4})
     assert third.returncode == 2
-    assert "held for the trials of another search or worker" in third.stderr
+    assert "held by another search or worker" in third.stderr
     told = [worker.communicate(timeout=200) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], told
     tried = json.loads(told[0][0] if told[0][0].count("complete") >= told[1][0].count("complete") else told[1][0])

@@ -111,6 +111,8 @@ class Tracker:
 
     def log_row(self, row: Mapping[str, Scalar]) -> bool:
         """Log the row of an imported run, unless the store has it; return whether it was logged now."""
+        if row["run_id"] in {run_id for run_id, _ in self._logged}:  # it starts when it is imported, which may be again
+            return False
         text = {key: str(value) for key, value in row.items() if key in TEXT_COLUMNS}
         figures = {key: value for key, value in row.items() if isinstance(value, float)}
         parameters = {key: value for key, value in row.items() if key not in text and key not in figures}
