@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics" / name for name in ("search.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 865,
+    "bench": 880,
     "bench/suites": 725,
     "bench/machine": 490,
     "bench/meters": 1_415,
@@ -35,7 +35,7 @@ BUDGETS = {
     "bench/train": 990,
     "bench/run": 1_390,
     "bench/figures": 710,
-    "bench/store": 650,
+    "bench/store": 655,
     "bench/cli": 1_095,
     "analytics": 8_655,
     "app": 3_000,
