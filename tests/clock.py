@@ -29,13 +29,13 @@ class Clock:
     time_ns = monotonic_ns
 
 
-def python_calls(function: Callable[[], Any]) -> int:
-    """Return how many calls of Python functions one call makes."""
-    count = 0
+def python_calls(function: Callable[[], Any], *, built_in: bool = False) -> int:
+    """Return how many calls of Python functions one call makes; with `built_in` those of built-in functions count too."""
+    count, events = 0, ("call", "c_call") if built_in else ("call",)
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
-        count += event == "call"
+        count += event in events
 
     before = sys.getprofile()
     sys.setprofile(profile)

@@ -1,9 +1,6 @@
 """Planning again after each run costs the same for each, however many there are, and says what looking at all says."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,28 +8,14 @@ from bench.run.runner import Execution, estimate_seconds
 from bench.schema import RunSpec
 from bench.suites.expand import Expansion, expand
 from tests.benchmarks.planning import MACHINE, live, suite
-
-
-def calls(action: Callable[[], Any]) -> int:
-    """Count the calls of functions, Python's and built-in ones, that an action makes."""
-    counted = 0
-
-    def count(frame: Any, event: str, argument: Any) -> None:
-        nonlocal counted
-        counted += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return counted
+from tests.clock import python_calls
 
 
 def test_planning_costs_each_run_the_same(tmp_path: Path) -> None:
     def work(configurations: int) -> int:
-        return calls(lambda: live(expand(suite(configurations, 2), MACHINE), tmp_path / str(configurations)))
+        return python_calls(
+            lambda: live(expand(suite(configurations, 2), MACHINE), tmp_path / str(configurations)), built_in=True
+        )
 
     work(4)  # what is imported and compiled at first use
     few, many = work(40), work(160)
