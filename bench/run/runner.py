@@ -30,7 +30,7 @@ from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
 from bench.suites.expand import Expansion
 
-RUN_OVERHEAD_SECONDS = 2.0
+RUN_OVERHEAD_SECONDS = 1.0
 """Fixed cost of a warm run, for estimates before the first measurement (tests/benchmarks/warm_start.py)."""
 START_SECONDS = 12.0
 """Start of an execution: importing torch, transformers and mlflow on two cores."""

@@ -25,6 +25,9 @@ from bench.suites import yaml as yamlfile
 
 RATIO, FIXED_SECONDS = (0.985, 1.015), 1.0
 """Targets: where the interval of warm / cold samples per second lies, and the fixed cost of a warm run."""
+WARMUP_SECONDS = 8
+"""Warm-up of both kinds of runs: on a virtual machine the speed rises for about 8 s after idleness, and a cold
+run has already been busy with imports for 5 s when it begins."""
 PARTS = {
     "validation": "validation of the run before",
     "probe": "its probes of speed and communication",
@@ -44,6 +47,7 @@ def suite(pairs: int, devices: int) -> dict[str, Any]:
         "device_type": "cpu",
         "devices": devices,
         "batch_size_per_device": 4,
+        "warmup_seconds": WARMUP_SECONDS,
         "measure_seconds": 3,
     }
     return {"name": "warm-start", "defaults": defaults, "matrix": {"cold": [False, True]}, "repeats": pairs}
