@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from analytics.words import number
+from analytics.text import number
 from bench.errors import BadValue
 
 TYPICAL_SEQUENCE = 4096
@@ -24,7 +24,7 @@ class Work:
     """Work of a whole training in FLOP; `model_flops` without what recomputing adds, which MFU counts.
 
     `per_sample` is the model's work on one sample (one sequence); `parameters` are all that a language model trains, None
-    for other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic and what was assumed.
+    for other work, and `shape` its layers, hidden size and sequence; `says` shows the arithmetic, `assumed` what is typical.
     Raises ValueError for more than can be meant.
     """
 
@@ -34,6 +34,7 @@ class Work:
     parameters: float | None
     says: tuple[str, ...]
     shape: tuple[float, float, float] | None = None
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
@@ -43,6 +44,12 @@ class Work:
     def samples(self) -> float:
         """Return how many samples (sequences) the whole training sees."""
         return self.model_flops / self.per_sample
+
+    @property
+    def tokens(self) -> float | None:
+        """Return how many tokens a language model sees; None for other work."""
+        length = self.shape[2] if self.shape else TYPICAL_SEQUENCE
+        return None if self.parameters is None else self.samples * length
 
     def times(self, factor: float) -> Work:
         """Return the same on so many times as many samples."""
@@ -86,12 +93,13 @@ def language_model(
         raise BadValue(f"{short(n)} active parameters are more than all {short(parameters)}")
     if layers and hidden and active is None:
         _check_shape(parameters, layers, hidden)
-    attention, length, shape = 0.0, sequence or TYPICAL_SEQUENCE, None
+    attention, length, shape, assumed = 0.0, sequence or TYPICAL_SEQUENCE, None, list[str]()
     if plain and layers is None and sequence is None:
         small = " (it is a large part for fewer than 1B parameters)" if n < 1e9 else ""
         note = (
             f"attention is left out of the work{small}: give the layers, the hidden size and the sequence to count it"
         )
+        assumed = ["work without attention"]
     else:
         deep = layers or max(1.0, (n / (12 * 128**2)) ** (1 / 3))
         wide = hidden or math.sqrt(n / 12 / deep)
@@ -99,13 +107,12 @@ def language_model(
         assumed = [f"{deep:.0f} layer{'s' if deep >= 1.5 else ''} of {number(round(wide))}"] if layers is None else []
         assumed += [f"sequences of {number(length)}"] if sequence is None else []
         note = f"attention is {100 * attention / (6 * n + attention):.0f} % of the work"
-        note += f"; assumed: {', '.join(assumed)} (typical)" if assumed else ""
     factor = 4 / 3 if recompute else 1.0
     what = f"(6 × {short(n)}{f' + attention {short(attention)}' if attention else ''})"
     what += " × 4/3 (recompute)" if recompute else ""
     model = (6 * n + attention) * tokens
     says = f"n = {short(tokens)} tokens × {what} = {model * factor:.4g} FLOP"
-    return Work(model * factor, model, (6 * n + attention) * length, parameters, (says, note), shape)
+    return Work(model * factor, model, (6 * n + attention) * length, parameters, (says, note), shape, tuple(assumed))
 
 
 def _check_shape(parameters: float, layers: float, hidden: float) -> None:

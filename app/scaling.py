@@ -1,8 +1,8 @@
-"""What the Scaling page shows of the laws: a line for each series and size of model, and its figures in tables and words."""
+"""What the Scaling page shows of the law: a line for each series and size of model, and its figures in tables and words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,26 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analytics import curves, laws, words
-from analytics.answer import not_ok
-from analytics.outlook import Outlook, preferred
-from analytics.scaling import Point, SeriesFit
-from analytics.words import FLAGS, between, number
+from analytics.interval import Interval, plain
+from analytics.law import law as laws
+from analytics.law.outlook import Outlook
+from analytics.law.series import Point, SeriesFit
+from analytics.say.answer import not_ok
+from analytics.say.law import flag_words
+from analytics.text import between, number, scale
 
-FORMULAS = {
-    "step": "T = n / (d · v), and what a step loses: exchanging gradients, fixed work, small models",
-    "power": "T = n / (d · v) · d^p: one exponent for all that is lost",
-    "ideal": "T = n / (d · v): nothing is lost",
-}
 MILLION = 1e6
 ENDS = ("", "_low", "_high")
-Known = tuple[float, float | None, float | None]
-"""A value and the ends of its interval."""
 MOST_TRIED = 40
-"""Configurations of a series on which laws are tried: each is left out once, which takes long for more."""
+"""Configurations of a series that are left out one by one to judge the law, which takes long for more."""
 MOST_SHOWN = 8
 """Series that are shown together: more can be chosen one by one."""
-_FEW, _SAME_SIZE = 5, 0.005
+_SAME_SIZE = 0.005
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Line:
     series: SeriesFit
     flops: float
     points: tuple[Point, ...]
-    told: tuple[Outlook, ...]
+    predictions: tuple[Outlook, ...]
     samples: float
 
     @property
@@ -51,19 +46,24 @@ class Line:
         """Series and work of a sample."""
         return f"{self.series.name}, {work_text(self.flops)}/sample"
 
-    def seconds(self) -> list[tuple[Outlook, Known]]:
-        """Return each number of devices with the time that the law says."""
-        rates: list[tuple[Outlook, Known]] = [(one, (one.samples_per_second, one.high, one.low)) for one in self.told]
-        return [(one, changed(rate, lambda x: self.samples / x)) for one, rate in rates]
+    def seconds(self) -> list[tuple[Outlook, Interval]]:
+        """Return each prediction with the time of the samples."""
+        return [(one, _time(one.samples_per_second, self.samples)) for one in self.predictions]
 
     def measured(self, devices: int) -> bool:
         """Whether so many devices lie within what the series measured."""
         return min(self.series.devices) <= devices <= max(self.series.devices)
 
 
+def _time(rate: Interval, samples: float) -> Interval:
+    """Return the seconds of samples at a rate."""
+    low, high = (None if end is None else samples / end for end in (rate.high, rate.low))
+    return Interval(samples / rate.value, low, high, level=rate.level)
+
+
 def work_text(flops: float) -> str:
     """Print work: `735.1 MFLOP`."""
-    divisor, unit = words.scale(flops, "FLOP")
+    divisor, unit = scale(flops, "FLOP")
     return f"{number(flops / divisor)} {unit}"
 
 
@@ -85,7 +85,7 @@ def tokens_per_sample(runs: pd.DataFrame, series: SeriesFit) -> float | None:
 
 def lines(
     series: Sequence[SeriesFit],
-    tell: Callable[[SeriesFit, float], list[Outlook]],
+    predict: Callable[[SeriesFit, float], list[Outlook]],
     samples: Mapping[str, float],
     work: float | None = None,
 ) -> list[Line]:
@@ -95,7 +95,7 @@ def lines(
         for flops in [work] if work else [size.flops_per_sample for size in entry.by_work]:
             near = tuple(p for p in entry.points if abs(p.flops_per_sample - flops) < _SAME_SIZE * flops)
             if entry.name in samples:
-                found.append(Line(place, entry, flops, near, tuple(tell(entry, flops)), samples[entry.name]))
+                found.append(Line(place, entry, flops, near, tuple(predict(entry, flops)), samples[entry.name]))
     return found
 
 
@@ -106,14 +106,8 @@ def largest(found: Sequence[Line]) -> list[Line]:
 
 def unit(found: Sequence[Line]) -> tuple[float, str]:
     """Return seconds of the unit that suits the times of the lines, and its name."""
-    longest = max((known[0] for line in found for _, known in line.seconds()), default=0.0)
+    longest = max((time.value for line in found for _, time in line.seconds()), default=0.0)
     return (1.0, "s") if longest < 7200 else (3600.0, "h") if longest < 4 * 86400 else (86400.0, "days")
-
-
-def changed(known: Known, by: Callable[[float], float]) -> Known:
-    """Return a value and its interval in another unit."""
-    value, low, high = known
-    return by(value), None if low is None else by(low), None if high is None else by(high)
 
 
 def predictions(found: Sequence[Line], devices: Sequence[int]) -> pd.DataFrame:
@@ -123,14 +117,12 @@ def predictions(found: Sequence[Line], devices: Sequence[int]) -> pd.DataFrame:
         for one, seconds in line.seconds():
             if devices and one.devices not in devices:
                 continue
-            row = {"series": line.series.name, "law": one.law, "flops_per_sample": line.flops, "samples": line.samples}
+            row = {"series": line.series.name, "flops_per_sample": line.flops, "samples": line.samples}
             row |= {"devices": one.devices, "extrapolated": not line.measured(one.devices)}
-            row |= {"ideal_seconds": line.samples / one.ideal_samples_per_second}
-            figures = {"seconds": seconds, "samples_per_second": (one.samples_per_second, one.low, one.high)}
-            figures["device_hours"] = changed(seconds, (one.devices / 3600).__mul__)
-            figures["efficiency"] = (one.efficiency, one.efficiency_low, one.efficiency_high)
-            row |= {name + end: x for name, known in figures.items() for end, x in zip(ENDS, known, strict=True)}
-            rows.append(row | {"flags": " ".join(one.flags)})
+            row |= {"ideal_seconds": line.samples / one.ideal_samples_per_second, "seconds": seconds}
+            row |= {"samples_per_second": one.samples_per_second, "device_hours": seconds.times(one.devices / 3600)}
+            row |= {"efficiency": one.efficiency, "flags": " ".join(one.flags)}
+            rows.append(plain(**row) | {"limits": "; ".join(flag_words(one.flags, line.series.host))})
     return pd.DataFrame(rows)
 
 
@@ -146,63 +138,27 @@ def shown(table: pd.DataFrame, of: tuple[float, str]) -> pd.DataFrame:
     for title, (column, factor) in columns.items():
         cells = zip(*(factor * table[column + end].astype(float) for end in ENDS), strict=True)
         texts[f"{title}, estimated"] = [f"~{between(*cell)}" for cell in cells]
-    texts[f"T = n/(d·v) says [{name}]"] = [f"~{number(x / seconds)}" for x in table["ideal_seconds"]]
-    beyond = table["extrapolated"].map({True: ["extrapolated"], False: []})
-    flags = table["flags"].str.split()
-    texts["Beware"] = ["; ".join([*a, *(FLAGS[flag] for flag in b)]) for a, b in zip(beyond, flags, strict=True)]
+    texts[f"T = n / (d · v) [{name}]"] = [f"~{number(x / seconds)}" for x in table["ideal_seconds"]]
+    beyond = table["extrapolated"].map({True: "extrapolated; ", False: ""})
+    texts["Limits"] = (beyond + table["limits"]).str.removesuffix("; ")
     return pd.DataFrame(texts)
 
 
-def beware(table: pd.DataFrame) -> list[str]:
-    """Say what speaks against predictions, each flag once."""
-    told: dict[tuple[str, str], list[str]] = {}
-    for series, rows in table.assign(flag=table["flags"].str.split()).explode("flag").groupby("series", sort=False):
-        for flag, at in rows.groupby("flag", sort=False)["devices"]:
-            told.setdefault((str(flag), ", ".join(map(str, sorted(set(at))))), []).append(str(series))
-    return [f"Beware at d = {at}: {FLAGS[flag]} ({'; '.join(names)})." for (flag, at), names in told.items()]
+def limits(table: pd.DataFrame) -> list[str]:
+    """Say what limits the predictions, each limit once."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for series, rows in (
+        table.assign(limit=table["limits"].str.split("; ")).explode("limit").groupby("series", sort=False)
+    ):
+        for limit, at in rows[rows["limit"] != ""].groupby("limit", sort=False)["devices"]:
+            names.setdefault((str(limit), ", ".join(map(str, sorted(set(at))))), []).append(str(series))
+    return [f"On {at} devices: {limit} ({'; '.join(series)})." for (limit, at), series in names.items()]
 
 
-def judged(series: Sequence[SeriesFit], misses: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Return a row for each series and law, and for each curve that describes it; `misses` is by series, then law.
-
-    Series on which laws were not tried are left out, but for one, where there is no other.
-    """
-    rows = []
-    for entry in [entry for entry in series if entry.name in misses] or series[:1]:
-        best = preferred(known) if (known := misses.get(entry.name)) else None
-        for law, formula in FORMULAS.items():
-            miss = known.get(law) if known else None
-            rows.append((entry.name, law, formula, miss, "preferred" if law == best else "predicts"))
-        for curve, miss in curves.described(entry.observations()):
-            rows.append((entry.name, curve.name, f"speed = {curve.formula}", miss, "describes only"))
-    table = pd.DataFrame(rows, columns=["Series", "Law", "What it says", "Misses the unseen by [%]", "Use"])
-    table["Misses the unseen by [%]"] = [float("nan") if x is None else round(100 * x, 2) for x in table.iloc[:, 3]]
-    return table
-
-
-def verdicts(series: Sequence[SeriesFit], misses: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Say which law each series prefers and why, and of which that cannot be said."""
-    for entry in series:
-        if not (known := misses.get(entry.name)):
-            continue
-        best = preferred(known)
-        each = {name: number(float(f"{100 * miss:.2g}")) for name, miss in known.items()}
-        others = ", ".join(f"{name} {miss} %" for name, miss in each.items() if name != best)
-        why = "the usual one; no other does clearly better" if best == "step" else "the least"
-        limits = [f"from {len(entry.points)} configurations only"] if len(entry.points) < _FEW else []
-        limits += ["on one number of devices only"] if len(entry.devices) < 2 else []
-        tail = f"; but that is known {' and '.join(limits)}" if limits else ""
-        miss = f"misses a configuration that it has not seen by {each[best]} % (median), {why} ({others})"
-        yield f"{entry.name}: the law {best} is preferred. It {miss}{tail}."
-    if single := [entry.name for entry in series if not misses.get(entry.name)]:
-        yield f"Which law is best cannot be said, for want of other configurations to try it on: {'; '.join(single)}."
-
-
-def residuals(series: SeriesFit, law: str) -> list[float]:
+def residuals(series: SeriesFit) -> list[float]:
     """Return T of the law / measured T - 1 of each configuration."""
-    seen = series.observations()
-    told = laws.fit(seen, law).predict(seen)["speed"]
-    return list(np.asarray(seen["speed"] / told - 1, dtype=float))
+    table = series.observations()
+    return list(np.asarray(table["speed"] / laws.fit(table).predict(table)["speed"] - 1, dtype=float))
 
 
 def not_well(runs: pd.DataFrame) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import socket
 import threading
@@ -18,14 +19,15 @@ from pathlib import Path
 import click
 
 from bench.errors import UserError
+from bench.store.tracker import StoreError
 
 HOST = "127.0.0.1"
 PREPARED_SECONDS = 4.0
 """How long the first page may wait for what the server does once."""
 TRACKING_URI = "WATTBENCH_TRACKING_URI"
-"""Environment variable that tells the pages which store to read."""
+"""Environment variable that names the store that the pages read."""
 RUNS = "WATTBENCH_RUNS"
-"""Environment variable that tells the pages where the folders of runs are."""
+"""Environment variable that names the folder of runs; otherwise `runs`, as for `bench run`."""
 
 
 def _check(host: str, port: int) -> None:
@@ -52,13 +54,15 @@ def _loopback(host: str) -> bool:
 
 
 def _prepare() -> None:
-    """Read the store, and import what pages need, before the first page is asked for."""
-    from app import data, overview
+    """Read the store, and import what pages need, before the first page is opened."""
+    from app import data
+    from app.pages import overview
 
-    if (known := data.look("runs").found) is not None:
-        overview.suites(known)
-    for name in ("app.page", "app.live", "analytics.answer", "analytics.scaling"):
-        import_module(name)
+    logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").disabled = True  # this is no page
+    with suppress(StoreError):
+        overview.suites(runs := data.runs().content)
+        overview.trends(runs)
+    import_module("analytics.law.series")
     gc.collect()
     gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through
 
@@ -84,13 +88,14 @@ def arguments(port: int, host: str = HOST, allowed: Sequence[str] = ()) -> list[
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
+        "client.toolbarMode": "viewer",
         "runner.magicEnabled": "false",
         "logger.hideWelcomeMessage": "true",
         "logger.level": "warning",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     flags += [f"--server.allowedHosts={name}" for name in dict.fromkeys(("localhost", HOST, host, *allowed))]
-    return ["run", str(resources.files("app") / "main.py"), *flags]
+    return ["run", str(resources.files("app") / "pages/main.py"), *flags]
 
 
 def serve(

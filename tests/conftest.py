@@ -1,26 +1,58 @@
 """No test reads the settings or the stores of the person who runs it."""
 
 import os
+import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.files import held
+from tests.processes import Finished
 from tests.recorded import recorded_store
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 
 
+def _own(patch: pytest.MonkeyPatch, folder: Path, cache: Path, locks: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("WATTBENCH_", "MLFLOW_TRACKING", "CODECARBON_")) or name == "CUDA_VISIBLE_DEVICES":
+            patch.delenv(name)
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+    patch.setenv("WATTBENCH_LOCKS", str(locks))
+    patch.setenv("WATTBENCH_SENSOR_CHECKS", str(folder / "sensor-checks"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for what several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("session")
+        _own(patch, folder, folder / "cache", folder / "locks")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("WATTBENCH_", "MLFLOW_TRACKING", "CODECARBON_")) or name == "CUDA_VISIBLE_DEVICES":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("WATTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
-    monkeypatch.setenv("WATTBENCH_SENSOR_CHECKS", str(tmp_path / "sensor-checks"))
+    _own(monkeypatch, tmp_path, tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("locks"))
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` has filled, once for all the workers that run the tests side by side."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, complete = root / name, root / f"{name}.complete"
+    with held(root / f"{name}.lock"):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +60,11 @@ def recorded_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with real runs, see tests.recorded. Nobody may change it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow; which test asks for the store first is left to chance
-        return recorded_store(tmp_path_factory.mktemp("recorded"))
+        folder = once(tmp_path_factory, "recorded", recorded_store)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Real runs for tests that only look at them."""
+    return Finished(once(tmp_path_factory, "finished", Finished.make))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analytics.plan import Plan, Question
-from analytics.speed import GivenSpeed
+from analytics.plan.plan import Plan, Question
+from analytics.plan.speed import GivenSpeed
 from analytics.work import language_model, sample_work, scaled
 from bench.schema import Site
 

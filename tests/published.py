@@ -1,10 +1,12 @@
-"""How well the laws predict published tables: `python -m tests.published [SERIES.csv ...] [--json]`.
+"""How well the law with losses (step) and the plain one (ideal) predict published tables.
+
+`python -m tests.published [SERIES.csv ...] [--json]` prints it.
 
 Each file has the columns of tests/data/published/series.csv (the default): `table`, `series`, `devices`, `x` (speed of all
 devices, or 1 / time) and, where known, `nodes`, `u` (samples a device between two synchronisations), `scaling` (weak,
 strong), `metric`. A series is all measurements of one configuration over numbers of devices; those with three rows or more
 are judged; rows that cannot be used are counted and left out. Held out: the law is fitted to the smallest half of the rows
-(two at least) and asked for the time at the last. Nothing is learned from these tables: the priors of `analytics.laws` are
+(two at least) and asked for the time at the last. Nothing is learned from these tables: the priors of `analytics.law.law` are
 the same for all.
 """
 
@@ -19,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analytics import laws
+from analytics.law import law as laws
 from tests.fixtures import fixtures
 
 DATA = Path(__file__).parent / "data" / "published"
-LAWS = ("step", "power", "ideal")
+LAWS = ("step", "ideal")
 NUMBERS = ("devices", "nodes", "x", "u")
 COLUMNS = ("table", "series", "scaling", "metric", *NUMBERS)
 
@@ -50,6 +52,11 @@ def observations(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _fit(table: pd.DataFrame, law: str) -> laws.Fit:
+    """Fit the law with losses (step), or the plain one (ideal)."""
+    return laws.fit(table, plain=law == "ideal")
+
+
 def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Errors of the time at the last row, in percent of it, and whether the 80 % interval of `step` holds it."""
     seen = observations(rows)
@@ -59,11 +66,11 @@ def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
     true = float(target["speed"].iloc[0])
     out: dict[str, Any] = {"table": table, "series": name, "counts": seen["devices"].nunique()}
     for law in LAWS:
-        predicted = laws.fit(train, law).predict(target).iloc[0]
+        predicted = _fit(train, law).predict(target).iloc[0]
         out[law] = 100 * abs(true / predicted["speed"] - 1)
         if law == "step":
             out["covered"] = bool(predicted["low"] <= true <= predicted["high"])
-        whole = laws.fit(seen, law).predict(seen)["speed"]
+        whole = _fit(seen, law).predict(seen)["speed"]
         out[f"{law}_in_sample"] = float(100 * (seen["speed"] / whole - 1).abs().median())
     out["last"] = 100 * abs(np.exp(rate.iloc[-1] - rate.iloc[half - 1]) - 1)
     return out
@@ -134,7 +141,7 @@ def joint() -> dict[str, float]:
 
 
 def _error(law: str, train: pd.DataFrame, target: pd.DataFrame) -> list[float]:
-    predicted = laws.fit(train, law).predict(target)["speed"]
+    predicted = _fit(train, law).predict(target)["speed"]
     return [100 * abs(true / told - 1) for true, told in zip(target["speed"], predicted, strict=True)]
 
 
@@ -147,8 +154,8 @@ def by_table(judged: pd.DataFrame) -> pd.DataFrame:
     for name, part in parts:
         row: dict[str, Any] = {"table": name, "series": len(part)}
         row |= {f"{law} in-sample": part[f"{law}_in_sample"].median() for law in LAWS}
-        row |= {column: part[column].median() for column in ("ideal", "last", "power", "step")}
-        row |= {f"{law} p90": part[law].quantile(0.9) for law in ("ideal", "power", "step")}
+        row |= {column: part[column].median() for column in ("ideal", "last", "step")}
+        row |= {f"{law} p90": part[law].quantile(0.9) for law in LAWS}
         row |= {"covered %": 100 * part["covered"].mean()}
         good = part[part["ideal"] < 100]["step"]
         out.append(row | {"worst (ideal < 100)": good.max()})

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analytics import hardware
-from analytics.speed import LEVEL
+from analytics.plan import device as hardware
+from analytics.plan.speed import LEVEL
 from analytics.work import IMPLAUSIBLE, implied_mfu, language_model
 
 HERE = Path(__file__).parent

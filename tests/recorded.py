@@ -10,9 +10,10 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from analytics.scrub import cleaner, scrubbed
+from analytics.runs.share import cleaner, scrubbed
 from bench.record import RunRecord
 from bench.store.sync import sync
+from tests.stores import empty_store
 
 ARCHIVE = Path(__file__).parent / "data" / "recorded" / "runs.tar.xz"
 CHOSEN = ("scaling/*/*-tiny-*", "ladder/*/*-r[01]", "batches/*/*-r0")
@@ -23,7 +24,7 @@ def recorded_store(folder: Path) -> str:
     """Unpack the runs to `folder`/runs, log them to a store beside it, and return its URI."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder / "runs", filter="data")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = empty_store(folder)
     _, unreadable = sync(folder / "runs", uri)
     assert unreadable == []
     return uri

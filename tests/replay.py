@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from analytics.frame import frame
-from analytics.searchfile import Search
-from analytics.space import Space
+from analytics.runs.frame import frame
+from analytics.search.file import Search
+from analytics.search.space import Space
 from bench.figures.metrics import parameters
 from bench.schema import Machine, RunSpec
 from bench.suites import yaml as yamlfile

@@ -32,8 +32,8 @@ HOSTILE_FORMULA = '=HYPERLINK("http://example.invalid","x")'
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def environment(host: str = "synthetic-host", cpu: str = "Synthetic CPU") -> Environment:
-    machine = Machine(cpu_model=cpu, cpu_count=64)
+def environment(host: str = "synthetic-host", cpu: str = "Synthetic CPU", cores: int = 64) -> Environment:
+    machine = Machine(cpu_model=cpu, cpu_count=cores)
     return Environment(host=host, os="synthetic", kernel="0", python="3.11", packages={"torch": "0"}, machine=machine)
 
 
@@ -90,6 +90,7 @@ def record(
     suite: str = "synthetic",
     host: str = "synthetic-host",
     cpu: str = "Synthetic CPU",
+    cores: int = 64,
     **fields: Any,
 ) -> RunRecord:
     """Return a run whose device does `v` FLOP/s; `readings` m: measured energy, e: estimated energy."""
@@ -136,7 +137,7 @@ def record(
         site=Site(region="XX", pue=1.0, usd_per_device_hour=3.6) if whole else Site(),
         carbon=carbon,
         cost=cost,
-        environment=environment(host, cpu),
+        environment=environment(host, cpu, cores),
     )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import optuna
 
-from analytics.objectives import objective
-from analytics.pareto import hypervolume
-from analytics.search import Scores, Searcher
-from analytics.study import open_study
+from analytics.judge.front import hypervolume
+from analytics.judge.objectives import objective
+from analytics.search.searcher import Scores, Searcher
+from analytics.search.study import open_study
 from bench.schema import RunSpec
 from tests.replay import Recorded, search, space
 

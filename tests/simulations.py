@@ -1,6 +1,6 @@
 """How often comparisons say what is not so, and miss what is: `python -m tests.simulations [--seeds 10]` prints a table.
 
-Launches are drawn with a known truth and compared as those of a frame are (`analytics.stats`). Noise is that of one
+Launches are drawn with a known truth and compared as those of a frame are (`analytics.judge.stats`). Noise is that of one
 launch; launches that ran side by side share a drift of 5 % besides.
 """
 
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analytics import stats
-from analytics.compare import Comparison, Effect, judged
-from analytics.gate import Condition, outcomes
+from analytics.judge import stats
+from analytics.judge.compare import Comparison, Effect, judged
+from analytics.judge.gate import Condition, outcomes
+from analytics.judge.matched import agree, pooled
 
 TRIALS = 1000
 DRIFT = 0.05
@@ -89,7 +90,6 @@ def comparison(new: np.ndarray, old: np.ndarray) -> Comparison:
     """A comparison of launches by their speed."""
     found = stats.contrast(new, old, paired=False)
     effect = Effect(
-        cost="samples_per_second",
         metric="samples_per_second",
         ratio=found.found.value,
         low=found.found.low,
@@ -113,6 +113,52 @@ def comparison(new: np.ndarray, old: np.ndarray) -> Comparison:
         vanished=False,
     )
     return Comparison("new", "old", "ok", "", (effect,))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Cells of one option, all of the same true ratio, and the share of trials in which they are wronged.
+
+    `disagree`: they are said to disagree (`matched.agree`). Otherwise the true ratio lies outside the interval of all.
+    """
+
+    name: str
+    repeats: int
+    cells: int
+    noises: tuple[float, ...]
+    limit: float
+    disagree: bool = True
+    paired: bool = False
+
+    @property
+    def noise(self) -> float:
+        return max(self.noises)
+
+    def label(self) -> str:
+        return f"{self.name}, {self.cells} cells, {self.repeats} repeats, noise {self.noises}"
+
+    def rate(self, seed: int, trials: int = TRIALS) -> float:
+        random = np.random.default_rng([seed, self.repeats, self.cells, self.disagree])
+        return sum(self._wrong(random) for _ in range(trials)) / trials
+
+    def _wrong(self, random: np.random.Generator) -> bool:
+        noise = np.resize(self.noises, self.cells)
+        drawn = np.exp(random.normal(0, noise, (2, self.repeats, self.cells))).transpose(0, 2, 1)
+        effects = [comparison(1.5 * new, old).effects[0] for new, old in zip(*drawn, strict=True)]
+        if self.disagree:
+            return not agree(effects)
+        whole = pooled(effects)
+        assert whole.low is not None
+        assert whole.high is not None
+        return not whole.low <= 1.5 <= whole.high
+
+
+def pools() -> Iterator[Pool]:
+    for repeats in (3, 5, 10):
+        for cells in (2, 6):
+            for noises in ((0.01,), (0.01, 0.03)):
+                yield Pool("equal cells, disagree", repeats, cells, noises, 0.065)
+                yield Pool("equal cells, missed", repeats, cells, noises, 0.065, disagree=False)
 
 
 def families() -> Iterator[Family]:
@@ -150,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'limit':>6}"
     )
     good = True
-    for case in (*cases(), *families()):
+    for case in (*cases(), *families(), *pools()):
         rates = [case.rate(seed) for seed in range(seeds)]
         mean = sum(rates) / seeds
         good &= mean <= case.limit

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from bench.record import Status
 from bench.store.tracker import Tracker
 from tests import rows
-from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, first, press, see, select, until
+from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, download, first, press, see, until
 from tests.searches import thirty
 
 BODY = "return document.body.innerText"
@@ -86,15 +85,15 @@ def digest(path: Path) -> str:
 
 
 PAGES = {
-    "": ("Energy, measured", "Energy, estimated by a model", "What failed, and why", "26 of 26 runs"),
-    "runs": ("Shows 1 to 26 of 26 runs", "More filters, by any field"),
-    "scaling": ("The law is T = n / (d · v)", "breaks at d = 4", "times as fast as fp32", "Download as CSV"),
-    "strategies": ("Candidates against a baseline", "What fits into memory"),
-    "tradeoffs": ("What no other beats", "bench run again.yaml"),
-    "planner": ("What is trained", "There is no plan yet"),
-    "search": (rows.HOSTILE, rows.HOSTILE_LINK, "What the search itself took"),
+    "": ("Newest suite: synthetic", "Throughput by suite", "Failed runs", "26 of 26 runs"),
+    "runs": ("1 to 26 of 26 runs", "Filter by any field"),
+    "scaling": ("faster than fp32", "Download as CSV"),
+    "strategies": ("Candidates against a baseline", "Batches that fit into memory"),
+    "tradeoffs": ("Objectives of the front", "Configurations"),
+    "planner": ("Say what is trained",),
+    "search": (rows.HOSTILE, rows.HOSTILE_LINK, "Cost of the search itself"),
 }
-CHARTS = {"scaling": 3, "strategies": 2, "tradeoffs": 1, "search": 7}
+CHARTS = {"": 3, "scaling": 3, "strategies": 2, "tradeoffs": 1, "search": 6}
 
 
 @pytest.mark.parametrize("width", [1400, 420])
@@ -107,7 +106,7 @@ def test_all_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> Non
             browser.set_window_size(width, 1000)
             see(browser, f"{server.url}/{page}", *said)
             drawn(browser, CHARTS.get(page, 0))
-        see(browser, f"{server.url}/scaling?execution=20250101T000000-old", "v = 1 GFLOP/s")
+        see(browser, f"{server.url}/scaling?execution=2025-01-01 03:04:05 UTC", "Configurations")
         assert f"Dashboard: {server.url}" in server.text()
         assert "Traceback" not in server.text()
     assert digest(store) == before, "looking changes nothing"
@@ -145,13 +144,13 @@ def test_the_main_way_through_real_runs(
         until(lambda: all(text in browser.execute_script(BODY) for text in texts), f"the page says {texts}")
 
     with Server(recorded_uri, folder) as server:
-        see(browser, server.url, "44 of 44 runs", "out of memory: 6 runs")
+        see(browser, server.url, "44 runs in 3 suites", "out of memory: 6 runs")
         shoot(browser, pictures / f"overview-{scheme}.png")
-        see(browser, f"{server.url}/runs", "Shows 1 to 44 of 44 runs")
+        see(browser, f"{server.url}/runs", "1 to 44 of 44 runs")
         shoot(browser, pictures / f"runs-{scheme}.png")
-        field = browser.find_element("css selector", "input[aria-label^='More filters']")
+        field = browser.find_element("css selector", "input[aria-label='Filter by any field']")
         field.send_keys("devices >= 2 and precision == bf16\n")
-        until_said("44 in all", "Shows 1 to 5 of 5")
+        until_said("44 in all", "1 to 5 of 5")
         listed = download(browser, "Download all 5 as CSV").decode().splitlines()
         assert len(listed) == 6
         assert "where=devices" in browser.current_url
@@ -162,58 +161,20 @@ def test_the_main_way_through_real_runs(
         drawn(browser, 5)
         assert "run=" in browser.current_url
         shoot(browser, pictures / f"run-{scheme}.png")
-        see(browser, f"{server.url}/scaling?suite=scaling&devices=4,8", "Which law", "Geometric means of the repeats")
+        see(browser, f"{server.url}/scaling?suite=scaling&devices=4,8", "Geometric means of the repeats")
         drawn(browser, 3)
         shoot(browser, pictures / f"scaling-{scheme}.png")
-        see(browser, f"{server.url}/strategies?suite=ladder", "The ladder: what each step brings", "all steps")
+        see(browser, f"{server.url}/strategies?suite=ladder", "The ladder, step by step", "all steps")
         shoot(browser, pictures / f"strategies-{scheme}.png")
-        see(browser, f"{server.url}/tradeoffs", "bench run again.yaml", "What no other beats")
-        assert b"workload: decoder_lm" in download(browser, "Download again.yaml")
+        see(browser, f"{server.url}/tradeoffs", "Its runs, and how to repeat them")
         shoot(browser, pictures / f"tradeoffs-{scheme}.png")
-        see(browser, f"{server.url}/planner", "There is no plan yet")
+        see(browser, f"{server.url}/planner", "Say what is trained")
         press(browser, "Fill in an example")
         until_said("What would change the choice", "bench plan --params 7B")
         shoot(browser, pictures / f"planner-{scheme}.png")
-        see(browser, f"{server.url}/search", "What the search itself took", "knee")
-        drawn(browser, 5)
+        see(browser, f"{server.url}/search", "Cost of the search itself", "knee")
+        drawn(browser, 4)
         shoot(browser, pictures / f"search-{scheme}.png")
-        assert "Traceback" not in server.text()
-
-
-SLOWLY = """
-import time
-from datetime import timedelta
-from app import data
-from bench.store import sqlite as database
-data.FRESH = timedelta(seconds=3)
-database._CHUNK = 5
-whole = database.whole
-def slowly(*given):
-    time.sleep(0.2)
-    return whole(*given)
-database.whole = slowly
-"""
-
-
-def test_a_store_is_read_while_it_is_looked_at(store: Path, browser: Any, tmp_path: Path, pictures: Path) -> None:
-    folder, own = tmp_path / "cwd", tmp_path / "mlflow.db"
-    folder.mkdir()
-    own.write_bytes(store.read_bytes())
-    browser.set_window_size(1400, 1000)
-    with Server(f"sqlite:///{own}", folder, SLOWLY, tmp_path / "cache") as server:
-        see(browser, server.url, "of 26 runs. Until all are read")
-        browser.save_screenshot(str(pictures / "reading.png"))
-        said = lambda *texts: lambda: all(text in browser.execute_script(BODY) for text in texts)  # noqa: E731
-        until(said("26 of 26 runs", "Read at "), "the page goes on by itself")
-        with sqlite3.connect(own) as file:
-            file.execute(
-                "update runs set lifecycle_stage = 'deleted' where run_uuid in (select run_uuid from runs limit 9)"
-            )
-        file.close()
-        time.sleep(3)
-        browser.refresh()
-        until(said("Runs"), "what is known is seen at once")
-        until(lambda: "26 of 26 runs" not in browser.execute_script(BODY), "what has changed comes by itself")
         assert "Traceback" not in server.text()
 
 
@@ -225,8 +186,7 @@ def test_a_server_that_hangs_does_not_hang_the_page(browser: Any, tmp_path: Path
         silent.listen()
         where = f"127.0.0.1:{silent.getsockname()[1]}"
         with Server(f"http://me:hunter2@{where}", folder) as server:
-            body = see(browser, server.url, "waiting for the store to answer", f"Asked: http://***@{where}")
-            body += see(browser, server.url, f"http://***@{where} does not answer", "--store")
+            body = see(browser, server.url, f"http://***@{where} does not answer", "--store")
             assert "hunter2" not in body + browser.execute_script(BODY)
 
 
@@ -238,7 +198,7 @@ def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:
         see(browser, f"{server.url}/scaling", "Download as CSV")
         table = download(browser, "Download as CSV").decode().splitlines()
         assert len(table) > 1
-        assert table[0].startswith("series,law,")
+        assert table[0].startswith("series,")
         page = download(browser, "Download as HTML").decode()
         assert page.startswith("<!doctype html>")
         assert "Plotly.newPlot" in page
@@ -247,11 +207,6 @@ def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:
         picture = until(lambda: [*browser.downloads.glob("*.png")], "the camera brings a picture")[0]
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.name.startswith("wattbench-")
-        select(browser, "Execution (newest first; executions are never mixed)", "20250101T000000-old")
-        until(
-            lambda: "v = 1 GFLOP/s" in browser.execute_script("return document.body.innerText"), "the other execution"
-        )
-        assert "execution=20250101T000000-old" in browser.current_url
 
 
 def test_other_pages_of_the_browser_are_turned_away(tmp_path: Path) -> None:

@@ -7,27 +7,22 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from streamlit.testing.v1 import AppTest
 from urllib3.connection import HTTPConnection
 
-from analytics import store
-from analytics.frame import frame
-from app import data, serve, views
+from analytics.runs import store
+from analytics.runs.frame import frame
+from app import data, page, serve
 from bench.errors import UserError
 from bench.store import sqlite as database
-from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import MAIN, opened, texts
+from tests.pages import opened, texts
 
-PAGES = sorted(
-    path.stem for path in Path(str(views.__file__)).parent.glob("*.py") if path.stem not in ("__init__", "planner")
-)
+PAGES = sorted(set(page.PAGES) - {"planner"})
 """All but the planner, which goes on with published trainings."""
 TABLES = """
 create table alembic_version (version_num text);
@@ -89,7 +84,7 @@ def test_the_planner_goes_on_without_runs(path: Path) -> None:
     make(path)
     data.forget()
     text = looked("planner", path)
-    assert "0 runs, read at" in text
+    assert "0 runs, as of" in text
     assert "what is trained?" in text
 
 
@@ -105,19 +100,18 @@ def looked(name: str, path: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("name", "state", "said"),
     [
-        ("absent", "there is no store at"),
-        ("empty", "is empty, not an MLflow store"),
-        ("text", "is not a readable MLflow store: file is not a database"),
-        ("another tool's", "is not an MLflow store but"),
-        ("locked", "is locked by a program that writes to it"),
-        ("torn tables", "is not a readable MLflow store: no such column"),
+        *((name, "absent", "there is no store at") for name in PAGES),
+        ("overview", "empty", "is empty, not an MLflow store"),
+        ("overview", "text", "is not a readable MLflow store: file is not a database"),
+        ("overview", "another tool's", "is not an MLflow store but"),
+        ("overview", "locked", "is locked by a program that writes to it"),
+        ("overview", "torn tables", "is not a readable MLflow store: no such column"),
     ],
 )
-def test_a_store_that_cannot_be_read(page: str, state: str, said: str, path: Path, monkeypatch: Any) -> None:
+def test_a_store_that_cannot_be_read(name: str, state: str, said: str, path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(database, "LOCKED_SECONDS", 0.01)
     holder = None
     if state in ("empty", "text"):
@@ -131,7 +125,7 @@ def test_a_store_that_cannot_be_read(page: str, state: str, said: str, path: Pat
             holder.execute("begin exclusive")
         else:
             holder.execute("alter table runs rename column lifecycle_stage to stage")
-    text = looked(page, path)
+    text = looked(name, path)
     if holder:
         holder.close()
     assert "could not be read." in text
@@ -139,42 +133,44 @@ def test_a_store_that_cannot_be_read(page: str, state: str, said: str, path: Pat
     assert str(path) in text
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("runs", [[], [FOREIGN], TORN, [FOREIGN, *TORN]])
-def test_a_store_without_runs_of_ours(page: str, runs: list[Any], path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [*((name, []) for name in PAGES), ("runs", [FOREIGN]), ("search", TORN), ("runs", [FOREIGN, *TORN])],
+)
+def test_a_store_without_runs_of_ours(name: str, runs: list[Any], path: Path) -> None:
     make(path, *runs)
-    text = looked(page, path)
+    text = looked(name, path)
     assert "There are no " in text
     assert "bench " in text
     assert str(path) in text
-    if page != "search":
-        assert ("runs of other tools only, or half-written ones" in text) == bool(runs)
+    if name != "search":
+        assert ("runs of other tools, or half-written ones" in text) == bool(runs)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_whole_run_among_others(page: str, path: Path) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_a_whole_run_among_others(name: str, path: Path) -> None:
     make(path, FOREIGN, *TORN, WHOLE)
-    looked(page, path)
-    assert [run["run_id"] for run in data.load()[0].to_dict("records")] == [rows.make()["run_id"]]
+    looked(name, path)
+    assert [run["run_id"] for run in data.runs().content.to_dict("records")] == [rows.make()["run_id"]]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_store_with_a_write_ahead_log_gets_no_files(page: str, path: Path) -> None:
+@pytest.mark.parametrize("name", ["overview", "search"])
+def test_a_store_with_a_write_ahead_log_gets_no_files(name: str, path: Path) -> None:
     make(path, WHOLE)
     with closing(sqlite3.connect(path)) as file:
         file.execute("pragma journal_mode=wal")
-    looked(page, path)
-    assert len(data.load()[0]) == 1
+    looked(name, path)
+    assert len(data.runs().content) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_a_server_that_does_not_answer(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["overview", "search"])
+def test_a_server_that_does_not_answer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(serve.TRACKING_URI, "http://me:hunter2@127.0.0.1:9")
     tries: list[str] = []
     connect = HTTPConnection.connect
     monkeypatch.setattr(HTTPConnection, "connect", lambda self: tries.append(self.host) or connect(self))
-    app = opened(page, {})
+    app = opened(name, {})
     assert 0 < len(tries) <= 4, "a person waits for each of them"
     assert "could not be read." in app.error[0].value
     assert "http://***@127.0.0.1:9 does not answer: Connection refused" in app.text[0].value
@@ -182,163 +178,55 @@ def test_a_server_that_does_not_answer(page: str, monkeypatch: pytest.MonkeyPatc
     assert "hunter2" not in texts(app)
 
 
-class Reader:
-    """Stands for `analytics.store.load`; it reads when it is let, and tells of parts of the runs before."""
+def count_loads(monkeypatch: pytest.MonkeyPatch, *runs: Any) -> list[bool]:
+    """Let the store hold some rows; return whether each reading was a whole one."""
+    calls: list[bool] = []
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *runs: Any) -> None:
-        self.rows, self.calls, self.most, self.now = list(runs), [], 0, 0
-        self.go = threading.Event()
-        self.parts: list[int] = []
-        self.error: Exception | None = None
-        monkeypatch.setattr(store, "load", self.load)
-        monkeypatch.setattr(data, "PATIENCE", 0.02)
+    def load(uri: Any = None, *, refresh: bool = False, named: bool = False) -> pd.DataFrame:
+        calls.append(refresh)
+        return frame(list(runs))
 
-    def load(self, uri: Any = None, *, refresh: bool, named: bool, progress: Any) -> pd.DataFrame:
-        self.calls.append(refresh)
-        self.now += 1
-        self.most = max(self.most, self.now)
-        for part in self.parts:
-            progress(part, 2 * len(self.rows), lambda part=part: frame(self.rows[:part]))
-        assert self.go.wait(20)
-        self.now -= 1
-        if self.error is not None:
-            raise self.error
-        return frame(self.rows)
-
-    def end(self) -> None:
-        self.go.set()
-        for source in data._sources.values():
-            if source._thread.ident:
-                source._thread.join()
+    monkeypatch.setattr(store, "load", load)
+    return calls
 
 
-def page() -> AppTest:
-    app = AppTest.from_file(str(MAIN), default_timeout=30)
-    app.run()
-    assert not app.exception
-    return app
-
-
-def tiles(app: AppTest) -> dict[str, Any]:
-    return {tile.label: tile.value for tile in app.metric}
-
-
-def bar(app: AppTest) -> str:
-    return " ".join(str(found.proto.text) for found in app.get("progress"))
-
-
-def older(by: timedelta = timedelta(minutes=5)) -> None:
-    for source in data._sources.values():
-        source._tried -= by
-
-
-def test_what_has_been_read_so_far_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(monkeypatch, rows.make(1), rows.make(2), rows.make(4))
-    app = page()
-    assert "waiting for the store to answer" in bar(app)
-    assert not app.metric
-    assert not app.info, "that there are no runs is not known yet"
-    reader.end()
-    app.run()
-    assert not bar(app)
-    assert tiles(app)["Runs"] == "3"
+def test_one_reading_serves_all_pages_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_loads(monkeypatch, rows.make())
+    first = data.runs()
+    assert data.runs().at == first.at
+    opened("overview", {}, fresh=False)
+    opened("strategies", {}, fresh=False)
+    assert calls == [False]
     data.forget()
-    reader.go.clear()
-    reader.parts = [2]
-    app = page()
-    assert "Read 2 of 6 runs" in bar(app)
-    assert tiles(app)["Runs"] == "2"
-    assert "Read at" not in texts(app)
-    reader.end()
-    assert len(data.load()[0]) == 3
+    assert data.runs().at > first.at
+    assert calls == [False, False]
 
 
-def test_never_two_readings_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(monkeypatch, rows.make())
-    threads = [threading.Thread(target=data.look, args=("runs",)) for _ in range(16)]
+def test_pages_that_open_at_once_share_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_loads(monkeypatch, rows.make())
+    threads = [threading.Thread(target=data.runs) for _ in range(8)]
     for thread in threads:
         thread.start()
-    data.refresh()
     for thread in threads:
         thread.join()
-    assert reader.calls in ([False], [True])
-    reader.end()
+    assert calls == [False]
+
+
+def test_refreshing_reads_the_whole_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_loads(monkeypatch, rows.make())
+    first = data.runs()
     data.refresh()
-    data.load()
-    data.load()
-    assert reader.most == 1
-    assert reader.calls[-1] is True, "what was kept is not trusted where somebody asks"
-    assert len(reader.calls) == 2
-
-
-def test_an_old_frame_is_shown_while_it_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(monkeypatch, rows.make())
-    reader.go.set()
-    monkeypatch.setattr(data, "PATIENCE", 20.0)
-    first = data.load()
-    assert data.load()[1] == first[1]
-    reader.rows.append(rows.make(2))
-    assert len(reader.calls) == 1, "kept for a minute"
-    older()
-    reader.go.clear()
-    found, at = data.load()
-    assert (len(found), at) == (1, first[1]), "the time is that of what is shown"
-    app = page()
-    assert "Reading what is new" in texts(app)
-    assert tiles(app)["Runs"] == "1"
-    reader.end()
-    found, at = data.load()
-    assert len(found) == 2
-    assert at > first[1]
-    assert reader.calls == [False, False]
+    assert data.runs().at > first.at
+    assert calls == [False, True, False]
 
 
 def test_a_page_cannot_spoil_what_others_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    Reader(monkeypatch, rows.make()).go.set()
-    monkeypatch.setattr(data, "PATIENCE", 20.0)
-    found, _ = data.load()
+    count_loads(monkeypatch, rows.make())
+    found = data.runs().content
     found["host"] = "spoilt"
     found["new"] = 1
-    assert data.load()[0]["host"].tolist() == ["synthetic-host"]
-    assert "new" not in data.load()[0]
-
-
-@pytest.mark.parametrize("error", [tracking.StoreError("it is down"), ValueError("it is down")])
-@pytest.mark.filterwarnings("ignore")
-def test_errors_of_the_thread(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    reader = Reader(monkeypatch, rows.make())
-    app = page()
-    reader.error = error
-    reader.end()
-    app.run()
-    assert app.error[0].value == "The runs could not be read."
-    assert app.text[0].value in ("it is down", "reading failed: ValueError: it is down")
-    assert len(reader.calls) == 1, "the reason is seen before the store is asked again"
-    reader.error = None
-    reader.end()
-    monkeypatch.setattr(data, "PATIENCE", 20.0)
-    assert tiles(page())["Runs"] == "1"
-    older()
-    reader.error = error
-    data.look("runs")
-    reader.end()
-    app = page()
-    assert tiles(app)["Runs"] == "1", "what is known stays"
-    assert "could not be read again" in app.warning[0].value
-
-
-def test_a_run_that_has_ended_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(monkeypatch, rows.make())
-    monkeypatch.setattr(data, "PATIENCE", 20.0)
-    reader.go.set()
-    _, at = data.load()
-    assert not data.refresh_if(at - timedelta(seconds=1))
-    ahead = datetime.now(UTC) + timedelta(hours=1)
-    assert data.refresh_if(ahead)
-    assert not data.refresh_if(ahead), "a clock that is ahead is asked after once"
-    assert data.refresh_if(ahead, datetime.now(UTC)), "and keeps no other run from being read"
-    data.load()
-    assert reader.calls == [False, False]
+    assert data.runs().content["host"].tolist() == ["synthetic-host"]
+    assert "new" not in data.runs().content
 
 
 def test_the_newest_suite_comes_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

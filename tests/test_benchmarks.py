@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from analytics.stats import Estimate
+from analytics.interval import Interval
 from tests.benchmarks import dashboard
 from tests.benchmarks.observer import (
     ORDER,
@@ -86,7 +86,7 @@ def test_the_gate_judges_one_gpu_or_rapl_and_needs_one_of_them():
     ],
 )
 def test_a_verdict_says_what_the_interval_says(low, high, said):
-    assert said in verdict("zeus", Estimate(1.0, low, high, 5))
+    assert said in verdict("zeus", Interval(1.0, low, high, 5))
 
 
 def test_a_table_is_aligned():

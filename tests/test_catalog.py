@@ -1,7 +1,6 @@
 """Options of the strategies: each is checked before anything starts, and is a parameter of the code it belongs to."""
 
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -14,6 +13,7 @@ from bench.strategies import catalog
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError
 from tests.commands import bench
+from tests.processes import run
 
 HERE = Machine(cpu_model="test", cpu_count=64)
 SUITE = Path(__file__).parent.parent / "suites" / "scaling.yaml"
@@ -129,7 +129,7 @@ def test_who_asks_the_catalog_needs_no_torch() -> None:
         "            raise ModuleNotFoundError(name)\nsys.meta_path.insert(0, Absent())\n"
         "import bench.suites.expand, bench.suites.combine, bench.strategies.catalog\n"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    done = run([sys.executable, "-W", "ignore", "-c", code])
     assert done.returncode == 0, done.stderr
 
 
@@ -176,10 +176,3 @@ def test_show_explains_each_option_from_the_catalog() -> None:
     unknown = bench("show", "--options", "lorra")
     assert unknown.exit_code == 2
     assert "did you mean 'lora'?" in unknown.output
-
-
-def test_the_readme_has_the_table_of_the_catalog() -> None:
-    from bench.cli.show import table
-
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert f"<!-- strategies: bench.cli.show.table() -->\n{table()}\n<!-- end -->" in readme

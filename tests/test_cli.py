@@ -1,24 +1,24 @@
 """The command: what it loads, what it says, how it ends."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from bench.cli import _VERBS, cli
+from analytics.say import terms
+from analytics.say.blocks import Table
+from bench.cli import _GROUPS, _VERBS, cli
+from bench.figures.flags import FLAGS
 from bench.machine.environment import find_machine
+from bench.record import Provenance
+from tests.commands import bench
+from tests.processes import run
 
 ROOT = Path(__file__).parent.parent
 SCALING = str(ROOT / "suites" / "scaling.yaml")
 HEAVY = {"torch", "mlflow", "pandas", "transformers", "streamlit", "optuna", "numpy", "scipy", "codecarbon", "pyarrow"}
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_help_and_show_load_nothing_heavy(arguments: list[str]) -> None:
         "try: main()\nexcept SystemExit as e: code = e.code\nelse: code = 0\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)), code, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    done = run([sys.executable, "-c", code, *arguments])
     assert done.stderr.splitlines()[-1] == "[] 0", done.stderr
     assert done.stdout
 
@@ -42,9 +42,58 @@ def test_every_verb_has_help(verb: str) -> None:
     assert "Usage: " in done.output
 
 
+def test_help_lists_ten_verbs_in_three_groups_one_line_each() -> None:
+    groups = {group: set(verbs) for group, verbs in _GROUPS.items()}
+    assert groups.pop("More") == {"show", "doctor", "import", "baseline", "sync", "help"}
+    assert groups == {
+        "Run": {"run", "measure", "search"},
+        "Look": {"fit", "compare", "advise", "report", "dashboard"},
+        "Decide": {"plan", "pareto"},
+    }
+    lines = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["--help"]).output.splitlines()
+    for group, verbs in _GROUPS.items():
+        first = lines.index(f"{group}:") + 1
+        assert [line.split(maxsplit=1) for line in lines[first : first + len(verbs)]] == [
+            [name, sentence] for name, (_, sentence) in verbs.items()
+        ]
+
+
+def test_bench_alone_and_bench_help_are_its_help() -> None:
+    texts = {bench(*arguments).stdout for arguments in ((), ("--help",), ("-h",), ("help",))}
+    assert len(texts) == 1
+    assert bench().exit_code == 0
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_explains_a_verb(verb: str) -> None:
+    assert bench("help", verb).stdout == bench(verb, "--help").stdout
+
+
+def test_help_defines_each_term_once() -> None:
+    printed = " ".join(bench("help", "terms").stdout.split())
+    meanings = [entry for subject in terms.definitions().values() for entry in subject.items()]
+    assert len(meanings) == len(dict(meanings)) > 40
+    for name, meaning in meanings:
+        assert f"{name} {meaning}" in printed
+        assert 1 < len(meaning.split()) <= 20, name
+    assert {"T = n / (d · v)", "Pareto front", "~", "PUE"} <= {name for name, _ in meanings}
+
+
+def test_help_has_every_grade_provenance_and_flag() -> None:
+    *_, grades, provenances = terms.definitions().values()
+    assert {flag.grade for flag in FLAGS.values()} < set(grades) == {"A", "B", "C"}
+    assert list(provenances) == list(Provenance)
+    for name, meaning in provenances.items():
+        assert Provenance(name).measured == meaning.startswith("measured, ")
+        assert ("estimated" in name) == meaning.startswith("~ estimated")
+    (table,) = (block for block in terms.flags() if isinstance(block, Table))
+    assert {name: (grade, meaning) for name, grade, meaning in table.rows} == FLAGS
+    assert "noisy_host" in bench("help", "flags").stdout
+
+
 def test_show_lists_the_runs_and_starts_nothing(tmp_path: Path) -> None:
     done = bench("show", SCALING, "--set", "device_type=cpu", "--price", "3.6")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert done.stdout.startswith("scaling: ")
     assert "weak scaling" in done.stdout
     assert "time: about " in done.stdout
@@ -74,6 +123,7 @@ def test_show_as_json() -> None:
     [
         (["rnu"], "no command 'rnu'; did you mean 'run'?"),
         (["show"], "Missing argument"),
+        (["help", "flag"], "no topic 'flag': did you mean 'flags'?"),
         (["show", "none.yaml"], "none.yaml: no such file"),
         (["show", SCALING, "--set", "precision=fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
         (["show", SCALING, "--only", "precision=fp31"], "no run has precision=fp31; allowed: bf16, fp32"),
@@ -99,7 +149,7 @@ def test_show_as_json() -> None:
 )
 def test_wrong_use_ends_with_2_and_starts_nothing(tmp_path: Path, arguments: list[str], said: str) -> None:
     done = bench(*arguments)
-    assert done.returncode == 2, done
+    assert done.exit_code == 2, done
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -107,12 +157,10 @@ def test_wrong_use_ends_with_2_and_starts_nothing(tmp_path: Path, arguments: lis
 
 
 def test_doctor(tmp_path: Path) -> None:
-    done = bench("doctor")
-    assert done.returncode == 0
-    for word in ("processors", "GPUs", "torch", "energy", "import bench", f"sqlite:///{tmp_path}/mlflow.db"):
-        assert word in done.stdout
-    subjects = {finding["subject"] for finding in json.loads(bench("doctor", "--json").stdout)}
-    assert "torch" in subjects
+    done = bench("doctor", "--json")
+    assert done.exit_code == 0
+    assert {"torch", "host", "import bench", "carbon"} <= {finding["subject"] for finding in json.loads(done.stdout)}
+    assert f"sqlite:///{tmp_path}/mlflow.db" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,13 +180,13 @@ def test_show_of_a_suite_to_be_published() -> None:
         "list price, 2026",
     )
     assert (suite["repeats"], suite["idle_seconds"]) == (5, 60)
-    for run in document["runs"]:
-        assert (run["warmup_steps"], run["warmup_seconds"], run["measure_seconds"]) == (10, 30, 60)
+    for spec in document["runs"]:
+        assert (spec["warmup_steps"], spec["warmup_seconds"], spec["measure_seconds"]) == (10, 30, 60)
     assert document["estimate"]["seconds"] > len(document["runs"]) * 90 + 60
 
 
 def test_show_tells_what_does_not_fit() -> None:
-    from analytics.preview import Preview
+    from analytics.plan.preview import Preview
     from bench.schema import Gpu, Machine, Suite
     from bench.suites.expand import expand
 

@@ -24,6 +24,7 @@ from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, override
 from bench.workloads.command import CommandArgs, fill
+from tests.processes import PATIENCE
 
 S = 10**9
 CPU = Machine(cpu_model="Synthetic", cpu_count=2)
@@ -298,7 +299,7 @@ def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "steps"
     environment = os.environ | {VARIABLE: str(path)}
     started = [subprocess.Popen(python(code), env=environment | {"RANK": str(rank)}) for rank in range(3)]
-    assert [process.wait(30) for process in started] == [0, 0, 0]
+    assert [process.wait(PATIENCE) for process in started] == [0, 0, 0]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted((line["rank"], line["samples"]) for line in lines) == [(r, i) for r in range(3) for i in range(2000)]
 

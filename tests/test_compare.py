@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analytics import stats
-from analytics.comparable import better, metric_names, unequal_training, usual_metrics
-from analytics.compare import Comparison, Effect, against_first, compare, judged, ladder, match, within
-from analytics.frame import frame, summary
+from analytics.judge import stats
+from analytics.judge.comparable import metric_names, unequal_training, usual_metrics
+from analytics.judge.compare import Comparison, Effect, compare, costs, judged, ladder, match, within
+from analytics.quantities import quantity
+from analytics.runs.frame import frame, summary
 from bench.record import Status
 from bench.schema import Scalar
 from tests import rows
-from tests.rows import START
+from tests.rows import SIZES, START
+
+RATE = "samples_per_second"
 
 
 def runs(factor: float, repeats: int, noise: float, seed: int = 0, **fields: object) -> list[dict[str, Scalar]]:
@@ -29,7 +32,11 @@ def runs(factor: float, repeats: int, noise: float, seed: int = 0, **fields: obj
 
 
 def effects(comparison: Comparison) -> dict[str, tuple[float, str]]:
-    return {effect.cost: (effect.ratio, effect.verdict) for effect in comparison.effects}
+    return {effect.metric: (effect.ratio, effect.verdict) for effect in comparison.effects}
+
+
+def others(df: pd.DataFrame) -> list[Comparison]:
+    return within(df, costs(df)).comparisons
 
 
 def rung(number: int, factor: float, repeats: int = 4, **fields: object) -> list[dict[str, Scalar]]:
@@ -45,9 +52,10 @@ def test_each_step_is_compared_with_the_one_below_and_the_top_with_the_foot() ->
     assert (second.name, second.baseline) == ("+ compile=default", "+ precision=bf16")
     assert (whole.name, whole.baseline) == ("all steps", "baseline")
     found = [effects(step) for step in (first, second, whole)]
-    assert [f["seconds"][1] for f in found] == ["less", "more", "same"]
-    assert [f["seconds"][0] for f in found] == pytest.approx([0.5, 2, 1], rel=0.02)
-    assert [f["usd"][0] for f in found] == pytest.approx([0.5, 2, 1], rel=0.02), "rent follows the time"
+    assert [f[RATE][1] for f in found] == ["better", "worse", "equivalent"]
+    assert [f[RATE][0] for f in found] == pytest.approx([2, 0.5, 1], rel=0.02)
+    rent = [f["cost_usd_per_million_samples"][0] for f in found]
+    assert rent == pytest.approx([0.5, 2, 1], rel=0.02), "rent follows the time"
 
 
 def test_a_step_that_did_not_run_is_told_and_the_next_stands_on_the_last_that_did() -> None:
@@ -55,7 +63,7 @@ def test_a_step_that_did_not_run_is_told_and_the_next_stands_on_the_last_that_di
     out, stood, _ = ladder(frame([*rung(0, 1), *failed, *rung(2, 2, precision="bf16")]))
     assert (out.status, out.reason, out.effects) == ("out_of_memory", "no room", ())
     assert stood.baseline == "baseline"
-    assert effects(stood)["seconds"] == (pytest.approx(0.5, rel=0.02), "less")
+    assert effects(stood)[RATE] == (pytest.approx(2, rel=0.02), "better")
 
 
 def test_runs_without_a_ladder_have_none() -> None:
@@ -64,16 +72,16 @@ def test_runs_without_a_ladder_have_none() -> None:
 
 
 def test_one_repeat_tells_nothing() -> None:
-    (only,) = against_first(frame([*runs(1, 1, 0), *runs(3, 1, 0, precision="bf16")]))
-    assert effects(only)["seconds"] == (pytest.approx(1 / 3), "cannot tell")
+    (only,) = others(frame([*runs(1, 1, 0), *runs(3, 1, 0, precision="bf16")]))
+    assert effects(only)[RATE] == (pytest.approx(3), "cannot tell")
 
 
 def test_an_absent_figure_has_no_effect() -> None:
-    (only,) = against_first(frame([*runs(1, 2, 0, readings=""), *runs(3, 2, 0, precision="bf16", readings="")]))
-    assert set(effects(only)) == {"seconds"}
+    (only,) = others(frame([*runs(1, 2, 0, readings=""), *runs(3, 2, 0, precision="bf16", readings="")]))
+    assert set(effects(only)) == {RATE}
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "same"), (1.3, "less")])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "equivalent"), (1.3, "better")])
 def test_intervals_hold_the_truth_as_often_as_they_say(factor: float, verdict: str) -> None:
     """Of 100 comparisons of 4 repeats with noise, 95 % intervals hold the planted factor in 89 to 99 %."""
     held, right, wrong = 0, 0, 0
@@ -85,13 +93,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say(factor: float, verdict: s
             side.assign(samples_per_second=side["samples_per_second"] * noise)
             for side, noise in zip((new, base), np.exp(random.normal(0, 0.02, (2, 4))), strict=True)
         ]
-        only = judged([compare(noisy[0], noisy[1], "bf16", "fp32")], costs=True)[0]
-        effect = next(e for e in only.effects if e.cost == "seconds")
+        only = judged([compare(noisy[0], noisy[1], "bf16", "fp32", [RATE])])[0]
+        effect = only.effects[0]
         assert effect.low is not None
         assert effect.high is not None
-        held += effect.low <= 1 / factor <= effect.high
+        held += effect.low <= factor <= effect.high
         right += effect.verdict in (verdict, "cannot tell")
-        wrong += effect.verdict == "more"
+        wrong += effect.verdict == "worse"
     assert 89 <= held <= 99
     assert wrong <= 5
     assert right >= 90
@@ -100,7 +108,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(factor: float, verdict: s
 def test_quality_stands_beside_speed() -> None:
     table = frame([*runs(1, 2, 0), *runs(2, 2, 0, precision="bf16")])
     table["validation_loss"] = np.where(table["precision"] == "bf16", 3.5, 3.0)
-    (only,) = against_first(table)
+    (only,) = others(table)
     assert (only.baseline_quality, only.quality) == ({"validation_loss": 3.0}, {"validation_loss": 3.5})
     assert pd.isna(table["validation_accuracy"]).all()
 
@@ -109,27 +117,26 @@ def test_a_ladder_whose_foot_did_not_run_stands_on_the_first_step_that_did() -> 
     foot = [rows.make(status=Status.OUT_OF_MEMORY, message="no room") | {"ladder": 0}]
     first, second, whole = ladder(frame([*foot, *STEPS[4:]]))
     assert (first.status, first.reason) == ("out_of_memory", "no room")
-    assert effects(second)["seconds"][1] == "more"
+    assert effects(second)[RATE][1] == "worse"
     assert (whole.name, whole.baseline) == ("all steps", "+ precision=bf16")
 
 
 def test_runs_that_save_weights_for_others_are_no_baseline() -> None:
     later = [row | {"started_at": (START + timedelta(hours=1)).isoformat()} for row in runs(2, 2, 0, precision="bf16")]
     table = frame([*runs(9, 2, 0, saves="x"), *runs(1, 2, 0, needs="x"), *later])
-    (only,) = against_first(table)
-    assert effects(only)["seconds"][0] == pytest.approx(0.5)
+    (only,) = others(table)
+    assert effects(only)[RATE][0] == pytest.approx(2)
 
 
 def test_quality_on_other_data_is_not_compared() -> None:
     table = frame([*runs(1, 2, 0), *runs(2, 2, 0, precision="bf16")])
     table["validation_loss"] = 3.0
     table["dataset_digest"] = table["precision"]
-    (only,) = against_first(table)
+    (only,) = others(table)
     assert (only.quality, only.baseline_quality) == (None, None)
 
 
 OTHER = "20260103T030405-bbbb"
-RATE = "samples_per_second"
 
 
 def only(
@@ -158,7 +165,7 @@ def effect(comparison: Comparison) -> Effect:
     ],
 )
 def test_it_is_known_which_way_a_figure_is_better(metric: str, way: str | None) -> None:
-    assert better(metric) == way
+    assert quantity(metric).better == way
 
 
 def test_runs_side_by_side_are_pairs_and_others_two_samples() -> None:
@@ -445,8 +452,11 @@ def test_wild_figures_end_in_a_verdict(values: list[float]) -> None:
 def test_within_a_suite_any_configuration_is_the_baseline() -> None:
     given = rows.grid((1,), ("tiny", "small"), {"fp32": 1, "bf16": 2, "fp16": 4}, repeats=3)
     found = within(frame(given), ["samples_per_second"], baseline="preset=tiny bf16")
-    assert {c.baseline for c in found.comparisons} == {"preset=tiny bf16"}
+    assert {c.baseline for c in found.comparisons} == {"preset=tiny bf16", "preset=small bf16"}, "each its own size"
     ratios = {c.name: round(c.effects[0].ratio, 1) for c in found.comparisons}
-    assert ratios == {"preset=tiny fp32": 0.5, "preset=tiny fp16": 2.0}
+    assert ratios == {f"preset={size} {name}": x for size in SIZES for name, x in (("fp32", 0.5), ("fp16", 2.0))}
+    lonely = [row for row in given if row["precision"] != "bf16" or row["workload_args.preset"] == "tiny"]
+    found = within(frame(lonely), ["samples_per_second"], baseline="preset=tiny bf16")
+    assert {c.baseline for c in found.comparisons} == {"preset=tiny bf16"}
     (note,) = found.notes
     assert note.startswith("not compared with preset=tiny bf16, as they did other work: preset=small ")

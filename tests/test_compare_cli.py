@@ -14,10 +14,13 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from analytics.compare import compare, judged
-from analytics.frame import frame
-from analytics.gate import Condition, outcomes
-from analytics.imported import imported
+from analytics.judge.compare import compare, judged
+from analytics.judge.gate import Condition, outcomes
+from analytics.judge.sides import Sources, compared, compared_metrics
+from analytics.runs.frame import frame
+from analytics.runs.imported import imported
+from analytics.say.blocks import Block, Commands, Sentence, Table
+from analytics.say.compare import blocks
 from bench.cli import main
 from bench.record import Status
 from bench.schema import Scalar
@@ -219,61 +222,71 @@ def test_a_condition_fails_only_where_all_of_the_interval_does(text: str, low: f
     assert Condition.parse(text).state(low, high) == state
 
 
-def gate(code: int, *extra: str) -> str:
-    done = bench("compare", f"mine@{OLD}", "mine", *GATE, *extra)
-    assert done.exit_code == code, done.output
-    return done.output
+def gate(code: int, *extra: str) -> dict[str, Any]:
+    return document(f"mine@{OLD}", "mine", *GATE, *extra, code=code)
+
+
+def states(made: dict[str, Any]) -> list[str]:
+    return [outcome["state"] for outcome in made["gate"]]
 
 
 def test_the_gate_fails_a_slower_candidate_and_passes_others(store: Callable[..., None]) -> None:
     store(runs(), later(0.9))
-    assert "fails: d=1 synthetic" in gate(1).replace("synthetic d=1", "d=1 synthetic")
-    assert document(f"mine@{OLD}", "mine", *GATE, code=1)["gate"][0]["state"] == "fails"
+    assert states(gate(1)) == ["fails"]
     store(runs(), later(1.0))
-    assert "is not < 0.97" in gate(0)
+    assert states(gate(0)) == ["holds"]
     store(runs(noise=0.1), later(0.96, noise=0.1))
-    told = gate(0)
-    assert "cannot tell" in told
-    assert " repeats)" in told
-    assert "gate: holds 0, fails 0, cannot tell 1" in told
+    (outcome,) = gate(0)["gate"]
+    assert outcome["state"] == "cannot tell"
+    assert outcome["more_repeats"] > 0
     gate(1, "--fail-if-unsure")
-    store(runs(n=1), later(0.5, n=1))
-    assert "1 repeat only, it takes 3 of each" in gate(0)
-    store(runs(n=2), later(0.5, n=2))
-    told = gate(0)
-    assert "2 repeats only, it takes 3 of each" in told
-    assert "worse (2 repeats only)" in told
+    for few in (1, 2):
+        store(runs(n=few), later(0.5, n=few))
+        assert states(gate(0)) == ["cannot tell"], "three repeats of each are needed"
+    assert gate(0)["comparisons"][0]["effects"][0]["verdict"] == "worse"
+
+
+def test_the_first_line_is_that_of_the_gate(store: Callable[..., None]) -> None:
+    store(runs(), later(0.9))
+    first = bench("compare", f"mine@{OLD}", "mine", *GATE).stdout.splitlines()[0]
+    assert first.startswith("The gate fails.")
+    assert "tokens/s 0.9" in first
+    store(runs(), later(1.0))
+    assert bench("compare", f"mine@{OLD}", "mine", *GATE).stdout.startswith("The gate passes. Checks: 1 passed.")
 
 
 def test_doubts_stand_beside_a_failure(store: Callable[..., None]) -> None:
     store(runs(), [row | {"flags": "noisy_host", "grade": "B"} for row in later(0.8)])
-    assert "is < 0.97; the candidate alone has noisy_host" in gate(1)
+    (outcome,) = gate(1)["gate"]
+    assert outcome["state"] == "fails"
+    assert len(outcome["doubts"]) == 1
 
 
 def test_configurations_that_vanished_fail_the_gate(store: Callable[..., None]) -> None:
     failed = [rows.make(suite="mine", precision="fp8", status=Status.FAILED)]
     store(runs(), runs(precision="bf16"), failed, later())
-    told = gate(1)
-    assert "fails: bf16: it is in BASE, but not in NEW" in told
-    assert "fails: fp8" not in told, "it did not end well in BASE either"
-    assert "gate: holds 1, fails 1, cannot tell 0" in told
+    made = gate(1)
+    assert made["missing"] == ["bf16"], "fp8 did not end well in BASE either"
+    assert states(made) == ["holds"]
+    shown = bench("compare", f"mine@{OLD}", "mine", *GATE).output.splitlines()[0]
+    assert "bf16" in shown
+    assert "fp8" not in shown
     gate(0, "--allow-missing")
-    assert document(f"mine@{OLD}", "mine", *GATE, code=1)["missing"] == ["bf16"]
     assert bench("compare", f"mine@{OLD}", "mine", *SPEED).exit_code == 0
 
 
 def test_no_throughput_at_all_fails_the_gate(store: Callable[..., None]) -> None:
     store(runs(), [row | {"tokens_per_second": 0.0} for row in later()])
-    assert "no figure of NEW is above 0, all of BASE are" in gate(1)
+    assert states(gate(1)) == ["fails"]
     assert bench("compare", f"mine@{OLD}", "mine", "--fail-if", "tokens_per_second > 1.1").exit_code == 0
 
 
 def test_failures_of_half_the_runs_fail_the_gate_where_base_had_none(store: Callable[..., None]) -> None:
     bad = [row | {"status": "failed"} for row in later()]
     store(runs(), [*bad[:3], *later()[3:]])
-    assert "3 of 5 runs of NEW did not end well, and none of BASE" in gate(1)
+    assert len(gate(1)["broken"]) == 1
     store(runs(), [*bad[:2], *later()[2:]])
-    gate(0)
+    assert gate(0)["broken"] == []
     store([*runs()[1:], runs()[0] | {"status": "failed"}], [*bad[:3], *later()[3:]])
     gate(0)
 
@@ -292,16 +305,14 @@ def test_chance_among_many_fails_no_gate() -> None:
 
 def test_every_condition_is_put(store: Callable[..., None]) -> None:
     store(runs(), later(0.9))
-    told = gate(1, "--fail-if", "joules_per_sample > 1.05", "--fail-if", "peak_memory_bytes > 1.5")
-    assert told.count("fails: ") == 2
-    assert "peak_memory_bytes 1 (1 to 1) is not > 1.5" in told
+    made = gate(1, "--fail-if", "joules_per_sample > 1.05", "--fail-if", "peak_memory_bytes > 1.5")
+    assert states(made) == ["fails", "fails", "holds"]
+    assert made["gate"][2]["ratio"] == 1.0
 
 
 def test_one_slow_configuration_of_many_is_enough(store: Callable[..., None]) -> None:
     store(runs(), runs(precision="bf16"), later(1.0), later(0.8, precision="bf16"))
-    told = gate(1)
-    assert "fails: bf16" in told
-    assert "holds: fp32" in told
+    assert {outcome["name"]: outcome["state"] for outcome in gate(1)["gate"]} == {"fp32": "holds", "bf16": "fails"}
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.OUT_OF_MEMORY, Status.SKIPPED])
@@ -309,8 +320,8 @@ def test_a_configuration_that_broke_is_a_regression(status: Status, store: Calla
     broke = [rows.make(suite="mine", execution=NEW, status=status, message=HOSTILE + "\nboom")]
     broke[0]["started_at"] = (START + timedelta(days=9)).isoformat()
     store(runs(), broke)
-    told = gate(1)
-    assert f"ended well in BASE, but not in NEW: {status}: {HOSTILE} boom" in told
+    assert len(gate(1)["broken"]) == 1
+    assert f"{HOSTILE} boom" in bench("compare", f"mine@{OLD}", "mine", *GATE).output
     assert bench("compare", f"mine@{OLD}", f"mine@{NEW}", *SPEED).exit_code == 0, "without a gate nothing fails"
     assert bench("compare", f"mine@{NEW}", f"mine@{OLD}", *GATE).exit_code == 2, "nothing could be compared"
 
@@ -338,9 +349,9 @@ def test_one_suite_compares_with_its_first_configuration(store: Callable[..., No
     store(runs(), runs(1.5, precision="bf16"), skipped)
     done = bench("compare", "mine", *GATE)
     assert done.exit_code == 0, "skipped for a reason is no regression of a suite against itself"
-    assert "fp32, the first of suite mine" in done.output
-    assert "better" in done.output
+    assert "against fp32" in done.output
     assert "no fp8 here" in done.output
+    assert document("mine")["comparisons"][0]["effects"][0]["verdict"] == "better"
     failed = [rows.make(suite="mine", precision="fp8", status=Status.FAILED, message="boom")]
     store(runs(), runs(1.5, precision="bf16"), failed)
     assert bench("compare", "mine", *GATE).exit_code == 1
@@ -348,20 +359,13 @@ def test_one_suite_compares_with_its_first_configuration(store: Callable[..., No
 
 def test_what_stands_on_one_side_only_is_listed(store: Callable[..., None]) -> None:
     store(runs(), runs(precision="bf16"), later(), later(precision="fp16"))
-    done = bench("compare", f"mine@{OLD}", "mine", *SPEED)
-    assert "only in BASE: bf16" in done.output
-    assert "only in NEW: fp16" in done.output
     told = document(f"mine@{OLD}", "mine", *SPEED)
     assert (told["only_base"], told["only_new"]) == (["bf16"], ["fp16"])
 
 
-def test_the_text_says_how_it_was_compared(store: Callable[..., None]) -> None:
+def test_two_sides_that_did_not_run_side_by_side_are_compared_with_care(store: Callable[..., None]) -> None:
     store(runs(), later(1.1))
-    done = bench("compare", f"mine@{OLD}", "mine")
-    assert "side by side (0 of 3 comparisons)" in done.output
-    assert "allow for all 3 together (Holm)" in done.output
-    assert "did not run side by side" in done.output
-    assert "within ±2 %" in done.output
+    assert "did not run side by side" in bench("compare", f"mine@{OLD}", "mine").output
     store(runs(), runs(1.2, precision="bf16"))
     assert document("mine")["comparisons"][0]["effects"][0]["paired"]
     same = bench("compare", "mine", "mine")
@@ -528,3 +532,57 @@ def test_unknown_figures_are_answered_with_a_few_usual_ones(store: Callable[...,
         done = bench("compare", f"mine@{OLD}", "mine", "--metric", name)
         assert (done.exit_code, near in done.output) == (2, True)
         assert len(done.output) < 600
+
+
+def answer(*sides: str, equivalence: float = 0.02) -> list[Block]:
+    found = [Sources(None, Path("baselines")).find(side) for side in sides]
+    matched = compared(found, compared_metrics(found, (), ()), equivalence)
+    return list(blocks(found, matched, equivalence))
+
+
+def test_the_answer_comes_first_and_evidence_only_for_those_who_ask(store: Callable[..., None]) -> None:
+    store(runs(), runs(1.5, precision="bf16"), runs(0.5, precision="fp16"))
+    made = answer("mine")
+    assert [getattr(block, "role", "") for block in made[:3]] == ["title", "answer", "answer"]
+    assert isinstance(made[0], Sentence)
+    assert "against fp32" in made[0].text
+    assert "5 runs each" in made[0].text
+    assert isinstance(made[1], Sentence)
+    assert "better with bf16 1.50 (" in made[1].text
+    assert "worse with fp16 0.50" in made[1].text
+    tables = [block for block in made if isinstance(block, Table)]
+    assert [table.folded for table in tables] == [False, True]
+    assert tables[0].columns[:2] == ("change", "tokens/s")
+    assert [row[0] for row in tables[0].rows] == ["bf16", "fp16"]
+    assert len(tables[1].rows) == len(tables[0].rows) * (len(tables[0].columns) - 1)
+
+
+def test_configurations_of_several_models_are_named_by_model_and_change(store: Callable[..., None]) -> None:
+    parts = [
+        runs(factor, preset=preset, devices=devices)
+        for preset in ("tiny", "small")
+        for devices, factor in ((1, 1.0), (2, 1.1))
+    ]
+    store(*parts)
+    title, *_ = made = answer("mine")
+    assert isinstance(title, Sentence)
+    assert "against 1 device with the same model" in title.text
+    table = next(block for block in made if isinstance(block, Table))
+    assert table.columns[:2] == ("model", "change")
+    assert sorted(row[:2] for row in table.rows) == [("small", "2 devices"), ("tiny", "2 devices")]
+
+
+def test_an_open_comparison_says_how_many_repeats_would_tell(store: Callable[..., None]) -> None:
+    store(runs(noise=0.1), runs(1.07, noise=0.15, precision="bf16"))
+    effect = document("mine")["comparisons"][0]["effects"][0]
+    made = answer("mine")
+    table = next(block for block in made if isinstance(block, Table))
+    (cell, *_) = [row[table.columns.index("tokens/s")] for row in table.rows]
+    assert effect["verdict"] == "cannot tell"
+    assert cell.endswith(f"? +{effect['more_repeats']}")
+    Path("suites").mkdir()
+    Path("suites/mine.yaml").touch()
+    (command,) = [block for block in answer("mine") if isinstance(block, Commands)]
+    counts = [int(part.rpartition("=")[2]) for part in command.commands if "repeats=" in part]
+    assert counts, "the suite is there to be run again"
+    assert min(counts) > effect["repeats"]

@@ -16,6 +16,7 @@ from bench.strategies import pruning  # noqa: E402
 from bench.strategies.decoders import replace_conv1d  # noqa: E402
 from bench.train.inference import model_bytes, zeros_share  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.processes import PATIENCE  # noqa: E402
 from tests.tiny import strategy  # noqa: E402
 
 pytestmark = [
@@ -276,4 +277,4 @@ def test_masks_of_shards_are_those_of_the_whole_model(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path / "store")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["ok", "ok"]
+    assert [rank.communicate(timeout=PATIENCE)[0] for rank in ranks] == ["ok", "ok"]

@@ -1,20 +1,15 @@
 """The data of workloads: cleaning, balance, mixing, augmentation, worker processes, and the time that is waited for them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from pydantic import ValidationError
 
 from bench import registry
-from bench.record import RunRecord
 from bench.workloads.base import SampleOrder, chances, training_batches
 from bench.workloads.decoder_lm import DecoderLM
 from bench.workloads.encoder import CLS, MASK, Encoder
@@ -22,6 +17,8 @@ from bench.workloads.image_classification import ImageClassification, Images
 from bench.workloads.text import PACKAGES, Windows, cleaned
 from bench.workloads.text_cnn import TextCNN
 from tests.clock import Clock
+from tests.processes import bench, processes_in, records
+from tests.stores import empty_store
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -276,11 +273,12 @@ include:
 @pytest.mark.slow
 def test_the_record_tells_of_the_data(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(SUITE)
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "data.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    empty_store(tmp_path)
+    done = bench(tmp_path, "run", "data.yaml")
     assert done.returncode == 0, done.stderr
-    found = [RunRecord.model_validate_json(path.read_text()) for path in tmp_path.glob("runs/*/*/*/record.json")]
-    text, images = sorted((r.measurement for r in found if r.measurement), key=lambda m: m.tokens or 0, reverse=True)
+    text, images = sorted(
+        (r.measurement for r in records(tmp_path).values() if r.measurement), key=lambda m: m.tokens or 0, reverse=True
+    )
     assert (text.tokens, images.tokens) == (6 * 2 * 2 * 32, None)
     assert text.dataset is not None
     assert text.dataset.startswith("mix of 0.7 pydoc_data.topics")
@@ -290,12 +288,4 @@ def test_the_record_tells_of_the_data(tmp_path: Path) -> None:
     for measured in (text, images):
         assert measured.quality[-1].samples == 64
         assert 0 < measured.quality[-1].accuracy < 1
-    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _folder(p).startswith(str(tmp_path))]
-    assert left == [], "workers end with their rank"
-
-
-def _folder(process: psutil.Process) -> str:
-    try:
-        return process.cwd()
-    except psutil.Error:
-        return ""
+    assert processes_in(tmp_path) == [], "workers end with their rank"

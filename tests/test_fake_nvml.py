@@ -3,7 +3,6 @@
 import bisect
 import ctypes
 import os
-import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -19,6 +18,7 @@ from bench.meters.nvml import NvmlMeter
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Trace
 from tests.fake_nvml import LIBRARY, build, counter, environment, fake_gpu, install, truth
+from tests.processes import run
 
 S = 1_000_000_000
 WAVE = {"high": 700, "low": 200, "period": 0.35, "duty": 0.5}
@@ -232,7 +232,7 @@ os.wait()
 
 def test_a_child_finds_the_library_by_its_name_and_a_fork_starts_anew():
     variables = os.environ | environment(fake_gpu(0, name="Fake GPU"))
-    child = subprocess.run([sys.executable, "-c", FORKED], env=variables, capture_output=True, text=True, timeout=30)
+    child = run([sys.executable, "-c", FORKED], env=variables)
     assert child.stdout.splitlines() == ["Fake GPU True", "Uninitialized", "1"], child.stderr
     assert build().name == LIBRARY
 

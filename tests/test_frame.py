@@ -3,8 +3,8 @@ import math
 import pandas as pd
 import pytest
 
-from analytics.frame import COUNTS, IDENTITY, NUMBERS, WORDS, frame, latest_execution, names, summary, total
-from analytics.words import between, number, printable, scale
+from analytics.runs.frame import COUNTS, IDENTITY, NUMBERS, WORDS, frame, latest_execution, names, summary, total
+from analytics.text import between, number, printable, scale
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Status
 from tests import rows

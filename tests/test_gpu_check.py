@@ -4,19 +4,21 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bench.figures import sensors
-from bench.meters.meter import Reading
+from bench.meters import meter, nvml, sampler
+from bench.meters.meter import INTERVAL, Reading
+from bench.meters.sampler import Recorder, make_meters
 from bench.meters.trace import Trace
 from tests import gpu_check
 from tests.clock import Clock
-from tests.fake_nvml import environment, fake_gpu, install
+from tests.fake_nvml import fake_gpu, install
 from tests.gpu_checks import figures, load, sensor, session
 from tests.gpu_checks.figures import (
     abba,
@@ -33,28 +35,89 @@ from tests.gpu_checks.figures import (
     t_quantile,
     variation,
 )
-from tests.gpu_checks.session import ROOT, Load, Skipped
+from tests.gpu_checks.session import Load, Skipped
 
 DRIVER = "580.82.07"
 RESULTS = f"nvidia-h100-80gb-hbm3-{DRIVER}.json"
 
 
-def check(*arguments, gpus=None, **config):
-    """Run gpu_check on stand-ins in this test's folder; return the process."""
-    gpus = [fake_gpu(0)] if gpus is None else gpus
-    command = [sys.executable, "-m", "tests.gpu_check", "--results", str(Path.cwd() / "results"), *arguments]
-    variables = os.environ | environment(*gpus, **config)
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+class Turning(Clock):
+    """A clock of NVML and of a sidecar in this process: its readings fall due as the clock is turned."""
+
+    def __init__(self, library: Any) -> None:
+        self.library, self.recorder, self.reading = library, None, False
+        super().__init__(100.0, tick_ns=1000, moved=self.turn)
+
+    def turn(self, seconds: float) -> None:
+        self.library.now = seconds
+        if self.recorder is not None and not self.reading:
+            self.read(lambda: self.recorder.tick(seconds))
+
+    def read(self, action: Callable[[], object]) -> None:
+        self.reading = True
+        action()
+        self.reading = False
 
 
-def results():
+def sidecar(clock: Turning) -> type:
+    class Sidecar:
+        error = pid = None
+
+        def __init__(self, meters: list[str], gpus: list[str] | None = None) -> None:
+            self.recorder = Recorder(make_meters(meters, gpus), INTERVAL)
+
+        def __enter__(self) -> "Sidecar":
+            clock.recorder = self.recorder
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            clock.recorder = None
+
+        def open(self, path: Path) -> None:
+            clock.read(lambda: self.recorder.obey({"open": str(path)}))
+
+        def close(self) -> None:
+            clock.read(lambda: self.recorder.obey({"close": True}))
+
+    return Sidecar
+
+
+Check = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Run gpu_check on stand-ins, by a clock that no load of the machine slows; return its exit code and output."""
+
+    def run(*arguments: str, gpus: list[dict[str, Any]] | None = None) -> SimpleNamespace:
+        library = install(monkeypatch, *([fake_gpu(0)] if gpus is None else gpus))
+        clock = Turning(library)
+        for module in (gpu_check, session, sensor, meter, nvml, sampler):
+            monkeypatch.setattr(module, "time", clock)
+        for module in (session, sensor):
+            monkeypatch.setattr(module, "Sidecar", sidecar(clock))
+        monkeypatch.setattr(gpu_check, "why_no_load", lambda: "no torch with CUDA here")
+        monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # as it was, after the test
+        monkeypatch.setattr("sys.argv", ["gpu_check", "--results", str(tmp_path / "results"), *arguments])
+        capsys.readouterr()
+        try:
+            code = gpu_check.main()
+        except SystemExit as end:
+            code = end.code
+        text = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=text.out, stderr=text.err)
+
+    return run
+
+
+def results() -> dict[str, Any]:
     return json.loads((Path("results") / RESULTS).read_text())["checks"]
 
 
 # --- the command
 
 
-def test_what_is_done_is_kept_and_not_done_again():
+def test_what_is_done_is_kept_and_not_done_again(check):
     first = check("--only", "v1,V2", "--seconds", "4")
     assert (first.returncode, first.stderr) == (0, "")
     assert "V2 period of the counter           median" in first.stdout
@@ -68,7 +131,7 @@ def test_what_is_done_is_kept_and_not_done_again():
     assert results() == kept
 
 
-def test_another_board_is_checked_again_and_no_resume_too():
+def test_another_board_is_checked_again_and_no_resume_too(check):
     assert check("--only", "V1", "--seconds", "4").returncode == 0
     first = results()["V1"]
     assert "(earlier)" not in check("--only", "V1", "--seconds", "4", gpus=[fake_gpu(7)]).stdout
@@ -77,7 +140,7 @@ def test_another_board_is_checked_again_and_no_resume_too():
     assert "(earlier)" not in check("--only", "V1", "--no-resume", gpus=[fake_gpu(7)]).stdout
 
 
-def test_what_does_not_fit_is_said():
+def test_what_does_not_fit_is_said(check):
     done = check("--only", "V1,V4", "--seconds", "3")
     assert done.returncode == 0
     assert "V4 agreement                       not done (time)" in done.stdout
@@ -86,7 +149,7 @@ def test_what_does_not_fit_is_said():
     assert done.returncode == 1
 
 
-def test_what_cannot_be_done_is_skipped_with_its_reason():
+def test_what_cannot_be_done_is_skipped_with_its_reason(check):
     done = check("--only", "V5,DDP,V11", "--seconds", "10")
     assert "skipped: no torch with CUDA here" in done.stdout
     assert "skipped: not verified: one GPU" in done.stdout
@@ -95,18 +158,18 @@ def test_what_cannot_be_done_is_skipped_with_its_reason():
     assert done.returncode == 0
 
 
-def test_no_gpu_is_one_clear_line():
+def test_no_gpu_is_one_clear_line(check):
     done = check(gpus=[])
     assert (done.returncode, done.stdout) == (1, "Nothing was checked: the NVIDIA driver lists no GPU.\n")
 
 
-def test_an_unknown_check_is_named():
+def test_an_unknown_check_is_named(check):
     done = check("--only", "V1,V99")
     assert done.returncode == 2
     assert "unknown check V99; there are V1, V2" in done.stderr
 
 
-def test_a_gpu_in_use_is_not_as_expected():
+def test_a_gpu_in_use_is_not_as_expected(check):
     done = check("--only", "V1", gpus=[fake_gpu(0, pids=[1])])
     assert done.returncode == 1
     assert "NOT AS EXPECTED" in done.stdout
@@ -128,8 +191,7 @@ def test_the_period_of_the_counter_and_its_falls_are_found(monkeypatch, reset_at
     assert out.figures["step_joules"]["p50"] == pytest.approx(30)
 
 
-@pytest.mark.slow
-def test_a_sensor_is_validated_when_the_required_checks_are_there():
+def test_a_sensor_is_validated_when_the_required_checks_are_there(check):
     command = ("--only", "V1,V2,V6,V10", "--seconds", "30")
     done = check(*command)
     assert done.returncode == 0, done.stdout
@@ -151,8 +213,7 @@ def test_a_sensor_is_validated_when_the_required_checks_are_there():
     assert not sensors.fresh(fake_gpu(0)["uuid"], DRIVER)
 
 
-@pytest.mark.slow
-def test_power_that_disagrees_with_the_counter_is_not_as_expected():
+def test_power_that_disagrees_with_the_counter_is_not_as_expected(check):
     gpu = fake_gpu(0, power_scopes={0: 60})  # its power is 60 W above that of its counter
     done = check("--only", "V4,V6", "--seconds", "20", gpus=[gpu])
     assert done.returncode == 1
@@ -173,8 +234,7 @@ def test_a_counter_that_falls_while_recording_is_found_by_v10():
     assert out.lines[0].ok is False
 
 
-@pytest.mark.slow
-def test_latency_of_calls_is_found():
+def test_latency_of_calls_is_found(check):
     done = check("--only", "V3", "--seconds", "15")
     calls = results()["V3"]["figures"]["idle"]["calls"]
     assert 0 < calls["fields 83, 186"]["p50_ms"] <= calls["fields 83, 186"]["p99_ms"]

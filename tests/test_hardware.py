@@ -2,7 +2,7 @@
 
 import pytest
 
-from analytics import hardware
+from analytics.plan import device as hardware
 from bench.figures.metrics import peak_flops
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analytics.factors import by_the_hour, reprice, words
-from analytics.hourly import read_hourly
+from analytics.runs.hourly import read_hourly
+from analytics.runs.recost import by_the_hour, reprice, words
 from bench.schema import Site
 from tests import rows
 

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analytics import curves, laws
-from analytics.frame import frame, summary
+from analytics.law import law as laws
+from analytics.law.step_time import StepTime, configurations, step_time
+from analytics.runs.frame import frame, summary
+from analytics.say.law import step_sentences
 from tests import published, rows
 from tests.fixtures import fixtures
 
@@ -30,13 +32,13 @@ def ask(*devices: float) -> pd.DataFrame:
     return pd.DataFrame({"devices": list(devices)})
 
 
-def test_the_ideal_law_is_the_geometric_mean_with_its_spread() -> None:
+def test_the_plain_law_is_the_geometric_mean_with_its_spread() -> None:
     seen = pd.DataFrame({"devices": [1, 2], "speed": [10.0, 16.0]})
-    told = laws.fit(seen, "ideal").predict(ask(4), 0.95).iloc[0]
+    told = laws.fit(seen, plain=True).predict(ask(4), 0.95).iloc[0]
     assert told["speed"] == pytest.approx(4 * np.sqrt(80))
     half = np.log(10 / 8) / np.sqrt(2) * 12.706 * np.sqrt(1.5)  # t of one degree of freedom, one more configuration
     assert np.log(told["high"] / told["speed"]) == pytest.approx(half, rel=0.01)
-    one = laws.fit(seen.iloc[[0]], "ideal").predict(ask(4)).iloc[0]
+    one = laws.fit(seen.iloc[[0]], plain=True).predict(ask(4)).iloc[0]
     assert one["speed"] == pytest.approx(40)
     assert np.isnan(one["low"])
     assert one["flags"] == "devices_not_identified one_configuration"
@@ -75,7 +77,7 @@ def test_parameters_and_predictions_are_covered_at_the_nominal_rate() -> None:
     whole = pd.concat([grid, asked.assign(num_nodes=16)], ignore_index=True)
     for trial in range(150):
         z = rng.standard_normal((1, len(names)))
-        theta = laws._theta(z, laws.PRIORS)
+        theta = laws._theta(z)
         reference = {name: laws._geometric_mean(grid[name].to_numpy()) for name in laws._RELATIVE}
         points = laws._Points(
             *(whole[name].to_numpy(dtype=float) for name in ("devices", "num_nodes")),
@@ -114,7 +116,6 @@ def test_what_is_not_identified_is_said() -> None:
     assert fit.predict(ask(8, 16))["flags"].tolist() == ["", "devices_not_identified first_node_boundary"]
     assert not fit.parameters["latency"].identified
     assert laws.fit(table()).parameters["collective"].shrinkage > fit.parameters["collective"].shrinkage
-    assert "work_not_identified" in fit.flags
 
 
 def test_size_and_devices_that_grow_together_are_confounded() -> None:
@@ -189,15 +190,13 @@ def test_bad_tables_end_in_one_sentence(changes: dict[str, object], message: str
         laws.fit(table(**changes))
 
 
-def test_missing_columns_and_unknown_laws() -> None:
+def test_missing_columns_and_levels() -> None:
     with pytest.raises(laws.LawError, match="with 'devices' and 'speed'"):
         laws.fit(table().drop(columns="speed"))
     with pytest.raises(laws.LawError, match="'devices'"):
         laws.fit(table().drop(columns="devices"))
     with pytest.raises(laws.LawError, match="with 'devices' and 'speed'"):
         laws.fit(table().iloc[:0])
-    with pytest.raises(laws.LawError, match="no law 'stpe'; there are step, power, ideal"):
-        laws.fit(table(), "stpe")
     with pytest.raises(laws.LawError, match="level"):
         laws.fit(table()).predict(ask(2), 1.0)
     with pytest.raises(laws.LawError, match="'devices'"):
@@ -224,11 +223,11 @@ def test_the_spread_of_repeats_widens_and_may_be_none() -> None:
 
 def test_left_out_rows_judge_a_law() -> None:
     seen = table()
-    assert laws.left_out(seen.iloc[[0]], "step") is None
-    step, ideal = (laws.left_out(seen, law) for law in ("step", "ideal"))
-    assert step is not None
-    assert ideal is not None
-    assert step < 0.5 * ideal
+    assert laws.left_out(seen.iloc[[0]]) is None
+    losses, plain = (laws.left_out(seen, plain=plain) for plain in (False, True))
+    assert losses is not None
+    assert plain is not None
+    assert losses < 0.5 * plain
 
 
 # --- published tables
@@ -302,77 +301,61 @@ def test_the_protocol_refuses_what_is_no_table(tmp_path: Path, text: str | None,
     assert "Traceback" not in done.stderr
 
 
-# --- descriptive curves
+# --- what takes the time of a step
 
 
-def test_amdahl_describes_strong_scaling() -> None:
-    d = np.array([1, 2, 4, 8])
-    found = curves.curve("amdahl", d, 5 * d / (1 + 0.1 * (d - 1)))
-    assert found.parameters == pytest.approx({"v": 5, "serial": 0.1})
-    assert found.error_median < 1e-6
+def divided(table: pd.DataFrame) -> StepTime:
+    found = step_time(table)
+    assert found is not None
+    return found
 
 
-def test_usl_gustafson_and_ernest_find_what_made_them() -> None:
-    d = np.array([1.0, 2, 4, 8, 16])
-    usl = curves.curve("usl", d, 3 * d / (1 + 0.05 * (d - 1) + 0.002 * d * (d - 1)))
-    assert usl.parameters == pytest.approx({"v": 3, "contention": 0.05, "coherency": 0.002}, rel=1e-3)
-    gustafson = curves.curve("gustafson", d, 2 * (0.2 + 0.8 * d))
-    assert gustafson.parameters == pytest.approx({"speed": 2, "serial": 0.2})
-    ernest = curves.curve("ernest", d, 1 / (0.1 + 2 / d + 0.01 * np.log2(d)))
-    assert ernest.parameters == pytest.approx({"fixed": 0.1, "parallel": 2, "tree": 0.01, "linear": 0}, abs=1e-6)
+def pipelines(noise: float = 0.01) -> pd.DataFrame:
+    """Return the summary of 24 configurations of a device of 400 TFLOP/s, with bubbles and 50 ms a step."""
+    rng = np.random.default_rng(0)
+    d, pp, micro = (rng.choice(choices, 24) for choices in ([8, 16, 32, 64], [2, 4], [4, 8, 16]))
+    flops = 1e16 * rng.uniform(1, 4, 24)
+    pp[:6] = 1
+    seconds = (flops / d / 4e14 * (1 + (pp - 1) / micro) + 0.05) * np.exp(noise * rng.normal(size=24))
+    return pd.DataFrame(
+        {
+            "devices": d,
+            "parallelism": np.where(pp > 1, "pp", "ddp"),
+            "parallelism.size": np.where(pp > 1, pp, np.nan),
+            "parallelism.microbatches": micro,
+            "samples_per_second": 64 / seconds,
+            "flops_per_sample": flops / 64,
+            "global_batch_size": 64,
+            "batch_size_per_device": 64 / d,
+            "gradient_accumulation_steps": 1,
+            "parameters": 1e9,
+        }
+    )
 
 
-@pytest.mark.parametrize("name", ["amdahl", "usl", "gustafson", "ernest"])
-def test_curves_refuse_too_little(name: str) -> None:
-    with pytest.raises(laws.LawError, match="numbers of devices"):
-        curves.curve(name, [4, 4, 4], [1, 1, 1])
-    with pytest.raises(laws.LawError, match="positive"):
-        curves.curve(name, [1, 2, 4], [1, -1, 3])
-    with pytest.raises(laws.LawError, match="no curve"):
-        curves.curve("amdal", [1, 2], [1, 2])
+def test_parts_of_a_step_are_those_that_made_it() -> None:
+    table = pipelines(noise=0)
+    steps = divided(table)
+    configured = configurations(table)
+    each = configured["flops"] / configured["devices"] / 4e14
+    bubble = each * (configured["pipeline_parallel"] - 1) / configured["microbatches"]
+    whole = each + bubble + 0.05
+    assert steps.shares["computing"] == pytest.approx((each / whole).mean(), abs=1e-4)
+    assert steps.shares["bubble"] == pytest.approx((bubble / whole).mean(), abs=1e-4)
+    assert steps.shares["step"] == pytest.approx((0.05 / whole).mean(), abs=1e-4)
+    assert sum(steps.shares.values()) == pytest.approx(1)
+    assert steps.left_out < 1e-6 < 0.05 < steps.plain_left_out
+    assert divided(pipelines()).left_out < 0.02
 
 
-def test_the_critical_batch_is_found() -> None:
-    batch = [32, 64, 256, 1024]
-    samples, critical = curves.critical_batch(batch, [1e5 * (1 + b / 500) for b in batch])
-    assert samples == pytest.approx(1e5)
-    assert critical == pytest.approx(500)
-    assert curves.critical_batch([1, 2], [10, 10])[1] == float("inf")
+def test_parts_of_a_step_need_many_configurations_that_divide_the_model() -> None:
+    table = pipelines()
+    assert step_time(table.iloc[:19]) is None
+    assert step_time(table.assign(parallelism="ddp")) is None
+    assert step_time(table.assign(samples_per_second=np.nan)) is None
 
 
-def strategies(rows: int = 24, seed: int = 0) -> pd.DataFrame:
-    """Configurations of a device of 400 TFLOP/s with bubbles and 50 ms a step."""
-    rng = np.random.default_rng(seed)
-    d, pp, micro = rng.choice([8, 16, 32, 64], rows), rng.choice([1, 2, 4], rows), rng.choice([4, 8, 16], rows)
-    seen = pd.DataFrame({"devices": d, "flops": 1e16 * rng.uniform(1, 4, rows), "pipeline_parallel": pp})
-    each = seen["flops"] / d
-    seen["microbatches"] = micro
-    seconds = each / 4e14 * (1 + (pp - 1) / micro) + 0.05
-    seen["step_seconds"] = seconds * np.exp(0.01 * rng.normal(size=rows))
-    return seen
-
-
-def test_parts_of_a_step_by_strategy() -> None:
-    seen = strategies()
-    found = curves.fit_strategies(seen)
-    assert found.flops_per_second == pytest.approx(4e14, rel=0.05)
-    assert found.weights["step"] == pytest.approx(0.05, rel=0.25)
-    assert found.left_out_median < 0.02 < found.ideal_left_out_median
-    assert found.shares(seen).sum(axis=1).tolist() == pytest.approx([1] * len(seen))
-    assert found.step_seconds(seen) == pytest.approx(seen["step_seconds"].to_numpy(), rel=0.05)
-    assert found.flags == ()
-    assert curves.fit_strategies(seen.iloc[:10]).flags == ("few_configurations",)
-
-
-@pytest.mark.parametrize("changes", [{"step_seconds": 0.0}, {"flops": np.nan}, {"devices": -1}])
-def test_parts_of_a_step_need_sound_numbers(changes: dict[str, float]) -> None:
-    with pytest.raises(laws.LawError, match="positive and finite"):
-        curves.fit_strategies(strategies().assign(**changes))
-    with pytest.raises(laws.LawError, match="3 rows or more"):
-        curves.fit_strategies(strategies(2))
-
-
-def test_strategies_of_runs_are_told_where_there_are_many() -> None:
+def test_runs_that_divide_the_model_are_split() -> None:
     made = [
         rows.make(devices, preset, v=rows.V * (0.7 if way == "pp" else 1), batch=batch, parallelism=way)
         for devices in (2, 4)
@@ -381,19 +364,12 @@ def test_strategies_of_runs_are_told_where_there_are_many() -> None:
         for way in ("ddp", "tp", "pp")
     ]
     table = summary(frame(made))
-    seen = curves.strategies(table)
-    assert set(seen["pipeline_parallel"]) == {1, 2, 4}
-    assert set(seen["tensor_parallel"]) == {1, 2, 4}
-    assert seen["step_seconds"].tolist() == pytest.approx(
+    steps = configurations(table)
+    assert set(steps["pipeline_parallel"]) == {1, 2, 4}
+    assert set(steps["tensor_parallel"]) == {1, 2, 4}
+    assert steps["step_seconds"].tolist() == pytest.approx(
         (table["global_batch_size"] / table["samples_per_second"]).astype(float).tolist()
     )
-    (line,) = curves.strategy_sentences(table)
-    assert line.startswith("Over 24 strategies a step takes on average ")
-    assert curves.strategy_sentences(table.iloc[:5]) == []
-
-
-def test_a_series_is_described() -> None:
-    (line,) = curves.sentences(table(work=1e9).iloc[:4])
-    assert line.startswith("Described, not to be extrapolated: Amdahl (serial ")
-    assert "Ernest (" in line
-    assert curves.sentences(table(work=1e9).iloc[:1]) == []
+    assert divided(table).configurations == 24
+    assert len(step_sentences(table)) == 1
+    assert step_sentences(table.iloc[:5]) == []

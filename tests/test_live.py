@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app import overview
+from app import live as panel
 from bench.files import Busy, held, is_held
 from bench.folder import LOCK, PROGRESS
 from bench.store import progress as live
@@ -25,13 +23,13 @@ from bench.store import tracker as tracking
 from bench.store.progress import Flight, in_flight
 from bench.store.sync import sync
 from tests import rows
+from tests.processes import BENCH, SCALING, run, until
+from tests.stores import empty_store
 from tests.test_tracking import logged
 from tests.test_trials import slow
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 HERE = socket.gethostname()
-ROOT = Path(__file__).parent.parent
-BENCH = [sys.executable, "-P", "-W", "ignore", "-c", "from bench.cli import main; main()"]
 
 
 def flight(execution: str = "20260102T1", ago: float = 60, **fields: Any) -> Flight:
@@ -133,7 +131,7 @@ def test_any_time_can_be_told(tmp_path: Path, when: str) -> None:
     told = flight(host="far", updated_at=when, began_at=when, run_began_at=when, silent_seconds=1e15)
     seen = in_flight(tmp_path, [told, flight(suite="other", host="far")], NOW)
     assert [one.state for one in seen] == ["running", "running"]
-    assert [len(overview.told(one.flight, NOW)) for one in seen] == [3, 3]
+    assert [len(panel.words(one.flight, NOW)) for one in seen] == [3, 3]
 
 
 def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
@@ -240,15 +238,6 @@ def test_bench_sync_lets_a_running_suite_run(tmp_path: Path) -> None:
     assert tracking.flights(uri) == []
 
 
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that")
-
-
 def seen(folder: Path) -> list[live.Seen]:
     return in_flight(folder / "runs", [], datetime.now(UTC))
 
@@ -256,7 +245,8 @@ def seen(folder: Path) -> list[live.Seen]:
 @slow
 def test_a_suite_in_flight_for_real(tmp_path: Path) -> None:
     options = ["device_type=cpu", "devices=[1]", "precision=[fp32]", "measure_seconds=4", "workload_args.preset=tiny"]
-    command = [*BENCH, "run", str(ROOT / "suites" / "scaling.yaml"), "--set", "repeats=3", "--set", "idle_seconds=0"]
+    empty_store(tmp_path)
+    command = [*BENCH, "run", SCALING, "--set", "repeats=3", "--set", "idle_seconds=0"]
     command += [word for option in options for word in ("--set", option)]
     with ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
@@ -279,7 +269,7 @@ def test_a_suite_in_flight_for_real(tmp_path: Path) -> None:
         (stopped,) = seen(tmp_path)
         assert (stopped.state, stopped.flight.done) == ("stopped", 1)
         assert len(tracking.flights(f"sqlite:///{tmp_path}/mlflow.db")) == 1, "MLflow does not know that it was killed"
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert seen(tmp_path) == []
     kept = Flight.model_validate_json((Path(tag.folder or "") / PROGRESS).read_text())

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 ROOT = Path(__file__).parent.parent
 PARTS = {
     "lint": "ruff check .",
@@ -12,7 +14,8 @@ PARTS = {
     "types": "mypy",
     "layers": "lint-imports",
     "quick": "python -m pytest -m not slow",
-    "slow": "python -m pytest -m slow",
+    "paired": "python -m pytest -m slow and not alone",
+    "alone": "python -m pytest -m slow and alone",
 }
 
 
@@ -27,9 +30,7 @@ def make(goal: str, folder: Path, failing: dict[str, int]) -> tuple[subprocess.C
         (tools / name).chmod(0o755)
     for stamp in (".constraints", ".wattbench", ".wattbench-dev"):
         (folder / "venv" / stamp).touch()
-    done = subprocess.run(
-        ["make", "-C", ROOT, goal, f"VENV={folder / 'venv'}"], capture_output=True, text=True, timeout=60
-    )
+    done = run(["make", "-C", str(ROOT), goal, f"VENV={folder / 'venv'}"])
     return done, calls.read_text().splitlines()
 
 
@@ -38,9 +39,9 @@ def make(goal: str, folder: Path, failing: dict[str, int]) -> tuple[subprocess.C
     [
         ("test", {}, None),
         ("test", {"quick": 1}, "quick"),
-        ("test", {"slow": 1}, "slow"),
+        ("test", {"paired": 1, "alone": 1}, "slow"),
         ("test", {"lint": 1, "types": 1, "quick": 2}, "static quick"),
-        ("test", {"slow": 5}, None),  # no test was selected
+        ("test", {"paired": 5, "alone": 5}, None),  # no test was selected
         ("check", {"layers": 1}, "static"),
         ("check", {"quick": 1}, "quick"),
     ],
@@ -49,7 +50,7 @@ def test_all_parts_run_and_all_failures_are_named(
     goal: str, failing: dict[str, int], failed: str | None, tmp_path: Path
 ) -> None:
     done, calls = make(goal, tmp_path, failing)
-    parts = [part for part in PARTS if goal == "test" or part != "slow"]
+    parts = [part for part in PARTS if goal == "test" or part not in ("paired", "alone")]
     assert len(calls) == len(parts)
     assert all(call.startswith(PARTS[part]) for call, part in zip(calls, parts, strict=True)), calls
     assert (done.returncode == 0) == (failed is None), done.stdout + done.stderr

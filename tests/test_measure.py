@@ -1,5 +1,7 @@
 """`bench measure` from end to end, on GPUs and processors whose energy is known exactly."""
 
+import functools
+import io
 import json
 import os
 import signal
@@ -7,155 +9,173 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import folder as files
 from bench.figures.metrics import metrics, row
+from bench.machine.environment import find_machine
 from bench.meters.meter import Reading
 from bench.record import Measurement, Phase, RunRecord
+from bench.run import measure as measuring
 from bench.run.collect import Context, collect
 from bench.schema import RunSpec, Site
+from tests import commands, processes
 from tests import rows as rows_of_tests
-from tests.fake_nvml import environment, fake_gpu, truth
+from tests.fake_nvml import environment, fake_gpu, install, truth
+from tests.processes import BENCH, PATIENCE
+from tests.stores import empty_store
 from tests.test_meters_rapl import Powercap
 
 S = 1_000_000_000
-BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "measure"]
 WAVE = {"high": 700, "low": 200, "period": 0.35, "duty": 0.5}
-
-
-def bench(*arguments, **variables):
-    """Run `bench measure`; the estimate takes time to start, so it is left out unless a test is about it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FAKE_NVML")} | variables
-    return subprocess.run([*BENCH, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-
-
-def measured(*arguments, **variables):
-    done = bench("--json", "--no-store", *arguments, **variables)
-    assert done.returncode == 0, done.stderr
-    return RunRecord.model_validate_json(done.stdout)
-
-
-def window(record):
-    phases = record.measurement.phases
-    return Fraction(phases[0].start_ns, S), Fraction(phases[-1].end_ns, S)
+ZONE_WATTS = {"package-0": 100, "package-1": 120, "dram": 20, "core": 60, "psys": 400}
+QUIET = ("--no-store", "--idle-seconds", "0")
 
 
 @pytest.fixture
-def powercap(tmp_path):
-    """Zones whose energy grows with the monotonic clock, in whole files: 100 + 120 W packages, 20 W DRAM each."""
-    zones = {
-        "intel-rapl:0": "package-0",
-        "intel-rapl:0:0": "core",
-        "intel-rapl:0:1": "dram",
-        "intel-rapl:1": "package-1",
-        "intel-rapl:1:0": "dram",
-        "intel-rapl:2": "psys",
-        "intel-rapl-mmio:0": "package-0",
-    }
-    tree = Powercap(tmp_path, zones)
-    watts = {"package-0": 100, "package-1": 120, "dram": 20, "core": 60, "psys": 400}
-    over = threading.Event()
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process and its children have one GPU, and no other meter is started: the estimate takes seconds."""
+    install(monkeypatch, fake_gpu(0, 300))
+    for name, value in environment(fake_gpu(0, 300)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(measuring, "MeasureOptions", functools.partial(measuring.MeasureOptions, meters=("nvml",)))
+    monkeypatch.setattr(measuring, "adopt_orphans", lambda: None)
 
-    def go_on():
-        while not over.is_set():
-            for place, path in enumerate(tree.zones.values()):
-                temporary = path / "next"
-                power = watts[(path / "name").read_text().strip()]
+
+def measured(*argv: str, **options: Any) -> RunRecord:
+    asked = measuring.MeasureOptions(argv=list(argv), idle_seconds=0.0, **options)
+    return measuring.measure(asked, find_machine()[0], Path("runs"))[0]
+
+
+def kept(folder: Path) -> RunRecord:
+    (path,) = folder.glob("runs/measure/*/*/record.json")
+    return RunRecord.model_validate_json(path.read_text())
+
+
+class Zones:
+    """Zones whose energy grows with the monotonic clock, in whole files: 100 + 120 W packages, 20 W DRAM each.
+
+    `late` is the longest time in seconds for which a file was not written anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        zones = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
+        zones |= {"intel-rapl:1": "package-1", "intel-rapl:1:0": "dram", "intel-rapl:2": "psys"}
+        self.tree = Powercap(folder, zones | {"intel-rapl-mmio:0": "package-0"})
+        self.late, self.over = 0.0, threading.Event()
+
+    def count(self) -> None:
+        before = time.monotonic()
+        while not self.over.is_set():
+            for place, path in enumerate(self.tree.zones.values()):
+                power = ZONE_WATTS[(path / "name").read_text().strip()]
                 offset = place * 10**9  # or equal zones would be taken for one that is seen twice
+                temporary = path / "next"
                 temporary.write_text(f"{(power * time.monotonic_ns() // 1000 + offset) % 262143328850}\n")
                 temporary.replace(path / "energy_uj")
-            over.wait(0.005)
+            before, self.late = time.monotonic(), max(self.late, time.monotonic() - before)
+            self.over.wait(0.005)
 
-    thread = threading.Thread(target=go_on)
+
+@pytest.fixture
+def zones(tmp_path: Path) -> Iterator[Zones]:
+    made = Zones(tmp_path)
+    thread = threading.Thread(target=made.count)
     thread.start()
-    yield tree.root
-    over.set()
+    yield made
+    made.over.set()
     thread.join()
 
 
 @pytest.mark.slow
-def test_ten_seconds_are_within_half_a_percent_of_the_truth(powercap):
+def test_energy_of_a_command_is_the_truth_within_its_bounds(zones: Zones, tmp_path: Path) -> None:
     gpus = [fake_gpu(0, WAVE), fake_gpu(1, WAVE | {"phase": 0.1, "high": 500})]
-    variables = environment(*gpus) | {"WATTBENCH_POWERCAP": str(powercap)}
-    record = measured("--idle-seconds", "3", "--", "sleep", "10.05", **variables)
-    t0, t1 = window(record)
-    assert t1 - t0 >= 10.05
+    variables = os.environ | environment(*gpus) | {"WATTBENCH_POWERCAP": str(zones.tree.root)}
+    arguments = ["--json", "--no-store", "--idle-seconds", "3", "--", "sleep", "4.05"]
+    done = processes.bench(tmp_path, "measure", *arguments, env=variables)
+    assert done.returncode == 0, done.stderr
+    record = RunRecord.model_validate_json(done.stdout)
+    assert record.measurement is not None
+    phases = record.measurement.phases
+    t0, t1 = Fraction(phases[0].start_ns, S), Fraction(phases[-1].end_ns, S)
+    assert t1 - t0 >= 4.05
     by_device = {reading.device.rpartition("/")[2]: reading for reading in record.energy if reading.provenance.measured}
+    bound = 0.0
     for gpu in gpus:
         reading = by_device[gpu["uuid"]]
-        true = float(truth(gpu, t0, t1))
-        assert abs(reading.energy_joules / true - 1) <= 0.005
-        assert abs(reading.energy_joules - true) <= reading.uncertainty_joules
+        assert reading.uncertainty_joules is not None
+        assert abs(reading.energy_joules - float(truth(gpu, t0, t1))) <= reading.uncertainty_joules
         assert (reading.provenance.value, reading.gain_share) == ("measured_counter_interp", 0.05)
-    zones = {"intel-rapl:0": 100, "intel-rapl:1": 120, "intel-rapl:0:1": 20, "intel-rapl:1:0": 20}
-    for zone, watts in zones.items():
-        assert by_device[zone].energy_joules == pytest.approx(watts * float(t1 - t0), rel=0.005)
-    assert set(by_device) == {*zones, *(gpu["uuid"] for gpu in gpus)}
-    known = metrics(record)
+        bound += reading.uncertainty_joules
+    watts = {"intel-rapl:0": 100, "intel-rapl:1": 120, "intel-rapl:0:1": 20, "intel-rapl:1:0": 20}
+    for zone, power in watts.items():
+        off = power * (0.05 + 2 * zones.late)
+        assert by_device[zone].energy_joules == pytest.approx(power * float(t1 - t0), abs=off)
+        bound += off
+    assert set(by_device) == {*watts, *(gpu["uuid"] for gpu in gpus)}
     total = sum(float(truth(gpu, t0, t1)) for gpu in gpus) + 260 * float(t1 - t0)
-    assert known["energy_joules"] == pytest.approx(total, rel=0.005)
-    # Idle power was that of the same waves: what is left above it is small.
-    assert known.get("energy_above_idle_joules", 0) <= 0.15 * total
+    assert metrics(record)["energy_joules"] == pytest.approx(total, abs=bound)
     assert {part.device.rpartition("/")[2] for part in record.idle} == set(by_device)
-    assert {"partial_total", "gap", "window_too_short"}.isdisjoint(record.flags)
+    assert {"partial_total", "window_too_short"}.isdisjoint(record.flags)
     assert {"exclusivity_unknown", "unvalidated_sensor", "short_window", "no_steps"} <= set(record.flags)
-    assert record.grade == "B"
 
 
 @pytest.mark.slow
-def test_sleep_without_a_gpu_has_time_an_estimate_and_a_record(tmp_path):
-    done = bench("--region", "FR", "--electricity-price", "0.2", "--", "sleep", "5", LD_LIBRARY_PATH="")
-    assert done.returncode == 0
-    assert done.stdout == ""
-    (path,) = tmp_path.glob("runs/measure/*/*/record.json")
-    record = RunRecord.model_validate_json(path.read_text())
-    assert record.duration_seconds >= 5
-    assert {r.source for r in record.energy} <= {"codecarbon", "rapl"}
+def test_sleep_without_a_gpu_has_time_an_estimate_and_a_record(tmp_path: Path) -> None:
+    empty_store(tmp_path)
+    arguments = ["--region", "FR", "--electricity-price", "0.2", "--", "sleep", "4"]
+    done = processes.bench(tmp_path, "measure", *arguments, env=os.environ | {"LD_LIBRARY_PATH": ""})
+    assert (done.returncode, done.stdout) == (0, "")
+    record = kept(tmp_path)
+    assert record.duration_seconds >= 4
+    assert {reading.source for reading in record.energy} <= {"codecarbon", "rapl"}
+    assert record.energy
+    assert record.carbon is not None
+    assert record.carbon.intensity.region == "FRA"
+    assert record.cost is not None
+    assert record.cost.mode == "owned"
+    assert "no_steps" in record.flags
     assert f"{record.duration_seconds:.4g} s" in done.stderr
-    for word in ("estimated by a model", "g CO2e (estimated energy × ", "FRA", "USD (owned", "grade B", "no_steps"):
-        assert word in done.stderr
-    assert (tmp_path / "mlflow.db").exists()
+    assert f"grade {record.grade}" in done.stderr
 
 
+@pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize(
     ("command", "code"),
     [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + 15), ("kill -9 $$", 128 + 9)],
 )
-def test_the_exit_code_is_passed_on(command, code, tmp_path):
-    done = bench("--no-store", "--idle-seconds", "0", "--", "sh", "-c", command, **environment(fake_gpu(0)))
-    assert done.returncode == code
-    (path,) = tmp_path.glob("runs/measure/*/*/record.json")
-    record = RunRecord.model_validate_json(path.read_text())
-    assert record.status.value == ("ok" if code == 0 else "failed")
+def test_the_exit_code_is_passed_on(command: str, code: int, tmp_path: Path) -> None:
+    assert commands.bench("measure", *QUIET, "--", "sh", "-c", command).exit_code == code
+    assert kept(tmp_path).status.value == ("ok" if code == 0 else "failed")
 
 
+@pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize(("name", "code"), [("no-such-command", 127), ("./notes.txt", 126)])
-def test_a_command_that_cannot_be_started_is_told_as_a_shell_does(name, code, tmp_path):
+def test_a_command_that_cannot_be_started_ends_as_in_a_shell(name: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("text")
-    done = bench("--no-store", "--idle-seconds", "0", "--", name, **environment(fake_gpu(0)))
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("bench: cannot start the command: ")
-    assert "Traceback" not in done.stderr
+    done = commands.bench("measure", *QUIET, "--", name)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert "cannot start the command" in done.stderr
 
 
-def test_input_and_output_are_the_command_s_own():
-    command = [*BENCH, "--no-store", "--idle-seconds", "0", "--", "cat"]
-    done = subprocess.run(
-        command, input="a\nb", env=os.environ | environment(fake_gpu(0)), capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, "a\nb")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_input_and_output_are_the_command_s_own(as_json: bool, tmp_path: Path) -> None:
+    arguments = [*QUIET, *(["--json"] if as_json else []), "--", "cat"]
+    done = processes.bench(tmp_path, "measure", *arguments, input="a\nb", env=os.environ | environment(fake_gpu(0)))
+    assert done.returncode == 0
+    if as_json:
+        assert json.loads(done.stdout)["status"] == "ok"
+        assert "a\nb" in done.stderr
+    else:
+        assert done.stdout == "a\nb"
 
 
-def test_json_is_alone_on_stdout():
-    done = bench("--json", "--no-store", "--idle-seconds", "0", "--", "echo", "hello", **environment(fake_gpu(0)))
-    assert json.loads(done.stdout)["status"] == "ok"
-    assert "hello" in done.stderr
-
-
+@pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -166,12 +186,11 @@ def test_json_is_alone_on_stdout():
         (["--gpus", "3"], "--gpus names '3'"),
     ],
 )
-def test_wrong_options_are_told_before_anything_runs(options, message, tmp_path):
-    done = bench(*options, "--", "touch", "ran", **environment(fake_gpu(0)))
-    assert (done.returncode, done.stdout) == (2, "")
+def test_wrong_options_end_before_anything_runs(options: list[str], message: str, tmp_path: Path) -> None:
+    done = commands.bench("measure", *options, "--", "touch", "ran")
+    assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 4
-    assert not (tmp_path / "ran").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 STEPS = """
@@ -186,9 +205,11 @@ for i in range(12):
 """
 
 
-def test_steps_of_a_script_give_throughput_and_its_evaluation_is_apart():
-    record = measured("--idle-seconds", "0", "--", sys.executable, "-c", STEPS, **environment(fake_gpu(0, 300)))
+@pytest.mark.usefixtures("one_gpu")
+def test_steps_of_a_script_give_throughput_and_its_evaluation_is_apart() -> None:
+    record = measured(sys.executable, "-c", STEPS)
     known = metrics(record)
+    assert record.measurement is not None
     assert known["steps"] == 12 - 3
     steady = [phase.seconds for phase in record.measurement.phases if phase.name == "steady"]
     assert known["window_seconds"] == pytest.approx(sum(steady))
@@ -202,47 +223,43 @@ def test_steps_of_a_script_give_throughput_and_its_evaluation_is_apart():
     assert known["phase_eval_seconds"] == pytest.approx(evaluation.seconds)
 
 
-def test_steps_are_found_in_the_output():
+@pytest.mark.usefixtures("one_gpu")
+def test_steps_are_found_in_the_output() -> None:
     script = "import time\nfor i in range(8):\n    time.sleep(0.02)\n"
     script += "    print(f'it {i} | {1024:,} tok | loss {3 - i / 9:.2f}')"
     pattern = r"^it \d+ \| (?P<tokens>[\d,]+) tok \| loss (?P<loss>[\d.]+)"
-    record = measured(
-        *("--idle-seconds", "0", "--warmup-steps", "2", "--step-pattern", pattern),
-        *("--", sys.executable, "-c", script),
-        **environment(fake_gpu(0, 300)),
-    )
-    known = metrics(record)
+    known = metrics(measured(sys.executable, "-c", script, warmup_steps=2, pattern=pattern, output=io.BytesIO()))
     assert known["steps"] == 6
     assert known["tokens_per_second"] == pytest.approx(6 * 1024 / known["window_seconds"])
     assert known["loss_last"] == 2.22
 
 
-def test_ctrl_c_is_for_the_command_and_its_record_is_kept(tmp_path):
+def test_ctrl_c_is_for_the_command_and_its_record_is_kept(tmp_path: Path) -> None:
     script = (
-        "import signal, sys, time\nsignal.signal(2, lambda *_: sys.exit(3))\nprint('up', flush=True)\ntime.sleep(30)"
+        "import signal, sys, time\nsignal.signal(2, lambda *_: sys.exit(3))\nprint('up', flush=True)\ntime.sleep(900)"
     )
     process = subprocess.Popen(
-        [*BENCH, "--no-store", "--idle-seconds", "0", "--", sys.executable, "-c", script],
+        [*BENCH, "measure", *QUIET, "--", sys.executable, "-c", script],
         env=os.environ | environment(fake_gpu(0)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 3
-    assert "exit code 3" in said
-    assert len(list(tmp_path.glob("runs/measure/*/*/record.json"))) == 1
+    _, text = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 3, text
+    assert kept(tmp_path).status.value == "failed"
 
 
-def test_a_secret_on_the_command_line_is_not_kept(tmp_path):
-    arguments = ["--no-store", "--idle-seconds", "0", "--", "true", "--token=abc123secret"]
-    assert bench(*arguments, **environment(fake_gpu(0))).returncode == 0
-    kept = "".join(path.read_text(errors="replace") for path in Path(tmp_path, "runs").rglob("*.json"))
-    assert "--token=***" in kept
-    assert "abc123secret" not in kept
+@pytest.mark.usefixtures("one_gpu")
+def test_a_secret_on_the_command_line_is_not_kept(tmp_path: Path) -> None:
+    assert commands.bench("measure", *QUIET, "--", "true", "--token=abc123secret").exit_code == 0
+    text = "".join(path.read_text(errors="replace") for path in Path(tmp_path, "runs").rglob("*.json"))
+    assert "--token=***" in text
+    assert "abc123secret" not in text
 
 
 def test_gpus_that_a_command_does_not_use_are_counted_apart(tmp_path):

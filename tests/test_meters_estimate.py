@@ -11,6 +11,7 @@ import pytest
 
 from bench.meters.estimate import CodecarbonMeter, _modes
 from bench.meters.trace import Trace
+from tests.processes import PATIENCE
 
 SETTINGS = "[codecarbon]\npue=2.0\nforce_ram_power=1000\nforce_cpu_power=1000\nelectricitymaps_api_token=secret\n"
 
@@ -34,14 +35,15 @@ def estimated(tmp_path_factory):
         patch.setattr(socket.socket, "connect", connect)
         patch.setattr(socket.socket, "connect_ex", connect)
         meter = CodecarbonMeter()
-        assert meter.wait(60)
-        rows = []
-        for _ in range(4):
+        assert meter.wait(PATIENCE)
+        rows, spans = [], []
+        for pause in (0.25, 0.25, 0.25, 0.25, 0.0, 0.0):
+            before = time.monotonic()
             rows += meter.read()
-            time.sleep(0.25)
-        rows += [*meter.read(), *meter.read()]
+            spans.append((before, time.monotonic()))
+            time.sleep(pause)
         variables = [name for name in os.environ if name.lower().startswith("codecarbon_")]
-        yield meter, rows, {"connections": connections, "variables": variables}
+        yield meter, rows, {"connections": connections, "variables": variables, "spans": spans}
         meter.close()
 
 
@@ -54,11 +56,11 @@ def test_it_opens_no_connection(estimated):
 def test_nothing_waits_for_its_start(monkeypatch):
     started = threading.Event()
     monkeypatch.setattr("bench.meters.estimate._forget_settings", lambda: None)
-    monkeypatch.setattr(CodecarbonMeter, "_start_tracker", lambda meter: started.wait(60))
+    monkeypatch.setattr(CodecarbonMeter, "_start_tracker", lambda meter: started.wait(PATIENCE))
     meter = CodecarbonMeter()
     assert (meter.starting, meter.read(), meter.wait(0)) == (True, [], False)
     started.set()
-    assert meter.wait(60)
+    assert meter.wait(PATIENCE)
 
 
 def test_settings_of_the_user_change_nothing(estimated):
@@ -79,11 +81,13 @@ def test_the_modes_are_known(estimated):
 
 
 def test_energy_is_power_times_time_within_one_percent(estimated):
-    meter, rows, _ = estimated
+    meter, rows, facts = estimated
     memory = [r for r in rows if r.component == "dram"]
     (model,) = [item for item in meter._tracker._hardware if type(item).__name__ == "RAM"]
-    watts = (memory[-1].energy_uj - memory[0].energy_uj) / (memory[-1].t_ns - memory[0].t_ns) * 1e3
-    assert watts == pytest.approx(model.total_power().W, rel=0.01)
+    joules = (memory[-1].energy_uj - memory[0].energy_uj) / 1e6
+    (first, second), (third, fourth) = facts["spans"][0], facts["spans"][-1]  # each reading is within its span
+    watts = model.total_power().W
+    assert 0.99 * watts * (third - second) <= joules <= 1.01 * watts * (fourth - first)
     cpu = [r.energy_uj for r in rows if r.component == "cpu"]
     assert cpu == sorted(set(cpu))
 
@@ -117,7 +121,7 @@ def _apart(monkeypatch, tmp_path):
 def test_without_the_package_there_is_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     meter = CodecarbonMeter()
-    assert meter.wait(5)
+    assert meter.wait(PATIENCE)
     assert meter.reason == "the package codecarbon is not installed"
     assert meter.read() == []
     meter.close()
@@ -151,7 +155,7 @@ def test_errors_that_it_swallows_are_noticed(monkeypatch):
     for tracker, reason in ((HalfBuilt, "did not start"), (Raises, "unexpected keyword"), (Started, "nothing")):
         monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", tracker)
         meter = CodecarbonMeter()
-        assert meter.wait(5)
+        assert meter.wait(PATIENCE)
         assert reason in meter.reason
         assert meter.read() == []
 

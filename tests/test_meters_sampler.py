@@ -19,6 +19,7 @@ from bench.meters.sampler import Recorder, make_meters
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Trace
 from tests.fake_nvml import environment, fake_gpu
+from tests.processes import PATIENCE, until
 
 S = 1_000_000_000
 
@@ -185,16 +186,6 @@ def fake_machine(monkeypatch, *gpus):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def until(condition, seconds=60.0):
-    """Wait for a condition; whether it came true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def readings(path):
     return sum(row.event is None for row in Trace.read(path).rows)
 
@@ -235,10 +226,10 @@ def test_a_killed_sidecar_is_survived(tmp_path, monkeypatch):
     fake_machine(monkeypatch, fake_gpu(0))
     sidecar = Sidecar(["nvml"]).start()
     sidecar.open(tmp_path / "a.jsonl")
-    assert until(lambda: readings(tmp_path / "a.jsonl") >= 3)
+    until(lambda: readings(tmp_path / "a.jsonl") >= 3)
     pid = sidecar.pid
     os.kill(pid, signal.SIGKILL)
-    assert until(lambda: not running(pid))
+    until(lambda: not running(pid))
     sidecar.open(tmp_path / "b.jsonl")
     sidecar.close()
     sidecar.stop()
@@ -276,7 +267,7 @@ def test_a_forked_child_can_let_go_of_the_pipes(monkeypatch):
     sidecar = Sidecar(["nvml"]).start()
     process = sidecar._process
     sidecar.forget()
-    assert (sidecar.pid, process.wait(60)) == (None, 0)  # nobody holds its input any more
+    assert (sidecar.pid, process.wait(PATIENCE)) == (None, 0)  # nobody holds its input any more
     sidecar.stop()
 
 
@@ -310,10 +301,10 @@ def test_the_sidecar_ends_with_its_parent_although_a_trainer_lives_on(tmp_path, 
     parent = subprocess.Popen([sys.executable, "-P", "-c", PARENT, str(path)], stdout=subprocess.PIPE, text=True)
     sidecar, trainer = map(int, parent.stdout.readline().split())
     try:
-        assert until(lambda: readings(path) >= 3)
+        until(lambda: readings(path) >= 3)
         parent.kill()
         parent.wait()
-        assert until(lambda: not running(sidecar))
+        until(lambda: not running(sidecar))
         assert running(trainer)
     finally:
         parent.stdout.close()
@@ -348,7 +339,7 @@ def test_the_whole_sidecar_opens_no_connection_and_codecarbon_joins(tmp_path, mo
     with Sidecar(["nvml", "rapl", "codecarbon"]) as sidecar:
         assert (sidecar.live, sidecar.starting) == (["nvml", "conditions"], ["codecarbon"])
         sidecar.open(path)
-        assert until(joined)
+        until(joined)
         time.sleep(2.2)
         sidecar.close()
         assert sidecar.error is None

@@ -5,21 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.record import RunRecord, Status
+from bench.record import Status
 from bench.run.collect import Context, collect
 from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, make_launcher
 from bench.schema import COMMAND, RunSpec, Site
 from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu
+from tests.processes import PATIENCE, Finished, records, run, until
 
 NODE = [sys.executable, "-P", "-m", "bench.run.node"]
-BENCH = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
 
 
 def command(argv: str, **more: Any) -> RunSpec:
@@ -36,7 +35,7 @@ def prepare(folder: Path, spec: RunSpec) -> Path:
 
 def node(folder: Path, *arguments: str, **more: Any) -> tuple[int, dict[str, Any], str]:
     """Do one run; return exit code, what `exit.json` says, and what the node printed."""
-    done = subprocess.run([*NODE, str(folder), *arguments], capture_output=True, text=True, timeout=200, **more)
+    done = run([*NODE, str(folder), *arguments], **more)
     path = folder / "exit.json"
     return done.returncode, json.loads(path.read_text()) if path.exists() else {}, done.stderr
 
@@ -63,11 +62,9 @@ def test_a_signal_cancels_a_run_with_all_its_processes(tmp_path: Path) -> None:
     folder = prepare(tmp_path, command("sh -c 'echo $$; sleep 600'"))
     process = subprocess.Popen([*NODE, str(folder)])
     log = folder / "worker.log"
-    while not (log.exists() and log.read_text().strip()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or (log.exists() and log.read_text().strip()))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert json.loads((folder / "exit.json").read_text())["how"] == "cancelled"
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
@@ -122,25 +119,17 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_a_run_by_itself_leaves_what_a_warm_one_leaves(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(
-        "name: tiny\nidle_seconds: 0\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, devices: 2, "
-        "workload_args.sequence_length: 32, batch_size_per_device: 2, measure_seconds: 1, device_type: cpu}\n"
-    )
-    warm_process = subprocess.run(
-        [*BENCH, "run", "tiny.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
-    assert warm_process.returncode == 0, warm_process.stderr
-    (path,) = tmp_path.glob("runs/*/*/*/record.json")
-    warm = RunRecord.model_validate_json(path.read_text())
+def test_a_run_by_itself_leaves_what_a_warm_one_leaves(finished: Finished, tmp_path: Path) -> None:
+    name, warm = next(item for item in records(finished.folder).items() if item[1].spec.world_size == 2)
+    (left,) = finished.folder.glob(f"runs/*/*/{name}")
     folder = prepare(tmp_path, warm.spec)
     code, end, errors = node(folder)
     assert (code, end["how"], end["sidecar_error"]) == (0, "ended", None), errors
-    context = Context(warm.suite, warm.execution, Site(), warm.environment, [])
-    alone = collect(context, warm.spec, folder)
+    site = Site(region="FR", usd_per_device_hour=1)
+    alone = collect(Context(warm.suite, warm.execution, site, warm.environment, []), warm.spec, folder)
     assert alone.status is Status.OK
-    assert {file.name for file in folder.iterdir()} == {file.name for file in path.parent.iterdir()}
-    records = [record.model_dump(mode="json", exclude={"flags", "quality", "grade"}) for record in (warm, alone)]
-    for record in records:  # how busy the host was differs from run to run
-        record["measurement"]["host"] = None
-    assert shape(records[0]) == shape(records[1])
+    assert {file.name for file in folder.iterdir()} == {file.name for file in left.iterdir()}
+    dumps = [record.model_dump(mode="json", exclude={"flags", "quality", "grade"}) for record in (warm, alone)]
+    for dump in dumps:  # how busy the host was differs from run to run
+        dump["measurement"]["host"] = None
+    assert shape(dumps[0]) == shape(dumps[1])

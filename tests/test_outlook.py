@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from analytics.frame import frame
-from analytics.outlook import outlook, sentences
-from analytics.scaling import SeriesFit, fit
+from analytics.law.outlook import outlook
+from analytics.law.series import SeriesFit, fit
+from analytics.runs.frame import frame
+from analytics.say.law import flag_words
 from bench.schema import Scalar
 from tests import rows
 from tests.commands import bench
@@ -23,44 +24,35 @@ def series(**fields: Any) -> SeriesFit:
 def test_the_law_goes_on_where_the_plain_one_breaks() -> None:
     (more,) = outlook(series(presets=("tiny",)), [16])
     true = 16 * rows.V * 0.91 / rows.SIZES["tiny"]
-    assert more.samples_per_second == pytest.approx(true, rel=0.04)
-    assert more.low is not None
-    assert more.high is not None
-    assert more.low < true < more.high
-    assert more.efficiency == pytest.approx(0.91, abs=0.04)
+    speed = more.samples_per_second
+    assert speed.value == pytest.approx(true, rel=0.04)
+    assert speed.low is not None
+    assert speed.high is not None
+    assert speed.low < true < speed.high
+    assert speed.level == more.efficiency.level == 0.8
+    assert more.efficiency.value == pytest.approx(0.91, abs=0.04)
     assert sum(more.shares.values()) == pytest.approx(1)
-    assert more.flags == ("first_node_boundary",)
+    assert more.flags == (), "the host has 64 cores, and is one node"
 
 
-def test_the_largest_model_is_asked_for_and_twice_and_four_times_the_devices() -> None:
-    told = outlook(series())
-    assert [one.devices for one in told] == [16, 32]
-    assert {one.flops_per_sample for one in told} == {rows.SIZES["small"]}
+def test_the_largest_model_on_twice_and_four_times_the_devices_is_predicted() -> None:
+    predictions = outlook(series())
+    assert [one.devices for one in predictions] == [16, 32]
+    assert {one.flops_per_sample for one in predictions} == {rows.SIZES["small"]}
 
 
-def test_words_say_how_sure_and_what_is_not_known() -> None:
-    found = series()
-    lines = "\n".join(sentences(found, outlook(found, [64])))
-    assert "On d = 64: " in lines
-    assert "Beware: more than 4 times as many devices as were measured" in lines
-    assert "several nodes, while all that was measured ran in one" in lines
-    assert "What a law misses of a configuration that it has not seen" in lines
-    assert "Not identified by these runs, so taken from what is usual: " in lines
-    assert "latency" in lines
-    assert sentences(found, []) == []
-
-
-def test_the_ideal_law_has_no_parts() -> None:
-    found = series()
-    told = outlook(found, [16], "ideal")
-    assert told[0].samples_per_second == pytest.approx(told[0].ideal_samples_per_second)
-    assert not any("Time of a step" in line for line in sentences(found, told))
+def test_devices_that_the_machine_lacks_are_flagged_everywhere() -> None:
+    runs = series(cores=8)
+    inside, beyond = outlook(runs, [8, 16])
+    assert (inside.flags, beyond.flags) == ((), ("beyond_this_machine",))
+    assert beyond.to_dict()["flags"] == ["beyond_this_machine"]
+    assert flag_words(beyond.flags, runs.host) == ["more devices than this machine has (8)"]
 
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Scalar]]:
     made = rows.grid(tuple(LOSS), loss=LOSS)
-    monkeypatch.setattr("analytics.selection.select", lambda **_: made)
+    monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
     return made
 
 
@@ -68,12 +60,31 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Scalar]]:
 def test_fit_predicts_what_is_asked_for() -> None:
     done = bench("fit", "--devices", "16,32")
     assert done.exit_code == 0, done.output
-    assert "On d = 16: " in done.output
-    assert "On d = 32: " in done.output
-    document = json.loads(bench("fit", "--devices", "16", "--law", "power", "--json").stdout)
-    (told,) = document["predictions"]
-    assert (told["devices"], told["law"]) == (16, "power")
+    predicted = done.output.split("80 % intervals")[1]
+    assert [line.split()[0] for line in predicted.splitlines()[2:4]] == ["16", "32"]
+    (prediction,) = json.loads(bench("fit", "--devices", "16", "--json").stdout)["predictions"]
+    assert prediction["devices"] == 16
+    assert 0 < prediction["samples_per_second_low"] < prediction["samples_per_second"]
+    assert prediction["efficiency"] < prediction["efficiency_high"]
     assert json.loads(bench("fit", "--json").stdout)["predictions"] == []
+
+
+@pytest.mark.usefixtures("stored")
+def test_there_is_no_menu_of_laws() -> None:
+    done = bench("fit", "--law", "power")
+    assert done.exit_code == 2
+    assert "No such option" in done.stderr
+
+
+def test_a_host_of_two_cores_has_no_eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = rows.grid((1, 2), cores=2)
+    monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
+    four, eight = json.loads(bench("fit", "--devices", "4,8", "--json").stdout)["predictions"]
+    assert "beyond_this_machine" in four["flags"]
+    assert "beyond_this_machine" in eight["flags"]
+    predicted = bench("fit", "--devices", "4,8").output.split("80 % intervals")[1]
+    assert [line.split()[-1] for line in predicted.splitlines()[2:4]] == ["(a)", "(a)"]
+    assert "(a) more devices than this machine has (2)" in predicted
 
 
 @pytest.mark.parametrize("devices", ["0", "a", "8,", "-1", "9999999", "8;16"])

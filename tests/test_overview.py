@@ -1,19 +1,19 @@
 """The Overview: what runs now, a row a suite, and what failed and why."""
 
+import math
 import os
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
 import streamlit as st
 
-from analytics import store
-from analytics.frame import frame
-from app import data, live, overview
+from analytics.runs import store
+from analytics.runs.frame import frame
+from app import live
+from app.pages import overview
 from bench.files import held
 from bench.folder import LOCK, PROGRESS
 from bench.record import Status
@@ -46,26 +46,26 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     [(-3, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (86400 * 3 + 4 * 3600, "3 d 4 h")],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert overview.duration(seconds) == words
+    assert live.duration(seconds) == words
 
 
 def test_what_runs_is_told_with_what_is_left() -> None:
     running = flight(
         ago=90, run_began_at=NOW - timedelta(seconds=12), current="tiny r1", remaining_seconds=60, failed=2
     )
-    assert overview.told(running, NOW) == [
+    assert live.words(running, NOW) == [
         f"s on {HERE}: 1 of 4 runs done, 2 runs failed",
         "Now: tiny r1, for 12 s",
         "Began 1 min 30 s ago, about 48 s left",
     ]
-    assert overview.told(flight(to_do=None, unit="trials"), NOW)[:2] == [f"s on {HERE}: 1 trials done", "Now: starting"]
-    assert overview.told(running.model_copy(update={"remaining_seconds": 3}), NOW)[2].endswith("about to end")
-    assert "left" not in overview.told(running.model_copy(update={"remaining_seconds": None}), NOW)[2]
+    assert live.words(flight(to_do=None, unit="trials"), NOW)[:2] == [f"s on {HERE}: 1 trials done", "Now: starting"]
+    assert live.words(running.model_copy(update={"remaining_seconds": 3}), NOW)[2].endswith("about to end")
+    assert "left" not in live.words(running.model_copy(update={"remaining_seconds": None}), NOW)[2]
 
 
 def test_what_stopped_and_what_is_silent() -> None:
-    stopped, silent = overview.past(Seen(flight(), "stopped")), overview.past(Seen(flight(), "silent"))
-    assert stopped.endswith("2026-01-02 11:59:00 UTC: 1 of 4 runs done. The same command goes on.")
+    stopped, silent = live.past_words(Seen(flight(), "stopped")), live.past_words(Seen(flight(), "silent"))
+    assert stopped.endswith("2026-01-02 11:59:00 UTC, after 1 of 4 runs done. Run the same command again to resume.")
     assert "no news since 2026-01-02 11:59:00 UTC" in silent
 
 
@@ -84,7 +84,7 @@ def test_a_row_a_suite_is_its_newest_execution() -> None:
     assert row["best"] == f"{best:.4g}", "a mean over repeats, not the luckiest run, nor that of the old one"
     given.append(rows.make(1, repeat=2, v=2e9 * 1.05))
     assert overview.suites(frame(given))["best"][1].startswith("20.98 (18.64 to "), "three have an interval"
-    assert row["fastest"] == given[1]["label"]
+    assert row["fastest"] == "synthetic tiny 1 device batch 8 fp32 ddp"
     assert (row["joules"], row["joules_estimated"]) == (200, 450)
     assert row["grams"] == pytest.approx(200 / 3.6e6 * 400)
     assert row["grams_estimated"] == pytest.approx(150 / 3.6e6 * 400)
@@ -125,20 +125,39 @@ def test_the_page_of_suites_and_reasons(page: Open) -> None:
     given = [rows.make(), rows.make(2, status=OOM, message="no room"), rows.make(suite="other")]
     app = page([*given, rows.make(4, status=Status.SKIPPED, message="needs a GPU")])
     assert app.dataframe[0].value["suite"].tolist() == ["synthetic", "other"]
-    assert "CO2e [g], energy measured" in str(app.dataframe[0].proto.columns)
+    assert "CO2e [g]" in str(app.dataframe[0].proto.columns)
     assert "out of memory: 1 run" in texts(app)
     assert "SyntheticError: no room" in texts(app)
     assert "1 run (synthetic): needs a GPU" in texts(app)
-    assert "Nothing runs now" in texts(app)
+    assert "Nothing is running." in texts(app)
     quiet = page([rows.make()])
-    assert "Every run ended well" in texts(quiet)
-    assert "skipped, and why" not in texts(quiet)
+    assert "Failed runs" not in texts(quiet)
+    assert "Skipped runs" not in texts(quiet)
+
+
+def test_throughput_over_time_is_that_of_one_configuration() -> None:
+    old = [rows.make(1, repeat=r, v=2e9, execution="20250101T000000-old") for r in range(3)]
+    old = [row | {"started_at": "2025-01-01T00:00:00+00:00"} for row in old]
+    new = [rows.make(1, repeat=r, v=3e9 * (1 + r / 100)) for r in range(3)]
+    fast = [rows.make(1, "tiny", "bf16", repeat=9, v=9e9)]
+    moments = overview.trends(frame([*old, *new, *fast]))["synthetic"]
+    assert [moment.value for moment in moments] == [pytest.approx(20), pytest.approx(30.3, rel=0.01)]
+    assert moments[1].low < moments[1].value < moments[1].high
+    single = overview.trends(frame(fast))["synthetic"]
+    assert math.isnan(single[0].low)
+    assert overview.trends(frame([rows.make(status=Status.FAILED)])) == {}
+
+
+def test_energy_and_cost_by_suite() -> None:
+    table = overview.suites(frame([rows.make(), rows.make(2, readings="e", suite="other")]))
+    energy = overview.taken(table, {"joules": "measured", "joules_estimated": "estimated"}, 0.5)
+    assert energy == {"measured": {"synthetic": 50.0}, "estimated": {"other": 75.0, "synthetic": 75.0}}
+    assert overview.taken(table, {"usd_owned": "owned"}) == {}
 
 
 def test_a_suite_leads_to_its_figures(page: Open) -> None:
     given = [rows.make(), rows.make() | {"suite": "a b&c"}]
-    assert not page(given).get("page_link")
-    links = page(given, suite="a b&c").get("page_link")
+    links = page(given, suite="a b&c").get("page_link")[:4]
     assert len(links) == 4
     for link in links:
         assert "a b&c" in str(link.proto.query_string).replace("%20", " ").replace("+", " ").replace("%26", "&")
@@ -156,84 +175,56 @@ def test_the_page_shows_what_runs(page: Open, tmp_path: Path, monkeypatch: pytes
     flying(tmp_path / "elsewhere", suite="killed")
     with held(folder / LOCK, "busy"):
         app = page([rows.make()])
-        assert "Running now" in texts(app)
+        assert "Running: " in texts(app)
         assert f"s on {HERE}: 1 of 4 runs done" in texts(app)
         assert "killed on" in texts(app)
-        assert "The same command goes on." in texts(app)
+        assert "Run the same command again to resume." in texts(app)
         (bar,) = app.get("progress")
         assert bar.proto.value == 25
-    assert "Nothing runs now" in texts(page([rows.make()]))
+    assert "Nothing is running." in texts(page([rows.make()]))
 
 
 def test_what_runs_is_shown_before_there_are_runs(page: Open, tmp_path: Path) -> None:
     with held(flying(tmp_path / "runs") / LOCK, "busy"):
         for given in ([], tracking.StoreError("there is no store")):
             app = page(given)
-            assert "Running now" in texts(app)
+            assert "Running: " in texts(app)
             assert not app.metric
 
 
 def test_numbers_follow_when_a_run_has_ended(page: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = flying(tmp_path / "runs")
-    asked: list[datetime] = []
-    monkeypatch.setattr(data, "refresh_if", lambda *ended: bool(asked.extend(ended)))
     with held(folder / LOCK, "busy"):
-        page([rows.make()])
-        before = live._ended(live._look())
+        app = page([rows.make()])
+        before = live._ended(live.look())
         text = (folder / PROGRESS).read_text()
         (folder / PROGRESS).write_text(text.replace('"current":null', '"current":"the next run"'))
-        assert live._ended(live._look()) == before, "nothing has ended"
+        assert live._ended(live.look()) == before, "nothing has ended"
+        monkeypatch.setattr(store, "load", lambda uri=None, **_: frame([rows.make(), rows.make(2)]))
+        app.run()
+        assert "1 runs in 1 suites" in texts(app)
         (folder / PROGRESS).write_text(text.replace('"done":1', '"done":2'))
-        assert live._ended(live._look()) != before
-        told = Flight.model_validate_json(text)
-        assert asked == [told.updated_at], "the page was to hold what had ended before it was opened"
-    assert live._ended(live._look()) == frozenset()
+        assert live._ended(live.look()) != before
+        app.run()
+        assert "2 runs in 1 suites" in texts(app), "what is new was read"
+    assert live._ended(live.look()) == frozenset()
 
 
-def test_a_store_that_is_slow_or_down_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def down(uri: str | None) -> Any:
-        raise tracking.StoreError("down")
+def test_the_store_is_asked_for_progress_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [[flight()], tracking.StoreError("down")]
 
-    index = live._Index("x")
-    monkeypatch.setattr(tracking, "flights", down)
-    assert index.told() == []
-    told = [flight()]
-    monkeypatch.setattr(tracking, "flights", lambda uri: told)
-    assert index.told() == [], "asked a moment ago"
-    monkeypatch.setattr(live, "_ASK_SECONDS", -1)
-    assert index.told() == told
-    monkeypatch.setattr(tracking, "flights", down)
-    assert index.told() == told, "what it told last"
+    def flights(uri: str | None) -> Any:
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
 
-
-def test_a_store_is_asked_by_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(Thread):
-        def start(self) -> None:
-            time.sleep(0.05)  # others look before it is alive
-            super().start()
-
-    asked: list[Any] = []
-    monkeypatch.setattr(live, "Thread", Slow)
-    monkeypatch.setattr(live, "_ASK_SECONDS", -1)
-    released = Event()
-    monkeypatch.setattr(live, "_WAIT_SECONDS", 0)
-    monkeypatch.setattr(tracking, "flights", lambda uri: asked.append(uri) or (released.wait(60) and []))
-    index, failed = live._Index("x"), list[Exception]()
-
-    def look() -> None:
-        try:
-            index.told()
-        except RuntimeError as error:
-            failed.append(error)
-
-    pages = [Thread(target=look) for _ in range(4)]
-    for one in pages:
-        one.start()
-    for one in pages:
-        one.join()
-    released.set()
-    index._thread.join()
-    assert (failed, asked) == ([], ["x"])
+    live._flights.clear()
+    monkeypatch.setattr(tracking, "flights", flights)
+    assert live._flights("x") == [flight()]
+    del answers[0]
+    assert live._flights("x") == [flight()], "asked a moment ago"
+    live._flights.clear()
+    assert live._flights("x") == []
 
 
 def test_hostile_text_of_what_runs_and_failed_is_never_markup(page: Open, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bench.schema import RunSpec
 from bench.strategies import catalog
 from bench.strategies.parts import Parts, Precision, Unsupported
 from bench.train.probes import communication_shares, without
+from tests.processes import PATIENCE
 
 torch = pytest.importorskip("torch")
 
@@ -237,7 +238,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
     process = multiprocessing.get_context("spawn").Process(target=_nursery, args=(made,))
     process.start()
-    process.join(220)
+    process.join(PATIENCE)
     process.kill()
     return made
 

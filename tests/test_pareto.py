@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from analytics import pareto, selection
-from analytics.frame import frame
-from analytics.pareto import front
-from analytics.pareto_words import against, sentences
-from analytics.searchfile import Amount
+from analytics.judge import front as pareto
+from analytics.judge.front import front
+from analytics.judge.objectives import Amount
+from analytics.runs import selection
+from analytics.runs.frame import frame
+from analytics.say.blocks import Note, Table
+from analytics.say.front import against, answer, blocks, notes
 from tests import rows
 from tests.commands import bench
 from tests.test_tracking import logged
@@ -244,12 +246,24 @@ def test_what_is_told_beside_the_front_does_not_count() -> None:
     assert (one.table["energy_low"] < one.table["energy"]).all()
 
 
+def remarks(one: pareto.Front) -> list[Note]:
+    return list(notes([one], {id(one): one.work}))
+
+
+def test_the_table_holds_the_front_and_what_may_well_be_on_it() -> None:
+    given = frame([*THREE, *runs("d", 400, 400)])
+    tables = [block for block in blocks(front(given, ("time", "energy")), given) if isinstance(block, Table)]
+    assert [(len(table.rows), table.folded) for table in tables] == [(3, False), (4, True), (4, True)]
+    assert [row[-1] for row in tables[0].rows] == ["100 %", "100 % knee", "100 %"]
+    assert tables[0].columns == ("configuration", "time, s", "energy, J", "on the front")
+
+
 def test_figures_of_a_model_are_named_also_where_carbon_rests_on_them() -> None:
     assert front(frame(THREE), pareto.OBJECTIVES)[0].estimated == ()
     modelled = [row | {"emissions_basis": "estimated"} for row in THREE]
     (one,) = front(frame(modelled), pareto.OBJECTIVES)
     assert one.estimated == ("carbon",)
-    assert "~ carbon: the figure of a model, not a measurement" in sentences(one)
+    assert [note.text for note in remarks(one) if note.text.startswith("~ carbon")]
 
 
 def test_several_regions_and_prices_of_several_devices_are_told() -> None:
@@ -262,7 +276,7 @@ def test_several_regions_and_prices_of_several_devices_are_told() -> None:
         "bench pareto --price makes it anew by one",
         "carbon is that of several regions: FRA, XX",
     )
-    assert one.notes[0] in sentences(one)
+    assert any(one.notes[0] in note.text for note in remarks(one))
 
 
 def test_cost_by_several_prices_of_one_device_does_not_count() -> None:
@@ -270,13 +284,16 @@ def test_cost_by_several_prices_of_one_device_does_not_count() -> None:
     assert "cost" not in one.table
     why = "it is that of several prices, 3.6 to 10.8 USD per device and hour: bench pareto --price makes it anew by one"
     assert one.dropped["cost"] == why
-    assert not [line for line in sentences(one) if line.startswith("cheapest")]
+    assert "cost" not in answer(one, one.table["name"].tolist())
+    assert [note for note in remarks(one) if (note.label, note.text[:5]) == ("Left out", "cost:")]
 
 
 def test_what_ran_once_is_named_so_where_it_wins() -> None:
     (one,) = front(frame([*THREE, *runs("once", 50, 290, repeats=1)]), ("time", "energy"))
-    assert sentences(one)[0] == "fastest: once (ran once: how sure that is cannot be said)"
-    assert "ran once" not in sentences(one)[1], "the one of least energy was repeated"
+    text = answer(one, one.table["name"].tolist())
+    assert "once for time;" in text, "how sure that is cannot be said"
+    assert "c for energy (100 % sure)" in text
+    assert [note.text[:7] for note in remarks(one) if "ran once" in note.text] == ["1 of 4 "]
 
 
 def test_work_is_named_by_what_tells_it_apart() -> None:
@@ -326,12 +343,11 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     done = asked([*THREE, *runs("d", 400, 400, repeats=1)], monkeypatch)
     assert done.exit_code == 0, done.output
     for said in (
-        "fastest: a (100 % sure)",
-        "least energy: c (100 % sure)",
-        "of all): b",
+        "a for time (100 % sure)",
+        "c for energy (100 % sure)",
+        "b for balance",
         "ran once",
-        "(d)",
-        "quality is left out",
+        "Left out: quality",
     ):
         assert said in done.output
     document = json.loads(asked(THREE, monkeypatch, "synthetic", "--by", "time,energy", "--json").stdout)
@@ -342,8 +358,8 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "nothing to choose from" in asked(runs("a", 1, 1), monkeypatch).output
     others = [row | {"workload": name, "config_id": name} for name in ("x", "y") for row in runs("a", 1, 1)]
     mixed = asked([*THREE, *others], monkeypatch).output
-    assert "nothing to choose from: workload=x, workload=y" in mixed
-    assert mixed.count("fastest") == 1
+    assert "Nothing to choose, with one configuration: x, y" in mixed
+    assert mixed.count("Take ") == 1
 
 
 @pytest.mark.slow

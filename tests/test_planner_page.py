@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,19 +11,18 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from analytics import store
-from analytics.frame import frame
-from analytics.plan import Plan
-from analytics.question import Given, question
-from app import data
-from app import planner as shown
-from app.charts import planner as charts
+from analytics.plan.plan import Plan
+from analytics.plan.question import Given, question
+from analytics.runs import store
+from analytics.runs.frame import frame
+from analytics.say.plan import nearest
+from app.pages import planner as shown
 from bench.figures import carbon
 from bench.schema import Site
 from bench.store import tracker as tracking
 from tests import rows
 from tests.commands import bench
-from tests.pages import EVIL, MAIN, Open, markup, opened, texts
+from tests.pages import EVIL, Open, answers, markup, opened, texts
 
 ASKED = {"params": "7B", "tokens": "1T", "device": "H100-SXM", "deadline": "30d", "paid": "Rented", "price": "2.5"}
 OWN = {"params": "166667", "tokens": "1B", "device": "Synthetic CPU", "precision": "fp32", "devices": "1-4"}
@@ -60,33 +58,22 @@ def plan(**fields: Any) -> Plan:
 
 def test_nothing_is_assumed(open_page: Open) -> None:
     app = open_page()
-    assert app.info[0].value == "There is no plan yet:"
+    assert answers(app) == ["Say what is trained, and on which device: in the sidebar."]
     assert "what is trained? give “Parameters” and “Tokens”" in texts(app)
     assert "--" not in texts(app)
     app.button[-1].click().run()
     assert not app.exception
-    assert "1. 512 devices" in markup(app), "an example"
+    assert answers(app)[0].startswith("Take 104 devices or more: ")
 
 
 def test_the_question_of_the_issue(open_page: Open) -> None:
     app = open_page(**ASKED, region="FR", pue="1.1", regions=["SE", "PL"])
-    assert "1. 128 devices" in markup(app)
-    card = app.text[0].value.splitlines()
-    assert [line.partition(":")[0] for line in card] == [
-        "Time",
-        "Cost",
-        "Energy, ~ estimated",
-        "Carbon, ~ estimated",
-        "Chance to meet what is asked",
-        "First",
-    ]
-    assert all("(" in line for line in card[:4]), "with intervals"
+    assert answers(app)[0].startswith("Take 104 devices or more: ")
     text = texts(app)
-    assert "From a deadline of 31.3 days on, 64 devices instead of 128." in text
-    assert "8 devices: No: too late: needs " in text
-    assert "64 -> 128 devices: cost × " in text
-    assert "Speed: from published trainings: " in text
-    assert "PUE 1.1 (user_supplied)" in text
+    assert "From a deadline of 31.3 days: 64 devices instead of 128." in text
+    assert "64 to 128 devices: cost × " in text
+    assert "published H100 trainings" in text
+    assert "PUE 1.1" in text
     options, regions = (table.value for table in app.dataframe)
     assert options["Devices"].tolist() == [128, 256, 512, 8, 16, 32, 64]
     assert options["Rank"].tolist() == ["1", "2", "3", *["no"] * 4]
@@ -96,7 +83,8 @@ def test_the_question_of_the_issue(open_page: Open) -> None:
         "bench plan --params 7B --tokens 1T --device H100-SXM --precision bf16 --devices 8-512 --deadline 30d "
         "--price 2.5 --pue 1.1 --region FR --regions SE,PL"
     )
-    assert "torchrun" in app.code[1].value
+    assert app.code[1].value.endswith("&& bench run plan-7b-bf16.yaml")
+    assert "torchrun" in text
 
 
 FULL = {"params": "8.03B", "tokens": "15.1e12", "active-params": "1.5B", "sequence": "8192", "devices": "8-64,100"}
@@ -139,28 +127,28 @@ def test_the_command_line_is_quoted() -> None:
 def test_what_is_not_given_is_not_computed(open_page: Open) -> None:
     app = open_page(**{name: ASKED[name] for name in ("params", "tokens", "device")})
     assert "Cost" not in app.dataframe[0].value
-    assert not any("CO2e" in line for line in app.text[0].value.splitlines())
-    assert "First: the fastest; no cost is known." in texts(app)
-    assert "Cost is absent: no price (give “Rent [USD per device-hour]”" in texts(app)
-    assert "Carbon is absent: no region (give “Region” FR)." in texts(app)
+    assert not any("CO2e" in name or "Carbon" in name for name in app.dataframe[0].value)
+    assert app.dataframe[0].value["Why"].iloc[0] == "First: the fastest; no cost is known."
+    assert "cost (give “Rent [USD per device-hour]”" in texts(app)
+    assert "CO2e (give “Region”)" in texts(app)
 
 
 def test_changing_a_field_changes_the_answer(open_page: Open) -> None:
     app = open_page(**ASKED)
     app.selectbox(key="deadline").select("60d").run()
     assert not app.exception
-    assert "1. 64 devices" in markup(app)
+    assert answers(app)[0].startswith("Take 56 devices or more: ")
     app.select_slider(key="span").set_value((256, 512)).run()
     assert app.dataframe[0].value["Devices"].tolist() == [256, 512]
     assert open_page(**ASKED, span=["256", "512"]).dataframe[0].value["Devices"].tolist() == [256, 512], "the address"
 
 
 def test_own_runs_and_published_ones(open_page: Open) -> None:
-    runs = rows.grid((1, 2), ("tiny",))
+    runs = rows.grid((1, 2), ("tiny",), cores=2)
     app = open_page(runs, **OWN)
-    assert "Speed: from your own runs: synthetic: fp32 ddp, 2 configurations on 1, 2 devices" in texts(app)
-    assert "Beware: more devices than were measured" in app.text[0].value, "4 devices are the first"
-    assert "bench run synthetic.yaml --set devices=" in app.code[1].value
+    assert "2 configurations of your runs on 1 and 2 devices (synthetic: fp32 ddp)" in texts(app)
+    assert "this machine has only 2" in app.dataframe[0].value["Why"].iloc[-1], "4 devices are out of reach"
+    assert len(app.code) == 1, "the file of the suite is not here"
     app = open_page(runs, **ASKED)
     assert "Your 8 runs do not apply: none of them was on this device." in texts(app)
     app = open_page(runs, **OWN, speed="Published trainings only")
@@ -169,15 +157,15 @@ def test_own_runs_and_published_ones(open_page: Open) -> None:
 
 def test_the_only_device_of_all_runs_need_not_be_named(open_page: Open) -> None:
     app = open_page(rows.grid((1, 2), ("tiny",)), **{name: OWN[name] for name in OWN if name != "device"})
-    assert "Device: that of all your runs -> Synthetic CPU." in texts(app)
+    assert "Device: Synthetic CPU, that of all your runs." in texts(app)
 
 
 def test_other_work_and_owned_devices(open_page: Open) -> None:
     query = {"kind": "Other work", "flops_per_sample": "1e12", "samples": "1B", "device": "RTX-4090", "devices": "1-8"}
     app = open_page(**query, paid="Owned", capital_price="0.5", electricity_price="0.2", power_watts="450", pue="1.2")
     assert "1B samples × 1T FLOP" in texts(app)
-    assert "Cost: 0.5 USD per device-hour, 0.2 USD per kWh (user_supplied)." in texts(app)
-    assert "450 W a device (user_supplied)" in texts(app)
+    assert "0.50 USD/h for the device, 0.20 USD/kWh" in texts(app)
+    assert "450 W a device" in texts(app)
     assert "--capital-price 0.5 --electricity-price 0.2" in app.code[0].value
 
 
@@ -187,11 +175,11 @@ def test_other_work_and_owned_devices(open_page: Open) -> None:
         ({"params": "much"}, "Parameters: 'much' is no number above 0 such as 7e9 or 7B"),
         ({"params": "-1"}, "Parameters: '-1' is no number above 0"),
         ({"params": "1e39", "tokens": "1e39"}, "cannot be meant (at most 1e+33)"),
-        ({"params": "1e16", "tokens": "1e15"}, "does not fit: the training state"),
+        ({"params": "1e16", "tokens": "1e15"}, "the training state of"),
         ({"tokens": ""}, "what is trained?"),
         ({"deadline": "soon"}, "Deadline: 'soon' is no time"),
-        ({"deadline": "0.001s"}, "None of these numbers of devices meets what is asked."),
-        ({"budget": "0.0001"}, "None of these numbers of devices meets what is asked."),
+        ({"deadline": "0.001s"}, "No number of devices "),
+        ({"budget": "0.0001"}, "No number of devices "),
         ({"price": "1e39"}, "“Rent [USD per device-hour]” 1e+39 cannot be meant"),
         ({"pue": "0.5"}, "“PUE”: "),
         ({"pue": "1e30"}, "“PUE”: "),
@@ -205,12 +193,12 @@ def test_other_work_and_owned_devices(open_page: Open) -> None:
         ({"region": "Atlantis"}, "Carbon is left out: region 'Atlantis' is not known"),
         ({"regions": "Atlantis"}, "Carbon is left out: region 'Atlantis' is not known"),
         ({"regions": [rows.HOSTILE, *map(str, range(40))]}, f"region '{rows.HOSTILE}' is not known"),
-        ({"batch": "0.5"}, "more devices than sequences in a batch"),
+        ({"batch": "0.5"}, "a batch has only "),
         ({"device": "TPU-v9"}, "on which device?"),
         ({"precision": "fp8", "device": "A100-SXM-80GB"}, "no peak of A100-SXM-80GB in fp8"),
         (
             {"precision": "int1", "kind": "?", "paid": "?", "speed": "?", "span": ["9", "x"]},
-            "First: the fastest of those that meet",
+            "Take 104 devices or more: ",
         ),
         ({"params": rows.HOSTILE}, f"Parameters: '{rows.HOSTILE}' is no number"),
     ],
@@ -225,7 +213,7 @@ def test_bad_input_is_a_sentence(open_page: Open, query: dict[str, Any], said: s
 @pytest.mark.parametrize("given", [[], tracking.StoreError("there is no store at x"), [rows.make()]])
 def test_few_runs_or_none(open_page: Open, given: Any) -> None:
     app = open_page(given, **ASKED)
-    assert "1. 128 devices" in markup(app)
+    assert answers(app)[0].startswith("Take 104 devices or more: ")
     if isinstance(given, Exception):
         assert app.text[0].value == "there is no store at x"
         assert app.warning[0].value.startswith("Your runs could not be read")
@@ -233,45 +221,7 @@ def test_few_runs_or_none(open_page: Open, given: Any) -> None:
 
 def test_one_run_is_enough_and_says_how_little_it_is(open_page: Open) -> None:
     app = open_page([rows.make()], **OWN)
-    assert "devices_not_identified: " in texts(app)
-
-
-def test_what_is_fitted_on_some_runs_is_not_kept_for_all(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, whole = (
-        [row | {"device_name": name, "precision": "bf16"} for row in rows.grid((1, 2), ("tiny",))]
-        for name in ("Other CPU", "NVIDIA H100 80GB HBM3")
-    )
-    asked = ASKED | {"params": "166667", "tokens": "1B"}
-    parts, go = [frame([]), frame(other)], threading.Event()
-
-    def load(uri: str | None = None, *, progress: Any, **_: Any) -> pd.DataFrame:
-        progress(1, None, lambda: parts[0])
-        assert go.wait(20)
-        return frame(whole)
-
-    open_page()
-    data.forget()
-    monkeypatch.setattr(store, "load", load)
-    monkeypatch.setattr(data, "PATIENCE", 0.2)
-
-    def look() -> str:
-        app = AppTest.from_file(str(MAIN), default_timeout=30)
-        app.switch_page("views/planner.py")
-        for key, value in asked.items():
-            app.query_params[key] = value
-        app.run()
-        assert not app.exception
-        return texts(app)
-
-    assert "0 runs so far; the others are being read" in look()
-    del parts[0]
-    assert "Your 8 runs do not apply" in look(), "those read so far"
-    go.set()
-    for source in data._sources.values():
-        source._thread.join()
-    found = look()
-    assert "Speed: from your own runs: synthetic" in found
-    assert "so far" not in found
+    assert "only one number of devices was measured" in texts(app)
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -293,20 +243,20 @@ def test_a_laptop_without_codecarbon_says_so(open_page: Open, monkeypatch: pytes
         monkeypatch.setattr(module, "intensity", absent)
     app = open_page(**ASKED, region="FR", regions=["FR"])
     assert "Carbon is left out: carbon of region 'FR' needs the package codecarbon" in texts(app)
-    assert "1. 128 devices" in markup(app)
-    assert "MWh" in app.text[1].value
-    assert "CO2e" not in app.text[1].value
+    assert answers(app)[0].startswith("Take 104 devices or more: ")
+    assert app.dataframe[0].value["Energy, ~ estimated"].str.contains("MWh").all()
+    assert "Carbon, ~ estimated" not in app.dataframe[0].value
 
 
 def test_options_are_drawn_with_intervals_and_limits() -> None:
     one = plan(deadline=40 * 86400.0, budget=1e6)
-    figure = charts.options_chart(one)
-    first, fits, cannot, deadline, budget = figure.data
-    assert [trace.name for trace in (first, fits, cannot)] == list(charts.RANKS)
+    figure = shown.options_chart(one)
+    cannot, fits, first, deadline, budget = figure.data
+    assert [trace.name for trace in (cannot, fits, first)] == list(shown.GROUPS)
     assert deadline.name == "deadline, 40 days"
     assert budget.name == "budget, 1,000,000 USD"
     assert [trace.text for trace in (first, fits, cannot)] == [("64",), ("512",), ("8",)]
-    assert "too late: needs " in cannot.hovertext[0]
+    assert "late by " in cannot.hovertext[0]
     option = one.options[0]
     assert option.cost_usd is not None
     assert list(first.x) == [option.cost_usd.value]
@@ -319,23 +269,10 @@ def test_options_are_drawn_with_intervals_and_limits() -> None:
 
 
 def test_without_a_price_devices_are_drawn() -> None:
-    figure = charts.options_chart(plan(site=Site(), deadline=None))
+    figure = shown.options_chart(plan(site=Site(), deadline=None))
     assert figure.layout.xaxis.title.text == "devices"
     assert sorted(x for trace in figure.data for x in trace.x) == [8, 64, 512]
     assert [trace.mode for trace in figure.data] == ["markers+text"] * 2, "nothing is allowed, nothing is forbidden"
-
-
-def test_regions_are_drawn_with_the_least_on_top() -> None:
-    one = plan()
-    compared = one.regions(["PL", "SE"])
-    (bars,) = charts.regions_chart(compared).data
-    assert list(bars.y) == ["POL", "SWE"]
-    assert bars.x[0] == pytest.approx(compared[0][2].value / 1000)
-    assert bars.error_x.array[0] > 0
-    assert bars.marker.pattern.shape
-    figure = charts.regions_chart([("<b>x", 0.1, compared[0][2].times(1e-6))])
-    assert list(figure.data[0].y) == ["&lt;b&gt;x"]
-    assert figure.layout.xaxis.title.text == "~ carbon, estimated [kg CO2e]"
 
 
 def test_why_an_option_stands_where_it_stands() -> None:
@@ -346,11 +283,11 @@ def test_why_an_option_stands_where_it_stands() -> None:
     assert "times the cost and 0." in shown.why(one, third)
     one = plan(devices=(8, 16, 64, 128))
     assert [option.devices for option in one.options] == [128, 8, 16, 64]
-    assert [option.devices for option in shown.nearest(one)][:2] == [128, 64], "the likeliest of the others"
-    assert [option.devices for option in shown.nearest(plan(deadline=None))] == [8, 64, 512]
+    assert [option.devices for option in nearest(one)][:2] == [128, 64], "the likeliest of the others"
+    assert [option.devices for option in nearest(plan(deadline=None))] == [8, 64, 512]
     hopeless = plan(devices=(1, 8, 64), deadline=3600.0, budget=1e9)
     assert {option.chance for option in hopeless.options} == {0}
-    assert [option.devices for option in shown.nearest(hopeless)] == [64, 8, 1], "the least late, after what cannot be"
+    assert [option.devices for option in nearest(hopeless)] == [64, 8, 1], "the least late, after what cannot be"
     known, unknown = shown.known_regions(["FR", "FR", "XX"])
     assert known == ["FR"]
     assert len(unknown) == 1

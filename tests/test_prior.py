@@ -2,7 +2,7 @@
 
 import pytest
 
-from analytics.prior import promising
+from analytics.search.prior import promising
 from tests.replay import search, space
 
 

@@ -6,11 +6,11 @@ from dataclasses import fields, replace
 import pandas as pd
 import pytest
 
-from analytics.frame import frame
-from analytics.plan import Plan
-from analytics.question import Given, question, ran_on, worded
-from analytics.speed import OwnSpeed, PriorSpeed
-from app.planner import FIELDS
+from analytics.plan.plan import Plan
+from analytics.plan.question import Given, question, ran_on, worded
+from analytics.plan.speed import OwnSpeed, PriorSpeed
+from analytics.runs.frame import frame
+from app.pages.planner import FIELDS
 from bench.schema import Site
 from tests import rows
 
@@ -28,7 +28,7 @@ def not_called() -> pd.DataFrame:
 def test_published_trainings_do_not_read_the_runs() -> None:
     asked, notes = question(GIVEN, not_called)
     assert isinstance(asked.speed, PriorSpeed)
-    assert notes == ["Device: H100-SXM (NVIDIA H100 80GB HBM3)."]
+    assert notes == [], "the device is called by its own name"
     assert asked.deadline_seconds is asked.budget_usd is asked.batch is asked.watts is None, "nothing is assumed"
     assert asked.site == Site()
     rate = Given(tokens=1e9, tokens_per_second_per_device=1e6, devices=(8,))
@@ -41,7 +41,7 @@ def test_own_runs_are_taken_where_they_apply() -> None:
     given = Given(params=1e8 / 600, tokens=1e9, precision="fp32", devices=(1, 2))
     asked, notes = question(given, lambda: runs)
     assert isinstance(asked.speed, OwnSpeed)
-    assert notes == ["Device: that of all your runs -> Synthetic CPU."]
+    assert notes == ["Device: Synthetic CPU, that of all your runs."]
     assert asked.work.shape is not None
     assert asked.work.shape[2] == 128, "the length of the sequences of the runs"
     assert ran_on(runs) == ["Synthetic CPU"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analytics import store
+from analytics.runs import store
 from bench.record import Status
 from bench.store import tracker as tracking
 

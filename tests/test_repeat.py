@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from analytics.frame import frame
-from analytics.repeat import CannotRepeat, again, spec_of
+from analytics.runs.frame import frame
+from analytics.runs.repeat import CannotRepeat, again, spec_of
 from bench.figures.metrics import parameters
 from bench.schema import Gpu, Machine, RunSpec
 from bench.suites import yaml as yamlfile

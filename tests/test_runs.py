@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics import store
-from analytics.frame import frame
-from app import onerun
-from app import runs as listed
-from app.charts import runs as charts
+from analytics.quantities import quantity
+from analytics.runs import store
+from analytics.runs.frame import frame
+from app.charts import bars, timeline
+from app.pages import run as onerun
+from app.pages import runs as listed
 from bench.meters.meter import Reading
 from bench.meters.trace import Trace
 from bench.record import Quality, Status
@@ -122,28 +123,37 @@ def test_order_has_the_unknown_last() -> None:
 
 def test_headings_have_units_and_mark_estimates() -> None:
     assert listed.title("step_seconds_p95") == "step_seconds_p95 [s]"
-    assert listed.title("joules_per_token") == "joules_per_token [J/token]"
+    assert listed.title("joules_per_token") == "J/token"
     assert listed.title("energy_joules_cpu_estimated") == "~ energy_joules_cpu_estimated [J]"
-    assert listed.title("emissions_kg_per_million_tokens").endswith("[g CO2e/million tokens]")
+    assert listed.title("emissions_kg_per_million_tokens") == "g CO2e/million tokens"
     assert listed.title("samples_per_second") == "Samples/s"
-    assert listed.unit("flops_per_second_per_device") == (1e-9, "GFLOP/s")
-    assert listed.unit("memory_available_bytes") == (1e-6, "MB")
-    assert listed.unit("devices") == (1.0, "")
+    assert (quantity("flops_per_second_per_device").factor, quantity("flops_per_second_per_device").unit) == (
+        1e-9,
+        "GFLOP/s",
+    )
+    assert (quantity("memory_available_bytes").factor, quantity("memory_available_bytes").unit) == (1e-6, "MB")
+    assert (quantity("devices").factor, quantity("devices").unit) == (1.0, "")
     shown = listed.scaled(DF, ["peak_memory_bytes", "label"])
     assert shown["peak_memory_bytes"].tolist()[:2] == [1000, 1000]
     assert set(listed.columns(DF)) == set(DF.columns)
 
 
-def test_a_ratio_of_two_runs_is_weighed_by_repeats() -> None:
+def test_two_runs_have_the_verdict_of_their_configurations() -> None:
+    column, speed = "Configurations, B / A", listed.title("samples_per_second")
     single = listed.figures(DF, DF.iloc[0], DF.iloc[1]).set_index("Figure")
-    assert single.loc["Samples/s", "B / A"] == pytest.approx(2)
-    assert single.loc["Samples/s", "What it tells"].startswith("cannot tell: one run of each")
-    assert "J/sample, measured" not in single.index, "B has none"
-    many = frame([rows.make(repeat=r, v=v) for r, v in enumerate((1e9, 1.1e9, 1.05e9))] + [rows.make(precision="bf16")])
-    close = listed.figures(many, many.iloc[0], many[many["repeat"] == 2].iloc[0]).set_index("Figure")
-    assert close.loc["Samples/s", "What it tells"].startswith("within what repeats differ by (10 %")
-    far = listed.figures(many, many[many["repeat"] == 1].iloc[0], many[many["precision"] == "bf16"].iloc[0])
-    assert far.set_index("Figure").loc["Samples/s", "What it tells"].startswith("more than what repeats differ by")
+    assert single.loc[speed, "B / A"] == pytest.approx(2)
+    assert single.loc[speed, column].startswith("cannot tell: 2")
+    assert listed.title("joules_per_sample") not in single.index, "B has none"
+    speeds = {"fp32": (1e9, 1.1e9, 1.05e9), "bf16": (2e9, 2.1e9, 2.15e9)}
+    many = frame([rows.make(precision=p, repeat=r, v=v) for p in speeds for r, v in enumerate(speeds[p])])
+    fp32, bf16 = (many[many["precision"] == name] for name in speeds)
+    repeats = listed.figures(many, fp32.iloc[0], fp32.iloc[1]).set_index("Figure")
+    assert repeats.loc[speed, column] == "repeats of one configuration"
+    told = listed.figures(many, fp32.iloc[0], bf16.iloc[2]).set_index("Figure")
+    assert told.loc[speed, column].startswith("better: 1.98")
+    apart = frame([*many.to_dict("records"), rows.make(execution="other")])
+    other = listed.figures(apart, apart.iloc[0], apart[apart["execution"] == "other"].iloc[0]).set_index("Figure")
+    assert other.loc[speed, column] == "not runs of one execution"
 
 
 def test_facts_of_two_runs() -> None:
@@ -172,15 +182,15 @@ def test_a_real_run_opened(recorded_uri: str) -> None:
     assert window[2] - window[1] == pytest.approx(one.record.measurement.window_seconds, rel=0.05)
     assert all("~ estimated, codecarbon" in name for name in one.power)
     table = onerun.provenance(df, run, one.record).set_index("Figure")
-    assert table.loc["~ energy_joules_estimated [J]", "Comes from"] == "~ estimated_model"
-    assert table.loc["~ energy_joules_estimated [J]", "Covered [%]"] > 90
+    assert table.loc["~ Energy of the window [J]", "Comes from"] == "~ estimated_model"
+    assert table.loc["~ Energy of the window [J]", "Covered [%]"] > 90
     assert table.loc["Samples/s", "Comes from"] == "timed or counted in the run"
-    assert table.loc["parameters", "Comes from"] == "counted from the model's shapes"
+    assert table.loc["Parameters", "Comes from"] == "counted from the model's shapes"
     assert len(onerun.readings(one.record)) == len(one.record.measurement.energy)
-    drawn = {name: figure for _, name, figure, _ in charts.of_run(one)}
+    drawn = {name: figure for _, name, figure, _ in onerun.of_run(one)}
     assert set(drawn) == {"power", "steps", "loss", "phases", "memory"}
     assert len(drawn["memory"].data[0].x) == one.record.spec.world_size
-    two = {name: figure for _, name, figure, _ in charts.of_two({"A": one, "B": one})}
+    two = {name: figure for _, name, figure, _ in onerun.of_two({"A": one, "B": one})}
     assert len(two["power-of-two"].data) == 2 * len(drawn["power"].data)
 
 
@@ -191,7 +201,7 @@ def test_a_real_run_that_failed(recorded_uri: str) -> None:
     assert tail
     assert "memory" in one.log or tail
     assert len(onerun.provenance(df, run, one.record))
-    assert {name for _, name, *_ in charts.of_run(one)} <= {"power"}
+    assert {name for _, name, *_ in onerun.of_run(one)} <= {"power"}
 
 
 def test_measured_energy_has_its_bound_and_what_it_lacks() -> None:
@@ -202,13 +212,13 @@ def test_measured_energy_has_its_bound_and_what_it_lacks() -> None:
     record = record.model_copy(update={"measurement": measured})
     df = frame([rows.row(record)])
     table = onerun.provenance(df, df.iloc[0], record).set_index("Figure")
-    found = table.loc["J/sample, measured"]
+    found = table.loc["J/sample"]
     assert found["Comes from"] == "measured_counter"
     assert found["Error at most [±]"] == pytest.approx(0.05 * found["Value"])
     assert found["Covered [%]"] == 99
     assert found["Lacks"] == "dram"
-    assert table.loc["energy_systematic_joules [J]", "Comes from"].startswith("a bound")
-    assert table.loc["CO2e, whole run [g]", "Comes from"].startswith("energy (measured) × PUE")
+    assert table.loc["Systematic error of the energy [J]", "Comes from"].startswith("a bound")
+    assert table.loc["CO2e, whole run [g CO2e]", "Comes from"].startswith("energy (measured) × PUE")
     told = {label: (value, note) for label, value, note in onerun.headline(df.iloc[0])}
     assert " ± " in told["Energy, measured [J]"][0]
     assert "lacks dram" in told["Energy, measured [J]"][1]
@@ -219,12 +229,12 @@ def test_an_imported_row_and_torn_files() -> None:
     one = onerun.opened({})
     assert "imported" in one.problems[0]
     assert set(onerun.provenance(df, df.iloc[0], None)["Comes from"]) == {"imported: a figure of someone else"}
-    assert onerun.limits(df.iloc[0])[0].startswith("imported: figures from a file")
+    assert onerun.limits(df.iloc[0])[0].startswith("Figures from a file")
     torn: dict[str, bytes] = dict.fromkeys(("record.json", "meters-0.parquet", "worker.log"), b"\xff{")
     one = onerun.opened(torn | {"steps-0.jsonl": b'[]\n{"step_seconds": "x"}\nnonsense\n{"step_seconds": 1}'})
     assert len(one.problems) == 2
     assert one.steps["seconds"].dropna().tolist() == [1]
-    assert next(iter(charts.of_run(one)))[1] == "steps"
+    assert next(iter(onerun.of_run(one)))[1] == "steps"
 
 
 def test_steps_of_a_command_are_differences_of_times() -> None:
@@ -315,17 +325,17 @@ def test_a_component_has_its_own_bound() -> None:
     assert table.loc["energy_joules_dram [J]", "Error at most [±]"] == pytest.approx(10)
     assert table.loc["energy_joules_dram [J]", "Covered [%]"] == 100
     assert table.loc["energy_joules_dram [J]", "Lacks"] == ""
-    assert table.loc["energy_joules [J]", "Error at most [±]"] == pytest.approx((45**2 + 10**2) ** 0.5)
-    assert table.loc["energy_joules [J]", "Lacks"] == "cpu"
+    assert table.loc["Energy of the window [J]", "Error at most [±]"] == pytest.approx((45**2 + 10**2) ** 0.5)
+    assert table.loc["Energy of the window [J]", "Lacks"] == "cpu"
 
 
 def test_readings_of_no_energy_have_no_bound() -> None:
     table = of_readings({"energy_joules": 0.0, "gain_share": 0.05})
-    assert pd.isna(table.loc["energy_joules [J]", "Error at most [±]"])
+    assert pd.isna(table.loc["Energy of the window [J]", "Error at most [±]"])
 
 
 def test_an_error_of_an_estimate_is_no_estimate() -> None:
-    assert listed.title("memory_estimate_error") == "memory_estimate_error [%]"
+    assert listed.title("memory_estimate_error") == "Error of the memory estimate [%]"
     assert onerun._origin("memory_estimate_error", DF.iloc[0]).endswith("against the peak that was measured")
     assert onerun._origin("memory_estimated_bytes", DF.iloc[0]) == "~ estimated from shapes alone"
     assert onerun._origin("workload_args.costly", DF.iloc[0]) == "timed or counted in the run"
@@ -365,19 +375,19 @@ def steps(*seconds: float, warm: int = 0) -> pd.DataFrame:
 
 
 def test_steps_chart_tells_warm_up_window_and_outliers() -> None:
-    figure = charts.steps_chart({"": steps(9, 1, 1, 1, 5, warm=1)})
+    figure = timeline.steps_chart({"": steps(9, 1, 1, 1, 5, warm=1)})
     parts = {trace.name: list(trace.y) for trace in figure.data}
     assert parts["warm-up"] == [9]
     assert parts["step"] == [1, 1, 1]
-    assert parts["over 1.5 × median"] == [5]
-    assert parts["median of the window 1 s"] == [1, 1]
+    assert parts["over 1.5 × the median"] == [5]
+    assert parts["median 1 s"] == [1, 1]
     markers = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
     assert len(set(markers)) == 3
 
 
 def test_power_chart_shades_the_window_and_escapes_names() -> None:
     spans = [("start", 0.0, 2.0), ("steady", 2.0, 10.0), (rows.HOSTILE, 10.0, 12.0)]
-    figure = charts.power_chart({rows.HOSTILE: [(0, 5), (12, 6)], "b": [(0, 1), (12, 1)]}, spans)
+    figure = timeline.power_chart({rows.HOSTILE: [(0, 5), (12, 6)], "b": [(0, 1), (12, 1)]}, spans)
     assert "<img" not in figure.to_json().replace("\\u003c", "<")
     labels = {shape.label.text: (shape.x0, shape.x1) for shape in figure.layout.shapes if shape.label.text}
     assert labels["measured window"] == (2, 10)
@@ -388,16 +398,16 @@ def test_power_chart_shades_the_window_and_escapes_names() -> None:
 def test_phases_chart_keeps_measured_and_estimated_apart() -> None:
     phases = pd.DataFrame({"phase": ["start", "steady", "start"], "seconds": [1.0, 8.0, 1.0]})
     phases = phases.assign(energy_joules=[None, None, None], energy_joules_estimated=[0.0, 30.0, 10.0])
-    figure = charts.phases_chart(phases.astype({"energy_joules": "float64"}))
+    figure = bars.phases_chart(phases.astype({"energy_joules": "float64"}))
     assert {trace.name: list(trace.x) for trace in figure.data} == {"start": [20, 25], "measured window": [80, 75]}
     assert list(figure.data[0].y) == ["time", "~ energy, estimated"]
 
 
 def test_memory_and_loss_charts() -> None:
-    figure = charts.memory_chart([10**9, 2 * 10**9], 15 * 10**8, 4e9)
-    assert list(figure.data[0].x) == [1000, 2000]
-    assert [note.text for note in figure.layout.annotations] == ["~ estimated 1500 MB", "limit 4000 MB"]
-    loss = charts.loss_chart(
+    figure = bars.amounts_chart({"peak": {"rank 0": 1000, "rank 1": 2000}, "limit": {"rank 0": 4000}}, "MB", "group")
+    assert [list(part.x) for part in figure.data] == [[1000, 2000], [4000]]
+    assert len({part.marker.pattern.shape for part in figure.data}) == 2
+    loss = timeline.loss_chart(
         steps(1, 1).assign(loss=[3.0, 2.0]),
         [
             Quality(step=2, read_ns=0, seconds=1, samples=1, loss=2.5, accuracy=0.4),
@@ -407,4 +417,4 @@ def test_memory_and_loss_charts() -> None:
     parts = {trace.name: (list(trace.x), list(trace.y)) for trace in loss.data}
     assert parts["training loss"] == ([1, 2], [3, 2])
     assert parts["loss on held-out samples"] == ([2, 4], [2.5, 2.1])
-    assert list(loss.data[1].text) == ["40 % right", ""]
+    assert list(loss.data[1].text) == ["40 % correct", ""]

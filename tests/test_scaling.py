@@ -4,14 +4,20 @@ import math
 import pandas as pd
 import pytest
 
-from analytics.frame import frame
-from analytics.scaling import ScalingFit, SeriesFit, fit
-from analytics.words import FLAGS
+from analytics.judge.matched import Changes
+from analytics.law import law as laws
+from analytics.law.series import Host, ScalingFit, SeriesFit, fit
+from analytics.runs.frame import frame
+from analytics.say.law import FLAGS, fit_sentences, precision_sentences, series_sentences
 from bench.record import Status
 from bench.schema import Scalar
 from tests import rows
 
 Rows = list[dict[str, Scalar]]
+
+
+def words(found: ScalingFit | SeriesFit) -> list[str]:
+    return fit_sentences(found) if isinstance(found, ScalingFit) else series_sentences(found)
 
 
 def only(given: Rows) -> SeriesFit:
@@ -22,21 +28,21 @@ def only(given: Rows) -> SeriesFit:
 
 def test_planted_v_is_found() -> None:
     found = only(rows.grid())
-    assert found.v == pytest.approx(rows.V, rel=0.01)
-    assert found.v_low is not None
-    assert found.v_high is not None
-    assert found.v_low < rows.V < found.v_high
+    assert found.v.value == pytest.approx(rows.V, rel=0.01)
+    assert found.v.low is not None
+    assert found.v.high is not None
+    assert found.v.low < rows.V < found.v.high
     assert found.error_max < 0.02
     assert found.loss == "none visible"
     assert found.breaks_at is None
-    assert found.scaling == "weak"
+    assert {point.scaling for point in found.efficiency} == {"weak"}
     assert found.plain_v == pytest.approx(rows.V / 600, rel=0.01), "a parameter is planted to cost 600 FLOP a sample"
     assert [point.repeats for point in found.points] == [4] * 6
 
 
 def test_v_counts_configurations_and_not_runs() -> None:
     many = [rows.make(1, repeat=r, v=1e9) for r in range(9)]
-    assert only([*many, rows.make(2, v=4e9)]).v == pytest.approx(2e9), (
+    assert only([*many, rows.make(2, v=4e9)]).v.value == pytest.approx(2e9), (
         "the geometric mean of two, however often repeated"
     )
 
@@ -44,8 +50,8 @@ def test_v_counts_configurations_and_not_runs() -> None:
 def test_interval_of_v_is_students_over_configurations() -> None:
     found = only([rows.make(d, v=v) for d, v in ((1, 1e9), (2, 2e9), (4, 4e9))])
     half = 4.302652729911275 * math.log(2) / math.sqrt(3)
-    assert found.v == pytest.approx(2e9)
-    assert (found.v_low, found.v_high) == pytest.approx((2e9 * math.exp(-half), 2e9 * math.exp(half)))
+    assert found.v.value == pytest.approx(2e9)
+    assert (found.v.low, found.v.high) == pytest.approx((2e9 * math.exp(-half), 2e9 * math.exp(half)))
 
 
 def test_errors_of_the_law() -> None:
@@ -53,10 +59,10 @@ def test_errors_of_the_law() -> None:
     assert [point.error for point in found.points] == pytest.approx([-0.5, 0.0, 1.0]), (
         "T_law / T - 1 = v_measured / v - 1"
     )
-    left = [1 / math.sqrt(8) - 1, 0.0, math.sqrt(8) - 1]
-    assert [point.error_left_out for point in found.points] == pytest.approx(left), "v of the other two"
     assert (found.error_median, found.error_max) == pytest.approx((0.5, 1.0))
-    assert found.left_out_max == pytest.approx(math.sqrt(8) - 1)
+    assert (found.left_out_median, found.left_out_max) == pytest.approx((1 - 1 / math.sqrt(8), math.sqrt(8) - 1)), (
+        "v of the other two"
+    )
 
 
 def test_planted_loss_is_found_where_it_begins() -> None:
@@ -68,7 +74,7 @@ def test_planted_loss_is_found_where_it_begins() -> None:
         assert point.low is not None
         assert point.high is not None
         assert point.low < point.value < point.high < 1.03 * point.low
-    assert any("breaks at d = 4" in line for line in found.sentences())
+    assert any("breaks at 4 devices" in line for line in series_sentences(found))
 
 
 def test_loss_without_repeats_cannot_be_told() -> None:
@@ -76,7 +82,7 @@ def test_loss_without_repeats_cannot_be_told() -> None:
     assert (found.loss, found.breaks_at) == ("cannot tell", None)
     assert all(point.low is None for point in found.efficiency)
     assert "some_without_repeats" in found.flags
-    assert not any("breaks at" in line for line in found.sentences())
+    assert not any("breaks at" in line for line in series_sentences(found))
 
 
 def test_noise_is_not_called_a_loss() -> None:
@@ -86,18 +92,17 @@ def test_noise_is_not_called_a_loss() -> None:
 
 def test_strong_scaling_is_recognised() -> None:
     found = only([rows.make(d, repeat=r, batch=16 // d, v=rows.V / d**0.2) for d in (1, 2, 4) for r in range(2)])
-    assert found.scaling == "strong"
+    assert {point.scaling for point in found.efficiency} == {"strong"}
     assert {point.devices: point.value for point in found.efficiency} == pytest.approx({2: 2**-0.2, 4: 4**-0.2})
     assert "batch 16 in all" in found.efficiency[0].curve
 
 
 def test_different_work_on_different_devices_is_not_comparable() -> None:
     found = only([rows.make(1, "tiny"), rows.make(2, "small")])
-    assert found.scaling == "not comparable"
     assert found.loss == "not measured"
     assert found.efficiency == ()
     assert "work_and_devices_confounded" in found.flags
-    assert any("cannot be told apart" in line for line in found.sentences())
+    assert any("cannot be separated" in line for line in series_sentences(found))
 
 
 def test_a_full_grid_is_not_called_confounded() -> None:
@@ -106,20 +111,21 @@ def test_a_full_grid_is_not_called_confounded() -> None:
 
 def test_single_device_count_is_not_identified() -> None:
     found = only(rows.grid((2,)))
-    assert found.scaling == "one device count"
+    assert found.efficiency == ()
     assert "devices_not_identified" in found.flags
-    assert any("not identified" in line for line in found.sentences())
+    assert any("do not identify" in line for line in series_sentences(found))
 
 
 def test_observations_are_what_a_law_is_fitted_to() -> None:
     found = only(rows.grid(noise=0.05))
     seen = found.observations()
     assert len(seen) == len(found.points) == 6
-    assert seen["speed"].tolist() == pytest.approx([point.v * point.devices for point in found.points])
+    assert seen["speed"].tolist() == pytest.approx([point.v.value * point.devices for point in found.points])
     assert (seen["samples_per_device"] == seen["batch_size_per_device"]).all()
     assert seen["spread"].nunique() == 1, "pooled over configurations"
     assert seen["spread"].iloc[0] == pytest.approx(0.05 / 2, rel=0.4)
-    assert found.law("ideal").v.value == pytest.approx(found.v)
+    one = laws.fit(seen, plain=True).predict(pd.DataFrame({"devices": [1]}))
+    assert one["speed"].iloc[0] == pytest.approx(found.v.value)
 
 
 def test_an_outlier_is_named() -> None:
@@ -127,7 +133,7 @@ def test_an_outlier_is_named() -> None:
     found = only(given)
     worst = max(found.points, key=lambda point: abs(point.error))
     assert worst.name == "preset=tiny d=4"
-    assert any("at most (preset=tiny d=4" in line for line in found.sentences())
+    assert any("at most (preset=tiny d=4" in line for line in series_sentences(found))
 
 
 def test_size_effect() -> None:
@@ -137,40 +143,42 @@ def test_size_effect() -> None:
     found = only(given)
     assert found.size_effect is not None
     assert found.size_effect.value == pytest.approx(3.0)
-    assert [point.v for point in found.by_work] == pytest.approx([1e9, 3e9], rel=0.02)
-    assert any("v depends on the work" in line for line in found.sentences())
+    assert [point.v.value for point in found.by_work] == pytest.approx([1e9, 3e9], rel=0.02)
+    assert any("v depends on the work" in line for line in series_sentences(found))
     level = only(rows.grid((1,), noise=0.01))
-    assert any("no difference can be told" in line for line in level.sentences())
+    assert any("no clear difference" in line for line in series_sentences(level))
 
 
 @pytest.mark.parametrize(
     ("factor", "repeats", "noise", "verdict"),
     [
-        (1.5, 3, 0.01, "faster"),
-        (0.7, 3, 0.01, "slower"),
-        (1.0, 5, 0.001, "same"),
+        (1.5, 3, 0.01, "better"),
+        (0.7, 3, 0.01, "worse"),
+        (1.0, 5, 0.001, "equivalent"),
         (1.02, 2, 0.1, "cannot tell"),
         (1.5, 1, 0.01, "cannot tell"),
     ],
 )
 def test_gain_of_precision(factor: float, repeats: int, noise: float, verdict: str) -> None:
-    found = fit(frame(rows.grid((1, 2), precisions={"bf16": factor, "fp32": 1.0}, repeats=repeats, noise=noise)))
-    assert len(found.series) == 2
-    (gain,) = found.gains
-    assert (gain.precision, gain.baseline, gain.configurations) == ("bf16", "fp32", 4)
-    assert gain.verdict == verdict
-    assert (gain.low is None) == (repeats == 1)
+    table = frame(rows.grid((1, 2), precisions={"bf16": factor, "fp32": 1.0}, repeats=repeats, noise=noise))
+    assert len(fit(table).series) == 2
+    changes = Changes(table)
+    (change,) = (one for one in changes if one.topic.name == "precision")
+    assert (change.option, change.baseline, len(change.cells)) == ("bf16", "fp32", 4)
+    assert change.verdict("time") == verdict
+    assert (change.ratio("time").low is None) == (repeats == 1)
     if noise < 0.1:
-        assert gain.ratio == pytest.approx(factor, rel=0.03)
+        assert 1 / change.ratio("time").value == pytest.approx(factor, rel=0.03)
     begins = "Whether bf16 is faster than fp32 cannot be told" if verdict == "cannot tell" else "bf16 is"
-    assert any(line.startswith(begins) for line in found.sentences())
+    (line,) = precision_sentences(changes)
+    assert line.startswith(begins)
 
 
 def test_precisions_on_different_hosts_are_not_compared() -> None:
     given = rows.grid((1, 2)) + rows.grid((1, 2), precisions={"bf16": 2.0}, host="another")
     found = fit(frame(given))
     assert len(found.series) == 2
-    assert found.gains == ()
+    assert [one for one in Changes(frame(given)) if one.topic.name == "precision"] == []
 
 
 def test_executions_are_series_of_their_own_with_names_apart() -> None:
@@ -187,16 +195,16 @@ def test_failures_and_missing_energy_do_not_matter() -> None:
 @pytest.mark.parametrize("given", [[], [rows.make(status=Status.FAILED)], [{"status": "ok"}]])
 def test_nothing_to_fit(given: Rows) -> None:
     found = fit(frame(given))
-    assert found == ScalingFit((), ())
-    assert "nothing to fit" in found.sentences()[0]
-    assert "bench run" in found.sentences()[0]
+    assert found == ScalingFit(())
+    assert "nothing to fit" in fit_sentences(found)[0]
+    assert "bench run" in fit_sentences(found)[0]
 
 
 def test_one_run() -> None:
     found = only([rows.make()])
-    assert (found.v_low, found.left_out_median) == (None, None)
+    assert (found.v.low, found.left_out_median) == (None, None)
     assert {"one_configuration", "devices_not_identified", "some_without_repeats"} <= set(found.flags)
-    assert any("cannot be said" in line for line in found.sentences())
+    assert any("cannot be estimated" in line for line in series_sentences(found))
 
 
 @pytest.mark.parametrize("given", [rows.grid(precisions={"fp32": 1, "bf16": 2}), [rows.make()], []])
@@ -204,10 +212,9 @@ def test_json_holds_only_json(given: Rows) -> None:
     found = fit(frame(given))
     text = json.dumps(found.to_dict(), allow_nan=False)
     back = json.loads(text)
-    assert [series["v"] for series in back["series"]] == [series.v for series in found.series]
+    assert [series["v"] for series in back["series"]] == [series.v.value for series in found.series]
     if len(given) == 1:
         assert back["series"][0]["v_low"] is None
-    assert back["sentences"] == found.sentences()
 
 
 def test_every_flag_has_words() -> None:
@@ -221,12 +228,28 @@ def test_hostile_names_come_out_as_one_printable_line() -> None:
     evil = {"workload_args.preset": "\x1b[2Jx\ny", "device_name": rows.HOSTILE, "precision": rows.HOSTILE_LINK}
     other = {"workload_args.preset": "\x00", "device_name": rows.HOSTILE, "config_id": "b"}
     found = fit(frame([rows.make(repeat=r) | evil for r in range(2)] + [rows.make(2) | other]))
-    for line in found.sentences():
+    for line in words(found):
         assert line.isprintable()
 
 
 def test_in_short_the_most_devices_against_the_fewest() -> None:
     given = [rows.make(d, v=rows.V * (0.8 if d == 4 else 1), repeat=r) for d in (1, 2, 4) for r in range(2)]
     found = fit(frame(given))
-    assert found.sentences()[0].startswith("In short: ")
-    assert found.sentences()[0].endswith(": 4 devices train 3.2 (3.2 to 3.2) times as fast as 1 device.")
+    assert fit_sentences(found)[0].startswith("In short: ")
+    assert fit_sentences(found)[0].endswith(": 4 devices train 3.2 (3.2 to 3.2) times as fast as 1 device.")
+
+
+def test_the_machine_of_a_series_is_known() -> None:
+    found = only(rows.grid((1, 2), cores=4, threads_per_device=2))
+    assert found.host == Host(2, 2, shares=True)
+    assert [found.host.flags(d) for d in (1, 2, 3)] == [(), (), ("beyond_this_machine",)]
+    assert fit(frame(rows.grid((1, 2), cores=4))).to_dict()["series"][0]["host"]["devices"] == 4
+    older = only([row | {"machine_devices": None} for row in rows.grid((1, 2))])
+    assert older.host == Host(None, 2, shares=True)
+    assert [older.host.flags(d) for d in (2, 4)] == [(), ("beyond_measured_host",)]
+    node = only([row | {"device_type": "cuda", "machine_devices": 8} for row in rows.grid((1, 2))])
+    assert node.host == Host(8, 2, shares=False)
+    assert [node.host.flags(d) for d in (8, 16)] == [(), ("beyond_this_machine",)]
+    cluster = only([row | {"device_type": "cuda", "machine_devices": 8, "num_nodes": 2} for row in rows.grid((2, 4))])
+    assert cluster.host.devices is None, "a cluster may have any number of nodes"
+    assert cluster.host.flags(64) == ()

@@ -10,10 +10,10 @@ import optuna
 import pandas as pd
 import pytest
 
-from analytics.frame import frame
-from analytics.search import NEAR, Scores, Searcher, near
-from analytics.searchfile import Search
-from analytics.study import StorageProblem, launched, one_at_a_time, open_study, read_trials, spent
+from analytics.runs.frame import frame
+from analytics.search.file import Search
+from analytics.search.searcher import NEAR, Scores, Searcher, near
+from analytics.search.study import StorageProblem, launched, one_at_a_time, open_study, read_trials, spent
 from bench.schema import RunSpec
 from tests.replay import Recorded, search, space
 
@@ -356,7 +356,7 @@ def test_a_storage_that_is_none_is_told(tmp_path: Path) -> None:
 def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import sqlite3
 
-    from analytics import study
+    from analytics.search import study
 
     monkeypatch.setattr(study, "_LOCK_SECONDS", 0.2)
     where = f"sqlite:///{tmp_path}/study.db"

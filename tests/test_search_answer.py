@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from analytics.say_search import parts
+from analytics.say.search import parts
 from bench.cli import progress
 from tests import rows
 from tests.test_searched import GIVEN, TRIALS, find, oom, tried

@@ -8,11 +8,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import data
-from app.charts import search as charts
-from app.searches import Document, table
+from app.charts import bars, timeline
+from app.pages import search
+from app.pages.search import Document, table
 from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.pages import EVIL, Open, answers, markup, opened, texts
 from tests.searches import document, thirty, three, trial
 
 
@@ -38,7 +39,7 @@ def read(given: dict[str, Any]) -> Document:
 def test_the_answer_comes_first(open_page: Open) -> None:
     app = open_page(document(three()))
     assert app.text[0].value == "Ended: the budget of 30 trials is spent. tpe on 2 × Synthetic CPU"
-    assert app.text[1].value.startswith("Least time: devices=2 precision=bf16.\nLeast cost")
+    assert answers(app) == ["Least time: 2 devices bf16."]
     tiles = {tile.label: tile.value for tile in app.metric}
     assert tiles == {"Trials": "3", "Runs": "3", "Time": "37.5 s", "Energy": "~750 J", "Money": "0.003 USD"}
 
@@ -58,7 +59,7 @@ def test_a_running_search_says_so_and_since_when(open_page: Open) -> None:
 
 def test_a_search_without_trials(open_page: Open) -> None:
     app = open_page(document([], ended=None, sentences=[], importance={}))
-    assert "Nothing can be said yet." in texts(app)
+    assert "The search has no result yet." in texts(app)
     assert app.metric[0].value == "0"
 
 
@@ -69,10 +70,10 @@ def test_a_search_in_which_nothing_ended_well(open_page: Open) -> None:
     app = open_page(document([bad, running, heavy], sentences=["No trial met the constraints."]))
     assert "No trial met the constraints." in texts(app)
     assert "out of memory" in texts(app)
-    assert "What no other trial beats" not in texts(app)
+    assert "Pareto front of these two" not in texts(app)
     assert app.dataframe[0].value["why"].iloc[0] == "out of memory"
     app.selectbox(key="trial").select(2).run()
-    assert "trial 2: infeasible, others, full\ntime: 1 (0.95 to 1.06) s\nbreaks memory by 12 %\nfrom" in texts(app)
+    assert "trial 2: infeasible, dominated, full\ntime: 1 (0.95 to 1.06) s\nbreaks memory by 12 %\nfrom" in texts(app)
 
 
 def test_a_study_is_chosen_and_kept_in_the_address(open_page: Open) -> None:
@@ -100,11 +101,11 @@ def test_a_choice_may_be_nothing(open_page: Open) -> None:
 
 def test_one_trial_with_what_is_known_of_it(open_page: Open) -> None:
     app = open_page(document(three()))
-    assert "trial 1: complete, knee, full, 100 % likely on the front\ntime: 60 (57 to 63.6) s" in texts(app)
+    assert "trial 1: complete, knee, full, 100 % likely on the Pareto front\ntime: 60 (57 to 63.6) s" in texts(app)
     assert app.code[0].value == "devices: 2"
     assert "breaks" not in texts(app)
     app.selectbox(key="trial").select(2).run()
-    assert "trial 2: complete, others, probe\ntime: 120 s\ncost: 1.5 USD" in texts(app), "a probe has no interval"
+    assert "trial 2: complete, dominated, probe\ntime: 120 s\ncost: 1.5 USD" in texts(app), "a probe has no interval"
     assert "run probe-r0" in texts(app)
     assert app.code[0].value == "precision: bf16"
 
@@ -119,7 +120,7 @@ def test_the_table_has_units_and_the_front_first(open_page: Open) -> None:
     assert found["time [s]"].tolist() == [60.0, 100.0, 120.0]
     assert found["low time [s]"].tolist()[:2] == [57.0, 95.0]
     assert "why" not in found, "nothing is known of it"
-    assert {"took [s]", "took [USD]", "chance to be on the front"} <= set(found)
+    assert {"took [s]", "took [USD]", "chance to be on the Pareto front"} <= set(found)
 
 
 @pytest.mark.parametrize("names", [("time",), ("time", "cost", "energy", "accuracy")])
@@ -132,19 +133,19 @@ def test_one_to_four_objectives(open_page: Open, names: tuple[str, ...]) -> None
 def test_no_search(open_page: Open) -> None:
     app = open_page()
     assert app.code[0].value == "bench search suites/search_cost_efficiency.yaml"
-    assert "Looked in:" in texts(app)
+    assert "Store:" in texts(app)
 
 
 def test_what_a_confirming_run_said_is_shown(open_page: Open) -> None:
     assert "Repeated in turn" not in texts(open_page(document(three())))
     app = open_page(document(three(), confirmed=["Still on the front: trial 1.", EVIL[0]]))
-    assert "The best, repeated in turn" in texts(app)
+    assert "Confirmed by repeats" in texts(app)
     assert "Still on the front: trial 1.\n" + EVIL[0] in texts(app)
     assert EVIL[0] not in markup(app)
 
 
 def test_hypervolume_is_explained(open_page: Open) -> None:
-    assert "Hypervolume: what they beat" in texts(open_page(document(three())))
+    assert "Hypervolume: " in texts(open_page(document(three())))
 
 
 def test_a_table_whose_names_meet_keeps_both() -> None:
@@ -172,7 +173,7 @@ def test_store_that_does_not_answer(open_page: Open) -> None:
 )
 def test_a_torn_document_is_told(open_page: Open, torn: dict[str, Any], where: str) -> None:
     app = open_page(torn, document(three(), study="other-00000000"))
-    assert "torn, or of another version" in app.error[0].value
+    assert "damaged or of another version" in app.error[0].value
     assert where in texts(app)
     assert not app.dataframe
     app.selectbox(key="study").select("other-00000000").run()
@@ -203,8 +204,8 @@ def test_hostile_text_is_never_markup(open_page: Open, evil: str) -> None:
 def test_charts_escape_what_the_document_says() -> None:
     shown = read(hostile(rows.HOSTILE))
     x, y = shown.objectives
-    figures = [charts.front_chart(shown, x, y), charts.history_chart(x.title, [(0, 1.0)], 1)]
-    figures += [charts.importance_chart(shown.importance), charts.parallel_chart(shown)]
+    figures = [search.front_figure(shown, x, y), timeline.history_chart(x.title, [(0, 1.0)], 1)]
+    figures += [bars.amounts_chart(shown.importance, "importance", "group")]
     for figure in figures:
         assert "<img" not in figure.to_json().replace("\\u003c", "<")
         assert "&lt;img" in figure.to_json().replace("\\u0026", "&")
@@ -212,12 +213,12 @@ def test_charts_escape_what_the_document_says() -> None:
 
 def test_front_chart() -> None:
     shown = read(document([*three(), trial(3, {"time": 1.0, "cost": 0.1}, state="infeasible")]))
-    figure = charts.front_chart(shown, *shown.objectives)
+    figure = search.front_figure(shown, *shown.objectives)
     line, *marks = figure.data
     assert (list(line.x), list(line.y), line.line.shape) == ([60, 100], [1.2, 1.0], "hv"), "what is feasible only"
     by_name = {mark.name: mark for mark in marks}
-    assert set(by_name) == {"knee, full", "front, full", "others, probe"}
-    knee, probe = by_name["knee, full"], by_name["others, probe"]
+    assert set(by_name) == {"knee, full", "Pareto front, full", "dominated, probe"}
+    knee, probe = by_name["knee, full"], by_name["dominated, probe"]
     assert (list(knee.x), list(knee.y)) == ([60], [1.2])
     assert knee.error_x.array[0] == pytest.approx(3.6)
     assert knee.error_x.arrayminus[0] == pytest.approx(3.0)
@@ -227,13 +228,14 @@ def test_front_chart() -> None:
     assert probe.marker.symbol.endswith("-open")
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("time [s]", "cost [USD]")
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "linear", "close together"
-    lone = charts.front_chart(read(document(three()[:1])), *shown.objectives)
-    assert [mark.name for mark in lone.data] == ["front, full"], "one point has no line"
+    lone = search.front_figure(read(document(three()[:1])), *shown.objectives)
+    assert [mark.name for mark in lone.data] == ["Pareto front, full"], "one point has no line"
     bars = {"low": {"time": 1.0, "cost": 1.0}, "high": {"time": 400.0, "cost": 1.0}}
     long = read(document([trial(0, {"time": 30.0, "cost": 1.0}, **bars), trial(1, {"time": 180.0, "cost": 1.0})]))
-    assert {"1", "500"} <= set(charts.front_chart(long, *long.objectives).layout.xaxis.ticktext)
+    range_ = search.front_figure(long, *long.objectives).layout.xaxis.range
+    assert [10**end for end in range_] == pytest.approx([15, 360]), "wide intervals leave the figure"
     wide = read(document([trial(0, {"time": 30.0, "cost": 9.0}), trial(1, {"time": 3000.0, "cost": 1.0})]))
-    axis = charts.front_chart(wide, *wide.objectives).layout.xaxis
+    axis = search.front_figure(wide, *wide.objectives).layout.xaxis
     assert (axis.type, axis.ticktext[:3]) == ("log", ("10", "20", "50"))
 
 
@@ -241,7 +243,7 @@ def test_the_line_of_what_is_to_be_large_goes_the_other_way() -> None:
     values = [{"accuracy": 0.9, "energy": 50.0}, {"accuracy": 0.0, "energy": 20.0}, {"accuracy": 0.5, "energy": 60.0}]
     trials = [trial(number, value) for number, value in enumerate(values)]
     shown = read(document(trials, "accuracy", "energy"))
-    figure = charts.front_chart(shown, *shown.objectives)
+    figure = search.front_figure(shown, *shown.objectives)
     assert (list(figure.data[0].x), list(figure.data[0].y)) == ([0.9, 0.0], [50.0, 20.0])
     assert figure.layout.xaxis.type == "linear", "0 has no place on a logarithmic axis"
     titles = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
@@ -249,31 +251,19 @@ def test_the_line_of_what_is_to_be_large_goes_the_other_way() -> None:
 
 
 def test_history_chart() -> None:
-    figure = charts.history_chart("time [s]", [(0, 5.0), (2, 7.0), (3, 4.0)], 1)
+    figure = timeline.history_chart("time [s]", [(0, 5.0), (2, 7.0), (3, 4.0)], 1)
     marks, best = figure.data
     assert (list(marks.x), list(marks.y), list(best.y)) == ([0, 2, 3], [5, 7, 4], [5, 5, 4])
     assert figure.layout.yaxis.title.text == "time [s]"
-    assert list(charts.history_chart("accuracy", [(0, 0.5), (1, 0.4)], -1).data[1].y) == [0.5, 0.5]
+    assert list(timeline.history_chart("accuracy", [(0, 0.5), (1, 0.4)], -1).data[1].y) == [0.5, 0.5]
 
 
 def test_importance_chart() -> None:
-    figure = charts.importance_chart({"time": {"devices": 0.8, "precision": 0.2}, "cost": {"devices": 0.1}})
+    figure = bars.amounts_chart({"time": {"devices": 80, "precision": 20}, "cost": {"devices": 10}}, "importance [%]")
     time, cost = figure.data
     assert (list(time.x), list(time.y)) == ([80, 20], ["devices", "precision"])
     assert (list(cost.x), list(cost.y)) == ([10], ["devices"])
     assert time.marker.pattern.shape != cost.marker.pattern.shape
-
-
-def test_parallel_chart() -> None:
-    (figure,) = charts.parallel_chart(read(document(three()))).data
-    sides = {side.label: side for side in figure.dimensions}
-    assert list(sides) == ["precision", "devices", "time [s]", "cost [USD]"]
-    assert list(sides["devices"].ticktext) == ["1", "2", "not set"]
-    assert list(figure.line.color) == [0, 1, 1]
-    assert list(sides["time [s]"].values) == [2, 1, 0]
-    assert list(sides["precision"].ticktext) == ["bf16", "fp32", "not set"]
-    many = charts.parallel_chart(read(thirty())).data[0].dimensions
-    assert all(len(side.tickvals) <= 9 for side in many)
 
 
 def test_a_table_of_many_trials_is_whole() -> None:

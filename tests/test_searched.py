@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analytics.confirm import confirm_suite, confirmed
-from analytics.frame import frame
-from analytics.objectives import Objective, column
-from analytics.pareto import hypervolume
-from analytics.searched import SearchResult, Spent, Tried, result
-from analytics.searched_words import sentences
-from analytics.searchfile import Amount, Search
-from analytics.space import Space
+from analytics.judge.front import hypervolume
+from analytics.judge.objectives import Amount, Objective, column
+from analytics.runs.frame import frame
+from analytics.say.confirm import confirmed
+from analytics.say.search_words import sentences
+from analytics.search.confirm import confirm_suite
+from analytics.search.file import Search
+from analytics.search.result import SearchResult, Spent, Tried, result
+from analytics.search.space import Space
 from bench.figures.metrics import parameters
 from bench.schema import Machine
 from bench.suites import yaml as yamlfile
@@ -384,7 +385,7 @@ def test_at_most_ten_sentences() -> None:
 
 
 WORDS = """study name description sampler machine storage work objectives constraints space space_size budget spent ended
-trials hypervolume reference importance sentences notes front_file"""
+trials hypervolume reference importance notes front_file"""
 OF_A_TRIAL = """number state stage source params values low high violations front knee p_front runs seconds joules
 joules_estimated usd why"""
 

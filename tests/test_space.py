@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from analytics.searchfile import Choices, Range, Search, label, load_search, override, unpriced
-from analytics.space import Impossible, Space
+from analytics.search.file import Choices, Range, Search, label, load_search, override, unpriced
+from analytics.search.space import Impossible, Space
 from bench.figures.metrics import parameters
 from bench.schema import Gpu, Machine
 from bench.suites import yaml as yamlfile
@@ -151,7 +151,7 @@ def test_what_is_impossible_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) 
     over = space(search())
     params = {"batch_size_per_device": 1, "precision": "fp32", "optimizer": "adamw", "memory": "none"}
     assert over.possible  # all were looked at
-    monkeypatch.setattr("analytics.space.expand", None)
+    monkeypatch.setattr("analytics.search.space.expand", None)
     for _ in range(2):
         with pytest.raises(Impossible, match=r"^left out by exclude$"):
             over.spec(params | {"devices": 1, "parallelism": "tp"})

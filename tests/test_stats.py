@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from analytics import stats
-from tests.simulations import Case, Family, cases, families
+from analytics.interval import MOST_REPEATS, Interval, geometric_mean
+from analytics.judge import stats
+from analytics.judge.matched import agree
+from tests.simulations import Case, Family, Pool, cases, comparison, families, pools
 
 
 def covered(n: int, trials: int, **options: int) -> float:
     random = np.random.default_rng(n)
     truth, hits = 100.0, 0
     for _ in range(trials):
-        found = stats.geometric_mean(truth * np.exp(random.normal(0, 0.1, n)), **options)
+        found = geometric_mean(truth * np.exp(random.normal(0, 0.1, n)), **options)
         assert found.low is not None
         assert found.high is not None
         hits += found.low <= truth <= found.high
@@ -29,7 +31,7 @@ def test_many_launches_are_covered_by_the_bootstrap(n: int) -> None:
 
 def test_student_on_logarithms_is_scipys() -> None:
     values = [9.0, 10.0, 12.0]
-    found = stats.geometric_mean(values)
+    found = geometric_mean(values)
     assert found.value == pytest.approx(reference.gmean(values))
     wanted = reference.ttest_1samp(np.log(values), 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx(tuple(np.exp(wanted)))
@@ -38,23 +40,23 @@ def test_student_on_logarithms_is_scipys() -> None:
 def test_bootstrap_is_used_from_twenty_and_follows_skew() -> None:
     random = np.random.default_rng(1)
     values = np.exp(random.exponential(0.5, 20))
-    found = stats.geometric_mean(values)
-    assert stats.geometric_mean(values) == found, "the same launches give the same interval"
+    found = geometric_mean(values)
+    assert geometric_mean(values) == found, "the same launches give the same interval"
     assert found.low is not None
     assert found.high is not None
     assert found.high / found.value != pytest.approx(found.value / found.low, rel=1e-6), "Student's would be symmetric"
 
 
 def test_one_launch_has_no_interval_and_equal_ones_a_narrow_one() -> None:
-    assert stats.geometric_mean([5.0]) == stats.Estimate(pytest.approx(5.0), None, None, 1)
-    same = stats.geometric_mean([5.0] * 30)
+    assert geometric_mean([5.0]) == Interval(pytest.approx(5.0), None, None, 1)
+    same = geometric_mean([5.0] * 30)
     assert (same.low, same.high) == pytest.approx((5.0, 5.0))
 
 
 @pytest.mark.parametrize("values", [[], [1.0, 0.0], [-1.0], [float("nan")], [float("inf")]])
 def test_what_has_no_logarithm_is_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="positive"):
-        stats.geometric_mean(values)
+        geometric_mean(values)
 
 
 def test_ratio_is_welchs() -> None:
@@ -100,14 +102,15 @@ def test_a_contrast_of_two_samples_is_welchs_and_one_of_pairs_students() -> None
         assert (found.found.low, found.found.high) == pytest.approx(tuple(np.exp(interval)))
         assert found.p_value == pytest.approx(wanted.pvalue)
         assert found.probability_more == pytest.approx(1 - wanted.pvalue / 2)
-    assert apart.found == stats.ratio([(NEW, OLD)])
+    same = stats.ratio([(NEW, OLD)])
+    assert (apart.found.low, apart.found.high) == pytest.approx((same.low, same.high))
     assert len(apart.spread), len(pairs.spread) == (2, 1)
 
 
 def test_many_pairs_are_bootstrapped() -> None:
     random = np.random.default_rng(2)
     new, old = np.exp(random.normal(0, 0.1, (2, 25)))
-    found, wanted = stats.contrast(new, old, paired=True).found, stats.geometric_mean(new / old)
+    found, wanted = stats.contrast(new, old, paired=True).found, geometric_mean(new / old)
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
 
 
@@ -127,6 +130,13 @@ def test_what_has_no_logarithm_has_a_difference() -> None:
     assert (found.found.low, found.found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
     with pytest.raises(ValueError, match="positive"):
         stats.contrast(new, old, paired=False)
+
+
+@pytest.mark.parametrize("n", [3, 24])
+def test_rounding_is_no_spread(n: int) -> None:
+    ratios = [(0.1 + 0.2) / 0.3 if place % 2 else 1.0 for place in range(n)]
+    interval = geometric_mean(ratios)
+    assert (interval.low, interval.high) == (interval.value, interval.value)
 
 
 def test_equal_launches_are_the_same_and_wild_ones_tell_nothing() -> None:
@@ -176,7 +186,7 @@ def test_repeats_for_equivalence_for_many_tests_and_beyond_reach() -> None:
     assert few is not None
     assert many is not None
     assert many > 1.5 * few
-    assert stats.more_repeats([0.2, 0.2], 3, 0.001) == stats.MOST_REPEATS + 1
+    assert stats.more_repeats([0.2, 0.2], 3, 0.001) == MOST_REPEATS + 1
     assert stats.more_repeats([], 1, 0.1) is None
 
 
@@ -192,6 +202,21 @@ def test_comparisons_are_wrong_as_rarely_as_they_say(case: Case) -> None:
 @pytest.mark.parametrize("family", list(families()), ids=Family.label)
 def test_all_comparisons_together_are_wrong_as_rarely_as_they_say(family: Family) -> None:
     assert family.rate(1, 250) <= family.limit + 0.015
+
+
+@pytest.mark.parametrize("pool", list(pools()), ids=Pool.label)
+def test_cells_are_pooled_and_disagree_as_they_should(pool: Pool) -> None:
+    assert pool.rate(1, 400) <= pool.limit + 0.02
+
+
+def test_cells_that_differ_are_noticed() -> None:
+    random = np.random.default_rng(3)
+    told = 0
+    for _ in range(100):
+        old, new = np.exp(random.normal(0, 0.02, (2, 3, 4)))
+        effects = [comparison(gain * a, b).effects[0] for gain, a, b in zip((1.1, 1.4, 1.5), new, old, strict=True)]
+        told += not agree(effects)
+    assert told >= 95
 
 
 def test_the_simulation_notices_verdicts_that_allow_for_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analytics import store
-from analytics.frame import frame
+from analytics.runs import store
+from analytics.runs.frame import frame
 from bench.record import RunRecord, Status
 from bench.store import tracker as tracking
 from tests import rows

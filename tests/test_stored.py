@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics import store
+from analytics.runs import store
 from bench.store import artifacts as stored
 from bench.store.tracker import StoreError
 

@@ -12,6 +12,8 @@ from bench.strategies import attention, graph, memory, precision, schedule
 from bench.strategies.parts import Parallelism, Parts, Precision, Unsupported
 from bench.workloads.base import Workload
 from bench.workloads.decoder_lm import DecoderLM
+from tests.processes import bench, records
+from tests.stores import empty_store
 from tests.tiny import strategy
 
 torch = pytest.importorskip("torch")
@@ -418,17 +420,13 @@ include:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_strategies_in_runs(tmp_path: Any) -> None:
-    import subprocess
-    import sys
-
     from bench.figures.metrics import row
-    from bench.record import RunRecord, Status
+    from bench.record import Status
 
     (tmp_path / "suite.yaml").write_text(SUITE)
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", "run", "suite.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    records = [RunRecord.model_validate_json(p.read_text()) for p in tmp_path.glob("runs/*/*/*/record.json")]
-    by_order = sorted(records, key=lambda record: record.started_at)
+    empty_store(tmp_path)
+    done = bench(tmp_path, "run", "suite.yaml")
+    by_order = sorted(records(tmp_path).values(), key=lambda record: record.started_at)
     assert len(by_order) == 7, done.stderr
     offload, graphs, plain, recompute, stored, largest, none = by_order  # what is skipped is recorded before the runs
     for record in (plain, recompute, stored, largest):

@@ -10,18 +10,19 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from analytics import store
-from analytics.compare import Comparison, ladder, within
-from analytics.frame import frame
-from app import strategies
-from app.charts import strategies as charts
+from analytics.judge.compare import Comparison, ladder, within
+from analytics.runs import store
+from analytics.runs.frame import frame
+from app.charts import bars, forest
+from app.charts.forest import Ratio
+from app.pages import strategies
+from app.pages.strategies import Goal
 from app.serve import TRACKING_URI
-from app.strategies import Goal, Mark
 from bench.record import Status
 from bench.schema import Scalar
 from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.pages import EVIL, Open, answers, markup, opened, texts
 
 PRECISIONS = {"fp32": 1.0, "bf16": 2.0, "fp16": 0.5}
 Rows = list[dict[str, Scalar]]
@@ -108,7 +109,7 @@ def test_commands_that_tell_nothing_are_compared_as_whole_runs() -> None:
 
 def test_speed_is_told_as_time() -> None:
     given = grid()
-    fast, slow = strategies.marks(compared(given, "time"), goal(given, "time"))
+    fast, slow = strategies.ratios(compared(given, "time"), goal(given, "time"))
     assert (fast.name, fast.verdict, slow.verdict) == ("bf16", "better", "worse")
     assert (fast.x, slow.x) == (pytest.approx(0.5, rel=0.02), pytest.approx(2, rel=0.02))
     assert fast.low is not None
@@ -121,7 +122,7 @@ def test_speed_is_told_as_time() -> None:
 
 def test_one_run_of_each_is_not_enough() -> None:
     given = rows.grid((1,), ("tiny",), PRECISIONS, repeats=1)
-    (one, _) = strategies.marks(compared(given, "time"), goal(given, "time"))
+    (one, _) = strategies.ratios(compared(given, "time"), goal(given, "time"))
     assert (one.verdict, one.low) == ("not enough repeats", None)
     assert one.words.endswith(" not enough repeats")
 
@@ -149,7 +150,7 @@ def test_steps_multiply() -> None:
     given = climbed()
     time = goal(given, "time")
     foot, bf16, fp16, failed, whole = strategies.steps(ladder(frame(given)), time)
-    assert (foot.verdict, foot.x) == (strategies.FOOT, foot.start)
+    assert (foot.verdict, foot.x) == (forest.FOOT, foot.start)
     assert bf16.start == foot.x
     assert fp16.start == bf16.x
     assert bf16.x / bf16.start == pytest.approx(1 / 2, rel=0.02)
@@ -160,17 +161,17 @@ def test_steps_multiply() -> None:
     assert math.isnan(failed.x)
     assert bf16.low is not None
     assert bf16.low < bf16.x, "the interval of its factor, in seconds"
-    figure = charts.waterfall_chart([foot, bf16, fp16, failed, whole], time)
+    figure = forest.waterfall_chart([foot, bf16, fp16, failed, whole], time.title, time.unit)
     bar, *marks = figure.data
     assert list(bar.y) == [0, 1, 2, 4]
     assert [base + x for base, x in zip(bar.base, bar.x, strict=True)] == pytest.approx(
         [foot.x, bf16.x, fp16.x, whole.x]
     )
-    assert {mark.name for mark in marks} == {"less", strategies.FOOT}
+    assert {mark.name for mark in marks} == {"better", forest.FOOT}
     assert (figure.layout.xaxis.type, figure.layout.xaxis.title.text) == ("log", "time [s/sample]")
     heads = [note.text for note in figure.layout.annotations]
     assert heads[0].startswith("baseline<br>0.049")
-    assert heads[1].startswith("+ precision=bf16<br>× 0.5")
+    assert heads[1].startswith("+ bf16<br>× 0.5")
     assert len(figure.layout.shapes) == 2, "a line from each step to the next"
 
 
@@ -179,14 +180,14 @@ def test_steps_multiply() -> None:
 
 def test_forest_chart_tells_verdicts_without_colour() -> None:
     shown = [
-        Mark("a", 0.5, 0.4, 0.6, "better", "0.5 better"),
-        Mark("b", 2.0, 1.5, 1e9, "worse", "2 worse"),
-        Mark("c", 1.1, None, None, "not enough repeats", "1.1 not enough repeats"),
-        Mark("none", math.nan, None, None, "cannot tell", "difference"),
+        Ratio("a", 0.5, 0.4, 0.6, "better", "0.5 better"),
+        Ratio("b", 2.0, 1.5, 1e9, "worse", "2 worse"),
+        Ratio("c", 1.1, None, None, "not enough repeats", "1.1 not enough repeats"),
+        Ratio("none", math.nan, None, None, "cannot tell", "difference"),
     ]
-    figure = charts.forest_chart(shown, Goal("accuracy", "validation_accuracy", "", 1.0, False, False))
+    figure = forest.forest_chart(shown, "accuracy", "above")
     traces = {trace.name: trace for trace in figure.data}
-    assert set(traces) == {"better", "worse", "not enough repeats", "1: the baseline"}
+    assert set(traces) == {"better", "worse", "not enough repeats", "baseline"}
     better, worse, few = (traces[name] for name in ("better", "worse", "not enough repeats"))
     assert (list(better.x), list(better.y), list(worse.y)) == ([0.5], [0], [1])
     assert better.error_x.array[0] == pytest.approx(0.1)
@@ -210,11 +211,11 @@ def tried() -> Rows:
 def test_memory_map() -> None:
     found = strategies.memory_map(frame(tried()))
     assert found[["strategy", "model", "batch", "outcome", "worst", "runs"]].to_numpy().tolist() == [
-        ["plain", "preset=tiny", 8, "fits", 1, 1],
-        ["plain", "preset=tiny", 16, "fits", 1, 1],
-        ["plain", "preset=small", 8, "fits", 1, 1],
-        ["plain", "preset=small", 16, "out of memory", 1, 2],
-        ["recompute", "preset=small", 32, "failed", 1, 1],
+        ["plain", "tiny", 8, "fits", 1, 1],
+        ["plain", "tiny", 16, "fits", 1, 1],
+        ["plain", "small", 8, "fits", 1, 1],
+        ["plain", "small", 16, "out of memory", 1, 2],
+        ["recompute", "small", 32, "failed", 1, 1],
     ]
     assert found["share"].tolist()[0] == 0.25
     assert found["parameters"].notna().all(), "a run that failed is as large as those that did not"
@@ -233,13 +234,13 @@ def test_learning_rates_and_one_accumulation_step_are_no_strategies() -> None:
 def test_a_model_without_arguments_is_called_by_its_workload() -> None:
     given = [rows.make() | {"workload_args.layers": layers} for layers in (None, 2.0)]
     assert strategies.memory_map(frame([given[0], given[1] | {"config_id": "b", "run_id": "b"}]))["model"].tolist() == [
-        "layers=2",
+        "layers 2",
         "synthetic",
     ]
 
 
 def test_memory_chart() -> None:
-    figure = charts.memory_chart(strategies.memory_map(frame(tried())))
+    figure = drawn(strategies.memory_map(frame(tried())))
     cells = {trace.name: trace for trace in figure.data if trace.type == "bar"}
     assert list(cells["fits"].y) == [0, 0, 1]
     assert list(cells["fits"].base) == pytest.approx([-0.48, 0.52, -0.48])
@@ -252,30 +253,33 @@ def test_memory_chart() -> None:
     assert list(figure.layout.xaxis.ticktext) == ["8", "16", "32"]
     heads = [note.text for note in figure.layout.annotations]
     assert heads == [
-        "plain · preset=tiny, 167 k parameters",
-        "plain · preset=small, 667 k parameters",
-        "recompute · preset=small, 667 k parameters",
+        "tiny, plain",
+        "small, plain",
+        "small, recompute",
     ]
 
 
 def test_figures_of_very_many_rows_end() -> None:
-    shown = [Mark(str(row), 1.5, 1.4, 1.6, "worse", "") for row in range(100)]
-    figure = charts.forest_chart(shown, goal(grid(), "time"))
-    assert len(figure.data[0].x) == len(figure.layout.annotations) == charts.MOST
+    shown = [Ratio(str(row), 1.5, 1.4, 1.6, "worse", "") for row in range(100)]
+    figure = forest.forest_chart(shown, "time", "below")
+    assert len(figure.data[0].x) == len(figure.layout.annotations) == forest.MOST
     told = strategies.memory_map(frame([rows.make() | {"memory": f"m{i}", "config_id": str(i)} for i in range(100)]))
-    figure = charts.memory_chart(told)
-    assert len(figure.data[0].x) == len(figure.layout.annotations) == charts.MOST
+    figure = drawn(told)
+    assert len(figure.data[0].x) == len(figure.layout.annotations) == forest.MOST
 
 
 def test_charts_escape_names() -> None:
     evil = rows.HOSTILE
-    time = goal(grid(), "time")
-    shown = [Mark(evil, 2.0, 1.0, 3.0, "better", evil, evil, start=1.0)]
+    shown = [Ratio(evil, 2.0, 1.0, 3.0, "better", evil, evil, start=1.0)]
     told = strategies.memory_map(frame([row | {"memory": evil, "workload": evil} for row in tried()]))
     told["strategy"] = told["model"] = told["outcome"] = evil
-    for figure in (charts.forest_chart(shown, time), charts.waterfall_chart(shown, time), charts.memory_chart(told)):
+    for figure in (forest.forest_chart(shown, evil, "below"), forest.waterfall_chart(shown, evil, "s"), drawn(told)):
         assert "<img" not in figure.to_json().replace("\\u003c", "<")
         assert "&lt;img" in figure.to_json().replace("\\u0026", "&")
+
+
+def drawn(cells: pd.DataFrame) -> Any:
+    return bars.memory_chart(cells, [strategies.cell(row) for row in cells.itertuples()])
 
 
 # --- the page
@@ -287,13 +291,13 @@ def test_charts_escape_names() -> None:
 def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRACKING_URI, recorded_uri)
     app = opened("strategies", {"suite": "ladder"})
-    steps = app.dataframe[1].value
+    steps = app.dataframe[0].value
     assert steps["Candidate"].tolist()[-1] == "all steps"
-    assert re.match(r"0\.\d+ \(0\.\d+ to \d\.\d+\) less", steps["time ×"].tolist()[-1])
+    assert re.match(r"0\.\d+ \(0\.\d+ to \d\.\d+\) (better|cannot tell)", steps["time ×"].tolist()[-1])
     assert "~energy, estimated ×" in steps
     app.selectbox(key="suite").select("batches").run()
     assert not app.exception
-    assert "does not fit into the memory" in app.text[0].value, "what to do, first"
+    assert "does not fit into the memory" in answers(app)[0], "what to do, first"
     cells = app.dataframe[1].value
     assert (cells["outcome"] == "out of memory").sum() == 6
     assert cells["attempted_bytes"].min() > 1e11
@@ -322,7 +326,7 @@ def test_the_address_keeps_what_is_seen(open_page: Open) -> None:
     assert app.selectbox(key="amount").value == "same tokens"
     gone = dict.fromkeys(("suite", "execution", "baseline", "amount", "goals", "strategy", "step"), "gone")
     app = open_page(climbed(), **gone)
-    assert app.selectbox(key="baseline").value == "The first of each kind of work"
+    assert app.selectbox(key="baseline").value == "First of each kind of work"
     assert app.selectbox(key="strategy").value == "All strategies"
     assert app.selectbox(key="step").value == "time"
 
@@ -330,8 +334,8 @@ def test_the_address_keeps_what_is_seen(open_page: Open) -> None:
 def test_a_ladder_on_the_page(open_page: Open) -> None:
     app = open_page(climbed())
     assert not app.code
-    steps = app.dataframe[1].value
-    assert steps["Candidate"].tolist() == ["precision=bf16", "precision=fp16", "precision=fp8", "all steps"]
+    steps = app.dataframe[0].value
+    assert steps["Candidate"].tolist() == ["bf16", "fp16", "fp8", "all steps"]
     assert "out of memory: no room" in texts(app)
     assert app.selectbox(key="step").options[:2] == ["time", "energy"]
     app.selectbox(key="strategy").select("bf16").run()
@@ -341,13 +345,13 @@ def test_a_ladder_on_the_page(open_page: Open) -> None:
 def test_other_work_is_not_compared(open_page: Open) -> None:
     given = [*grid(), *rows.grid((1,), ("small",), {"fp32": 1}, repeats=3)]
     app = open_page(given)
-    assert "no other configuration does the work of preset=small fp32" in texts(app)
+    assert "no other configuration does the work of small fp32" in texts(app)
     assert "preset=small fp32" not in app.selectbox(key="baseline").options
 
 
 @pytest.mark.parametrize("given", [[rows.make()], [rows.make(status=Status.FAILED)], rows.grid((1,), repeats=1)])
 def test_little(open_page: Open, given: Rows) -> None:
-    assert "nothing to compare" in texts(open_page(given))
+    assert "Nothing to compare" in texts(open_page(given))
 
 
 def test_runs_without_a_batch(open_page: Open) -> None:
@@ -379,22 +383,15 @@ def test_cost_at_one_rent_is_no_question_of_its_own(open_page: Open) -> None:
     assert strategies.follows(frame(rented), strategies.goals(frame(rented), "same samples"))["cost"] == "time"
     app = open_page(rented)
     assert "cost" not in app.multiselect(key="goals").value
-    assert any("Left out: cost is time times one number here" in caption.value for caption in app.caption)
+    assert any("Cost is time times one number here" in caption.value for caption in app.caption)
     app.multiselect(key="goals").select("cost").run()
     assert "cost" in app.multiselect(key="goals").value, "it can be asked for"
     dear = [row | {"cost_usd_per_million_samples": 1.0 + i} for i, row in enumerate(rented)]
     assert "cost" not in strategies.follows(frame(dear), strategies.goals(frame(dear), "same samples"))
 
 
-def test_very_many_configurations_are_compared_in_parts(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(strategies.parts(frame(grid()))) == ["from 1 on"]
+def test_of_very_many_configurations_the_first_are_compared(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strategies, "MOST", 2)
-    found = strategies.parts(frame(grid()))
-    assert {name: set(runs["precision"]) for name, runs in found.items()} == {
-        "from 1 on": {"fp32", "bf16"},
-        "from 3 on": {"fp32", "fp16"},
-    }
     app = open_page(grid())
     assert app.dataframe[0].value["Candidate"].tolist() == ["bf16"]
-    app.selectbox(key="part").select("from 3 on").run()
-    assert app.dataframe[0].value["Candidate"].tolist() == ["fp16"]
+    assert "Compared are the first 2 of 3 configurations" in texts(app)

@@ -536,14 +536,6 @@ def test_who_needs_what_cannot_be_done_here_is_skipped_with_it(tmp_path: Path) -
     assert len(plan.to_do) == 1
 
 
-def test_a_global_batch_is_divided_by_copies_of_the_model(tmp_path: Path) -> None:
-    defaults = {name: value for name, value in BASE.items() if name != "batch_size_per_device"}
-    axes = {"parallelism": ["ddp", "tp", {"name": "tp", "size": 2}, "pp"], "devices": [4]}
-    plan = made(tmp_path, gpus(4), defaults | {"global_batch_size": 8}, matrix=axes)
-    assert [run.batch_size_per_device for run in plan.runs] == [2, 8, 4, 8]
-    assert {run.global_batch_size for run in plan.runs} == {8}
-
-
 def test_options_alone_are_those_of_the_default(tmp_path: Path) -> None:
     plan = made(tmp_path, matrix={"optimizer.learning_rate": [0.1, 0.2]})
     assert [str(run.optimizer) for run in plan.runs] == ["adamw-learning_rate=0.1", "adamw-learning_rate=0.2"]

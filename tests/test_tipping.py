@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analytics.frame import frame
-from analytics.plan import Plan, Question, best
-from analytics.question import Given, question
-from analytics.speed import SIZE, Draws, GivenSpeed
-from analytics.tipping import Tip, sentences, tips
+from analytics.plan.plan import Plan, Question, best
+from analytics.plan.question import Given, question
+from analytics.plan.speed import SIZE, Draws, GivenSpeed
+from analytics.plan.tipping import Tip, tips
+from analytics.runs.frame import frame
 from analytics.work import sample_work
 from bench.schema import Site
 from tests.clock import python_calls
@@ -95,10 +95,7 @@ def test_electricity_counts_with_the_pue() -> None:
 
 
 def test_without_limits_nothing_changes_the_choice() -> None:
-    told = sentences(tips(Given(), asked()))
-    assert told == [
-        "Moved alone to a tenth or to ten times what is given, these change nothing: price (2 USD per device-hour)."
-    ]
+    assert [(tip.name, tip.below, tip.above) for tip in tips(Given(), asked())] == [("--price", None, None)]
 
 
 def test_what_is_beyond_ten_times_is_not_told() -> None:
@@ -112,26 +109,6 @@ def test_where_nothing_meets_what_is_asked_it_says_what_would() -> None:
     tip = found(one)["--deadline"]
     close(tip.above, seconds(32), 32)
     assert tip.below is None
-    (line,) = [line for line in sentences([tip]) if "deadline" in line]
-    assert line.startswith("From a deadline of ")
-    assert line.endswith(" on, 32 devices would meet what is asked.")
-
-
-def test_sentences_round_away_and_begin_with_the_nearest() -> None:
-    given = (
-        Tip("--deadline", 20 * DAY, 32, (14.987 * DAY, 64), (31.241 * DAY, 16)),
-        Tip("--tokens", 1e12, 32, None, (1.1119e12, 64)),
-        Tip("--batch", 64.0, 32, (1.0, None), None),
-        Tip("--pue", 1.2, 32, None, None),
-    )
-    assert sentences(given) == [
-        "From a training of 1.12T tokens on, 64 devices instead of 32.",
-        "Up to a deadline of 14.9 days, 64 devices instead of 32.",
-        "From a deadline of 31.3 days on, 16 devices instead of 32.",
-        "Up to a batch of 1 sequences, none of these numbers of devices meets what is asked.",
-        "Moved alone to a tenth or to ten times what is given, these change nothing: PUE (1.2, from 1 to 5).",
-    ]
-    assert sentences([]) == []
 
 
 H100 = Given(

@@ -1,5 +1,6 @@
 """The page Trade-offs, run by Streamlit's own test harness on synthetic rows, and its figure by its data."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,16 +13,18 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from analytics import pareto, store
-from analytics.frame import frame
-from analytics.repeat import again
-from app.charts.tradeoffs import front_chart
+from analytics.judge import front as pareto
+from analytics.runs import store
+from analytics.runs.frame import frame
+from analytics.runs.repeat import again
+from app.pages import tradeoffs
+from app.pages.tradeoffs import Side, table
 from app.serve import TRACKING_URI
-from app.tradeoffs import Side, sides, table
 from bench.record import Status
 from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.commands import bench
+from tests.pages import EVIL, Open, answers, markup, opened, texts
 from tests.test_pareto import THREE, runs
 
 FOUR = [*THREE, *runs("d", 400, 400)]
@@ -44,29 +47,30 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
 def drawn(given: list[Any], *by: str, picked: int | None = None) -> tuple[go.Figure, pareto.Front]:
     (one,) = pareto.front(frame(given), by or ("time", "energy"))
-    shown = sides(one)
-    return front_chart(one, shown[0], shown[1], shown[2] if len(shown) > 2 else None, picked), one
+    return tradeoffs.front_figure(one, [side.name for side in one.objectives][:3], picked), one
 
 
 def test_the_page_says_what_to_choose(open_page: Open) -> None:
     app = open_page(FOUR, y="energy")
-    assert "fastest: a (100 % sure)" in texts(app)
-    assert "by the runs of synthetic on synthetic-host: Synthetic CPU." in texts(app)
+    (text,) = answers(app)
+    assert "a for time (100 % sure)" in text
+    assert "b for balance (the knee)" in text
+    assert "runs of synthetic on synthetic-host: Synthetic CPU." in texts(app)
     assert "quality cannot be chosen: no run was validated" in texts(app)
     configurations = app.dataframe[1].value
-    assert configurations["On the front"].tolist() == ["yes", "yes, the knee", "yes", "no"]
+    assert configurations["On the Pareto front"].tolist() == ["yes", "yes, the knee", "yes", "no"]
     assert configurations["Chance to be on it"].tolist() == ["100 %", "100 %", "100 %", "0 %"]
     assert {"time [s]", "energy [J]", "cost [USD]", "carbon [kg CO2e]", "memory [GB]"} <= set(configurations)
     assert " to " in configurations["time [s]"].iloc[0]
 
 
 def test_one_is_picked_and_kept_in_the_address(open_page: Open) -> None:
-    app = open_page(FOUR, y="energy")
+    app = open_page(FOUR, y="energy", by=["time", "energy"])
     assert app.selectbox(key="point").value == "b", "the knee"
     assert len(app.dataframe[0].value) == 4
     assert "This is the knee of all 4." in texts(app)
     app.selectbox(key="point").select("d").run()
-    assert "4. d\non the front: no (0 % likely)\ntime: " in texts(app)
+    assert "4. d\non the Pareto front: no (0 % likely)\ntime: " in texts(app)
     said = r"Compared with b \(the knee\): 0\.(49|50)\d? times as fast, (2|1\.9\d|2\.0\d) times the energy"
     assert re.search(said, texts(app))
     assert open_page(FOUR, y="energy", point="d").selectbox(key="point").value == "d"
@@ -80,9 +84,9 @@ def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRACKING_URI, recorded_uri)
     for suite in ("scaling", "ladder", "search-cost-efficiency"):
         app = opened("tradeoffs", {"suites": suite, "third": "memory"})
-        assert "fastest: " in texts(app)
+        assert answers(app)[0].startswith("Take ")
         assert "energy: ~" in texts(app)
-        assert app.code[0].value == "bench run again.yaml"
+        assert app.code[0].value.startswith("bench run again.yaml")
     df = store.load(recorded_uri)
     for run in df.to_dict("records"):
         assert again(run, df)["include"], run["label"]
@@ -90,14 +94,33 @@ def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_or_three_objectives(open_page: Open) -> None:
     app = open_page(FOUR)
-    assert [app.selectbox(key=key).value for key in ("x", "y", "third")] == ["time", "cost", "none"]
-    assert app.selectbox(key="third").options == ["none", "energy", "memory", "carbon"], "what is known, and not chosen"
+    assert [app.selectbox(key=key).value for key in ("x", "y", "third")] == ["time", "cost", "None"]
+    assert app.selectbox(key="third").options == ["None", "energy", "memory", "carbon"], "what is known, and not chosen"
     app.selectbox(key="x").select("cost").run()
     assert not app.exception
     assert app.selectbox(key="y").value == "time"
     app.selectbox(key="third").select("memory").run()
     assert not app.exception
+    assert "least memory" not in texts(app), "axes do not count by themselves"
+    app.multiselect(key="by").select("memory").run()
     assert "least memory" in texts(app)
+
+
+@pytest.mark.parametrize("axes", [{}, {"x": "energy", "y": "time"}, {"third": "memory"}])
+def test_the_knee_is_that_of_the_command(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch, axes: dict[str, str]
+) -> None:
+    given = [*FOUR, *[row | {"stage": "probe"} for row in runs("p", 1, 1, repeats=1)]]
+    monkeypatch.setattr("analytics.runs.selection.load", lambda *_, **__: frame(given))
+    (front,) = json.loads(bench("pareto", "synthetic", "--json").stdout)["fronts"]
+    (knee,) = (one["name"] for one in front["configurations"] if one["knee"])
+    app = open_page(given, **axes)
+    assert app.selectbox(key="point").value == knee
+    told = app.dataframe[1].value.set_index("Configuration")["On the Pareto front"]
+    assert told[knee] == "yes, the knee"
+    assert {name for name, text in told.items() if text != "no"} == {
+        one["name"] for one in front["configurations"] if one["front"]
+    }
 
 
 def test_an_amount_of_work(open_page: Open) -> None:
@@ -115,15 +138,15 @@ def test_other_work_suites_and_machines_are_chosen_apart(open_page: Open) -> Non
     larger = [row | {"workload_args.preset": "small", "suite": "other"} for row in runs("e", 1, 1)]
     elsewhere = [row | {"host": "elsewhere", "environment": "f"} for row in runs("f", 90, 90)]
     app = open_page([*FOUR, *larger, *elsewhere], suites=["synthetic", "other"])
-    assert app.selectbox(key="work").options == ["preset=tiny", "preset=small"]
+    assert app.selectbox(key="work").options == ["tiny", "small"]
     assert "These are different machines" in texts(app)
     assert "elsewhere" in app.dataframe[1].value["Host"].tolist()
     app.selectbox(key="machine").select("synthetic-host: Synthetic CPU").run()
     assert "different machines" not in texts(app)
     assert len(app.dataframe[1].value) == 4
     app = open_page([*FOUR, *larger], suites="other")
-    assert "by the runs of other on" in texts(app)
-    assert "There is one configuration of this work, so nothing to choose from." in texts(app)
+    assert "runs of other on" in texts(app)
+    assert "One configuration of this work was measured, so there is nothing to choose from." in texts(app)
 
 
 def test_the_newest_suite_comes_first_and_all_can_be_chosen(open_page: Open) -> None:
@@ -131,16 +154,16 @@ def test_the_newest_suite_comes_first_and_all_can_be_chosen(open_page: Open) -> 
     newest = [rows.make(status=Status.FAILED) | {"suite": "newest", "started_at": "2026-04-01T00:00:00+00:00"}]
     app = open_page([*FOUR, *newer, *newest])
     assert app.multiselect(key="suites").value == ["newer"], "nothing of the newest one ended well"
-    assert "by the runs of newer on" in texts(app)
+    assert "runs of newer on" in texts(app)
     app.multiselect(key="suites").set_value([]).run()
-    assert "by the runs of newer, synthetic on" in texts(app)
+    assert "runs of newer, synthetic on" in texts(app)
 
 
 def test_probes_of_a_search_are_left_out_unless_there_is_nothing_else(open_page: Open) -> None:
     probes = [row | {"stage": "probe"} for row in runs("p", 1, 1, repeats=1)]
     app = open_page([*FOUR, *probes])
     assert len(app.dataframe[1].value) == 4
-    assert any("1 probes of searches" in caption.value for caption in app.caption)
+    assert any("1 short probes of searches" in caption.value for caption in app.caption)
     assert len(open_page(probes).dataframe[1].value) == 1
 
 
@@ -154,14 +177,14 @@ def test_cost_of_several_prices_is_left_out_with_the_reason(open_page: Open) -> 
 def test_addresses_of_what_is_not_there_show_the_default(open_page: Open) -> None:
     wrong = dict.fromkeys(("suites", "machine", "work", "x", "y", "third", "unit", "point"), "nothing of the kind")
     app = open_page(FOUR, **wrong, amount="-1")
-    assert app.selectbox(key="point").value == "a"
+    assert app.selectbox(key="point").value == "b"
     assert "per million samples" in texts(app)
 
 
 def test_it_can_be_run_again_or_that_cannot_be(open_page: Open) -> None:
     given = rows.grid((1, 2), ("tiny",))
     app = open_page(given)
-    assert app.code[0].value == "bench run again.yaml"
+    assert app.code[0].value.startswith("bench run again.yaml")
     assert "does not tell all that was asked of it" in texts(open_page(FOUR)), "whose config_id is made up"
     assert "it was imported" in texts(open_page([row | {"flags": "imported"} for row in given]))
 
@@ -172,13 +195,13 @@ def test_little(open_page: Open) -> None:
     assert "No run of these ended well" in texts(failed)
     assert "bench run" in failed.code[0].value
     one = open_page([rows.make()])
-    assert "There is one configuration" in texts(one)
+    assert "One configuration" in texts(one)
     assert len(one.dataframe[1].value) == 1
     bare = {"samples_per_second", "tokens_per_second", "peak_memory_bytes"}
     nothing = [{k: v for k, v in rows.make(readings="").items() if k not in bare}]
-    assert "time is left out: the runs tell no throughput" in texts(open_page(nothing))
+    assert "Left out: time: the runs tell no throughput" in texts(open_page(nothing))
     only = [row | {"peak_memory_bytes": math.nan} for row in rows.grid(readings="")]
-    assert "fastest" in texts(open_page([row for row in only if row["workload_args.preset"] == "tiny"]))
+    assert " for time" in texts(open_page([row for row in only if row["workload_args.preset"] == "tiny"]))
 
 
 def test_store_that_does_not_answer(open_page: Open) -> None:
@@ -212,9 +235,9 @@ def test_the_figure_shows_all_with_their_intervals_and_the_front() -> None:
     assert line.line.shape == "hv"
     assert (list(ring.x), list(ring.y)) == ([one.table["time"][3]], [one.table["energy"][3]])
     assert [trace.name for trace in (others, front, knee)] == [
-        "beaten by another",
-        "on the front",
-        "knee: nearest to the best of all",
+        "dominated",
+        "Pareto front",
+        "knee",
     ]
     assert len({trace.marker.symbol for trace in (others, front, knee)}) == 3, "not by colour alone"
     assert [list(trace.customdata) for trace in (others, front, knee)] == [[[3]], [[0], [2]], [[1]]]

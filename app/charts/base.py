@@ -1,4 +1,4 @@
-"""What all figures share. No Streamlit in this folder: a figure can be tested, saved and put into a report.
+"""What all figures share. No Streamlit in this folder: a figure can be tested and saved without a page.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008), told apart by colour-blind readers; series differ in
 marker and dash as well. Names come from the store, so they are escaped: Plotly renders some HTML in its texts.
@@ -7,19 +7,34 @@ marker and dash as well. Names come from the store, so they are escaped: Plotly 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from analytics.words import number, printable
+import plotly.graph_objects as go
+
+from analytics.text import number, printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#888888"
-RANKS = {"others": (GREY, "diamond", 9), "front": (COLOURS[0], "circle", 12), "knee": (COLOURS[1], "star", 16)}
+OTHERS, FRONT, KNEE = (GREY, "diamond", 9), (COLOURS[0], "circle", 12), (COLOURS[1], "star", 16)
 """Colour, symbol and size of what is on a front or not."""
+
+
+_CODES = {r"\bdecoder_lm (?:gpt2 )?": "", r"\b(?:preset|precision|attention|parallelism)=": ""}
+_CODES |= {r"\b(?:devices=|d=| d = |d)(\d+)\b": r"\1 devices", r"\b1 devices\b": "1 device"}
+_CODES |= {r"\b(?:batch_size_per_device=|b=|b)(\d+)\b": r"batch \1", r"(?<!--set )\b([a-z]\w*[._]?\w*)=(?=\S)": r"\1 "}
+
+
+def plain(name: str) -> str:
+    """Return the name of a configuration as people say it: `tiny 2 devices bf16` of `preset=tiny d=2 bf16`."""
+    for code, words in _CODES.items() if "<" not in name else ():  # markup is no name: it is shown as it is
+        name = re.sub(code, words, name)
+    return name
 
 
 def text(value: object) -> str:
@@ -67,11 +82,15 @@ def with_ends(axis: str, values: Sequence[float], ends: Sequence[tuple[float, fl
     return {axis: list(values), f"error_{axis}": bars | {"thickness": 1, "color": GREY}}
 
 
-def edge(points: Sequence[tuple[float, float]], signs: tuple[int, int]) -> dict[str, Any]:
-    """Return the line through the points that no other beats in both coordinates; a sign of -1 where more is better."""
-    found: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: (signs[0] * point[0], signs[1] * point[1])):
-        if not found or signs[1] * point[1] < signs[1] * found[-1][1]:
-            found.append(point)
-    line = {"color": COLOURS[0], "shape": "hv", "width": 1.5}
-    return {"x": [x for x, _ in found], "y": [y for _, y in found], "line": line, "mode": "lines", "hoverinfo": "skip"}
+def headed(figure: go.Figure, heads: Sequence[Sequence[str]], title: str, height: int = 58, lift: int = 8) -> go.Figure:
+    """Put lines above each row, `lift` pixels above its middle, the first row at the top: long names fit narrow screens."""
+    words = list[dict[str, Any]]()
+    for row, head in enumerate(heads):
+        at = {"x": 0, "xref": "x domain", "xanchor": "left", "y": row, "yref": "y", "yanchor": "bottom", "yshift": lift}
+        lines = "<br>".join(escape(printable(line, 120), quote=False) for line in head)
+        words.append(at | {"text": lines, "showarrow": False, "align": "left"})
+    figure.update_layout(annotations=[*figure.layout.annotations, *words])
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
+    figure.update_yaxes(range=[len(heads) - 0.5, -50 / height], **hidden)
+    title_of = {"title": {"text": text(title), "font": {"size": 15}}, "showlegend": True}
+    return figure.update_layout(**frame(height * len(heads) + 140) | title_of).update_layout(margin_t=40)

@@ -1,7 +1,7 @@
 """Figures of a fitted law: times, residuals, efficiency, where the time goes.
 
-Full marks are measured. Open ones are what a law says: a line joins them, dashed where nothing was measured, and the band
-is its 80 % interval.
+Full marks are measured. Open ones are predicted by the law: a line joins them, dashed where nothing was measured, and the
+band is the 80 % interval.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analytics.outlook import PARTS
-from analytics.scaling import Efficiency, SeriesFit
-from analytics.words import between, number
+from analytics.interval import Interval
+from analytics.law.outlook import PARTS
+from analytics.law.series import Efficiency, SeriesFit
+from analytics.text import between, number
 from app.charts.base import COLOURS, GREY, PATTERNS, SYMBOLS, faint, frame, log_ticks, text
-from app.scaling import Known, Line, changed
+from app.scaling import Line
 
 FEW = 4
 """So many bands over one another can be read."""
@@ -24,7 +25,7 @@ FEW = 4
 
 def _layout(figure: go.Figure, y: str, devices: Iterable[int], height: int = 420) -> go.Figure:
     ticks = sorted(set(devices))
-    figure.update_xaxes(title="devices d", type="log", tickvals=ticks, ticktext=list(map(str, ticks)), minor_ticks="")
+    figure.update_xaxes(title="devices", type="log", tickvals=ticks, ticktext=list(map(str, ticks)), minor_ticks="")
     if ticks:
         edge = 2 if len(ticks) == 1 else (ticks[-1] / ticks[0]) ** 0.04
         figure.update_xaxes(range=[math.log10(ticks[0] / edge), math.log10(ticks[-1] * edge)])
@@ -38,34 +39,35 @@ def _look(index: int, series: int) -> dict[str, Any]:
     return {"color": COLOURS[series % len(COLOURS)], "symbol": symbol, "size": 10}
 
 
-def _law(figure: go.Figure, index: int, line: Line, values: Sequence[Known], unit: str, *, band: bool) -> None:
-    """Draw what the law says of a line, a value with its interval for each number of devices."""
-    d, look = [one.devices for one in line.told], _look(index, line.place)
+def _law(figure: go.Figure, index: int, line: Line, values: Sequence[Interval], unit: str, *, band: bool) -> None:
+    """Draw the predictions of a line, a value with its interval for each number of devices."""
+    d, look = [one.devices for one in line.predictions], _look(index, line.place)
     group: dict[str, Any] = {"legendgroup": f"{index}", "showlegend": False}
-    if band and any(low is not None for _, low, _ in values):
-        edge = [high or value for value, _, high in values] + [low or value for value, low, _ in reversed(values)]
+    if band and any(x.low is not None for x in values):
+        edge = [x.high or x.value for x in values] + [x.low or x.value for x in reversed(values)]
         fill: dict[str, Any] = {"fill": "toself", "fillcolor": faint(look["color"], 0.15), "line": {"width": 0}}
         figure.add_scatter(x=[*d, *reversed(d)], y=edge, mode="lines", hoverinfo="skip", **fill, **group)
-    says = [
-        f"{text(line.name)}<br>d = {x}: ~{between(*known)} {unit}, estimated"
-        for x, known in zip(d, values, strict=True)
-    ]
+    says = [f"{text(line.name)}<br>{n} devices: ~{_words(x, unit)}, estimated" for n, x in zip(d, values, strict=True)]
     marker = look | {"symbol": look["symbol"] + "-open", "size": 9}
     dashed: dict[str, Any] = {"mode": "lines+markers", "line": {"color": look["color"], "dash": "dash", "width": 2}}
     figure.add_scatter(
-        x=d, y=[v for v, *_ in values], marker=marker, hovertext=says, hoverinfo="text", **dashed, **group
+        x=d, y=[x.value for x in values], marker=marker, hovertext=says, hoverinfo="text", **dashed, **group
     )
-    inside = [(x, value) for x, (value, *_) in zip(d, values, strict=True) if line.measured(x)]
+    inside = [(n, x.value) for n, x in zip(d, values, strict=True) if line.measured(n)]
     solid: dict[str, Any] = {"mode": "lines", "line": {"color": look["color"], "width": 2}, "hoverinfo": "skip"}
     figure.add_scatter(x=[x for x, _ in inside], y=[y for _, y in inside], **solid, **group)
+
+
+def _words(figure: Interval, unit: str) -> str:
+    return between(figure.value, figure.low, figure.high, unit)
 
 
 def time_chart(lines: Sequence[Line], unit: tuple[float, str], what: str) -> go.Figure:
     """Draw the time of `what` (one sample, a training) against devices, log-log: the runs and the law, in `unit`."""
     figure, (seconds, name), times = go.Figure(), unit, list[float]()
     for index, line in enumerate(lines):
-        told = [changed(known, lambda x: x / seconds) for _, known in line.seconds()]
-        _law(figure, index, line, told, name, band=len(lines) <= FEW)
+        predicted = [time.times(1 / seconds) for _, time in line.seconds()]
+        _law(figure, index, line, predicted, name, band=len(lines) <= FEW)
         runs = [
             (point, rate, line.samples / rate / seconds) for point in line.points for rate in point.samples_per_second
         ]
@@ -79,8 +81,10 @@ def time_chart(lines: Sequence[Line], unit: tuple[float, str], what: str) -> go.
             hovertext=[f"{text(p.name)}<br>{number(time)} {name}, {number(rate)} samples/s" for p, rate, time in runs],
             hoverinfo="text",
         )
-        times += [*(time for *_, time in runs), *(value for value, *_ in told)]
-    figure = _layout(figure, f"time of {what} [{name}]", [one.devices for line in lines for one in line.told], 480)
+        times += [*(time for *_, time in runs), *(x.value for x in predicted)]
+    figure = _layout(
+        figure, f"time of {what} [{name}]", [one.devices for line in lines for one in line.predictions], 480
+    )
     ticks = log_ticks(times)
     # A band over few configurations can be wider than all times; the factor keeps at least one tick in sight.
     ends = [math.log10(min(times) / 1.7), math.log10(max(times) * 1.7)]
@@ -93,7 +97,7 @@ def _aside(devices: float, index: int, count: int) -> float:
 
 
 def residual_chart(errors: Sequence[tuple[SeriesFit, Sequence[float]]]) -> go.Figure:
-    """Draw by how many percent the law misses each configuration; above 0 it says longer than it took."""
+    """Draw by how many percent the law misses each configuration; above 0 it predicts longer than measured."""
     figure = go.Figure()
     for index, (fit, missed) in enumerate(errors):
         figure.add_scatter(
@@ -110,22 +114,20 @@ def residual_chart(errors: Sequence[tuple[SeriesFit, Sequence[float]]]) -> go.Fi
 
 
 def efficiency_chart(series: Sequence[SeriesFit], lines: Sequence[Line]) -> go.Figure:
-    """Draw the efficiency E by devices of every measured curve, with 95 % intervals, and what the law says of `lines`."""
+    """Draw the efficiency E by devices of every measured curve, with 95 % intervals, and the predictions of `lines`."""
     figure = go.Figure()
     curves: dict[tuple[int, str], list[Efficiency]] = {}
     for place, fit in enumerate(series):
         for point in fit.efficiency:
             curves.setdefault((place, point.curve), []).append(point)
     for index, line in enumerate(lines):
-        told: list[Known] = [(one.efficiency, one.efficiency_low, one.efficiency_high) for one in line.told]
-        shares = [changed(known, lambda x: 100 * x) for known in told]
+        shares = [one.efficiency.times(100) for one in line.predictions]
         _law(figure, index, line, shares, "%", band=len(lines) <= FEW)
     for index, ((place, curve), points) in enumerate(curves.items()):
-        known = [(p.devices, p.value, p.low, p.high) for p in points]
         figure.add_scatter(
-            x=[_aside(d, index, len(curves)) for d, *_ in known],
-            y=[100 * value for _, value, *_ in known],
-            error_y=_bars(known),
+            x=[_aside(p.devices, index, len(curves)) for p in points],
+            y=[100 * p.value for p in points],
+            error_y=_bars(points),
             mode="markers",
             marker=_look(index, place),
             name=f"{text(series[place].name)}: {text(curve)}",
@@ -134,32 +136,33 @@ def efficiency_chart(series: Sequence[SeriesFit], lines: Sequence[Line]) -> go.F
         )
     figure.add_hline(y=100, line_width=1, line_color=GREY)
     devices = [p.baseline_devices for points in curves.values() for p in points]
-    devices += [d for fit in series for d in fit.devices] + [one.devices for line in lines for one in line.told]
+    devices += [d for fit in series for d in fit.devices] + [one.devices for line in lines for one in line.predictions]
     return _layout(figure, "efficiency E [%]", devices, 380).update_yaxes(rangemode="tozero")
 
 
-def _bars(known: Sequence[tuple[int, float, float | None, float | None]]) -> dict[str, Any]:
-    up = [100 * (high - value) if high is not None else 0.0 for _, value, _, high in known]
-    down = [100 * (value - low) if low is not None else 0.0 for _, value, low, _ in known]
+def _bars(points: Sequence[Efficiency]) -> dict[str, Any]:
+    up = [100 * (p.high - p.value) if p.high is not None else 0.0 for p in points]
+    down = [100 * (p.value - p.low) if p.low is not None else 0.0 for p in points]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
 
 
 def _efficiency_text(point: Efficiency) -> str:
-    low, high = (None if bound is None else 100 * bound for bound in (point.low, point.high))
-    interval = "" if low is not None else " (one run: no interval)"
-    return f"d = {point.devices}: {between(100 * point.value, low, high, '%')}{interval}<br>{text(point.curve)}"
+    interval = "" if point.low is not None else " (one run: no interval)"
+    return f"{point.devices} devices: {_words(point.times(100), '%')}{interval}<br>{text(point.curve)}"
 
 
 def parts_chart(lines: Sequence[Line]) -> go.Figure:
     """Draw the shares of the time of a step by the law, in percent: a bar for each series and number of devices."""
-    told = [(f"{text(line.series.name)}, d = {one.devices}", one.shares) for line in lines for one in line.told]
-    figure = go.Figure(layout=frame(140 + 26 * len(told)) | {"barmode": "stack", "legend_traceorder": "normal"})
+    labelled = [
+        (f"{text(line.series.name)}, {one.devices} devices", one.shares) for line in lines for one in line.predictions
+    ]
+    figure = go.Figure(layout=frame(140 + 26 * len(labelled)) | {"barmode": "stack", "legend_traceorder": "normal"})
     for index, (part, name) in enumerate(PARTS.items()):
-        shares = [100 * found[part] for _, found in told]
+        shares = [100 * found[part] for _, found in labelled]
         look = {"color": COLOURS[index], "pattern": {"shape": (*PATTERNS, "-", "+")[index]}}
         says = [f"{name}: ~{number(share)} %, estimated" for share in shares]
         if any(share >= 0.5 for share in shares):
-            at = {"x": shares, "y": [label for label, _ in told], "hovertext": says, "hoverinfo": "text"}
+            at = {"x": shares, "y": [label for label, _ in labelled], "hovertext": says, "hoverinfo": "text"}
             figure.add_bar(**at, orientation="h", name=name, marker=look)
     figure.update_xaxes(title="share of the time of a step, estimated by the law [%]", range=[0, 100])
     return figure.update_yaxes(type="category", autorange="reversed")

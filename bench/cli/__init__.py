@@ -15,30 +15,38 @@ import click
 from bench.errors import FAULT, STOPPED, WRONG_USE, UserError
 from bench.registry import did_you_mean
 
-_VERBS = {
-    "run": ("bench.cli.run:run", "Run a suite: train, measure, record, and print the answer."),
-    "measure": ("bench.cli.measure:measure", "Run any command and measure time, energy, carbon, cost and memory."),
-    "import": ("bench.cli.imports:import_", "Import a table of results that others measured."),
-    "show": ("bench.cli.show:show", "List the runs of a suite on this machine, with time and cost; start nothing."),
-    "fit": ("bench.cli.fit:fit", "Print results from the store, and the fitted law T = n / (d · v)."),
-    "advise": ("bench.cli.advise:advise", "Recommend what to change, with evidence and limits."),
-    "compare": ("bench.cli.compare:compare", "Compare runs, with verdicts; can fail a CI job on a regression."),
-    "baseline": ("bench.cli.baseline:baseline", "Save runs to a file, to compare later runs with."),
-    "pareto": ("bench.cli.pareto:pareto", "Find the Pareto front of time, energy, cost and quality."),
-    "search": ("bench.cli.search:search", "Search for good configurations within a budget, without trying all."),
-    "plan": ("bench.cli.plan:plan", "Predict time, cost, energy and carbon of a training, by number of devices."),
-    "report": (
-        "bench.cli.report:report",
-        "Print or write a report of stored runs: HTML, Markdown, CSV, Parquet, JSON.",
-    ),
-    "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard in a browser, on 127.0.0.1."),
-    "doctor": ("bench.cli.doctor:doctor", "Check what can be measured on this machine, and how to fix what cannot."),
-    "sync": ("bench.cli.sync:sync", "Log records to MLflow that are missing there."),
+_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run": {
+        "run": ("bench.cli.run:run", "Run a suite: train, measure, record, print the answer."),
+        "measure": ("bench.cli.measure:measure", "Run any command and measure its time, energy and cost."),
+        "search": ("bench.cli.search:search", "Search for good configurations within a budget."),
+    },
+    "Look": {
+        "fit": ("bench.cli.fit:fit", "Print results and how they scale; predict more devices."),
+        "compare": ("bench.cli.compare:compare", "Compare runs, with verdicts; a gate for CI jobs."),
+        "advise": ("bench.cli.advise:advise", "Recommend what to change, with evidence and limits."),
+        "report": ("bench.cli.report:report", "Write a report: HTML, Markdown, CSV, Parquet or JSON."),
+        "dashboard": ("bench.cli.dashboard:dashboard", "Open the dashboard in a browser, on 127.0.0.1."),
+    },
+    "Decide": {
+        "plan": ("bench.cli.plan:plan", "Predict time, cost, energy and carbon of a training."),
+        "pareto": ("bench.cli.pareto:pareto", "Find the Pareto front of time, energy, cost and quality."),
+    },
+    "More": {
+        "doctor": ("bench.cli.doctor:doctor", "Check what can be measured on this machine."),
+        "show": ("bench.cli.show:show", "List the runs of a suite, with time and cost; start nothing."),
+        "import": ("bench.cli.imports:import_", "Import a table of results that others measured."),
+        "baseline": ("bench.cli.baseline:baseline", "Save runs to a file, to compare later runs with."),
+        "sync": ("bench.cli.sync:sync", "Log records to MLflow that are missing there."),
+        "help": ("bench.cli.terms:help_", "Define the terms of an answer (bench help terms)."),
+    },
 }
+"""Verbs by what they are for: the place of the code, and one line of help."""
+_VERBS = {name: verb for verbs in _GROUPS.values() for name, verb in verbs.items()}
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported on use; help shows the sentences of the table above."""
+    """A group whose commands are imported on use; help shows them in groups, with the sentences above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -56,8 +64,9 @@ class _Lazy(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, sentence) for name, (_, sentence) in _VERBS.items()])
+        for group, verbs in _GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(f"{name:9}", sentence) for name, (_, sentence) in verbs.items()])
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,7 +74,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Measure how training scales, and what it takes in time, energy, carbon and money.
 
-    Start with `bench doctor`, then `bench run suites/scaling.yaml`.
+    Start with `bench doctor`, then `bench run suites/scaling.yaml`. `bench help VERB` explains a verb, and
+    `bench help terms` the words of an answer.
     """
 
 
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal without · and × gets ? for them
     code = 0
     try:
-        cli.main(arguments, standalone_mode=False)
+        cli.main((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""`bench advise`: what to change after the runs of a suite, each sentence with its evidence and limits."""
+"""`bench advise`: what to change after the runs of a suite, each with its gain and condition."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from typing import Any
 
 import click
 
-from bench.cli.options import json_option, print_json, selection_options
+from bench.cli.options import explain_option, json_option, print_json, selection_options
 
 
 @click.command()
 @selection_options
+@explain_option
 @json_option
-def advise(as_json: bool, **selection: Any) -> None:
-    """Recommend what to change after the runs of SUITE: at most ten sentences, each with its evidence and limits.
+def advise(as_json: bool, explain: bool, **selection: Any) -> None:
+    """Recommend what to change after the runs of SUITE: at most ten sentences, each with its gain and condition.
 
-    SUITE is a name; without it, there is advice for each suite in the store.
+    SUITE is a name; without it, there is advice for each suite in the store. --explain adds the evidence.
     """
-    from analytics.frame import frame
-    from analytics.say_advice import answer
-    from analytics.selection import select
+    from analytics.render.terminal import show
+    from analytics.runs.frame import frame
+    from analytics.runs.selection import select
+    from analytics.say.advice import blocks, document
+    from bench.cli.progress import screen
 
-    document, lines = answer(frame(select(**selection)))
+    df = frame(select(**selection))
     if as_json:
-        print_json(document)
+        print_json(document(df))
     else:
-        click.echo("\n".join(lines))
+        show(blocks(df), screen(), explain=explain)

@@ -26,9 +26,9 @@ def save(
     name: str, suite: str | None, execution: str | None, force: bool, folder: Path, store: str | None, as_json: bool
 ) -> None:
     """Save the runs of SUITE, or of all suites, as NAME."""
-    from analytics.frame import frame
-    from analytics.rowfiles import save_baseline
-    from analytics.selection import select
+    from analytics.runs.files import save_baseline
+    from analytics.runs.frame import frame
+    from analytics.runs.selection import select
 
     rows = frame(select(suite, execution, store, everything=False)).to_dict("records")
     path = save_baseline(folder, name, rows, force=force)
@@ -44,8 +44,8 @@ def save(
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
     """List the baselines."""
-    from analytics.sides import list_baselines
-    from analytics.words import printable
+    from analytics.judge.sides import list_baselines
+    from analytics.text import printable
 
     facts, problems = list_baselines(folder)
     for problem in problems:
@@ -65,6 +65,6 @@ def list_(folder: Path, as_json: bool) -> None:
 @baselines_option
 def remove(name: str, folder: Path) -> None:
     """Remove the baseline NAME."""
-    from analytics.rowfiles import remove_baseline
+    from analytics.runs.files import remove_baseline
 
     click.echo(f"removed {remove_baseline(folder, name)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import baselines_option, json_option, print_json, store_option
+from bench.cli.options import baselines_option, explain_option, json_option, print_json, store_option
 from bench.errors import FAILED, UserError
 
 
@@ -36,6 +36,7 @@ from bench.errors import FAILED, UserError
 )
 @baselines_option
 @store_option
+@explain_option
 @json_option
 def compare(
     base: str,
@@ -46,6 +47,7 @@ def compare(
     folder: Path,
     store: str | None,
     as_json: bool,
+    explain: bool,
     **gate: bool,
 ) -> None:
     """Compare NEW with BASE, or the configurations of BASE with the first one that does the same work.
@@ -54,10 +56,11 @@ def compare(
     were made, or of wattbench), a host, a file (CSV, Parquet, or JSON of `bench fit --json`) or a saved baseline. For a
     name that could be several, write suite:NAME, commit:NAME, host:NAME, file:NAME or baseline:NAME.
     """
-    from analytics.gate import Condition, broken, outcomes
-    from analytics.say_compare import gate_lines, parts
-    from analytics.sides import Sources, compared, compared_metrics
-    from bench.cli.progress import print_parts
+    from analytics.judge.gate import Condition, broken, outcomes
+    from analytics.judge.sides import Sources, compared, compared_metrics
+    from analytics.render.terminal import show
+    from analytics.say.compare import blocks, gate_blocks
+    from bench.cli.progress import screen
 
     conditions = [Condition.parse(text) for text in gates]
     sources = Sources(store, folder)
@@ -85,9 +88,8 @@ def compare(
         }
         print_json(document)
     else:
-        print_parts(parts(sides, matched, equivalence), soft_wrap=True)
-        for line in gate_lines(decided, broke, missing) if conditions else ():
-            click.echo(line)
+        first = gate_blocks(sides, matched, decided, broke, missing, failed=failed) if conditions else ()
+        show([*first, *blocks(sides, matched, equivalence)], screen(), explain=explain)
     for condition in conditions:
         if not failed and not any(condition.metric == e.metric for c in matched.comparisons for e in c.effects):
             raise UserError(f"--fail-if {str(condition)!r}: no configuration could be compared by {condition.metric}")

@@ -36,8 +36,8 @@ def import_(
     with --map. Each row needs devices, and samples_per_second or tokens_per_second. Rows that cannot be used are listed.
     Imported runs are marked as such.
     """
-    from analytics.imported import imported, keep, suite_of
-    from analytics.say_import import lines
+    from analytics.runs.imported import imported, keep, suite_of
+    from analytics.say.imported import lines
 
     table = imported(file, suite=suite_of(file, suite), **naming)
     logged = None

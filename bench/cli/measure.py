@@ -46,7 +46,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     Energy is that of the GPUs that COMMAND uses, or of all visible GPUs where that cannot be seen. Steps are known if the
     script calls bench.steps.step, or with --step-pattern. With --json, stdout has the record, stderr the output of COMMAND.
     """
-    from analytics.say_measure import lines
+    from analytics.say.measure import lines
     from bench.folder import RECORD
     from bench.machine.environment import find_machine
     from bench.run.measure import MeasureOptions

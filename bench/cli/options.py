@@ -17,7 +17,7 @@ from bench.errors import located
 from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
-    from analytics.preview import Preview
+    from analytics.plan.preview import Preview
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -60,6 +60,7 @@ store_option = click.option(
     "--store", metavar="URI", help="MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+explain_option = click.option("--explain", is_flag=True, help="Add definitions, limits and evidence.")
 baselines_option = _folder("--folder", "baselines", "Folder of the baselines.")
 runs_option = _folder("--runs", "runs", "Folder of the runs.")
 gpus_option = click.option(
@@ -115,7 +116,7 @@ selection_options = _all(
     store_option,
     click.option("--refresh", is_flag=True, help="Read the whole store again, not only what is new in it."),
 )
-"""The arguments of `analytics.selection.select`."""
+"""The arguments of `analytics.runs.selection.select`."""
 
 
 def site_fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def read_suite(
     suite: Path, settings: tuple[str, ...], filters: tuple[str, ...], gpus: str | None, *, publish: bool, **site: Any
 ) -> Preview:
     """Read a suite, apply the options, and expand it for this machine. Raises UserError with all mistakes."""
-    from analytics.preview import Preview
+    from analytics.plan.preview import Preview
     from bench.figures.carbon import intensity
     from bench.machine.environment import check_no_gpu_is_hidden, find_machine
     from bench.suites.expand import expand, only

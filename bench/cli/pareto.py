@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import json_option, print_json, selection_options, site_fields, site_options
+from bench.cli.options import explain_option, json_option, print_json, selection_options, site_fields, site_options
 from bench.errors import UserError, located
 
 
@@ -18,18 +18,20 @@ from bench.errors import UserError, located
     help="Objectives: time, energy, cost, carbon, memory, quality. Default: time, energy, cost and quality.",
 )
 @site_options
+@explain_option
 @json_option
-def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
+def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> None:
     """Find the configurations of SUITE that no other one beats in all objectives: the Pareto front.
 
     SUITE is a name; without it, all suites in the store are used. Repeats scatter, so each configuration has a probability
     of being on the front. Only runs of the same work are compared. A region, PUE or price recomputes carbon and cost; the
     store is not changed.
     """
-    from analytics.pareto import DEFAULT, front
-    from analytics.say_pareto import document, parts
-    from analytics.selection import repriced, rows_of, select
-    from bench.cli.progress import print_parts
+    from analytics.judge.front import DEFAULT, front
+    from analytics.render.terminal import show
+    from analytics.runs.selection import repriced, rows_of, select
+    from analytics.say.front import blocks, document
+    from bench.cli.progress import screen
 
     site = site_fields(selection)
     df = select(**selection)
@@ -47,4 +49,4 @@ def pareto(by: str | None, as_json: bool, **selection: Any) -> None:
     if as_json:
         print_json({"fronts": [document(each) for each in fronts]})
     else:
-        print_parts(parts(fronts))
+        show(blocks(fronts, df), screen(), explain=explain)

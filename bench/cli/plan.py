@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields
 from typing import Any
 
@@ -62,22 +63,26 @@ def _plan_options(command: Any) -> Any:
 @click.option("--next", "ask_next", is_flag=True, help="Name the runs that would narrow the interval most.")
 @click.option("--priors", is_flag=True, help="Use published trainings only, not your own runs.")
 @store_option
+@click.option("--explain", is_flag=True, help="Add how it was computed, and what would change the choice.")
 @json_option
-def plan(as_json: bool, **options: Any) -> None:
+def plan(as_json: bool, explain: bool, **options: Any) -> None:
     """Predict time, cost, energy and carbon of a training on different numbers of devices, with 80 % intervals.
 
     Speeds come from your own runs where they apply, else from published trainings, or are given.
     """
-    document, lines = _scaled(options) if options["known"] else _planned(options)
+    document, blocks = _scaled(options) if options["known"] else _planned(options, explain=explain)
     if as_json:
         print_json(document)
     else:
-        click.echo("\n".join(lines))
+        from analytics.render.terminal import show
+        from bench.cli.progress import screen
+
+        show(blocks, screen(), explain=explain)
 
 
-def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """Answer by T = n / (d · v) from a known training."""
-    from analytics.say_plan import scaled_answer
+    from analytics.say.plan import scaled_answer
 
     context = click.get_current_context()
     flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
@@ -88,18 +93,27 @@ def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return scaled_answer(**{name: options[name] for name in _SCALED})
 
 
-def _planned(options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _planned(options: dict[str, Any], *, explain: bool) -> tuple[dict[str, Any], list[Any]]:
     """Answer for each number of devices."""
-    from analytics.plan import Plan
-    from analytics.question import Given, question
-    from analytics.say_plan import answer
-    from analytics.selection import own_runs
+    from analytics.plan.plan import Plan
+    from analytics.plan.question import Given, question
+    from analytics.plan.tipping import tips
+    from analytics.runs.selection import own_runs
+    from analytics.say import plan as said
+    from analytics.say.plan_next import more, proposed
+    from bench.cli.options import program
     from bench.suites.load import with_site
 
     site = with_site(Site(), site_fields(options))
     if options["speed"] or options["claim"]:
         raise UserError("--speed and --claim belong to --known")
-    given = {field.name: options[field.name] for field in fields(Given) if field.name in options}
-    parsed, notes = question(Given(site=site, **given), lambda: own_runs(options["store"]))
-    regions = options["regions"].split(",") if options["regions"] else []
-    return answer(Plan(parsed), notes, regions, ask_next=options["ask_next"])
+    given = Given(site=site, **{field.name: options[field.name] for field in fields(Given) if field.name in options})
+    asked, remarks = question(given, lambda: own_runs(options["store"]))
+    planned = Plan(asked)
+    document, blocks = said.answer(planned, remarks, options["regions"].split(",") if options["regions"] else [])
+    if options["ask_next"]:
+        store = ["--store", options["store"]] if options["store"] else []
+        document["next"], proposals = proposed(planned, shlex.join([program(), "run", *store]))
+        blocks += proposals
+    blocks += said.explained(planned, tips(given, asked)) if explain else []
+    return document, [*blocks, *([] if explain or options["ask_next"] else [more(planned)])]

@@ -91,8 +91,8 @@ def screen() -> rich.console.Console:
     return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
 
 
-def print_parts(parts: Iterable[str | Table], *, soft_wrap: bool = False) -> None:
-    """Print sentences and tables; with `soft_wrap` the terminal wraps long sentences."""
+def print_parts(parts: Iterable[str | Table]) -> None:
+    """Print sentences and tables."""
     console = screen()
     for part in parts:
-        console.print(part, soft_wrap=soft_wrap and isinstance(part, str))
+        console.print(part)

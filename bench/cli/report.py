@@ -14,7 +14,7 @@ from bench.errors import UserError, located
 from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
-    from analytics.hourly import Hourly
+    from analytics.runs.hourly import Hourly
 
 
 @click.command()
@@ -64,13 +64,15 @@ def report(
     SUITE is a name; without it, all suites in the store are reported. A region, PUE, price or hourly rate recomputes
     carbon and cost; all else stays as it was when the runs were made. Nothing is run, and the store is not changed.
     """
-    from analytics.factors import by_the_hour, lines
-    from analytics.outputs import Output, write
-    from analytics.report import make
-    from analytics.say_results import parts
-    from analytics.scrub import cleaner, scrubbed, scrubbed_rows
-    from analytics.selection import repriced, rows_of, select
-    from bench.cli.progress import print_parts
+    from analytics.render.outputs import Output, write
+    from analytics.render.terminal import show
+    from analytics.runs.recost import by_the_hour, lines
+    from analytics.runs.selection import repriced, rows_of, select
+    from analytics.runs.share import cleaner, scrubbed, scrubbed_rows
+    from analytics.say.blocks import Note
+    from analytics.say.report import make
+    from analytics.say.results import results
+    from bench.cli.progress import screen
 
     targets = [Output.of(name, form) for name in outputs]
     if form is not None and not outputs:
@@ -89,8 +91,8 @@ def report(
     df = rows_of(records, imported)
     remarks = [] if rates is None else by_the_hour(records, rates)
     if not targets and not as_json:
-        click.echo("\n".join((*lines(records), *remarks)))
-        print_parts(parts(df))
+        basis = [Note(line) for line in (*lines(records), *remarks)]
+        show(results(df, store=store, notes=basis), screen())
         return
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
@@ -104,7 +106,7 @@ def report(
 
 
 def _hourly(path: Path | None, site: dict[str, Any]) -> Hourly | None:
-    from analytics.hourly import read_hourly
+    from analytics.runs.hourly import read_hourly
 
     if path is None:
         return None
@@ -119,7 +121,7 @@ def _hourly(path: Path | None, site: dict[str, Any]) -> Hourly | None:
 
 def _command(executions: list[str], site: dict[str, Any], hourly: Path | None, options: dict[str, Any]) -> list[str]:
     """Return the command that makes the report of these runs again."""
-    from analytics.selection import suite_name
+    from analytics.runs.selection import suite_name
 
     suite = [suite_name(options["suite"])] if options["suite"] else []
     which = ["--execution", executions[0]] if len(executions) == 1 else ["--all"] if options["everything"] else []

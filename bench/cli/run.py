@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import json_option, print_json, program, read_suite, runs_option, store_option, suite_options
+from bench.cli.options import json_option, print_json, read_suite, runs_option, store_option, suite_options
 from bench.errors import FAILED
 from bench.record import Status
 
@@ -56,16 +56,18 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
     choices |= {"runs": runs, "store": store, "selected": preview.run_ids}
     with Lines() as progress:
         execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
-    _answer(execution, store, preview.run_ids, as_json=as_json)
+    _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json)
     statuses = {record.status for run_id, record in execution.records.items() if run_id in preview.run_ids}
     sys.exit(0 if statuses <= {Status.OK, Status.SKIPPED} else FAILED)
 
 
-def _answer(execution: Execution, store: str | None, selected: set[str], *, as_json: bool) -> None:
-    from analytics.answer import document
-    from analytics.frame import frame
-    from analytics.say_results import parts
-    from bench.cli.progress import print_parts
+def _answer(execution: Execution, store: str | None, selected: set[str], suite_file: str, *, as_json: bool) -> None:
+    from analytics.render.terminal import show
+    from analytics.runs.frame import frame
+    from analytics.say.answer import document
+    from analytics.say.blocks import Note
+    from analytics.say.results import results
+    from bench.cli.progress import screen
     from bench.figures.metrics import row
     from bench.store.tracker import shown
 
@@ -75,15 +77,11 @@ def _answer(execution: Execution, store: str | None, selected: set[str], *, as_j
     if as_json:
         print_json({"runs_folder": str(execution.folder), "store": shown(store), **document(df)})
         return
-    print_parts(parts(df))
-    again = f" --store {store}" if store else ""
-    click.echo(f"\nruns:  {execution.folder}\nstore: {shown(store)}")
-    click.echo(f"Look at them with:     {program()} dashboard{again}")
-    click.echo(
-        f"Print this again with: {program()} fit {execution.plan.suite.name} --execution {execution.name}{again}"
-    )
     missing = [spec.run_id in selected for spec in execution.missing()]
+    texts = [f"{execution.folder}; store: {shown(store)}"]
     if any(missing):
-        click.echo(f"{sum(missing)} runs are missing. Run the same command again to resume.")
+        texts.append(f"{sum(missing)} runs are missing. Run the same command again to resume.")
     if not all(missing):
-        click.echo(f"{len(missing) - sum(missing)} runs of the suite were not selected (--only).")
+        texts.append(f"{len(missing) - sum(missing)} runs of the suite were not selected (--only).")
+    notes = [Note(text, "Runs") for text in texts]
+    show(results(df, store=store, suite_file=suite_file, notes=notes), screen())

@@ -24,8 +24,8 @@ from bench.errors import FAILED, UserError
 from bench.redact import redact
 
 if TYPE_CHECKING:
-    from analytics.searched import SearchResult
-    from analytics.session import Session
+    from analytics.search.result import SearchResult
+    from analytics.search.session import Session
 
 _ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
 """Options that are not repeated in the command that is proposed next."""
@@ -66,8 +66,8 @@ def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json
     again in parallel on other devices, it shares the work. Exit codes: 0 with an answer, 1 if nothing that is allowed was
     found, 2 wrong use, 130 stopped, 70 a fault of wattbench or of the machine.
     """
-    from analytics.say_search import preview_lines
-    from analytics.session import read
+    from analytics.say.search import WORDS, preview_lines
+    from analytics.search.session import read
     from bench.cli.progress import Lines
 
     if show_only + dry_run + confirm > 1 or (show_only and options["new"]):
@@ -75,7 +75,7 @@ def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json
     budget = {name: value for name in ("trials", "minutes") if (value := options.pop(name)) is not None}
     changes = {name: value for name in ("sampler", "seed") if (value := options.pop(name)) is not None}
     options["runs"] = options["runs"].absolute()
-    session = read(path, site=place(options), budget=budget, changes=changes, **options)
+    session = read(path, site=place(options), budget=budget, changes=changes, **WORDS, **options)
     if dry_run:
         preview, goals = session.preview(), [goal.name for goal in session.search.objectives]
         if as_json:
@@ -98,7 +98,7 @@ def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json
 
 
 def _print(session: Session, answer: SearchResult, sentences: list[str]) -> None:
-    from analytics.say_search import parts
+    from analytics.say.search import parts
     from bench.cli.progress import print_parts
 
     print_parts(parts(answer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analytics.session import SearchProgress
+from analytics.search.session import SearchProgress
 from bench.cli.progress import Lines
 from bench.folder import WORKER_LOG
 from bench.record import RunRecord, Status

@@ -9,20 +9,10 @@ import click
 from bench.cli.options import json_option, print_json, read_suite, suite_options
 from bench.errors import UserError
 from bench.registry import did_you_mean
-from bench.schema import AXES, RunSpec
 from bench.strategies.catalog import CATALOG, allowed
 
 if TYPE_CHECKING:
-    from analytics.preview import Preview
-
-
-def table() -> str:
-    """Return the strategies of each axis as a Markdown table, the default of the axis first."""
-    rows = ["| field | values |", "|---|---|"]
-    for axis in AXES:
-        default = RunSpec.model_fields[axis].default.name
-        rows.append(f"| `{axis}` | {', '.join(f'`{name}`' for name in sorted(CATALOG[axis], key=default.__ne__))} |")
-    return "\n".join(rows)
+    from analytics.plan.preview import Preview
 
 
 def explain(name: str) -> str:

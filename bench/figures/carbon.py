@@ -59,6 +59,15 @@ def intensity(region: str) -> CarbonIntensity:
     )
 
 
+def region_name(region: str) -> str:
+    """Return the name of a region of `intensity`: `France` for FRA, `California` for US-CA."""
+    import pycountry
+
+    table = pycountry.subdivisions if region.startswith("US-") else pycountry.countries
+    place = table.get(**{"code" if region.startswith("US-") else "alpha_3": region})
+    return region if place is None else str(place.name)
+
+
 def _us_state(code: str, version: str) -> CarbonIntensity:
     table = _data("2023/usa_emissions.json")
     states = {

@@ -189,10 +189,15 @@ def _slowest(measured: Measurement) -> Rank:
 
 
 def _available(record: Observation) -> dict[str, float]:
-    """Return the memory that a rank may take: that of the smallest GPU, or its limit. Ranks on a CPU have the limit alone."""
-    gpus = [gpu.memory_bytes for gpu in record.environment.machine.gpus if gpu.uuid in record.gpus]
-    sizes = [size for size in (*gpus, record.spec.memory_limit_bytes) if size is not None]
-    return {"memory_available_bytes": min(sizes)} if sizes else {}
+    """Return how many devices a machine has, and the memory that a rank may take.
+
+    CPU devices share the processors. The memory is that of the smallest GPU, or the limit; on a CPU there is the limit alone.
+    """
+    machine, spec = record.environment.machine, record.spec
+    gpus = [gpu.memory_bytes for gpu in machine.gpus if gpu.uuid in record.gpus]
+    sizes = [size for size in (*gpus, spec.memory_limit_bytes) if size is not None]
+    devices: float = len(machine.gpus) if spec.device_type == "cuda" else machine.cpu_count // spec.threads_per_device
+    return {"machine_devices": devices} | ({"memory_available_bytes": min(sizes)} if sizes else {})
 
 
 def _energy(record: Observation, measured: Measurement) -> dict[str, float]:
@@ -268,7 +273,7 @@ def metrics(record: RunRecord) -> dict[str, float]:
 
     Numbers that were seen replace those that were asked: devices, batch size. Raises ValueError as `window` does.
     """
-    out: dict[str, float] = {"duration_seconds": record.duration_seconds}
+    out: dict[str, float] = {"duration_seconds": record.duration_seconds, **_available(record)}
     for readings, tag in _by_tag(record.energy):
         out[f"run_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
     if record.unused:
@@ -282,7 +287,6 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["cost_usd"] = record.cost.cost_usd
     if record.error is not None and record.error.attempted_bytes is not None:
         out["attempted_bytes"] = record.error.attempted_bytes
-    out |= _available(record)
     asked, seen = record.spec, _seen(record)
     if seen.world_size != asked.world_size:
         out["devices"] = seen.world_size

@@ -112,12 +112,12 @@ class Shares(NamedTuple):
     busy: float
 
 
-Interval = tuple[float, float]
+Span = tuple[float, float]
 
 
-def union(intervals: Iterable[Interval]) -> list[Interval]:
+def union(intervals: Iterable[Span]) -> list[Span]:
     """Merge overlapping intervals; the result is sorted."""
-    out: list[Interval] = []
+    out: list[Span] = []
     for start, end in sorted(intervals):
         if out and start <= out[-1][1]:
             out[-1] = (out[-1][0], max(out[-1][1], end))
@@ -126,7 +126,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return out
 
 
-def _length(intervals: Iterable[Interval]) -> float:
+def _length(intervals: Iterable[Span]) -> float:
     return sum(end - start for start, end in intervals)
 
 
@@ -149,9 +149,9 @@ def communication_shares(trainer: Trainer) -> Shares | None:
             torch.cuda.synchronize(trainer.device)
         ended = time.monotonic_ns()
     synchronize(trainer.device)
-    talking: list[Interval] = []
-    computing: list[Interval] = []
-    calls: list[Interval] = []
+    talking: list[Span] = []
+    computing: list[Span] = []
+    calls: list[Span] = []
     for event in _raw_events(profiler):
         name, span = event.name().lower(), (event.start_ns() / 1e3, event.end_ns() / 1e3)
         # Annotations span GPU kernels too; those of FSDP and DDP would hide the waiting inside them.
@@ -173,9 +173,9 @@ def _raw_events(profiler: Any) -> Iterable[Any]:
     return (event for event in events if not getattr(event, "is_hidden_event", bool)())
 
 
-def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[Interval]:
+def without(intervals: Iterable[Span], others: Iterable[Span]) -> list[Span]:
     """Return the parts of the intervals that lie in none of the others."""
-    out: list[Interval] = []
+    out: list[Span] = []
     holes = union(others)
     for start, end in union(intervals):
         first = max(0, bisect(holes, (start, start)) - 1)
@@ -188,7 +188,7 @@ def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[I
     return out
 
 
-def shares(talking: Iterable[Interval], computing: Iterable[Interval], total: float) -> Shares:
+def shares(talking: Iterable[Span], computing: Iterable[Span], total: float) -> Shares:
     """Return the shares of `total` with communication, with communication alone, and with computation."""
     talk, compute = union(talking), union(computing)
     both = _length(talk) + _length(compute) - _length(union([*talk, *compute]))

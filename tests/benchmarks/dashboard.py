@@ -30,8 +30,8 @@ from urllib.request import urlopen
 
 import pandas as pd
 
-from analytics.store import load
-from app.runs import matching
+from analytics.runs.store import load
+from app.pages.runs import matching
 from tests.benchmarks.frame import build
 from tests.benchmarks.observer import table
 from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, select, shows, until
@@ -64,7 +64,7 @@ def tables(browser: Any) -> bool:
 def counts(browser: Any, runs: int) -> bool:
     """Whether the page has ended with so many runs."""
     body = browser.execute_script("return document.body.innerText").replace(",", "")
-    return shows(browser, "Read at ") and str(runs) in body.split()
+    return shows(browser, "as of ") and str(runs) in body.split()
 
 
 def first_page(browser: Any, url: str, runs: int) -> float:
@@ -107,7 +107,7 @@ def listed(browser: Any, url: str, runs: int, act: Callable[[], float], left: in
     """Seconds from an act, which returns when it was, until the page Runs lists those that are left by it."""
 
     def lists(count: int) -> bool:
-        return shows(browser, f"of {count:,} runs that match; {runs:,} in all") and tables(browser)
+        return shows(browser, f"of {count:,} runs that match, {runs:,} in all") and tables(browser)
 
     browser.get(f"{url}/runs")
     until(lambda: lists(runs), "the list of all runs is seen", PAUSE)
@@ -133,7 +133,7 @@ def typed(browser: Any, condition: str) -> float:
     """Type a condition and end it with the enter key; return when (time.monotonic)."""
     from selenium.webdriver.common.keys import Keys
 
-    field = browser.find_element("css selector", "input[aria-label='More filters, by any field']")
+    field = browser.find_element("css selector", "input[aria-label='Filter by any field']")
     field.send_keys(condition)
     pressed = time.monotonic()
     field.send_keys(Keys.ENTER)

@@ -1,4 +1,4 @@
-"""Reading a store of 10,000 runs: `analytics.store.load`, cold and warm, beside plain `mlflow.search_runs` of the same store.
+"""Reading a store of 10,000 runs: `runs.store.load`, cold and warm, beside plain `mlflow.search_runs` of the same store.
 
     python -m tests.benchmarks.frame [--runs 10000]
 
@@ -32,7 +32,7 @@ begun = time.perf_counter()
 print(len(df), df.shape[1], time.perf_counter() - begun)
 """
 PLAIN = "import mlflow", "mlflow.set_tracking_uri(sys.argv[1])\ndf = mlflow.search_runs(search_all_experiments=True)"
-OURS = "from analytics.store import load", "df = load(sys.argv[1])"
+OURS = "from analytics.runs.store import load", "df = load(sys.argv[1])"
 
 
 def build(folder: Path, runs: int, suites: int = 1) -> str:

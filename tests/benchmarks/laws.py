@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analytics import laws
+from analytics.law import law as laws
 
 RUNS, DRAWS = 100, 1000
 

@@ -9,7 +9,7 @@ Three parts, on a CPU, with a stand-in for NVML (one GPU) and for RAPL where the
 2. Speed of a training with and without each tracker. A process a contender, all alive, one busy at a time; the windows
    of a block are ABBA (without, with, with, without) in that one process, and the contenders take turns block by block.
    A ratio is that of the geometric means of a block's two pairs, where a slow drift cancels; the interval is Student's t
-   on the logarithms of the blocks (`analytics.stats.geometric_mean`), which `ratio`, for independent launches, would
+   on the logarithms of the blocks (`analytics.interval.geometric_mean`), which `ratio`, for independent launches, would
    make too wide. `nothing` is a contender too: what is seen of it is the noise. The CPU time beside the training
    thread is told apart by the kernel, and so is far less noisy than the speed.
 3. Time from the start of `bench run` to the first training step, with meters and without, ABBA.
@@ -33,7 +33,7 @@ from statistics import mean, median, stdev
 
 import psutil
 
-from analytics.stats import Estimate, geometric_mean, t_quantile
+from analytics.interval import Interval, geometric_mean, t_quantile
 from bench.figures.metrics import metrics
 from bench.meters.meter import INTERVAL
 from bench.meters.sidecar import Sidecar
@@ -88,7 +88,7 @@ class Window:
     other_cpu: float
 
 
-def speed_ratio(windows: Sequence[Window]) -> Estimate:
+def speed_ratio(windows: Sequence[Window]) -> Interval:
     """Return speed with / without the tracker, from whole ABBA blocks in the order of time."""
     blocks = [windows[i : i + len(ORDER)] for i in range(0, len(windows), len(ORDER))]
     if not blocks or any(tuple(w.tracked for w in block) != ORDER for block in blocks):
@@ -133,7 +133,7 @@ def missed(shares: Sequence[Share], limit: float = LIMIT) -> list[str]:
     return [f"{s.name}: {s.error}" for s in judged if s.error] + dear
 
 
-def verdict(name: str, speed: Estimate) -> str:
+def verdict(name: str, speed: Interval) -> str:
     """Return one line: what the interval says, and what it excludes."""
     if speed.low is None or speed.high is None:
         return f"{name}: one block has no interval, nothing can be said"

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from analytics.stats import Estimate, geometric_mean
+from analytics.interval import Interval, geometric_mean
 from bench.figures.metrics import metrics
 from bench.record import Phase, RunRecord
 from bench.suites import yaml as yamlfile
@@ -71,7 +71,7 @@ def parts(before: RunRecord, record: RunRecord) -> dict[str, float]:
     return seconds
 
 
-def paired(records: Iterable[RunRecord], name: str) -> Estimate:
+def paired(records: Iterable[RunRecord], name: str) -> Interval:
     """Return warm / cold of a metric, with the interval of the ratios of the pairs."""
     values: dict[int, dict[bool, float]] = {}
     for record in records:

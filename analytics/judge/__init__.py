@@ -1,0 +1,1 @@
+"""What differs: intervals, comparisons, gates, fronts and advice."""

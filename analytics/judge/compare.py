@@ -1,0 +1,542 @@
+"""One comparison: a candidate against a baseline, with one verdict for every verb, page and report.
+
+The verdict of two configurations of an execution follows from a table: each configuration against the one that equals the
+baseline in all but the kind of work. It allows for the configurations of that table, metric by metric (Holm), so neither
+other metrics nor filters change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import pandas as pd
+
+from analytics.interval import Interval
+from analytics.judge import stats
+from analytics.judge.comparable import Repeats, differences, doubts, incomparable, metric_names, same_runs
+from analytics.quantities import Better, quantity
+from analytics.runs.frame import IDENTITY, asked, names, summary
+from analytics.text import printable
+from bench.record import Status
+from bench.schema import COMMAND
+
+PAIRS_FROM = 3
+"""Launches are paired from this many pairs on: with two, Student's t has one degree of freedom and tells nothing."""
+COSTS = (
+    *("samples_per_second", "joules_per_sample", "joules_per_sample_estimated", "cost_usd_per_million_samples"),
+    *("seconds_to_target", "energy_to_target_joules", "energy_to_target_joules_estimated", "cost_to_target_usd"),
+)
+"""Metrics of what the same work takes, or the way to the target."""
+LOADER = ("workload_args.workers", "workload_args.pin_memory")
+"""Arguments of a workload that change neither its model nor its data."""
+BESIDE = ("timeout_seconds", "batch_size_cap", "saves")
+"""What configurations may differ in besides the compared thing: it does not change the steady speed."""
+_BATCH = ("batch_size_per_device", "global_batch_size")
+
+Verdict = Literal["better", "worse", "less", "more", "equivalent", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a candidate does to a `metric`, as a multiple of the baseline (below 1 is less), with its 95 % interval.
+
+    Where a figure is not positive on some side there is a `difference` instead of a ratio (NaN), with its interval;
+    `vanished` is a candidate without any figure above 0 where all of the baseline's are. `value` and `baseline_value` are
+    the figures of the summary (`runs.frame`). The verdict is `less` or `more` where no way is better. It follows
+    `p_adjusted` (of no difference) and `p_equivalent` (of a difference that matters), which allow for all comparisons of the
+    family; the interval does not. `among` is their number where the interval alone would tell, and all together do not.
+    `probability_better` is the chance that the candidate is truly better. Where it cannot be told, `more_repeats` of each
+    side would tell, if that is known. `spread`, `error` and `degrees` are those of `judge.stats.Contrast`.
+    """
+
+    metric: str
+    ratio: float
+    low: float | None
+    high: float | None
+    repeats: int
+    verdict: Verdict
+    difference: float | None
+    value: float
+    baseline_value: float
+    paired: bool
+    better: Better | None
+    probability_better: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    p_equivalent: float | None
+    spread: tuple[float, ...]
+    error: float | None
+    degrees: float | None
+    more_repeats: int | None
+    among: int | None
+    vanished: bool
+
+    @property
+    def interval(self) -> Interval:
+        """The ratio, or the difference where there is no ratio."""
+        return Interval(self.ratio if self.difference is None else self.difference, self.low, self.high, self.repeats)
+
+    @property
+    def cost(self) -> Interval:
+        """The interval of what the same work takes: for a rate the inverse of the ratio."""
+        rate = self.metric.endswith("_per_second") and self.difference is None
+        return self.interval.inverse() if rate else self.interval
+
+    def scale(self, share: float) -> tuple[float, tuple[float, float]]:
+        """Return the distance from no difference and the bounds of what is equivalent: logarithms of a ratio."""
+        if self.difference is None:
+            return math.log(self.ratio), (math.log1p(-share), math.log1p(share))
+        reach = share * abs(self.baseline_value)
+        return self.difference, (-reach, reach)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against a baseline. `status` is `ok` where runs of both ended well; then there are effects.
+
+    Otherwise it is that of the candidate, or of the baseline where that alone failed, and `reason` tells why.
+    `quality` and `baseline_quality` are medians on held-out samples: `validation_loss` and, where there is one,
+    `validation_accuracy`; they belong beside every effect, and are absent where the data differ. `flags` are those of
+    either side. `not_compared` says of a metric why it has no effect, `notes` where the two sides did different work, and
+    `doubts` what else may have made a difference. `ended` counts the runs that ended well, and all.
+    """
+
+    name: str
+    baseline: str
+    status: str
+    reason: str
+    effects: tuple[Effect, ...] = ()
+    quality: dict[str, float] | None = None
+    baseline_quality: dict[str, float] | None = None
+    flags: tuple[str, ...] = ()
+    baseline_status: str = "ok"
+    not_compared: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    ended: tuple[int, int] = (0, 0)
+    baseline_ended: tuple[int, int] = (0, 0)
+
+    def effect(self, metric: str) -> Effect | None:
+        """Return the effect on a metric; None where there is none."""
+        return next((effect for effect in self.effects if effect.metric == metric), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain mappings, lists, numbers and text."""
+        plain = asdict(self)
+        for effect in plain["effects"]:
+            effect["ratio"] = effect["ratio"] if effect["difference"] is None else None
+        return plain
+
+
+def compare(
+    candidate: pd.DataFrame,
+    baseline: pd.DataFrame,
+    name: str,
+    baseline_name: str,
+    metrics: Sequence[str],
+    effects: Callable[[str], Effect | str] | None = None,
+) -> Comparison:
+    """Compare the runs (rows of a frame) of two configurations; those that did not end well count for nothing.
+
+    Each of `metrics`, columns of the frame, has an effect or a reason why not; `effects` returns it where it is known.
+    Launches that ran side by side are compared in pairs, others by Welch's t (`judge.stats.contrast`). Effects have no
+    verdict yet: `judged` makes them for all that is compared together.
+    """
+    sides, every = (Repeats(candidate), Repeats(baseline)), (candidate, baseline)
+    statuses = [
+        str(Status.OK if len(side.runs) else runs["status"].iloc[-1]) for side, runs in zip(sides, every, strict=True)
+    ]
+    for status, runs, whose in zip(statuses, every, ("", "the baseline: "), strict=True):
+        if status != Status.OK:
+            last = runs.iloc[-1]
+            message = last["error_message"] if pd.notna(last["error_message"]) else last["status"]
+            reason = whose + printable(message, 300)
+            return Comparison(name, baseline_name, status, reason, baseline_status=statuses[1])
+    ended = [(len(side.runs), len(runs)) for side, runs in zip(sides, every, strict=True)]
+    outcomes = {metric: effects(metric) if effects else effect_of(metric, *sides) for metric in metrics}
+    known = {metric: outcome for metric, outcome in outcomes.items() if isinstance(outcome, Effect)}
+    same_data = sides[0].texts("dataset_digest") == sides[1].texts("dataset_digest")
+    quality = [_quality(side) if same_data else None for side in sides]
+    return Comparison(
+        name,
+        baseline_name,
+        "ok",
+        "",
+        tuple(known.values()),
+        quality=quality[0],
+        baseline_quality=quality[1],
+        flags=tuple(sorted(sides[0].flags | sides[1].flags)),
+        not_compared={metric: why for metric, why in outcomes.items() if isinstance(why, str)} or None,
+        notes=tuple(differences(sides, every, known)),
+        doubts=tuple(doubts(*sides)),
+        ended=ended[0],
+        baseline_ended=ended[1],
+    )
+
+
+def effect_of(metric: str, candidate: Repeats, baseline: Repeats) -> Effect | str:
+    """Return what a candidate does to one metric, without verdict, or the reason why that cannot be compared."""
+    if same_runs(candidate, baseline):
+        return "the same runs stand on both sides"
+    if (reason := incomparable(metric, candidate, baseline)) is not None:
+        return reason
+    known = [[*side.figures(metric).values()] for side in (candidate, baseline)]
+    pairs = _side_by_side(metric, candidate, baseline)
+    new, old = pairs or known
+    logarithms = min(min(new), min(old)) > 0
+    contrast = stats.contrast(new, old, paired=pairs is not None, logarithms=logarithms)
+    centre, way, more = contrast.found.value, quantity(metric).better, contrast.probability_more
+    return Effect(
+        metric=metric,
+        ratio=centre if logarithms else math.nan,
+        low=contrast.found.low,
+        high=contrast.found.high,
+        repeats=contrast.found.n,
+        verdict="cannot tell",
+        difference=None if logarithms else centre,
+        value=candidate.pooled(metric),
+        baseline_value=baseline.pooled(metric),
+        paired=pairs is not None,
+        better=way,
+        probability_better=None if more is None or way is None else more if way == "more" else 1 - more,
+        p_value=contrast.p_value,
+        p_adjusted=contrast.p_value,
+        p_equivalent=None,
+        spread=contrast.spread,
+        error=contrast.error,
+        degrees=contrast.degrees,
+        more_repeats=None,
+        among=None,
+        vanished=min(known[1]) > 0 >= max(known[0]),
+    )
+
+
+def _side_by_side(metric: str, *sides: Repeats) -> list[list[float]] | None:
+    """Return the figures of launches that ran side by side; None where they are few, or most launches have no such mate."""
+    new, old = (side.by_launch(metric) for side in sides)
+    both = [name for name in new if name in old]
+    if len(both) < PAIRS_FROM or 2 * len(both) <= max(len(side.runs) for side in sides):
+        return None
+    return [[new[name] for name in both], [old[name] for name in both]]
+
+
+def _quality(side: Repeats) -> dict[str, float] | None:
+    names = ("validation_loss", "validation_accuracy")
+    return {name: side.pooled(name) for name in names if side.figures(name)} or None
+
+
+def judged(comparisons: Sequence[Comparison], equivalence: float = stats.SAME) -> list[Comparison]:
+    """Make the verdicts of comparisons that were made together; those of one metric are a family (`verdicts`)."""
+    made: dict[tuple[int, str], Effect] = {}
+    for metric in dict.fromkeys(effect.metric for one in comparisons for effect in one.effects):
+        known = {place: effect for place, one in enumerate(comparisons) if (effect := one.effect(metric))}
+        made |= {
+            (place, metric): e for place, e in zip(known, verdicts(list(known.values()), equivalence), strict=True)
+        }
+    return [replace(c, effects=tuple(made[i, e.metric] for e in c.effects)) for i, c in enumerate(comparisons)]
+
+
+def verdicts(effects: Sequence[Effect], equivalence: float = stats.SAME) -> list[Effect]:
+    """Make the verdicts of the effects of one metric, their p-values adjusted by Holm's method.
+
+    Equivalent is an interval within 1 ± `equivalence`; of a difference, within that share of the baseline's figure. Of all
+    that are called better or worse any is wrong in 5 % at most, and of all that are called equivalent too (two families:
+    being equivalent is another question).
+    """
+    family = [(p, effect) for p, effect in zip(adjusted(effects, equivalence), effects, strict=True)]
+    return [_judge(effect, p, equivalence) for p, effect in family]
+
+
+Adjusted = tuple[float, float, int]
+
+
+def adjusted(effects: Sequence[Effect], equivalence: float) -> list[Adjusted | None]:
+    """Return by effect `p_adjusted`, `p_equivalent` and the number of tests; None where there is no p-value."""
+    tests = [place for place, effect in enumerate(effects) if effect.p_value is not None]
+    apart = stats.holm([effects[place].p_value or 0.0 for place in tests])
+    same = stats.holm([_p_equivalent(effects[place], equivalence) for place in tests])
+    out = dict(zip(tests, zip(apart, same, strict=True), strict=True))
+    return [(*out[place], len(tests)) if place in out else None for place in range(len(effects))]
+
+
+def _p_equivalent(effect: Effect, share: float) -> float:
+    """The p-value of two one-sided tests."""
+    distance, bounds = effect.scale(share)
+    inside = min(bounds[1] - distance, distance - bounds[0])
+    return stats.p_beyond(inside, effect.error or 0.0, effect.degrees or math.inf)
+
+
+def _judge(effect: Effect, p_values: Adjusted | None, share: float) -> Effect:
+    if p_values is None:
+        return effect
+    apart, same, tests = p_values
+    effect = replace(effect, p_adjusted=apart, p_equivalent=same)
+    distance, bounds = effect.scale(share)
+    region, neutral = ((1 - share, 1 + share), 1.0) if effect.difference is None else (bounds, 0.0)
+    plain = stats.verdict(effect.interval, apart, region, neutral, same)
+    if plain == "cannot tell":
+        more = stats.more_repeats(effect.spread, effect.repeats, distance, bounds, tests)
+        alone = stats.verdict(effect.interval, 0.0, region, neutral) != "cannot tell"
+        return replace(effect, more_repeats=more, among=tests if alone else None)
+    if plain == "same":
+        return replace(effect, verdict="equivalent")
+    return replace(effect, verdict=plain if effect.better is None else "better" if plain == effect.better else "worse")
+
+
+class Configurations:
+    """The configurations of one execution by `config_id`, and what each does compared with another.
+
+    Of several executions in a frame the newest of each configuration counts.
+    """
+
+    def __init__(self, df: pd.DataFrame, equivalence: float = stats.SAME) -> None:
+        self.df, self.equivalence = _newest(df), equivalence
+        self.runs = _by_configuration(self.df)
+        table = _in_order(self.df)
+        self.rows = {str(row["config_id"]): row for _, row in table.iterrows()}
+        self.names = {config: str(row["name"]) for config, row in self.rows.items()}
+        own = [c for c in asked(table) if c not in BESIDE and (c in LOADER or c.split(".")[0] not in _KIND)]
+        texts = table[own].astype("str").fillna("")
+        self._options = [
+            dict(zip(self.rows, options.itertuples(index=False, name=None), strict=True))
+            for options in (texts, texts.drop(columns=list(_BATCH), errors="ignore"))
+        ]
+        self.sides = {config: Repeats(runs) for config, runs in self.runs.items()}
+        self._plain: dict[tuple[str, str, str], Effect | str] = {}
+        self._families: dict[tuple[str, str], dict[tuple[str, str], Adjusted | None]] = {}
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The first configuration that does the same work as each."""
+        out: dict[str, str] = {}
+        for config, row in self.rows.items():
+            same = (first for first in dict.fromkeys(out.values()) if _same_work(row, self.rows[first]))
+            out[config] = next(same, config)
+        return out
+
+    def baselines(self, baseline: str) -> dict[str, str]:
+        """Return by kind of work what equals a baseline in all else, but for the batch where nothing equals all."""
+        bases = {self.kinds[baseline]: baseline}
+        for options in self._options:
+            for config, kind in self.kinds.items():
+                if options[config] == options[baseline]:
+                    bases.setdefault(kind, config)
+        return bases
+
+    def table(self, baseline: str) -> dict[str, str]:
+        """Return the baseline of each configuration in the table of a `baseline`."""
+        if baseline not in self.rows:
+            return {}
+        bases = self.baselines(baseline)
+        pairs = {config: bases[kind] for config, kind in self.kinds.items() if kind in bases}
+        return {config: base for config, base in pairs.items() if config != base}
+
+    def effect(self, candidate: str, baseline: str, metric: str) -> Effect | str:
+        """Return what a candidate does to a metric, with the verdict; or the reason why it cannot be compared.
+
+        A pair that stands in no table (of other work, or of weights saved for others) counts as one more comparison in
+        that of its baseline.
+        """
+        plain, family = self._effect(candidate, baseline, metric), self._family(baseline, metric)
+        if isinstance(plain, str):
+            return plain
+        if (candidate, baseline) in family:
+            return _judge(plain, family[candidate, baseline], self.equivalence)
+        others = [e for pair in family if isinstance(e := self._effect(*pair, metric), Effect)]
+        return _judge(plain, adjusted([plain, *others], self.equivalence)[0], self.equivalence)
+
+    def comparison(
+        self, candidate: str, baseline: str, metrics: Sequence[str], name: str = "", baseline_name: str = ""
+    ) -> Comparison:
+        """Compare two configurations; names are those of the summary unless they are given."""
+        name, baseline_name = (
+            given or self.names.get(config) or str(self.runs[config]["label"].iloc[0])
+            for config, given in ((candidate, name), (baseline, baseline_name))
+        )
+        sides, effect = (self.runs[candidate], self.runs[baseline]), partial(self.effect, candidate, baseline)
+        return compare(*sides, name, baseline_name, metrics, effect)
+
+    def _effect(self, candidate: str, baseline: str, metric: str) -> Effect | str:
+        key = candidate, baseline, metric
+        if key not in self._plain:
+            self._plain[key] = effect_of(metric, self.sides[candidate], self.sides[baseline])
+        return self._plain[key]
+
+    def _family(self, baseline: str, metric: str) -> dict[tuple[str, str], Adjusted | None]:
+        key = baseline, metric
+        if key not in self._families:
+            known = {
+                pair: e for pair in self.table(baseline).items() if isinstance(e := self._effect(*pair, metric), Effect)
+            }
+            self._families[key] = dict(zip(known, adjusted(list(known.values()), self.equivalence), strict=True))
+        return self._families[key]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Sets of runs, configuration by configuration, and the names of those that stand on one side alone.
+
+    `lost` are those of `only_baseline` that ended well there. `notes` say what was left out.
+    """
+
+    comparisons: list[Comparison]
+    only_baseline: list[str]
+    only_candidate: list[str]
+    lost: list[str]
+    notes: list[str]
+
+
+def match(
+    candidate: pd.DataFrame,
+    baseline: pd.DataFrame,
+    baseline_name: str,
+    metrics: Sequence[str],
+    equivalence: float = stats.SAME,
+) -> Matched:
+    """Compare configurations that were asked for on both sides (`config_id`), each by its newest execution on a side.
+
+    The family of a verdict is the configurations, metric by metric.
+    """
+    newest = [_newest(side) for side in (candidate, baseline)]
+    new, old = (_by_configuration(side) for side in newest)
+    table = pd.concat(newest).drop_duplicates("config_id").reset_index(drop=True)
+    known = names(table[["config_id", *asked(table)]])
+    twice = known.duplicated(keep=False)
+    known = known.where(~twice, known.replace("plain", "") + " " + table["config_id"]).str.strip()
+    called = dict(zip(table["config_id"], known, strict=True))
+    both = [config for config in old if config in new]
+    compared = [compare(new[config], old[config], called[config], baseline_name, metrics) for config in both]
+    gone = [config for config in old if config not in new]
+    notes = [*_older("BASE", baseline, newest[1]), *_older("NEW", candidate, newest[0])]
+    return Matched(
+        judged(compared, equivalence),
+        [called[config] for config in gone],
+        [called[config] for config in new if config not in old],
+        [called[config] for config in gone if (old[config]["status"] == Status.OK).any()],
+        notes,
+    )
+
+
+def _by_configuration(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(config): runs for config, runs in df.groupby("config_id", sort=False)}
+
+
+def _newest(df: pd.DataFrame) -> pd.DataFrame:
+    """Leave the newest execution of each configuration: launches of several share less than those of one."""
+    keys = ["config_id", "suite", "execution", "environment"]
+    df = df[df["config_id"].notna()]
+    last = df.sort_values("started_at", kind="stable", na_position="first").drop_duplicates("config_id", keep="last")
+    return df.merge(last[keys], on=keys)
+
+
+def _older(whose: str, given: pd.DataFrame, used: pd.DataFrame) -> list[str]:
+    count = len(given) - len(used)
+    return [f"{count} of {len(given)} runs of {whose} are of older executions: not compared"] if count else []
+
+
+def _in_order(df: pd.DataFrame) -> pd.DataFrame:
+    """The summary in the order in which configurations were begun, which is that of the suite.
+
+    Those that are there to save their weights for others are left out, unless there is nothing else.
+    """
+    table = summary(df)
+    if "saves" in table and table["saves"].isna().sum() > 1:
+        table = table[table["saves"].isna()]
+    begun = df.groupby("config_id")["started_at"].min()
+    return table.iloc[begun.loc[table["config_id"]].argsort(kind="stable")]
+
+
+def costs(df: pd.DataFrame) -> list[str]:
+    """Name those of COSTS that some run knows."""
+    known = metric_names(df)
+    return [metric for metric in COSTS if metric in known]
+
+
+def within(
+    df: pd.DataFrame,
+    metrics: Sequence[str],
+    equivalence: float = stats.SAME,
+    baseline: str | None = None,
+    only: Collection[str] | None = None,
+) -> Matched:
+    """Compare each configuration of an execution with the first that did the same work.
+
+    With the name of a `baseline` in the summary: with what equals it in all but the kind of work. `only` leaves some
+    candidates, by `config_id`, without any change to their verdicts. `notes` tell what is not compared.
+    """
+    found = Configurations(df, equivalence)
+    first = next((config for config, name in found.names.items() if baseline in (None, name)), None)
+    bases = found.baselines(first) if first is not None else {}
+    others = [found.names[config] for config, kind in found.kinds.items() if kind not in bases]
+    if baseline is None:
+        bases |= {kind: kind for kind in found.kinds.values() if kind not in bases}
+        others = []
+    pairs = {c: bases[kind] for c, kind in found.kinds.items() if kind in bases and c != bases[kind]}
+    alone = [found.names[base] for base in bases.values() if base not in pairs.values()]
+    for config, runs in found.runs.items():
+        if bases and not (runs["status"] == Status.OK).any():
+            same = (base for base in bases.values() if _same_work(runs.iloc[0], found.rows[base]))
+            pairs[config] = next(same, next(iter(bases.values())))
+    order = list(bases.values())
+    chosen = sorted((c for c in pairs if only is None or c in only), key=lambda config: order.index(pairs[config]))
+    notes = [f"no other configuration does the work of {', '.join(alone)}"] if alone and pairs else []
+    notes += [f"not compared with {baseline}, as they did other work: {', '.join(others)}"] if others else []
+    comparisons = [found.comparison(config, pairs[config], metrics) for config in chosen]
+    return Matched(comparisons, [], [], [], [*notes, *_older("BASE", df, found.df)])
+
+
+_KIND = ("workload", "workload_args")
+
+
+def _same_work(one: pd.Series, other: pd.Series) -> bool:
+    """Whether a sample is the same work: the workload with the same arguments, or as much FLOP within 1 %.
+
+    What a command does is its own affair.
+    """
+    if str(one["workload"]) != str(other["workload"]):
+        return False
+    arguments = [name for name in other.index if str(name).startswith("workload_args.")]
+    if other["workload"] == COMMAND or all(str(one[name]) == str(other[name]) for name in arguments):
+        return True
+    return bool(abs(one["flops_per_sample"] - other["flops_per_sample"]) <= 0.01 * other["flops_per_sample"])
+
+
+def ladder(df: pd.DataFrame) -> list[Comparison]:
+    """Compare each step of a ladder with the one below, and last the top with the foot, in COSTS; [] for no ladder.
+
+    `df` holds the runs of one execution; the column `ladder` counts the steps. A step that did not run is told with its
+    reason, and the next is compared with the last below it that did; the foot is the first step that ran.
+    """
+    if "ladder" not in df or df["ladder"].isna().all():
+        return []
+    found, metrics = Configurations(df), costs(df)
+    rungs = [runs for _, runs in found.df.dropna(subset=["ladder"]).groupby("ladder")]
+    steps = list(zip((str(runs["config_id"].iloc[0]) for runs in rungs), _added(rungs, df), strict=True))
+    out: list[Comparison] = []
+    ran = [step for step, runs in zip(steps, rungs, strict=True) if (runs["status"] == Status.OK).any()]
+    below = foot = ran[0] if ran else steps[0]
+    for step in steps:
+        if step == foot and ran:
+            continue
+        out.append(found.comparison(step[0], below[0], metrics, step[1], below[1]))
+        if out[-1].status == Status.OK:
+            below = step
+    if below != foot:
+        out.append(found.comparison(below[0], foot[0], metrics, "all steps", foot[1]))
+    return out
+
+
+def _added(rungs: Sequence[pd.DataFrame], df: pd.DataFrame) -> list[str]:
+    """Name each step by what it changes of the one below."""
+    follows = ("devices_per_node", "global_batch_size")  # from devices and batch_size_per_device
+    columns = [name for name in asked(df) if name not in (*IDENTITY, *follows)]
+    out = ["baseline"]
+    for below, above in pairwise(runs.iloc[0] for runs in rungs):
+        changed = [c for c in columns if str(below[c]) != str(above[c]) and pd.notna(above[c])]
+        out.append("+ " + ", ".join(f"{printable(c, 40)}={printable(above[c], 40)}" for c in changed))
+    return out

@@ -1,0 +1,143 @@
+"""A gate for continuous integration: conditions on ratios that fail a change only when the interval says so."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from analytics.judge import stats
+from analytics.judge.compare import Comparison, Effect
+from bench.errors import BadValue
+
+State = Literal["fails", "holds", "cannot tell"]
+_CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|<|>)\s*(\d+(?:\.\d*)?|\.\d+)\s*")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is a regression: candidate / baseline of `metric` beyond `ratio`."""
+
+    metric: str
+    operator: str
+    ratio: float
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Read `METRIC OP RATIO`, as in `tokens_per_second < 0.97`. Raises ValueError for anything else."""
+        found = _CONDITION.fullmatch(text)
+        if found is None or not 0 < float(found[3]) < math.inf:
+            raise BadValue(
+                f"--fail-if {text!r}: wanted METRIC OP RATIO with OP one of < <= > >= and RATIO = NEW / BASE above 0, "
+                "as in 'tokens_per_second < 0.97'"
+            )
+        return cls(found[1], found[2], float(found[3]))
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.operator} {self.ratio:g}"
+
+    def state(self, low: float, high: float) -> State:
+        """Say whether all of an interval is a regression, nothing of it, or some."""
+        inside = {
+            "<": (high < self.ratio, low >= self.ratio),
+            "<=": (high <= self.ratio, low > self.ratio),
+            ">": (low > self.ratio, high <= self.ratio),
+            ">=": (low >= self.ratio, high < self.ratio),
+        }[self.operator]
+        return "fails" if inside[0] else "holds" if inside[1] else "cannot tell"
+
+
+REPEATS = 3
+"""Repeats of each side that a condition takes to fail: with two, the spread is hardly known."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a condition in one configuration, and why it cannot be told, with the repeats that would tell.
+
+    `doubts` are what else may have made the difference.
+    """
+
+    condition: str
+    name: str
+    state: State
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    more_repeats: int | None = None
+    p_adjusted: float | None = None
+    doubts: tuple[str, ...] = ()
+
+
+def outcomes(conditions: Sequence[Condition], comparisons: Sequence[Comparison]) -> list[Outcome]:
+    """Put every condition to every configuration that ended well on both sides.
+
+    A condition fails where the interval says so and the one-sided p-value too, adjusted by Holm's method for all of them:
+    of gates whose every candidate is at its limit, 5 % at most fail.
+    """
+    asked = [(condition, c, _outcome(condition, c)) for condition in conditions for c in comparisons if _ran(c)]
+    tests = [place for place, (*_, found) in enumerate(asked) if found.p_adjusted is not None]
+    adjusted = dict(zip(tests, stats.holm([asked[place][2].p_adjusted or 0.0 for place in tests]), strict=True))
+    return [
+        _told(condition, c, replace(found, p_adjusted=adjusted.get(place)), len(tests))
+        for place, (condition, c, found) in enumerate(asked)
+    ]
+
+
+def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
+    """What the interval says, and the p-value of the regression while it is the only one that is looked at."""
+    found = Outcome(str(condition), comparison.name, "cannot tell", doubts=comparison.doubts)
+    effect = _effect(condition, comparison)
+    if effect is None:
+        return replace(found, reason=(comparison.not_compared or {}).get(condition.metric, "it is not known"))
+    if effect.vanished:
+        return replace(found, state=condition.state(0.0, 0.0), reason="no figure of NEW is above 0, all of BASE are")
+    if effect.difference is not None:
+        return replace(found, reason="figures that are not above 0 have no ratio")
+    found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high)
+    if effect.low is None or effect.high is None or effect.repeats < REPEATS:
+        repeats = f"{effect.repeats} repeat{'s' if effect.repeats > 1 else ''}"
+        return replace(found, reason=f"{repeats} only, it takes {REPEATS} of each")
+    distance = math.log(effect.ratio / condition.ratio) * (-1 if "<" in condition.operator else 1)
+    p_value = stats.p_beyond(distance, effect.error or 0.0, effect.degrees or math.inf)
+    return replace(found, state=condition.state(effect.low, effect.high), p_adjusted=p_value)
+
+
+def _told(condition: Condition, comparison: Comparison, found: Outcome, tests: int) -> Outcome:
+    """What may be said after all were looked at."""
+    effect = _effect(condition, comparison)
+    if found.p_adjusted is None or effect is None or found.state == "holds":
+        return found
+    if found.state == "fails" and found.p_adjusted <= 0.05:
+        return found
+    distance = math.log(effect.ratio / condition.ratio)
+    more = stats.more_repeats(effect.spread, effect.repeats, distance, tests=tests)
+    among = found.state == "fails"
+    reason = f"alone it would fail, among {tests} that may be chance" if among else "the interval holds the limit"
+    return replace(found, state="cannot tell", reason=reason, more_repeats=more)
+
+
+def _effect(condition: Condition, comparison: Comparison) -> Effect | None:
+    return next((e for e in comparison.effects if e.metric == condition.metric), None)
+
+
+def broken(comparisons: Sequence[Comparison], *, skipped: bool) -> list[tuple[str, str]]:
+    """Return the configurations that ended well in the baseline and not in the candidate, and how they ended.
+
+    Those whose every second run failed count where none of the baseline did; those `skipped` only if asked.
+    """
+    out = []
+    for c in comparisons:
+        (good, every), (good_before, every_before) = c.ended, c.baseline_ended
+        if c.baseline_status == "ok" and c.status != "ok" and (skipped or c.status != "skipped"):
+            out.append((c.name, f"it ended well in BASE, but not in NEW: {c.status}: {c.reason}"))
+        elif _ran(c) and good_before == every_before and 2 * good <= every:
+            out.append((c.name, f"{every - good} of {every} runs of NEW did not end well, and none of BASE"))
+    return out
+
+
+def _ran(comparison: Comparison) -> bool:
+    return comparison.status == "ok" and comparison.baseline_status == "ok"

@@ -1,0 +1,178 @@
+"""What counts in a choice among runs: time, energy, cost ... of an amount of work, and the columns that they follow from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import model_validator
+
+from analytics.runs.recost import rent
+from analytics.text import number, printable
+from bench.record import Status
+from bench.schema import Model, Positive
+
+Name = Literal["time", "cost", "energy", "carbon", "memory", "loss", "accuracy"]
+Per = Literal["samples", "tokens", "target"]
+"""What the figures of a run are counted for: work, or the way to its target."""
+UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
+REMEDIES = {
+    "time": "the runs tell no throughput",
+    "energy": "no energy is known: bench doctor says what can be measured",
+    "cost": "no price is known: give --price USD, or --electricity-price",
+    "carbon": "no energy or no region is known: name one with bench run --region FR",
+    "memory": "no run tells its peak memory",
+    "quality": "no run was validated: validation.samples in the suite",
+}
+REMEDIES |= {"loss": REMEDIES["quality"], "accuracy": "no run tells an accuracy: not every workload has one"}
+_ALWAYS = {
+    "memory": ("peak_memory_bytes",),
+    "loss": ("validation_loss",),
+    "accuracy": ("validation_accuracy",),
+    "quality": ("validation_loss", "validation_accuracy"),
+}
+_TO_TARGET = {
+    "time": ("seconds_to_target",),
+    "energy": ("energy_to_target_joules", "energy_to_target_joules_estimated"),
+    "cost": ("cost_to_target_usd",),
+    "carbon": ("emissions_to_target_kg",),
+}
+
+
+class Goal(Model):
+    """An objective: what counts, and whether less or more of it is better."""
+
+    name: Name
+    direction: Literal["minimize", "maximize"]
+
+
+class Amount(Model):
+    """The work that objectives are counted for: so many samples or tokens, or the training until a target is reached."""
+
+    samples: Positive | None = None
+    tokens: Positive | None = None
+    target: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if [self.samples, self.tokens, self.target or None].count(None) != 2:
+            raise ValueError("give {samples: NUMBER}, {tokens: NUMBER}, or target")
+        return self
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One thing to be small (accuracy: large), and the column of the frame that it follows from.
+
+    `amount` is the number of samples or tokens, whichever the column speaks of, that time, energy, cost and carbon are for.
+    """
+
+    name: str
+    column: str
+    amount: float = 1e6
+
+    @property
+    def unit(self) -> str:
+        """Unit of `values`, and whether they are estimated."""
+        unit = UNITS.get(self.name, self.column.removeprefix("validation_"))
+        return f"{unit}, estimated" if "estimated" in self.column else unit
+
+    @property
+    def rising(self) -> bool:
+        """Whether less is better."""
+        return self.column != "validation_accuracy"
+
+    def rank(self, values: Mapping[str, float]) -> float:
+        """Return the value of this objective, the smaller the better."""
+        return values[self.name] if self.rising else -values[self.name]
+
+    def values(self, runs: pd.DataFrame) -> np.ndarray:
+        """Figures of the runs in `unit`: for `amount`, where they are of work; NaN where they are not known."""
+        known: np.ndarray = runs[self.column].to_numpy(dtype=float)
+        if self.column.endswith("_per_second"):
+            return self.amount / known
+        work = (
+            self.amount if "joules_per" in self.column else self.amount / 1e6 if "_per_million" in self.column else 1.0
+        )
+        return known * work
+
+
+def columns(name: str, per: Per) -> tuple[str, ...]:
+    """Name the columns that tell of an objective for samples, tokens or the way to a target, the better ones first."""
+    each = per.removesuffix("s")
+    of_work = {
+        "time": (f"{per}_per_second",),
+        "energy": (f"joules_per_{each}", f"joules_per_{each}_estimated"),
+        "cost": (f"cost_usd_per_million_{per}",),
+        "carbon": (f"emissions_kg_per_million_{per}",),
+    }
+    return (_ALWAYS | (_TO_TARGET if per == "target" else of_work))[name]
+
+
+def column(name: str, work: Amount, rows: pd.DataFrame) -> str | None:
+    """Choose the column that an objective, or a limit on it, follows in all runs of a search.
+
+    That is the one which most runs that ended well know, and of two the measured one. None where no run knows any:
+    then REMEDIES says what to do.
+    """
+    ok = rows[rows["status"] == Status.OK]
+    per: Per = "target" if work.target else "tokens" if work.tokens else "samples"
+    known = {one: int(ok[one].notna().sum()) for one in columns(name, per) if one in ok}
+    best = max(known, key=known.__getitem__, default=None)
+    return best if best is not None and known[best] else None
+
+
+def objective(goal: Goal, work: Amount, rows: pd.DataFrame) -> Objective | None:
+    """Return a goal of a search as its runs can tell it, for the work asked for; None where no run can."""
+    found = column(goal.name, work, rows)
+    return None if found is None else Objective(goal.name, found, work.samples or work.tokens or 1.0)
+
+
+_BASES = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
+"""Columns that say what an objective rests on."""
+
+
+def estimated(runs: pd.DataFrame, objective: Objective) -> bool:
+    """Whether an objective is the figure of a model, or rests on energy that is."""
+    if objective.name == "energy" or objective.name not in _BASES:
+        return "estimated" in objective.column
+    return bool(runs[_BASES[objective.name]].str.contains("estimated").fillna(False).any())
+
+
+def unequal_terms(runs: pd.DataFrame, objective: Objective) -> str:
+    """Say that cost or carbon of these runs is that of several prices or regions; nothing where it is not."""
+    if objective.name == "carbon" and runs["region"].nunique() > 1:
+        return (
+            f"carbon is that of several regions: {', '.join(sorted(map(printable, runs['region'].dropna().unique())))}"
+        )
+    told = _several_prices(rent(runs).dropna()) if objective.name == "cost" else ""
+    return f"cost is that of several devices with {told}: bench pareto --price makes it anew by one" if told else ""
+
+
+def _several_prices(rents: pd.Series) -> str:
+    if rents.empty or rents.max() <= 1.01 * rents.min():
+        return ""
+    return f"several prices, {number(float(rents.min()))} to {number(float(rents.max()))} USD per device and hour"
+
+
+def mixed(runs: pd.DataFrame, objective: Objective) -> str:
+    """Say that an objective rests on several things in these runs, which are not to be compared; nothing where on one.
+
+    Of cost that are bases, and prices of the same device: those of several devices may differ.
+    """
+    if objective.name not in _BASES or "estimated" in objective.column:
+        return ""
+    bases = runs[_BASES[objective.name]]
+    if objective.name == "energy":
+        bases = bases.fillna(runs["energy_provenance"])
+    found = sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
+    if len(found) > 1:
+        return f"it is that of {' and '.join(found)}, which are never mixed"
+    if objective.name != "cost":
+        return ""
+    by_device = rent(runs).dropna().groupby(runs["device_name"].fillna(""))
+    told = filter(None, (_several_prices(rents) for _, rents in by_device))
+    return next((f"it is that of {prices}: bench pareto --price makes it anew by one" for prices in told), "")

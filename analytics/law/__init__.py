@@ -1,0 +1,1 @@
+"""How training scales: the law, its fits and predictions."""

@@ -1,0 +1,1 @@
+"""What is known: stored runs as tables, files and other people's results."""

@@ -1,0 +1,255 @@
+"""Rows of runs -> a tidy DataFrame, one row a run; and its summary, one row a configuration.
+
+Columns are the names of `bench.figures.metrics.row`. A row holds what one run is; nothing is filled in: an absent figure is
+NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analytics.interval import geometric_mean
+from analytics.quantities import CATALOGUE, pooled_by
+from analytics.text import printable
+from bench.figures.flags import grade
+from bench.figures.metrics import TEXT_COLUMNS
+from bench.record import Provenance, Status
+from bench.schema import AXES, RunSpec, Scalar
+
+IDENTITY = ("suite", "execution", "environment", "config_id")
+"""What repeats of one configuration share. Runs of other executions, hosts, drivers or commits are never pooled."""
+
+WORDS = ("workload", *AXES, "launcher", "device_type", "meters")
+COUNTS = (
+    "devices",
+    "num_nodes",
+    "devices_per_node",
+    "threads_per_device",
+    "machine_devices",
+    "batch_size_per_device",
+    "global_batch_size",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "measure_steps",
+    "seed",
+    "repeat",
+    "ladder",
+)
+INTERVALS, MEDIANS = pooled_by("geometric"), pooled_by("median")
+"""Figures that the summary gives as a geometric mean over repeats with `_low` and `_high` (95 %), and as a median."""
+NUMBERS = (
+    *CATALOGUE,
+    *("warmup_seconds", "measure_seconds", "timeout_seconds", "power_watts_estimated", "steps", "trained_steps"),
+    "data_wait_share",
+)
+
+
+_EXACT = 2**53
+"""Whole numbers up to this size are exact in all columns."""
+
+
+def _typed(column: pd.Series, name: str) -> pd.Series:
+    if name == "started_at":
+        return pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").astype("datetime64[us, UTC]")
+    if name in COUNTS:
+        numbers = pd.to_numeric(column, errors="coerce")
+        if (too_large := numbers.astype("float64").abs() > _EXACT).any():  # nobody counts so far: no figure is better
+            numbers = numbers.astype("float64").mask(too_large)
+        return numbers.astype("Int64")
+    if name in NUMBERS:
+        return pd.to_numeric(column, errors="coerce").astype("float64")
+    known = column.dropna()
+    numeric = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in known]
+    if name not in (*TEXT_COLUMNS, *WORDS) and numeric and all(numeric):
+        return pd.to_numeric(column).astype("float64")
+    return column.map(str, na_action="ignore").astype("str")
+
+
+DECLARED = (*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS)
+"""Columns that every frame has, with types that do not depend on its rows."""
+
+
+Rows = pd.DataFrame | Iterable[Mapping[str, Scalar]]
+"""Runs as a frame, or as rows that one can be made of."""
+
+
+def frame(rows: Rows) -> pd.DataFrame:
+    """Return one row a run, sorted by start; what is a frame already is returned as it is.
+
+    Columns are all of COUNTS, NUMBERS, WORDS and TEXT_COLUMNS, and, by name, what else the rows have. Types do not depend
+    on the rows: counts are Int64, figures float64 (base SI units, NaN where absent), `started_at` a UTC datetime, the
+    rest text. Of a run that was done again, or that the store holds twice, the last appears.
+    """
+    return rows if isinstance(rows, pd.DataFrame) else tidy(declared(rows))
+
+
+def declared(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
+    """Return the rows as they came, but for the columns of DECLARED, which are there and have their types."""
+    given = pd.DataFrame(list(rows), dtype=object)
+    others = sorted(set(map(str, given.columns)) - set(DECLARED))
+    absent = pd.Series(index=given.index, dtype=object)
+    typed = {name: _typed(given.get(name, absent), name) for name in DECLARED}
+    return pd.DataFrame(typed | {name: given[name] for name in others}, index=given.index)
+
+
+def tidy(given: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame of rows from `declared`: all columns typed, sorted by start, each run once."""
+    others = sorted(name for name in set(given.columns) - set(DECLARED) if given[name].notna().any())
+    df = pd.concat([given[[*DECLARED]], *(_typed(given[name], name).rename(name) for name in others)], axis=1)
+    df = df.sort_values("started_at", kind="stable")
+    older = df.duplicated([*IDENTITY, "run_id"], keep="last") & df["run_id"].notna()
+    return df[~older].reset_index(drop=True)
+
+
+def asked(df: pd.DataFrame) -> list[str]:
+    """Name the columns that hold what was asked of a run (fields of RunSpec, flat), without seed and repeat."""
+    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat", "ladder"}
+    return [name for name in df.columns if name in fields or name.split(".")[0] in fields]
+
+
+def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of the execution of each suite that was begun last; executions are not mixed."""
+    begun = df.groupby(["suite", "execution"], dropna=False)[["started_at"]].min().reset_index()
+    last = begun.sort_values(["started_at", "execution"], kind="stable").drop_duplicates("suite", keep="last")
+    return df.merge(last[["suite", "execution"]], on=["suite", "execution"])
+
+
+_ABOUT = ("host", "device_name", "label", "ladder")
+
+
+def _estimate(values: np.ndarray) -> tuple[float, float | None, float | None]:
+    """A figure of several runs and its interval; NaN where none knows it."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, None, None
+    if (known <= 0).any():
+        return float(np.median(known)), None, None
+    found = geometric_mean(known)
+    return found.value, found.low, found.high
+
+
+def _union(texts: Iterable[Any]) -> str:
+    return " ".join(sorted({word for text in texts if pd.notna(text) for word in str(text).split()}))
+
+
+def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
+    """Summarise the texts of the repeats of one configuration."""
+    known = [Provenance(label) for label in of["energy_provenance"] if label in set(Provenance)]
+    row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
+    row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
+    mixed = ["energy_components_differ"] if pd.Series(of["energy_components"]).nunique(dropna=False) > 1 else []
+    grades = [*filter(pd.notna, of["grade"]), *([grade(mixed)] if mixed else [])]
+    return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "grade": max(grades, default=None)}
+
+
+_TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "grade")
+
+
+def summary(df: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a configuration of each execution and environment, from runs that ended well, in readable order.
+
+    Columns: IDENTITY, what was asked, `name` (short, see `names`), `repeats` and `failures` (counts of runs), the
+    figures of INTERVALS with `_low` and `_high`, the medians of MEDIANS, the largest `peak_memory_bytes`, the worst
+    `energy_provenance` and `grade`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
+    logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
+    """
+    number = df.groupby(list(IDENTITY), dropna=False, sort=False).ngroup().to_numpy()
+    well = np.flatnonzero(df["status"] == Status.OK)
+    well = well[number[well].argsort(kind="stable")]
+    ok, of = df.iloc[well], number[well]
+    starts = np.flatnonzero(np.diff(of, prepend=-1))
+    ends = np.append(starts, len(of))[1:]
+    table = ok.iloc[starts][[*IDENTITY, *_ABOUT, *asked(df)]].reset_index(drop=True)
+    repeats = ends - starts
+    columns: dict[str, Any] = {"repeats": repeats, "failures": np.bincount(number)[of[starts]] - repeats}
+    for name in INTERVALS:
+        values = ok[name].to_numpy(dtype=float)
+        found = [_estimate(values[start:end]) for start, end in zip(starts, ends, strict=True)]
+        known = np.array(found, dtype=float).reshape(-1, 3)
+        columns |= {name + tail: known[:, index] for index, tail in enumerate(("", "_low", "_high"))}
+    columns |= dict(ok[list(MEDIANS)].groupby(of).median().reset_index(drop=True))
+    columns["peak_memory_bytes"] = ok["peak_memory_bytes"].groupby(of).max().to_numpy()
+    lists = {name: ok[name].tolist() for name in (*_TEXTS, "energy_components")}
+    parts = [{name: of[start:end] for name, of in lists.items()} for start, end in zip(starts, ends, strict=True)]
+    told = pd.DataFrame([_texts(part) for part in parts], columns=list(_TEXTS))
+    table = pd.concat([table, pd.DataFrame(columns), told], axis=1)
+    types: dict[str, Any] = dict.fromkeys(["repeats", "failures"], "Int64")
+    types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *_TEXTS], "str")
+    order = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
+    table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
+    table.insert(0, "name", names(table))
+    return table
+
+
+_SHOWN = {
+    "devices": "d={}",
+    "precision": "{}",
+    "parallelism": "{}",
+    "optimizer": "{}",
+    **dict.fromkeys(AXES[3:], "{}"),
+    "compile": "compile={}",
+    "workload": "{}",
+    "saves": "saves {}",
+    "needs": "from {}",
+    "batch_size_per_device": "b={}",
+    "global_batch_size": "batch={}",
+    "gradient_accumulation_steps": "accumulation={}",
+    "threads_per_device": "threads={}",
+}
+
+
+_PLAIN = {axis: RunSpec.model_fields[axis].default.name for axis in AXES[2:]}
+"""What an axis does where nothing was asked: it goes without saying."""
+
+
+def piece(column: str, value: Any) -> str:
+    """Name one field of a configuration: `d=2`, `bf16`, `preset=small`; nothing for what an axis does by default."""
+    if pd.isna(value) or value == _PLAIN.get(column):
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    text = str(int(value)) if whole else printable(value, 40)
+    return _SHOWN[column].format(text) if column in _SHOWN else f"{printable(column.split('.', 1)[-1], 40)}={text}"
+
+
+def telling(table: pd.DataFrame) -> list[str]:
+    """Return the columns that tell the configurations of a table apart, as `names` uses them; [] for a single one."""
+    varying = [column for column in asked(table) if table[column].nunique(dropna=False) > 1]
+    # An argument that one workload has and another has not tells nothing that the workload's name does not.
+    within = table.groupby("workload", dropna=False)
+    varying = [c for c in varying if not c.startswith("workload_args.") or (within[c].nunique(dropna=False) > 1).any()]
+    follows = "workload_args.architecture"  # from a preset, mostly
+    arguments = [column for column in varying if column.startswith("workload_args.") and column != follows]
+    core = [column for column in ("workload", *arguments, "devices", "precision") if column in varying]
+    rest = [column for column in _SHOWN if column in varying and column not in core]
+    rest += [column for column in varying if column not in (*core, *rest)]
+    rest += [column for column in ("host", "environment", "execution", "suite") if column in table]
+    chosen, apart = list(core), len(table[core].drop_duplicates()) if core else min(len(table), 1)
+    for column in rest:
+        groups = len(table[[*chosen, column]].drop_duplicates())
+        if groups > apart:
+            chosen, apart = [*chosen, column], groups
+    return chosen
+
+
+def names(table: pd.DataFrame) -> pd.Series:
+    """Name each configuration of a summary by the fields that vary in it, such as `preset=small d=2 bf16`.
+
+    Workload and its arguments, devices and precision are named whenever they vary; another field only if configurations
+    would otherwise share a name (so a batch that follows from the devices is left out). What an axis does by default is
+    left out, and `plain` is all of that. One configuration alone is named by its workload and devices. Returns text on the
+    index of `table`.
+    """
+    chosen = telling(table) or ["workload", "devices"]
+    texts = [" ".join(filter(None, (piece(c, row[c]) for c in chosen))) or "plain" for _, row in table.iterrows()]
+    return pd.Series(texts, index=table.index, dtype="str")
+
+
+def total(df: pd.DataFrame, column: str) -> tuple[float | None, int]:
+    """Return the sum of a figure of whole runs and of how many runs it is known; (None, 0) where it never is."""
+    known = df[column].dropna()
+    return (float(known.sum()), len(known)) if len(known) else (None, 0)

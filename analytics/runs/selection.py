@@ -1,0 +1,79 @@
+"""Which runs of the store a command means: those of a suite, of an execution, or of the newest execution of each suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analytics.runs.frame import declared, frame, latest_execution, tidy
+from analytics.runs.hourly import Hourly
+from analytics.runs.recost import reprice
+from analytics.runs.store import load
+from bench.errors import UserError
+from bench.figures.metrics import row
+from bench.record import RunRecord
+from bench.registry import did_you_mean
+from bench.store import tracker as tracking
+from bench.suites.load import load_suite
+
+
+def suite_name(text: str) -> str:
+    """Return the name of a suite, given the name or its file. Raises SuiteError for a file that is wrong."""
+    return load_suite(Path(text)).name if text.endswith((".yaml", ".yml")) else text
+
+
+def select(
+    suite: str | None, execution: str | None, store: str | None, *, everything: bool, refresh: bool = False
+) -> pd.DataFrame:
+    """Return the selected runs, one row each, at least one.
+
+    Raises UserError for an empty store and for a name that is not there.
+    """
+    name = None if suite is None else suite_name(suite)
+    df = load(store, refresh=refresh)
+    if df.empty:
+        raise UserError(f"no runs in {tracking.shown(store)} yet; make some with: bench run suites/scaling.yaml")
+    if name is not None:
+        suites = set(df["suite"].dropna())
+        if name not in suites:
+            raise UserError(f"no runs of suite {name!r} in {tracking.shown(store)}: {did_you_mean(name, suites)}")
+        df = df[df["suite"] == name]
+    if execution is not None:
+        executions = set(df["execution"].dropna())
+        if execution not in executions:
+            raise UserError(f"no execution {execution!r}: {did_you_mean(execution, executions)}")
+        df = df[df["execution"] == execution]
+    elif not everything:
+        df = latest_execution(df)
+    return tidy(df)  # without the columns of other suites
+
+
+def repriced(
+    runs: pd.DataFrame, store: str | None, site: dict[str, Any], rates: Hourly | None = None
+) -> tuple[list[RunRecord], pd.DataFrame, list[str]]:
+    """Recompute carbon and cost of stored runs from fields of Site and hourly rates.
+
+    Return the records, the rows of imported runs, which have no records, and notes on those. Raises UserError for a wrong
+    field and for records that cannot be read.
+    """
+    imported = runs["flags"].str.contains(r"\bimported\b", na=False)
+    records = reprice(tracking.records((run for _, run in runs[~imported].iterrows()), store), site, rates)
+    count = int(imported.sum())
+    notes = [f"{count} imported runs have no records: their carbon and cost are unchanged"] if count else []
+    return records, runs[imported], notes
+
+
+def rows_of(records: list[RunRecord], imported: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of records, followed by those of imported runs, as one tidy table."""
+    df = declared(map(row, records))
+    return tidy(pd.concat([df, imported], ignore_index=True) if len(imported) else df)
+
+
+def own_runs(store: str | None) -> pd.DataFrame:
+    """Return the runs of the store; no rows where none is named and there is no store in this folder."""
+    location = tracking.location(store)
+    if store is None and location.startswith("sqlite:///") and not Path(location.removeprefix("sqlite:///")).exists():
+        return frame([])
+    return load(store)

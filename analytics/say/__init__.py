@@ -1,0 +1,1 @@
+"""Answers as blocks: sentences, tables and figures."""

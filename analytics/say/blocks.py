@@ -1,0 +1,123 @@
+"""The blocks that an answer consists of: sentences, tables, figures, commands and notes, as data.
+
+An answer is a sequence of blocks, made once for every output: the title, the answer, how sure it is, what to do next, then
+tables and figures, and notes last. `analytics.render` prints blocks for terminals and files, `app.page` shows them in the
+dashboard. All text is plain: it is escaped where it is rendered, never here. Blocks of `detail` (definitions, limits,
+evidence) are for those who ask: behind `--explain` in a terminal, folded elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analytics.text import between, printable
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One or more sentences of running text. The `title` says what was looked at, an `answer` is what people came for."""
+
+    text: str
+    role: Literal["title", "answer", "plain"] = "plain"
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark under what it is about, such as `~ estimated by CodeCarbon`; `label` is its first word, such as Careful."""
+
+    text: str
+    label: str = ""
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands that can be pasted as they are; `label` says what for."""
+
+    commands: tuple[str, ...]
+    label: str = "Next"
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Sentences, one an entry. `command` is to be typed, `quote` to be quoted."""
+
+    lines: tuple[str, ...]
+    kind: Literal["list", "command", "quote"] = "list"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under headings; the first column names the row.
+
+    `figures`: the other columns are numbers, except those named in `words`. `folded`: for those who look it up.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    figures: bool = True
+    folded: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def detail(self) -> bool:
+        """Whether it is for those who ask."""
+        return self.folded
+
+    def is_number(self, place: int) -> bool:
+        """Return whether the cells of a column are numbers, which are aligned to the right."""
+        return self.figures and place > 0 and self.columns[place] not in self.words
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its interval, if there is one; `name` says of what, `x` where it stands along a numeric axis."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    x: float = 0.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks of one look, and the line of a law through (x, y), if there is one."""
+
+    name: str
+    marks: tuple[Mark, ...]
+    law: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Marks by name, one under the other, or along numbers of devices (`along`); `reference` is a line to compare with.
+
+    `axis` names the values and their unit; it ends at `most`, where bars that go on have an arrow.
+    """
+
+    title: str
+    axis: str
+    groups: tuple[Group, ...]
+    along: str = ""
+    reference: float | None = None
+    log: bool = False
+    most: float | None = None
+    detail: bool = False
+
+    @property
+    def words(self) -> str:
+        """The figure in words: its title, and each value with its 95 % interval."""
+        told = []
+        for group in self.groups:
+            head = f"{group.name}: " if len(self.groups) > 1 else ""
+            marks = (f"{mark.name} {between(mark.value, mark.low, mark.high)}" for mark in group.marks)
+            told.append(head + "; ".join(marks))
+        return printable(f"{self.title} ({self.axis}). {'. '.join(told)}.", 4000)
+
+
+Block = Sentence | Note | Commands | Lines | Table | Figure

@@ -1,0 +1,552 @@
+"""The answer of `bench plan` as blocks: how many devices to take, the alternatives, what they rest on, and what to run next.
+
+Nothing is computed here but by `analytics.plan`. Blocks of `detail` say how figures came about and what would change them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from analytics.interval import Interval, plain
+from analytics.plan.plan import MOST_DEVICES, Plan, PlanOption, Question, Step
+from analytics.plan.speed import LEVEL, SIZE, OwnSpeed, PriorSpeed, priors
+from analytics.plan.tipping import Tip
+from analytics.say.blocks import Block, Lines, Note, Sentence, Table
+from analytics.say.law import FLAGS as LAW_FLAGS
+from analytics.text import interval, number, printable, scale
+from analytics.work import IMPLAUSIBLE, scaled, short
+from bench.errors import UserError
+from bench.figures.carbon import intensity, region_name
+
+FLAGS = {
+    "memory_tight": "the training state alone takes more than half of the memory",
+    "power_of_other_nodes": "energy is less sure: power was measured on nodes of 8 H100 SXM or B200 only",
+    "electricity_unknown": "electricity is left out of the cost: no power is known",
+    "prior_of_language_models": "the published trainings are of language models; other work may be slower",
+    "budget_not_checked": "the budget is not checked: no price is given",
+    "mfu_implausible": f"a model FLOP utilization outside {IMPLAUSIBLE[0]:g} to {IMPLAUSIBLE[1]:g}: hours, tokens or "
+    "parameters are probably wrong",
+}
+_SAID_ELSEWHERE = {"size_outside_published", "pue_unknown"}
+"""Flags that the notes on what a plan rests on, and on what it assumes, put in words."""
+ENERGY, CARBON = (3.6e6, "kWh", "MWh"), (1.0, "kg", "t")
+SURE = 0.9
+
+
+# --- figures
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the size in s and the name of the unit that suits a time."""
+    units = ((365.25 * 86400, 3, "years"), (86400.0, 2, "days"), (3600.0, 2, "hours"), (60.0, 2, "minutes"))
+    return next(((size, unit) for size, least, unit in units if seconds >= least * size), (1.0, "seconds"))
+
+
+def span(figure: Interval, unit: str = "") -> str:
+    """Print a figure with its interval, if it has one: `4.2 days (2.7-6.3)`."""
+    exact = figure.low == figure.high
+    return f"{number(figure.value)} {unit}".strip() if exact else interval(figure.value, figure.low, figure.high, unit)
+
+
+def duration(seconds: Interval) -> str:
+    """Print a time for people: `21 days (16-28)`."""
+    size, unit = time_unit(seconds.value)
+    return span(seconds.times(1 / size), unit)
+
+
+def amount(figure: Interval, size: float, small: str, large: str) -> str:
+    """Print a figure of a model in the smaller unit, of `size`, or the one that is 1,000 times as large."""
+    divisor, unit = _scaled(figure, size, small, large)
+    return f"~{span(figure.times(1 / divisor), unit)}"
+
+
+def devices_words(count: int) -> str:
+    """Print a number of devices: `1 device`, `64 devices`."""
+    return f"{count:,} device{'s' if count > 1 else ''}"
+
+
+def likely(chance: float) -> str:
+    """Print a chance in percent."""
+    return f"{'> 99' if chance > 0.99 else '< 1' if chance < 0.01 else f'{100 * chance:.0f}'} %"
+
+
+def _scaled(figure: Interval, size: float, small: str, large: str) -> tuple[float, str]:
+    return (1000 * size, large) if figure.value >= 100 * size else (size, small)
+
+
+def _rough(seconds: float, digits: int) -> str:
+    """Print a time in the largest unit of which it has one: `30 days`, `1 hour`."""
+    units = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+    size, unit = next((pair for pair in units if seconds >= 0.95 * pair[0]), units[-1])
+    count = float(f"{seconds / size:.{digits}g}")
+    return f"{number(count)} {unit}{'s' * (count != 1)}"
+
+
+def _exact(option: PlanOption) -> bool:
+    return option.duration_seconds.low == option.duration_seconds.high
+
+
+# --- the answer
+
+
+def title(asked: Question) -> str:
+    """Say what is planned and what is allowed."""
+    work = asked.work
+    if work.parameters is not None:
+        what = f"{short(work.parameters)} parameters on {short(work.tokens or 0)} tokens"
+    elif work.says:
+        divisor, unit = scale(work.per_sample, "FLOP")
+        what = f"{short(work.samples)} samples of {number(work.per_sample / divisor)} {unit}"
+    else:
+        what = "A training at the given speed"
+    where = f" with {printable(asked.device.name)} in {printable(asked.precision)}" if asked.device else ""
+    limits = [] if asked.deadline_seconds is None else [_rough(asked.deadline_seconds, 4)]
+    limits += [] if asked.budget_usd is None else [f"{number(asked.budget_usd)} USD"]
+    return what + where + (f", within {' and '.join(limits)}" if limits else "")
+
+
+def headline(plan: Plan) -> str:
+    """Say how many devices to take, how long that takes, what it costs, and how likely it meets what is asked."""
+    asked, options = plan.question, plan.options
+    if not asked.counted:
+        return _uncounted(plan)
+    if all(set(option.reasons) - {"late", "budget"} for option in options):
+        near, counts = max(options, key=lambda option: option.devices), sorted(option.devices for option in options)
+        return f"It cannot run on {listed(counts)}: {obstacle(asked, near, near.reasons[0])}."
+    if _limits(plan):
+        return _recommended(plan)
+    return _cheapest_and_fastest([option for option in options if option.feasible])
+
+
+def _uncounted(plan: Plan) -> str:
+    """Say what a training takes of which the number of devices is not known."""
+    option = plan.options[0]
+    parts = [f"cost {span(option.cost_usd, 'USD')}"] if option.cost_usd else []
+    parts += [f"take {amount(option.facility_energy_joules, *ENERGY)}"] if option.facility_energy_joules else []
+    parts += [f"emit {amount(option.emissions_kg, *CARBON)} of CO2e"] if option.emissions_kg else []
+    if getattr(plan.question.speed, "together", False):
+        return f"{duration(option.duration_seconds)}."
+    return f"{span(option.device_hours)} device-hours{' ' * bool(parts)}{_joined(parts)}."
+
+
+def _limits(plan: Plan) -> str:
+    """Name what can be held against the figures: `in time`, `within budget` or both; "" for nothing."""
+    asked = plan.question
+    timed = asked.deadline_seconds is not None and asked.counted
+    priced = asked.budget_usd is not None and plan.options[0].cost_usd is not None
+    return ("in time and budget" if timed else "within budget") if priced else "in time" * timed
+
+
+def _tried(plan: Plan) -> list[PlanOption]:
+    """Return the options that were asked for, and those of the fewest devices that are in time by the median or surely."""
+    fewest = dict.fromkeys(count for count in (plan.fewest(SURE), plan.fewest()) if count is not None)
+    more = (plan.option(count) for count in fewest if count not in plan.question.devices)
+    return [one for one in (*plan.options, *more) if one.chance is not None and "machine" not in one.reasons]
+
+
+def choice(plan: Plan) -> PlanOption | None:
+    """Return the option to take: the cheapest that is likely enough, without a deadline the fastest; None where none is."""
+
+    def rank(option: PlanOption) -> tuple[float, float]:
+        if plan.question.deadline_seconds is None:
+            return option.duration_seconds.value, 0
+        return option.cost_usd.value if option.cost_usd else 0.0, option.devices
+
+    return min((option for option in _tried(plan) if (option.chance or 0) >= SURE), key=rank, default=None)
+
+
+def _recommended(plan: Plan) -> str:
+    words, take, options = _limits(plan), choice(plan), _tried(plan)
+    if take is None:
+        return _none(plan, words, max(options, key=lambda one: (one.chance or 0, -one.devices)))
+    several = any(option.devices > take.devices and (option.chance or 0) >= SURE for option in options)
+    head = f"Take {devices_words(take.devices)}{' or more' * several}"
+    if _exact(take):
+        return f"{head}: {_short(take)}, {words}."
+    fewer = [one for one in options if one.devices < take.devices and 0.4 <= (one.chance or 0) <= 0.65]
+    even = min(fewer, key=lambda one: abs((one.chance or 0) - 0.5), default=None)
+    tail = f" With {even.devices:,} it is a coin toss." if even else ""
+    return f"{head}: about {_short(take)}, {likely(take.chance or 0)} likely {words}.{tail}"
+
+
+def _none(plan: Plan, words: str, near: PlanOption) -> str:
+    """Say that no option is likely enough, and what the nearest one takes."""
+    asked, where = plan.question, "tried"
+    if asked.deadline_seconds is not None and not plan.fewest():
+        where = f"up to {MOST_DEVICES:,}" if asked.host is None else "of this machine"
+    off = [obstacle(asked, near, name) for name in near.reasons]
+    sure = "" if _exact(near) else f"{100 * SURE:.0f} % likely "
+    chance = [] if _exact(near) else [f"{likely(near.chance or 0)} likely"]
+    ends = ", ".join([_long(near), *off, *chance])
+    return f"No number of devices {where} is {sure}{words}. The nearest, {devices_words(near.devices)}: {ends}."
+
+
+def _short(option: PlanOption) -> str:
+    """Print time and cost without intervals."""
+    parts = [duration(option.duration_seconds), *([span(option.cost_usd, "USD")] if option.cost_usd else [])]
+    return " and ".join(text.partition(" (")[0] for text in parts)
+
+
+def _long(option: PlanOption) -> str:
+    """Print time and cost with their intervals."""
+    return _joined([duration(option.duration_seconds), *([span(option.cost_usd, "USD")] if option.cost_usd else [])])
+
+
+def _cheapest_and_fastest(options: Sequence[PlanOption]) -> str:
+    first, fastest = options[0], min(options, key=lambda option: option.duration_seconds.value)
+    if len(options) == 1:
+        return f"{devices_words(first.devices)} take{'s' * (first.devices == 1)} {_long(first)}."
+    kinds = {"the cheapest": first, "the fastest": fastest} if first.cost_usd else {"the fastest": fastest}
+    verb = {1: "is"}
+    return " ".join(
+        f"{devices_words(option.devices)} {verb.get(option.devices, 'are')} {kind}: {_long(option)}."
+        for kind, option in kinds.items()
+    )
+
+
+def nearest(plan: Plan) -> list[PlanOption]:
+    """Return the options, the best first; those that do not meet what is asked by their chance, then by how far off."""
+
+    def rank(option: PlanOption) -> tuple[float, ...]:
+        usd, asked = option.cost_usd, plan.question
+        limits = (option.duration_seconds, asked.deadline_seconds), (usd, asked.budget_usd)
+        over = [figure.value / most for figure, most in limits if figure and most and figure.value > most]
+        impossible = len(option.reasons) > len(over)  # however late or dear it is
+        return (0,) if option.feasible else (1, -(option.chance or 0), impossible, max(over, default=0))
+
+    return sorted(plan.options, key=rank)
+
+
+def obstacle(asked: Question, option: PlanOption, reason: str) -> str:
+    """Say what one of the `reasons` of an option is."""
+    if reason == "machine" and (host := asked.host):
+        most = f"has only {host.devices}" if host.devices else f"is known to have only {host.measured}"
+        return f"this machine {most}"
+    if reason == "late":
+        return f"late by {_rough(option.duration_seconds.value - (asked.deadline_seconds or 0), 1)}"
+    if reason == "budget":
+        over = (option.cost_usd.value if option.cost_usd else 0) - (asked.budget_usd or 0)
+        return f"{number(float(f'{over:.1g}'))} USD over budget"
+    if reason == "memory" and asked.device is not None:
+        divisor, unit = scale(asked.state_bytes, "B")
+        state, memory = asked.state_bytes / divisor, (asked.device.memory_bytes or 0) / 1e9
+        return f"the training state of {state:.3g} {unit} needs {devices_words(asked.least_devices)} of {memory:g} GB"
+    if reason == "mfu":
+        return f"impossible: {option.model_flops_utilization or 0:.3g} times the peak of the devices"
+    where, count = ("a batch", asked.batch or 0) if reason == "batch" else ("the whole training", asked.work.samples)
+    return f"{where} has only {number(count)} {'sequences' if asked.work.parameters else 'samples'}"
+
+
+def _meets(plan: Plan, option: PlanOption) -> str:
+    """Fill the last cell of an option: how likely it meets what is asked, and what is in the way."""
+    words = [obstacle(plan.question, option, reason) for reason in option.reasons]
+    if option.chance is not None and _limits(plan) and "machine" not in option.reasons:
+        words.insert(0, ("yes" if option.feasible else "no") if _exact(option) else likely(option.chance))
+    return ", ".join(words)
+
+
+def options_table(plan: Plan) -> Table:
+    """Return the option to take and the others that are asked for, the best first. What is known of none has no column."""
+    asked, options, take = plan.question, nearest(plan), choice(plan)
+    if take is not None:
+        options = [take, *(option for option in options if option.devices != take.devices)]
+    columns: dict[str, list[str]] = {
+        "devices": [f"{option.devices:,}" for option in options],
+        "time": [duration(option.duration_seconds) for option in options],
+        "cost, USD": [span(option.cost_usd) if option.cost_usd else "" for option in options],
+    }
+    if not asked.counted:
+        columns = {"device-hours": [span(options[0].device_hours)], "cost, USD": columns["cost, USD"]}
+    for head, name, units in (
+        ("energy~", "facility_energy_joules", ENERGY),
+        ("CO2e~", "emissions_kg", CARBON),
+        ("embodied CO2e~", "embodied_kg", CARBON),
+    ):
+        figures: list[Interval | None] = [getattr(option, name) for option in options]
+        if figures[0] is not None:
+            divisor, unit = _scaled(figures[0], *units)
+            columns[f"{head}, {unit}"] = [span(figure.times(1 / divisor)) if figure else "" for figure in figures]
+    last = _limits(plan) or "obstacles"
+    columns[last] = [_meets(plan, option) for option in options]
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), words=("time", last))
+
+
+def regions_table(plan: Plan, compared: Sequence[tuple[str, float, Interval]]) -> Table:
+    """Return the carbon of the best option in several regions."""
+    divisor, unit = _scaled(compared[0][2], *CARBON)
+    rows = tuple((region_name(name), f"{kg:.3f}", span(mass.times(1 / divisor))) for name, kg, mass in compared)
+    columns = ("region", "kg CO2e/kWh", f"CO2e~, {unit}")
+    return Table(f"By region, with {devices_words(plan.options[0].devices)}", columns, rows)
+
+
+# --- what it rests on
+
+
+def notes(plan: Plan, remarks: Sequence[str] = ()) -> Iterator[Note]:
+    """Say what the figures rest on, what is assumed, given, absent, and what speaks against them.
+
+    `remarks` say which device was taken, and why the user's runs do not apply. Raises BadValue for an unknown region.
+    """
+    asked = plan.question
+    yield Note(" ".join([f"{_speed(asked)}.", *remarks]), "Rests on")
+    unknown = plan.options[0].energy_joules_estimated is not None and asked.site.pue is None
+    assumed, given = ", ".join([*asked.work.assumed, *["PUE 1 (no cooling)"] * unknown]), _given(asked)
+    if assumed or given:
+        parts = [f"{assumed}."] * bool(assumed) + [f"{'Given: ' * bool(assumed)}{given}."] * bool(given)
+        yield Note(" ".join(parts), "Assumed" if assumed else "Given")
+    if absent := list(_absent(plan)):
+        yield Note(f"{'; '.join(absent)}.", "Left out")
+    yield from (Note(f"{caution}.", "Careful") for caution in cautions(plan.options))
+    option = plan.options[0]
+    parts = ["The speed is taken as given, without an interval"] if _exact(option) else []
+    energy = option.facility_energy_joules
+    intervals = not _exact(option) or (energy is not None and energy.low != energy.high)
+    parts += [f"{100 * LEVEL:.0f} % intervals"] if intervals else []
+    parts += ["~ estimated"] if energy is not None else []
+    yield Note(f"{'; '.join(parts)}.")
+
+
+def _speed(asked: Question) -> str:
+    speed = asked.speed
+    if isinstance(speed, PriorSpeed):
+        prior, sizes = speed.prior, priors()["parameters"]
+        text = f"{prior['runs']} published {'' if speed.pooled else speed.device.family + ' '}trainings "
+        text += f"({100 * prior['mfu']:.0f} % of peak at {prior['devices']:,} devices)"
+        text += "; none applies to this device and precision, so intervals are wider" if speed.pooled else ""
+        span_of = f"{short(sizes['least'])} to {short(sizes['most'])} parameters"
+        return text + (f"; all had {span_of}, so intervals are wider" if speed.away > 1 else "")
+    if isinstance(speed, OwnSpeed):
+        counts = sorted(set(map(int, speed.table["devices"])))
+        many = f"{len(speed.table)} configuration{'s' if len(speed.table) > 1 else ''}"
+        whose = "imported" if speed.imported else "your"
+        return f"{many} of {whose} runs on {listed(counts)} ({printable(speed.name, 120)})"
+    return f"the given speed: {', '.join(map(printable, speed.says))}"
+
+
+def listed(counts: Sequence[int]) -> str:
+    """Print numbers of devices: `1, 2 and 4 devices`."""
+    return f"{_joined([f'{count:,}' for count in counts])} device{'s' if list(counts) != [1] else ''}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _given(asked: Question) -> str:
+    site, speed = asked.site, asked.speed
+    prices = {"USD/h": site.usd_per_device_hour, "USD/h for the device": site.usd_capital_per_device_hour}
+    prices |= {"USD/kWh": site.usd_per_kwh}
+    given = [f"{_money(usd)} {unit}" for unit, usd in prices.items() if usd is not None]
+    given += [printable(site.price_note, 120)] if site.price_note else []
+    given += [f"PUE {site.pue:g}"] if site.pue is not None else []
+    if asked.watts is not None:
+        own = isinstance(speed, OwnSpeed) and asked.watts == speed.watts
+        given.append(f"{asked.watts:,.4g} W a device" + (f" ({getattr(speed, 'watts_label', '')})" if own else ""))
+    if site.region is not None:
+        factor = intensity(site.region)
+        given.append(f"{region_name(factor.region)} {factor.kg_per_kwh:.3f} kg/kWh ({factor.year})")
+    return ", ".join(given)
+
+
+def _money(usd: float) -> str:
+    return f"{usd:,.2f}" if round(usd, 2) == usd else number(usd)
+
+
+def _absent(plan: Plan) -> Iterator[str]:
+    """Say which figures are left out, and what would bring them."""
+    asked, option = plan.question, plan.options[0]
+    if option.cost_usd is None and asked.site.usd_per_kwh is not None:
+        yield "cost (electricity alone has a price and no power is known: give --power-watts)"
+    elif option.cost_usd is None:
+        yield "cost (give --price, or --electricity-price and --capital-price)"
+    if option.energy_joules_estimated is None:
+        yield "energy and CO2e (no power is known: give --power-watts)"
+    elif asked.site.region is None:
+        yield "CO2e (give --region)"
+    if asked.deadline_seconds is not None and not asked.counted:
+        yield "the deadline (give --devices)"
+
+
+def cautions(options: Sequence[PlanOption]) -> Iterator[str]:
+    """Say what limits the figures of the options that can run, and of which if not of all."""
+    options = [option for option in options if "machine" not in option.reasons]
+    flags = dict.fromkeys(flag for option in options for flag in option.flags if flag not in _SAID_ELSEWHERE)
+    for flag in flags:
+        counts = sorted(option.devices for option in options if flag in option.flags)
+        head = "" if len(counts) == len(options) else f"{listed(counts)}: "
+        yield head + (FLAGS | LAW_FLAGS).get(flag, flag.replace("_", " "))
+
+
+# --- for those who ask
+
+
+def computed(plan: Plan) -> Iterator[Note]:
+    """Say how the figures were computed."""
+    asked, option = plan.question, plan.options[0]
+    site, speed = asked.site, asked.speed
+    said = {
+        "Time": "work / (devices × speed of one device); starting up is left out",
+        "Work": "; ".join(asked.work.says),
+    }
+    if isinstance(speed, PriorSpeed):
+        prior, peak = speed.prior, speed.device.peak_flops(speed.precision) / 1e12
+        share = f"{100 * prior['mfu']:.3g} % of the peak of {peak:,.4g} TFLOP/s ({speed.precision}, dense)"
+        based = f"{prior['runs']} trainings of {prior['families']} families of models, restarts included"
+        said["Speed"] = f"{share} at {prior['devices']:,} devices, from {based}; more devices lose efficiency"
+    elif isinstance(speed, OwnSpeed):
+        said["Speed"] = f"the law of {printable(speed.name, 120)}, sequences of {number(speed.sequence or 1)} tokens"
+    if option.model_flops_utilization is not None:
+        shares = (f"{one.model_flops_utilization:.2g} on {one.devices:,}" for one in plan.options)
+        said["Model FLOP utilization"] = ", ".join(shares)
+    if option.energy_joules_estimated is not None:
+        model = "the devices' limits × a factor from measured nodes, host included"
+        said["Energy"] = f"{model if asked.watts is None else 'power of a device × device-hours'}, times PUE"
+    if site.region is not None:
+        said["CO2e"] = f"energy × intensity of the grid, location-based ({intensity(site.region).source})"
+    if option.cost_usd is not None:
+        owned = site.usd_per_device_hour is None
+        price = "cost of the device, and electricity with PUE" if owned else "the price, which includes power"
+        said["Cost"] = f"device-hours × {price}"
+    if option.embodied_kg is not None:
+        said["Embodied CO2e"] = "of making the devices; it is in no other figure"
+    if option.chance is not None:
+        said["Likely"] = f"the share of {SIZE:,} draws of speed and power that meet all limits at once"
+    return (Note(f"{text}.", label, detail=True) for label, text in said.items() if text)
+
+
+def steps(plan: Plan) -> Iterator[Note]:
+    """Say what each larger number of devices changes."""
+    for step in plan.steps:
+        yield Note(_step(step), f"{step.devices:,} to {devices_words(step.to_devices)}", detail=True)
+
+
+def _step(step: Step) -> str:
+    ratios = (("cost", step.cost_ratio), ("energy", step.energy_ratio))
+    parts = [f"{name} × {span(ratio)}" for name, ratio in ratios if ratio is not None]
+    saves = f"saves {duration(step.saved_seconds)}" if step.saved_seconds.value > 0 else "saves no time"
+    return f"{', '.join([*parts, saves])}."
+
+
+_INPUTS = {
+    "--price": ("a price", "USD per device-hour"),
+    "--electricity-price": ("a price of electricity", "USD per kWh"),
+    "--capital-price": ("a capital cost", "USD per device-hour"),
+    "--pue": ("a PUE", ""),
+    "--deadline": ("a deadline", ""),
+    "--budget": ("a budget", "USD"),
+    "--batch": ("a batch", "sequences"),
+    "--power-watts": ("a power", "W a device"),
+    "--tokens": ("a training", "tokens"),
+    "--samples": ("a training", "samples"),
+    "--params": ("a model", "parameters"),
+}
+
+
+def changes(tips: Sequence[Tip]) -> Iterator[Note]:
+    """Say what would change the choice, what is nearest first, and which inputs do not."""
+    near, idle = list[tuple[float, Note]](), list[str]()
+    for tip in tips:
+        name, _ = _INPUTS[tip.name]
+        for end, side, away in ((tip.below, "Up to", math.floor), (tip.above, "From", math.ceil)):
+            if end is not None:
+                head = f"{side} {name} of {_written(tip.name, end[0], away)}"
+                near.append((abs(math.log(end[0] / tip.value)), Note(_choice(end[1], tip.devices), head, detail=True)))
+        if tip.below is None and tip.above is None:
+            reach = ", from 1 to 5" if tip.name == "--pue" else ""
+            idle.append(f"{name.removeprefix('a ')} ({_written(tip.name, tip.value)}{reach})")
+    yield from (note for _, note in sorted(near, key=lambda pair: pair[0]))
+    if idle:
+        yield Note(f"{', '.join(idle)}.", "No change from a tenth to ten times", detail=True)
+
+
+def _choice(then: int | None, now: int | None) -> str:
+    if then is None:
+        return "none of these numbers of devices meets what is asked."
+    return f"{devices_words(then)} {'would meet what is asked' if now is None else f'instead of {now:,}'}."
+
+
+def _written(name: str, value: float, away: Callable[[float], float] | None = None) -> str:
+    """Print a value, in three digits where it is rounded up or down (`away` from what is given)."""
+    size, unit = time_unit(value) if name == "--deadline" else (1.0, _INPUTS[name][1])
+    value /= size
+    if away is not None:
+        digit = 10.0 ** (math.floor(math.log10(value)) - 2)
+        value = away(value / digit) * digit
+    return f"{short(value) if unit in ('tokens', 'samples', 'parameters') else number(value)} {unit}".strip()
+
+
+# --- all of it
+
+
+def answer(plan: Plan, remarks: Sequence[str] = (), regions: Sequence[str] = ()) -> tuple[dict[str, Any], list[Block]]:
+    """Return the document of --json and the blocks; `remarks` as in `notes`.
+
+    Raises BadValue for an unknown region.
+    """
+    question, compared = plan.question, plan.regions(regions)
+    said = list(notes(plan, remarks))
+    document: dict[str, Any] = {
+        "source": question.speed.source,
+        "answer": headline(plan),
+        "notes": [f"{note.label}: {note.text}" for note in said if note.label],
+        "work_flops": question.work.flops if question.work.says else None,
+        "interval_level": LEVEL,
+        "options": [option.to_dict() for option in plan.options],
+        "fewest_devices": plan.fewest(),
+        "fewest_devices_90_percent_sure": plan.fewest(SURE),
+        "steps": [plain(**vars(step)) for step in plan.steps],
+        "regions": [
+            {"region": name, "kg_per_kwh": kg, **plain(emissions_kg=emissions), "devices": plan.options[0].devices}
+            for name, kg, emissions in compared
+        ],
+    }
+    blocks: list[Block] = [Sentence(title(question), "title"), Sentence(headline(plan), "answer")]
+    blocks += [table] if len((table := options_table(plan)).columns) > 1 else []
+    blocks += [regions_table(plan, compared)] if compared else []
+    blocks += said
+    return document, blocks
+
+
+def explained(plan: Plan, tips: Sequence[Tip]) -> Iterator[Block]:
+    """Return what is for those who ask: how it was computed, what more devices bring, what would change the choice."""
+    counts = sorted(plan.question.devices)
+    among = f" among {listed(counts)}" * (len(counts) > 1)
+    for heading, details in (
+        ("How this was computed", computed(plan)),
+        ("What more devices bring", steps(plan)),
+        (f"What would change the choice{among}", changes(tips)),
+    ):
+        told = list(details)
+        if told:
+            yield Sentence(heading, "title", detail=True)
+            yield from told
+
+
+def scaled_answer(
+    known: dict[str, float], devices: Sequence[int] | None, claim: float | None, **training: float | None
+) -> tuple[dict[str, Any], list[Block]]:
+    """Scale a known training by T = n / (d · v): return the document and the blocks, the arithmetic line by line.
+
+    `training` has what is given of params, tokens and speed; `claim` is a time in seconds to be checked. Raises UserError.
+    """
+    if devices and len(devices) > 1:
+        raise UserError("--known takes one number of --devices")
+    given = {name: value for name, value in training.items() if value is not None}
+    hours, lines = scaled(known, given | ({"devices": devices[0]} if devices else {}))
+    document: dict[str, Any] = {"duration_seconds": hours * 3600, "arithmetic": list(lines)}
+    seconds = hours * 3600
+    size, unit = time_unit(seconds)
+    text = f"{number(hours)} hours" + (f" ({number(seconds / size)} {unit})" if unit in ("days", "years") else "")
+    if claim is not None:
+        share = seconds / claim
+        document |= {"claim_seconds": claim, "claim_relative_efficiency": share}
+        beyond = ", faster than the law allows" if share > 1 else ""
+        text += f". {claim / 3600:,.4g} hours would take a relative efficiency of {share:.2f}{beyond}"
+    return document, [
+        Sentence(f"{text}.", "answer"),
+        Sentence(lines[0]),
+        Lines(tuple(line.strip() for line in lines[1:])),
+    ]

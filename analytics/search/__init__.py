@@ -1,0 +1,1 @@
+"""Which configuration to use: the search, its study and its result."""

@@ -1,0 +1,270 @@
+"""Overview: the newest suite and its answer, figures of all suites over time, and what failed and why."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from analytics.interval import Interval, geometric_mean
+from analytics.judge.advice import Case, listed
+from analytics.judge.matched import Changes
+from analytics.judge.symptoms import too_large
+from analytics.runs.frame import latest_execution
+from analytics.say.answer import totals
+from analytics.text import between, number, printable
+from app import live, page
+from app.charts.bars import amounts_chart
+from app.charts.base import plain
+from app.charts.timeline import Moment, trend_chart
+from bench.record import Status
+
+ALL = "All suites"
+SHOWN = 8
+"""Reasons that are shown in full, and suites that are drawn: the newest ones; the tables have all."""
+_NUMBERS = r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*"
+"""What differs between messages that say the same."""
+_COSTS = ("rental", "owned")
+_REMEDIES = {
+    Status.OUT_OF_MEMORY: "Try half the batch, precision bf16 or memory recompute.",
+    Status.TIMEOUT: "Raise timeout_seconds, or read at the end of its worker.log where it was at the limit.",
+    Status.INVALID: "Its figures cannot be right, so none is kept: is the learning rate too high, or the precision too low?",
+    Status.FAILED: "Its worker.log, in the folder of the run, says more. Mend that, then repeat the command with --retry.",
+}
+FIGURES = {
+    "joules": "Energy [J]",
+    "joules_estimated": "~Energy [J]",
+    "grams": "CO2e [g]",
+    "grams_estimated": "~CO2e [g]",
+}
+FIGURES |= {"usd": "Rent [USD]", "usd_owned": "Owned [USD]"}
+WHEN = "YYYY-MM-DD HH:mm"
+SUITES: dict[str, Any] = {"suite": st.column_config.TextColumn("Suite", width=170)}
+SUITES |= {
+    "began": st.column_config.DatetimeColumn("Began (UTC)", format=WHEN),
+    "runs": "Runs",
+    "best": "Most samples/s",
+}
+SUITES |= {"fastest": st.column_config.TextColumn("Fastest configuration", width="medium")}
+SUITES |= {name: st.column_config.NumberColumn(title, format="%.4g") for name, title in FIGURES.items()}
+SUITES |= {"host": "Host", "devices": "Devices", "executions": "Executions"}
+LINKS = {"runs": "Runs", "scaling": "Scaling", "strategies": "Strategies", "tradeoffs": "Trade-offs"}
+
+
+def suites(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a suite, the newest first: figures of its newest execution alone. What is not known is absent.
+
+    Energies [J], CO2e [g] and costs [USD] are sums over whole runs, measured and estimated ones apart.
+    """
+    executions = df.groupby("suite", dropna=False)["execution"].nunique()
+    runs = latest_execution(df)
+    grams, basis, usd = 1000 * runs["emissions_kg"], runs["emissions_basis"], runs["cost_usd"]
+    took = {"joules": runs["run_energy_joules"], "joules_estimated": runs["run_energy_joules_estimated"]}
+    took |= {"grams": grams.where(basis == "measured"), "grams_estimated": grams.where(basis == "estimated")}
+    took["usd"], took["usd_owned"] = (usd.where(runs["cost_basis"].str.startswith(b, na=False)) for b in _COSTS)
+    sums = pd.DataFrame(took).groupby(runs["suite"], sort=False, dropna=False).sum(min_count=1).to_dict("records")
+    rows = []
+    for (suite, own), added in zip(runs.groupby("suite", sort=False, dropna=False), sums, strict=True):
+        host, devices = (listed(sorted(own[name].dropna().unique())) for name in ("host", "device_name"))
+        about: dict[Any, Any] = {"suite": suite, "began": own["started_at"].min(), "runs": outcomes(own)}
+        where = {"host": host, "devices": devices, "executions": int(executions[suite])}
+        rows.append(about | _fastest(own) | added | where)
+    return pd.DataFrame(rows).sort_values("began", ascending=False, kind="stable", ignore_index=True)
+
+
+def outcomes(runs: pd.DataFrame) -> str:
+    """Return how runs ended: `3 ok, 1 failed, 1 skipped`."""
+    counts = runs["status"].value_counts()
+    order = sorted(counts.index, key=lambda status: (status != Status.OK, status == Status.SKIPPED, status))
+    return ", ".join(f"{counts[status]} {printable(status).replace('_', ' ')}" for status in order)
+
+
+def _timed(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[(runs["status"] == Status.OK) & (runs["samples_per_second"] > 0)]
+
+
+def _fastest(runs: pd.DataFrame) -> dict[str, str | None]:
+    """Return samples/s of the fastest configuration, as a geometric mean with its 95 % interval, and its name."""
+    known = _timed(runs)
+    if known.empty:
+        return {"best": None, "fastest": None}
+    means = np.log(known["samples_per_second"]).groupby(known["config_id"], dropna=False).transform("mean")
+    best = known[means == means.max()]
+    mean = _mean(tuple(best["samples_per_second"]))
+    ends = (mean.low, mean.high) if len(best) > 2 else (None, None)  # that of two says nothing
+    return {"best": between(mean.value, *ends), "fastest": plain(str(best["label"].iloc[0]))}
+
+
+@lru_cache(512)
+def _mean(rates: tuple[float, ...]) -> Interval:
+    """Return the mean of repeats, the same for every look at the page: of many, its interval takes a while."""
+    return geometric_mean(rates)
+
+
+def trends(df: pd.DataFrame) -> dict[str, list[Moment]]:
+    """Return the throughput of each of the newest suites over its executions, in samples/s.
+
+    It is that of one configuration, so that points can be compared: the one that ran in most executions, of several the
+    fastest. Points have an interval from three repeats on.
+    """
+    known, out = _timed(df), dict[str, list[Moment]]()
+    newest = known.groupby("suite")["started_at"].max().sort_values(ascending=False, kind="stable")
+    for suite in newest.index[:SHOWN]:
+        runs = known[known["suite"] == suite]
+        ran = runs.groupby("config_id")[["execution", "samples_per_second"]]
+        order = ran.agg({"execution": "nunique", "samples_per_second": "mean"})
+        chosen = order.sort_values(["execution", "samples_per_second"]).index[-1:]
+        moments = []
+        for _, own in runs[runs["config_id"].isin(chosen)].groupby("execution"):
+            mean = _mean(tuple(own["samples_per_second"]))
+            low, high = (mean.low, mean.high) if len(own) > 2 else (None, None)
+            hover = [
+                suite,
+                plain(str(own["label"].iloc[0])),
+                f"{between(mean.value, low, high)} samples/s",
+                f"{len(own)} runs",
+            ]
+            low, high = (math.nan if end is None else end for end in (low, high))
+            moments.append(Moment(own["started_at"].min(), mean.value, low, high, hover))
+        if moments:
+            out[suite] = sorted(moments, key=lambda moment: moment.at)
+    return out
+
+
+def taken(table: pd.DataFrame, columns: dict[str, str], factor: float = 1.0) -> dict[str, dict[str, float]]:
+    """Return the figures of columns of `suites` by their titles, then by suite; what is not known is left out."""
+    out = {}
+    for name, title in columns.items():
+        own = table.head(SHOWN).dropna(subset=name)
+        if len(own):
+            out[title] = dict(zip(own["suite"].fillna("no name"), factor * own[name].astype(float), strict=True))
+    return out
+
+
+def reasons(df: pd.DataFrame, *, skipped: bool = False) -> pd.DataFrame:
+    """Return why runs failed, or were skipped, in the words of the newest, and a remedy where one is known.
+
+    A row is a reason, the newest first; those that differ in numbers only are one.
+    """
+    lost = df[df["status"] == Status.SKIPPED] if skipped else df[~df["status"].isin([Status.OK, Status.SKIPPED])]
+    alike = lost["error_message"].fillna("").str.split("\n").str[0].str.replace(_NUMBERS, "#", regex=True)
+    found = []
+    for _, same in lost.groupby([lost["status"], lost["error_type"], alike], dropna=False, sort=False):
+        last = same.iloc[-1]
+        kind = "" if skipped or pd.isna(last["error_type"]) else f"{printable(last['error_type'])}: "
+        why = "no reason is known" if pd.isna(last["error_message"]) else printable(last["error_message"], 400)
+        names = {c: [printable(plain(name), 80) for name in same[c].dropna().unique()] for c in ("label", "suite")}
+        row = {"outcome": printable(last["status"]).replace("_", " "), "reason": kind + why, "runs": len(same)}
+        row |= {"configurations": listed(names["label"]), "suites": listed(names["suite"])}
+        found.append({**row, "newest": last["started_at"], "remedy": "" if skipped else _remedy(df, same)})
+    table = pd.DataFrame(found)
+    return table if table.empty else table.sort_values("newest", ascending=False, kind="stable", ignore_index=True)
+
+
+def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
+    """Return a remedy: out of memory also what is nearest of that which fitted in the same execution."""
+    last = same.iloc[-1]
+    if last["status"] == Status.OUT_OF_MEMORY:
+        there = df[(df["suite"] == last["suite"]) & (df["execution"] == last["execution"])]
+        case = Case(same.loc[[last.name]], there[there["status"] == Status.OK], Changes(same[:0]))
+        for advice in too_large(case):
+            return plain(advice.sentence)
+    return _REMEDIES.get(last["status"], "")
+
+
+def lines(reason: Any, *, short: bool = False) -> list[str]:
+    """Return a row of `reasons` in words: in a line, or with when and where it was, and its remedy."""
+    many = f"{reason.runs} run{'s' * (reason.runs != 1)}"
+    if short:
+        return [f"{many} ({reason.suites}): {reason.reason}"]
+    when = "" if pd.isna(reason.newest) else f", the newest {reason.newest:%Y-%m-%d %H:%M:%S} UTC"
+    out = [f"{reason.outcome}: {many}{when}", reason.reason, f"In: {reason.configurations} ({reason.suites})"]
+    return [*out, f"Remedy: {reason.remedy}"] if reason.remedy else out
+
+
+def answer(newest: Any) -> tuple[str, str]:
+    """Return what the newest suite did, of a row of `suites`, and when and where."""
+    speed = "" if newest.best is None else f", at most {newest.best} samples/s"
+    text = f"Newest suite: {newest.suite}, {newest.runs}{speed}"
+    fastest = "" if newest.best is None else f"Fastest: {newest.fastest}. "
+    return text, f"{fastest}Began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})."
+
+
+def _tiles(df: pd.DataFrame) -> None:
+    with st.container(horizontal=True):
+        for label, value, note in totals(df):
+            with st.container(border=True, width=295, gap="xsmall"):
+                st.metric(label, f"~{value}" if "estimated" in label and value[:1].isdecimal() else value)
+                st.caption(note)
+    lacking = {"carbon": ("emissions_kg", "region"), "cost": ("cost_usd", "price")}
+    absent = [
+        f"No {what}: the suites name no {why}." for what, (column, why) in lacking.items() if df[column].isna().all()
+    ]
+    st.caption(" ".join(["Totals are of whole runs, with starting up and failed runs.", *absent]))
+
+
+def _figures(df: pd.DataFrame, table: pd.DataFrame) -> None:
+    if found := trends(df):
+        st.subheader("Throughput by suite")
+        page.figure(trend_chart(found, "samples/s"), "throughput", "Throughput of each suite over its executions")
+        st.caption(
+            "A point is an execution, of the configuration that ran in most executions of its suite; 95 % intervals."
+        )
+    energy = {"joules": "measured", "joules_estimated": "~ estimated by a model"}
+    parts = [("Energy by suite", taken(table, energy, 1 / 3.6e3), "energy of the newest execution [Wh]")]
+    cost = taken(table, {"usd": "rent", "usd_owned": "owned"})
+    parts.append(("Cost by suite", cost, "cost of the newest execution [USD]"))
+    known = [part for part in parts if part[1]]
+    for column, (heading, amounts, title) in zip(st.columns(max(1, len(known))), known, strict=False):
+        with column:
+            st.subheader(heading)
+            page.figure(amounts_chart(amounts, title), heading.split()[0].lower(), heading)
+
+
+def _suites(table: pd.DataFrame) -> None:
+    st.subheader("Suites")
+    shown = table[[name for name in SUITES if table[name].notna().any()]]
+    page.table(shown, "suites", full=table, column_config=SUITES)
+    st.caption("A row is the newest execution of a suite, with totals of whole runs. ~ is estimated by a model.")
+
+
+def _links(suite: str) -> None:
+    with st.container(horizontal=True):
+        for name, label in LINKS.items():
+            page.link(name, label, **{"suites" if name == "tradeoffs" else "suite": suite})
+
+
+def _reasons(df: pd.DataFrame) -> None:
+    failed, skipped = reasons(df), reasons(df, skipped=True)
+    if len(failed):
+        st.subheader("Failed runs")
+        for reason in failed.head(SHOWN).itertuples():
+            page.lines(lines(reason))
+    if len(skipped):
+        st.subheader("Skipped runs")
+        page.lines([line for reason in skipped.head(SHOWN).itertuples() for line in lines(reason, short=True)])
+    for name, table in (("failures", failed), ("skips", skipped)):
+        if len(table):
+            with st.expander(f"All reasons of {'failed' if name == 'failures' else 'skipped'} runs ({len(table)})"):
+                page.table(table.loc[:, (table != "").any()].rename(columns=str.capitalize), name, full=table)
+
+
+def main() -> None:
+    """Show the page."""
+    df = page.runs("Overview", live.panel)
+    page.absent("suite", df["suite"], "suite")
+    names = sorted(df["suite"].dropna().unique())
+    suite = st.sidebar.selectbox("Suite", [ALL, *names], key="suite", **page.BOUND)
+    runs = df if suite == ALL else df[df["suite"] == suite]
+    table = suites(runs)
+    page.answer(*answer(next(table.itertuples())))
+    st.text(f"{number(len(runs))} runs in {runs['suite'].nunique()} suites: {outcomes(runs)}")
+    _links(str(table["suite"].iloc[0]))
+    _figures(runs, table)
+    _tiles(runs)
+    _suites(table)
+    _reasons(runs)

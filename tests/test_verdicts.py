@@ -1,0 +1,328 @@
+"""One verdict: whatever shows two configurations in a metric, says the same of them; and what does not change it."""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analytics.judge.advise import advise
+from analytics.judge.compare import Configurations, Effect, costs, ladder, within
+from analytics.judge.matched import Changes
+from analytics.runs import store
+from analytics.runs.frame import frame
+from analytics.say.answer import find
+from analytics.say.confirm import confirmed
+from analytics.say.law import precision_sentences
+from app.charts.base import plain
+from app.pages import runs as listed
+from app.pages import strategies
+from bench.schema import Scalar
+from tests import rows
+from tests.commands import bench
+from tests.test_searched import GIVEN, TRIALS
+from tests.test_searched import find as search_result
+from tests.test_searched import runs as searched
+
+METRICS = ("samples_per_second", "joules_per_sample", "cost_usd_per_million_samples")
+Verdicts = dict[tuple[str, str, str], str]
+"""Verdicts by the names of candidate and baseline, and metric."""
+
+
+def synthetic() -> pd.DataFrame:
+    """Two models, three precisions, two numbers of devices: some differ much, some a little, some not at all."""
+    given: list[dict[str, Scalar]] = []
+    gains = {("tiny", "bf16"): 0.985, ("small", "bf16"): 1.5, ("tiny", "fp16"): 1.0, ("small", "fp16"): 1.02}
+    for place, ((preset, devices), precision) in enumerate(
+        (cell, name)
+        for cell in (("tiny", 1), ("tiny", 2), ("small", 1), ("small", 2))
+        for name in ("fp32", "bf16", "fp16")
+    ):
+        random = np.random.default_rng([place])
+        speed = gains.get((preset, precision), 1.0) * (0.9 if devices == 2 else 1.0)
+        noise = 0.04 if (preset, precision) == ("small", "fp16") else 0.004
+        for repeat in range(6):
+            v = rows.V * speed * float(np.exp(random.normal(0, noise)))
+            row = rows.make(devices, preset, precision, repeat, v=v)
+            begun = f"2026-01-02T03:{10 * repeat + place // 60:02d}:{place % 60:02d}+00:00"
+            given.append(row | {"started_at": begun, "cost_usd_per_million_samples": 1e3 / float(str(row[METRICS[0]]))})
+    return frame(given)
+
+
+@cache
+def judged() -> Configurations:
+    return Configurations(synthetic())
+
+
+def expected(df: pd.DataFrame) -> Callable[[str, str, str], str]:
+    found = Configurations(df)
+    of = {name: config for config, name in found.names.items()}
+
+    def verdict(candidate: str, baseline: str, metric: str) -> str:
+        effect = found.effect(of[candidate], of[baseline], metric)
+        assert isinstance(effect, Effect)
+        return effect.verdict
+
+    return verdict
+
+
+def of_comparisons(comparisons: Any) -> Verdicts:
+    return {(c.name, c.baseline, e.metric): e.verdict for c in comparisons for e in c.effects}
+
+
+def by_compare(df: pd.DataFrame) -> Verdicts:
+    return of_comparisons(within(df, METRICS).comparisons)
+
+
+def by_compare_with_a_baseline(df: pd.DataFrame) -> Verdicts:
+    return of_comparisons(within(df, METRICS, baseline="preset=tiny d=2 bf16").comparisons)
+
+
+def by_fit(df: pd.DataFrame) -> Verdicts:
+    (found,) = find(df)
+    return of_comparisons(found.others)
+
+
+def by_changes(df: pd.DataFrame) -> Verdicts:
+    out: Verdicts = {}
+    for change in Changes(df):
+        for measure in ("time", "energy"):
+            found, metric = change.found(measure), change.metric(measure)
+            assert found is not None
+            for (candidate, baseline), effect in zip(change.names, found.effects, strict=True):
+                out[candidate, baseline, str(metric)] = effect.verdict
+    return out
+
+
+def by_strategies_page(df: pd.DataFrame) -> Verdicts:
+    goals = [one for one in strategies.goals(df, "same samples") if one.column in METRICS]
+    found = within(df, [goal.column for goal in goals]).comparisons
+    marks = {goal.column: strategies.ratios(found, goal) for goal in goals}
+    called = {plain(name): name for name in judged().names.values()}
+    return {
+        (*(called[name] for name in mark.name.split(" against ")), metric): mark.verdict  # type: ignore[misc]
+        for metric, several in marks.items()
+        for mark in several
+    }
+
+
+def by_runs_page(df: pd.DataFrame) -> Verdicts:
+    names, out = judged().names, Verdicts()
+    titles = {listed.title(metric): metric for metric in METRICS}
+    for candidate in names:
+        for baseline in list(names)[:2]:
+            if candidate != baseline and judged().kinds[candidate] == judged().kinds[baseline]:
+                b, a = (df[df["config_id"] == config].iloc[-1] for config in (candidate, baseline))
+                for _, row in listed.figures(df, a, b).iterrows():
+                    if row["Figure"] in titles:
+                        verdict = re.split(r" \(\+|: ", row["Configurations, B / A"])[0]
+                        out[names[candidate], names[baseline], titles[row["Figure"]]] = verdict
+    return out
+
+
+CALLERS = (by_compare, by_compare_with_a_baseline, by_fit, by_changes, by_strategies_page, by_runs_page)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("caller", CALLERS, ids=lambda caller: caller.__name__)
+def test_every_caller_says_the_same(caller: Callable[[pd.DataFrame], Verdicts], metric: str) -> None:
+    df = synthetic()
+    verdict = expected(df)
+    shown = {key: told for key, told in caller(df).items() if key[2] == metric}
+    assert len(shown) >= 4 or (caller is by_changes and metric == METRICS[2])
+    assert shown == {key: verdict(*key) for key in shown}
+
+
+def test_the_store_has_all_kinds_of_verdicts() -> None:
+    assert {*by_compare(synthetic()).values()} == {"better", "worse", "equivalent", "cannot tell"}
+
+
+@pytest.fixture
+def of_store(monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    df = synthetic()
+    monkeypatch.setattr("analytics.judge.sides.load", lambda *_, **__: df)
+    monkeypatch.setattr("analytics.runs.selection.load", lambda *_, **__: df)
+    return df
+
+
+def test_the_verbs_say_the_same(of_store: pd.DataFrame) -> None:
+    verdict = expected(of_store)
+    metrics = [text for metric in METRICS for text in ("--metric", metric)]
+    documents = [json.loads(bench(*words, "--json").stdout) for words in (("compare", "synthetic", *metrics), ("fit",))]
+    for document in documents:
+        shown = {
+            (c["name"], c["baseline"], e["metric"]): e["verdict"] for c in document["comparisons"] for e in c["effects"]
+        }
+        shown = {key: told for key, told in shown.items() if key[2] in METRICS}
+        assert len(shown) == 30
+        assert shown == {key: verdict(*key) for key in shown}
+
+
+def test_a_ladder_says_the_same() -> None:
+    given = [
+        row | {"ladder": step}
+        for step, (precision, memory) in enumerate((("fp32", "none"), ("bf16", "none"), ("bf16", "recompute")))
+        for row in rows.grid((1,), ("tiny",), {precision: 1 + 0.02 * step}, seed=step, noise=0.01, memory=memory)
+    ]
+    df = frame(given)
+    table = Configurations(df)
+    configs = [df.loc[df["ladder"] == step, "config_id"].iloc[0] for step in range(3)]
+    pairs = [(configs[1], configs[0]), (configs[2], configs[1]), (configs[2], configs[0])]
+    for step, pair in zip(ladder(df), pairs, strict=True):
+        assert [effect.verdict for effect in step.effects] == [
+            effect.verdict for metric in costs(df) if isinstance(effect := table.effect(*pair, metric), Effect)
+        ]
+
+
+def test_confirming_runs_say_the_same() -> None:
+    found = search_result(GIVEN, TRIALS)
+    again = frame([*searched(0, "a", 102, 300, 5), *searched(1, "b", 200, 100, 5), *searched(2, "c", 101, 299.5, 5)])
+    table = Configurations(again)
+    of = {str(config): number for number, config in enumerate(("a", "b", "c"))}
+    configs = {number: config for config, runs in table.runs.items() for name, number in of.items() if name == config}
+    lines = [line for line in confirmed(found, again) if re.match(r"Trial \d and trial \d", line)]
+    assert len(lines) >= 2
+    for line in lines:
+        a, b = map(int, re.findall(r"rial (\d)", line)[:2])
+        for name, metric in (("time", "samples_per_second"), ("energy", "joules_per_sample")):
+            effect = table.effect(configs[a], configs[b], metric)
+            assert isinstance(effect, Effect)
+            assert f"{name} {effect.verdict}, " in line
+
+
+def test_real_runs_say_the_same(recorded_uri: str) -> None:
+    df = store.load(recorded_uri)
+    count = 0
+    for part in find(df):
+        table = Configurations(part.runs)
+        metrics = costs(part.runs)
+        every = [*within(part.runs, metrics).comparisons, *part.others, *part.steps]
+        shown = of_comparisons(every)
+        count += len(shown)
+        for change in part.changes:
+            for measure in ("time", "~energy", "memory"):
+                if found := change.found(measure):
+                    effects = [table.effect(*pair, str(change.metric(measure))) for pair in change.pairs]
+                    assert [e.verdict for e in effects if isinstance(e, Effect)] == [e.verdict for e in found.effects]
+        again = of_comparisons([*part.others, *within(part.runs, metrics).comparisons])
+        assert {key: shown[key] for key in again} == again
+    assert count > 50
+
+
+def test_other_metrics_and_filters_change_no_verdict() -> None:
+    df = synthetic()
+    few, many = (
+        of_comparisons(within(df, metrics).comparisons) for metrics in (METRICS[:1], [*METRICS, "duration_seconds"])
+    )
+    assert few == {key: told for key, told in many.items() if key[2] == METRICS[0]}
+    some = list(judged().rows)[3:7]
+    filtered = within(df, METRICS, only=some).comparisons
+    assert filtered
+    assert of_comparisons(filtered).items() <= of_comparisons(within(df, METRICS).comparisons).items()
+    other = [
+        row | {"started_at": "2026-01-03T00:00:00+00:00"} for row in rows.grid((1,), ("tiny",), memory="recompute")
+    ]
+    alien = [row | {"workload": "alien", "config_id": f"alien{row['config_id']}"} for row in other]
+    both = frame([*df.to_dict("records"), *alien])
+    named = of_comparisons(within(both, METRICS).comparisons)
+    plain = {tuple(text.removeprefix("synthetic ") for text in key): told for key, told in named.items()}
+    assert plain == of_comparisons(within(df, METRICS).comparisons)
+
+
+def test_a_pair_of_other_options_is_judged_in_its_own_table() -> None:
+    table = judged()
+    base = next(config for config, name in table.names.items() if name == "preset=tiny d=2 bf16")
+    bases = {table.names[one] for one in table.baselines(base).values()}
+    assert bases == {"preset=tiny d=2 bf16", "preset=small d=2 bf16"}
+    assert len(table.table(base)) == 10
+    effect = table.effect(next(iter(table.rows)), base, METRICS[0])
+    assert isinstance(effect, Effect)
+    assert effect.p_value is not None
+    assert (effect.p_adjusted or 0) >= effect.p_value
+
+
+def test_the_batch_may_follow_the_model() -> None:
+    small = [row | {"global_batch_size": 16, "batch_size_per_device": 16} for row in rows.grid((1,), ("small",), TWO)]
+    table = Configurations(frame([*rows.grid((1,), ("tiny",), TWO), *small]))
+    base = next(iter(table.rows))
+    assert len({table.names[one].rsplit(maxsplit=1)[-1] for one in table.baselines(base).values()}) == 1
+    assert len(table.table(base)) == 2
+
+
+TWO = {"fp32": 1.0, "bf16": 1.3}
+
+
+# --- over several cells
+
+
+def change(given: list[dict[str, Scalar]]) -> Any:
+    (one,) = (one for one in Changes(frame(given)) if one.topic.name == "precision")
+    return one
+
+
+def cells(*factors: float, noise: float = 0.01, repeats: int = 4) -> list[dict[str, Scalar]]:
+    """A cell for each factor of bf16: of one or two devices, tiny or small."""
+    where = [(devices, preset) for preset in ("tiny", "small") for devices in (1, 2)]
+    return [
+        row
+        for place, ((devices, preset), factor) in enumerate(zip(where, factors, strict=False))
+        for row in rows.grid(
+            (devices,), (preset,), {"fp32": 1.0, "bf16": factor}, noise=noise, repeats=repeats, seed=place
+        )
+    ]
+
+
+def test_cells_that_agree_have_one_ratio_and_verdict() -> None:
+    found = change(cells(1.3, 1.3, 1.3))
+    assert found.range("time") == []
+    assert found.verdict("time") == "better"
+    ratio = found.ratio("time")
+    assert ratio.value == pytest.approx(1 / 1.3, rel=0.01)
+    assert ratio.low < ratio.value < ratio.high
+    alone = change(cells(1.3))
+    assert alone.verdict("time") == alone.found("time").effects[0].verdict
+    assert alone.found("time").whole == alone.found("time").effects[0]
+
+
+def test_cells_that_disagree_have_a_range_and_the_direction_that_all_share() -> None:
+    found = change(cells(1.1, 1.12, 1.5))
+    (low_name, low), (high_name, high) = found.range("time")
+    assert (low_name, high_name) == ("preset=small d=1 bf16".removesuffix(" bf16"), "preset=tiny d=1")
+    assert (low.value, high.value) == (pytest.approx(1 / 1.5, rel=0.02), pytest.approx(1 / 1.1, rel=0.02))
+    assert found.verdict("time") == "better"
+    (line,) = precision_sentences([found])
+    assert re.search(r"bf16 is faster than fp32: 1\.[01]\d* times \(.*tiny.*\) to 1\.[45]\d* times \(.*small", line)
+    split = change(cells(0.8, 0.8, 1.5))
+    (advice,) = (one for one in advise(frame(cells(0.8, 0.8, 1.5))) if one.topic == "precision")
+    assert (advice.action, advice.saving, advice.evidence.ratio) == ("", None, None)
+    assert split.verdict("time") == "cannot tell"
+    assert len(split.range("time")) == 2
+    document = split.to_dict("time")
+    assert (document["ratio"], document["low"]) == (None, None)
+    assert len(document["cells"]) == 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_advice_claims_what_a_comparison_tells_and_nothing_else(seed: int) -> None:
+    """Of a gain in time some cell is told to be better; of what cannot be told no cell is."""
+    random = np.random.default_rng(seed)
+    given = cells(*(float(x) for x in np.exp(random.normal(0.02, 0.03, 4))), noise=0.02, repeats=3)
+    df = frame(given)
+    one = change(given)
+    verdicts = {effect.verdict for effect in one.found("time").effects}
+    advice = {advice.topic: advice for advice in advise(df)}
+    if verdicts == {"cannot tell"}:
+        assert one.verdict("time") == "cannot tell"
+        assert "precision" not in advice or "time" not in advice["precision"].evidence.measure
+    if len(verdicts) == 1:
+        assert {one.verdict("time")} == verdicts
+    if "precision" in advice and advice["precision"].evidence.measure == "time":
+        assert verdicts & {"better", "worse"}
+    if one.mixed("time"):
+        assert advice["precision"].evidence.ratio is None
+    if "repeats" in advice and any("bf16" in name for name in advice["repeats"].evidence.configurations):
+        assert one.verdict("time") == "cannot tell"
