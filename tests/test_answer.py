@@ -93,6 +93,15 @@ def test_what_cannot_be_told_says_how_many_repeats_would_tell() -> None:
     assert "repeats of each should tell" in line
 
 
+def test_an_option_that_can_be_told_in_one_configuration_is_told_there() -> None:
+    sure = rows.grid((1,), ("tiny",), precisions={"fp32": 1.0, "bf16": 1.1}, repeats=4, noise=1e-3)
+    open_ = rows.grid((1,), ("small",), precisions={"fp32": 1.0, "bf16": 0.9}, repeats=4, noise=0.6)
+    (line, *_) = answers(results(frame([*sure, *open_])))
+    assert factor_of(line) == pytest.approx(1.1, rel=0.01)
+    assert "tiny" in line
+    assert "cannot be told" in line
+
+
 def test_quality_and_target_stand_beside_speed() -> None:
     table = two(
         validation_loss={"fp32": 3.0, "bf16": 3.25},

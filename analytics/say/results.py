@@ -186,8 +186,9 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     factor = _factor(speed)
     if verdict == "equivalent":
         return f"{option} and {baseline} are equally fast{use}, within 2 %."
-    if verdict == "cannot tell" and (partly := _partly(change, found, words)):
-        return f"{option} {'train' if plural else 'trains'} {partly} as fast as {baseline}{use}; the rest cannot be told yet."
+    if verdict == "cannot tell" and (parts := _told_in(change, found, words)):
+        gain = f"{option} {'train' if plural else 'trains'} {parts[0]} as fast as {baseline}{use}"
+        return f"{gain} with {parts[1]}; the rest cannot be told yet."
     if verdict == "cannot tell":
         more = change.more_repeats(measure)
         tail = f"; {repeats_words(more)} of each should tell" if more is not None else ""
@@ -201,13 +202,17 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     return f"{option} trains {factor.replace('x', 'x as fast as ' + baseline, 1)}{use}."
 
 
-def _partly(change: Change, found: CellEffects, words: dict[str, Any]) -> str:
-    """Return the factors of the cells that can be told, by name; nothing where none can."""
+def _told_in(change: Change, found: CellEffects, words: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the range of the factors that can be told, and in which cells; None where none can."""
     cells = zip(change.pairs, found.effects, strict=True)
     told = [(pair, effect) for pair, effect in cells if effect.verdict in ("better", "worse")]
-    return ", ".join(
-        f"{effect.cost.inverse().value:.2f}x ({_place(pair, words)})" for pair, effect in told[:_MOST_CELLS]
-    )
+    if not told:
+        return None
+    factors = sorted(effect.cost.inverse().value for _, effect in told)
+    ends = dict.fromkeys(f"{factor:.2f}" for factor in (factors[0], factors[-1]))
+    places = [_place(pair, words) for pair, _ in told]
+    named_ = " or ".join(places) if len(places) <= 2 else f"{len(places)} of {len(found.effects)} configurations"
+    return f"{'-'.join(ends)}x", named_
 
 
 def _option(change: Change, option: str) -> str:
