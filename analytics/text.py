@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from analytics.interval import MOST_REPEATS
+from analytics.interval import MOST_REPEATS, Interval
 
 
 def printable(text: object, limit: int = 60) -> str:
@@ -18,9 +18,7 @@ def number(value: float) -> str:
     """Print a number for people: four digits, no exponent from 0.0001 to a billion."""
     if not math.isfinite(value):
         return "-"
-    if 1000 <= abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def between(value: float, low: float | None, high: float | None, unit: str = "") -> str:
@@ -38,10 +36,8 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
     more than a factor of 10 have two digits each, those without an interval three.
     """
     tail = f" {unit}" if unit else ""
-    if not math.isfinite(value) or low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
-        return _three(value) + tail
-    if low == high:  # it is exact
-        return _three(value) + tail
+    if low is None or high is None or low == high or not all(map(math.isfinite, (value, low, high))):
+        return _three(value) + tail  # equal ends: it is exact
     if 0 < 10 * low < high:
         texts = [_fixed(x, 1 - _size(x)) for x in (value, low, high)]
     else:
@@ -54,6 +50,21 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
 def percent(share: float, low: float | None = None, high: float | None = None) -> str:
     """Print a share, such as 0.86, with its interval: `86 % (80-93)`."""
     return interval(100 * share, low and 100 * low, high and 100 * high, "%")
+
+
+def written(figure: Interval, unit: str = "") -> str:
+    """Print a figure in the digits of its interval, see `interval`."""
+    return interval(figure.value, figure.low, figure.high, unit)
+
+
+def bounded(figure: Interval, unit: str = "") -> str:
+    """Print a figure with the ends of its interval in full, see `between`."""
+    return between(figure.value, figure.low, figure.high, unit)
+
+
+def devices_words(count: int) -> str:
+    """Print a number of devices: `1 device`, `64 devices`."""
+    return f"{count:,} device{'s' if count > 1 else ''}"
 
 
 def _size(value: float) -> int:

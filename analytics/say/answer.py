@@ -20,7 +20,7 @@ from analytics.law.series import ScalingFit, fit
 from analytics.runs.frame import summary, total
 from analytics.say.blocks import Note, Table
 from analytics.say.names import word
-from analytics.text import interval, number, printable, scale
+from analytics.text import number, printable, scale, written
 from bench.figures.flags import meaning
 from bench.record import Status
 
@@ -44,6 +44,12 @@ class Found:
     def changes(self) -> Changes:
         """What each option does where configurations differ in nothing else."""
         return Changes(self.runs)
+
+    def configurations(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a summary that are those of this execution, with an index from 0."""
+        suite, execution = self.runs["suite"].iloc[0], self.runs["execution"].iloc[0]
+        own: pd.DataFrame = table[(table["suite"] == suite) & (table["execution"] == execution)]
+        return own.reset_index(drop=True)
 
     @property
     def tested(self) -> bool:
@@ -144,21 +150,17 @@ def conclusions(found: Found) -> Iterator[Table | Note]:
         timed = found.runs["samples_per_second"].notna().any()
         what = "No law is fitted" if timed else "Nothing is predicted"
         give = " Import them with flops_per_sample, or with parameters and sequence_length."
-        yield Note(f"{what}: the work of a sample (FLOP) is unknown.{give if _imported(found.runs).all() else ''}")
+        yield Note(f"{what}: the work of a sample (FLOP) is unknown.{give if imported(found.runs).all() else ''}")
 
 
-def _imported(rows: pd.DataFrame) -> pd.Series:
+def imported(rows: pd.DataFrame) -> pd.Series:
+    """Say of each row whether its figures come from a file of others."""
     return rows["flags"].str.contains(r"\bimported\b", na=False)
 
 
-def unequal(runs: pd.DataFrame) -> Iterator[str]:
-    """Warn where quality was read after unequal training."""
-    seen = unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs)
-    if seen:
-        yield (
-            f"Quality is that after {seen[0]:.0f} to {seen[1]:.0f} samples, so it is not comparable: give all the same "
-            "measure_steps and batch, or a target"
-        )
+def unequal(runs: pd.DataFrame) -> bool:
+    """Return whether quality was read after unequal training, so that it cannot be compared."""
+    return unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs) is not None
 
 
 _COSTS = {
@@ -203,7 +205,7 @@ def _factor(effect: Effect | None) -> str:
         return "-"
     cost, more = effect.cost, effect.more_repeats
     verdict = effect.verdict if effect.verdict != "cannot tell" else f"? {_more(more)}"
-    return f"{interval(cost.value, cost.low, cost.high)} {verdict}".strip()
+    return f"{written(cost)} {verdict}".strip()
 
 
 def _more(repeats: int | None) -> str:
@@ -307,7 +309,7 @@ def _compiling(results: pd.DataFrame) -> list[str]:
 def remarks(results: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: estimates, missing parts, what to give for carbon and cost."""
     out = []
-    ours = ~_imported(results)
+    ours = ~imported(results)
     measured = results["energy_joules"].notna()
     estimated = results["run_energy_joules_estimated"].notna()
     missing = " ".join(

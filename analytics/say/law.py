@@ -14,7 +14,7 @@ from analytics.law import law as laws
 from analytics.law.outlook import PARTS, Outlook
 from analytics.law.series import Efficiency, Host, ScalingFit, SeriesFit
 from analytics.law.step_time import step_time
-from analytics.text import between, number, scale
+from analytics.text import between, bounded, devices_words, number, scale
 
 FLAGS = {
     "beyond_this_machine": "more devices than this machine has",
@@ -96,7 +96,7 @@ def series_sentences(fit: SeriesFit) -> list[str]:
     count = len(fit.points)
     divisor, unit = scale(fit.v.value, "FLOP/s")
     over = f"over {count} configurations" if count > 1 else "from one configuration, so without an interval"
-    first = f"The speed of one device is v = {_words(fit.v.times(1 / divisor), unit)}, {over}"
+    first = f"The speed of one device is v = {bounded(fit.v.times(1 / divisor), unit)}, {over}"
     if fit.plain_v is not None:
         plain, prefix = scale(fit.plain_v, "")
         first += f", or about {number(fit.plain_v / plain)}{prefix} parameters × samples per second"
@@ -104,10 +104,6 @@ def series_sentences(fit: SeriesFit) -> list[str]:
     if "some_without_repeats" in fit.flags:
         lines.append("Some configurations ran only once, so their noise is unknown: run 3 repeats or more.")
     return lines
-
-
-def _words(figure: Interval, unit: str = "") -> str:
-    return between(figure.value, figure.low, figure.high, unit)
 
 
 def _law_sentences(fit: SeriesFit) -> list[str]:
@@ -122,14 +118,9 @@ def _law_sentences(fit: SeriesFit) -> list[str]:
     ]
 
 
-def _devices(count: int) -> str:
-    """Write a number of devices: `1 device`, `64 devices`."""
-    return f"{count:,} device{'s' if count > 1 else ''}"
-
-
 def _device_sentences(fit: SeriesFit) -> list[str]:
     if len(fit.devices) == 1:
-        where = _devices(fit.devices[0])
+        where = devices_words(fit.devices[0])
         return [f"Runs on {where} only do not identify the effect of more devices: measure one more number of devices."]
     if not fit.efficiency:
         return ["Different numbers of devices ran different work, so the loss is not comparable."]
@@ -140,20 +131,22 @@ def _device_sentences(fit: SeriesFit) -> list[str]:
         here = [point for point in fit.efficiency if (point.devices, point.baseline_devices) == (devices, base)]
         lines.append(f"{_kept(devices, base)}{', '.join(map(_share, here))}.")
     if fit.breaks_at is not None:
-        lines.append(f"The law breaks at {_devices(fit.breaks_at)}: more than {_percent(LOSS)} of the speed is lost.")
+        lines.append(
+            f"The law breaks at {devices_words(fit.breaks_at)}: more than {_percent(LOSS)} of the speed is lost."
+        )
     elif fit.loss == "none visible":
-        lines.append(f"Up to {_devices(max(fit.devices))} no loss above {_percent(LOSS)} is visible.")
+        lines.append(f"Up to {devices_words(max(fit.devices))} no loss above {_percent(LOSS)} is visible.")
     else:
         lines.append(f"More repeats are needed to decide whether more than {_percent(LOSS)} is lost.")
     return lines
 
 
 def _kept(devices: int, base: int) -> str:
-    return f"On {_devices(devices)} each keeps this share of its speed on {_devices(base)}: "
+    return f"On {devices_words(devices)} each keeps this share of its speed on {devices_words(base)}: "
 
 
 def _share(point: Efficiency) -> str:
-    return f"{_words(point.times(100), '%')} ({point.curve})"
+    return f"{bounded(point.times(100), '%')} ({point.curve})"
 
 
 def _work_sentences(fit: SeriesFit) -> list[str]:
@@ -163,7 +156,7 @@ def _work_sentences(fit: SeriesFit) -> list[str]:
         return []
     sizes = [(size.flops_per_sample, *scale(size.flops_per_sample, "FLOP")) for size in fit.by_work]
     small, large = (f"{number(flops / divisor)} {unit}" for flops, divisor, unit in (sizes[0], sizes[-1]))
-    ratio = _words(fit.size_effect)
+    ratio = bounded(fit.size_effect)
     return [f"With {large} of work per sample v is {ratio} times that with {small}: {_holds(fit.size_effect)}."]
 
 
@@ -183,7 +176,7 @@ def precision_sentences(changes: Iterable[Change]) -> list[str]:
 def _precision(change: Change) -> str:
     speed, verdict = change.ratio("time").inverse(), change.verdict("time")
     cells = f"{len(change.cells)} configuration" + ("s" if len(change.cells) > 1 else "")
-    times = f"{between(speed.value, speed.low, speed.high)} times ({cells})"
+    times = f"{bounded(speed)} times ({cells})"
     if ends := [f"{number(1 / cost.value)} times ({name})" for name, cost in change.range("time")]:
         times = f"{' to '.join(reversed(ends))} of {cells}"
     if verdict == "cannot tell":
@@ -206,7 +199,7 @@ def _percent(share: float) -> str:
 def time_sentences(prediction: Outlook) -> list[str]:
     """Say where the time of a step goes by the law; nothing where it has no parts."""
     parts = [f"{100 * share:.0f} % {PARTS[name]}" for name, share in prediction.shares.items() if share >= 0.005]
-    where = _devices(prediction.devices)
+    where = devices_words(prediction.devices)
     return [f"Estimated time of a step on {where}: {', '.join(parts)}."] if len(parts) > 1 else []
 
 

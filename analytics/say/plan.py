@@ -15,7 +15,7 @@ from analytics.plan.speed import LEVEL, SIZE, OwnSpeed, PriorSpeed, priors
 from analytics.plan.tipping import Tip
 from analytics.say.blocks import Block, Lines, Note, Sentence, Table
 from analytics.say.law import FLAGS as LAW_FLAGS
-from analytics.text import interval, number, printable, scale
+from analytics.text import devices_words, number, printable, scale, written
 from analytics.work import IMPLAUSIBLE, scaled, short
 from bench.errors import UserError
 from bench.figures.carbon import intensity, region_name
@@ -47,7 +47,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 def span(figure: Interval, unit: str = "") -> str:
     """Print a figure with its interval, if it has one: `4.2 days (2.7-6.3)`."""
     exact = figure.low == figure.high
-    return f"{number(figure.value)} {unit}".strip() if exact else interval(figure.value, figure.low, figure.high, unit)
+    return f"{number(figure.value)} {unit}".strip() if exact else written(figure, unit)
 
 
 def duration(seconds: Interval) -> str:
@@ -60,11 +60,6 @@ def amount(figure: Interval, size: float, small: str, large: str) -> str:
     """Print a figure of a model in the smaller unit, of `size`, or the one that is 1,000 times as large."""
     divisor, unit = _scaled(figure, size, small, large)
     return f"~{span(figure.times(1 / divisor), unit)}"
-
-
-def devices_words(count: int) -> str:
-    """Print a number of devices: `1 device`, `64 devices`."""
-    return f"{count:,} device{'s' if count > 1 else ''}"
 
 
 def likely(chance: float) -> str:

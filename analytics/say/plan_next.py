@@ -12,8 +12,8 @@ from typing import Any
 from analytics.plan.plan import Plan, Question, next_runs
 from analytics.plan.speed import OwnSpeed
 from analytics.say.blocks import Block, Commands, Note, Sentence
-from analytics.say.plan import devices_words, listed
-from analytics.text import printable
+from analytics.say.plan import listed
+from analytics.text import devices_words, printable
 from analytics.work import short
 from bench.errors import UserError
 from bench.suites.load import load_suite

@@ -101,10 +101,10 @@ def make(
     found = answer.find(df)
     for one in found:
         suite, execution = one.runs["suite"].iloc[0], one.runs["execution"].iloc[0]
-        table = whole[(whole["suite"] == suite) & (whole["execution"] == execution)]
+        table = one.configurations(whole)
         of = [r for r in records if (r.suite, r.execution) == (suite, execution)]
         several = f" ({suite} {execution})" if len(found) > 1 else ""
-        blocks = execution_blocks(one, table.reset_index(drop=True))
+        blocks = list(execution_blocks(one, table))
         short += [block.text for block in blocks if isinstance(block, Sentence) and block.role != "plain"]
         rest = [block for block in blocks if not isinstance(block, Sentence) or block.role == "plain"]
         sections += [Section(part.key, part.title + several, part.blocks) for part in _sections(one, table, rest, of)]

@@ -21,7 +21,7 @@ from analytics.say.blocks import Block, Commands, Note, Sentence, Table
 from analytics.say.law import flag_words, series_sentences, time_sentences, unidentified
 from analytics.say.names import named, word
 from analytics.say.table import FIGURES, cell, results_table
-from analytics.text import interval, percent, printable, repeats_words
+from analytics.text import percent, printable, repeats_words, written
 from bench.figures.flags import meaning
 from bench.record import Status
 
@@ -59,13 +59,12 @@ def results(
     `devices` are numbers of devices to predict the speed of; `store` and `suite_file` are those that commands need to name.
     `notes` are printed before the commands.
     """
-    table = summary(df)
+    table, executions = summary(df), answer.find(df)
     blocks: list[Block] = []
-    for found in answer.find(df):
-        suite, execution = found.runs["suite"].iloc[0], found.runs["execution"].iloc[0]
-        own = table[(table["suite"] == suite) & (table["execution"] == execution)].reset_index(drop=True)
-        blocks += execution_blocks(found, own, devices, suite_file)
-    return [*blocks, *notes, *_next(df, store)]
+    for found in executions:
+        blocks += execution_blocks(found, found.configurations(table), devices, suite_file)
+    fitted = any(found.law.series for found in executions)
+    return [*blocks, *notes, *_next(df, store, fitted=fitted)]
 
 
 def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]]:
@@ -75,21 +74,16 @@ def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]
 
 def execution_blocks(
     found: Found, own: pd.DataFrame, devices: Sequence[int] = (), suite_file: str | None = None
-) -> list[Block]:
-    """Return the answer of one execution; `own` is the summary of its configurations, with an index from 0."""
-    own.attrs["unequal"] = any(answer.unequal(found.runs))
-    return list(_execution(found, own, devices, suite_file))
-
-
-def _execution(found: Found, own: pd.DataFrame, devices: Sequence[int], suite_file: str | None) -> Iterator[Block]:
-    names = named(own) if len(own) else pd.DataFrame()
+) -> Iterator[Block]:
+    """Yield the answer of one execution; `own` is the summary of its configurations, with an index from 0."""
+    names, unequal = named(own) if len(own) else pd.DataFrame(), answer.unequal(found.runs)
     yield Sentence(_title(found, own), "title")
     for text in (*_answers(found, own, names), *_sureness(own, suite_file)):
         yield Sentence(text, "answer")
     yield from _predictions(found.law.series, devices)
     if len(own):
-        yield results_table(own, names)
-        yield from _under(own, found)
+        yield results_table(own, names, unequal=unequal)
+        yield from _under(own, unequal=unequal)
         shown = names if names["work"].nunique() > 1 else names[["change"]]
         worded = own.assign(name=[", ".join(filter(None, pair)) for pair in shown.itertuples(index=False)])
         yield from (*answer.served(worded), *answer.to_target(worded))
@@ -168,10 +162,7 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     assert found is not None  # noqa: S101  the caller has chosen such changes
     verdict = found.verdict
     option, baseline, speed = _option(change, change.option), _option(change, change.baseline), ratio.inverse()
-    plural = option.endswith("devices")
-    trains = (
-        {"devices": "train"}.get(change.topic.name, "trains") if plural or change.topic.name != "devices" else "trains"
-    )
+    is_are, trains = ("are", "train") if option.endswith("devices") else ("is", "trains")
     use = " in use" if measure == "time in use" else ""
     if change.range(measure):
         cells = [
@@ -187,19 +178,16 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     if verdict == "equivalent":
         return f"{option} and {baseline} are equally fast{use}, within 2 %."
     if verdict == "cannot tell" and (parts := _told_in(change, found, words)):
-        gain = f"{option} {'train' if plural else 'trains'} {parts[0]} as fast as {baseline}{use}"
-        return f"{gain} with {parts[1]}; the rest cannot be told yet."
+        gain, place = parts
+        return f"{option} {trains} {gain} as fast as {baseline}{use} with {place}; the rest cannot be told yet."
     if verdict == "cannot tell":
         more = change.more_repeats(measure)
         tail = f"; {repeats_words(more)} of each should tell" if more is not None else ""
-        return (
-            f"Whether {option} {'are' if plural else 'is'} faster than {baseline}{use} cannot be told: {factor}{tail}."
-        )
-    if change.topic.name == "devices":
-        kept = speed.times(1 / change.grew)
-        each = f": each keeps {percent(kept.value)} of its speed"
-        return f"{option} {trains} {factor.replace('x', 'x as fast as ' + baseline, 1)}{each}."
-    return f"{option} trains {factor.replace('x', 'x as fast as ' + baseline, 1)}{use}."
+        return f"Whether {option} {is_are} faster than {baseline}{use} cannot be told: {factor}{tail}."
+    gain, bracket, ends = factor.partition(" (")
+    kept = speed.value / change.grew
+    each = f": each keeps {percent(kept)} of its speed" if change.topic.name == "devices" else use
+    return f"{option} {trains} {gain} as fast as {baseline}{bracket}{ends}{each}."
 
 
 def _told_in(change: Change, found: CellEffects, words: dict[str, Any]) -> tuple[str, str] | None:
@@ -225,7 +213,7 @@ def _option(change: Change, option: str) -> str:
 
 def _factor(speed: Interval) -> str:
     """Print a factor with its interval: `1.75x (1.72-1.79)`."""
-    value, _, tail = interval(speed.value, speed.low, speed.high).partition(" (")
+    value, _, tail = written(speed).partition(" (")
     return f"{value}x ({tail}" if tail else f"{value}x"
 
 
@@ -257,36 +245,34 @@ def _sureness(own: pd.DataFrame, suite_file: str | None) -> Iterator[str]:
     yield f"{head}{f' ({reasons})' if reasons else ''}.{f' To publish{command}' if quick else ''}"
 
 
-def _under(own: pd.DataFrame, found: Found) -> Iterator[Note]:
+def _under(own: pd.DataFrame, *, unequal: bool) -> Iterator[Note]:
     """Explain the marks of the table of results, and what is missing in it."""
     measured, estimated = own["energy_joules"].notna(), own["run_energy_joules_estimated"].notna()
-    texts = []
+    theirs, texts = bool(answer.imported(own).all()), []
     if (~measured & estimated).any():
         texts.append("~ estimated by CodeCarbon; no meter could be read (bench doctor)")
-    elif not measured.all() and not _imported(own):
+    elif not measured.all() and not theirs:
         texts.append("no energy: no meter could be read (bench doctor)")
     missing = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})
     if missing:
         texts.append(f"energy lacks {' and '.join(missing)}, which could not be measured (bench doctor)")
     if (measured | estimated).any() and own["emissions_kg"].isna().all():
         texts.append("carbon: name a region (bench report --region FR)")
-    if own["cost_usd"].isna().all() and not _imported(own):
+    if own["cost_usd"].isna().all() and not theirs:
         texts.append("cost: give a price (bench report --price 2.10)")
-    if own.attrs.get("unequal"):
+    if unequal:
         texts.append("* after unequal training: do not compare")
     if texts:
         yield Note("; ".join(texts))
 
 
-def _imported(own: pd.DataFrame) -> bool:
-    return bool(own["flags"].str.contains(r"\bimported\b", na=False).all())
-
-
 def _predictions(series: Sequence[SeriesFit], devices: Sequence[int]) -> Iterator[Block]:
     """Return the predicted speed of each series on numbers of devices, with 80 % intervals and limits."""
-    rows, limits = [], dict[str, None]()
+    rows, limits, details = [], dict[str, None](), list[str]()
     for one in series if devices else ():
-        for prediction in outlook(one, devices):
+        predicted = outlook(one, devices)
+        details += [*time_sentences(predicted[-1]), *unidentified(one)]
+        for prediction in predicted:
             words = flag_words(prediction.flags, one.host)
             limits |= dict.fromkeys(words)
             marks = "".join("abcdefghij"[list(limits).index(text)] for text in words if list(limits).index(text) < 10)
@@ -297,16 +283,13 @@ def _predictions(series: Sequence[SeriesFit], devices: Sequence[int]) -> Iterato
     columns = ("series", "devices", "samples/s", "efficiency", "limits")[first:]
     cells = tuple(tuple(row[first:]) for row in rows)
     yield Table("Predicted by the law of scaling, 80 % intervals", columns, cells, words=("limits", columns[0]))
-    for one in series:
-        last = outlook(one, devices)[-1]
-        yield from (Sentence(text, detail=True) for text in (*time_sentences(last), *unidentified(one)))
+    yield from (Sentence(text, detail=True) for text in details)
     if limits:
         yield Note("; ".join(f"({mark}) {text}" for mark, text in zip("abcdefghij", limits, strict=False)), "Limits")
 
 
 def _prediction(one: Outlook) -> tuple[str, str, str]:
-    speed, kept = one.samples_per_second, one.efficiency
-    return f"{one.devices:,}", interval(speed.value, speed.low, speed.high), percent(kept.value, kept.low, kept.high)
+    return f"{one.devices:,}", written(one.samples_per_second), written(one.efficiency.times(100), "%")
 
 
 def _scaling(found: Found) -> Iterator[Block]:
@@ -321,7 +304,7 @@ def _scaling(found: Found) -> Iterator[Block]:
         speeds = [(size, size.v) for size in one.by_work]
         for place in range(max(len(speeds), len(curves))):
             size, v = speeds[place] if place < len(speeds) else (None, None)
-            speed = "" if v is None else _written(v.times(1e-9))
+            speed = "" if v is None else written(v.times(1e-9))
             curve = curves[place] if place < len(curves) else ""
             cells = [shares.get((curve, count)) for count in counts]
             rows.append(
@@ -329,7 +312,7 @@ def _scaling(found: Found) -> Iterator[Block]:
                     one.name if place == 0 else "",
                     "" if size is None else f"{size.flops_per_sample / 1e9:.3g}",
                     speed,
-                    *("-" if p is None else percent(p.value, p.low, p.high) for p in cells),
+                    *("-" if p is None else written(p.times(100), "%") for p in cells),
                 )
             )
     heads = ("series", "GFLOP per sample", "speed of one device, GFLOP/s")
@@ -339,10 +322,6 @@ def _scaling(found: Found) -> Iterator[Block]:
         tuple(rows),
     )
     yield from (Note(text) for text in _unseen(found.law.series))
-
-
-def _written(figure: Interval) -> str:
-    return interval(figure.value, figure.low, figure.high)
 
 
 def _unseen(series: Sequence[SeriesFit]) -> Iterator[str]:
@@ -406,14 +385,14 @@ def _evidence(found: Found, own: pd.DataFrame) -> Iterator[str]:
     yield from answer.remarks(own)
 
 
-def _next(df: pd.DataFrame, store: str | None) -> Iterator[Commands]:
+def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Commands]:
     """Return three commands to go on with."""
     suites = list(dict.fromkeys(df["suite"].dropna()))
     if len(suites) != 1 or not (df["status"] == Status.OK).any():
         return
     suite, where = printable(suites[0], 100), f" --store {store}" if store else ""
     most = int(df["devices"].max()) if df["devices"].notna().any() else 1
-    more = f" --devices {2 * most},{4 * most}" if df["devices"].nunique() > 1 and fit(df).series else ""
+    more = f" --devices {2 * most},{4 * most}" if df["devices"].nunique() > 1 and fitted else ""
     yield Commands(
         (
             f"bench fit {suite}{more}{where}",

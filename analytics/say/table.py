@@ -38,8 +38,11 @@ _WHOLE = ("duration_seconds", "run_energy_joules", "emissions_kg", "cost_usd")
 """Figures of whole runs: shown only where some runs report no steps."""
 
 
-def results_table(own: pd.DataFrame, names: pd.DataFrame) -> Table:
-    """Return the table of results: what tells the configurations apart, then their figures."""
+def results_table(own: pd.DataFrame, names: pd.DataFrame, *, unequal: bool) -> Table:
+    """Return the table of results: what tells the configurations apart, then their figures.
+
+    After `unequal` training quality is marked by *.
+    """
     columns: dict[str, list[str]] = {}
     if names["work"].nunique() > 1 or not any(names["change"]):
         columns["model"] = list(names["work"])
@@ -56,7 +59,7 @@ def results_table(own: pd.DataFrame, names: pd.DataFrame) -> Table:
         if group[0] in _WHOLE and not untimed:
             continue
         if names_known := _known(own, group):
-            columns[_head(own, names_known)] = [_figure(row, names_known) for _, row in own.iterrows()]
+            columns[_head(names_known, unequal=unequal)] = [_figure(row, names_known) for _, row in own.iterrows()]
     if own["grade"].nunique() > 1:
         columns["grade"] = [str(grade) for grade in own["grade"].fillna("-")]
     rows = list(zip(*columns.values(), strict=True))
@@ -90,7 +93,7 @@ def _known(own: pd.DataFrame, group: Sequence[str]) -> list[str]:
     return [name for name in known if quantity(name).unit == quantity(known[0]).unit]
 
 
-def _head(own: pd.DataFrame, known: Sequence[str]) -> str:
+def _head(known: Sequence[str], *, unequal: bool) -> str:
     """Return the heading of columns of one unit; ~ where all of them are estimated."""
     one = quantity(known[0])
     short = {"peak_memory_bytes": "memory, MB", "validation_loss": "loss", "loss_last": "training loss"}
@@ -99,11 +102,7 @@ def _head(own: pd.DataFrame, known: Sequence[str]) -> str:
         one.unit.replace("million ", "M").replace("Mtokens", "Mtoken").replace("Msamples", "Msample")
     )
     text = text if one.per == "work" or one.quality else f"{one.title}, {one.unit}"
-    return f"{text}{'~' * all(quantity(name).estimated for name in known)}{'*' * _unequal(own, one.name)}"
-
-
-def _unequal(own: pd.DataFrame, name: str) -> bool:
-    return quantity(name).quality and own.attrs.get("unequal", False)
+    return f"{text}{'~' * all(quantity(name).estimated for name in known)}{'*' * (one.quality and unequal)}"
 
 
 def _figure(row: pd.Series, group: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from analytics.interval import Interval
 from analytics.law.outlook import PARTS
 from analytics.law.series import Efficiency, SeriesFit
-from analytics.text import between, number
+from analytics.text import bounded, number
 from app.charts.base import COLOURS, GREY, PATTERNS, SYMBOLS, faint, frame, log_ticks, text
 from app.scaling import Line
 
@@ -47,7 +47,7 @@ def _law(figure: go.Figure, index: int, line: Line, values: Sequence[Interval], 
         edge = [x.high or x.value for x in values] + [x.low or x.value for x in reversed(values)]
         fill: dict[str, Any] = {"fill": "toself", "fillcolor": faint(look["color"], 0.15), "line": {"width": 0}}
         figure.add_scatter(x=[*d, *reversed(d)], y=edge, mode="lines", hoverinfo="skip", **fill, **group)
-    says = [f"{text(line.name)}<br>{n} devices: ~{_words(x, unit)}, estimated" for n, x in zip(d, values, strict=True)]
+    says = [f"{text(line.name)}<br>{n} devices: ~{bounded(x, unit)}, estimated" for n, x in zip(d, values, strict=True)]
     marker = look | {"symbol": look["symbol"] + "-open", "size": 9}
     dashed: dict[str, Any] = {"mode": "lines+markers", "line": {"color": look["color"], "dash": "dash", "width": 2}}
     figure.add_scatter(
@@ -56,10 +56,6 @@ def _law(figure: go.Figure, index: int, line: Line, values: Sequence[Interval], 
     inside = [(n, x.value) for n, x in zip(d, values, strict=True) if line.measured(n)]
     solid: dict[str, Any] = {"mode": "lines", "line": {"color": look["color"], "width": 2}, "hoverinfo": "skip"}
     figure.add_scatter(x=[x for x, _ in inside], y=[y for _, y in inside], **solid, **group)
-
-
-def _words(figure: Interval, unit: str) -> str:
-    return between(figure.value, figure.low, figure.high, unit)
 
 
 def time_chart(lines: Sequence[Line], unit: tuple[float, str], what: str) -> go.Figure:
@@ -148,7 +144,7 @@ def _bars(points: Sequence[Efficiency]) -> dict[str, Any]:
 
 def _efficiency_text(point: Efficiency) -> str:
     interval = "" if point.low is not None else " (one run: no interval)"
-    return f"{point.devices} devices: {_words(point.times(100), '%')}{interval}<br>{text(point.curve)}"
+    return f"{point.devices} devices: {bounded(point.times(100), '%')}{interval}<br>{text(point.curve)}"
 
 
 def parts_chart(lines: Sequence[Line]) -> go.Figure:

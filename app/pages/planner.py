@@ -23,7 +23,7 @@ from analytics.say import plan as said
 from analytics.say.blocks import Note
 from analytics.say.plan import CARBON, ENERGY, amount, duration, likely, span
 from analytics.say.plan_next import proposed
-from analytics.text import number, printable
+from analytics.text import devices_words, number, printable
 from analytics.work import Work
 from app import data, page
 from app.charts.bars import amounts_chart
@@ -232,7 +232,7 @@ def spots(plan: Plan) -> list[Spot]:
         group = list(GROUPS)[2 if option is plan.options[0] else 1] if option.feasible else "late or too dear"
         cost = [span(option.cost_usd, "USD")] if option.cost_usd else []
         reasons = [said.obstacle(plan.question, option, reason) for reason in option.reasons]
-        hover = [said.devices_words(option.devices), duration(option.duration_seconds), *cost, *reasons]
+        hover = [devices_words(option.devices), duration(option.duration_seconds), *cost, *reasons]
         across = option.cost_usd if _paid(plan) and option.cost_usd else Interval(option.devices)
         x, y = _extent(across), _extent(option.duration_seconds.times(1 / divisor))
         out.append(Spot(x, y, group, hover, f"{option.devices:,}"))
@@ -279,7 +279,7 @@ def _regions(plan: Plan, chosen: Sequence[str]) -> None:
         ordered = sorted(compared, key=lambda row: row[2].value)
         figure = amounts_chart({"~ estimated": {name: one.value for name, _, one in ordered}}, "carbon [kg CO2e]")
         page.figure(figure, "plan-regions", "Carbon of the best option by region")
-        st.caption(f"Of {said.devices_words(plan.options[0].devices)}; 80 % intervals.")
+        st.caption(f"Of {devices_words(plan.options[0].devices)}; 80 % intervals.")
         page.table(regions_table(chosen, compared), "plan-regions")
     elif chosen:
         st.text(worded("No carbon is known, as no power is known: give --power-watts.", NAMES))
