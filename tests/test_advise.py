@@ -14,8 +14,8 @@ import pytest
 from analytics.interval import Interval
 from analytics.judge.advice import Advice, ratio_words
 from analytics.judge.advise import advise
-from analytics.judge.compare import within
-from analytics.judge.stats import pooled, ratio
+from analytics.judge.compare import Configurations, Effect, within
+from analytics.judge.stats import pooled
 from analytics.runs.frame import frame
 from bench.figures.metrics import row
 from bench.record import GpuConditions, Rank, Status
@@ -584,13 +584,15 @@ def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
     assert found["memory to spare"]["action"] == "batch_size_per_device: max"
     assert "does not fit into the memory" in found["out of memory"]["sentence"]
     assert not {"throttled", "shared", "failures", "next"} & set(found)
-    df = frame(tracking.load(f"sqlite:///{tmp_path}/mlflow.db"))
-    known = df[(df["status"] == "ok") & (df["workload"] == "decoder_lm") & (df["devices"] == 1)]
-    speeds = [known[known["precision"] == name]["samples_per_second"] for name in ("bf16", "fp32")]
-    gain = ratio([(speeds[0], speeds[1])])
-    assert gain.low is not None
-    if gain.low > 1.1:
+    among = Configurations(frame(tracking.load(f"sqlite:///{tmp_path}/mlflow.db")))
+    fitting = {config: row for config, row in among.rows.items() if row["workload"] == "decoder_lm" and row["status"] == "ok"}
+    plain = {row["precision"]: config for config, row in fitting.items()}
+    faster = among.effect(plain["bf16"], plain["fp32"], "samples_per_second")
+    assert isinstance(faster, Effect)
+    assert faster.low is not None
+    assert faster.high is not None
+    if faster.verdict == "better" and faster.ratio > 1.1:
         how = found["precision"]["sentence"].split(" precision bf16")[0]
         assert how in ("Use", "Consider", "It looks as if")
-    elif gain.low < 1 < (gain.high or 0):  # a busy machine may not tell
+    elif faster.verdict == "cannot tell" and faster.high - faster.low > 0.2:  # a busy machine may not tell
         assert "precision bf16 against fp32" in found["repeats"]["evidence"]["configurations"]
