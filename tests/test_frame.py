@@ -168,3 +168,11 @@ def test_a_count_beyond_what_a_table_holds_is_absent_and_the_others_stay() -> No
     table = frame(stored)
     assert table["devices"].isna().tolist() == [False, True]
     assert table["global_batch_size"].isna().tolist() == [False, True]
+
+
+def test_a_count_that_is_no_whole_number_is_left_out() -> None:
+    """One such row does not make the table unreadable, and its figure is absent instead of rounded."""
+    table = frame([rows.make(repeat=0), rows.make(repeat=1) | {"machine_devices": 2.5}, rows.make(repeat=2)])
+    assert table["machine_devices"].isna().tolist()[1]
+    table = frame([rows.make(repeat=i) | {"steps": 10.0} | {"devices": d} for i, d in enumerate((1, 1e20, 2.5))])
+    assert table["devices"].isna().tolist() == [False, True, True]

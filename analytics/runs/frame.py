@@ -57,10 +57,9 @@ def _typed(column: pd.Series, name: str) -> pd.Series:
     if name == "started_at":
         return pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").astype("datetime64[us, UTC]")
     if name in COUNTS:
-        numbers = pd.to_numeric(column, errors="coerce")
-        if (too_large := numbers.astype("float64").abs() > _EXACT).any():  # nobody counts so far: no figure is better
-            numbers = numbers.astype("float64").mask(too_large)
-        return numbers.astype("Int64")
+        numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+        no_count = (numbers.abs() > _EXACT) | (numbers % 1 != 0)  # a wrong count is left out: no figure is better
+        return numbers.mask(no_count).astype("Int64")
     if name in NUMBERS:
         return pd.to_numeric(column, errors="coerce").astype("float64")
     known = column.dropna()

@@ -65,7 +65,7 @@ def build(folder: Path, runs: int, suites: int = 1) -> str:
             columns = [name for _, name, *_ in database.execute(f"pragma table_info({table})")]
             given = {"run_uuid": "c.id", "start_time": "t.start_time + 1000 * c.number"}
             if table == "latest_metrics":
-                given["value"] = "t.value * (1 + c.number / 1e6)"
+                given["value"] = "t.value * (1 + (t.value != round(t.value)) * c.number / 1e6)"
             chosen = ", ".join(given.get(name, f"t.{name}") for name in columns)
             into = f"insert into {table} ({', '.join(columns)}) select {chosen}"
             database.execute(f"{into} from {table} t, copies c where t.run_uuid = ?", (pattern,))
