@@ -25,14 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 880,
+    "bench": 885,
     "bench/suites": 725,
     "bench/machine": 490,
     "bench/meters": 1_415,
     "bench/workloads": 1_290,
     "bench/strategies": 1_885,
     "bench/train": 990,
-    "bench/run": 1_390,
+    "bench/run": 1_395,
     "bench/figures": 720,
     "bench/store": 655,
     "bench/cli": 1_130,
@@ -42,8 +42,8 @@ BUDGETS = {
     "analytics/law": 715,
     "analytics/plan": 825,
     "analytics/search": 1_450,
-    "analytics/say": 2_760,
-    "analytics/render": 300,
+    "analytics/say": 3_035,
+    "analytics/render": 310,
     "app": 3_000,
 }
 """Code lines that a room may have: a room is a folder of `bench` or `analytics`, or one of the other packages."""
