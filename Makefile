@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 TORCH = import importlib.metadata as m, sys; v = m.version("torch").split("."); sys.exit((int(v[0]), int(v[1])) < (2, 11))
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check static lint format types layers quick slow paired alone approve benchmarks dashboard clean
+.PHONY: run test check static lint format types layers quick slow approve benchmarks dashboard clean
 
 run: $(VENV)/.wattbench
 	$(BIN)/bench run suites/scaling.yaml $(ARGS)
@@ -21,7 +21,7 @@ dashboard: $(VENV)/.wattbench
 ALL_OF = failed=; for part in $(1); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
 	test -z "$$failed" || { echo "make $@: failed:$$failed"; exit 1; }
 
-test check static lint format types layers quick slow paired alone: $(VENV)/.wattbench-dev
+test check static lint format types layers quick slow: $(VENV)/.wattbench-dev
 
 test:
 	@$(call ALL_OF,static quick slow)
@@ -31,9 +31,6 @@ check:
 
 static:
 	@$(call ALL_OF,lint format types layers)
-
-slow:
-	@$(call ALL_OF,paired alone)
 
 lint:
 	$(BIN)/ruff check .
@@ -50,12 +47,9 @@ layers:
 quick:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS) || test $$? -eq 5
 
-# Slow tests start trainings and wait for them: two side by side, but for those that need the machine for themselves.
-paired:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" --numprocesses 2 --dist worksteal $(ARGS) || test $$? -eq 5
-
-alone:
-	$(BIN)/python -m pytest -m "slow and alone" $(ARGS) || test $$? -eq 5
+# Slow tests start trainings and wait for them, so two run side by side wherever.
+slow:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal $(ARGS) || test $$? -eq 5
 
 # Rewrites what people read in a terminal, tests/approved; read the difference before you commit it.
 approve: $(VENV)/.wattbench-dev
@@ -93,4 +87,4 @@ $(VENV)/.wattbench-dev: $(VENV)/.wattbench
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -6,10 +6,12 @@ component or a user's own metric, get what the end of their name says.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 Better = Literal["more", "less"]
@@ -63,98 +65,14 @@ class Quantity:
         return title if not self.unit or title.lower().endswith(self.unit.lower()) else f"{title} [{self.unit}]"
 
 
-def _rates() -> Iterator[Quantity]:
-    for work in ("samples", "tokens"):
-        each = work[:-1]
-        yield Quantity(f"{work}_per_second", f"{work.capitalize()}/s", f"{work}/s", 1.0, "more", "geometric")
-        yield Quantity(
-            f"{work}_per_second_per_device", f"{work.capitalize()}/s of one device", f"{work}/s", 1.0, "more"
-        )
-        for end in ("", ESTIMATED):
-            yield Quantity(f"joules_per_{each}{end}", f"J/{each}", f"J/{each}", 1.0, "less", "geometric")
-        for name, title, unit, factor, basis in (
-            ("cost_usd", "USD", "USD", 1.0, "cost_basis"),
-            ("emissions_kg", "g CO2e", "g CO2e", 1000.0, "emissions_basis"),
-        ):
-            million = f"million {work}"
-            yield Quantity(
-                f"{name}_per_million_{work}", f"{title}/{million}", f"{unit}/{million}", factor, "less", "geometric",
-                rests_on=basis,
-            )  # fmt: skip
-    yield Quantity("flops_per_second_per_device", "Speed of one device", "GFLOP/s", 1e-9, "more", "geometric")
-    yield Quantity("step_seconds_median", "Median step", "s", 1.0, "less", "geometric")
+def _catalogue() -> Iterator[Quantity]:
+    with Path(__file__).with_name("data").joinpath("quantities.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            known = {name: text for name, text in row.items() if text}
+            yield Quantity(**known | {"factor": float(row["factor"]), "quality": row["quality"] == "yes"})
 
 
-def _totals() -> Iterator[Quantity]:
-    yield Quantity("duration_seconds", "Whole run", "s", 1.0, "less", "geometric", "run")
-    yield Quantity("window_seconds", "Measured window", "s", 1.0, "less", None, "run")
-    yield Quantity(
-        "emissions_kg", "CO2e, whole run", "g CO2e", 1000.0, "less", "median", "run", rests_on="emissions_basis"
-    )
-    yield Quantity("cost_usd", "Cost, whole run", "USD", 1.0, "less", "median", "run", rests_on="cost_basis")
-    for end in ("", ESTIMATED):
-        yield Quantity(f"energy_joules{end}", "Energy of the window", "J", 1.0, "less", "median", "run")
-        yield Quantity(f"run_energy_joules{end}", "Energy of the run", "J", 1.0, "less", "median", "run")
-        yield Quantity(f"startup_energy_joules{end}", "Energy of the start-up", "J", 1.0, "less", "median")
-        yield Quantity(f"inference_joules_per_sample{end}", "J/sample in use", "J/sample", 1.0, "less", "median")
-
-
-def _to_target() -> Iterator[Quantity]:
-    yield Quantity("target_reached", "Target reached", "", 1.0, "more", "median", "target", quality=True)
-    yield Quantity("seconds_to_target", "Time to target", "s", 1.0, "less", "median", "target", quality=True)
-    yield Quantity("steps_to_target", "Steps to target", "", 1.0, "less", "median", "target", quality=True)
-    for end in ("", ESTIMATED):
-        yield Quantity(
-            f"energy_to_target_joules{end}", "Energy to target", "J", 1.0, "less", "median", "target", quality=True
-        )
-    yield Quantity(
-        "emissions_to_target_kg", "CO2e to target", "g CO2e", 1000.0, "less", "median", "target", quality=True,
-        rests_on="emissions_basis",
-    )  # fmt: skip
-    yield Quantity(
-        "cost_to_target_usd",
-        "Cost to target",
-        "USD",
-        1.0,
-        "less",
-        "median",
-        "target",
-        quality=True,
-        rests_on="cost_basis",
-    )
-
-
-_OTHERS = (
-    Quantity("peak_memory_bytes", "Peak memory", "MB", 1e-6, "less", "largest"),
-    Quantity("memory_estimated_bytes", "Estimated peak memory", "MB", 1e-6, "less", "median"),
-    Quantity("memory_estimate_error", "Error of the memory estimate", "%", 100.0, None, "median"),
-    Quantity("validation_loss", "Validation loss", "", 1.0, "less", "median", quality=True),
-    Quantity("validation_accuracy", "Validation accuracy", "%", 100.0, "more", "median", quality=True),
-    Quantity("served_loss", "Loss of the served model", "", 1.0, "less", "median", quality=True),
-    Quantity("served_accuracy", "Accuracy of the served model", "%", 100.0, "more", "median", quality=True),
-    Quantity("loss_first", "Loss of the first step", "", 1.0, None, "median", quality=True),
-    Quantity("loss_last", "Loss of the last step", "", 1.0, "less", "median", quality=True),
-    Quantity("communication_share", "Time with communication", "%", 100.0, "less", "median"),
-    Quantity("exposed_communication_share", "Time with communication alone", "%", 100.0, "less", "median"),
-    Quantity("busy_share", "Time with computation", "%", 100.0, "more", "median"),
-    Quantity("pipeline_bubble_share", "Pipeline bubble", "%", 100.0, "less", "median"),
-    Quantity("model_flops_utilization", "Model FLOP utilization", "%", 100.0, "more", "median"),
-    Quantity("matmul_utilization", "Share of the matrix speed", "%", 100.0, "more", "median"),
-    Quantity("inference_samples_per_second", "Samples/s in use", "samples/s", 1.0, "more", "median"),
-    Quantity("model_bytes", "Size of the served model", "MB", 1e-6, "less", "median"),
-    Quantity("zeros_share", "Zeros in the served model", "%", 100.0, None, "median"),
-    Quantity("compile_seconds", "Compilation", "s", 1.0, "less", "median"),
-    Quantity("startup_seconds", "Start-up", "s", 1.0, "less", "median"),
-    Quantity("power_watts", "Power", "W", 1.0, None, "median"),
-    Quantity("idle_power_watts", "Idle power", "W", 1.0, None, "median"),
-    Quantity("energy_systematic_joules", "Systematic error of the energy", "J", 1.0, "less", "median"),
-    Quantity("energy_above_idle_joules", "Energy above idle", "J", 1.0, "less", "median"),
-    Quantity("parameters", "Parameters", "", 1.0, None, "median"),
-    Quantity("trainable_parameters", "Trained parameters", "", 1.0, None, "median"),
-    Quantity("flops_per_sample", "Work of a sample", "GFLOP", 1e-9, None, "median"),
-)
-
-CATALOGUE = {one.name: one for one in (*_rates(), *_totals(), *_to_target(), *_OTHERS)}
+CATALOGUE = {listed.name: listed for listed in _catalogue()}
 """All quantities that wattbench summarises or compares by itself, by name."""
 
 _UNITS = (

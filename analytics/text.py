@@ -6,6 +6,8 @@ import math
 
 from analytics.interval import MOST_REPEATS, Interval
 
+_TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
+
 
 def printable(text: object, limit: int = 60) -> str:
     """Return text of unknown origin as one line of printable characters, cut at `limit`."""
@@ -21,14 +23,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def between(value: float, low: float | None, high: float | None, unit: str = "") -> str:
-    """Print a number with its interval: `12.3 (12 to 12.7) J`; without one, `12.3 J`."""
-    tail = f" {unit}" if unit else ""
-    if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
-        return number(value) + tail
-    return f"{number(value)} ({number(low)} to {number(high)}){tail}"
-
-
 def interval(value: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
     """Print a figure with the digits that its interval supports: `1.75 (1.72-1.79)`, `4.2 days (2.7-6.3)`.
 
@@ -42,7 +36,7 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
         texts = [_fixed(x, 1 - _size(x)) for x in (value, low, high)]
     else:
         largest = max(abs(value), abs(low), abs(high))
-        places = min(math.ceil(math.log10(11 / (high - low))), 2 - _size(largest))
+        places = min(math.ceil(math.log10(11 / max(high - low, 1e-300))), 2 - _size(largest))
         texts = [_fixed(x, places) for x in (value, low, high)]
     return f"{texts[0]}{tail} ({texts[1]}{'-' if low >= 0 else ' to '}{texts[2]})"
 
@@ -57,14 +51,9 @@ def written(figure: Interval, unit: str = "") -> str:
     return interval(figure.value, figure.low, figure.high, unit)
 
 
-def bounded(figure: Interval, unit: str = "") -> str:
-    """Print a figure with the ends of its interval in full, see `between`."""
-    return between(figure.value, figure.low, figure.high, unit)
-
-
 def devices_words(count: int) -> str:
     """Print a number of devices: `1 device`, `64 devices`."""
-    return f"{count:,} device{'s' if count > 1 else ''}"
+    return counted(count, "device")
 
 
 def _size(value: float) -> int:
@@ -84,9 +73,20 @@ def _three(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else _fixed(value, 2 - _size(value))
 
 
+def duration(seconds: float) -> str:
+    """Print a time with two digits in the unit that suits it: `45 s`, `6.2 min`, `3.1 h`, `2.4 days`."""
+    size, unit = next((pair for pair in _TIMES if seconds >= 2 * pair[0]), (1.0, "s"))
+    return f"{number(float(f'{seconds / size:.2g}'))} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Print a number of things: `1 run`, `1,200 runs`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def repeats_words(more: int) -> str:
     """Write in short how many more repeats would tell."""
-    return f"+{more} repeats" if more <= MOST_REPEATS else f"more than +{MOST_REPEATS} repeats"
+    return f"+{counted(more, 'repeat')}" if more <= MOST_REPEATS else f"more than +{MOST_REPEATS} repeats"
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:

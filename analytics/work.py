@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from analytics.text import number
+from analytics.text import counted, number, percent
 from bench.errors import BadValue
 
 TYPICAL_SEQUENCE = 4096
@@ -38,7 +38,9 @@ class Work:
 
     def __post_init__(self) -> None:
         if not (0 < self.flops < _MOST_FLOPS and (self.parameters is None or self.parameters > 0)):
-            raise BadValue(f"{self.flops:.3g} FLOP cannot be meant (at most {_MOST_FLOPS:.0g}): check the numbers")
+            raise BadValue(
+                f"{number(self.flops)} FLOP cannot be meant (at most {number(_MOST_FLOPS)}): check the numbers"
+            )
 
     @property
     def samples(self) -> float:
@@ -88,6 +90,8 @@ def language_model(
     """
     if (layers is None) != (hidden is None):
         raise BadValue("the shape of the model takes both: its layers and its hidden size")
+    if parameters < 1000:
+        raise BadValue(f"{short(parameters)} parameters are no language model: 7B is written with its B")
     n = active if active is not None else parameters
     if n > parameters:
         raise BadValue(f"{short(n)} active parameters are more than all {short(parameters)}")
@@ -104,14 +108,14 @@ def language_model(
         deep = layers or max(1.0, (n / (12 * 128**2)) ** (1 / 3))
         wide = hidden or math.sqrt(n / 12 / deep)
         attention, shape = 12 * deep * wide * length, (deep, wide, length)
-        assumed = [f"{deep:.0f} layer{'s' if deep >= 1.5 else ''} of {number(round(wide))}"] if layers is None else []
+        assumed = [f"{counted(round(deep), 'layer')} of {number(round(wide))}"] if layers is None else []
         assumed += [f"sequences of {number(length)}"] if sequence is None else []
-        note = f"attention is {100 * attention / (6 * n + attention):.0f} % of the work"
+        note = f"attention is {percent(round(attention / (6 * n + attention), 2))} of the work"
     factor = 4 / 3 if recompute else 1.0
     what = f"(6 × {short(n)}{f' + attention {short(attention)}' if attention else ''})"
     what += " × 4/3 (recompute)" if recompute else ""
     model = (6 * n + attention) * tokens
-    says = f"n = {short(tokens)} tokens × {what} = {model * factor:.4g} FLOP"
+    says = f"n = {short(tokens)} tokens × {what} = {number(model * factor)} FLOP"
     return Work(model * factor, model, (6 * n + attention) * length, parameters, (says, note), shape, tuple(assumed))
 
 
@@ -128,7 +132,7 @@ def _check_shape(parameters: float, layers: float, hidden: float) -> None:
 def sample_work(flops_per_sample: float, samples: float) -> Work:
     """Return the work of training on `samples` of `flops_per_sample` each."""
     total = flops_per_sample * samples
-    says = f"n = {short(samples)} samples × {short(flops_per_sample)} FLOP = {total:.4g} FLOP"
+    says = f"n = {short(samples)} samples × {short(flops_per_sample)} FLOP = {number(total)} FLOP"
     return Work(total, total, flops_per_sample, None, (says,))
 
 
@@ -136,7 +140,7 @@ def short(value: float) -> str:
     """Print a count as people say it: 7B, 1.4T."""
     for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if power <= value < 1e16:
-            return f"{value / power:.4g}{unit}"
+            return f"{number(value / power)}{unit}"
     return number(value)
 
 
@@ -168,7 +172,7 @@ def scaled(known: dict[str, float], wanted: dict[str, float]) -> tuple[float, li
         if name in known:
             a, b = (wanted[name], known[name]) if what.startswith("work") else (known[name], wanted[name])
             factors.append((a / b, f" × ({short(a)} / {short(b)})"))
-            lines.append(f"  {what}: {short(a)} / {short(b)} = {a / b:.4g}")
+            lines.append(f"  {what}: {short(a)} / {short(b)} = {number(a / b)}")
     hours = known["hours"] * math.prod(factor for factor, _ in factors)
     product = "".join(text for _, text in factors)
     lines.append(f"T = {number(known['hours'])} h{product} = {number(hours)} h")

@@ -6,17 +6,21 @@ Markdown nor HTML; the answer and figures escape it.
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from html import escape
 from importlib import import_module
+from itertools import groupby, takewhile
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from analytics.render.svg import svg
 from analytics.runs.export import defused, to_csv
 from analytics.runs.frame import latest_execution
 from analytics.runs.store import MLFLOW_RUN
@@ -32,8 +36,10 @@ PAGES = {"overview": ("Overview", "list"), "runs": ("Runs", "table_rows"), "scal
 PAGES |= {"strategies": ("Strategies", "balance"), "tradeoffs": ("Trade-offs", "join_inner")}
 PAGES |= {"planner": ("Planner", "calculate"), "search": ("Search", "search")}
 """Title and icon of each page, by its module in `app.pages`, which is also its address."""
-BOUND: Any = {"bind": "query-params"}
+WHOLE = 25
+"""A table of an answer with more rows than this is scrolled."""
 _ANSWER = '<p style="font-size:1.5rem;font-weight:600;line-height:1.35;margin:0;overflow-wrap:anywhere">{}</p>'
+_STORED = re.compile(r"(.*&& )?bench (run|fit|compare|advise|pareto|report|plan|search|show)\b(?!.* --store )")
 
 
 def pages() -> list[Any]:
@@ -56,6 +62,9 @@ def link(name: str, label: str, **query: str) -> None:
     st.page_link(_page(name), label=label, icon=":material/arrow_forward:", query_params=query)
 
 
+# --- what is read
+
+
 def runs(title: str, first: Callable[[], None] | None = None) -> pd.DataFrame:
     """Show the title, and return the runs of the store; or say what to do, and stop the page.
 
@@ -67,9 +76,8 @@ def runs(title: str, first: Callable[[], None] | None = None) -> pd.DataFrame:
 
 def searches(title: str) -> list[dict[str, Any]]:
     """Do the same for the documents of the searches, newest first."""
-    found: list[dict[str, Any]] = _read(
-        title, "searches", data.searches, "bench search suites/search_cost_efficiency.yaml"
-    )
+    command = "bench search suites/search_cost_efficiency.yaml"
+    found: list[dict[str, Any]] = _read(title, "searches", data.searches, command)
     return found
 
 
@@ -82,7 +90,7 @@ def header(title: str) -> Any:
             data.refresh()
         with st.popover("Figures", icon=":material/photo_camera:", type="tertiary"):
             label = "The camera above a figure saves it as"
-            st.segmented_control(label, FORMATS, default=FORMATS[0], key="figures", required=True, **BOUND)
+            control("segmented_control", label, FORMATS, "figures", at=st, default=FORMATS[0], required=True)
     return when
 
 
@@ -93,30 +101,29 @@ def _read(
     if first is not None:
         first()
     try:
-        found = read()
+        snapshot = read()
     except tracking.StoreError as error:
         st.error(f"The {what} could not be read.", icon=":material/error:")
         st.text(str(error))
         st.stop()
-    when.caption(f"as of {found.at:%Y-%m-%d %H:%M:%S} UTC")
-    if not len(found.content):
-        if found.foreign:
+    when.caption(f"as of {snapshot.at:%Y-%m-%d %H:%M:%S} UTC")
+    if not len(snapshot.content):
+        if snapshot.foreign:
             st.info("The store holds runs of other tools, or half-written ones, which are not shown.")
         st.info(f"There are no {what} yet. Run in a terminal:", icon=":material/info:")
-        code(command + store_option())
+        code(command)
         st.text(f"Store: {tracking.shown(data.uri())}")
         st.stop()
-    return found.content
+    return snapshot.content
 
 
-def store_option() -> str:
-    """Return what a command needs to work on the store of the dashboard; nothing where that is the usual one."""
-    return f" --store {shlex.quote(tracking.shown(data.uri()))}" if data.uri() else ""
+# --- what is chosen
 
 
-def code(command: str) -> None:
-    """Show a command to copy."""
-    st.code(printable(command, 1000), language=None, wrap_lines=True)
+def control(kind: str, label: str, options: Any = None, key: str = "", at: Any = None, **more: Any) -> Any:
+    """Show a widget of Streamlit whose value is kept in the address, in the sidebar unless it stands elsewhere (`at`)."""
+    first = () if options is None else (options,)
+    return getattr(st.sidebar if at is None else at, kind)(label, *first, key=key, bind="query-params", **more)
 
 
 def absent(key: str, options: Iterable[Any], what: str) -> None:
@@ -130,17 +137,100 @@ def execution(df: pd.DataFrame) -> pd.DataFrame:
     """Let a suite and one of its executions be chosen in the sidebar, the newest by default; return its runs."""
     newest = df.sort_values("started_at", ascending=False)
     absent("suite", newest["suite"], "suite")
-    suite = st.sidebar.selectbox("Suite", list(newest["suite"].dropna().unique()), key="suite", **BOUND)
+    suite = control("selectbox", "Suite", list(newest["suite"].dropna().unique()), "suite")
     of_suite: pd.DataFrame = newest[newest["suite"] == suite]
     began = of_suite.groupby("execution", sort=False)["started_at"].min()
     first = [*latest_execution(of_suite)["execution"].unique()[:1], *began.index]
     labels = {f"{began[name]:%Y-%m-%d %H:%M:%S} UTC": name for name in reversed(dict.fromkeys(first))}
     options = list(reversed(labels))
     absent("execution", options, "execution")
-    label = "Execution, newest first"
-    chosen = st.sidebar.selectbox(label, options, key="execution", help="Executions are never mixed.", **BOUND)
+    chosen = control("selectbox", "Execution", options, "execution", help="Executions are never mixed.")
     found: pd.DataFrame = df[(df["suite"] == suite) & (df["execution"] == labels[chosen])]
     return found
+
+
+# --- what is shown
+
+
+def show(blocks: Iterable[Block], name: str = "answer", draw: Callable[[], Any] | None = None) -> None:
+    """Show blocks: the first sentence of the page's `answer` in large type, then the rest, details in a closed expander.
+
+    `draw` is called below the sentences that come first. Other blocks of a page have another `name`.
+    """
+    every = list(enumerate(blocks))
+    plain = [
+        (place, block.brief() if isinstance(block, Table) else block)
+        for place, block in every
+        if not getattr(block, "detail", False)
+    ]
+    plain.sort(key=lambda pair: isinstance(pair[1], Commands))
+    details = [
+        (place + len(every), block)
+        for place, block in every
+        if getattr(block, "detail", False) or getattr(block, "details", ())
+    ]
+    for place, block in plain if name == "answer" else ():
+        if isinstance(block, Sentence) and block.role == "answer":
+            st.html(_ANSWER.format(escape(printable(block.text, 2000))))
+            plain.remove((place, block))
+            break
+    lead = list(takewhile(lambda pair: isinstance(pair[1], Sentence), plain))
+    _show(lead, name)
+    if draw is not None:
+        draw()
+    _show(plain[len(lead) :], name)
+    if details:
+        with st.expander("How this was computed"):
+            _show(details, name)
+
+
+def _show(blocks: Iterable[tuple[int, Block]], name: str) -> None:
+    for text, same in groupby(blocks, lambda pair: isinstance(pair[1], Sentence | Note)):
+        if text:
+            st.text("\n".join(_line(block) for _, block in same))
+            continue
+        for place, block in same:
+            if isinstance(block, Commands):
+                st.text(f"{block.label}:")
+                for command in block.commands:
+                    code(command)
+            elif isinstance(block, Lines):
+                st.text("\n".join(printable(line, 2000) for line in block.lines))
+            elif isinstance(block, Table):
+                _table(block, f"{name}-{place}")
+            elif isinstance(block, Figure):
+                figure(block, f"{name}-{place}")
+
+
+def _line(block: Any) -> str:
+    label = f"{block.label}: " if isinstance(block, Note) and block.label else ""
+    above = "\n" if block.detail and getattr(block, "role", "") == "title" else ""
+    return above + printable(label + block.text, 2000)
+
+
+def _table(block: Table, key: str) -> None:
+    if block.caption:
+        st.text(printable(block.caption, 500))
+    names = [name or " " * place for place, name in enumerate(block.columns)]
+    numbers = [name for place, name in enumerate(names) if block.is_number(place)]
+    config = {name: st.column_config.TextColumn(alignment="right") for name in numbers}
+    rows = [["" if cell == "-" else cell.removeprefix("+ ") for cell in row] for row in block.rows]  # no formulas
+    height = "content" if len(rows) <= WHOLE else "auto"
+    table(pd.DataFrame(rows, columns=names), key, column_config=config, height=height)
+
+
+def code(command: str) -> None:
+    """Show a command to copy, which names the store of the dashboard where that is not the usual one."""
+    line = printable(command, 2000)
+    if data.uri() and _STORED.match(line):
+        line += f" --store {shlex.quote(tracking.shown(data.uri()))}"
+    st.code(line, language=None, wrap_lines=True)
+
+
+def lines(sentences: Iterable[str]) -> None:
+    """Show sentences in a box, as text."""
+    with st.container(border=True):
+        st.text("\n".join(printable(line, 1000) for line in sentences))
 
 
 def run_links(runs: pd.DataFrame, label: Callable[[Any], str]) -> None:
@@ -150,79 +240,50 @@ def run_links(runs: pd.DataFrame, label: Callable[[Any], str]) -> None:
             link("runs", label(run), run=str(run[MLFLOW_RUN]))
 
 
-def answer(text: str, *plain: str) -> None:
-    """Show the answer of a page in large type, and sentences that limit it below."""
-    show([Sentence(text, "answer"), *map(Sentence, plain)])
-
-
-def show(blocks: Sequence[Block | Lines], name: str = "answer") -> None:
-    """Show blocks; those of `detail` stand in one closed expander. `name` keeps their downloads apart."""
-    parts = [(getattr(block, "detail", False), f"{name}-{place}", block) for place, block in enumerate(blocks)]
-    for detail, key, block in parts:
-        if not detail:
-            _block(block, key)
-    if any(detail for detail, *_ in parts):
-        with st.expander("How this was computed"):
-            for detail, key, block in parts:
-                if detail:
-                    _block(block, key)
-
-
-def _block(block: Block | Lines, key: str) -> None:
-    if isinstance(block, Sentence):
-        text = printable(block.text, 2000)
-        if block.role == "answer":
-            st.html(_ANSWER.format(escape(text)))
-        else:
-            st.text(text)
-    elif isinstance(block, Note):
-        st.text(printable(f"{block.label}: {block.text}" if block.label else block.text, 2000))
-    elif isinstance(block, Commands):
-        st.text(f"{block.label}:")
-        for command in block.commands:
-            code(command)
-    elif isinstance(block, Lines):
-        if block.kind == "command":
-            code("\n".join(block.lines))
-        else:
-            st.text("\n".join(printable(line, 2000) for line in block.lines))
-    elif isinstance(block, Table):
-        st.text(printable(block.caption, 500))
-        table(pd.DataFrame(block.rows, columns=list(block.columns)), key)
-    elif isinstance(block, Figure):
-        figure(block_chart(block), key, f"{len(block.groups)} groups of values with their intervals")
-
-
-def lines(sentences: Sequence[str]) -> None:
-    """Show sentences in a box, as text."""
-    with st.container(border=True):
-        st.text("\n".join(sentences))
-
-
 def table(df: pd.DataFrame, name: str, *, full: pd.DataFrame | None = None, **options: Any) -> Any:
     """Show a table and offer it as `wattbench-NAME.csv`, or what is `full` of it; return what `st.dataframe` does.
 
     `options` are those of `st.dataframe`. Text that a spreadsheet would run is made text in both.
     """
     shown = st.dataframe(defused(df), key=f"table-{name}", **{"hide_index": True, "placeholder": "", **options})
-    whole = df if full is None else full
-    _download("Download as CSV", lambda: to_csv(whole), f"wattbench-{name}.csv", "text/csv")
+    download("Download as CSV", lambda: to_csv(df if full is None else full), f"wattbench-{name}.csv", "text/csv")
     return shown
 
 
-def figure(drawn: go.Figure, name: str, alt: str, **options: Any) -> Any:
+def figure(drawn: go.Figure | Figure, name: str, alt: str = "", **options: Any) -> Any:
     """Show a figure, which its camera saves as a picture, and offer it as `wattbench-NAME.html`.
 
     `alt` says to a screen reader what it shows; no text of runs in it. `options` are those of `st.plotly_chart`, whose
     answer is returned.
     """
+    if isinstance(drawn, Figure):
+        drawn, alt = block_chart(drawn), alt or drawn.title
     picture = {"format": st.session_state.get("figures") or FORMATS[0], "filename": f"wattbench-{name}", "scale": 2}
     config = {"displaylogo": False, "toImageButtonOptions": picture}
     shown = st.plotly_chart(drawn, key=f"figure-{name}", alt=alt, config=config, **options)
-    _download("Download as HTML", lambda: drawn.to_html(include_plotlyjs=True), f"wattbench-{name}.html", "text/html")
+    download("Download as HTML", lambda: drawn.to_html(include_plotlyjs=True), f"wattbench-{name}.html", "text/html")
     return shown
 
 
-def _download(label: str, content: Callable[[], str], name: str, mime: str) -> None:
+_INKS = "<style>svg{color:#31333f}@media(prefers-color-scheme:dark){svg{color:#fafafa;--accent:#56b4e9}}</style>"
+
+
+@lru_cache(256)
+def drawn_once(block: Figure) -> str:
+    """Draw a figure as an SVG that is readable on white and on black."""
+    head, end, rest = svg(block, 4.2).partition(">")
+    return head + end + _INKS + rest
+
+
+def picture(block: Figure, name: str) -> None:
+    """Show a figure as a picture within the page: Plotly, which takes a second to load, is left to other pages."""
+    drawn = drawn_once(block)
+    source = f"data:image/svg+xml;base64,{b64encode(drawn.encode()).decode()}"
+    st.html(f'<img alt="{escape(block.title)}" src="{source}" style="width:100%;max-width:42rem">')
+    download("Download as SVG", drawn, f"wattbench-{name}.svg", "image/svg+xml")
+
+
+def download(label: str, content: Any, name: str, mime: str | None = None) -> None:
+    """Offer a file; `content` is its bytes or text, or what makes it when it is asked for."""
     icon = ":material/download:"
     st.download_button(label, content, name, mime, key=f"get-{name}", on_click="ignore", icon=icon, type="tertiary")

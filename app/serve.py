@@ -55,13 +55,14 @@ def _loopback(host: str) -> bool:
 
 def _prepare() -> None:
     """Read the store, and import what pages need, before the first page is opened."""
-    from app import data
+    from app import data, page
     from app.pages import overview
 
     logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").disabled = True  # this is no page
     with suppress(StoreError):
-        overview.suites(runs := data.runs().content)
-        overview.trends(runs)
+        table = overview.suites(runs := data.runs().content)
+        for figure in overview.figures(runs, table).values():
+            page.drawn_once(figure)
     import_module("analytics.law.series")
     gc.collect()
     gc.freeze()  # Streamlit collects garbage after each look at what runs: what is imported need not be gone through

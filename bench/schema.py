@@ -261,6 +261,9 @@ class RunSpec(Model):
         return f"{readable.lstrip('-')}-{self.config_id}-r{self.repeat}"
 
 
+_Price = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Site(Model):
     """Where the energy comes from, and prices. Nothing has a default: an unknown value is absent.
 
@@ -271,9 +274,9 @@ class Site(Model):
 
     region: str | None = None
     pue: Annotated[float, Field(ge=1, le=5)] | None = None
-    usd_per_device_hour: NonNegative | None = None
-    usd_per_kwh: NonNegative | None = None
-    usd_capital_per_device_hour: NonNegative | None = None
+    usd_per_device_hour: _Price | None = None
+    usd_per_kwh: _Price | None = None
+    usd_capital_per_device_hour: _Price | None = None
     price_note: Annotated[str, Field(max_length=200)] = ""
 
     @model_validator(mode="after")

@@ -15,7 +15,8 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--no-first-run", "--disable-dev-shm-usage"),
 )
-WAIT = 60.0
+WAIT = 300.0
+"""Seconds after which a page will not come any more, also on a machine with ten times the work."""
 
 
 def chrome(folder: Path, *flags: str) -> Any:
@@ -68,7 +69,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(WAIT)
         self.log.close()
 
 

@@ -62,10 +62,7 @@ CHECKS = {
     "DDP": Spec("two GPUs", jobs.two_gpus, 90, 60),
     "V9": Spec("step response", dynamics.v9, 16, 8, 1),
     "V12": Spec("two ranks on a GPU", jobs.v12, 20, 6, 2),
-    "V14": Spec("nvidia-smi", dynamics.v14, 15, 6, 1),
     "V7": Spec("repeatability", sensor.v7, 235, 35, 1),
-    "V13": Spec("CodeCarbon", jobs.v13, 120, 20, 2),
-    "V11": Spec("power limits", sensor.v11, 60, 27, 1),
     "LOOP": Spec("speed of a step", strategies.speed, 150, 100),
     "SEARCH": Spec("a short search", strategies.search, 150, 100),
     "SUITES": Spec("every strategy", strategies.suites, 600, 240),
@@ -90,10 +87,6 @@ def costs(names, session):
             least, full, starts = spec.least, spec.full, spec.loads
         if name in ("DDP",) and len(session.gpus) < 2:
             least, full = 0.0, 0.0
-        if name == "V11" and not session.allow_power_limit:
-            least, full, starts = 0.0, 0.0, 0
-        if name == "V13" and jobs.absent(["codecarbon"]):
-            least, full, starts = 0.0, 0.0, 0
         if spec.shares and (session.stretches or any(other in names for other in spec.shares)):
             least, full, starts = 0.0, 0.0, 0
         overhead = starts * LOAD_SECONDS + (OTHER_SECONDS if full else 0.0)
@@ -178,7 +171,6 @@ def options():
     parser.add_argument("--seconds", type=float, default=540.0, help="time for all checks together")
     parser.add_argument("--results", type=Path, default=ROOT / "tests" / "gpu_results", help="folder of the results")
     parser.add_argument("--no-resume", action="store_true", help="do checks again that were done before")
-    parser.add_argument("--allow-power-limit", action="store_true", help="let V11 change the power limit (root)")
     given = parser.parse_args()
     given.names = [name.strip().upper() for name in given.only.split(",")] if given.only else list(CHECKS)
     if unknown := [name for name in given.names if name not in CHECKS]:
@@ -231,7 +223,7 @@ def main():
         return 1
     # Children find the source tree, installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    session = Session(gpus[0], gpus, driver or "", why_no_load(), began + given.seconds, given.allow_power_limit)
+    session = Session(gpus[0], gpus, driver or "", why_no_load(), began + given.seconds)
     slug = re.sub(r"[^a-z0-9.]+", "-", f"{gpus[0].name} {session.driver}".lower()).strip("-")
     given.results.mkdir(parents=True, exist_ok=True)
     path = given.results.absolute() / f"{slug}.json"

@@ -1,14 +1,22 @@
 """The pages in Streamlit's own test harness, and what they show."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import pytest
+import streamlit as st
+from streamlit.components.v2.component_manager import BidiComponentManager
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
+from analytics.runs import store
+from analytics.runs.frame import frame
 from app import data, serve
+from bench.store import tracker as tracking
 from tests import rows
 
 MAIN = Path(serve.__file__).parent / "pages" / "main.py"
@@ -20,13 +28,42 @@ def opened(name: str, query: dict[str, str], *, fresh: bool = True) -> AppTest:
     """Open a page, with nothing cached unless it is not to be `fresh`; what it raises fails the test."""
     if fresh:
         data.forget()
-    app = AppTest.from_file(str(MAIN), default_timeout=30)
+    app = AppTest.from_file(str(MAIN), default_timeout=300)
     app._page_hash = calc_hash(name)  # `switch_page` knows pages that are files only
+    app._bidi_component_manager = BidiComponentManager()  # to look for components takes 0.4 s
     for key, value in query.items():
         app.query_params[key] = value
     app.run()
     assert not app.exception, app.exception
     return app
+
+
+def opener(name: str) -> Any:
+    """Return a fixture: a function that opens a page on rows of runs, documents of searches, or an error of the store."""
+
+    @pytest.fixture
+    def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+        def run(given: Any = (), on: str = name, **query: Any) -> AppTest:
+            def load(*_: Any, **__: Any) -> Any:
+                if isinstance(given, Exception):
+                    raise given
+                return given if on == "search" else named(given)
+
+            monkeypatch.setattr(store, "load", load)
+            monkeypatch.setattr(tracking, "searches", load)
+            return opened(on, query)
+
+        yield run
+        data.forget()
+        if name in ("runs", "overview"):  # whose caches have not the content for a key
+            st.cache_data.clear()
+
+    return open_page
+
+
+def named(given: Any) -> pd.DataFrame:
+    """Rows of runs as a store has them, with names by which MLflow knows them."""
+    return frame([row | {"mlflow_run_id": f"{index:032x}"} for index, row in enumerate(given)])
 
 
 def texts(app: AppTest) -> str:
@@ -37,6 +74,23 @@ def answers(app: AppTest) -> list[str]:
     """What stands in large type, without its markup."""
     bodies = (element.proto.body for element in app.get("html"))
     return [unescape(body.partition(">")[2].removesuffix("</p>")) for body in bodies if body.startswith("<p ")]
+
+
+def table(app: AppTest, column: str) -> pd.DataFrame:
+    """The table with a column: the one of the answer, or the only one of its details."""
+    found, *whole = [one.value for one in app.dataframe if column in one.value.columns]
+    assert len(whole) <= 1
+    return found
+
+
+def safe(app: AppTest, *evil: str) -> None:
+    """Nothing hostile is markup, and no cell of a table is a formula."""
+    for text in evil or EVIL:
+        assert text not in markup(app)
+    for shown in app.dataframe:
+        assert not any(str(name).startswith("=") for name in shown.value)
+        for column in shown.value:
+            assert not shown.value[column].astype("str").str.startswith("=").any()
 
 
 def markup(app: AppTest) -> str:

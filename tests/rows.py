@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bench.figures.metrics import row
 from bench.record import (
@@ -37,18 +39,24 @@ def environment(host: str = "synthetic-host", cpu: str = "Synthetic CPU", cores:
     return Environment(host=host, os="synthetic", kernel="0", python="3.11", packages={"torch": "0"}, machine=machine)
 
 
+def reading(
+    joules: float,
+    provenance: Provenance = Provenance.MEASURED_COUNTER,
+    component: str = "cpu",
+    device: str = "x",
+    seconds: float = 10,
+    **more: Any,
+) -> EnergyReading:
+    """Return what a meter read of one device, or what CodeCarbon estimates."""
+    source = "codecarbon" if provenance is Provenance.ESTIMATED_MODEL else "nvml" if component == "gpu" else "rapl"
+    values = {"component": component, "device": device, "energy_joules": joules, "seconds": seconds, "source": source}
+    return EnergyReading(**values | {"power_watts_mean": joules / seconds, "provenance": provenance} | more)
+
+
 def energy(measured: bool, seconds: float, joules: float) -> list[EnergyReading]:
-    provenance = Provenance.MEASURED_COUNTER if measured else Provenance.ESTIMATED_MODEL
-    reading = EnergyReading(
-        component="cpu" if measured else "node",
-        device="synthetic",
-        energy_joules=joules,
-        seconds=seconds,
-        power_watts_mean=joules / seconds,
-        source="rapl" if measured else "codecarbon",
-        provenance=provenance,
-    )
-    return [reading]
+    if measured:
+        return [reading(joules, component="cpu", device="synthetic", seconds=seconds)]
+    return [reading(joules, Provenance.ESTIMATED_MODEL, "node", "synthetic", seconds)]
 
 
 def _measurement(spec: RunSpec, v: float, readings: str) -> Measurement:
@@ -141,6 +149,11 @@ def record(
     )
 
 
+def measured(record: RunRecord, **changes: Any) -> RunRecord:
+    """Return a record whose measurement has other values."""
+    return record.changed(measurement=record.measurement.changed(**changes))
+
+
 def make(*args: Any, **fields: Any) -> dict[str, Scalar]:
     """Return the row of `record`."""
     return row(record(*args, **fields))
@@ -167,3 +180,12 @@ def grid(
                     v = V * factor * (loss or {}).get(d, 1.0) * float(np.exp(random.normal(0, noise)))
                     rows.append(make(d, preset, precision, repeat, v=v, **fields))
     return rows
+
+
+def restored(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of text, as read from a CSV of ours, without the apostrophes that defuse formulas."""
+
+    def plain(cell: object) -> object:
+        return cell[1:] if isinstance(cell, str) and re.match(r"''*[=+\-@\t\r\n＝＋－＠]", cell) else cell
+
+    return df.map(plain).rename(columns=plain).astype(df.dtypes.rename(plain).to_dict())

@@ -1,7 +1,20 @@
-"""Made-up documents of searches, as `bench search --json` prints them."""
+"""Made-up documents of searches, as `bench search --json` prints them, and the recorded one."""
 
+import json
 import random
+import tarfile
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
+
+from analytics.judge.objectives import Objective
+from analytics.search.file import load_search
+from analytics.search.result import SearchResult, Spent, Tried
+from analytics.search.space import Space
+from bench.schema import Machine
+from tests.recorded import ARCHIVE, SEARCHES
+
+ROOT = Path(__file__).parent.parent
 
 UNITS = {"time": "s", "cost": "USD", "energy": "J, estimated", "memory": "bytes", "accuracy": "accuracy"}
 
@@ -129,3 +142,44 @@ def thirty(seed: int = 0) -> dict[str, Any]:
         "4 trials could not run: out of memory.",
     ]
     return document(trials, "time", "cost", "energy", importance=importance, hypervolume=shares, sentences=words)
+
+
+class _Listed(Space):
+    """A space of so many configurations as a document says; none of them is expanded."""
+
+    size = 0
+
+    @property
+    def possible(self) -> Any:
+        return dict.fromkeys(range(self.size))
+
+
+def recorded() -> tuple[SearchResult, list[str]]:
+    """Return the recorded search as it ended, and the sentences of its confirming run."""
+    with tarfile.open(ARCHIVE) as archive:
+        (member,) = [member for member in archive.getmembers() if fnmatch(member.name, SEARCHES)]
+        file = archive.extractfile(member)
+        assert file is not None
+        told = json.loads(file.read())
+    machine = Machine(cpu_model="AMD EPYC", cpu_count=2)
+    where = _Listed.of(load_search(ROOT / "suites/search_cost_efficiency.yaml"), machine)
+    object.__setattr__(where, "size", told["space_size"])
+    trials = tuple(Tried(**one | {"runs": tuple(one["runs"])}) for one in told["trials"])
+    points = [one for one in trials if one.state == "complete"]
+    points.sort(key=lambda point: (not point.knee, not point.front, point.values["time"]))
+    return SearchResult(
+        where,
+        told["study"],
+        trials,
+        tuple(points),
+        tuple(Objective(goal["name"], goal["column"], 1e6) for goal in told["objectives"]),
+        {},
+        tuple((step["trial"], step["share"]) for step in told["hypervolume"]),
+        told["reference"],
+        told["importance"],
+        Spent(**told["spent"]),
+        told["ended"],
+        told["sampler"],
+        told["storage"],
+        told["front_file"],
+    ), told["confirmed"]

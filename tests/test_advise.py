@@ -1,35 +1,28 @@
 """Advice: planted causes are found, with their evidence; clean runs and bare noise give no such sentence."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analytics.interval import Interval
-from analytics.judge.advice import Advice, ratio_words
+from analytics.judge.advice import Advice
 from analytics.judge.advise import advise
-from analytics.judge.compare import Configurations, Effect, within
-from analytics.judge.stats import pooled
+from analytics.judge.compare import within
 from analytics.runs.frame import frame
+from analytics.say.advice import ratio_words, recommendations
+from bench import registry
 from bench.figures.metrics import row
 from bench.record import GpuConditions, Rank, Status
 from bench.schema import Gpu, Machine, Scalar
-from bench.store import tracker as tracking
 from tests import rows
-from tests.commands import bench
+from tests.commands import bench, execute
+from tests.stores import empty_store
 from tests.test_tracking import logged
 
-quiet = [
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
-]
 Rows = list[dict[str, Scalar]]
 
 
@@ -44,155 +37,143 @@ def runs(
     return [one | (more or {}) for one in made]
 
 
-def said(*parts: Rows) -> dict[str, Advice]:
+def table(*parts: Rows) -> pd.DataFrame:
+    return frame([one for part in parts for one in part])
+
+
+def advised(*parts: Rows) -> dict[str, Advice]:
     """The advice by topic; of one topic the first."""
-    found = advise(frame([one for part in parts for one in part]))
-    return {advice.topic: advice for advice in reversed(found)}
+    return {advice.topic: advice for advice in reversed(advise(table(*parts)))}
 
 
-def learned(table: Rows, loss: float) -> Rows:
-    return [one | {"validation_loss": loss + 0.1 * float(one["repeat"]), "trained_steps": 103.0} for one in table]
+def sentence(topic: str, *parts: Rows) -> str:
+    return next(one.sentence for one in recommendations(table(*parts)) if one.advice.topic == topic)
 
 
+def measures(advice: Advice) -> tuple[str, ...]:
+    (found,) = advice.changes.values()
+    return found
+
+
+def learned(given: Rows, loss: float) -> Rows:
+    return [one | {"validation_loss": loss + 0.1 * float(one["repeat"]), "trained_steps": 103.0} for one in given]
+
+
+FASTER = runs(1.5, precision="bf16")
 CLEAN = [*runs(), *runs(precision="bf16"), *runs(attention="math"), *runs(memory="recompute")]
 BAD = {"throttled", "shared", "input", "straggler", "communication", "memory to spare", "out of memory", "failures"}
 BAD |= {"repeats", "steadiness", "start-up", "next"}
 
 
-def test_clean_runs_without_a_difference_give_no_sentence() -> None:
-    assert advise(frame(CLEAN)) == []
+def test_clean_runs_without_a_difference_give_no_advice() -> None:
+    assert advise(table(CLEAN)) == []
 
 
 def test_a_precision_that_gains_is_told_with_its_evidence() -> None:
-    advice = said(runs(), runs(1.5, precision="bf16"))["precision"]
-    assert advice.sentence.startswith("Use precision bf16 instead of fp32: the same work takes 33 % less time")
-    assert " and 33 % less energy." in advice.sentence
-    assert advice.action == "precision: bf16"
+    advice = advised(runs(), FASTER)["precision"]
+    assert (advice.claim, advice.action, measures(advice)) == ("use", "precision: bf16", ("time", "energy"))
     assert advice.saving == pytest.approx(1 / 3, abs=0.01)
     evidence = advice.evidence
     assert (evidence.runs, evidence.n, evidence.measure) == (8, 4, "time")
-    assert evidence.configurations == ("bf16", "fp32")
-    assert evidence.low is not None
-    assert evidence.high is not None
-    assert evidence.low < 2 / 3 < evidence.high < 0.7
-    assert "quality was not looked at: set validation.samples" in advice.limits
+    assert evidence.configurations == (FASTER[0]["config_id"], runs()[0]["config_id"])
+    assert (evidence.low or 0) < 2 / 3 < (evidence.high or 0) < 0.7
+    assert advice.limits == ("quality_unknown",)
+    text = sentence("precision", runs(), FASTER)
+    assert text.startswith("Use bf16 instead of fp32 (precision: bf16): 33")
+    assert "less time and 33" in text
+    estimated = advised(runs(readings="e"), runs(1.5, precision="bf16", readings="e"))["precision"]
+    assert (measures(estimated), estimated.limits) == (("time", "~energy"), ("quality_unknown", "estimated"))
 
 
-def test_energy_of_a_model_is_marked() -> None:
-    advice = said(runs(readings="e"), runs(1.5, precision="bf16", readings="e"))["precision"]
-    assert "~33 % less energy" in advice.sentence
-    assert "~ is energy by a model, not measured" in advice.limits
-
-
-@pytest.mark.parametrize(
-    ("loss", "words"),
-    [
-        (3.0, "No loss of quality shows: validation loss 3.150 -> 3.150."),
-        (3.3, "Its price: validation loss 3.150 -> 3.450."),
-    ],
-)
-def test_quality_stands_beside_a_gain(loss: float, words: str) -> None:
+@pytest.mark.parametrize(("loss", "head", "verdict"), [(3.0, "Use", "equivalent"), (3.3, "Consider", "worse")])
+def test_quality_stands_beside_a_gain(loss: float, head: str, verdict: str) -> None:
     """Seeds differ by far more than the two sides do: repeats are paired."""
-    advice = said(learned(runs(), 3.0), learned(runs(1.5, precision="bf16"), loss))["precision"]
-    assert words in advice.sentence
-    assert advice.sentence.startswith("Use" if loss == 3 else "Consider")
+    given = learned(runs(), 3.0), learned(FASTER, loss)
+    advice = advised(*given)["precision"]
+    assert (advice.claim, measures(advice)) == (head.lower(), ("time", "energy", "validation loss"))
+    assert sentence("precision", *given).startswith(head)
+    assert f"3.150 -> {loss + 0.15:.3f} ({verdict})" in sentence("precision", *given)
 
 
 def test_quality_after_unequal_training_is_not_compared() -> None:
-    longer = [one | {"trained_steps": 300.0} for one in learned(runs(1.5, precision="bf16"), 3.3)]
-    advice = said(learned(runs(), 3.0), longer)["precision"]
-    assert "price" not in advice.sentence
-    assert any(limit.startswith("quality is not compared") for limit in advice.limits)
+    longer = [one | {"trained_steps": 300.0} for one in learned(FASTER, 3.3)]
+    advice = advised(learned(runs(), 3.0), longer)["precision"]
+    assert (measures(advice), advice.limits) == (("time", "energy"), ("quality_not_compared",))
 
 
 def test_an_option_that_missed_the_target_is_no_gain() -> None:
     reached, missed = ({"target_reached": value} for value in (1.0, 0.0))
-    assert "precision" not in said(runs(more=reached), runs(1.5, precision="bf16", more=missed))
+    assert "precision" not in advised(runs(more=reached), runs(1.5, precision="bf16", more=missed))
 
 
-def test_what_costs_is_not_used_and_what_it_gives_is_told() -> None:
-    less = {"peak_memory_bytes": 5e8}
-    advice = said(runs(), runs(0.75, memory="recompute", more=less))["memory"]
-    assert advice.sentence.startswith("Unless memory is short, stay with memory none: recompute takes 33 % more time (")
-    assert advice.sentence.endswith("for 50 % less memory.")
-    assert advice.saving is None
+def test_what_costs_is_avoided_and_what_it_gives_is_told() -> None:
+    given = runs(), runs(0.75, memory="recompute", more={"peak_memory_bytes": 5e8})
+    advice = advised(*given)["memory"]
+    assert (advice.claim, advice.action, advice.saving) == ("trade", "", None)
+    assert measures(advice) == ("time", "memory")
+    assert sentence("memory", *given).startswith("Avoid recompute unless memory is short: 33")
+    slower = advised(runs(), runs(0.8, compile="default", more={"compile_seconds": 10.0}))["compile"]
+    assert (slower.claim, measures(slower), slower.facts) == ("avoid", ("time",), {})
 
 
 def test_memory_that_takes_no_time_is_free() -> None:
-    advice = said(runs(), runs(memory="recompute", more={"peak_memory_bytes": 5e8}))["memory"]
-    assert (
-        advice.sentence
-        == "Use memory recompute instead of none: it takes no visible time (5 % at most) and 50 % less memory."
-    )
-    assert advice.action == "memory: recompute"
+    advice = advised(runs(), runs(memory="recompute", more={"peak_memory_bytes": 5e8}))["memory"]
+    assert (advice.claim, advice.action, measures(advice)) == ("use", "memory: recompute", ("memory",))
 
 
 def test_compiling_pays_after_some_steps() -> None:
     """A step takes 0.4 s; at twice the speed it saves 0.2 s, so that 10 s are back after 50 steps."""
-    table = runs(2, compile="default", more={"compile_seconds": 10.0}, noise=0.001)
-    advice = said(runs(noise=0.001), table)["compile"]
-    assert "It pays after 50 steps (50 to 50): compiling takes 10 s once." in advice.sentence
-    slower = said(runs(), runs(0.8, compile="default", more={"compile_seconds": 10.0}))["compile"]
-    assert slower.sentence.startswith("Compiling does not pay: default takes 2")
+    given = runs(), runs(2, compile="default", more={"compile_seconds": 10.0})
+    advice = advised(*given)["compile"]
+    assert advice.facts["compile_seconds"] == 10
+    assert advice.facts["steps"] == pytest.approx((50, 50, 50), rel=0.02)
+    assert "payback" in advice.limits
 
 
 def test_devices_to_use_and_to_stop_at() -> None:
-    table = rows.grid((1, 2, 4), ("tiny", "small"), loss={1: 1.0, 2: 0.95, 4: 0.5})
-    stop, use = (one for one in advise(frame(table)) if one.topic == "devices")
-    if stop.sentence.startswith("Use"):
-        stop, use = use, stop
-    assert use.sentence.startswith("Use 2 devices if time counts: against 1 device the same work takes 47 % less time")
-    assert use.action == "devices: 2"
-    assert stop.sentence.startswith("Stop at 2 devices: 4 devices take 5.5 % less time (")
-    assert "but 89 % more device-hours" in stop.sentence
+    found = advise(frame(rows.grid((1, 2, 4), ("tiny", "small"), loss={1: 1.0, 2: 0.95, 4: 0.5})))
+    by_claim = {one.claim: one for one in found if one.topic == "devices"}
+    use, stop = by_claim["pay"], by_claim["stop"]
+    assert use.action == stop.action == "devices: 2"
+    assert (use.evidence.ratio, stop.evidence.ratio) == pytest.approx((1 / 1.9, 0.95), abs=0.01)
     assert stop.saving == pytest.approx(1 - 0.5 / 0.95, abs=0.01)
-    assert stop.action == "devices: 2"
+    assert measures(stop)[:2] == ("time", "device-hours")
     assert stop.evidence.runs == 16
 
 
 def test_a_gain_that_differs_by_configuration_is_a_range() -> None:
-    small = rows.grid((1,), ("small",), {"fp32": 1, "bf16": 3})
-    advice = {one.topic: one for one in advise(frame([*small, *rows.grid((1,), ("tiny",), {"fp32": 1, "bf16": 1.2})]))}
-    precision = advice["precision"]
-    assert "17 % less time (preset=tiny) to 67 % less time (preset=small)" in precision.sentence
-    assert precision.evidence.ratio is None
-    assert precision.evidence.low == pytest.approx(1 / 3, rel=0.01)
-    assert precision.evidence.high == pytest.approx(1 / 1.2, rel=0.01)
-
-
-def _batch() -> Rows:
-    return [*runs(), *runs(1.4, batch=32)]
+    given = rows.grid((1,), ("small",), {"fp32": 1, "bf16": 3}), rows.grid((1,), ("tiny",), {"fp32": 1, "bf16": 1.2})
+    evidence = advised(*given)["precision"].evidence
+    assert (evidence.ratio, evidence.low, evidence.high) == (
+        None, pytest.approx(1 / 3, rel=0.01), pytest.approx(1 / 1.2, rel=0.01),
+    )  # fmt: skip
+    assert "16.8 % less time (tiny) to 66.7 % less time (small)" in sentence("precision", *given)
 
 
 def test_a_larger_batch_that_is_faster_is_told_with_its_limit() -> None:
-    advice = said(_batch())["batch"]
-    assert advice.sentence.startswith("Use a batch of 32 instead of a batch of 8")
-    assert advice.action == "batch_size_per_device: 32"
-    assert any("fewer updates" in limit for limit in advice.limits)
+    advice = advised(runs(), runs(1.4, batch=32))["batch"]
+    assert (advice.claim, advice.action) == ("use", "batch_size_per_device: 32")
+    assert "fewer_updates" in advice.limits
 
 
 def test_of_several_parallelisms_the_fastest() -> None:
-    table = [runs(1, devices=2, parallelism="ddp"), runs(1.3, devices=2, parallelism="zero1")]
-    advice = said(*table)["parallelism"]
-    assert advice.sentence.startswith("Use parallelism zero1 instead of ddp")
+    given = runs(1, devices=2, parallelism="ddp"), runs(1.3, devices=2, parallelism="zero1")
+    assert advised(*given)["parallelism"].action == "parallelism: zero1"
 
 
 def test_in_use_quantization_counts_not_in_training() -> None:
-    served: dict[str, Any] = {"inference_samples_per_second": 100.0, "model_bytes": 4e6, "served_loss": 3.0}
+    served: dict[str, Any] = {"model_bytes": 4e6, "served_loss": 3.0}
     random = np.random.default_rng(1)
 
-    def noisy(table: Rows, factor: float) -> Rows:
-        return [
-            one | {"inference_samples_per_second": 100 * factor * float(np.exp(random.normal(0, 0.005)))}
-            for one in table
-        ]
+    def noisy(given: Rows, factor: float) -> Rows:
+        speeds = 100 * factor * np.exp(random.normal(0, 0.005, len(given)))
+        return [one | {"inference_samples_per_second": float(x)} for one, x in zip(given, speeds, strict=True)]
 
     plain, int8 = runs(more=served), runs(quantization="int8", more=served | {"model_bytes": 1e6})
-    advice = said(noisy(plain, 1), noisy(int8, 2))["quantization"]
-    assert advice.sentence.startswith("Use quantization int8 instead of none: the model in use takes 50 % less time")
-    assert "75 % less space on disk" in advice.sentence
-    slow = said(noisy(plain, 1), noisy(int8, 0.5))["quantization"]
-    assert slow.sentence.startswith("Stay with quantization none: int8 takes 2.01 times the time in use")
+    fast, slow = (advised(noisy(plain, 1), noisy(int8, factor))["quantization"] for factor in (2, 0.5))
+    assert (fast.claim, measures(fast)) == ("use", ("time in use", "served loss", "space on disk"))
+    assert fast.saving == pytest.approx(0.5, abs=0.01)
+    assert (slow.claim, measures(slow)) == ("avoid", ("time in use", "space on disk"))
 
 
 GPU = {"device_type": "cuda", "flags": "", "throttled_share": 0.0}
@@ -202,220 +183,178 @@ def odd(**fields: Any) -> Rows:
     return runs(warmup_steps=9, **fields)
 
 
-SYMPTOMS: dict[str, tuple[Rows, str]] = {
-    "throttled": (
-        odd(more=GPU | {"flags": "short_window throttled", "throttled_share": 0.3}),
-        "In 4 of 8 runs heat or a power brake slowed the GPU down, for up to 30% of the time.",
-    ),
-    "shared": (odd(more=GPU | {"flags": "shared_gpu"}), "In 4 of 8 runs other processes used the GPU."),
-    "input": (odd(more={"data_wait_share": 0.4}), "The training waits for its data 40 % of the time"),
+SYMPTOMS: dict[str, tuple[Rows, Any, str, dict[str, Any]]] = {
+    "throttled": (odd(more=GPU | {"flags": "short_window throttled", "throttled_share": 0.3}), 0.3, "", {}),
+    "shared": (odd(more=GPU | {"flags": "shared_gpu"}), None, "", {}),
+    "input": (odd(more={"data_wait_share": 0.4}), 0.4, "workload_args.workers: 2", {}),
     "straggler": (
         odd(devices=4, more={"straggler_ratio": 1.3, "straggler_rank": 3, "straggler_device": "GPU-3"}),
-        "One rank takes 1.3 times as long as the others, who wait for it; it is rank 3 (GPU-3) in all 4 runs",
+        1.3,
+        "",
+        {"rank": 3, "device": "GPU-3"},
     ),
-    "communication": (
-        odd(devices=4, more={"exposed_communication_share": 0.3}),
-        "devices wait for each other up to 30 % of a step",
+    "communication": (odd(devices=4, more={"exposed_communication_share": 0.3}), 0.3, "", {}),
+    "memory to spare": (
+        odd(more={"memory_available_bytes": 1e10}),
+        1e9,
+        "batch_size_per_device: max",
+        {"peak_memory_bytes": 1e9, "memory_available_bytes": 1e10},
     ),
-    "memory to spare": (odd(more={"memory_available_bytes": 1e10}), "Memory is to spare: 1 of 10 GB at most."),
     "out of memory": (
-        runs(batch=64, repeats=1, status=Status.OUT_OF_MEMORY, more={"attempted_bytes": 3e9}),
-        "does not fit into the memory (it asked for 3 GB more); the nearest that does has batch_size_per_device: 8.",
+        runs(batch=64, repeats=1, status=Status.OUT_OF_MEMORY), None, "batch_size_per_device: 8", {},
     ),
     "failures": (
         runs(repeats=1, batch=64, status=Status.FAILED, message="no [b]text[/b]\nhere"),
-        "1 of 5 runs failed, the last one (failed): no [b]text[/b] here.",
+        None,
+        "",
+        {"message": "no [b]text[/b] here"},
     ),
-    "repeats": (runs(noise=0.2, batch=16, seed=1), "Cannot tell yet (4 repeats that differ by"),
-    "steadiness": (odd(more={"flags": "not_steady"}), "In 4 of 8 runs the speed was not steady"),
-    "start-up": (
-        odd(more={"startup_seconds": 100.0}),
-        "it is more than 5 % of trainings shorter than 2,000 s",
-    ),
-}
+    "repeats": (runs(noise=0.2, batch=16, seed=1), pytest.approx(0.1, abs=0.01), "repeats: 23", {}),
+    "steadiness": (odd(more={"flags": "not_steady"}), None, "measure_steps: 500", {}),
+    "start-up": (odd(more={"startup_seconds": 100.0}), 100, "", {"seconds": pytest.approx(2000)}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("topic", SYMPTOMS)
 def test_a_planted_cause_is_found_and_no_other(topic: str) -> None:
-    planted, words = SYMPTOMS[topic]
-    found = said(runs(), planted)
-    assert words in found[topic].sentence
-    assert found[topic].evidence.runs == len(planted) * (2 if topic == "repeats" else 1)
-    wrong = set(found) & BAD - {topic, "next"}
-    assert wrong == set()
+    planted, figure, action, facts = SYMPTOMS[topic]
+    found = advised(runs(), planted)
+    advice = found[topic]
+    assert advice.evidence.runs == len(planted) * (2 if topic == "repeats" else 1)
+    assert (advice.evidence.ratio, advice.action, advice.facts) == (figure, action, facts)
+    assert set(found) & BAD - {topic, "next"} == set()
+    assert "{" not in sentence(topic, runs(), planted)
 
 
 def test_runs_that_heat_slowed_down_are_compared_with_nothing() -> None:
-    hot = runs(0.5, precision="bf16", more={"flags": "throttled", "throttled_share": 0.5})
-    found = advise(frame([*runs(), *hot]))
-    assert [advice.topic for advice in found] == ["throttled", "next"]
-    assert found[0].first
+    found = advise(table(runs(), runs(0.5, precision="bf16", more={"flags": "throttled", "throttled_share": 0.5})))
+    assert [(advice.topic, advice.first) for advice in found] == [("throttled", True), ("next", False)]
 
 
 def test_a_straggler_that_chance_explains_is_none() -> None:
-    table = runs(devices=4, more={"straggler_ratio": 1.3})
-    assert "straggler" in said([one | {"straggler_rank": 1} for one in table])
-    moving = [one | {"straggler_rank": i % 4} for i, one in enumerate(table)]
-    assert "straggler" not in said(moving)
-    assert "straggler" not in said(table), "which rank it was is not known"
+    given = runs(devices=4, more={"straggler_ratio": 1.3})
+    assert "straggler" in advised([one | {"straggler_rank": 1} for one in given])
+    moving = [one | {"straggler_rank": i % 4} for i, one in enumerate(given)]
+    assert "straggler" not in advised(moving)
+    assert "straggler" not in advised(given), "which rank it was is not known"
     pair = runs(devices=2, repeats=3, more={"straggler_ratio": 1.3, "straggler_rank": 1})
-    assert "straggler" not in said(pair), "one of two ranks is the slower one, three times of three"
-    once = [table[0] | {"straggler_ratio": 1.3}, *[one | {"straggler_ratio": 1.0} for one in table[1:]]]
-    assert "straggler" not in said(once), "one run of four is chance"
-    assert "straggler" not in said([one | {"parallelism": "pp"} for one in table]), "stages differ by nature"
+    assert "straggler" not in advised(pair), "one of two ranks is the slower one, three times of three"
+    once = [given[0] | {"straggler_ratio": 1.3}, *[one | {"straggler_ratio": 1.0} for one in given[1:]]]
+    assert "straggler" not in advised(once), "one run of four is chance"
+    assert "straggler" not in advised([one | {"parallelism": "pp"} for one in given]), "stages differ by nature"
 
 
 def test_another_parallelism_that_waits_less() -> None:
-    waits = runs(0.5, devices=2, parallelism="fsdp2", more={"exposed_communication_share": 0.4})
-    found = said(waits, runs(devices=2, more={"exposed_communication_share": 0.05}))
-    assert found["communication"].action == "parallelism: ddp"
-    assert "ddp waits 5 % and was faster; choose it" in found["communication"].sentence
-    slower = said(waits, runs(0.4, devices=2, more={"exposed_communication_share": 0.05}))["communication"]
-    other = said(waits, runs(devices=2, preset="small", more={"exposed_communication_share": 0.05}))["communication"]
-    all_ddp = said(
-        runs(devices=2, preset="small", more={"exposed_communication_share": 0.16}),
-        runs(devices=2, more={"exposed_communication_share": 0.06}),
-    )["communication"]
-    for found_ in (slower, other, all_ddp):
-        assert "would let them exchange less often" in found_.sentence
-        assert (found_.action, found_.saving) == ("", None)
-        assert "not measured: a thing to try" in found_.limits
+    def waits(share: float, factor: float = 1, **spec: Any) -> Rows:
+        return runs(factor, devices=2, more={"exposed_communication_share": share}, **spec)
+
+    slow = waits(0.4, 0.5, parallelism="fsdp2")
+    better = advised(slow, waits(0.05))["communication"]
+    assert (better.action, better.facts) == ("parallelism: ddp", {"parallelism": "ddp", "share": 0.05})
+    for other in (
+        (slow, waits(0.05, 0.4)),
+        (slow, waits(0.05, preset="small")),
+        (waits(0.16, preset="small"), waits(0.06)),
+    ):
+        advice = advised(*other)["communication"]
+        assert (advice.action, advice.saving, advice.limits[0]) == ("", None, "untested")
 
 
 def test_memory_to_spare_is_no_advice_where_a_larger_batch_was_measured() -> None:
-    table = [one | {"memory_available_bytes": 1e10} for one in [*runs(), *runs(batch=32)]]
-    assert advise(frame(table)) == []
+    assert advise(table([one | {"memory_available_bytes": 1e10} for one in [*runs(), *runs(batch=32)]])) == []
 
 
 def test_one_run_tells_what_to_run_next() -> None:
-    (only,) = advise(frame(runs(repeats=1)))
+    (only,) = advise(table(runs(repeats=1)))
     assert only.topic == "next"
-    assert only.sentence.startswith("Only one configuration ran")
-    (open_,) = advise(frame([*runs(repeats=1), *runs(9, repeats=1, precision="bf16")]))
-    assert (
-        open_.sentence
-        == "Cannot tell yet: precision bf16 against fp32; each ran once, so that nothing is known of noise: "
-        "ask for 3 repeats."
-    )
+    (open_,) = advise(table(runs(repeats=1), runs(9, repeats=1, precision="bf16")))
     assert (open_.action, open_.evidence.measure, open_.evidence.ratio) == ("repeats: 3", "one repeat each", None)
 
 
 def test_how_many_repeats_would_tell_is_one_rule() -> None:
-    table = frame([*runs(noise=0.05, seed=3), *runs(0.93, precision="bf16", noise=0.05, seed=5)])
-    (advice,) = advise(table)
-    (effect,) = within(table, ["samples_per_second"]).comparisons[0].effects
+    given = table(runs(noise=0.05, seed=3), runs(0.93, precision="bf16", noise=0.05, seed=5))
+    (advice,) = advise(given)
+    (effect,) = within(given, ["samples_per_second"]).comparisons[0].effects
     assert effect.more_repeats is not None
-    assert f"precision bf16 against fp32 (+{effect.more_repeats} repeats); so many more" in advice.sentence
     assert advice.action == f"repeats: {4 + effect.more_repeats}"
-    (noisy,) = advise(frame([*runs(noise=0.3), *runs(precision="bf16", noise=0.3)]))
-    assert noisy.sentence.endswith("; measure longer, or on a quieter machine.")
-    assert noisy.action == "measure_steps: 500"
-    theirs = [
-        {
-            name: one.get(name)
-            for name in ("config_id", "suite", "execution", "status", "samples_per_second", "precision")
-        }
-        for one in [*runs(noise=0.3), *runs(precision="bf16", noise=0.3)]
-    ]
-    (bare,) = advise(frame([one | {"flags": "not_steady"} for one in theirs]))[:1]
+    (change,) = advice.changes
+    assert (change.title, change.more_repeats("time")) == ("precision bf16", effect.more_repeats)
+    noisy = [*runs(noise=0.3), *runs(precision="bf16", noise=0.3)]
+    (longer,) = advise(frame(noisy))
+    assert (longer.claim, longer.action) == ("measure longer", "measure_steps: 500")
+    few = ("config_id", "suite", "execution", "status", "samples_per_second", "precision")
+    bare, *_ = advise(frame([{name: one.get(name) for name in few} | {"flags": "not_steady"} for one in noisy]))
     assert (bare.topic, bare.action) == ("repeats", "")
 
 
 BUSY = {"flags": "short_window noisy_host"}
 
 
-@pytest.mark.parametrize(
-    ("repeats", "more", "limit"),
-    [
-        (2, {}, "2 repeats: run it again before acting on it"),
-        (4, BUSY, "4 repeats on a busy or unsteady machine: run it again before acting on it"),
-    ],
-)
+@pytest.mark.parametrize(("repeats", "more", "limit"), [(2, {}, "few_repeats"), (4, BUSY, "disturbed")])
 def test_thin_evidence_makes_no_imperative(repeats: int, more: dict[str, Any], limit: str) -> None:
     """It is told as a guess, below the advice to measure better, with nothing to set."""
     keep: dict[str, Any] = {"repeats": repeats, "more": more}
-    found = advise(
-        frame(
-            [
-                *runs(**keep),
-                *runs(1.5, precision="bf16", **keep),
-                *runs(0.5, memory="recompute", **keep),
-                *runs(0.5, compile="default", **keep),
-                *runs(0.45, devices=2, **keep),
-            ]
-        )
-    )
+    options = runs(1.5, precision="bf16", **keep), runs(0.5, memory="recompute", **keep)
+    others = runs(0.5, compile="default", **keep), runs(0.45, devices=2, **keep)
+    given = table(runs(**keep), *options, *others)
+    found = advise(given)
     guesses = {one.topic: one for one in found if one.weak}
     assert [one.weak for one in found] == sorted(one.weak for one in found)
-    assert guesses["precision"].sentence.startswith(
-        "It looks as if precision bf16 gains over fp32: the same work takes 33 % less time"
-    )
-    assert guesses["memory"].sentence.startswith("It looks as if memory none is the better choice: recompute takes")
-    assert guesses["compile"].sentence.startswith("It looks as if compiling does not pay: default takes")
-    assert guesses["devices"].sentence.startswith("It looks as if 2 devices cost more than they bring: they take 11 %")
-    for one in guesses.values():
-        assert (one.action, one.saving, one.limits[0]) == ("", None, limit)
+    claims = {"precision": "use", "memory": "avoid", "compile": "avoid", "devices": "stop"}
+    assert {topic: one.claim for topic, one in guesses.items()} == claims
+    assert {(one.action, one.saving, one.limits[0]) for one in guesses.values()} == {("", None, limit)}
     assert ("steadiness" in {one.topic for one in found}) == bool(more)
+    texts = [one.sentence for one in recommendations(given) if one.advice.weak]
+    assert all(text.startswith("Perhaps ") for text in texts)
 
 
 def test_a_busy_machine_makes_guesses_of_symptoms() -> None:
-    input_ = said(runs(more=BUSY | {"data_wait_share": 0.4}))["input"]
-    assert input_.sentence.startswith("It looks as if the training waits for its data 40 % of the time")
-    assert (input_.action, input_.weak) == ("", True)
-    slow = said(runs(devices=4, more=BUSY | {"straggler_ratio": 1.3, "straggler_rank": 3}))["straggler"]
-    assert slow.sentence.startswith("It looks as if one rank takes 1.3 times as long as the others")
-    assert (slow.saving, slow.weak) == (None, True)
+    waits = advised(runs(more=BUSY | {"data_wait_share": 0.4}))["input"]
+    slow = advised(runs(devices=4, more=BUSY | {"straggler_ratio": 1.3, "straggler_rank": 3}))["straggler"]
+    assert {(one.action, one.saving, one.weak) for one in (waits, slow)} == {("", None, True)}
 
 
-def test_large_figures_are_plain_numbers() -> None:
-    assert ratio_words(Interval(1.9, 1.44, 2.4, 3), "time") == "90 % more time (44 to 140 %)"
-    assert ratio_words(Interval(1234.5, 12.34, 1e5, 3), "time") == "1,234 times the time (12.3 to 100,000)"
+def test_ratios_in_words() -> None:
+    assert ratio_words(Interval(0.76, 0.72, 0.8, 3), "time") == "24.0 % (20.0-28.0) less time"
+    assert ratio_words(Interval(1.9, None, None, 1), "time") == "90 % more time"
+    assert ratio_words(Interval(1234.5, 1200, 1300, 3), "time") == "1,230 (1,200-1,300) times the time"
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, None])
 def test_a_run_that_does_not_know_its_speed_is_compared_with_nothing(value: float | None) -> None:
-    odd_one = runs(1.5, precision="bf16")
-    odd_one[2]["samples_per_second"] = value  # type: ignore[assignment]
-    assert "precision" not in said(runs(), odd_one)
+    odd_one = [*FASTER]
+    odd_one[2] = odd_one[2] | {"samples_per_second": value}  # type: ignore[dict-item]
+    assert "precision" not in advised(runs(), odd_one)
 
 
 @pytest.mark.parametrize(
     "column", ["config_id", "devices", "batch_size_per_device", "flags", "label", "repeat", "window_seconds"]
 )
 def test_tables_that_lack_a_column(column: str) -> None:
-    table = [*runs(), *runs(1.5, precision="bf16"), *runs(0.5, devices=2)]
-    found = advise(frame([{name: value for name, value in one.items() if name != column} for one in table]))
+    given = [*runs(), *FASTER, *runs(0.5, devices=2)]
+    found = advise(frame([{name: value for name, value in one.items() if name != column} for one in given]))
     assert any(one.topic == "precision" for one in found) == (column != "config_id")
     few = ("config_id", "suite", "execution", "status", "samples_per_second", "precision")
-    (only,) = advise(frame([{name: one[name] for name in few} for one in table[:8]]))
-    assert only.sentence.startswith("Use precision bf16")
+    (only,) = advise(frame([{name: one[name] for name in few} for one in given[:8]]))
+    assert (only.claim, only.action) == ("use", "precision: bf16")
 
 
 def test_nothing_ended_well() -> None:
-    (only,) = advise(frame(runs(repeats=3, status=Status.SKIPPED, message="no GPU")))
-    assert "3 of 3 runs were skipped, the last one: no GPU" in only.sentence
-    (lost,) = advise(frame(runs(repeats=1, status=Status.OUT_OF_MEMORY)))
-    assert "try half the batch" in lost.sentence
+    (only,) = advise(table(runs(repeats=3, status=Status.SKIPPED, message="no GPU")))
+    assert (only.topic, only.evidence.runs, only.facts) == ("skipped", 3, {"message": "no GPU"})
+    (lost,) = advise(table(runs(repeats=1, status=Status.OUT_OF_MEMORY)))
+    assert (lost.topic, lost.action) == ("out of memory", "memory: recompute")
     assert advise(frame([])) == []
 
 
 def test_at_most_ten_and_those_that_save_most_first() -> None:
-    everything = [
+    planted = [
         one | {"warmup_steps": 10 + i, "config_id": f"{i}"}
-        for i, (planted, _) in enumerate(SYMPTOMS.values())
-        for one in planted
+        for i, (given, *_) in enumerate(SYMPTOMS.values())
+        for one in given
     ]
-    found = advise(
-        frame(
-            [
-                *CLEAN,
-                *everything,
-                *runs(3, attention="efficient"),
-                *runs(0.5, memory="selective"),
-                *runs(2, compile="default"),
-            ]
-        )
-    )
+    options = runs(3, attention="efficient"), runs(0.5, memory="selective"), runs(2, compile="default")
+    found = advise(table(CLEAN, planted, *options))
     assert len(found) == 10
     firsts = [advice.first for advice in found]
     assert firsts == sorted(firsts, reverse=True)
@@ -423,29 +362,19 @@ def test_at_most_ten_and_those_that_save_most_first() -> None:
     assert savings == sorted(savings, reverse=True)
 
 
-def claims(found: Iterable[Advice]) -> bool:
-    return any(one.saving or one.sentence.startswith(("Use", "Consider")) for one in found)
-
-
-@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("repeats", "count"), [(3, 12), pytest.param(3, 50, marks=pytest.mark.slow)])
 def test_noise_alone_gives_no_gain(repeats: int, count: int) -> None:
     """Of clean executions with three configurations that are all the same, at most 5 % claim any gain."""
     other: list[dict[str, Any]] = [{"precision": "bf16"}, {"memory": "recompute"}, {}]
-    table = frame([one for spec in other for one in runs(repeats=repeats, noise=0, **spec)])
+    given = table(*(runs(repeats=repeats, noise=0, **spec) for spec in other))
     random = np.random.default_rng(7)
     wrong = 0
     for _ in range(count):
-        factor = np.exp(random.normal(0, 0.03, len(table)))
-        table["samples_per_second"], table["joules_per_sample"] = 20 * factor, 5 / factor
-        table["peak_memory_bytes"] = 1e9 * np.exp(random.normal(0, 0.05, len(table)))
-        wrong += claims(advise(table))
+        factor = np.exp(random.normal(0, 0.03, len(given)))
+        given["samples_per_second"], given["joules_per_sample"] = 20 * factor, 5 / factor
+        given["peak_memory_bytes"] = 1e9 * np.exp(random.normal(0, 0.05, len(given)))
+        wrong += any(one.saving or one.claim in ("use", "consider", "pay") for one in advise(given))
     assert wrong <= 0.05 * count
-
-
-def test_pooled_noise() -> None:
-    assert pooled([[1.0], [2.0]]) == (0.0, 0)
-    deviation, degrees = pooled([[1.0, np.e], [1.0, np.e, 1.0, np.e]])
-    assert (deviation**2, degrees) == (pytest.approx((0.5 + 1) / 4), 4)
 
 
 def test_columns_that_advice_rests_on() -> None:
@@ -472,13 +401,7 @@ def test_columns_that_advice_rests_on() -> None:
     assert "memory_available_bytes" not in rows.make(), "a CPU's memory is shared by the ranks"
 
 
-def command(test: Any) -> Any:
-    for mark in (pytest.mark.slow, *quiet):
-        test = mark(test)
-    return test
-
-
-@command
+@pytest.mark.slow
 def test_for_people_and_for_programs(tmp_path: Path) -> None:
     records = [
         rows.record(1, precision=p, repeat=r, v=rows.V * f * (1 + r / 999))
@@ -489,7 +412,7 @@ def test_for_people_and_for_programs(tmp_path: Path) -> None:
     store = logged(tmp_path, records)
     done = bench("advise", "synthetic", "--store", store)
     assert done.exit_code == 0, done.output
-    assert " 1. Use precision bf16 instead of fp32" in done.output
+    assert " 1. Use bf16 instead of fp32 (precision: bf16)" in done.output
     assert "time × 0.5" not in done.output
     assert "time × 0.5" in bench("advise", "synthetic", "--store", store, "--explain").output
     answer = json.loads(bench("advise", "--store", store, "--json").stdout)
@@ -504,34 +427,13 @@ def test_for_people_and_for_programs(tmp_path: Path) -> None:
     assert wrong.exit_code == 2
 
 
-@command
-def test_a_store_without_runs(tmp_path: Path) -> None:
-    tracker = tracking.Tracker(f"sqlite:///{tmp_path}/mlflow.db", "s", "e")
-    tracker.open()
-    tracker.close(finished=True)
-    for store in (f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/absent.db"):
-        done = bench("advise", "--store", store)
-        assert done.exit_code == 2
-        assert "Traceback" not in done.output
-        assert "bench run" in done.output
-
-
-@command
-def test_all_failed(tmp_path: Path) -> None:
-    store = logged(tmp_path, [rows.record(status=Status.FAILED, message=rows.HOSTILE + "\x1b[31m")])
-    done = bench("advise", "--store", store)
-    assert done.exit_code == 0, done.output
-    assert "1 of 1 runs failed" in done.output
-    assert "\x1b" not in done.output
-
-
 SLOW = """
 import time
 from bench.workloads.decoder_lm import DecoderLM
 from bench.workloads.text import Windows
 class Slow(Windows):
     def fetch(self, indices, seed):
-        time.sleep(0.1)
+        time.sleep(0.2)
         return super().fetch(indices, seed)
 class SlowLM(DecoderLM):
     def __init__(self, args):
@@ -543,55 +445,43 @@ name: planted
 idle_seconds: 0
 defaults:
   workload: decoder_lm
-  workload_args: {preset: small, sequence_length: 64}
+  workload_args: {preset: tiny, sequence_length: 64}
   device_type: cpu
   batch_size_per_device: 4
   warmup_seconds: 0
-  measure_steps: 14
+  measure_steps: 8
   memory_limit_bytes: 20000000000
   meters: []
 include:
-  - {precision: fp32}
-  - {precision: bf16}
-  - {workload: slow_lm, workload_args.preset: tiny}
+  - {}
+  - {workload: slow_lm, batch_size_per_device: 1, measure_steps: 5}
   - {batch_size_per_device: max, memory_limit_bytes: 2000000}
 repeats: 3
 """
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_planted_causes_in_real_runs(tmp_path: Path) -> None:
-    """A slow loader, a useful precision, memory to spare and none; nothing of heat or stragglers."""
+def test_planted_causes_in_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow loader, memory to spare and none; nothing of heat, of stragglers, or of this machine's speeds."""
     (tmp_path / "slowdata.py").write_text(SLOW)
     info = tmp_path / "slowdata-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slowdata\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[wattbench.workloads]\nslow_lm = slowdata:SlowLM\n")
     (tmp_path / "planted.yaml").write_text(PLANTED)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-c", "from bench.cli import main; main()"]
-    keep: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 380}
-    done = subprocess.run([*command, "run", "planted.yaml"], env=os.environ | {"PYTHONPATH": path}, **keep)
-    assert "12/12" in done.stderr, done.stderr
-    done = subprocess.run([*command, "advise", "planted", "--json"], **keep)
-    assert done.returncode == 0, done.stderr
-    (document,) = json.loads(done.stdout)["executions"]
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.names.cache_clear()
+    empty_store(tmp_path)
+    done = execute(tmp_path, "run", "planted.yaml")
+    registry.names.cache_clear()
+    assert "9/9" in done.stderr, done.stderr
+    answer = bench("advise", "planted", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    (document,) = json.loads(answer.stdout)["executions"]
     found = {one["topic"]: one for one in document["advice"]}
-    assert "training waits for its data" in found["input"]["sentence"]
+    assert "training waits for data" in found["input"]["sentence"]
     assert found["input"]["evidence"]["configurations"] != []
     assert found["input"]["evidence"]["runs"] == 3
     assert found["memory to spare"]["action"] == "batch_size_per_device: max"
-    assert "does not fit into the memory" in found["out of memory"]["sentence"]
-    assert not {"throttled", "shared", "failures", "next"} & set(found)
-    among = Configurations(frame(tracking.load(f"sqlite:///{tmp_path}/mlflow.db")))
-    plain = {row["precision"]: config for config, row in among.rows.items() if row["workload"] == "decoder_lm"}
-    faster = among.effect(plain["bf16"], plain["fp32"], "samples_per_second")
-    assert isinstance(faster, Effect)
-    assert faster.low is not None
-    assert faster.high is not None
-    if faster.verdict == "better" and faster.ratio > 1.1:
-        how = found["precision"]["sentence"].split(" precision bf16")[0]
-        assert how in ("Use", "Consider", "It looks as if")
-    elif faster.verdict == "cannot tell" and faster.high - faster.low > 0.2:  # a busy machine may not tell
-        assert "precision bf16 against fp32" in found["repeats"]["evidence"]["configurations"]
+    assert "does not fit into memory" in found["out of memory"]["sentence"]
+    assert not {"throttled", "shared", "failures"} & set(found)

@@ -1,37 +1,23 @@
 """The pages, run by Streamlit's own test harness on synthetic rows."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from analytics.runs import store
 from analytics.runs.frame import frame
-from app import data, serve
+from app import page, serve
 from bench.errors import UserError
 from bench.record import Status
 from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import EVIL, MAIN, Open, markup, opened, texts
+from tests.pages import EVIL, MAIN, Open, opener, safe, texts
 
-
-@pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    def run(given: Any, name: str = "overview", **query: str) -> AppTest:
-        def load(uri: str | None = None, **_: Any) -> pd.DataFrame:
-            if isinstance(given, Exception):
-                raise given
-            return frame(given)
-
-        monkeypatch.setattr(store, "load", load)
-        return opened(name, query)
-
-    yield run
-    data.forget()
+open_page = opener("overview")
+RUNS = sorted(set(page.PAGES) - {"search"})
+"""Pages that read runs."""
 
 
 def test_overview_counts_and_totals(open_page: Open) -> None:
@@ -71,18 +57,14 @@ def test_an_address_of_what_is_gone_is_told(open_page: Open, name: str) -> None:
     assert not app.warning
 
 
-@pytest.mark.parametrize("name", ["overview", "scaling"])
-def test_no_runs(open_page: Open, name: str) -> None:
+@pytest.mark.parametrize("name", sorted({*page.PAGES} - {"planner"}))
+def test_no_runs_and_a_store_that_does_not_answer(open_page: Open, name: str) -> None:
     app = open_page([], name)
-    assert "bench run" in app.code[0].value
+    assert app.code[0].value.startswith("bench ")
     assert "Store:" in texts(app)
-
-
-@pytest.mark.parametrize("name", ["overview", "scaling"])
-def test_store_that_does_not_answer(open_page: Open, name: str) -> None:
     app = open_page(tracking.StoreError("there is no store at x\nmake one with: bench run y"), name)
     assert app.text[0].value == "there is no store at x\nmake one with: bench run y"
-    assert app.error[0].value == "The runs could not be read."
+    assert app.error[0].value.endswith("could not be read.")
     assert not app.metric
 
 
@@ -103,21 +85,42 @@ def test_read_again(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2 runs in 1 suites" in texts(app)
 
 
-@pytest.mark.parametrize("name", ["overview", "scaling"])
-def test_hostile_text_is_never_markup(open_page: Open, name: str) -> None:
+HOSTILE = ("label", "suite", "host", "device_name", "precision", "flags", "error_message", "workload", "execution")
+HOSTILE += ("workload_args.preset", "emissions_basis", "grade", "energy_provenance", "energy_missing", "cost_basis")
+HOSTILE += ("error_type", "memory", "region", "environment")
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [(name, {}) for name in RUNS]
+    + [("runs", {"all": "true", "where": EVIL[0]}), ("runs", {"run": f"{0:032x}", "other": f"{4:032x}"})]
+    + [("strategies", {"suite": EVIL[1]}), ("scaling", {"suite": EVIL[2]}), ("tradeoffs", {"suites": [*EVIL]})],
+)
+def test_hostile_text_is_never_markup(open_page: Open, name: str, query: dict[str, Any]) -> None:
     given: list[Any] = []
     for index, evil in enumerate(EVIL):
-        over = dict.fromkeys(("label", "suite", "host", "device_name", "precision", "flags", "error_message"), evil)
-        over |= {"workload_args.preset": evil, "execution": evil, "workload": evil, "emissions_basis": evil}
-        given += [rows.make(d, repeat=index) | over for d in (1, 2)]
+        over = dict.fromkeys(HOSTILE, evil) | {evil: 1.0}
+        given += [rows.make(d, repeat=index, batch=8 * d) | over | {"ladder": d} for d in (1, 2)]
         given.append(rows.make(repeat=index, status=Status.FAILED) | over | {"status": evil if index else "failed"})
-    app = open_page(given, name)
-    for evil in EVIL:
-        assert evil not in markup(app)
-    for table in app.dataframe:
-        for column in table.value.columns:
-            for cell in table.value[column].astype("str"):
-                assert not str(cell).startswith("="), (column, cell)
+        given.append(rows.make(4, repeat=index, batch=64, status=Status.FAILED) | over | {"ladder": 4})
+    safe(open_page(given, name, **query))
+
+
+def test_commands_name_the_store_where_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(page.st, "code", lambda line, **_: shown.append(line))
+    page.code("bench fit scaling")
+    monkeypatch.setenv(serve.TRACKING_URI, "sqlite:////tmp/a b/mlflow.db")
+    for command in (
+        "bench fit scaling",
+        "echo x > y.yaml && bench run y.yaml",
+        "bench measure -- torchrun x",
+        "mlflow ui",
+    ):
+        page.code(command)
+    store_ = " --store 'sqlite:////tmp/a b/mlflow.db'"
+    commands = ["bench fit scaling", f"bench fit scaling{store_}", f"echo x > y.yaml && bench run y.yaml{store_}"]
+    assert shown == [*commands, "bench measure -- torchrun x", "mlflow ui"]
 
 
 def test_a_busy_port_is_one_line() -> None:

@@ -85,15 +85,15 @@ def digest(path: Path) -> str:
 
 
 PAGES = {
-    "": ("Newest suite: synthetic", "Throughput by suite", "Failed runs", "26 of 26 runs"),
+    "": ("Newest suite: synthetic", "Throughput by suite", "Runs that did not end well", "26 of 26 runs"),
     "runs": ("1 to 26 of 26 runs", "Filter by any field"),
-    "scaling": ("faster than fp32", "Download as CSV"),
-    "strategies": ("Candidates against a baseline", "Batches that fit into memory"),
-    "tradeoffs": ("Objectives of the front", "Configurations"),
+    "scaling": ("as fast as", "Losses, and how well the law holds"),
+    "strategies": ("Compared by", "Batches that fit into memory"),
+    "tradeoffs": ("Objectives of the front", "The configuration that is picked"),
     "planner": ("Say what is trained",),
-    "search": (rows.HOSTILE, rows.HOSTILE_LINK, "Cost of the search itself"),
+    "search": (rows.HOSTILE, rows.HOSTILE_LINK, "Course of the search"),
 }
-CHARTS = {"": 3, "scaling": 3, "strategies": 2, "tradeoffs": 1, "search": 6}
+CHARTS = {"scaling": 3, "strategies": 2, "tradeoffs": 1, "search": 6}
 
 
 @pytest.mark.parametrize("width", [1400, 420])
@@ -106,7 +106,7 @@ def test_all_pages(store: Path, browser: Any, tmp_path: Path, width: int) -> Non
             browser.set_window_size(width, 1000)
             see(browser, f"{server.url}/{page}", *said)
             drawn(browser, CHARTS.get(page, 0))
-        see(browser, f"{server.url}/scaling?execution=2025-01-01 03:04:05 UTC", "Configurations")
+        see(browser, f"{server.url}/scaling?execution=2025-01-01 03:04:05 UTC", "Download the configurations as CSV")
         assert f"Dashboard: {server.url}" in server.text()
         assert "Traceback" not in server.text()
     assert digest(store) == before, "looking changes nothing"
@@ -161,18 +161,23 @@ def test_the_main_way_through_real_runs(
         drawn(browser, 5)
         assert "run=" in browser.current_url
         shoot(browser, pictures / f"run-{scheme}.png")
-        see(browser, f"{server.url}/scaling?suite=scaling&devices=4,8", "Geometric means of the repeats")
+        see(
+            browser,
+            f"{server.url}/scaling?suite=scaling&devices=4,8",
+            "Predicted by the law of scaling",
+            "more devices than this machine has",
+        )
         drawn(browser, 3)
         shoot(browser, pictures / f"scaling-{scheme}.png")
-        see(browser, f"{server.url}/strategies?suite=ladder", "The ladder, step by step", "all steps")
+        see(browser, f"{server.url}/strategies?suite=ladder", "The ladder, step by step", "What to do next")
         shoot(browser, pictures / f"strategies-{scheme}.png")
         see(browser, f"{server.url}/tradeoffs", "Its runs, and how to repeat them")
         shoot(browser, pictures / f"tradeoffs-{scheme}.png")
         see(browser, f"{server.url}/planner", "Say what is trained")
         press(browser, "Fill in an example")
-        until_said("What would change the choice", "bench plan --params 7B")
+        until_said("Take 104 devices or more", "bench plan --params 7B")
         shoot(browser, pictures / f"planner-{scheme}.png")
-        see(browser, f"{server.url}/search", "Cost of the search itself", "knee")
+        see(browser, f"{server.url}/search", "Course of the search", "Ended: ")
         drawn(browser, 4)
         shoot(browser, pictures / f"search-{scheme}.png")
         assert "Traceback" not in server.text()
@@ -198,7 +203,7 @@ def test_downloads_arrive(store: Path, browser: Any, tmp_path: Path) -> None:
         see(browser, f"{server.url}/scaling", "Download as CSV")
         table = download(browser, "Download as CSV").decode().splitlines()
         assert len(table) > 1
-        assert table[0].startswith("series,")
+        assert "samples/s" in table[0]
         page = download(browser, "Download as HTML").decode()
         assert page.startswith("<!doctype html>")
         assert "Plotly.newPlot" in page

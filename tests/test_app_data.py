@@ -5,7 +5,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -227,24 +227,6 @@ def test_a_page_cannot_spoil_what_others_see(monkeypatch: pytest.MonkeyPatch) ->
     found["new"] = 1
     assert data.runs().content["host"].tolist() == ["synthetic-host"]
     assert "new" not in data.runs().content
-
-
-def test_the_newest_suite_comes_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_CHUNK", 2)
-    names = ["old", "new"]
-    make(path, *[("FINISHED", row(suite=names[n % 2], run_id=f"r{n}")) for n in range(6)])
-    told: list[tuple[int, int | None, list[str]]] = []
-
-    def progress(done: int, of: int | None, so_far: Callable[[], pd.DataFrame]) -> None:
-        told.append((done, of, sorted(so_far()["suite"])))
-
-    found = store.load(f"sqlite:///{path}", progress=progress)
-    parts = [], ["new"] * 2, ["new"] * 3 + ["old"], ["new"] * 3 + ["old"] * 3
-    assert told == [(2 * number, 6, part) for number, part in enumerate(parts)]
-    assert len(found) == 6
-    told.clear()
-    store.load(f"sqlite:///{path}", progress=progress)
-    assert [(done, of, len(suites)) for done, of, suites in told] == [(0, None, 6), (0, 0, 6)], "kept: seen at once"
 
 
 def test_arguments_of_the_server() -> None:

@@ -23,10 +23,10 @@ def test_the_search_ends_at_the_largest_that_fits(largest: int) -> None:
 
 def test_a_line_through_the_peaks_ends_at_the_limit() -> None:
     mb = 1_000_000
-    points = [(size, float(100 * mb + max(10, size * 5) * mb)) for size in (1, 2, 4, 8, 16)]
+    points = [(size, float(100 * mb + max(10, size * 5) * mb)) for size in (0, 1, 2, 4, 8, 16)]
     assert line(points, 300 * mb, 1024) == 40
     assert line(points, 300 * mb, 32) == 32
     assert line(points, 150 * mb, 1024) == 10  # the last that was tried was too large
-    assert line([(1, 50.0), (2, 51.0)], 1e9, 64) == 64  # nothing grows: nothing stands in the way
+    assert line([(0, 49.0), (1, 50.0), (2, 51.0)], 1e9, 64) == 64  # nothing grows: nothing stands in the way
     with pytest.raises(MemoryError, match=r"a batch of 1 needs 0\.11 GB; 0\.05 GB are available"):
         line(points, 50 * mb, 1024)

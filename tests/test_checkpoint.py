@@ -2,33 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.folder import CHECKPOINT
 
 torch = pytest.importorskip("torch")
-from bench.strategies.checkpoint import load_into, plain_name, save  # noqa: E402
+from bench.strategies.checkpoint import load_into, plain_name  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.tiny import saved  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-class Whole:
-    """What `save` asks of a parallelism, without ranks."""
-
-    def __init__(self, parts: Any, prefix: str = "") -> None:
-        self.parts, self.prefix = parts, prefix
-
-    def state(self) -> Any:
-        return {self.prefix + name: tensor for name, tensor in self.parts.model.state_dict().items()}
-
-
-def saved(run: Path, parts: Any, prefix: str = "") -> Path:
-    run.mkdir(exist_ok=True)
-    save(parts.spec, Whole(parts, prefix), run / CHECKPOINT)  # type: ignore[arg-type]
-    return run
 
 
 def test_what_is_saved_is_loaded_and_tied_weights_are_written_once(tmp_path: Path) -> None:
@@ -40,7 +24,7 @@ def test_what_is_saved_is_loaded_and_tied_weights_are_written_once(tmp_path: Pat
     assert facts["workload_args"] == tiny.DECODER
     size = sum(p.numel() * 4 for p in parts.model.parameters())
     assert size < (run / CHECKPOINT / "weights.safetensors").stat().st_size < 1.2 * size
-    assert {path.name for path in run.iterdir()} == {CHECKPOINT}
+    assert {path.name for path in run.iterdir()} == {CHECKPOINT, "spec.json"}
     torch.manual_seed(7)
     model = parts.workload.build()
     loaded = load_into(model, run)

@@ -1,45 +1,53 @@
 """The command: what it loads, what it says, how it ends."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from analytics.plan.preview import Preview
 from analytics.say import terms
-from analytics.say.blocks import Table
+from analytics.say.blocks import Sentence, Table
+from analytics.say.runs import blocks
 from bench.cli import _GROUPS, _VERBS, cli
+from bench.cli.progress import Lines
 from bench.figures.flags import FLAGS
 from bench.machine.environment import find_machine
 from bench.record import Provenance
+from bench.run.runner import Execution
+from bench.schema import Gpu, Machine, Suite
+from bench.suites.expand import expand
+from tests import rows
 from tests.commands import bench
 from tests.processes import run
 
 ROOT = Path(__file__).parent.parent
 SCALING = str(ROOT / "suites" / "scaling.yaml")
-HEAVY = {"torch", "mlflow", "pandas", "transformers", "streamlit", "optuna", "numpy", "scipy", "codecarbon", "pyarrow"}
+HEAVY = {"torch", "mlflow", "transformers", "streamlit", "optuna", "codecarbon"}
+TABLES = {"pandas", "numpy", "scipy", "pyarrow"}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["show", SCALING, "--region", "FR", "--price", "2", "--no-memory"], ["run", "--help"]]
+    ("arguments", "heavy"),
+    [
+        (["--help"], HEAVY | TABLES),
+        (["run", "--help"], HEAVY | TABLES),
+        (["show", SCALING, "--region", "FR", "--price", "2", "--no-memory"], HEAVY),
+    ],
 )
-def test_help_and_show_load_nothing_heavy(arguments: list[str]) -> None:
+def test_help_and_show_load_nothing_heavy(arguments: list[str], heavy: set[str]) -> None:
     code = (
         "import sys\nfrom bench.cli import main\n"
         "try: main()\nexcept SystemExit as e: code = e.code\nelse: code = 0\n"
-        f"print(sorted({HEAVY!r} & set(sys.modules)), code, file=sys.stderr)"
+        f"print(sorted({heavy!r} & set(sys.modules)), code, file=sys.stderr)"
     )
     done = run([sys.executable, "-c", code, *arguments])
     assert done.stderr.splitlines()[-1] == "[] 0", done.stderr
     assert done.stdout
-
-
-@pytest.mark.parametrize("verb", _VERBS)
-def test_every_verb_has_help(verb: str) -> None:
-    done = CliRunner().invoke(cli, [verb, "--help"])
-    assert done.exit_code == 0
-    assert "Usage: " in done.output
 
 
 def test_help_lists_ten_verbs_in_three_groups_one_line_each() -> None:
@@ -65,8 +73,12 @@ def test_bench_alone_and_bench_help_are_its_help() -> None:
 
 
 @pytest.mark.parametrize("verb", _VERBS)
-def test_help_explains_a_verb(verb: str) -> None:
-    assert bench("help", verb).stdout == bench(verb, "--help").stdout
+def test_help_explains_a_verb_in_few_words(verb: str) -> None:
+    text = bench(verb, "--help").stdout
+    assert bench("help", verb).stdout == text
+    about = text.partition("\n\n")[2].partition("Options:")[0]
+    assert len(about.split()) <= 90, about
+    assert max(len(sentence.split()) for sentence in re.split(r"[.:;]\s", about)) <= 45, about
 
 
 def test_help_defines_each_term_once() -> None:
@@ -91,15 +103,13 @@ def test_help_has_every_grade_provenance_and_flag() -> None:
     assert "noisy_host" in bench("help", "flags").stdout
 
 
-def test_show_lists_the_runs_and_starts_nothing(tmp_path: Path) -> None:
-    done = bench("show", SCALING, "--set", "device_type=cpu", "--price", "3.6")
-    assert done.exit_code == 0
-    assert done.stdout.startswith("scaling: ")
-    assert "weak scaling" in done.stdout
-    assert "time: about " in done.stdout
-    assert "cost: about " in done.stdout
-    assert list(tmp_path.iterdir()) == []
-    assert done.stdout == bench("run", SCALING, "--set", "device_type=cpu", "--price", "3.6", "--dry-run").stdout
+def test_show_lists_the_runs_starts_nothing_and_says_how_to(tmp_path: Path) -> None:
+    given = [SCALING, "--set", "device_type=cpu", "--set", "devices=[1]", "--price", "3.6"]
+    done = bench("show", *given)
+    assert (done.exit_code, list(tmp_path.iterdir())) == (0, [])
+    command = shlex.join(["bench", "run", *given])
+    assert command in done.stdout
+    assert done.stdout == bench("run", *given, "--dry-run").stdout
 
 
 def test_show_as_json() -> None:
@@ -185,19 +195,40 @@ def test_show_of_a_suite_to_be_published() -> None:
     assert document["estimate"]["seconds"] > len(document["runs"]) * 90 + 60
 
 
-def test_show_tells_what_does_not_fit() -> None:
-    from analytics.plan.preview import Preview
-    from bench.schema import Gpu, Machine, Suite
-    from bench.suites.expand import expand
-
-    machine = Machine(
-        cpu_model="Synthetic", cpu_count=8, gpus=[Gpu(index=0, uuid="GPU-0", name="x", memory_bytes=10**10)]
-    )
+def test_show_says_what_is_skipped_and_what_does_not_fit() -> None:
+    gpu = Gpu(index=0, uuid="GPU-0", name="x", memory_bytes=10**10)
+    machine = Machine(cpu_model="Synthetic", cpu_count=8, gpus=[gpu])
     defaults = {"workload": "decoder_lm", "workload_args": {"preset": "tiny"}, "batch_size_per_device": 1}
-    plan = expand(Suite(name="s", defaults=defaults, matrix={"precision": ["fp32", "bf16"]}), machine)
-    sizes = dict(zip((run.config_id for run in plan.runs), (2 * 10**10, 5 * 10**9), strict=True))
-    shown = Preview(machine, plan, plan).lines(sizes)
-    assert next(line for line in shown if "fp32" in line).endswith(
-        "× 1  ~20 GB per device, does not fit: a device has 10 GB"
+    suite = Suite(name="s", defaults=defaults, matrix={"precision": ["fp32", "bf16"], "devices": [1, 2]}, repeats=3)
+    plan = expand(suite, machine)
+    small, large = (run.config_id for run in plan.to_do if run.repeat == 0)
+    shown = [*blocks(Preview(machine, plan, plan), {small: 5 * 10**9, large: 2 * 10**10})]
+    title, *answers = (block.text for block in shown if isinstance(block, Sentence))
+    assert title.startswith("s: 6 runs on 1 x x, about ")
+    assert [text.partition(":")[0] for text in answers] == [
+        "2 configurations x 3. Weak scaling", "Skipped", "1 configuration will probably not fit into memory."
+    ]  # fmt: skip
+    (table,) = (block for block in shown if isinstance(block, Table))
+    assert table.columns == ("configuration", "memory~", "limit")
+    assert [row[1:] for row in table.rows] == [("5 GB", ""), ("20 GB", "does not fit: a device has 10 GB")]
+    assert all(name in row[0] for name, row in zip(("fp32", "bf16"), table.rows, strict=True))
+
+
+def test_progress_names_runs_in_words_and_counts_what_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    defaults = {"workload": "decoder_lm", "workload_args": {"preset": "tiny"}, "batch_size_per_device": 1}
+    matrix = {"precision": ["fp32", "bf16"], "devices": [1, 64, 128]}
+    suite = Suite(name="s", defaults=defaults | {"measure_steps": 1}, matrix=matrix, repeats=2)
+    plan = expand(suite, Machine(cpu_model="Synthetic", cpu_count=2))
+    with Lines("about 4 min") as lines:
+        lines.begin(Execution(Path("runs/s/1"), plan, resumed=False), len(plan.to_do), 0)
+        lines.skipped(plan.skipped)
+        for spec in plan.to_do[:2]:
+            lines.done(rows.record().changed(spec=spec))
+    first, *skipped, one, two, last = capsys.readouterr().err.splitlines()
+    assert first == "4 runs, about 4 min, in runs/s/1"
+    assert [line.partition(":")[0] for line in skipped] == ["skipped 2 configurations"] * 2
+    assert (one.partition(":")[0], two.partition(":")[0]) == (
+        "[1/4] 1 device, fp32 (1 of 2)",
+        "[2/4] 1 device, bf16 (1 of 2)",
     )
-    assert next(line for line in shown if "bf16" in line).endswith("× 1  ~5 GB per device")
+    assert last.startswith("done in ")

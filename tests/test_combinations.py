@@ -5,25 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import registry
-from bench.schema import RunSpec
 from bench.strategies import precision
 from bench.strategies.finetune import bitfit
 from bench.strategies.flops import count_share
-from bench.strategies.parts import Parts, Precision
 from bench.strategies.precision import store_as
 from tests import tiny
+from tests.tiny import parts
 
 CPU = torch.device("cpu")
-
-
-def parts(workload: str, args: dict[str, Any], **fields: Any) -> Parts:
-    asked = RunSpec(
-        workload=workload, workload_args=args, device_type="cpu", batch_size_per_device=4, measure_steps=3, **fields
-    )
-    made = registry.load("workload", workload)(args)
-    torch.manual_seed(0)
-    return Parts(asked, CPU, made, made.build().train(), Precision())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +44,7 @@ def test_tables_of_rotary_positions_keep_their_digits() -> None:
 
 
 def test_biases_of_recurrent_layers_are_biases() -> None:
-    found = parts("lstm_lm", {"preset": "tiny"}, finetune="bitfit")
+    found = parts("lstm_lm", {"preset": "tiny", "sequence_length": 8}, finetune="bitfit")
     bitfit(found)
     trained = {name.rpartition(".")[2].split("_")[0] for name, p in found.model.named_parameters() if p.requires_grad}
     assert trained == {"bias"}

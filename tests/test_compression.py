@@ -1,7 +1,6 @@
 """Pruning, quantization and distillation: what they do to a model, and what is refused."""
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from bench.strategies import pruning  # noqa: E402
 from bench.strategies.decoders import replace_conv1d  # noqa: E402
 from bench.train.inference import model_bytes, zeros_share  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.processes import PATIENCE  # noqa: E402
-from tests.tiny import strategy  # noqa: E402
+from tests.processes import run  # noqa: E402
+from tests.tiny import saved, strategy  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -179,28 +178,11 @@ def test_the_rest_of_a_quantized_model_has_the_type_of_the_training() -> None:
 # --- distillation
 
 
-def saved(folder: Path, parts: Any, name: str = "teacher") -> Path:
-    from bench.folder import CHECKPOINT
-    from bench.strategies.checkpoint import save
-
-    class Whole:
-        def __init__(self) -> None:
-            self.parts = parts
-
-        def state(self) -> Any:
-            return {name: tensor.detach().cpu() for name, tensor in parts.model.state_dict().items()}
-
-    (folder / name).mkdir()
-    (folder / name / "spec.json").write_text(parts.spec.model_dump_json())
-    save(parts.spec, Whole(), folder / name / CHECKPOINT)  # type: ignore[arg-type]
-    return folder / name
-
-
 def test_the_loss_of_distillation_is_hintons(tmp_path: Path) -> None:
     teacher = tiny.parts()
     tiny.train(teacher, 3)
     student = tiny.parts(args=tiny.DECODER | {"layers": 1}, distillation="soft", needs="teacher")
-    student.needed = saved(tmp_path, teacher)
+    student.needed = saved(tmp_path / "teacher", teacher)
     hard = student.loss(student.model, tiny.batch(student)).item()
     strategy("distillation", "soft", temperature=3.0, alpha=0.25)(student)
     ours, theirs = logits(student, student.model), logits(student, teacher.model)
@@ -215,7 +197,7 @@ def test_the_loss_of_distillation_is_hintons(tmp_path: Path) -> None:
 def test_answers_that_are_not_asked_for_do_not_count(tmp_path: Path) -> None:
     teacher = tiny.parts("other", {"architecture": "bert"})
     student = tiny.parts("other", {"architecture": "bert"}, distillation="soft", needs="teacher")
-    student.needed = saved(tmp_path, teacher)
+    student.needed = saved(tmp_path / "teacher", teacher)
     registry._BUILT_IN["workload"]["other"] = "tests.tiny:Other"
     registry.names.cache_clear()
     try:
@@ -239,7 +221,7 @@ def test_answers_that_are_not_asked_for_do_not_count(tmp_path: Path) -> None:
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     teacher = tiny.parts(args=tiny.DECODER | {"vocabulary": 300})
     student = tiny.parts(distillation="soft", needs="teacher")
-    student.needed = saved(tmp_path, teacher)
+    student.needed = saved(tmp_path / "teacher", teacher)
     with pytest.raises(Unsupported, match=r"scores of shape \(1, 16, 300\), the student of \(1, 16, 256\)"):
         strategy("distillation", "soft")(student)
 
@@ -253,8 +235,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
 from bench.strategies.pruning import Masks, smallest
 from tests import tiny
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+rank = int(os.fork() == 0)
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
 whole, parts = tiny.parts(), tiny.parts()
 mesh = init_device_mesh("cpu", (2,))
 masks = Masks(parts)
@@ -272,9 +254,5 @@ sys.stdout.write("ok"); sys.stdout.flush(); os._exit(0)
 
 @pytest.mark.slow
 def test_masks_of_shards_are_those_of_the_whole_model(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", SHARDED]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    assert [rank.communicate(timeout=PATIENCE)[0] for rank in ranks] == ["ok", "ok"]
+    done = run([sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path / "store")], cwd=ROOT)
+    assert done.stdout == "okok", done.stderr

@@ -246,7 +246,6 @@ def host(t: float, **facts: float) -> Reading:
 def test_shares_of_the_host_are_of_all_processors_over_the_window() -> None:
     rows = [host(t, busy=10 + 3 * t, steal=0.4 * t, all=8 * t, load=2 + t, waited=0.25 * t) for t in range(12)]
     found = host_conditions(rows, 2 * S, 10 * S, own_cpu_seconds=16.0)
-    assert found is not None
     assert found.load_average == 3  # before the window: what is there without the run
     assert found.steal_share == pytest.approx(0.05)
     assert found.other_share == pytest.approx((3 - 2) / 8)
@@ -256,10 +255,8 @@ def test_shares_of_the_host_are_of_all_processors_over_the_window() -> None:
 def test_without_the_time_of_the_run_that_of_others_is_not_known() -> None:
     rows = [host(t, busy=t, steal=0, all=2 * t) for t in range(5)]
     found = host_conditions(rows, S, 3 * S, None)
-    assert found is not None
     assert (found.other_share, found.steal_share, found.load_average, found.pressure_share) == (None, 0, None, None)
     more = host_conditions(rows, S, 3 * S, own_cpu_seconds=99)
-    assert more is not None
     assert more.other_share == 0  # never negative
 
 
@@ -267,7 +264,6 @@ def test_windows_with_hardly_an_event_of_the_host_tell_nothing_but_the_load() ->
     assert host_conditions([], 0, S, 1.0) is None
     for at in (0.5, 2.0, 9.0):
         found = host_conditions([host(at, busy=1, steal=0, all=2, load=0.5, waited=1)], S, 3 * S, 1.0)
-        assert found is not None
         assert (found.load_average, found.steal_share, found.other_share, found.pressure_share) == (
             0.5,
             None,
@@ -276,7 +272,6 @@ def test_windows_with_hardly_an_event_of_the_host_tell_nothing_but_the_load() ->
         )
     frozen = [host(t, busy=0, steal=0, all=0) for t in range(5)]  # a sandbox whose /proc/stat stands still
     found = host_conditions(frozen, S, 3 * S, 1.0)
-    assert found is not None
     assert (found.steal_share, found.other_share) == (None, None)
 
 
@@ -284,6 +279,5 @@ def test_others_are_seen_by_the_time_they_take(tmp_path: Path) -> None:
     rows = [host(0, **facts_in(proc(tmp_path, (0, 0, 0, 0, 0, 0, 0, 0))))]
     rows.append(host(10, **facts_in(proc(tmp_path, (1000, 0, 100, 900, 0, 0, 0, 0)))))
     found = host_conditions(rows, S, 9 * S, own_cpu_seconds=8.0)
-    assert found is not None
     hertz = os.sysconf("SC_CLK_TCK")
     assert found.other_share == pytest.approx((1100 / hertz - 10) / (2000 / hertz))

@@ -17,7 +17,8 @@ from bench.workloads.image_classification import ImageClassification, Images
 from bench.workloads.text import PACKAGES, Windows, cleaned
 from bench.workloads.text_cnn import TextCNN
 from tests.clock import Clock
-from tests.processes import bench, processes_in, records
+from tests.commands import execute
+from tests.processes import processes_in, records
 from tests.stores import empty_store
 
 torch = pytest.importorskip("torch")
@@ -274,8 +275,8 @@ include:
 def test_the_record_tells_of_the_data(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(SUITE)
     empty_store(tmp_path)
-    done = bench(tmp_path, "run", "data.yaml")
-    assert done.returncode == 0, done.stderr
+    done = execute(tmp_path, "run", "data.yaml")
+    assert done.exit_code == 0, done.stderr
     text, images = sorted(
         (r.measurement for r in records(tmp_path).values() if r.measurement), key=lambda m: m.tokens or 0, reverse=True
     )

@@ -1,4 +1,4 @@
-"""The decoder language model: its text, its FLOPs, its loss."""
+"""The decoder language model: its text, its parameters, its FLOP."""
 
 import hashlib
 from pathlib import Path
@@ -42,41 +42,6 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
         read_text(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize(
-    ("args", "part"),
-    [
-        ({}, "give a preset"),
-        ({"preset": "x"}, "unknown preset"),
-        ({"layers": 2, "hidden": 100, "heads": 3}, "multiple of heads"),
-    ],
-)
-def test_wrong_arguments(args: dict[str, object], part: str) -> None:
-    with pytest.raises(ValidationError, match=part):
-        DecoderLMArgs.model_validate(args)
-
-
-def test_gpt2_presets_have_the_parameters_of_gpt2() -> None:
-    work = DecoderLM({"preset": "gpt2-124m", "sequence_length": 1024})
-    with torch.device("meta"):
-        model = work.build()
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808
-
-
-@pytest.mark.parametrize("length", [32, 128])
-def test_flops_agree_with_those_that_torch_counts(length: int) -> None:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    work = DecoderLM({"layers": 3, "hidden": 64, "heads": 2, "sequence_length": length})
-    with torch.device("meta"):
-        model = work.build()
-        batch = (torch.zeros((2, length + 1), dtype=torch.int64),)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        work.loss(model, batch).backward()
-    # What the formula has and the counter has not: 6 for each bias and norm parameter. That is little.
-    assert work.flops_per_sample() == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
-
-
 def test_batches_are_of_the_text_and_of_the_seed() -> None:
     work = DecoderLM({"preset": "tiny"})
 
@@ -100,28 +65,23 @@ def test_what_is_validated_on_was_not_trained_on() -> None:
     assert torch.equal(torch.cat([batch[0] for (batch,) in shares])[[0, 2, 4, 1, 3, 5]], whole)
 
 
-def test_the_loss_goes_down() -> None:
-    torch.manual_seed(0)
-    work = DecoderLM({"preset": "tiny", "sequence_length": 32})
-    model = work.build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for batch, _ in zip(training_batches(work, 8, 0, on_gpu=False), range(20), strict=False):
-        loss = work.loss(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(5.55, abs=0.2)  # ln 256: knows nothing yet
-    assert losses[-1] < losses[0] - 1
+def test_gpt2_presets_have_the_parameters_of_gpt2() -> None:
+    work = DecoderLM({"preset": "gpt2-124m", "sequence_length": 1024})
+    with torch.device("meta"):
+        model = work.build()
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
 
 
-def test_the_model_does_not_see_what_comes_next() -> None:
-    work = DecoderLM({"preset": "tiny", "sequence_length": 16})
-    model = work.build().eval()
-    batch = next(training_batches(work, 1, 0, on_gpu=False))[0][:, :-1].long()
-    changed = batch.clone()
-    changed[0, -1] = (changed[0, -1] + 1) % 256
-    before, after = model(input_ids=batch).logits, model(input_ids=changed).logits
-    assert torch.equal(before[0, :-1], after[0, :-1])
-    assert not torch.equal(before[0, -1], after[0, -1])
+@pytest.mark.parametrize("length", [32, 128])
+def test_flops_agree_with_those_that_torch_counts(length: int) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = DecoderLM({"layers": 3, "hidden": 64, "heads": 2, "sequence_length": length})
+    with torch.device("meta"):
+        model = work.build()
+        batch = (torch.zeros((2, length + 1), dtype=torch.int64),)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work.loss(model, batch).backward()
+    # What the formula has and the counter has not: 6 for each bias and norm parameter. That is little.
+    assert work.flops_per_sample() == pytest.approx(counter.get_total_flops() / 2, rel=0.02)

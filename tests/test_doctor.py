@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from analytics.say.blocks import Lines, Sentence
+from analytics.say.doctor import blocks
 from bench.machine import doctor
 from bench.machine.doctor import Finding, changes, findings, period
 from bench.meters import meter, nvml
@@ -99,26 +101,15 @@ def test_every_source_of_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: Non
     assert counter.state == "ok"
     assert counter.values["period_seconds"] == pytest.approx(0.1, rel=0.01)
     assert counter.values["power_watts"] == pytest.approx(300, rel=0.01)
-    assert "kJ since the driver was loaded" in counter.detail
-    assert "of the GPU with its memory" in counter.detail
     assert said["GPU 1 energy counter"].values["period_seconds"] == pytest.approx(0.02, rel=0.02)
     assert said["GPU 0 power"].values == {"power_watts": 300}
-    assert "did not change in 0.99" in said["GPU 0 power"].detail
     assert "period_seconds" in said["GPU 2 power"].values
-    assert said["GPU 2 energy counter"].state == "absent"
-    assert "integrated instead" in said["GPU 2 energy counter"].remedy
-    assert said["GPU 3 power"].state == "absent"
-    assert said["GPU 3 energy counter"].state == "ok"
-    assert said["GPU 4 energy"].state == "absent"
-    assert "reports neither energy nor power" in said["GPU 4 energy"].detail
-    clocks = said["GPU 0 clocks"]
-    for text in ("SM 1980 MHz", "memory 2619 MHz", "45 °C", "power limit 700 W", "not throttled"):
-        assert text in clocks.detail
-    assert said["GPU 1 clocks"].state == "problem"
+    states = {subject: finding.state for subject, finding in said.items()}
+    assert states["GPU 2 energy counter"] == states["GPU 3 power"] == states["GPU 4 energy"] == "absent"
+    assert (states["GPU 3 energy counter"], states["GPU 1 clocks"]) == ("ok", "problem")
     assert "throttled now by hw_thermal" in said["GPU 1 clocks"].detail
-    assert "nvidia-smi -q" in said["GPU 1 clocks"].remedy
-    assert "1 of 79.6 GiB in use" in said["GPU 0"].detail
-    assert said["torch"].subject == "torch"
+    assert said["GPU 0"].values["memory_used_bytes"] == 2**30
+    assert "torch" in said
 
 
 def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, no_estimate: None, clock: Ticking) -> None:
@@ -206,15 +197,10 @@ def test_rapl_zones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_estimate
         assert said[subject].values["period_seconds"] == pytest.approx(0.05, rel=0.01)
         assert said[subject].values["power_watts"] == pytest.approx(100, rel=0.01)
         assert said[subject].values["energy_joules"] >= 0
-    not_added = said["RAPL not added"].detail
-    for text in (
-        "intel-rapl-mmio:0 package-0 (the same zone again)",
-        "intel-rapl:0:0 core (inside its package)",
-        "intel-rapl:1:0 uncore (inside its package)",
-        "intel-rapl:2 psys (contains the packages)",
-    ):
-        assert text in not_added
-    assert "dram" not in not_added.replace("intel-rapl-mmio:0:0 dram", "")
+    not_added = [text.split()[0] for text in said["RAPL not added"].detail.split("; ")]
+    assert set(not_added) == {
+        "intel-rapl-mmio:0", "intel-rapl-mmio:0:0", "intel-rapl:0:0", "intel-rapl:1:0", "intel-rapl:2"
+    }  # fmt: skip
 
 
 def test_rapl_that_cannot_be_read(
@@ -274,9 +260,8 @@ def test_the_host(
     host = found(monkeypatch, clock)["host"]
     assert host.state == state
     if state != "unknown":
-        assert host.detail.startswith("load 0.5 on ")
         assert host.values["steal_share"] == pytest.approx(steal)
-    assert ("noisy_host" in host.remedy) == (state == "problem")
+    assert bool(host.remedy) == (state == "problem")
 
 
 def test_the_estimate_is_made_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -304,6 +289,26 @@ def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: No
 def test_a_machine_is_watched_for_a_second(clock: Ticking) -> None:
     watch = doctor.Watch(Machine(cpu_model="x", cpu_count=1))
     assert watch.seconds == pytest.approx(1.0, abs=2 * doctor.READING_INTERVAL)
+
+
+@pytest.mark.parametrize(
+    ("findings", "said"),
+    [
+        ([("GPU 0 power", {"power_watts": 9}), ("GPU 1 energy counter", {"energy_joules": 9})], "here: 2 GPUs"),
+        ([("RAPL intel-rapl:0:1 dram", {"energy_joules": 9}), ("RAPL a p", {"energy_joules": 9})], "here: memory, CPU"),
+        ([("energy estimate", {"power_watts_cpu_estimated": 9, "power_watts_dram_estimated": 3})], "about 12 W"),
+        ([("host", {"steal_share": 0.0})], "neither measured nor estimated"),
+    ],
+)
+def test_the_answer_says_whose_energy_can_be_measured(findings: list[tuple[str, dict[str, float]]], said: str) -> None:
+    first, second, *_ = blocks([Finding(subject, "ok", "", "", values) for subject, values in findings])
+    assert isinstance(first, Sentence)
+    assert said in first.text
+    assert second == Sentence("No problems.", "answer")
+    broken = Finding("GPU 0 power", "problem", "", "repair it", {"power_watts": 9})
+    shown = [*blocks([broken])]
+    assert shown[0] == Sentence("Energy can be neither measured nor estimated here", "title"), "only what works counts"
+    assert Lines(("GPU 0 power: repair it",)) in shown
 
 
 @pytest.mark.slow

@@ -1,15 +1,21 @@
 """Errors for people: their messages, their exit codes, and how `bench.cli.main` shows them."""
 
+import errno
+from pathlib import Path
 from unittest.mock import Mock
 
 import click
 import pytest
 
 from bench.errors import FAILED, FAULT, STOPPED, WRONG_USE, BadValue, Stopped, UserError, located
+from bench.files import write_text
 from bench.run.launcher import LaunchError
 from bench.store.tracker import StoreError
 from bench.suites.load import SuiteError
 from tests.commands import bench
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "/data/runs/x")
+FREE = "free some space, then run the same command again"
 
 
 def test_messages_are_kept_in_order_and_once() -> None:
@@ -44,6 +50,7 @@ def test_a_bad_value_is_a_value_error_too() -> None:
         (KeyboardInterrupt(), STOPPED, ["bench: Stopped."]),
         (click.Abort(), STOPPED, ["bench: Stopped."]),
         (OSError("the disk is full"), FAULT, ["bench: the disk is full"]),
+        (FULL, FAULT, ["bench: No space left on device: /data/runs/x", FREE]),
     ],
 )
 def test_errors_are_shown_without_a_traceback(
@@ -53,3 +60,11 @@ def test_errors_are_shown_without_a_traceback(
     done = bench("run")
     assert (done.exit_code, done.stdout) == (code, "")
     assert done.stderr.splitlines() == lines
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space") as caught:
+        write_text(tmp_path / "record.json", "{}")
+    assert caught.value.filename == str(tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []

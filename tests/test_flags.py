@@ -17,22 +17,9 @@ from tests import rows
 UUID = "GPU-0"
 
 
-def reading(component: str, device: str, **more: Any) -> EnergyReading:
-    values = {
-        "component": component,
-        "device": device,
-        "energy_joules": 20_000,
-        "seconds": 100,
-        "power_watts_mean": 200,
-    }
-    source = "nvml" if component == "gpu" else "rapl"
-    return EnergyReading.model_validate(
-        values | {"source": source, "provenance": Provenance.MEASURED_COUNTER_INTERP} | more
-    )
-
-
 def parts() -> list[EnergyReading]:
-    return [reading("gpu", UUID), reading("cpu", "p0"), reading("dram", "p0:0")]
+    devices = (("gpu", UUID), ("cpu", "p0"), ("dram", "p0:0"))
+    return [rows.reading(20_000, Provenance.MEASURED_COUNTER_INTERP, *device, seconds=100) for device in devices]
 
 
 def good(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunRecord:
@@ -40,7 +27,6 @@ def good(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunRecord:
     monkeypatch.setattr(quality, "fresh", lambda uuid, driver: True)
     gpu = Gpu(index=0, uuid=UUID, name="NVIDIA Synthetic", foreign_memory_bytes=0)
     base = rows.record(readings="")
-    assert base.measurement is not None
     noise = random.Random(1)  # noqa: S311
     of_measurement = {
         "window_seconds": 100.0,
@@ -60,10 +46,10 @@ def good(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunRecord:
             IdlePower(component=r.component, device=r.device, power_watts=50, seconds=30, provenance=r.provenance)
             for r in parts()
         ],
-        "environment": base.environment.model_copy(update={"machine": machine}),
-        "measurement": base.measurement.model_copy(update=of_measurement | changes),
+        "environment": base.environment.changed(machine=machine),
+        "measurement": base.measurement.changed(**(of_measurement | changes)),
     }
-    return base.model_copy(update=of_record | own)
+    return base.changed(**(of_record | own))
 
 
 def flags(record: RunRecord, site: Site | None = None, *, meter_failed: bool = False) -> list[str]:
@@ -76,7 +62,7 @@ def test_a_record_without_any_flag_is_fit_to_be_published(monkeypatch: pytest.Mo
 
 
 def with_(component: str, **more: Any) -> list[EnergyReading]:
-    return [r.model_copy(update=more) if r.component == component else r for r in parts()]
+    return [r.changed(**more) if r.component == component else r for r in parts()]
 
 
 def gpu_(**more: Any) -> dict[str, Any]:
@@ -151,17 +137,17 @@ def test_a_command_without_steps_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_module_has_its_processor_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = [reading("gpu", UUID, scope="module", flags=["module_scope"])]
+    module = [parts()[0].changed(scope="module", flags=["module_scope"])]
     assert flags(good(monkeypatch, energy=module)) == ["module_scope"]
 
 
 def test_memory_of_others_before_the_run_makes_a_gpu_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     record = good(monkeypatch)
     for size, found in ((200 * 2**20, []), (200 * 2**20 + 1, ["shared_gpu"]), (None, [])):
-        gpus = [record.environment.machine.gpus[0].model_copy(update={"foreign_memory_bytes": size})]
-        machine = record.environment.machine.model_copy(update={"gpus": gpus})
-        environment = record.environment.model_copy(update={"machine": machine})
-        assert flags(record.model_copy(update={"environment": environment})) == found
+        gpus = [record.environment.machine.gpus[0].changed(foreign_memory_bytes=size)]
+        machine = record.environment.machine.changed(gpus=gpus)
+        environment = record.environment.changed(machine=machine)
+        assert flags(record.changed(environment=environment)) == found
 
 
 def test_every_flag_but_that_of_repeats_can_be_set() -> None:
@@ -189,14 +175,14 @@ def test_what_stays_below_the_thresholds_has_no_flag(monkeypatch: pytest.MonkeyP
 
 
 def test_an_estimate_beside_measured_energy_does_not_spoil_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    late = [MODEL[0].model_copy(update={"coverage": 0.6, "flags": ["gap"]})]
+    late = [MODEL[0].changed(coverage=0.6, flags=["gap"])]
     assert flags(good(monkeypatch, energy=[*parts(), *late])) == []
     assert flags(good(monkeypatch, energy=late)) == ["energy_estimated", "energy_partly_covered", "gap"]
 
 
 def test_without_meters_nothing_is_said_of_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     record = good(monkeypatch, energy=[])
-    assert flags(record.model_copy(update={"spec": record.spec.model_copy(update={"meters": []})})) == []
+    assert flags(record.changed(spec=record.spec.changed(meters=[]))) == []
 
 
 def test_a_run_that_failed_has_no_grade() -> None:
@@ -252,9 +238,8 @@ def test_twelve_steps_are_needed() -> None:
 
 def test_a_loss_that_was_low_before_may_stay_where_it_is() -> None:
     record = rows.record()
-    assert record.measurement is not None
     trained = (record.spec.changed(needs="x"), record.spec.changed(workload_args={"pretrained": "/weights"}))
     for spec, (last, flagged) in itertools.product(trained, ((5.2, False), (6.0, True))):
-        measured = record.measurement.model_copy(update={"loss_last": last})
+        measured = record.measurement.changed(loss_last=last)
         judged = record.changed(measurement=measured, spec=spec)
         assert ("loss_not_decreasing" in judge(judged, window(judged))) == flagged

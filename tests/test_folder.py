@@ -87,5 +87,4 @@ def test_facts_of_an_older_execution_are_read(tmp_path: Path) -> None:
 def test_parts_of_a_copy_are_those_of_the_original() -> None:
     phase = Phase(name="steady", start_ns=0, end_ns=1)
     measured = rows.record().measurement
-    assert measured is not None
     assert measured.changed(phases=[phase]).phases[0] is phase

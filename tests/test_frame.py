@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from analytics.runs.frame import COUNTS, IDENTITY, NUMBERS, WORDS, frame, latest_execution, names, summary, total
-from analytics.text import between, number, printable, scale
+from analytics.text import counted, duration, interval, number, printable, scale
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Status
 from tests import rows
@@ -138,9 +138,17 @@ def test_number(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_between_and_scale() -> None:
-    assert between(12.0, 11.0, 13.5, "J") == "12 (11 to 13.5) J"
-    assert between(12.0, None, 13.5, "J") == between(12.0, math.nan, math.nan, "J") == "12 J"
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.31, "0.31 s"), (45, "45 s"), (372, "6.2 min"), (11_000, "3.1 h"), (210_000, "2.4 days")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_interval_and_scale() -> None:
+    assert [counted(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert interval(12.0, 11.0, 13.5, "J") == "12.0 J (11.0-13.5)"
+    assert interval(12.0, None, 13.5, "J") == interval(12.0, math.nan, math.nan, "J") == "12 J"
     assert scale(3.1e12, "FLOP/s") == (1e12, "TFLOP/s")
     assert scale(0.99999e9, "FLOP/s") == (1e9, "GFLOP/s"), "1 G, not 1,000 M"
     assert scale(5.0, "J") == (1.0, "J")

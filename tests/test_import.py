@@ -40,6 +40,7 @@ MAPS = (
     "tok_s=tokens_per_second",
 )
 SETTINGS = ("precision=bf16", "workload=decoder_lm")
+NAMED = [part for text in MAPS for part in ("--map", text)] + [part for text in SETTINGS for part in ("--set", text)]
 
 
 def table(folder: Path, text: str = TABLE, name: str = "theirs.csv") -> Path:
@@ -58,21 +59,24 @@ def simple(folder: Path, *lines: str, header: str = "devices,samples_per_second,
     return imported(table(folder, "\n".join([header, *lines]) + "\n"), (), (), "theirs", NOW)
 
 
+def run(path: Path, *arguments: str) -> Result:
+    return bench("import", str(path), *arguments)
+
+
 def test_rows_are_runs(tmp_path: Path) -> None:
     found = read(tmp_path, maps=(*MAPS, "step_ms=step_seconds:0.001"))
     assert (len(found.rows), found.refused, found.ignored) == (3, [], ["note"])
     first = found.rows[0]
-    assert first["status"] == "ok"
-    assert first["flags"] == "imported"
-    assert first["precision"] == "bf16"
-    assert first["devices"] == 1
+    work = language_model(1e9, 2048, sequence=2048).per_sample
+    assert {name: first[name] for name in ("status", "flags", "precision", "devices")} == {
+        "status": "ok", "flags": "imported", "precision": "bf16", "devices": 1
+    }  # fmt: skip
     assert first["step_seconds_median"] == pytest.approx(0.2)
     assert first["samples_per_second"] == pytest.approx(10000 / 2048)
-    work = language_model(1e9, 2048, sequence=2048).per_sample
     assert first["flops_per_sample"] == work > 6e9 * 2048, "attention counts, as in bench plan"
     assert first["flops_per_second_per_device"] == pytest.approx(work * 10000 / 2048)
     assert "energy_provenance" not in first, "no energy, no provenance of it"
-    assert any("6 × parameters + attention" in note and "assumed: 17 layers" in note for note in found.notes)
+    assert any("assumed: 17 layers" in note for note in found.notes)
     shaped = read(tmp_path, settings=(*SETTINGS, "workload_args.layers=24", "workload_args.hidden=2048"))
     assert shaped.rows[0]["flops_per_sample"] == (6e9 + 12 * 24 * 2048 * 2048) * 2048
     assert not any("assumed" in note for note in shaped.notes)
@@ -86,17 +90,19 @@ def test_rows_are_runs(tmp_path: Path) -> None:
     assert pareto.table["time"].is_monotonic_increasing
 
 
-def test_the_same_file_is_the_same_execution(tmp_path: Path) -> None:
+def test_the_same_file_is_the_same_execution_and_the_host_is_not_asked(tmp_path: Path) -> None:
     one, two = read(tmp_path), imported(table(tmp_path), MAPS, SETTINGS, "theirs")
     assert one.execution == two.execution
     assert [row["run_id"] for row in one.rows] == [row["run_id"] for row in two.rows]
     assert read(tmp_path, settings=("precision=fp8",)).execution != one.execution
+    here, there = (read(tmp_path, settings=(*SETTINGS, f"host={host}")).rows[0] for host in ("gpu01", "gpu02"))
+    assert here["config_id"] == there["config_id"], "the same work elsewhere"
+    assert "gpu01" not in str(here["label"])
 
 
 def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
-    found = simple(
-        tmp_path, "2,10,300,0.5", header="devices,samples_per_second,joules_per_sample,cost_usd_per_million_samples"
-    )
+    header = "devices,samples_per_second,joules_per_sample,cost_usd_per_million_samples"
+    found = simple(tmp_path, "2,10,300,0.5", header=header)
     (row,) = found.rows
     assert row["energy_provenance"] == row["cost_basis"] == "imported"
     assert summary(frame(found.rows))["energy_provenance"].tolist() == ["imported"]
@@ -106,21 +112,16 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("1,,fp32", "no speed"),
-        ("1,0,fp32", "samples_per_second: 0 is not positive"),
-        ("1,-5,fp32", "samples_per_second: -5 is not positive"),
-        ("1,nan,fp32", "'nan' is no number"),
-        ("1,inf,fp32", "'inf' is no number"),
-        ("1,12k,fp32", "samples_per_second: '12k' is no number"),
-        ("1,1_0,fp32", "'1_0' is no number"),
-        ('1,"1,5",fp32', "'1,5' is no number; commas may group three digits each (3,600)"),
-        ('1,"0,600",fp32', "'0,600' is no number"),
-        (f"1,{'9' * 400},fp32", "is no number"),
-        ("1,1e308,fp32", "samples_per_second: 1e+308 cannot be meant"),
+        ("1,0,fp32", "samples_per_second '0': Input should be greater than 0"),
+        ("1,-5,fp32", "greater than 0"),
+        *((f"1,{text},fp32", "not a number") for text in ("nan", "inf", "12k", "1_0", '"1,5"', '"3,600"')),
+        (f"1,{'9' * 400},fp32", "finite"),
+        ("1,1e308,fp32", "less than or equal to"),
         ("1,1e-320,fp32", "cannot be meant"),
-        ("1e18,1,fp32", "devices: 1e+18 cannot be meant"),
-        ("1.5,7,fp32", "devices: 1.5 is no whole number"),
-        ("0,7,fp32", "devices: 0 is not positive"),
-        (",7,fp32", "devices: no number"),
+        ("1e18,1,fp32", "less than or equal to"),
+        ("1.5,7,fp32", "devices '1.5': Input should be a valid integer"),
+        ("0,7,fp32", "greater than 0"),
+        (",7,fp32", "no number of devices"),
         ("1,10,fp32", "the same run as line 2"),
     ],
 )
@@ -140,39 +141,16 @@ def test_figures_that_follow_must_be_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("began", ["9999-12-31T23:59:59-12:00", "1969-12-31", "1970-01-01T00:00+05:00", "soon"])
 def test_a_start_that_no_run_can_have(tmp_path: Path, began: str) -> None:
     found = simple(tmp_path, f"1,2,{began}", "1,2,2026-01-01", header="devices,samples_per_second,started_at")
-    assert found.refused == [(2, f"started_at: {began!r} is no time from 1970 to 2100, such as 2026-01-31T13:00Z")]
-
-
-def test_lines_of_json_of_no_use(tmp_path: Path) -> None:
-    good = '{"devices": 1, "samples_per_second": 2}'
-    lines = ["[" * 100_000, '{"devices": 1, "samples_per_second": ' + "9" * 400 + "}", "3", "{torn", good]
-    done = run(table(tmp_path, "\n".join(lines), "a.jsonl"), "--dry-run")
-    assert done.exit_code == 0, done.output
-    for said in (
-        "line 1 is left out: no JSON object: maximum recursion",
-        "line 2 is left out: samples_per_second",
-        "line 3",
-        "line 4",
-    ):
-        assert said in done.output
-    assert "1 of 5 rows can be imported" in done.output
-
-
-def test_commas_that_group_thousands(tmp_path: Path) -> None:
-    found = simple(tmp_path, '1,"3,600",fp32', '2,"1,234,567.5",fp32')
-    assert [row["samples_per_second"] for row in found.rows] == [3600, 1234567.5]
-    assert "commas in numbers group thousands: 3,600 is 3600" in found.notes
-    european = simple(tmp_path, "1;3,600;fp32", header="devices;samples_per_second;precision")
-    assert "'3,600' is no number" in european.refused[0][1], "there it may be 3.6"
+    ((line, reason),) = found.refused
+    assert line == 2
+    assert reason.startswith(f"started_at {began!r}: ")
 
 
 def test_names_of_precisions(tmp_path: Path) -> None:
     found = simple(tmp_path, "1,2,bfloat16", "1,3,amp_bf16", "1,4,bf16")
     assert [row["precision"] for row in found.rows] == ["bf16", "amp_bf16", "bf16"]
-    assert "precision bfloat16 is called bf16 here" in found.notes
-    assert any(note.startswith("no precisions of ours: amp_bf16;") for note in found.notes)
-    (note,) = read(tmp_path, settings=("precision=float32",)).notes[1:]
-    assert note == "precision float32 is called fp32 here"
+    assert "Precision bfloat16 is called bf16 here" in found.notes
+    assert "Precision float32 is called fp32 here" in read(tmp_path, settings=("precision=float32",)).notes
 
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
@@ -204,8 +182,8 @@ def test_repeats(tmp_path: Path) -> None:
     [
         (("tok_s=token_per_second",), (), "unknown name 'token_per_second': did you mean 'tokens_per_second'"),
         (("toks=tokens_per_second",), (), "no column 'toks'; did you mean 'tok_s'"),
-        (("tok_s=tokens_per_second:0",), (), "factor: 0 is not positive"),
-        (("tok_s=tokens_per_second:k",), (), "factor: 'k' is no number"),
+        (("tok_s=tokens_per_second:0",), (), "factor '0': Input should be greater than 0"),
+        (("tok_s=tokens_per_second:k",), (), "factor 'k': not a number"),
         (("tok_s=tokens_per_second", "step_ms=tokens_per_second"), (), "tokens_per_second is given twice"),
         (("tok_s=tokens_per_second", "gpus=devices"), ("devices=2",), "devices is given twice"),
         (("gpus=devices",), (), "no column is tokens_per_second or samples_per_second"),
@@ -213,12 +191,8 @@ def test_repeats(tmp_path: Path) -> None:
         (MAPS, ("precission=bf16",), "did you mean 'precision'"),
         (MAPS, ("repeat=1", "repeat=2"), "--set repeat=2: repeat is given twice"),
         (("tok_s=zzzz",), (), "unknown name 'zzzz': "),
-        (MAPS, ("precision",), "--set precision: wanted NAME=VALUE"),
-        (
-            ("gpus=devices", "tok_s=tokens_per_second"),
-            ("repeat=1.5",),
-            "--set repeat=1.5: repeat: 1.5 is no whole number",
-        ),
+        (MAPS, ("precision",), "--set precision: give NAME=VALUE"),
+        (MAPS, ("repeat=1.5",), "--set repeat=1.5: repeat '1.5': Input should be a valid integer"),
         (("tok_s",), (), "no column ''"),
     ],
 )
@@ -245,51 +219,31 @@ def test_other_kinds_of_files(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("a.csv", b"\xff\xfe\x00x"),
-        ("a.jsonl", b"{torn"),
+        ("a.jsonl", b'{"devices": 1}\n{torn'),
         ("a.jsonl", b"3\n"),
+        ("a.jsonl", b"[" * 100_000),
         ("a.parquet", b"PAR1"),
         ("none.csv", None),
         ("e.csv", b""),
+        ("useless.csv", b"devices,samples_per_second\n1,12k\n"),
     ],
 )
-def test_what_is_no_table(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_what_is_no_table_of_runs(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     done = run(tmp_path / name)
-    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.exit_code == 2
     assert 1 <= len(done.stderr.splitlines()) <= 2
-    assert not (tmp_path / "runs").exists()
-
-
-def run(path: Path, *arguments: str, verb: str = "import") -> Result:
-    return bench(verb, str(path), *arguments)
-
-
-NAMED = [part for text in MAPS for part in ("--map", text)] + [part for text in SETTINGS for part in ("--set", text)]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name] * (content is not None)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    done = run(table(tmp_path), *NAMED, "--dry-run")
-    assert done.exit_code == 0, done.output
-    for said in (
-        "tok_s -> tokens_per_second",
-        "not used: step_ms, note",
-        "3 of 3 rows can be imported; nothing was written",
-    ):
-        assert said in done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
     document = json.loads(run(table(tmp_path), *NAMED, "--dry-run", "--json").stdout)
     assert {"name": "gpus", "target": "devices", "factor": 1.0} in document["columns"]
-    assert len(document["rows"]) == 3
-
-
-def test_nothing_of_use_is_wrong_use(tmp_path: Path) -> None:
-    done = run(table(tmp_path, "devices,samples_per_second\n1,12k\n"))
-    assert done.exit_code == 2
-    assert "line 2 is left out: samples_per_second: '12k' is no number" in done.stdout
-    assert "so nothing was imported" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
+    assert (len(document["rows"]), document["ignored"], document["logged"]) == (3, ["step_ms", "note"], None)
     assert run(table(tmp_path), *NAMED, "--suite", "../up").exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.csv"]
 
 
 def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path) -> None:
@@ -301,7 +255,6 @@ def test_tokens_alone_are_shown_and_what_is_lacking_is_said(tmp_path: Path) -> N
     assert "samples/s" not in table_.columns
     assert [cells[table_.columns.index("tokens/s")].split()[0] for cells in table_.rows] == ["1,000", "1,900"]
     words = " ".join(block.text for block in blocks if isinstance(block, Note | Sentence))
-    assert "flops_per_sample" in words
     assert "no meter" not in words
     assert "price" not in words
 
@@ -314,12 +267,6 @@ def test_hostile_cells_stay_one_line(tmp_path: Path) -> None:
 
 
 PRIVATE = "host=gpu01.secret.example", "workload_args.user=alice", "dataset=/home/bob/data/corpus.bin"
-
-
-def test_the_host_is_not_asked(tmp_path: Path) -> None:
-    one, other = (read(tmp_path, settings=(*SETTINGS, f"host={host}")).rows[0] for host in ("gpu01", "gpu02"))
-    assert one["config_id"] == other["config_id"], "the same work elsewhere"
-    assert "gpu01" not in str(one["label"])
 
 
 def test_hosts_and_users_of_imported_rows_are_taken_out_of_every_format(tmp_path: Path) -> None:
@@ -344,15 +291,12 @@ def test_hosts_and_users_of_imported_rows_are_taken_out_of_every_format(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     path = table(tmp_path)
     named = [*NAMED, *(part for text in PRIVATE for part in ("--set", text))]
     first = run(path, *named)
     assert first.exit_code == 0, first.output
-    assert "3 of them new" in first.stdout
+    assert "3 of 3 rows imported, 3 of them new" in first.stdout
     kept = list((tmp_path / "runs").glob("theirs/imported-*/imported.jsonl"))
     assert len(kept) == 1
     before = store.load()
@@ -381,7 +325,8 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
             assert (bool(found) == leaks) or form in ("html", "md"), (form, found)
     assert "4 devices" in verb("pareto", "theirs", "--by", "time").stdout
     other = f"sqlite:///{tmp_path}/other.db"
-    assert verb("sync", "--store", other).stdout.startswith("3 records logged")
+    assert verb("sync", "--store", other).stdout.startswith("3 runs logged")
+    assert verb("sync", "--store", other).stdout.startswith("Nothing to log")
     assert len(store.load(other)) == 3
     kept[0].write_text("torn")
     assert "imported.jsonl" in verb("sync", "--store", other).stderr

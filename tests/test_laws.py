@@ -1,7 +1,6 @@
 """Laws of speed: what is known is found at the nominal rate, what is not known is said, bad tables end in one sentence."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +9,7 @@ import pandas as pd
 import pytest
 
 from analytics.law import law as laws
-from analytics.law.step_time import StepTime, configurations, step_time
-from analytics.runs.frame import frame, summary
-from analytics.say.law import step_sentences
-from tests import published, rows
+from tests import published
 from tests.fixtures import fixtures
 
 DEVICES = np.array([1, 2, 4, 8, 16, 32, 64])
@@ -233,6 +229,7 @@ def test_left_out_rows_judge_a_law() -> None:
 # --- published tables
 
 
+@pytest.mark.slow
 def test_published_tables_are_predicted() -> None:
     rows, said = published.read([published.DATA / "series.csv"])
     assert said == []
@@ -262,20 +259,17 @@ def test_published_sums_come_out_as_published() -> None:
         assert fixture.value == pytest.approx(fixture.published, rel=rounding), fixture
 
 
-def protocol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.published", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=100)
-
-
-def test_the_protocol_runs_on_any_file(tmp_path: Path) -> None:
+def test_the_protocol_runs_on_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = table().assign(table="mine", series="a", x=lambda t: t["speed"])[["table", "series", "devices", "x"]]
     rows.sample(frac=1, random_state=0).to_csv(tmp_path / "s.csv", index=False)
     bad = 'mine,b,8,"1,234"\n\nmine,b,0,5\nmine,b,8,-1\n,,8,5\nmine,c,8,5\nmine,c,8,5\nmine,c,8,6\n'
     with (tmp_path / "s.csv").open("a") as file:
         file.write(bad)
-    done = protocol(str(tmp_path / "s.csv"), str(tmp_path / "s.csv"), "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    monkeypatch.setattr(sys, "argv", ["published", str(tmp_path / "s.csv"), str(tmp_path / "s.csv"), "--json"])
+    published.main()
+    document = json.loads(capsys.readouterr().out)
     assert [(row["table"], row["series"]) for row in document["tables"]] == [("mine", 1), ("all", 1)]
     assert document["tables"][0]["step"] < 5
     assert all("4 rows cannot be used" in line for line in document["left_out"])
@@ -291,85 +285,17 @@ def test_the_protocol_runs_on_any_file(tmp_path: Path) -> None:
         (None, "No such file"),
     ],
 )
-def test_the_protocol_refuses_what_is_no_table(tmp_path: Path, text: str | None, message: str) -> None:
+def test_the_protocol_refuses_what_is_no_table(
+    tmp_path: Path,
+    text: str | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "s.csv"
     if text is not None:
         path.write_text(text)
-    done = protocol(str(path))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-# --- what takes the time of a step
-
-
-def divided(table: pd.DataFrame) -> StepTime:
-    found = step_time(table)
-    assert found is not None
-    return found
-
-
-def pipelines(noise: float = 0.01) -> pd.DataFrame:
-    """Return the summary of 24 configurations of a device of 400 TFLOP/s, with bubbles and 50 ms a step."""
-    rng = np.random.default_rng(0)
-    d, pp, micro = (rng.choice(choices, 24) for choices in ([8, 16, 32, 64], [2, 4], [4, 8, 16]))
-    flops = 1e16 * rng.uniform(1, 4, 24)
-    pp[:6] = 1
-    seconds = (flops / d / 4e14 * (1 + (pp - 1) / micro) + 0.05) * np.exp(noise * rng.normal(size=24))
-    return pd.DataFrame(
-        {
-            "devices": d,
-            "parallelism": np.where(pp > 1, "pp", "ddp"),
-            "parallelism.size": np.where(pp > 1, pp, np.nan),
-            "parallelism.microbatches": micro,
-            "samples_per_second": 64 / seconds,
-            "flops_per_sample": flops / 64,
-            "global_batch_size": 64,
-            "batch_size_per_device": 64 / d,
-            "gradient_accumulation_steps": 1,
-            "parameters": 1e9,
-        }
-    )
-
-
-def test_parts_of_a_step_are_those_that_made_it() -> None:
-    table = pipelines(noise=0)
-    steps = divided(table)
-    configured = configurations(table)
-    each = configured["flops"] / configured["devices"] / 4e14
-    bubble = each * (configured["pipeline_parallel"] - 1) / configured["microbatches"]
-    whole = each + bubble + 0.05
-    assert steps.shares["computing"] == pytest.approx((each / whole).mean(), abs=1e-4)
-    assert steps.shares["bubble"] == pytest.approx((bubble / whole).mean(), abs=1e-4)
-    assert steps.shares["step"] == pytest.approx((0.05 / whole).mean(), abs=1e-4)
-    assert sum(steps.shares.values()) == pytest.approx(1)
-    assert steps.left_out < 1e-6 < 0.05 < steps.plain_left_out
-    assert divided(pipelines()).left_out < 0.02
-
-
-def test_parts_of_a_step_need_many_configurations_that_divide_the_model() -> None:
-    table = pipelines()
-    assert step_time(table.iloc[:19]) is None
-    assert step_time(table.assign(parallelism="ddp")) is None
-    assert step_time(table.assign(samples_per_second=np.nan)) is None
-
-
-def test_runs_that_divide_the_model_are_split() -> None:
-    made = [
-        rows.make(devices, preset, v=rows.V * (0.7 if way == "pp" else 1), batch=batch, parallelism=way)
-        for devices in (2, 4)
-        for preset in rows.SIZES
-        for batch in (8, 16)
-        for way in ("ddp", "tp", "pp")
-    ]
-    table = summary(frame(made))
-    steps = configurations(table)
-    assert set(steps["pipeline_parallel"]) == {1, 2, 4}
-    assert set(steps["tensor_parallel"]) == {1, 2, 4}
-    assert steps["step_seconds"].tolist() == pytest.approx(
-        (table["global_batch_size"] / table["samples_per_second"]).astype(float).tolist()
-    )
-    assert divided(table).configurations == 24
-    assert len(step_sentences(table)) == 1
-    assert step_sentences(table.iloc[:5]) == []
+    monkeypatch.setattr(sys, "argv", ["published", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        published.main()
+    assert message in capsys.readouterr().err

@@ -3,12 +3,9 @@
 import fcntl
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,11 @@ import pytest
 from app import live as panel
 from bench.files import Busy, held, is_held
 from bench.folder import LOCK, PROGRESS
-from bench.store import progress as live
 from bench.store import tracker as tracking
 from bench.store.progress import Flight, in_flight
 from bench.store.sync import sync
 from tests import rows
-from tests.processes import BENCH, SCALING, run, until
-from tests.stores import empty_store
 from tests.test_tracking import logged
-from tests.test_trials import slow
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 HERE = socket.gethostname()
@@ -187,7 +180,7 @@ def tracker(uri: str) -> tracking.Tracker:
     return found
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("server", [False, True])
 def test_progress_stands_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool) -> None:
     uri = logged(tmp_path, [rows.record(1)])
@@ -206,7 +199,7 @@ def test_progress_stands_in_the_index(tmp_path: Path, monkeypatch: pytest.Monkey
     assert one.error is None
 
 
-@slow
+@pytest.mark.slow
 def test_no_folder_goes_to_a_server_or_comes_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = logged(tmp_path, [rows.record(1)])
     one = tracker(uri)
@@ -225,7 +218,7 @@ def test_progress_before_there_is_an_index_is_no_failure() -> None:
     assert one.error is None
 
 
-@slow
+@pytest.mark.slow
 def test_bench_sync_lets_a_running_suite_run(tmp_path: Path) -> None:
     uri = logged(tmp_path, [rows.record(1)])
     one = tracker(uri)
@@ -236,42 +229,3 @@ def test_bench_sync_lets_a_running_suite_run(tmp_path: Path) -> None:
         assert len(tracking.flights(uri)) == 1
     sync(tmp_path / "runs", uri)
     assert tracking.flights(uri) == []
-
-
-def seen(folder: Path) -> list[live.Seen]:
-    return in_flight(folder / "runs", [], datetime.now(UTC))
-
-
-@slow
-def test_a_suite_in_flight_for_real(tmp_path: Path) -> None:
-    options = ["device_type=cpu", "devices=[1]", "precision=[fp32]", "measure_seconds=4", "workload_args.preset=tiny"]
-    empty_store(tmp_path)
-    command = [*BENCH, "run", SCALING, "--set", "repeats=3", "--set", "idle_seconds=0"]
-    command += [word for option in options for word in ("--set", option)]
-    with ExitStack() as stack:
-        process = stack.enter_context(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True))
-        stack.callback(process.kill)
-        (starting,) = until(lambda: seen(tmp_path))
-        assert (starting.state, starting.flight.current, starting.flight.done) == ("running", None, 0)
-        (second,) = until(lambda: [s for s in seen(tmp_path) if s.flight.done == 1])
-        told = second.flight
-        assert (told.to_do, told.failed, told.unit, told.host, told.ended) == (3, 0, "runs", HERE, False)
-        assert told.current is not None
-        assert told.current.endswith(" r1")
-        assert (told.remaining_seconds or 0) > 5, "two runs of 4 s and more"
-        (tag,) = tracking.flights(f"sqlite:///{tmp_path}/mlflow.db")
-        assert tag.folder == told.folder
-        (record,) = Path(tag.folder or "").glob("*/record.json")
-        assert json.loads(record.read_text())["status"] == "ok"
-        assert is_held(Path(tag.folder or "") / LOCK)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        (stopped,) = seen(tmp_path)
-        assert (stopped.state, stopped.flight.done) == ("stopped", 1)
-        assert len(tracking.flights(f"sqlite:///{tmp_path}/mlflow.db")) == 1, "MLflow does not know that it was killed"
-    done = run(command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert seen(tmp_path) == []
-    kept = Flight.model_validate_json((Path(tag.folder or "") / PROGRESS).read_text())
-    assert (kept.to_do, kept.done, kept.ended, kept.current) == (2, 2, True, None), "the same execution went on"
-    assert tracking.flights(f"sqlite:///{tmp_path}/mlflow.db") == []

@@ -14,8 +14,7 @@ PARTS = {
     "types": "mypy",
     "layers": "lint-imports",
     "quick": "python -m pytest -m not slow",
-    "paired": "python -m pytest -m slow and not alone",
-    "alone": "python -m pytest -m slow and alone",
+    "slow": "python -m pytest -m slow",
 }
 
 
@@ -39,9 +38,9 @@ def make(goal: str, folder: Path, failing: dict[str, int]) -> tuple[subprocess.C
     [
         ("test", {}, None),
         ("test", {"quick": 1}, "quick"),
-        ("test", {"paired": 1, "alone": 1}, "slow"),
+        ("test", {"slow": 1}, "slow"),
         ("test", {"lint": 1, "types": 1, "quick": 2}, "static quick"),
-        ("test", {"paired": 5, "alone": 5}, None),  # no test was selected
+        ("test", {"slow": 5}, None),  # no test was selected
         ("check", {"layers": 1}, "static"),
         ("check", {"quick": 1}, "quick"),
     ],
@@ -50,7 +49,7 @@ def test_all_parts_run_and_all_failures_are_named(
     goal: str, failing: dict[str, int], failed: str | None, tmp_path: Path
 ) -> None:
     done, calls = make(goal, tmp_path, failing)
-    parts = [part for part in PARTS if goal == "test" or part not in ("paired", "alone")]
+    parts = [part for part in PARTS if goal == "test" or part != "slow"]
     assert len(calls) == len(parts)
     assert all(call.startswith(PARTS[part]) for call, part in zip(calls, parts, strict=True)), calls
     assert (done.returncode == 0) == (failed is None), done.stdout + done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from analytics.text import interval
 from bench import folder as files
 from bench.figures.metrics import metrics, row
 from bench.machine.environment import find_machine
@@ -140,8 +141,8 @@ def test_sleep_without_a_gpu_has_time_an_estimate_and_a_record(tmp_path: Path) -
     assert record.cost is not None
     assert record.cost.mode == "owned"
     assert "no_steps" in record.flags
-    assert f"{record.duration_seconds:.4g} s" in done.stderr
-    assert f"grade {record.grade}" in done.stderr
+    assert f"sleep 4: {interval(record.duration_seconds)} s, " in done.stderr
+    assert f"Grade {record.grade}" in done.stderr
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -160,7 +161,7 @@ def test_a_command_that_cannot_be_started_ends_as_in_a_shell(name: str, code: in
     (tmp_path / "notes.txt").write_text("text")
     done = commands.bench("measure", *QUIET, "--", name)
     assert (done.exit_code, done.stdout) == (code, "")
-    assert "cannot start the command" in done.stderr
+    assert f"cannot start {name}: " in done.stderr
 
 
 @pytest.mark.parametrize("as_json", [False, True])

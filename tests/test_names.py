@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analytics.runs.frame import frame, summary
-from analytics.say.names import named, word
+from analytics.say.names import named, spoken, why_ended, word
 from analytics.text import interval, percent
 from tests.rows import grid, make
 
@@ -61,6 +61,43 @@ def test_units_stand_behind_the_value() -> None:
 )
 def test_fields_in_words(column: str, value: Any, text: str) -> None:
     assert word(column, value) == text
+
+
+@pytest.mark.parametrize(
+    ("codes", "text"),
+    [
+        ("preset=tiny d=2 bf16", "tiny 2 devices bf16"),
+        ("decoder_lm gpt2 tiny d1 b8 fp32 ddp", "tiny 1 device batch 8 per device fp32 ddp"),
+        ("+ precision=bf16, compile=default", "+ bf16, compiled"),
+        ("bench run x.yaml --set repeats=3", "bench run x.yaml --set repeats=3"),
+        ("<b>d=1</b>", "<b>d=1</b>"),
+    ],
+)
+def test_short_names_in_words(codes: str, text: str) -> None:
+    assert spoken(codes) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "reasons", "text"),
+    [
+        ("out_of_memory", ["you tried to allocate 2000000000 bytes."], "out of memory: another 2 GB did not fit"),
+        (
+            "out_of_memory",
+            ["Tried to allocate 1.00 GiB", "Tried to allocate 20 GiB"],
+            "another 1.07 to 21.5 GB did not",
+        ),
+        ("out_of_memory", ["killed"], "out of memory: killed"),
+        ("failed", ["a", "b", "a"], "failed: a; b"),
+        ("timeout", [float("nan")], "timeout: no reason was recorded"),
+    ],
+)
+def test_how_runs_ended(status: str, reasons: list[Any], text: str) -> None:
+    assert text in why_ended(status, reasons)
+
+
+def test_the_steps_of_a_ladder_are_named_by_what_each_adds() -> None:
+    steps = [make() | {"ladder": 0}, make(precision="bf16") | {"ladder": 1}, make(2, precision="bf16") | {"ladder": 2}]
+    assert named(summary(frame(steps)))["change"].tolist() == ["start", "… + bf16", "… + 2 devices"]
 
 
 def test_configurations_are_told_apart_in_words() -> None:

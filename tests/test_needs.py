@@ -1,15 +1,16 @@
 """Weights between runs for real: a suite whose runs save, need, fine-tune, distil, compress and serve."""
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 
 from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
-from tests.processes import bench, records
+from tests.commands import execute
+from tests.processes import records
 from tests.stores import empty_store
 
 pytestmark = pytest.mark.slow
@@ -48,16 +49,16 @@ def measured(record: RunRecord) -> tuple[Any, dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("chain")
     (folder / "chain.yaml").write_text(SUITE)
     empty_store(folder)
-    return folder, bench(folder, "run", "chain.yaml")
+    return folder, execute(folder, "run", "chain.yaml")
 
 
-def test_weights_go_from_run_to_run(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, process = done
-    assert process.returncode == 1, process.stderr  # one run was made to fail
+def test_weights_go_from_run_to_run(done: tuple[Path, Result]) -> None:
+    folder, ended = done
+    assert ended.exit_code == 1, ended.stderr  # one run was made to fail
     found = by_label(records(folder))
     base, base_metrics = measured(found["saves-base"])
     assert "checkpoint" in [phase.name for phase in base.phases]
@@ -87,7 +88,7 @@ def test_weights_go_from_run_to_run(done: tuple[Path, subprocess.CompletedProces
     assert student_metrics["served_accuracy"] == pytest.approx(student.quality[-1].accuracy)
 
 
-def test_without_its_giver_a_run_is_skipped(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_without_its_giver_a_run_is_skipped(done: tuple[Path, Result]) -> None:
     found = by_label(records(done[0]))
     assert found["saves-broken"].status is Status.INVALID
     without = found["from-broken"]
@@ -97,23 +98,22 @@ def test_without_its_giver_a_run_is_skipped(done: tuple[Path, subprocess.Complet
 
 
 def test_weights_that_are_gone_are_made_again_if_a_run_still_needs_them(
-    done: tuple[Path, subprocess.CompletedProcess[str]],
+    done: tuple[Path, Result],
 ) -> None:
     folder, _ = done
     before = by_label(records(folder))
     base = next(folder.glob(f"runs/*/*/{before['saves-base'].run_id}"))
     shutil.rmtree(base / "checkpoint")
     shutil.rmtree(base.parent / before["soft"].run_id)
-    process = bench(folder, "run", "chain.yaml", "--only", "distillation=soft")
-    assert process.returncode == 0, process.stderr
+    ended = execute(folder, "run", "chain.yaml", "--only", "distillation=soft")
+    assert ended.exit_code == 0, ended.stderr
     after = by_label(records(folder))
     assert after["saves-base"].started_at > before["saves-base"].started_at
     assert (base / "checkpoint" / "weights.safetensors").exists()
     assert after["soft"].started_at > before["soft"].started_at
     assert after["lora"] == before["lora"]
     assert after["soft"].status is Status.OK
-    retried = bench(folder, "run", "chain.yaml", "--retry")
-    assert retried.returncode == 1
+    assert execute(folder, "run", "chain.yaml", "--retry").exit_code == 1
     last = by_label(records(folder))
     assert last["saves-broken"].started_at > before["saves-broken"].started_at
     assert last["from-broken"].status is Status.SKIPPED

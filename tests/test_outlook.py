@@ -69,13 +69,6 @@ def test_fit_predicts_what_is_asked_for() -> None:
     assert json.loads(bench("fit", "--json").stdout)["predictions"] == []
 
 
-@pytest.mark.usefixtures("stored")
-def test_there_is_no_menu_of_laws() -> None:
-    done = bench("fit", "--law", "power")
-    assert done.exit_code == 2
-    assert "No such option" in done.stderr
-
-
 def test_a_host_of_two_cores_has_no_eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     made = rows.grid((1, 2), cores=2)
     monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
@@ -85,10 +78,3 @@ def test_a_host_of_two_cores_has_no_eight_devices(monkeypatch: pytest.MonkeyPatc
     predicted = bench("fit", "--devices", "4,8").output.split("80 % intervals")[1]
     assert [line.split()[-1] for line in predicted.splitlines()[2:4]] == ["(a)", "(a)"]
     assert "(a) more devices than this machine has (2)" in predicted
-
-
-@pytest.mark.parametrize("devices", ["0", "a", "8,", "-1", "9999999", "8;16"])
-def test_wrong_devices_are_told(devices: str) -> None:
-    done = bench("fit", "--devices", devices)
-    assert done.exit_code == 2
-    assert "give whole numbers from 1 to 1,000,000" in done.stderr

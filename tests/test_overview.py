@@ -1,14 +1,11 @@
 """The Overview: what runs now, a row a suite, and what failed and why."""
 
-import math
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit as st
 
 from analytics.runs import store
 from analytics.runs.frame import frame
@@ -20,25 +17,13 @@ from bench.record import Status
 from bench.store import tracker as tracking
 from bench.store.progress import Flight, Seen
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.pages import EVIL, Open, markup, opener, texts
 from tests.test_live import HERE, NOW, flight, written
 
 OOM = Status.OUT_OF_MEMORY
 
 
-@pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    def run(given: Any, **query: str) -> Any:
-        def load(uri: str | None = None, **_: Any) -> Any:
-            if isinstance(given, Exception):
-                raise given
-            return frame(given)
-
-        monkeypatch.setattr(store, "load", load)
-        return opened("overview", query)
-
-    yield run
-    st.cache_data.clear()
+page = opener("overview")
 
 
 @pytest.mark.parametrize(
@@ -81,10 +66,10 @@ def test_a_row_a_suite_is_its_newest_execution() -> None:
     assert row["runs"] == "3 ok, 1 failed, 1 skipped"
     assert (row["executions"], row["host"]) == (2, "synthetic-host")
     best = (20 * 22) ** 0.5
-    assert row["best"] == f"{best:.4g}", "a mean over repeats, not the luckiest run, nor that of the old one"
+    assert row["best"] == f"{best:.3g}", "a mean over repeats, not the luckiest run, nor that of the old one"
     given.append(rows.make(1, repeat=2, v=2e9 * 1.05))
-    assert overview.suites(frame(given))["best"][1].startswith("20.98 (18.64 to "), "three have an interval"
-    assert row["fastest"] == "synthetic tiny 1 device batch 8 fp32 ddp"
+    assert overview.suites(frame(given))["best"][1].startswith("21.0 (18.6-"), "three have an interval"
+    assert row["fastest"] == "synthetic tiny 1 device batch 8 per device fp32 ddp"
     assert (row["joules"], row["joules_estimated"]) == (200, 450)
     assert row["grams"] == pytest.approx(200 / 3.6e6 * 400)
     assert row["grams_estimated"] == pytest.approx(150 / 3.6e6 * 400)
@@ -96,16 +81,15 @@ def test_runs_that_failed_alike_are_one_reason() -> None:
     given = [rows.make(2, repeat=r, status=OOM, message=message.format(r, 10 + r)) for r in range(3)]
     given += [rows.make(4, repeat=9, status=Status.FAILED, message="another cause"), rows.make(1, batch=4)]
     given.append(rows.make(4, repeat=8, status=Status.SKIPPED, message="needs a GPU"))
-    other, memory = overview.reasons(frame(given)).itertuples()
+    other, memory, skip = overview.reasons(frame(given)).itertuples()
     assert (memory.runs, memory.outcome, memory.suites) == (3, "out of memory", "synthetic")
     assert memory.reason == "SyntheticError: rank 2: tried to allocate 12.5 GiB more in another line"
-    assert "the nearest that does has" in memory.remedy
+    assert memory.remedy.startswith("Make it smaller (")
     assert "batch_size_per_device: 4" in memory.remedy
     assert other.reason == "SyntheticError: another cause"
     assert "--retry" in other.remedy
     assert other.newest > memory.newest
-    (skip,) = overview.reasons(frame(given), skipped=True).itertuples()
-    assert overview.lines(skip, short=True)[0] == "1 run (synthetic): needs a GPU"
+    assert overview.lines(skip) == ["skipped: 1 run (synthetic): needs a GPU"]
     assert overview.lines(memory)[0].startswith("out of memory: 3 runs, the newest 2026-01-02 03:06:05 UTC")
     assert overview.reasons(frame(given[4:5])).empty
 
@@ -128,11 +112,9 @@ def test_the_page_of_suites_and_reasons(page: Open) -> None:
     assert "CO2e [g]" in str(app.dataframe[0].proto.columns)
     assert "out of memory: 1 run" in texts(app)
     assert "SyntheticError: no room" in texts(app)
-    assert "1 run (synthetic): needs a GPU" in texts(app)
+    assert "skipped: 1 run (synthetic): needs a GPU" in texts(app)
     assert "Nothing is running." in texts(app)
-    quiet = page([rows.make()])
-    assert "Failed runs" not in texts(quiet)
-    assert "Skipped runs" not in texts(quiet)
+    assert "did not end well" not in texts(page([rows.make()]))
 
 
 def test_throughput_over_time_is_that_of_one_configuration() -> None:
@@ -140,19 +122,22 @@ def test_throughput_over_time_is_that_of_one_configuration() -> None:
     old = [row | {"started_at": "2025-01-01T00:00:00+00:00"} for row in old]
     new = [rows.make(1, repeat=r, v=3e9 * (1 + r / 100)) for r in range(3)]
     fast = [rows.make(1, "tiny", "bf16", repeat=9, v=9e9)]
-    moments = overview.trends(frame([*old, *new, *fast]))["synthetic"]
-    assert [moment.value for moment in moments] == [pytest.approx(20), pytest.approx(30.3, rel=0.01)]
-    assert moments[1].low < moments[1].value < moments[1].high
-    single = overview.trends(frame(fast))["synthetic"]
-    assert math.isnan(single[0].low)
-    assert overview.trends(frame([rows.make(status=Status.FAILED)])) == {}
+    (group,) = overview.trends(frame([*old, *new, *fast])).groups
+    assert group.name == "synthetic"
+    assert [mark.value for mark in group.marks] == [pytest.approx(20), pytest.approx(30.3, rel=0.01)]
+    last = group.marks[1]
+    assert (last.low or 99) < last.value < (last.high or 0)
+    assert overview.trends(frame(fast)).groups[0].marks[0].low is None
+    assert overview.trends(frame([rows.make(status=Status.FAILED)])).groups == ()
 
 
 def test_energy_and_cost_by_suite() -> None:
     table = overview.suites(frame([rows.make(), rows.make(2, readings="e", suite="other")]))
-    energy = overview.taken(table, {"joules": "measured", "joules_estimated": "estimated"}, 0.5)
-    assert energy == {"measured": {"synthetic": 50.0}, "estimated": {"other": 75.0, "synthetic": 75.0}}
-    assert overview.taken(table, {"usd_owned": "owned"}) == {}
+    energy = overview.taken(table, {"joules": "measured", "joules_estimated": "estimated"}, "energy", 0.5)
+    shown = {group.name: {mark.name: mark.value for mark in group.marks} for group in energy.groups}
+    assert shown == {"measured": {"synthetic": 50.0}, "estimated": {"other": 75.0, "synthetic": 75.0}}
+    assert overview.taken(table, {"usd_owned": "owned"}, "cost").groups == ()
+    assert overview.taken(table, {"joules_estimated": "~ estimated"}, "energy").axis == "energy, ~ estimated"
 
 
 def test_a_suite_leads_to_its_figures(page: Open) -> None:

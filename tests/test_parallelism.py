@@ -16,7 +16,8 @@ from bench import registry
 from bench.schema import RunSpec
 from bench.strategies import catalog
 from bench.strategies.parts import Parts, Precision, Unsupported
-from bench.train.probes import communication_shares, without
+from bench.train.probes import communication_shares, shares
+from tests.conftest import once
 from tests.processes import PATIENCE
 
 torch = pytest.importorskip("torch")
@@ -132,7 +133,6 @@ def train(asked: RunSpec, prepare: Callable[[Any], None] | None) -> dict[str, An
     state = parallel.state()
     held = state and {name: tensor.clone() for name, tensor in state.items()}
     trainer.step()  # training goes on after validation and checkpoint
-    assert quality is not None
     out = {"losses": losses, "quality": [quality.loss, quality.accuracy], "notes": trainer.parts.notes}
     return out | {"state": held, "samples": trainer.samples_per_step, "asked": asked.global_batch_size}
 
@@ -235,12 +235,13 @@ def _nursery(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("ranks")
-    process = multiprocessing.get_context("spawn").Process(target=_nursery, args=(made,))
-    process.start()
-    process.join(PATIENCE)
-    process.kill()
-    return made
+    def make(folder: Path) -> None:
+        process = multiprocessing.get_context("spawn").Process(target=_nursery, args=(folder,))
+        process.start()
+        process.join(PATIENCE)
+        process.kill()
+
+    return once(tmp_path_factory, "ranks", make)
 
 
 def outcome(folder: Path, kind: str, name: str) -> dict[str, Any]:
@@ -292,8 +293,8 @@ def test_a_model_that_was_built_without_memory_is_trained(folder: Path, name: st
 @pytest.mark.parametrize("name", ["ddp", "zero1", "fsdp2", "tp", "pp"])
 def test_communication_is_seen(folder: Path, name: str) -> None:
     found = outcome(folder, "other", name)["notes"]
-    assert 0 < found["exposed"] <= found["communication"] + 1e-9 < 1
-    assert 0 < found["busy"] < 1
+    assert 0 < found["exposed_communication_share"] <= found["communication_share"] + 1e-9 < 1
+    assert 0 < found["busy_share"] < 1
 
 
 @pytest.mark.slow
@@ -322,7 +323,11 @@ def test_microbatches(samples: int, stages: int, asked: int, count: int) -> None
     ],
 )
 def test_waiting_is_no_computing(holes: list[tuple[float, float]], left: list[tuple[float, float]]) -> None:
-    assert without([(0, 3), (2, 4), (6, 9)], holes) == left
+    of = shares([(2, 7), (5, 7)], [(0, 3), (2, 4), (6, 9)], holes, 10)
+    assert of.communication_share == pytest.approx(0.5)
+    assert of.busy_share == pytest.approx(sum(end - start for start, end in left) / 10)
+    hidden = sum(max(0, min(end, 7) - max(start, 2)) for start, end in left)
+    assert of.exposed_communication_share == pytest.approx(0.5 - hidden / 10)
 
 
 def parts_of(asked: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Parts:

@@ -73,25 +73,6 @@ def test_the_fast_front_is_the_plain_one(objectives: int) -> None:
             assert (pareto._nondominated(points) == plainly(points)).all()
 
 
-def test_the_fast_front_gives_the_same_chances(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
-    given = [row for i, (x, y) in enumerate(random.uniform(1, 9, (20, 2))) for row in runs(f"c{i}", x, y, noise=0.2)]
-    found = [table(given), table(given, "time", "energy", "memory")]
-    assert 0 < found[0]["p_front"].iloc[0] < 1
-    monkeypatch.setattr(pareto, "_nondominated", plainly)
-    assert table(given).equals(found[0]), "the same draws"
-    assert table(given, "time", "energy", "memory").equals(found[1])
-
-
-def test_not_every_configuration_is_held_against_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
-    lexsort = np.lexsort
-    monkeypatch.setattr(np, "lexsort", lambda *a, **k: (compared.append(1), lexsort(*a, **k))[1])
-    line = np.linspace(0, 1, 3000)
-    assert pareto._nondominated(np.stack([line, -line], axis=1)[None]).all()
-    assert len(compared) == 1, "one sort tells all of two objectives"
-
-
 def test_a_close_call_is_no_certainty() -> None:
     close = table([*runs("a", 100, 100, noise=0.05), *runs("b", 101, 101, noise=0.05)])
     assert 0.1 < close.loc["a", "p_front"] < 0.9
@@ -253,7 +234,7 @@ def remarks(one: pareto.Front) -> list[Note]:
 def test_the_table_holds_the_front_and_what_may_well_be_on_it() -> None:
     given = frame([*THREE, *runs("d", 400, 400)])
     tables = [block for block in blocks(front(given, ("time", "energy")), given) if isinstance(block, Table)]
-    assert [(len(table.rows), table.folded) for table in tables] == [(3, False), (4, True), (4, True)]
+    assert [(len(table.rows), table.detail) for table in tables] == [(3, False), (4, True)]
     assert [row[-1] for row in tables[0].rows] == ["100 %", "100 % knee", "100 %"]
     assert tables[0].columns == ("configuration", "time, s", "energy, J", "on the front")
 
@@ -363,9 +344,6 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")
 def test_prices_of_stored_runs_are_made_anew(tmp_path: Path) -> None:
     kept = logged(tmp_path, [rows.record(precision=p, repeat=r) for p in ("fp32", "bf16") for r in range(2)])
 

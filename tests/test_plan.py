@@ -17,12 +17,11 @@ from analytics.plan.plan import Plan, Question, best, next_runs
 from analytics.plan.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
 from analytics.runs.frame import frame
 from analytics.runs.imported import imported
-from analytics.work import implied_mfu, language_model, sample_work, scaled
+from analytics.work import implied_mfu, language_model, sample_work
 from bench.figures.carbon import intensity
 from bench.figures.cost import cost
 from bench.schema import Choice, Site
 from tests import published_plan
-from tests.clock import python_calls
 from tests.rows import V, energy, grid
 
 DAY = 86400.0
@@ -52,30 +51,7 @@ def question(**fields: Any) -> Question:
     return Question(**(usual | fields))
 
 
-def days(**fields: Any) -> float:
-    (option,) = Plan(Question(**fields)).options
-    assert option.duration_seconds.low == option.duration_seconds.high
-    return option.duration_seconds.value / DAY
-
-
 # --- published arithmetic, exact
-
-
-def test_time_of_known_rates() -> None:
-    nemo = language_model(5e9, 300e9, plain=True)
-    rate = GivenSpeed(726_384 * nemo.flops / 300e9, together=True)
-    assert days(work=nemo, speed=rate, devices=(160,)) == pytest.approx(300e9 / 726_384 / DAY, rel=1e-12)
-    assert days(work=nemo, speed=rate, devices=(160,)) == pytest.approx(4.78, abs=0.005)
-    llama = language_model(65e9, 1.4e12, plain=True)
-    rate = GivenSpeed(380 * llama.flops / 1.4e12)
-    assert days(work=llama, speed=rate, devices=(2048,)) == pytest.approx(20.8, abs=0.05)
-    gpt3 = language_model(175e9, 300e9, recompute=True, plain=True)
-    assert gpt3.flops == pytest.approx(8 * 300e9 * 175e9)
-    assert days(work=gpt3, speed=GivenSpeed(140e12), devices=(1024,)) == pytest.approx(33.9, abs=0.05)
-    trillion = language_model(1e12, 450e9, recompute=True, plain=True)
-    assert days(work=trillion, speed=GivenSpeed(163e12), devices=(3072,)) == pytest.approx(83.2, abs=0.05)
-    billion = language_model(1.008e12, 450e9, recompute=True, plain=True)
-    assert days(work=billion, speed=GivenSpeed(163e12), devices=(3072,)) == pytest.approx(83.9, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -97,16 +73,6 @@ def test_energy_is_hours_times_watts_times_pue(hours: float, watts: float, pue: 
     assert found is not None
     assert found.value / 3.6e9 == pytest.approx(mwh, rel=2e-3)
     assert found.value / 3.6e9 == pytest.approx(hours * watts * pue / 1e6)
-
-
-def test_the_textbook_example() -> None:
-    known = {"hours": 3000.0, "params": 340e6, "devices": 8.0, "speed": 2e9}
-    hours, lines = scaled(known, {"params": 100e6, "devices": 16.0, "speed": 4e9})
-    assert hours == pytest.approx(220.588, abs=0.001)
-    assert lines[-1] == "T = 3,000 h × (100M / 340M) × (8 / 16) × (2B / 4B) = 220.6 h"
-    assert hours / 600 == pytest.approx(0.37, abs=0.005)
-    with pytest.raises(ValueError, match="tokens is given for one of the two"):
-        scaled(known | {"tokens": 1e9}, {"params": 100e6, "devices": 16, "speed": 4e9})
 
 
 def test_impossible_hours_of_published_trainings_are_flagged() -> None:
@@ -359,15 +325,6 @@ def test_regions_differ_by_their_intensity_and_embodied_stands_apart() -> None:
     assert option.emissions_kg.value == Plan(question()).options[0].emissions_kg.value  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="region 'XX' is not known"):
         plan.regions(["XX"])
-
-
-def test_a_plan_of_many_options_takes_few_calls() -> None:
-    plan = Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY))
-    assert len(plan.options) == 14
-    assert plan.steps
-    again = question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY)
-    assert python_calls(lambda: (lambda plan: (plan.options, plan.steps))(Plan(again))) < 15_000
-    assert plan.options == Plan(question(devices=tuple(2**k for k in range(14)), deadline_seconds=DAY)).options
 
 
 # --- own runs

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from bench.run.runner import Execution, estimate_seconds
-from bench.schema import RunSpec
 from bench.suites.expand import Expansion, expand
 from tests.benchmarks.planning import MACHINE, live, suite
 from tests.clock import python_calls
@@ -39,21 +38,9 @@ def test_the_forecast_is_that_of_all_runs_that_are_left(tmp_path: Path) -> None:
 
 
 def test_the_forecast_is_unknown_while_one_run_is(tmp_path: Path) -> None:
-    known, unknown = (run.model_copy(update={"meters": []}) for run in expand(suite(2, 1), MACHINE).runs)
-    unknown = unknown.model_copy(update={"measure_seconds": None, "measure_steps": 5, "saves": None, "needs": None})
+    known, unknown = (run.changed(meters=[]) for run in expand(suite(2, 1), MACHINE).runs)
+    unknown = unknown.changed(measure_seconds=None, measure_steps=5, saves=None, needs=None)
     plan = Expansion(suite(2, 1), [unknown, known])
     seen: list[float | None] = []
     live(plan, tmp_path, lambda _, seconds: seen.append(seconds))
     assert seen == [estimate_seconds(known), 0.0]
-
-
-def test_a_copy_that_is_another_configuration_has_another_id() -> None:
-    spec = RunSpec(workload="decoder_lm", device_type="cpu", batch_size_per_device=2, measure_steps=3)
-    first = spec.config_id, spec.label
-    again = spec.model_copy(update={"repeat": 1, "seed": 7})
-    assert (again.config_id, again.label) == first
-    other = spec.model_copy(update={"batch_size_per_device": 4})
-    built = RunSpec.model_validate(other.model_dump())
-    assert (other.config_id, other.label) == (built.config_id, built.label)
-    assert other.config_id != first[0]
-    assert spec.model_dump() == RunSpec.model_validate(spec.model_dump()).model_dump(), "what is remembered is no field"

@@ -1,6 +1,5 @@
 """The question of a plan, from what is given, and the command line that asks the same."""
 
-import re
 from dataclasses import fields, replace
 
 import pandas as pd
@@ -15,10 +14,6 @@ from bench.schema import Site
 from tests import rows
 
 GIVEN = Given(params=7e9, tokens=1e12, device="H100-SXM", devices=(8, 64, 512), priors=True)
-
-
-def none() -> pd.DataFrame:
-    return frame([])
 
 
 def not_called() -> pd.DataFrame:
@@ -52,25 +47,6 @@ def test_own_runs_are_taken_where_they_apply() -> None:
         ValueError, match=r"^Your 8 runs do not apply: none of those on this device was in bf16\.\nno peak"
     ):
         question(replace(given, precision="bf16"), lambda: runs)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (Given(), "what is trained?"),
-        (replace(GIVEN, devices=None), "on how many devices?"),
-        (replace(GIVEN, device=None), "on which device? give --device"),
-        (replace(GIVEN, device="H100"), "may be H100-SXM or"),
-        (replace(GIVEN, samples=3.0), "not both"),
-        (replace(GIVEN, layers=3.0), "both: its layers and its hidden size"),
-        (replace(GIVEN, active_params=8e9), "more than all"),
-        (replace(GIVEN, params=1e30, tokens=1e30), "cannot be meant"),
-        (replace(GIVEN, accelerator_hours=3.0, tokens_per_second=3.0), "give one of --tokens-per-second and --acc"),
-    ],
-)
-def test_what_is_missing_or_does_not_fit_is_told(given: Given, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        question(given, none)
 
 
 @pytest.mark.parametrize("name", ["peak_flops", "power_watts", "embodied"])

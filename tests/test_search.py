@@ -346,7 +346,7 @@ def test_a_line_torn_by_a_kill_does_not_break_the_study(tmp_path: Path) -> None:
 
 def test_a_storage_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("not a journal\n" * 3)
-    with pytest.raises(StorageProblem, match=r"study\.journal cannot be used as the storage of a study"):
+    with pytest.raises(StorageProblem, match=r"study\.journal cannot be used"):
         searcher(tmp_path)
     with pytest.raises(StorageProblem, match="nosuch"):
         open_study("nosuch://host/db", "replay", space(search()), "tpe")

@@ -1,13 +1,11 @@
 """`bench search` for real: trials that train, an answer, going on after every way to end, and what cannot be searched."""
 
-import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,20 +15,15 @@ import pytest
 from click.testing import Result
 
 from analytics.search import session as searching
+from analytics.search.result import SearchResult
 from bench.record import RunRecord
 from bench.run.runner import Progress
 from bench.suites import yaml as yamlfile
 from tests import commands
-from tests.processes import BENCH, PATIENCE, bench, processes_in, until
+from tests.processes import BENCH, PATIENCE, processes_in, until
 from tests.stores import empty_store
 
-pytestmark = [
-    pytest.mark.slow,
-    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.slow
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -44,16 +37,37 @@ SMALL: dict[str, Any] = {
         "device_type": "cpu",
         "warmup_steps": 1,
         "warmup_seconds": 0,
-        "measure_seconds": 0.6,
+        "measure_seconds": 0.2,
         "validation": {"samples": 0},
     },
     "space": {"batch_size_per_device": [1, 8, 64], "precision": ["fp32", "bf16"]},
     "objectives": ["time", "memory"],
     "budget": {"trials": 3},
-    "probe": {"measure_seconds": 0.3},
+    "probe": {"measure_seconds": 0.1},
     "repeats": 2,
     "idle_seconds": 0,
 }
+
+
+SCRIPT = """
+import sys, time
+from bench.steps import step
+for _ in range(12):
+    time.sleep(float(sys.argv[1]) / 100)
+    step(samples=4)
+"""
+SCRIPTS: dict[str, Any] = {
+    "defaults": {
+        "workload": "command",
+        "workload_args.argv": f"{sys.executable} -c '{SCRIPT}' {{hundredths}}",
+        "device_type": "cpu",
+        "meters": [],
+    },
+    "space": {"workload_args.hundredths": [4, 5, 6, 7, 8, 9]},
+    "objectives": ["time"],
+    "probe": {},
+}
+"""Changes for searches that are interrupted: a script imports no torch."""
 
 
 def written(folder: Path, **changes: Any) -> str:
@@ -62,15 +76,14 @@ def written(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def search(folder: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+def search(folder: Path, *arguments: str, **changes: Any) -> Result:
     empty_store(folder)
-    return bench(folder, "search", written(folder, **changes), *arguments)
+    return asked(folder, *arguments, **changes)
 
 
 def asked(folder: Path, *arguments: str, **changes: Any) -> Result:
-    """The same in this process, where no run is started or looked up: another process is another environment."""
-    with contextlib.chdir(folder):
-        return commands.bench("search", written(folder, **changes), *arguments)
+    """The same where no store is wanted."""
+    return commands.execute(folder, "search", written(folder, **changes), *arguments)
 
 
 def records(folder: Path) -> list[RunRecord]:
@@ -78,24 +91,24 @@ def records(folder: Path) -> list[RunRecord]:
     return [RunRecord.model_validate_json(path.read_text()) for path in paths]
 
 
-def document(process: subprocess.CompletedProcess[str] | Result) -> dict[str, Any]:
+def document(process: Result) -> dict[str, Any]:
     assert process.stdout, process.stderr
     found: dict[str, Any] = json.loads(process.stdout, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     return found
 
 
+Done = tuple[Path, Result]
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("search")
     return folder, search(folder, "--json")
 
 
-Done = tuple[Path, subprocess.CompletedProcess[str]]
-
-
 def test_a_search_runs_its_trials_and_answers(done: Done) -> None:
     folder, process = done
-    assert process.returncode == 0, process.stderr
+    assert process.exit_code == 0, process.stderr
     told = document(process)
     assert told["ended"] == "the budget of 3 trials is spent"
     tried = [trial for trial in told["trials"] if trial["state"] == "complete"]
@@ -142,10 +155,10 @@ def test_the_same_command_again_only_answers_and_a_larger_budget_goes_on(done: D
     folder, process = done
     before = len(records(folder))
     again = search(folder)
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert len(records(folder)) == before
     assert f"bench search {folder / 'small.yaml'} --confirm" in again.stdout
-    assert "optuna-dashboard " in again.stdout
+    assert "optuna-dashboard " in search(folder, "--show", "--explain").stdout
     more = search(folder, "--trials", "4", "--json")
     assert document(more)["study"] == document(process)["study"]
     assert document(more)["spent"]["trials"] == 4
@@ -156,7 +169,7 @@ def test_stored_runs_begin_another_study(done: Done) -> None:
     folder, _ = done
     known = len({json.dumps(t["params"]) for t in document(search(folder, "--show", "--json"))["trials"]})
     shown = search(folder, "--dry-run")
-    assert f"{known} configurations" in shown.stdout
+    assert f"tell {known} of them" in shown.stdout
     new = document(search(folder, "--new", "--trials", "1", "--json"))
     assert new["study"].endswith("-2")
     assert [trial["source"] for trial in new["trials"]].count("store") == known
@@ -166,7 +179,7 @@ def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
     from bench.store.tracker import searches
 
     process = search(tmp_path, "--confirm", "--trials", "1", "--json")
-    assert process.returncode == 0, process.stderr
+    assert process.exit_code == 0, process.stderr
     told = document(process)
     confirming = [json.loads(path.read_text()) for path in tmp_path.glob("runs/small-confirm/*/*/record.json")]
     assert len(confirming) == 5 * len([t for t in told["trials"] if t["state"] == "complete"])
@@ -208,18 +221,6 @@ def test_a_dry_run_tells_and_creates_nothing(tmp_path: Path) -> None:
     assert "this is a search: bench search small.yaml --dry-run" in shown.stderr
 
 
-@dataclass
-class Found:
-    front_file: str | None = None
-    ended: str = "all were tried"
-    study: str = "small-00000000"
-    points: tuple[int, ...] = (1,)
-    front: list[Any] = field(default_factory=list)
-
-    def document(self) -> dict[str, Any]:
-        return {"front_file": self.front_file}
-
-
 def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,9 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
                 self.told(number)
             return "all were tried"
 
+    points: Any = (SimpleNamespace(front=False),)
+    given: Any = (None, "small-0", (), points, (), {}, (), {}, {}, None, "all were tried")
+    made = SearchResult(*given)
     published: list[bool] = []
     launched, told = list[int](), list[dict[str, Any]]()
     trials: Any = SimpleNamespace(
@@ -246,7 +250,8 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
     monkeypatch.setattr(searching, "Scores", lambda search: None)
     monkeypatch.setattr(searching, "launched", lambda study: launched)
     monkeypatch.setattr(searching, "confirm_suite", lambda found: {})
-    monkeypatch.setattr(session, "_result", lambda *_: Found())
+    monkeypatch.setattr(SearchResult, "document", lambda self: {"front_file": self.front_file})
+    monkeypatch.setattr(session, "_result", lambda *_: made)
     found = session._go(None, trials, searching.SearchProgress())  # type: ignore[arg-type]
     assert published == [True, True], "the first, and the end"
     assert told[-1] == {"done": 4}, "the last trial counts"
@@ -275,7 +280,7 @@ def killed_in_a_run(folder: Path, after: int) -> None:
     """Start a search and kill its process, all at once, in the middle of a run."""
     empty_store(folder)
     process = subprocess.Popen(
-        [*BENCH, "search", written(folder)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*BENCH, "search", written(folder, **SCRIPTS)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
     def in_a_run() -> bool:
@@ -293,8 +298,8 @@ def killed_in_a_run(folder: Path, after: int) -> None:
 def test_after_kill_9_in_a_trial_the_same_command_goes_on(tmp_path: Path) -> None:
     killed_in_a_run(tmp_path, after=1)
     before = {record.run_id for record in records(tmp_path)}
-    process = search(tmp_path, "--json")
-    assert process.returncode == 0, process.stderr
+    process = search(tmp_path, "--json", **SCRIPTS)
+    assert process.exit_code == 0, process.stderr
     told = document(process)
     assert told["spent"]["trials"] == 3
     assert len({record.execution for record in records(tmp_path)}) == 1
@@ -309,7 +314,11 @@ def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
 
     empty_store(tmp_path)
     process = subprocess.Popen(
-        [*BENCH, "search", written(tmp_path)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*BENCH, "search", written(tmp_path, **SCRIPTS)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     until(lambda: list(tmp_path.glob("runs/small/*/*/spec.json")) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where SIGINT is ignored
@@ -321,7 +330,7 @@ def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two processors")
 def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
     numbers = sorted(os.sched_getaffinity(0))[:2]
-    path = written(tmp_path, budget={"trials": 4})
+    path = written(tmp_path, **SCRIPTS, budget={"trials": 6})
     empty_store(tmp_path)
     workers = [
         subprocess.Popen(
@@ -334,7 +343,7 @@ def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
         for number in numbers
     ]
     until(lambda: len(list(tmp_path.glob("runs/small/*/execution.json"))) == 2 or any(w.poll() for w in workers))
-    third = asked(tmp_path, budget={"trials": 4})
+    third = asked(tmp_path, **SCRIPTS, budget={"trials": 6})
     assert third.exit_code == 2
     assert "held by another search or worker" in third.stderr
     told = [worker.communicate(timeout=PATIENCE) for worker in workers]
@@ -356,8 +365,8 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     ),
     "no price": ({"objectives": ["cost"]}, [], 2, "cost needs a price"),
     "no region": ({"objectives": ["carbon"]}, [], 2, "carbon needs a region"),
-    "a storage that is a folder": ({}, ["--storage", "."], 2, "as the storage of a study"),
-    "such a storage, dry": ({}, ["--storage", ".", "--dry-run"], 2, "as the storage of a study"),
+    "a storage that is a folder": ({}, ["--storage", "."], 2, "cannot be used: "),
+    "such a storage, dry": ({}, ["--storage", ".", "--dry-run"], 2, "cannot be used: "),
     "money without a price": ({"budget": {"usd": 3}}, [], 2, "budget: usd needs a price"),
     "energy without a meter": (
         {"objectives": ["energy"], "defaults": SMALL["defaults"] | {"meters": []}},
@@ -395,22 +404,7 @@ def test_optuna_dashboard_reads_the_study(done: Done) -> None:
 
     folder, process = done
     app = wsgi(JournalStorage(JournalFileBackend(str(folder / "runs" / "small" / "study.journal"))))
-    asked = {
-        "REQUEST_METHOD": "GET",
-        "SERVER_NAME": "x",
-        "SERVER_PORT": "80",
-        "wsgi.url_scheme": "http",
-        "QUERY_STRING": "after=0",
-    }
-
-    def get(path: str) -> Any:
-        body = b"".join(
-            app({**asked, "PATH_INFO": path, "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}, lambda *_: None)
-        )
-        return json.loads(body)
-
-    (study, *_) = get("/api/studies")["study_summaries"]
+    asked = {"REQUEST_METHOD": "GET", "SERVER_NAME": "x", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
+    asked |= {"PATH_INFO": "/api/studies", "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}
+    (study, *_) = json.loads(b"".join(app(asked, lambda *_: None)))["study_summaries"]
     assert study["study_name"] == document(process)["study"]
-    detail = get(f"/api/studies/{study['study_id']}")
-    assert {trial["state"] for trial in detail["trials"]} >= {"Complete"}
-    assert list(detail["objective_names"]) == ["time", "memory"]

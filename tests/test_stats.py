@@ -5,7 +5,7 @@ from scipy import stats as reference
 from analytics.interval import MOST_REPEATS, Interval, geometric_mean
 from analytics.judge import stats
 from analytics.judge.matched import agree
-from tests.simulations import Case, Family, Pool, cases, comparison, families, pools
+from tests.simulations import Case, Family, Pool, cases, effect_of, families, pools
 
 
 def covered(n: int, trials: int, **options: int) -> float:
@@ -21,12 +21,12 @@ def covered(n: int, trials: int, **options: int) -> float:
 
 @pytest.mark.parametrize("n", [2, 3, 5, 19])
 def test_few_launches_are_covered_by_student(n: int) -> None:
-    assert 0.93 <= covered(n, 3000) <= 0.97
+    assert 0.93 <= covered(n, 1500) <= 0.97
 
 
 @pytest.mark.parametrize("n", [20, 40])
 def test_many_launches_are_covered_by_the_bootstrap(n: int) -> None:
-    assert 0.93 <= covered(n, 800, resamples=999) <= 0.97
+    assert 0.92 <= covered(n, 400, resamples=999) <= 0.97
 
 
 def test_student_on_logarithms_is_scipys() -> None:
@@ -66,21 +66,6 @@ def test_ratio_is_welchs() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.exp(wanted)))
     assert found.value == pytest.approx(reference.gmean(candidate) / reference.gmean(baseline))
     assert found.n == 3
-
-
-def test_ratio_over_pairs_is_covered_although_the_pairs_differ() -> None:
-    random = np.random.default_rng(3)
-    hits = 0
-    for _ in range(2000):
-        pairs = [
-            (level * gain * np.exp(random.normal(0, 0.05, 3)), level * np.exp(random.normal(0, 0.02, 4)))
-            for level, gain in ((1.0, 1.5), (100.0, 2.0))
-        ]
-        found = stats.ratio(pairs)
-        assert found.low is not None
-        assert found.high is not None
-        hits += found.low <= np.sqrt(3.0) <= found.high
-    assert 0.93 <= hits / 2000 <= 0.975
 
 
 def test_ratio_without_repeats_has_no_interval() -> None:
@@ -170,11 +155,11 @@ def test_repeats_that_would_tell_do_so_in_four_of_five() -> None:
     for paired, spread in ((False, [0.02, 0.03]), (True, [0.03])):
         n = 3 + (stats.more_repeats(spread, 3, 0.02) or 0)
         told = 0
-        for _ in range(1000):
+        for _ in range(500):
             old = np.exp(random.normal(0, 0.0 if paired else 0.03, n))
             new = np.exp(random.normal(0.02, spread[0], n))
             told += (stats.contrast(new, old, paired=paired).p_value or 0.0) < 0.05
-        assert 0.76 <= told / 1000 <= 0.86
+        assert 0.75 <= told / 500 <= 0.87
 
 
 def test_repeats_for_equivalence_for_many_tests_and_beyond_reach() -> None:
@@ -190,23 +175,20 @@ def test_repeats_for_equivalence_for_many_tests_and_beyond_reach() -> None:
     assert stats.more_repeats([], 1, 0.1) is None
 
 
-@pytest.mark.parametrize("case", list(cases()), ids=Case.label)
-def test_comparisons_are_wrong_as_rarely_as_they_say(case: Case) -> None:
-    """The mean over three seeds of 1,000 trials each; an exact 5 % is above 6 % in one of 14 single thousands."""
-    rates = [case.rate(seed) for seed in range(3)]
-    assert sum(rates) / 3 <= case.limit
-    if case.ratio == 1 and case.noise == 0.05:
-        assert sum(rates) / 3 >= 0.02, "so wide an interval would find nothing"
+def test_pooled_noise() -> None:
+    assert stats.pooled([[1.0], [2.0]]) == (0.0, 0)
+    deviation, degrees = stats.pooled([[1.0, np.e], [1.0, np.e, 1.0, np.e]])
+    assert (deviation**2, degrees) == (pytest.approx((0.5 + 1) / 4), 4)
 
 
-@pytest.mark.parametrize("family", list(families()), ids=Family.label)
-def test_all_comparisons_together_are_wrong_as_rarely_as_they_say(family: Family) -> None:
-    assert family.rate(1, 250) <= family.limit + 0.015
-
-
-@pytest.mark.parametrize("pool", list(pools()), ids=Pool.label)
-def test_cells_are_pooled_and_disagree_as_they_should(pool: Pool) -> None:
-    assert pool.rate(1, 400) <= pool.limit + 0.02
+@pytest.mark.parametrize("simulated", [*cases(), *families(), *pools()], ids=lambda simulated: simulated.label())
+def test_verdicts_are_wrong_as_rarely_as_they_say(simulated: Case | Family | Pool) -> None:
+    """Smaller than `python -m tests.simulations`: an exact 5 % is above 8 % in one of 500 samples of 400 trials."""
+    trials = 400 if isinstance(simulated, Case) else 150
+    rate = simulated.rate(1, trials)
+    assert rate <= simulated.limit + (0.02 if trials == 400 else 0.035)
+    if isinstance(simulated, Case) and (simulated.ratio, simulated.noise) == (1, 0.05):
+        assert rate >= 0.01, "so wide an interval would find nothing"
 
 
 def test_cells_that_differ_are_noticed() -> None:
@@ -214,14 +196,14 @@ def test_cells_that_differ_are_noticed() -> None:
     told = 0
     for _ in range(100):
         old, new = np.exp(random.normal(0, 0.02, (2, 3, 4)))
-        effects = [comparison(gain * a, b).effects[0] for gain, a, b in zip((1.1, 1.4, 1.5), new, old, strict=True)]
+        effects = [effect_of(gain * a, b) for gain, a, b in zip((1.1, 1.4, 1.5), new, old, strict=True)]
         told += not agree(effects)
     assert told >= 95
 
 
 def test_the_simulation_notices_verdicts_that_allow_for_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "holm", list)
-    assert all(family.rate(1, 50) > 0.15 for family in families())
+    assert all(family.rate(1, 30) > 0.15 for family in families())
 
 
 def test_the_simulation_notices_intervals_that_are_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,23 @@
 """Precision, memory, attention, graphs and optimizers: they do what their names say, and refuse what they cannot."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from bench import registry
-from bench.schema import RunSpec
 from bench.strategies import attention, graph, memory, precision, schedule
 from bench.strategies.parts import Parallelism, Parts, Precision, Unsupported
 from bench.workloads.base import Workload
 from bench.workloads.decoder_lm import DecoderLM
-from tests.processes import bench, records
+from tests import tiny
+from tests.commands import execute
+from tests.processes import records
 from tests.stores import empty_store
-from tests.tiny import strategy
+from tests.tiny import batch, strategy
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -25,20 +28,7 @@ CPU = torch.device("cpu")
 SMALL = {"layers": 3, "hidden": 64, "heads": 2, "sequence_length": 16}
 
 
-def spec(**fields: Any) -> RunSpec:
-    base = {"workload": "decoder_lm", "workload_args": SMALL, "device_type": "cpu", "batch_size_per_device": 4}
-    return RunSpec(**(base | {"measure_steps": 1} | fields))
-
-
-def parts(device: torch.device = CPU, precise: Precision | None = None, **fields: Any) -> Parts:
-    torch.manual_seed(0)
-    asked = spec(**fields)
-    workload = DecoderLM(asked.workload_args)
-    return Parts(asked, device, workload, workload.build(), precise or Precision())
-
-
-def batch(made: Parts, samples: int = 4) -> tuple[torch.Tensor, ...]:
-    return made.workload.train.__getitems__(list(range(0, 100 * samples, 100)))
+spec, parts = partial(tiny.spec, args=SMALL), partial(tiny.parts, args=SMALL)
 
 
 def gradients(made: Parts) -> tuple[float, dict[str, torch.Tensor]]:
@@ -185,23 +175,6 @@ def test_bf16_params_stores_and_computes_in_16_bits() -> None:
     assert {state.dtype for state in states} == {torch.bfloat16}
 
 
-def test_bf16_params_turns_inputs_and_leaves_tables_alone() -> None:
-    class Images(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.norm = torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2)
-            self.register_buffer("table", torch.ones(2))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.norm(self.layer(x))
-
-    model = Images()
-    precision.store_in_bf16(Parts(spec(), CPU, DecoderLM(SMALL), model, Precision()))
-    assert model(torch.ones(2, 1, 3, 3)).dtype == torch.bfloat16
-    assert model.table.dtype == torch.float32
-    assert model.norm.running_mean.dtype == torch.bfloat16
-
-
 def test_fp8_turns_the_layers_of_the_blocks_and_keeps_the_names_and_shapes_of_the_state() -> None:
     from torchao.float8 import Float8LinearConfig
     from torchao.float8.float8_linear import Float8Linear
@@ -225,7 +198,7 @@ def test_fp8_turns_the_layers_of_the_blocks_and_keeps_the_names_and_shapes_of_th
 
 
 def test_fp8_needs_layers_of_fitting_sizes() -> None:
-    odd = parts(workload_args={"layers": 1, "hidden": 12, "heads": 1, "sequence_length": 16})
+    odd = parts(args={"layers": 1, "hidden": 12, "heads": 1, "sequence_length": 16})
     refused(lambda: precision.linear_to_fp8(odd, None), "multiples of 16")
 
 
@@ -348,11 +321,11 @@ def test_compile_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
         strategy("compile", name, **options)(made.parts, made)
         assert made.asked.items() >= wanted.items()
         if folder:
-            assert __import__("os").environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / folder)
+            assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / folder)
             assert (tmp_path / folder).is_dir()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/of/the/user")
     strategy("compile", "default")(made.parts, made)
-    assert __import__("os").environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/the/user"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/of/the/user"
 
 
 def test_compile_is_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,14 +391,13 @@ include:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_strategies_in_runs(tmp_path: Any) -> None:
     from bench.figures.metrics import row
     from bench.record import Status
 
     (tmp_path / "suite.yaml").write_text(SUITE)
     empty_store(tmp_path)
-    done = bench(tmp_path, "run", "suite.yaml")
+    done = execute(tmp_path, "run", "suite.yaml")
     by_order = sorted(records(tmp_path).values(), key=lambda record: record.started_at)
     assert len(by_order) == 7, done.stderr
     offload, graphs, plain, recompute, stored, largest, none = by_order  # what is skipped is recorded before the runs

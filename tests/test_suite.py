@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.schema import Choice, Gpu, Machine, RunSpec, Site
+from bench.schema import Gpu, Machine, RunSpec, Site
 from bench.suites.expand import Expansion, expand, only
 from bench.suites.load import SuiteError, load_suite, override, with_site
 from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read, write
@@ -29,6 +29,8 @@ BASE: dict[str, Any] = {
     "batch_size_per_device": 4,
     "measure_steps": 5,
 }
+FREE = {key: value for key, value in BASE.items() if key != "batch_size_per_device"}
+"""No batch is given: that is the test's part."""
 
 
 def written(folder: Path, text: str) -> Path:
@@ -57,20 +59,19 @@ def test_every_shipped_suite_is_valid_everywhere(path: Path, machine: Machine) -
 
 
 def test_the_largest_batch_is_asked_for_by_its_name(tmp_path: Path) -> None:
-    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"}
-    plan = made(tmp_path, gpus(4), defaults | {"batch_size_per_device": "max"}, matrix={"devices": [1, 4]})
+    plan = made(tmp_path, gpus(4), FREE | {"batch_size_per_device": "max"}, matrix={"devices": [1, 4]})
     assert [run.batch_size_per_device for run in plan.runs] == ["max", "max"]
     assert [run.global_batch_size for run in plan.runs] == [None, None]
     assert plan.scaling == "weak"  # each device is given all that it holds
     mixed = made(
         tmp_path,
         gpus(4),
-        defaults,
+        FREE,
         include=[{"devices": 1, "batch_size_per_device": "max"}, {"devices": 4, "batch_size_per_device": 2}],
     )
     assert mixed.scaling == "mixed"
     with pytest.raises(SuiteError, match="batch_size_per_device"):
-        made(tmp_path, CPU, defaults | {"batch_size_per_device": "most"})
+        made(tmp_path, CPU, FREE | {"batch_size_per_device": "most"})
 
 
 def test_matrix_times_include_less_exclude(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_devices_auto_goes_up_to_what_is_free(
 
 
 def test_strong_scaling_divides_the_batch_and_auto_leaves_out_what_does_not_divide(tmp_path: Path) -> None:
-    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"} | {"global_batch_size": 16}
+    defaults = FREE | {"global_batch_size": 16}
     plan = made(tmp_path, gpus(6), defaults, matrix={"devices": "auto"})
     assert [(r.world_size, r.batch_size_per_device, r.global_batch_size) for r in plan.runs] == [
         (1, 16, 16),
@@ -137,11 +138,7 @@ def test_strong_scaling_divides_the_batch_and_auto_leaves_out_what_does_not_divi
 def test_devices_that_share_a_copy_share_its_part_of_the_global_batch(
     tmp_path: Path, parallelism: Any, devices: int, batch: int
 ) -> None:
-    defaults = {key: value for key, value in BASE.items() if key != "batch_size_per_device"} | {
-        "global_batch_size": 16,
-        "parallelism": parallelism,
-        "devices": devices,
-    }
+    defaults = FREE | {"global_batch_size": 16, "parallelism": parallelism, "devices": devices}
     (run,) = made(tmp_path, gpus(6), defaults, include=[{}]).runs
     assert (run.batch_size_per_device, run.global_batch_size) == (batch, 16)
 
@@ -184,10 +181,6 @@ def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
 
 HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4}\n"
 BAD = {
-    "no such batch": (
-        "name: x\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: biggest}\n",
-        ["batch_size_per_device: Input should be a valid integer or 'max', not 'biggest'"],
-    ),
     "ladder and matrix": (
         HEAD + "ladder: [{precision: bf16}]\nmatrix: {devices: [1]}\n",
         ["a ladder starts from the defaults alone"],
@@ -206,7 +199,6 @@ BAD = {
         HEAD + "matrix: {precison: [fp32]}\n",
         ["matrix: unknown field 'precison': did you mean 'precision'?"],
     ),
-    "unknown name": (HEAD + "matrix: {precision: [fp31]}\n", ["unknown precision 'fp31': did you mean 'fp32'?"]),
     "unknown workload": (HEAD + "include: [{workload: decoder_ml}]\n", ["unknown workload 'decoder_ml': did you mean"]),
     "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: String should match pattern"]),
     "empty matrix axis": (HEAD + "matrix: {devices: []}\n", ["matrix: 'devices' is empty"]),
@@ -215,16 +207,11 @@ BAD = {
         ["suite 's' has no runs on this machine"],
     ),
     "axis is no list": (HEAD + "matrix: {devices: 2}\n", ["matrix: 'devices' must be a list of values, not 2"]),
-    "negative steps": (
-        HEAD + "matrix: {measure_steps: [-1]}\n",
-        ["measure_steps: Input should be greater than or equal to 1"],
-    ),
     "no devices": (
         HEAD + "matrix: {devices: [0]}\n",
         ["devices: must be a whole number from 1 to 1,000,000, or auto, not 0"],
     ),
     "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
-    "not a number": (HEAD + "matrix: {measure_seconds: [.nan]}\n", ["measure_seconds: "]),
     "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
     "duplicate runs": (
         HEAD + "matrix: {devices: [1]}\ninclude: [{devices: 1}]\n",
@@ -237,7 +224,6 @@ BAD = {
     ),
     "both batch sizes": (HEAD + "matrix: {global_batch_size: [8]}\n", ["give global_batch_size (strong scaling) or"]),
     "not a mapping": ("- a\n- b\n", ["a suite is a mapping with name, defaults, matrix ...; this is a list"]),
-    "empty file": ("", ["this is empty"]),
     "not YAML": ("name: [s\n", ["not YAML"]),
     "a tag of Python": (
         "name: !!python/object/apply:os.system [id]\n",
@@ -247,16 +233,7 @@ BAD = {
         HEAD + "include: [{workload_args.presett: tiny}]\n",
         ["workload_args: unknown key 'presett': did you mean 'preset'?"],
     ),
-    "unknown preset": (HEAD + "include: [{workload_args.preset: huge}]\n", ["unknown preset 'huge': allowed: base"]),
     "text that is not there": (HEAD + "include: [{workload_args.text: no-such-file}]\n", ["no such file or folder"]),
-    "unknown option": (
-        HEAD + "include: [{optimizer: {name: adamw, lr: 1}}]\n",
-        ["optimizer 'adamw' has no option 'lr': allowed: beta1, beta2, epsilon, implementation, learning_rate,"],
-    ),
-    "option of a wrong type": (
-        HEAD + "include: [{optimizer: {name: adamw, learning_rate: high}}]\n",
-        ["optimizer 'adamw': learning_rate must be a number >= 0, not 'high'"],
-    ),
     "two prices": (HEAD + "usd_per_kwh: 1\nusd_per_device_hour: 1\ninclude: [{}]\n", ["not both"]),
     "needs what nobody saves": (
         HEAD + "include: [{saves: base}, {needs: bass}]\n",
@@ -286,6 +263,19 @@ BAD = {
         ["'auto' is allowed for devices only, not for 'seed'"],
     ),
     "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or cuda"]),
+    "devices beyond all bounds": (
+        HEAD + "include: [{devices: 100000000000000000000}]\n",
+        ["devices: must be a whole number from 1 to 1,000,000, or auto"],
+    ),
+    "a batch beyond all bounds": (
+        HEAD.replace("4}", "99999999999}") + "include: [{}]\n",
+        ["less than or equal to 2147483647 or 'max', not 99999999999"],
+    ),
+    "an option beyond all bounds": (
+        HEAD + "include: [{optimizer: {name: adamw, learning_rate: 1.0e+400}}]\n",
+        ["optimizer.options.learning_rate: Input should be"],
+    ),
+    "a former name": (HEAD + "include: [{memory: checkpoint}]\n", ["memory 'checkpoint' is called 'recompute' now"]),
 }
 
 
@@ -297,6 +287,8 @@ def test_mistakes_are_told_in_at_most_two_lines_each(tmp_path: Path, name: str) 
         assert any(part in message for message in found), found
     assert all(len(message.splitlines()) <= 2 for message in found)
     assert all(len(message) < 700 for message in found)
+    (found,) = mistakes(tmp_path, HEAD + f"repeats: {'x' * 5000}\n")
+    assert len(found) < 300
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
@@ -317,49 +309,28 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
-def test_files_that_cannot_be_a_suite(tmp_path: Path) -> None:
-    with pytest.raises(YamlError, match="no such file"):
-        read(tmp_path / "none.yaml")
-    with pytest.raises(YamlError, match="is a folder"):
-        read(tmp_path)
+def test_files_that_cannot_be_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.suites.yaml.MAX_NODES", 500)
     (tmp_path / "huge.yaml").write_text("a: 1\n" * MAX_BYTES)
-    with pytest.raises(YamlError, match="has 5000000 bytes"):
-        read(tmp_path / "huge.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(YamlError, match="not UTF-8"):
-        read(tmp_path / "binary.yaml")
-    with pytest.raises(YamlError, match=f"nested more than {MAX_DEPTH}"):
-        parse("[" * 100 + "]" * 100)
-    laughs = "a: &a [x, x]\nb: [" + ", ".join(["*a"] * (MAX_ALIASES + 1)) + "]\n"
-    with pytest.raises(YamlError, match="aliases"):
-        parse(laughs)
-    with pytest.raises(YamlError, match="nodes"):
-        parse("[" + "1," * 60_000 + "]")
-    with pytest.raises(YamlError, match="not YAML"):
-        parse("a: *nothing")
-
-
-def test_what_an_alias_stands_for_counts_each_time() -> None:
-    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 3)}]" for i in range(1, 16))
-    with pytest.raises(YamlError, match="nodes"):
-        parse(f"a0: &a0 [x, x]\n{levels}\n")
+    for name, message in {
+        "none.yaml": "no such file", ".": "is a folder", "huge.yaml": "has 5000000 bytes", "binary.yaml": "not UTF-8",
+    }.items():  # fmt: skip
+        with pytest.raises(YamlError, match=message):
+            read(tmp_path / name)
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 3)}]" for i in range(1, 8))
+    for text, message in {
+        "[" * 100 + "]" * 100: f"nested more than {MAX_DEPTH}",
+        "a: &a [x, x]\nb: [" + ", ".join(["*a"] * (MAX_ALIASES + 1)) + "]\n": "aliases",
+        "[" + "1," * 600 + "]": "nodes",
+        f"a0: &a0 [x, x]\n{levels}\n": "nodes",  # what an alias stands for counts each time
+        "a: *nothing": "not YAML",
+        "a: !" + "x" * 5000: "not YAML",
+    }.items():
+        with pytest.raises(YamlError, match=message) as caught:
+            parse(text)
+        assert len(str(caught.value)) < 300
     assert parse("a: &a [x, y]\nb: *a\n") == {"a": ["x", "y"], "b": ["x", "y"]}
-
-
-def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
-    (found,) = mistakes(tmp_path, HEAD + f"repeats: {'x' * 5000}\n")
-    assert len(found) < 300
-
-
-def test_a_number_with_a_leading_zero_is_decimal() -> None:
-    assert parse("[010, -7, +3, 1_000]") == [10, -7, 3, "1_000"]
-
-
-def test_only_true_and_false_are_booleans() -> None:
-    given = "{on: 1, region: NO, yes: no, truth: true, small: 1e-3, n: 0o7, d: 2026-01-02, nothing: null}"
-    assert parse(given) == {
-        "on": 1, "region": "NO", "yes": "no", "truth": True, "small": 0.001, "n": "0o7", "d": "2026-01-02", "nothing": None,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -379,15 +350,15 @@ def test_only_plain_values_under_text_keys_are_read(text: str, message: str) -> 
     with pytest.raises(YamlError) as caught:
         parse(text)
     assert message in str(caught.value)
-    with pytest.raises(YamlError) as caught:
-        parse("a: !" + "x" * 5000)
-    assert len(str(caught.value)) < 300
 
 
-def test_numbers_are_decimal_and_what_is_written_is_read_back() -> None:
-    assert parse("[1e-3, 1.0e+6, .5, 0x10, 1:30, .nan, -.inf, <<, =]") == [
-        1e-3, 1e6, 0.5, "0x10", "1:30", ".nan", "-.inf", "<<", "=",
+def test_values_are_those_of_yaml_1_2_and_what_is_written_is_read_back() -> None:
+    assert parse("[010, -7, +3, 1_000, 1e-3, 1.0e+6, .5, 0x10, 0o7, 1:30, .nan, -.inf, <<, =]") == [
+        10, -7, 3, "1_000", 1e-3, 1e6, 0.5, "0x10", "0o7", "1:30", ".nan", "-.inf", "<<", "=",
     ]  # fmt: skip
+    assert parse("{on: 1, region: NO, yes: no, truth: true, d: 2026-01-02, nothing: null}") == {
+        "on": 1, "region": "NO", "yes": "no", "truth": True, "d": "2026-01-02", "nothing": None,
+    }  # fmt: skip
     value = {
         "z": ["no", "on", "1_000", "0o7", "2026-01-02", "~", "", " x", "a: b", "é\n"],
         "a": [1, 1e-5, 1e22, None, True],
@@ -397,14 +368,8 @@ def test_numbers_are_decimal_and_what_is_written_is_read_back() -> None:
 
 
 def test_too_many_runs_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    text = (
-        HEAD
-        + "matrix: {seed: ["
-        + ",".join(map(str, range(2000)))
-        + "], warmup_steps: ["
-        + ",".join(map(str, range(1, 2001)))
-        + "]}\n"
-    )
+    values = list(range(1, 2001))
+    text = HEAD + f"matrix: {{seed: {values}, warmup_steps: {values}}}\n"
     assert mistakes(tmp_path, text) == ["matrix: 4000000 configurations; at most 10000 runs are allowed"]
 
 
@@ -447,12 +412,6 @@ def test_the_spec_survives_its_file(tmp_path: Path) -> None:
     assert str(spec.optimizer) == "sgd-momentum=0.5"
 
 
-def test_a_suite_whose_axes_are_all_fixed_has_one_run(tmp_path: Path) -> None:
-    suite = load_suite(ROOT / "suites" / "scaling.yaml")
-    (run,) = expand(override(suite, ["preset=tiny", "precision=fp32", "devices=1", "repeats=1"]), CPU).runs
-    assert (run.workload_args["preset"], run.precision.name, run.world_size) == ("tiny", "fp32", 1)
-
-
 def test_a_price_takes_the_place_of_the_other_kind() -> None:
     owned = Site(usd_per_kwh=0.2, usd_capital_per_device_hour=1.5, price_note="ours", region="FR")
     rented = with_site(owned, {"usd_per_device_hour": 2.1})
@@ -485,17 +444,7 @@ def test_the_steps_of_a_ladder_add_up(tmp_path: Path) -> None:
     steps = [(0, "fp32", "adamw", 2), (1, "bf16", "adamw", 2), (3, "bf16", "sgd-learning_rate=0.01", 2)]
     assert told == [*steps, *reversed(steps)]
     assert any("step 2 has no value for cpu" in note for note in plan.notes)
-
-
-def test_the_place_on_a_ladder_is_no_part_of_a_configuration(tmp_path: Path) -> None:
-    first = expand(load_suite(written(tmp_path, LADDER)), CPU).runs[0]
-    assert first.model_copy(update={"ladder": None}).config_id == first.config_id
-
-
-def test_shared_copies_of_a_model_share_its_samples() -> None:
-    spec = RunSpec(workload="x", device_type="cpu", devices_per_node=4, batch_size_per_device=3, measure_steps=1)
-    sizes = {name: spec.model_copy(update={"parallelism": Choice(name=name)}) for name in ("ddp", "tp", "fsdp_tp")}
-    assert {name: s.global_batch_size for name, s in sizes.items()} == {"ddp": 12, "tp": 3, "fsdp_tp": 6}
+    assert plan.runs[0].changed(ladder=None).config_id == plan.runs[0].config_id  # the place is no part of it
 
 
 CHAIN = [{"needs": "b"}, {"saves": "b", "needs": "a", "seed": 5}, {"precision": "bf16"}, {"saves": "a"}]
@@ -539,24 +488,3 @@ def test_who_needs_what_cannot_be_done_here_is_skipped_with_it(tmp_path: Path) -
 def test_options_alone_are_those_of_the_default(tmp_path: Path) -> None:
     plan = made(tmp_path, matrix={"optimizer.learning_rate": [0.1, 0.2]})
     assert [str(run.optimizer) for run in plan.runs] == ["adamw-learning_rate=0.1", "adamw-learning_rate=0.2"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("devices: 100000000000000000000", "devices: must be a whole number from 1 to 1,000,000, or auto"),
-        ("batch_size_per_device: 99999999999", "less than or equal to 2147483647 or 'max', not 99999999999"),
-        ("optimizer: {name: adamw, learning_rate: 1.0e+400}", "optimizer.options.learning_rate: Input should be"),
-        ("memory: checkpoint", "memory 'checkpoint' is called 'recompute' now"),
-        ("finetune: {name: lora, rank: 100000000000}", "rank"),
-    ],
-)
-def test_a_number_beyond_all_bounds_is_one_mistake(tmp_path: Path, line: str, message: str) -> None:
-    """A table of runs could not hold it, and then no run of the store could be read."""
-    path = tmp_path / "huge.yaml"
-    base = "workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4"
-    path.write_text(f"name: huge\ndefaults: {{{base}}}\ninclude:\n  - {{{line}}}\n")
-    with pytest.raises(SuiteError) as error:
-        expand(load_suite(path), CPU)
-    assert len(error.value.messages) == 1
-    assert message in error.value.messages[0]

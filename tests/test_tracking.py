@@ -20,13 +20,7 @@ from bench.store.tracker import StoreError, Tracker, load, location, searches, s
 from tests import rows
 from tests.stores import empty_store
 
-pytestmark = [
-    pytest.mark.slow,
-    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 def saved(folder: Path, record: RunRecord) -> Path:

@@ -1,12 +1,14 @@
 """The training of one rank: warm-up, window, how it ends early, and the batch that is found before it."""
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.schema import RunSpec
+from tests import tiny
 from tests.clock import Clock
 
 torch = pytest.importorskip("torch")
@@ -28,9 +30,7 @@ def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def spec(**fields: Any) -> RunSpec:
-    base = {"workload": "decoder_lm", "workload_args": SMALL, "device_type": "cpu", "batch_size_per_device": 2}
-    return RunSpec(**(base | {"parallelism": "single", "measure_steps": 12} | fields))
+spec = partial(tiny.spec, args=SMALL, parallelism="single", measure_steps=12)
 
 
 def measured(asked: RunSpec) -> Any:
@@ -123,15 +123,15 @@ def test_the_batch_that_fills_the_memory_is_found_and_nothing_is_trained(
     monkeypatch.setattr(batch_size, "TRIAL_SECONDS", 1e6)  # a busy machine tries no fewer sizes
     monkeypatch.setattr(batch_size, "peak_memory", lambda device, before: (10 + made[-1]) * 10**6)
     asked = spec(batch_size_per_device="max", batch_size_cap=200, parallelism=parallelism)
-    plain = build(asked.model_copy(update={"batch_size_per_device": 2}), CPU, None)
+    plain = build(asked.changed(batch_size_per_device=2), CPU, None)
     for limit, wanted, how in ((60, 50, "line"), (160, 150, "line"), (100_000, 200, "cap")):
-        limited = asked.model_copy(update={"memory_limit_bytes": limit * 10**6})
+        limited = asked.changed(memory_limit_bytes=limit * 10**6)
         size, notes = batch_size.find_batch(limited, CPU, None)
         assert (size, notes["batch_found_by"]) == (wanted, how)
     with pytest.raises(MemoryError, match="a batch of 1 needs"):
-        batch_size.find_batch(asked.model_copy(update={"memory_limit_bytes": 10**7}), CPU, None)
+        batch_size.find_batch(asked.changed(memory_limit_bytes=10**7), CPU, None)
     assert made[:3] == [1, 1, 1]
-    again = build(asked.model_copy(update={"batch_size_per_device": 50}), CPU, None)
+    again = build(asked.changed(batch_size_per_device=50), CPU, None)
     for before, after in zip(plain.parts.model.parameters(), again.parts.model.parameters(), strict=True):
         assert torch.equal(before, after)
     assert again.samples_per_step == 50

@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,23 +23,10 @@ from bench.schema import RunSpec, Site, Suite
 from bench.store.progress import Flight, in_flight
 from bench.store.tracker import flights, load, searches
 from bench.suites.expand import Expansion
-from tests import rows
+from tests import rows, warm
 
 STUDY = "look-0a1b2c3d"
 LOOK = Suite(name="look", idle_seconds=0, usd_per_device_hour=1)
-real = [
-    pytest.mark.slow,
-    # MLflow 3.17 with SQLAlchemy 2.1, and its connections that are left to the garbage collector.
-    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-def slow(test: Callable[..., None]) -> Callable[..., None]:
-    for mark in real:
-        test = mark(test)
-    return test
 
 
 def trial(number: int, stage: Any = "full") -> Trial:
@@ -112,7 +98,8 @@ def ended(folder: Path) -> list[str]:
         return sorted(status for (status,) in database.execute(query))
 
 
-@slow
+@pytest.mark.slow
+@warm.nodes()
 def test_trials_go_through_one_node(tmp_path: Path) -> None:
     machine, heard = find_machine()[0], Heard()
     probe, full = spec(), [spec(measure_steps=12, repeat=repeat, seed=repeat) for repeat in range(2)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bench.folder import IDLE_TIMES, IDLE_TRACE
@@ -27,18 +27,15 @@ from bench.meters.windows import (
 )
 from bench.record import EnergyReading, Phase, Provenance
 from bench.run.node import Node, measure_idle
+from tests import rows
 from tests.fake_nvml import environment, fake_gpu
 
 ROOT = Path(__file__).parent.parent
 S = 10**9
 
 
-def reading(component: str = "gpu", device: str = "GPU-0", joules: float = 100.0, **more: object) -> EnergyReading:
-    seconds = float(more.pop("seconds", 10.0))  # type: ignore[arg-type]
-    common = {"component": component, "device": device, "energy_joules": joules, "seconds": seconds}
-    source = "nvml" if component == "gpu" else "rapl"
-    facts = {"power_watts_mean": joules / seconds, "source": source, "provenance": Provenance.MEASURED_COUNTER}
-    return EnergyReading.model_validate(common | facts | more)
+def reading(component: str = "gpu", device: str = "GPU-0", joules: float = 100.0) -> EnergyReading:
+    return rows.reading(joules, component=component, device=device)
 
 
 def node(gpus: int = 8) -> list[EnergyReading]:
@@ -132,7 +129,6 @@ def test_phases_fill_the_run() -> None:
     assert contiguous([], 0, 10) == []
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.integers(S // 12, S // 3), st.integers(1, 10**9)), min_size=60, max_size=80),
     cuts=st.dictionaries(st.integers(1, 8), st.integers(0, 30_000), min_size=2),
@@ -162,15 +158,6 @@ def test_phases_add_up_to_the_whole_run_to_the_microjoule(
     (rest,) = energy(trace, first, last, meters, [(p.start_ns, p.end_ns) for p in filled[1::2]])
     assert rest.energy_joules == pytest.approx(sum(r.energy_joules for (r,) in parts[::2]), abs=2e-6)
     assert rest.seconds == pytest.approx(sum(p.seconds for p in filled[::2]))
-
-
-def test_the_property_above_meets_phases_of_a_counter_in_steps() -> None:
-    trace = Trace([gpu(t * 0.09, 300 * (t * 9 // 10) * 0.1) for t in range(400)])
-    filled = contiguous(phases(5 * S, 8 * S, 9 * S, 20 * S), 2 * S, 30 * S)
-    parts = [energy(trace, p.start_ns, p.end_ns, ["nvml"])[0] for p in filled]
-    (whole,) = energy(trace, 2 * S, 30 * S, ["nvml"])
-    assert whole.energy_joules == pytest.approx(300 * 28, rel=0.002)
-    assert sum(round(r.energy_joules * 1e6) for r in parts) == round(whole.energy_joules * 1e6)
 
 
 def test_only_the_meters_that_were_asked_for_count() -> None:
@@ -211,17 +198,9 @@ def test_a_trace_is_kept_once_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "meters-0.jsonl").write_text("".join(row.to_json() + "\n" for row in rows) + '{"torn')
     for _ in range(2):
         trace = read_trace(tmp_path)
-        assert trace is not None
         assert trace.rows == rows
         assert [path.name for path in tmp_path.iterdir()] == ["meters-0.parquet"]
     assert read_trace(tmp_path, node=1) is None
-
-
-def test_an_empty_trace_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "meters-0.jsonl").touch()
-    trace = read_trace(tmp_path)
-    assert trace is not None
-    assert energy(trace, 0, S, ["nvml"]) == []
 
 
 def idle(folder: Path, times: dict[str, list[int]]) -> Path:
@@ -269,26 +248,10 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     assert idle_power(tmp_path, METERS) == []
 
 
-def test_a_node_measures_its_idle_power_and_one_without_meters_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    described = fake_gpu(0, 150)
-    for name, value in environment(described).items():
-        monkeypatch.setenv(name, value)
+def test_without_meters_or_time_no_idle_power_is_measured(tmp_path: Path) -> None:
     measure_idle(Node(None, None, []), 1.0, with_context=False)
-    with Sidecar(["nvml"], [described["uuid"]]) as sidecar:
-        node_ = Node(None, sidecar, [described["uuid"]])
-        measure_idle(node_, 0.0, with_context=False)
-        assert list(tmp_path.iterdir()) == []
-        measure_idle(node_, 2.1, with_context=False)
-    start, end = json.loads((tmp_path / IDLE_TIMES.name).read_text())["idle"]
-    trace = Trace.read(tmp_path / IDLE_TRACE)
-    (found,) = trace.energy(start, end)
-    assert found.device == described["uuid"]
-    assert found.seconds == (end - start) / 1e9 >= 2.1
-    assert abs(found.energy_joules - 150 * found.seconds) <= found.uncertainty_joules
-    if "gap" not in found.flags:  # the sidecar may starve on a busy machine
-        assert [idle.power_watts_context for idle in idle_power(tmp_path, ["nvml"])] == [None]
+    measure_idle(Node(None, Sidecar(["nvml"]), ["GPU-0"]), 0.0, with_context=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 FAKE_TORCH = """
@@ -318,7 +281,7 @@ def test_idle_power_is_measured_with_a_context_too_and_its_process_ends(tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.stdout.strip() == "1", done.stderr  # the sidecar alone
     (found,) = idle_power(tmp_path, ["nvml"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from bench import registry
+from bench.folder import CHECKPOINT, SPEC
 from bench.schema import Choice, RunSpec
 from bench.strategies import catalog
+from bench.strategies.checkpoint import save
 from bench.strategies.parts import Parts, Precision
 from bench.workloads.base import Batch, Workload, WorkloadArgs
 from bench.workloads.decoder_lm import DecoderLM
@@ -51,17 +55,11 @@ class Other(Workload):
         )
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        sizes: dict[str, Any] = {
-            "hidden_size": 16,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-        }
-        kind, sizes = self.args.architecture, sizes | {"vocab_size": 16, "max_position_embeddings": 32}
+        sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 32}
+        kind = self.args.architecture
         if kind == "llama":
-            AttentionInterface.register(
-                "sdpa_causal", sdpa_attention_forward
-            )  # as decoder_lm has it, and for its reason
+            AttentionInterface.register("sdpa_causal", sdpa_attention_forward)  # as decoder_lm has it, for its reason
             config = LlamaConfig(**sizes, use_cache=False, pad_token_id=0, attn_implementation="sdpa_causal")
             return LlamaForCausalLM(config)
         if kind == "bert":
@@ -88,6 +86,24 @@ class Other(Workload):
         return loss / asked
 
 
+class Whole:
+    """What `save` asks of a parallelism, without ranks."""
+
+    def __init__(self, parts: Parts, prefix: str = "") -> None:
+        self.parts, self.prefix = parts, prefix
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {self.prefix + name: tensor.detach() for name, tensor in self.parts.model.state_dict().items()}
+
+
+def saved(run: Path, parts: Parts, prefix: str = "") -> Path:
+    """Save the weights as the run of this folder does; return the folder."""
+    run.mkdir(exist_ok=True)
+    SPEC.write(run, parts.spec)
+    save(parts.spec, Whole(parts, prefix), run / CHECKPOINT)
+    return run
+
+
 def strategy(axis: str, name: str, **options: Any) -> Any:
     """Return the code of a strategy with its options, those that are not given at their defaults."""
     return catalog.load(axis, Choice(name=name, options=options))
@@ -99,12 +115,18 @@ def spec(workload: str = "decoder_lm", args: dict[str, Any] | None = None, **fie
     return RunSpec.model_validate({"workload": workload, "workload_args": DECODER if args is None else args, **given})
 
 
-def parts(workload: str = "decoder_lm", args: dict[str, Any] | None = None, **fields: Any) -> Parts:
+def parts(
+    workload: str = "decoder_lm",
+    args: dict[str, Any] | None = None,
+    precise: Precision | None = None,
+    **fields: Any,
+) -> Parts:
     """Return the parts of such a run, its model with random weights."""
     asked = spec(workload, args, **fields)
-    made: Workload = (DecoderLM if workload == "decoder_lm" else Other)(asked.workload_args)
+    kind = registry.load("workload", workload) if workload in registry.names("workload") else Other
+    made: Workload = kind(asked.workload_args)
     torch.manual_seed(0)
-    found = Parts(asked, CPU, made, made.build().train(), Precision())
+    found = Parts(asked, CPU, made, made.build().train(), precise or Precision())
     found.planned_steps = 10
     return found
 

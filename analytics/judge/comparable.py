@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,11 @@ _LAUNCH = ["suite", "execution", "environment", "host", "devices", "repeat", "se
 
 def metric_names(*frames: pd.DataFrame) -> list[str]:
     """Name the columns with figures of runs that ended well; what was asked of a run is none."""
-    names = dict.fromkeys(
-        name
-        for df in frames
-        for name in df.columns.difference([*asked(df), *COUNTS], sort=False)
-        if pd.api.types.is_float_dtype(df[name]) and df.loc[df["status"] == Status.OK, name].notna().any()
-    )
+    names: dict[str, None] = {}
+    for df in frames:
+        figures = df.select_dtypes("float64")
+        known = figures[df["status"] == Status.OK].notna().any()
+        names |= dict.fromkeys(known[known].index.difference([*asked(df), *COUNTS], sort=False))
     return list(names)
 
 
@@ -44,45 +43,48 @@ def usual_metrics(*frames: pd.DataFrame) -> list[str]:
 
 
 class Repeats:
-    """The runs of one configuration that ended well. What comparisons ask of them is computed once."""
+    """The runs of one configuration, of which `runs` ended well. What comparisons ask of them is computed once."""
 
-    def __init__(self, runs: pd.DataFrame) -> None:
-        self.runs = runs[runs["status"] == Status.OK]
-        self._figures: dict[str, dict[Any, float]] = {}
-        self._by_launch: dict[str, dict[str, float]] = {}
-        self._pooled: dict[str, float] = {}
-        self._texts: dict[str, list[str]] = {}
+    def __init__(self, every: pd.DataFrame) -> None:
+        self.every, self.runs = every, every[every["status"] == Status.OK]
+        self.ended = len(self.runs), len(every)
+        self.status = str(Status.OK if len(self.runs) else every["status"].iloc[-1])
+        self.figures, self.by_launch = cache(self._figures), cache(self._by_launch)
+        self.pooled, self.texts = cache(self._pooled), cache(self._texts)
 
-    def figures(self, metric: str) -> dict[Any, float]:
+    def _figures(self, metric: str) -> dict[Any, float]:
         """Return the figures of a metric whose squares are finite, by the index of the runs."""
-        if metric not in self._figures:
-            values = self.runs[metric].astype(float) if metric in self.runs else pd.Series(dtype=float)
-            self._figures[metric] = values[values.abs() < 1e150].to_dict()
-        return self._figures[metric]
+        values = self.runs[metric].astype(float) if metric in self.runs else pd.Series(dtype=float)
+        return dict(values[values.abs() < 1e150].to_dict())
 
-    def by_launch(self, metric: str) -> dict[str, float]:
+    def _by_launch(self, metric: str) -> dict[str, float]:
         """Return the figures of a metric by `launches`; nothing where a run does not say with which it ran."""
-        if metric not in self._by_launch:
-            figures = self.figures(metric)
-            named = {self.launches[at]: value for at, value in figures.items()}
-            self._by_launch[metric] = {} if "" in named or len(named) < len(figures) else named
-        return self._by_launch[metric]
+        figures = self.figures(metric)
+        named = {self.launches[at]: value for at, value in figures.items()}
+        return {} if "" in named or len(named) < len(figures) else named
 
-    def pooled(self, metric: str) -> float:
+    def _pooled(self, metric: str) -> float:
         """Return the figure of all runs that the summary shows."""
-        if metric not in self._pooled:
-            values, how = np.array([*self.figures(metric).values()]), quantity(metric).pooled
-            median = how == "median" or min(values) <= 0
-            self._pooled[metric] = float(
-                max(values) if how == "largest" else np.median(values) if median else np.exp(np.log(values).mean())
-            )
-        return self._pooled[metric]
+        values, how = np.array([*self.figures(metric).values()]), quantity(metric).pooled
+        if how == "largest":
+            return float(max(values))
+        return float(np.median(values) if how == "median" or min(values) <= 0 else np.exp(np.log(values).mean()))
 
-    def texts(self, column: str) -> list[str]:
+    def _texts(self, column: str) -> list[str]:
         """Return the different values of a column as text, sorted."""
-        if column not in self._texts:
-            self._texts[column] = sorted(set(self.runs[column].dropna().astype(str)))
-        return self._texts[column]
+        return sorted(set(self.runs[column].dropna().astype(str)))
+
+    @property
+    def message(self) -> str:
+        """What the last run said, or how it ended."""
+        last = self.every.iloc[-1]
+        return str(last["error_message"] if pd.notna(last["error_message"]) else last["status"])
+
+    @property
+    def quality(self) -> dict[str, float] | None:
+        """Quality on held-out samples."""
+        names = ("validation_loss", "validation_accuracy")
+        return {name: self.pooled(name) for name in names if self.figures(name)} or None
 
     @cached_property
     def launches(self) -> dict[Any, str]:
@@ -113,8 +115,16 @@ class Repeats:
         return {flag for text in self.runs["flags"].dropna() for flag in str(text).split()}
 
 
+VANISHED = "no figure of the candidate is above 0, all of the baseline are"
+
+
 def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | None:
-    """Say why two configurations cannot be compared by a metric; None where they can."""
+    """Say why two configurations cannot be compared by a metric; None where they can.
+
+    Runs that do not say which they are are no one else's.
+    """
+    if not candidate.identities.isdisjoint(baseline.identities):
+        return "the same runs stand on both sides"
     sides = {"the candidate": candidate, "the baseline": baseline}
     about = quantity(metric)
     for name, side in sides.items():
@@ -138,7 +148,13 @@ def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | No
         return f"the sides did not do the same work ({amounts} samples): compare figures of a sample or a second"
     if about.rests_on and (bases := _differ(candidate, baseline, about.rests_on, absent_too=True)):
         return f"they rest on different figures: {bases}"
-    return _other_energy(candidate, baseline) if about.energy and not about.estimated else None
+    if about.energy and not about.estimated and (other := _other_energy(candidate, baseline)):
+        return other
+    new, old = (side.figures(metric).values() for side in sides.values())
+    if min(*new, *old) <= 0:
+        vanished = min(old) > 0 >= max(new)
+        return VANISHED if vanished else "figures that are not above 0 have no ratio"
+    return None
 
 
 def _other_energy(candidate: Repeats, baseline: Repeats) -> str | None:
@@ -183,16 +199,17 @@ def _differ(candidate: Repeats, baseline: Repeats, column: str, *, absent_too: b
     return " against ".join(printable(", ".join(values), 80) or "unknown" for values in known)
 
 
-def differences(sides: Sequence[Repeats], ended: Sequence[pd.DataFrame], metrics: Iterable[str]) -> list[str]:
-    """Say where two sides did different work, or not all of their runs (`ended`) ended well or know a metric."""
+def differences(candidate: Repeats, baseline: Repeats, metrics: Iterable[str]) -> list[str]:
+    """Say where two sides did different work, or not all of their runs ended well or know a metric."""
     out = [
-        f"other {name}: {values}" for column, name in _WORK.items() if (values := _differ(sides[0], sides[1], column))
+        f"other {name}: {values}" for column, name in _WORK.items() if (values := _differ(candidate, baseline, column))
     ]
-    for side, runs, whose in zip(sides, ended, ("the candidate", "the baseline"), strict=True):
-        bad = runs[runs["status"] != Status.OK]
+    for side, whose in ((candidate, "the candidate"), (baseline, "the baseline")):
+        bad = side.every[side.every["status"] != Status.OK]
         if len(bad):
             how = ", ".join(sorted(set(bad["status"])))
-            out.append(f"{len(bad)} of {len(runs)} runs of {whose} did not end well ({how}); the others are compared")
+            count = f"{len(bad)} of {len(side.every)} runs of {whose}"
+            out.append(f"{count} did not end well ({how}); the others are compared")
         for metric in metrics:
             absent = len(side.runs) - len(side.figures(metric))
             if absent:
@@ -200,20 +217,13 @@ def differences(sides: Sequence[Repeats], ended: Sequence[pd.DataFrame], metrics
     return out
 
 
-def same_runs(candidate: Repeats, baseline: Repeats) -> bool:
-    """Whether two sides share runs: then there is nothing to compare. Runs that do not say which they are share none."""
-    return not candidate.identities.isdisjoint(baseline.identities)
+DOUBTFUL = ("shared_gpu", "throttled", "noisy_host", "grade C")
+"""Flags and grades that may make a difference by themselves."""
 
 
-DOUBTFUL = ("shared_gpu", "throttled", "noisy_host")
-"""Flags that may make a difference by themselves."""
-
-
-def doubts(candidate: Repeats, baseline: Repeats) -> list[str]:
-    """Say what may make a difference besides the thing compared: flags and bad grades that one side alone has."""
-    known = [
-        {flag for flag in side.flags if flag in DOUBTFUL} | {"grade C" for grade in side.texts("grade") if grade == "C"}
-        for side in (candidate, baseline)
-    ]
-    apart = (("the candidate", known[0] - known[1]), ("the baseline", known[1] - known[0]))
-    return [f"{whose} alone has {' and '.join(sorted(flags))}" for whose, flags in apart if flags]
+def doubts(candidate: Repeats, baseline: Repeats) -> dict[str, tuple[str, ...]]:
+    """Return what may make a difference besides the thing compared: flags and bad grades that one side alone has."""
+    known = [side.flags | {f"grade {grade}" for grade in side.texts("grade")} for side in (candidate, baseline)]
+    apart = {"candidate": known[0] - known[1], "baseline": known[1] - known[0]}
+    codes_by_side = {side: tuple(sorted(codes.intersection(DOUBTFUL))) for side, codes in apart.items()}
+    return {side: codes for side, codes in codes_by_side.items() if codes}

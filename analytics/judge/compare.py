@@ -8,17 +8,17 @@ other metrics nor filters change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
 from analytics.interval import Interval
 from analytics.judge import stats
-from analytics.judge.comparable import Repeats, differences, doubts, incomparable, metric_names, same_runs
+from analytics.judge.comparable import Repeats, differences, doubts, incomparable, metric_names
 from analytics.quantities import Better, quantity
 from analytics.runs.frame import IDENTITY, asked, names, summary
 from analytics.text import printable
@@ -38,6 +38,7 @@ BESIDE = ("timeout_seconds", "batch_size_cap", "saves")
 """What configurations may differ in besides the compared thing: it does not change the steady speed."""
 _BATCH = ("batch_size_per_device", "global_batch_size")
 
+_Key = TypeVar("_Key", bound=Hashable)
 Verdict = Literal["better", "worse", "less", "more", "equivalent", "cannot tell"]
 
 
@@ -45,13 +46,12 @@ Verdict = Literal["better", "worse", "less", "more", "equivalent", "cannot tell"
 class Effect:
     """What a candidate does to a `metric`, as a multiple of the baseline (below 1 is less), with its 95 % interval.
 
-    Where a figure is not positive on some side there is a `difference` instead of a ratio (NaN), with its interval;
-    `vanished` is a candidate without any figure above 0 where all of the baseline's are. `value` and `baseline_value` are
-    the figures of the summary (`runs.frame`). The verdict is `less` or `more` where no way is better. It follows
-    `p_adjusted` (of no difference) and `p_equivalent` (of a difference that matters), which allow for all comparisons of the
-    family; the interval does not. `among` is their number where the interval alone would tell, and all together do not.
-    `probability_better` is the chance that the candidate is truly better. Where it cannot be told, `more_repeats` of each
-    side would tell, if that is known. `spread`, `error` and `degrees` are those of `judge.stats.Contrast`.
+    `value` and `baseline_value` are the figures of the summary (`runs.frame`). `spread`, `error` and `degrees` are those of
+    `judge.stats.Contrast`. `probability_better` is the chance that the candidate is truly better. The verdict is `less` or
+    `more` where no way is better. It follows `p_adjusted` (of no difference) and `p_equivalent` (of a difference that
+    matters), which allow for all comparisons of the family; the interval does not. `among` is their number where the interval
+    alone would tell, and all together do not. Where it cannot be told, `more_repeats` of each side would tell, if that is
+    known.
     """
 
     metric: str
@@ -59,40 +59,30 @@ class Effect:
     low: float | None
     high: float | None
     repeats: int
-    verdict: Verdict
-    difference: float | None
     value: float
     baseline_value: float
     paired: bool
     better: Better | None
     probability_better: float | None
     p_value: float | None
-    p_adjusted: float | None
-    p_equivalent: float | None
     spread: tuple[float, ...]
     error: float | None
     degrees: float | None
-    more_repeats: int | None
-    among: int | None
-    vanished: bool
+    verdict: Verdict = "cannot tell"
+    p_adjusted: float | None = None
+    p_equivalent: float | None = None
+    more_repeats: int | None = None
+    among: int | None = None
 
     @property
     def interval(self) -> Interval:
-        """The ratio, or the difference where there is no ratio."""
-        return Interval(self.ratio if self.difference is None else self.difference, self.low, self.high, self.repeats)
+        """The ratio with its interval."""
+        return Interval(self.ratio, self.low, self.high, self.repeats)
 
     @property
     def cost(self) -> Interval:
         """The interval of what the same work takes: for a rate the inverse of the ratio."""
-        rate = self.metric.endswith("_per_second") and self.difference is None
-        return self.interval.inverse() if rate else self.interval
-
-    def scale(self, share: float) -> tuple[float, tuple[float, float]]:
-        """Return the distance from no difference and the bounds of what is equivalent: logarithms of a ratio."""
-        if self.difference is None:
-            return math.log(self.ratio), (math.log1p(-share), math.log1p(share))
-        reach = share * abs(self.baseline_value)
-        return self.difference, (-reach, reach)
+        return self.interval.inverse() if self.metric.endswith("_per_second") else self.interval
 
 
 @dataclass(frozen=True)
@@ -102,8 +92,9 @@ class Comparison:
     Otherwise it is that of the candidate, or of the baseline where that alone failed, and `reason` tells why.
     `quality` and `baseline_quality` are medians on held-out samples: `validation_loss` and, where there is one,
     `validation_accuracy`; they belong beside every effect, and are absent where the data differ. `flags` are those of
-    either side. `not_compared` says of a metric why it has no effect, `notes` where the two sides did different work, and
-    `doubts` what else may have made a difference. `ended` counts the runs that ended well, and all.
+    either side. `not_compared` says of a metric why it has no effect, `notes` where the two sides did different work.
+    `doubts` are flags and grades of one side alone that may have made a difference too. `ended` counts the runs that ended
+    well, and all.
     """
 
     name: str
@@ -115,9 +106,9 @@ class Comparison:
     baseline_quality: dict[str, float] | None = None
     flags: tuple[str, ...] = ()
     baseline_status: str = "ok"
-    not_compared: dict[str, str] | None = None
+    not_compared: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
+    doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ended: tuple[int, int] = (0, 0)
     baseline_ended: tuple[int, int] = (0, 0)
 
@@ -127,92 +118,66 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text."""
-        plain = asdict(self)
-        for effect in plain["effects"]:
-            effect["ratio"] = effect["ratio"] if effect["difference"] is None else None
-        return plain
+        return asdict(self)
 
 
 def compare(
-    candidate: pd.DataFrame,
-    baseline: pd.DataFrame,
-    name: str,
-    baseline_name: str,
-    metrics: Sequence[str],
-    effects: Callable[[str], Effect | str] | None = None,
+    candidate: Repeats, baseline: Repeats, name: str, baseline_name: str, outcomes: Mapping[str, Effect | str]
 ) -> Comparison:
-    """Compare the runs (rows of a frame) of two configurations; those that did not end well count for nothing.
+    """Compare two configurations by what is known of each metric: an effect, or why there is none.
 
-    Each of `metrics`, columns of the frame, has an effect or a reason why not; `effects` returns it where it is known.
-    Launches that ran side by side are compared in pairs, others by Welch's t (`judge.stats.contrast`). Effects have no
-    verdict yet: `judged` makes them for all that is compared together.
+    Runs that did not end well count for nothing.
     """
-    sides, every = (Repeats(candidate), Repeats(baseline)), (candidate, baseline)
-    statuses = [
-        str(Status.OK if len(side.runs) else runs["status"].iloc[-1]) for side, runs in zip(sides, every, strict=True)
-    ]
-    for status, runs, whose in zip(statuses, every, ("", "the baseline: "), strict=True):
-        if status != Status.OK:
-            last = runs.iloc[-1]
-            message = last["error_message"] if pd.notna(last["error_message"]) else last["status"]
-            reason = whose + printable(message, 300)
-            return Comparison(name, baseline_name, status, reason, baseline_status=statuses[1])
-    ended = [(len(side.runs), len(runs)) for side, runs in zip(sides, every, strict=True)]
-    outcomes = {metric: effects(metric) if effects else effect_of(metric, *sides) for metric in metrics}
-    known = {metric: outcome for metric, outcome in outcomes.items() if isinstance(outcome, Effect)}
-    same_data = sides[0].texts("dataset_digest") == sides[1].texts("dataset_digest")
-    quality = [_quality(side) if same_data else None for side in sides]
+    for side, whose in ((candidate, ""), (baseline, "the baseline: ")):
+        if side.status != Status.OK:
+            reason = f"{whose}{printable(side.message, 300)}"
+            return Comparison(name, baseline_name, side.status, reason, baseline_status=baseline.status)
+    effects = tuple(outcome for outcome in outcomes.values() if isinstance(outcome, Effect))
+    same_data = candidate.texts("dataset_digest") == baseline.texts("dataset_digest")
+    quality = [side.quality if same_data else None for side in (candidate, baseline)]
     return Comparison(
         name,
         baseline_name,
         "ok",
         "",
-        tuple(known.values()),
+        effects,
         quality=quality[0],
         baseline_quality=quality[1],
-        flags=tuple(sorted(sides[0].flags | sides[1].flags)),
-        not_compared={metric: why for metric, why in outcomes.items() if isinstance(why, str)} or None,
-        notes=tuple(differences(sides, every, known)),
-        doubts=tuple(doubts(*sides)),
-        ended=ended[0],
-        baseline_ended=ended[1],
+        flags=tuple(sorted(candidate.flags | baseline.flags)),
+        not_compared={metric: why for metric, why in outcomes.items() if isinstance(why, str)},
+        notes=tuple(differences(candidate, baseline, [effect.metric for effect in effects])),
+        doubts=doubts(candidate, baseline),
+        ended=candidate.ended,
+        baseline_ended=baseline.ended,
     )
 
 
 def effect_of(metric: str, candidate: Repeats, baseline: Repeats) -> Effect | str:
-    """Return what a candidate does to one metric, without verdict, or the reason why that cannot be compared."""
-    if same_runs(candidate, baseline):
-        return "the same runs stand on both sides"
+    """Return what a candidate does to one metric, without verdict, or the reason why that cannot be compared.
+
+    Launches that ran side by side are compared in pairs, others by Welch's t (`judge.stats.contrast`).
+    """
     if (reason := incomparable(metric, candidate, baseline)) is not None:
         return reason
-    known = [[*side.figures(metric).values()] for side in (candidate, baseline)]
     pairs = _side_by_side(metric, candidate, baseline)
-    new, old = pairs or known
-    logarithms = min(min(new), min(old)) > 0
-    contrast = stats.contrast(new, old, paired=pairs is not None, logarithms=logarithms)
-    centre, way, more = contrast.found.value, quantity(metric).better, contrast.probability_more
+    new, old = pairs or [[*side.figures(metric).values()] for side in (candidate, baseline)]
+    contrast = stats.contrast(new, old, paired=pairs is not None)
+    way, more = quantity(metric).better, contrast.probability_more
     return Effect(
-        metric=metric,
-        ratio=centre if logarithms else math.nan,
-        low=contrast.found.low,
-        high=contrast.found.high,
-        repeats=contrast.found.n,
-        verdict="cannot tell",
-        difference=None if logarithms else centre,
-        value=candidate.pooled(metric),
-        baseline_value=baseline.pooled(metric),
-        paired=pairs is not None,
-        better=way,
-        probability_better=None if more is None or way is None else more if way == "more" else 1 - more,
-        p_value=contrast.p_value,
-        p_adjusted=contrast.p_value,
-        p_equivalent=None,
-        spread=contrast.spread,
-        error=contrast.error,
-        degrees=contrast.degrees,
-        more_repeats=None,
-        among=None,
-        vanished=min(known[1]) > 0 >= max(known[0]),
+        metric,
+        contrast.found.value,
+        contrast.found.low,
+        contrast.found.high,
+        contrast.found.n,
+        candidate.pooled(metric),
+        baseline.pooled(metric),
+        pairs is not None,
+        way,
+        None if more is None or way is None else more if way == "more" else 1 - more,
+        contrast.p_value,
+        contrast.spread,
+        contrast.error,
+        contrast.degrees,
     )
 
 
@@ -225,63 +190,45 @@ def _side_by_side(metric: str, *sides: Repeats) -> list[list[float]] | None:
     return [[new[name] for name in both], [old[name] for name in both]]
 
 
-def _quality(side: Repeats) -> dict[str, float] | None:
-    names = ("validation_loss", "validation_accuracy")
-    return {name: side.pooled(name) for name in names if side.figures(name)} or None
+def judged(outcomes: Mapping[_Key, Effect | str], equivalence: float = stats.SAME) -> dict[_Key, Effect]:
+    """Make the verdicts of the effects on one metric that are compared together; reasons why there is none are left out.
 
-
-def judged(comparisons: Sequence[Comparison], equivalence: float = stats.SAME) -> list[Comparison]:
-    """Make the verdicts of comparisons that were made together; those of one metric are a family (`verdicts`)."""
-    made: dict[tuple[int, str], Effect] = {}
-    for metric in dict.fromkeys(effect.metric for one in comparisons for effect in one.effects):
-        known = {place: effect for place, one in enumerate(comparisons) if (effect := one.effect(metric))}
-        made |= {
-            (place, metric): e for place, e in zip(known, verdicts(list(known.values()), equivalence), strict=True)
-        }
-    return [replace(c, effects=tuple(made[i, e.metric] for e in c.effects)) for i, c in enumerate(comparisons)]
-
-
-def verdicts(effects: Sequence[Effect], equivalence: float = stats.SAME) -> list[Effect]:
-    """Make the verdicts of the effects of one metric, their p-values adjusted by Holm's method.
-
-    Equivalent is an interval within 1 ± `equivalence`; of a difference, within that share of the baseline's figure. Of all
-    that are called better or worse any is wrong in 5 % at most, and of all that are called equivalent too (two families:
-    being equivalent is another question).
+    Equivalent is an interval within 1 ± `equivalence`. Of all that are called better or worse any is wrong in 5 % at most,
+    and of all that are called equivalent too (two families: being equivalent is another question).
     """
-    family = [(p, effect) for p, effect in zip(adjusted(effects, equivalence), effects, strict=True)]
-    return [_judge(effect, p, equivalence) for p, effect in family]
+    tests = adjusted(outcomes, equivalence)
+    return {key: _verdict(e, tests.get(key), equivalence) for key, e in outcomes.items() if isinstance(e, Effect)}
 
 
 Adjusted = tuple[float, float, int]
 
 
-def adjusted(effects: Sequence[Effect], equivalence: float) -> list[Adjusted | None]:
-    """Return by effect `p_adjusted`, `p_equivalent` and the number of tests; None where there is no p-value."""
-    tests = [place for place, effect in enumerate(effects) if effect.p_value is not None]
-    apart = stats.holm([effects[place].p_value or 0.0 for place in tests])
-    same = stats.holm([_p_equivalent(effects[place], equivalence) for place in tests])
-    out = dict(zip(tests, zip(apart, same, strict=True), strict=True))
-    return [(*out[place], len(tests)) if place in out else None for place in range(len(effects))]
+def adjusted(outcomes: Mapping[_Key, Effect | str], equivalence: float) -> dict[_Key, Adjusted]:
+    """Return `p_adjusted` and `p_equivalent` by Holm's method, and the number of tests, of each effect with a p-value."""
+    tests = {key: e for key, e in outcomes.items() if isinstance(e, Effect) and e.p_value is not None}
+    apart = stats.holm([effect.p_value or 0.0 for effect in tests.values()])
+    same = stats.holm([_p_equivalent(effect, equivalence) for effect in tests.values()])
+    return {key: (p, q, len(tests)) for key, p, q in zip(tests, apart, same, strict=True)}
 
 
 def _p_equivalent(effect: Effect, share: float) -> float:
     """The p-value of two one-sided tests."""
-    distance, bounds = effect.scale(share)
-    inside = min(bounds[1] - distance, distance - bounds[0])
+    distance = math.log(effect.ratio)
+    inside = min(math.log1p(share) - distance, distance - math.log1p(-share))
     return stats.p_beyond(inside, effect.error or 0.0, effect.degrees or math.inf)
 
 
-def _judge(effect: Effect, p_values: Adjusted | None, share: float) -> Effect:
+def _verdict(effect: Effect, p_values: Adjusted | None, share: float) -> Effect:
     if p_values is None:
         return effect
     apart, same, tests = p_values
     effect = replace(effect, p_adjusted=apart, p_equivalent=same)
-    distance, bounds = effect.scale(share)
-    region, neutral = ((1 - share, 1 + share), 1.0) if effect.difference is None else (bounds, 0.0)
-    plain = stats.verdict(effect.interval, apart, region, neutral, same)
+    region = 1 - share, 1 + share
+    plain = stats.verdict(effect.interval, apart, region, 1.0, same)
     if plain == "cannot tell":
-        more = stats.more_repeats(effect.spread, effect.repeats, distance, bounds, tests)
-        alone = stats.verdict(effect.interval, 0.0, region, neutral) != "cannot tell"
+        bounds = math.log1p(-share), math.log1p(share)
+        more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio), bounds, tests)
+        alone = stats.verdict(effect.interval, 0.0, region) != "cannot tell"
         return replace(effect, more_repeats=more, among=tests if alone else None)
     if plain == "same":
         return replace(effect, verdict="equivalent")
@@ -296,7 +243,7 @@ class Configurations:
 
     def __init__(self, df: pd.DataFrame, equivalence: float = stats.SAME) -> None:
         self.df, self.equivalence = _newest(df), equivalence
-        self.runs = _by_configuration(self.df)
+        self.sides = _by_configuration(self.df)
         table = _in_order(self.df)
         self.rows = {str(row["config_id"]): row for _, row in table.iterrows()}
         self.names = {config: str(row["name"]) for config, row in self.rows.items()}
@@ -306,9 +253,7 @@ class Configurations:
             dict(zip(self.rows, options.itertuples(index=False, name=None), strict=True))
             for options in (texts, texts.drop(columns=list(_BATCH), errors="ignore"))
         ]
-        self.sides = {config: Repeats(runs) for config, runs in self.runs.items()}
-        self._plain: dict[tuple[str, str, str], Effect | str] = {}
-        self._families: dict[tuple[str, str], dict[tuple[str, str], Adjusted | None]] = {}
+        self._plain, self._tests = cache(self._effect), cache(self._family)
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -342,39 +287,31 @@ class Configurations:
         A pair that stands in no table (of other work, or of weights saved for others) counts as one more comparison in
         that of its baseline.
         """
-        plain, family = self._effect(candidate, baseline, metric), self._family(baseline, metric)
+        pair = candidate, baseline
+        plain, tests = self._plain(*pair, metric), self._tests(baseline, metric)
         if isinstance(plain, str):
             return plain
-        if (candidate, baseline) in family:
-            return _judge(plain, family[candidate, baseline], self.equivalence)
-        others = [e for pair in family if isinstance(e := self._effect(*pair, metric), Effect)]
-        return _judge(plain, adjusted([plain, *others], self.equivalence)[0], self.equivalence)
+        if pair not in tests and plain.p_value is not None:
+            tests = adjusted({pair: plain, **{other: self._plain(*other, metric) for other in tests}}, self.equivalence)
+        return _verdict(plain, tests.get(pair), self.equivalence)
 
     def comparison(
         self, candidate: str, baseline: str, metrics: Sequence[str], name: str = "", baseline_name: str = ""
     ) -> Comparison:
         """Compare two configurations; names are those of the summary unless they are given."""
         name, baseline_name = (
-            given or self.names.get(config) or str(self.runs[config]["label"].iloc[0])
+            given or self.names.get(config) or str(self.sides[config].every["label"].iloc[0])
             for config, given in ((candidate, name), (baseline, baseline_name))
         )
-        sides, effect = (self.runs[candidate], self.runs[baseline]), partial(self.effect, candidate, baseline)
-        return compare(*sides, name, baseline_name, metrics, effect)
+        outcomes = {metric: self.effect(candidate, baseline, metric) for metric in metrics}
+        return compare(self.sides[candidate], self.sides[baseline], name, baseline_name, outcomes)
 
     def _effect(self, candidate: str, baseline: str, metric: str) -> Effect | str:
-        key = candidate, baseline, metric
-        if key not in self._plain:
-            self._plain[key] = effect_of(metric, self.sides[candidate], self.sides[baseline])
-        return self._plain[key]
+        return effect_of(metric, self.sides[candidate], self.sides[baseline])
 
-    def _family(self, baseline: str, metric: str) -> dict[tuple[str, str], Adjusted | None]:
-        key = baseline, metric
-        if key not in self._families:
-            known = {
-                pair: e for pair in self.table(baseline).items() if isinstance(e := self._effect(*pair, metric), Effect)
-            }
-            self._families[key] = dict(zip(known, adjusted(list(known.values()), self.equivalence), strict=True))
-        return self._families[key]
+    def _family(self, baseline: str, metric: str) -> dict[tuple[str, str], Adjusted]:
+        pairs = self.table(baseline).items()
+        return adjusted({pair: self._plain(*pair, metric) for pair in pairs}, self.equivalence)
 
 
 @dataclass(frozen=True)
@@ -409,21 +346,25 @@ def match(
     twice = known.duplicated(keep=False)
     known = known.where(~twice, known.replace("plain", "") + " " + table["config_id"]).str.strip()
     called = dict(zip(table["config_id"], known, strict=True))
-    both = [config for config in old if config in new]
-    compared = [compare(new[config], old[config], called[config], baseline_name, metrics) for config in both]
-    gone = [config for config in old if config not in new]
+    both, gone = ([config for config in old if (config in new) is there] for there in (True, False))
+    plain = {m: {config: effect_of(m, new[config], old[config]) for config in both} for m in metrics}
+    outcomes = {metric: {**effects, **judged(effects, equivalence)} for metric, effects in plain.items()}
+    comparisons = [
+        compare(new[config], old[config], called[config], baseline_name, {m: outcomes[m][config] for m in metrics})
+        for config in both
+    ]
     notes = [*_older("BASE", baseline, newest[1]), *_older("NEW", candidate, newest[0])]
     return Matched(
-        judged(compared, equivalence),
+        comparisons,
         [called[config] for config in gone],
         [called[config] for config in new if config not in old],
-        [called[config] for config in gone if (old[config]["status"] == Status.OK).any()],
+        [called[config] for config in gone if old[config].status == Status.OK],
         notes,
     )
 
 
-def _by_configuration(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {str(config): runs for config, runs in df.groupby("config_id", sort=False)}
+def _by_configuration(df: pd.DataFrame) -> dict[str, Repeats]:
+    return {str(config): Repeats(runs) for config, runs in df.groupby("config_id", sort=False)}
 
 
 def _newest(df: pd.DataFrame) -> pd.DataFrame:
@@ -478,9 +419,9 @@ def within(
         others = []
     pairs = {c: bases[kind] for c, kind in found.kinds.items() if kind in bases and c != bases[kind]}
     alone = [found.names[base] for base in bases.values() if base not in pairs.values()]
-    for config, runs in found.runs.items():
-        if bases and not (runs["status"] == Status.OK).any():
-            same = (base for base in bases.values() if _same_work(runs.iloc[0], found.rows[base]))
+    for config, side in found.sides.items():
+        if bases and side.status != Status.OK:
+            same = (base for base in bases.values() if _same_work(side.every.iloc[0], found.rows[base]))
             pairs[config] = next(same, next(iter(bases.values())))
     order = list(bases.values())
     chosen = sorted((c for c in pairs if only is None or c in only), key=lambda config: order.index(pairs[config]))

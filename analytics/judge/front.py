@@ -19,7 +19,7 @@ from analytics.interval import Interval, geometric_mean
 from analytics.judge.comparable import unequal_training
 from analytics.judge.compare import LOADER
 from analytics.judge.objectives import REMEDIES, Objective, Per, columns, estimated, mixed, unequal_terms
-from analytics.runs.frame import IDENTITY, summary
+from analytics.runs.frame import IDENTITY, names, summary, telling
 from analytics.text import number, printable
 from analytics.work import short
 from bench.errors import BadValue
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
 DEFAULT = ("time", "energy", "cost", "quality")
-_LAST = ("workload_args.architecture", "dataset")
-"""What mostly follows from other arguments: work is named by it where they do not tell it apart."""
 _LIGHTER = ("finetune", "pruning")
 """Methods that take fewer FLOP for the same work by their nature: that is their gain, and no other work."""
 
@@ -70,6 +68,7 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
     if unknown or not objectives:
         raise BadValue(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
     trained, _ = without_probes(df)
+    objectives = list(dict.fromkeys(objectives))
     return [front_of(work, runs, objectives, draws=draws, seed=seed) for work, runs in works(trained)]
 
 
@@ -91,19 +90,15 @@ def works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     texts = df[[*shared, *methods]].astype("str").fillna("")
     sizes = df["flops_per_sample"].groupby([texts[name] for name in texts]).transform(_sizes)
     keys = texts[shared].assign(flops_per_sample=sizes)
-    naming = sorted(set(shared) - {"dataset_digest"}, key=lambda name: (name != "workload", name in _LAST, name))
-    varying, apart = list[str](), 1
-    for name in naming:
-        groups = len(keys[[*varying, name]].drop_duplicates())
-        if groups > apart:
-            varying, apart = [*varying, name], groups
     by_flops = len(keys.drop_duplicates()) > len(keys[shared].drop_duplicates())
-    for _, runs in df.groupby([keys[name] for name in keys], sort=False):
-        first = runs.iloc[0]
-        told = {name: f"{first[name]:g}" if isinstance(first[name], float) else first[name] for name in varying}
-        pieces = [f"{name.split('.')[-1]}={printable(told[name], 40)}" for name in varying if pd.notna(first[name])]
-        pieces += [f"{short(first['flops_per_sample'])} FLOP a sample"] if by_flops else []
-        yield " ".join(pieces) or printable(first["workload"]), runs
+    groups = [runs for _, runs in df.groupby([keys[name] for name in keys], sort=False)]
+    firsts = pd.DataFrame([runs.iloc[0] for runs in groups]).reindex(columns=shared).reset_index(drop=True)
+    labels = names(firsts) if telling(firsts) else pd.Series("", index=firsts.index)
+    if labels.duplicated().any():
+        labels += (" " + firsts["dataset"]).fillna("") if firsts["dataset"].nunique() > 1 else ""
+    for runs, label in zip(groups, labels, strict=True):
+        size = f"{short(runs['flops_per_sample'].iloc[0])} FLOP a sample" * by_flops
+        yield printable(" ".join(filter(None, (label.strip(), size))) or runs["workload"].iloc[0], 200), runs
 
 
 def _sizes(flops: pd.Series) -> pd.Series:
@@ -136,35 +131,37 @@ def known(
     size = 1e6
     if amount is not None and per != "target":
         per, size = ("tokens", amount.tokens) if amount.tokens else ("samples", amount.samples or size)
-    reached, found, dropped = per == "target", [], {}
+    found, dropped = [], {}
     for name in wanted:
         told = [c for c in columns(name, per) if c in runs and runs[c].notna().any()]
         complete = [Objective(name, c, size) for c in told if np.isfinite(runs[c]).all()]
-        bases = mixed(runs, complete[0]) if complete else ""
-        unequal = "" if reached or name != "quality" else _unequal(runs)
-        if not told:
-            dropped[name] = REMEDIES[name]
-        elif not complete and len(told) > 1 and name == "energy":
-            dropped[name] = "measured for some and estimated for others, which are never mixed"
-        elif not complete:
-            dropped[name] = "not known for all of them"
-        elif unequal:
-            dropped[name] = unequal
-        elif bases:
-            dropped[name] = bases
+        why = REMEDIES[name] if not told else _incomplete(name, told) if not complete else ""
+        if name != "quality" and complete and not (runs[complete[0].column] > 0).all():
+            why = "some figures are not above 0"
+        why = why or (_unequal(runs) if name == "quality" and per != "target" else "") or mixed(runs, complete[0])
+        if why:
+            dropped[name] = why
         else:
             found.append(complete[0])
     each = f"per million {per}" if size == 1e6 else f"for {number(size)} {per}"
-    return ("to the target" if reached else each), found, dropped
+    return ("to the target" if per == "target" else each), found, dropped
+
+
+def _incomplete(name: str, known: Sequence[str]) -> str:
+    mixed_energy = name == "energy" and len(known) > 1
+    return (
+        "measured for some and estimated for others, which are never mixed"
+        if mixed_energy
+        else "not known for all of them"
+    )
 
 
 def _unequal(runs: pd.DataFrame) -> str:
     """Say that quality was read after unequal training; nothing where it was not, or where that is not known."""
-    seen = unequal_training(runs)
-    if seen is None:
+    if (seen := unequal_training(runs)) is None:
         return ""
-    told = f"it is that after {number(seen[0])} to {number(seen[1])} samples"
-    return f"{told}: give all the same measure_steps and batch, or a target that all reach"
+    after = f"it is that after {number(seen[0])} to {number(seen[1])} samples"
+    return f"{after}: give all the same measure_steps and batch, or a target that all reach"
 
 
 def front_of(
@@ -185,9 +182,9 @@ def front_of(
     table = summary(runs)[[*IDENTITY, "host", "device_name", "name", "repeats"]]
     if not objectives:
         return Front(work, per, (), table, dropped)
-    texts = [df[list(IDENTITY)].astype("str").fillna("") for df in (runs, table)]
-    of = dict(iter(runs.groupby([texts[0][name] for name in IDENTITY], sort=False)))
-    parts = [of[key] for key in texts[1].itertuples(index=False, name=None)]
+    keys = [df[list(IDENTITY)].astype("str").fillna("").agg("\0".join, axis=1) for df in (runs, table)]
+    of = dict(iter(runs.groupby(keys[0], sort=False)))
+    parts = [of[key] for key in keys[1]]
     table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
     table = table.assign(**_figures(others, *_values(parts, others)))
     first = objectives[0]
@@ -256,24 +253,10 @@ def _draws(values: Sequence[np.ndarray], draws: int, random: np.random.Generator
 
 
 def _nondominated(points: np.ndarray) -> np.ndarray:
-    """Say which points no other beats, smaller being better: shape (draws, configurations, objectives)."""
-    return _swept(points) if points.shape[2] == 2 else _by_pivots(points)
+    """Say which points no other beats, smaller being better: shape (draws, configurations, objectives).
 
-
-def _swept(points: np.ndarray) -> np.ndarray:
-    """Two objectives: sorted by the first, a point stands where its second is the least so far, as do its equals."""
-    order = np.lexsort((points[:, :, 1], points[:, :, 0]), axis=-1)
-    ranked = np.take_along_axis(points, order[:, :, None], axis=1)
-    new = np.insert(np.diff(ranked, axis=1).any(axis=2), 0, True, axis=1)
-    first = np.maximum.accumulate(np.where(new, np.arange(points.shape[1]), 0), axis=1)
-    least = np.insert(np.minimum.accumulate(ranked[:, :-1, 1], axis=1), 0, math.inf, axis=1)
-    out = np.empty(order.shape, dtype=bool)
-    np.put_along_axis(out, order, ranked[:, :, 1] < np.take_along_axis(least, first, axis=1), axis=1)
-    return out
-
-
-def _by_pivots(points: np.ndarray) -> np.ndarray:
-    """Any objectives, all draws at once: the first of those left by its sum is beaten by none, and beats many."""
+    All draws at once: the first of those left by its sum is beaten by none, and beats many.
+    """
     flat, of = points.reshape(-1, points.shape[2]), np.repeat(np.arange(len(points)), points.shape[1])
     out = np.zeros(len(of), dtype=bool)
     # Sums of unlike points may be equal after rounding: then the coordinates decide, so that what beats comes first.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from analytics.judge import stats
-from analytics.judge.compare import Comparison, Effect
+from analytics.judge.comparable import VANISHED
+from analytics.judge.compare import Comparison
 from bench.errors import BadValue
 
+_OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 State = Literal["fails", "holds", "cannot tell"]
 _CONDITION = re.compile(r"\s*([A-Za-z]\w*)\s*(<=|>=|<|>)\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 
@@ -40,13 +43,8 @@ class Condition:
 
     def state(self, low: float, high: float) -> State:
         """Say whether all of an interval is a regression, nothing of it, or some."""
-        inside = {
-            "<": (high < self.ratio, low >= self.ratio),
-            "<=": (high <= self.ratio, low > self.ratio),
-            ">": (low > self.ratio, high <= self.ratio),
-            ">=": (low >= self.ratio, high < self.ratio),
-        }[self.operator]
-        return "fails" if inside[0] else "holds" if inside[1] else "cannot tell"
+        inside = {_OPERATORS[self.operator](end, self.ratio) for end in (low, high)}
+        return "cannot tell" if len(inside) > 1 else "fails" if inside == {True} else "holds"
 
 
 REPEATS = 3
@@ -69,7 +67,7 @@ class Outcome:
     reason: str = ""
     more_repeats: int | None = None
     p_adjusted: float | None = None
-    doubts: tuple[str, ...] = ()
+    doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def outcomes(conditions: Sequence[Condition], comparisons: Sequence[Comparison]) -> list[Outcome]:
@@ -78,25 +76,21 @@ def outcomes(conditions: Sequence[Condition], comparisons: Sequence[Comparison])
     A condition fails where the interval says so and the one-sided p-value too, adjusted by Holm's method for all of them:
     of gates whose every candidate is at its limit, 5 % at most fail.
     """
-    asked = [(condition, c, _outcome(condition, c)) for condition in conditions for c in comparisons if _ran(c)]
-    tests = [place for place, (*_, found) in enumerate(asked) if found.p_adjusted is not None]
-    adjusted = dict(zip(tests, stats.holm([asked[place][2].p_adjusted or 0.0 for place in tests]), strict=True))
-    return [
-        _told(condition, c, replace(found, p_adjusted=adjusted.get(place)), len(tests))
-        for place, (condition, c, found) in enumerate(asked)
-    ]
+    pairs = [(condition, c) for condition in conditions for c in comparisons if _ran(c)]
+    found = [_outcome(*pair) for pair in pairs]
+    tests = [place for place, outcome in enumerate(found) if outcome.p_adjusted is not None]
+    for place, adjusted in zip(tests, stats.holm([found[place].p_adjusted or 0.0 for place in tests]), strict=True):
+        found[place] = _among(len(tests), replace(found[place], p_adjusted=adjusted), *pairs[place])
+    return found
 
 
 def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
     """What the interval says, and the p-value of the regression while it is the only one that is looked at."""
     found = Outcome(str(condition), comparison.name, "cannot tell", doubts=comparison.doubts)
-    effect = _effect(condition, comparison)
+    effect = comparison.effect(condition.metric)
     if effect is None:
-        return replace(found, reason=(comparison.not_compared or {}).get(condition.metric, "it is not known"))
-    if effect.vanished:
-        return replace(found, state=condition.state(0.0, 0.0), reason="no figure of NEW is above 0, all of BASE are")
-    if effect.difference is not None:
-        return replace(found, reason="figures that are not above 0 have no ratio")
+        reason = comparison.not_compared.get(condition.metric, "it is not known")
+        return replace(found, reason=reason, state=condition.state(0.0, 0.0) if reason == VANISHED else found.state)
     found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high)
     if effect.low is None or effect.high is None or effect.repeats < REPEATS:
         repeats = f"{effect.repeats} repeat{'s' if effect.repeats > 1 else ''}"
@@ -106,22 +100,14 @@ def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
     return replace(found, state=condition.state(effect.low, effect.high), p_adjusted=p_value)
 
 
-def _told(condition: Condition, comparison: Comparison, found: Outcome, tests: int) -> Outcome:
+def _among(tests: int, found: Outcome, condition: Condition, comparison: Comparison) -> Outcome:
     """What may be said after all were looked at."""
-    effect = _effect(condition, comparison)
-    if found.p_adjusted is None or effect is None or found.state == "holds":
+    effect, fails = comparison.effect(condition.metric), found.state == "fails"
+    if effect is None or found.state == "holds" or (fails and (found.p_adjusted or 0.0) <= 0.05):
         return found
-    if found.state == "fails" and found.p_adjusted <= 0.05:
-        return found
-    distance = math.log(effect.ratio / condition.ratio)
-    more = stats.more_repeats(effect.spread, effect.repeats, distance, tests=tests)
-    among = found.state == "fails"
-    reason = f"alone it would fail, among {tests} that may be chance" if among else "the interval holds the limit"
+    more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio / condition.ratio), tests=tests)
+    reason = f"alone it would fail, among {tests} that may be chance" if fails else "the interval holds the limit"
     return replace(found, state="cannot tell", reason=reason, more_repeats=more)
-
-
-def _effect(condition: Condition, comparison: Comparison) -> Effect | None:
-    return next((e for e in comparison.effects if e.metric == condition.metric), None)
 
 
 def broken(comparisons: Sequence[Comparison], *, skipped: bool) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from scipy import special
 
 from analytics.interval import Interval, exponential, t_quantile
 from analytics.judge import stats
-from analytics.judge.compare import BESIDE, Configurations, Effect, Verdict, verdicts
+from analytics.judge.compare import BESIDE, Configurations, Effect, Verdict, judged
 from analytics.runs.frame import IDENTITY, asked, names
 from analytics.text import printable
 from bench.record import Status
@@ -32,7 +32,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "energy": ("energy_to_target_joules", "joules_per_sample"),
     "~energy": ("energy_to_target_joules_estimated", "joules_per_sample_estimated"),
     "memory": ("peak_memory_bytes",),
-    "size": ("model_bytes",),
+    "space on disk": ("model_bytes",),
     "validation loss": ("validation_loss",),
     "served loss": ("served_loss",),
 }
@@ -66,13 +66,10 @@ class Topic:
     def option(self, row: pd.Series) -> str:
         """Name what a configuration has here: `fsdp2 reshard=False`, `2 devices`."""
         column = self.columns[0]
-        options = [c for c in map(str, row.index) if c.startswith(f"{column}.") and c != _RATE and pd.notna(row[c])]
-        words = [
-            re.sub(r"^1 (.*)s$", r"1 \1", self.noun.format(plain(row[column]))),
-            *(f"{c.split('.')[-1]}={plain(row[c])}" for c in options),
-        ]
-        words += [f"{c.split('.')[-1]}={plain(row[c])}" for c in self.columns[1:] if pd.notna(row.get(c))]
-        return " ".join(words)
+        options = [c for c in map(str, row.index) if c.startswith(f"{column}.") and c != _RATE]
+        first = re.sub(r"^1 (.*)s$", r"1 \1", self.noun.format(plain(row[column])))
+        others = [c for c in (*options, *self.columns[1:]) if pd.notna(row.get(c))]
+        return " ".join([first, *(f"{c.split('.')[-1]}={plain(row[c])}" for c in others)])
 
     def pairs(self, group: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series]]:
         """Yield (candidate, baseline) of configurations that are alike in all else."""
@@ -167,32 +164,32 @@ def pooled(effects: Sequence[Effect]) -> Effect:
     if len(effects) == 1:
         return effects[0]
     count, centre = len(effects), float(np.log([effect.ratio for effect in effects]).mean())
+    low = high = error = degrees = p_value = None
+    if all(effect.error is not None for effect in effects):
+        error, degrees = stats.welch([((e.error or 0.0) ** 2 / count**2, e.degrees or math.inf) for e in effects])
+        half = t_quantile(degrees, 0.95) * error if error else 0.0
+        low, high, p_value = exponential(centre - half), exponential(centre + half), _p_value(centre, error, degrees)
+    repeats, paired = min(effect.repeats for effect in effects), all(effect.paired for effect in effects)
     spread = tuple(deviation / count for effect in effects for deviation in effect.spread)
-    whole = replace(
-        effects[0], ratio=exponential(centre), repeats=min(e.repeats for e in effects), spread=spread, value=math.nan,
-        baseline_value=math.nan, paired=all(e.paired for e in effects), verdict="cannot tell", probability_better=None,
+    first, nothing = effects[0], math.nan
+    return Effect(
+        first.metric, exponential(centre), low, high, repeats, nothing, nothing, paired, first.better, None,
+        p_value, spread, error, degrees,
     )  # fmt: skip
-    if any(effect.error is None for effect in effects):
-        return replace(whole, low=None, high=None, error=None, degrees=None, p_value=None)
-    error, degrees = stats.welch([(((e.error or 0.0) / count) ** 2, e.degrees or math.inf) for e in effects])
-    half = t_quantile(degrees, 0.95) * error if error else 0.0
-    whole = replace(whole, low=exponential(centre - half), high=exponential(centre + half))
-    return replace(whole, error=error, degrees=degrees, p_value=_p_value(centre, error, degrees))
 
 
-def _p_value(centre: float, error: float, degrees: float) -> float:
-    return stats.p_beyond(abs(centre) or -1.0, error, degrees)
+def _p_value(centre: float, error: float | None, degrees: float | None) -> float | None:
+    return None if error is None else stats.p_beyond(abs(centre) or -1.0, error, degrees or math.inf)
 
 
 def scaled(effect: Effect, factor: float) -> Effect:
     """Return the effect on a multiple of the metric, still without verdict."""
     if factor == 1:
         return effect
-    low, high = (end and end * factor for end in (effect.low, effect.high))
-    out = replace(effect, ratio=effect.ratio * factor, low=low, high=high, verdict="cannot tell")
-    if out.error is None:
-        return out
-    return replace(out, p_value=_p_value(math.log(out.ratio), out.error, out.degrees or math.inf))
+    interval = effect.interval.times(factor)
+    p_value = _p_value(math.log(interval.value), effect.error, effect.degrees)
+    plain = replace(effect, ratio=interval.value, low=interval.low, high=interval.high, p_value=p_value)
+    return replace(plain, verdict="cannot tell")
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +279,10 @@ class Change:
     def more_repeats(self, measure: str) -> int | None:
         """Return how many more repeats of each side would tell; None where that is not known."""
         found = self.found(measure)
-        effects = () if found is None else found.effects if found.whole is None else (found.whole,)
+        if found is None:
+            return None
+        open_ = found.whole is not None and found.whole.verdict == "cannot tell"
+        effects = (found.whole,) if open_ and found.whole else found.effects
         return max((effect.more_repeats for effect in effects if effect.more_repeats is not None), default=None)
 
     @property
@@ -291,6 +291,17 @@ class Change:
         if self.topic.name == "devices":
             return "knee"
         return "time in use" if self.topic.name == "quantization" and self.metric("time in use") else "time"
+
+    @property
+    def quality(self) -> str:
+        """The measure of quality: in use where that is what the change is for."""
+        return "served loss" if self.main == "time in use" else "validation loss"
+
+    def refusal(self, measure: str) -> str | None:
+        """Return why some cell cannot be compared by a measure; None where all can, or no metric is known."""
+        metric = self.metric(measure)
+        effects = (self.among.judge.effect(*pair, metric) for pair in self.pairs) if metric else ()
+        return next((effect for effect in effects if isinstance(effect, str)), None)
 
     @property
     def runs(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -305,16 +316,13 @@ class Change:
 
     def to_dict(self, measure: str) -> dict[str, Any]:
         """Return what the option does to the metric of a measure as plain mappings, lists, numbers and text."""
-        found = self.found(measure)
+        found, keys = self.found(measure), ("ratio", "low", "high", "repeats", "verdict")
         head = {"topic": self.topic.name, "option": self.option, "baseline": self.baseline}
         if found is None:
             return head
-        keys = ("ratio", "low", "high", "repeats", "verdict")
-        ends = {key: None if found.whole is None else getattr(found.whole, key) for key in keys[:3]}
-        cells = [
-            {"name": name, **{key: getattr(effect, key) for key in keys}}
-            for name, effect in zip(found.names, found.effects, strict=True)
-        ]
+        parts = zip(found.names, found.effects, strict=True)
+        cells = [{"name": name, **{key: getattr(effect, key) for key in keys}} for name, effect in parts]
+        ends = {key: getattr(found.whole, key, None) for key in keys[:3]}
         return head | {"metric": self.metric(measure), **ends, "verdict": found.verdict, "cells": cells}
 
 
@@ -360,11 +368,14 @@ class Changes(Sequence[Change]):
         cells = {change: self._effects(change, metric, power) for change in family if not power or change.grew != 1}
         cells = {change: parts for change, parts in cells.items() if parts}
         if power:  # not what `judge.compare` was asked
-            every = iter(verdicts([effect for parts in cells.values() for _, effect in parts]))
-            cells = {change: [(name, next(every)) for name, _ in parts] for change, parts in cells.items()}
+            every = judged(
+                {(change, place): e for change, parts in cells.items() for place, (_, e) in enumerate(parts)}
+            )
+            cells = {
+                c: [(name, every[c, place]) for place, (name, _) in enumerate(parts)] for c, parts in cells.items()
+            }
         effects = {change: [effect for _, effect in parts] for change, parts in cells.items()}
-        whole = {change: pooled(parts) for change, parts in effects.items() if agree(parts)}
-        told = dict(zip(whole, verdicts([*whole.values()]), strict=True))
+        told = judged({change: pooled(parts) for change, parts in effects.items() if agree(parts)})
         told |= {change: parts[0] for change, parts in effects.items() if len(parts) == 1}
         named = {change: tuple(name for name, _ in parts) for change, parts in cells.items()}
         return {change: CellEffects(named[change], tuple(effects[change]), told.get(change)) for change in cells}
@@ -373,8 +384,8 @@ class Changes(Sequence[Change]):
         """The effects by cell on a metric, × a power of the factor of devices."""
         factor = change.grew ** (-power if metric.endswith("_per_second") else power)
         effects = (self.judge.effect(*pair, metric) for pair in change.pairs)
-        known = [(p, e) for p, e in zip(change.places, effects, strict=True) if isinstance(e, Effect)]
-        return [(place, scaled(effect, factor)) for place, effect in known if effect.difference is None]
+        cells = zip(change.places, effects, strict=True)
+        return [(place, scaled(effect, factor)) for place, effect in cells if isinstance(effect, Effect)]
 
     def _changes(self, table: pd.DataFrame) -> list[Change]:
         several = table.loc[table["devices"] > 1, "parallelism"].nunique() > 1

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
+from analytics.quantities import quantity
 from analytics.runs.recost import rent
 from analytics.text import number, printable
 from bench.record import Status
@@ -19,26 +20,26 @@ Name = Literal["time", "cost", "energy", "carbon", "memory", "loss", "accuracy"]
 Per = Literal["samples", "tokens", "target"]
 """What the figures of a run are counted for: work, or the way to its target."""
 UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
+"""Units of objectives for an amount of work; the catalogue of quantities has those of one sample, token or run."""
+_COLUMNS = {
+    "time": ("{work}s_per_second", "seconds_to_target"),
+    "energy": ("joules_per_{work}", "energy_to_target_joules"),
+    "cost": ("cost_usd_per_million_{work}s", "cost_to_target_usd"),
+    "carbon": ("emissions_kg_per_million_{work}s", "emissions_to_target_kg"),
+    "memory": ("peak_memory_bytes",),
+    "quality": ("validation_loss",),
+    "loss": ("validation_loss",),
+    "accuracy": ("validation_accuracy",),
+}
+"""The column that tells of an objective for samples or tokens, and that for the way to a target if it is another."""
 REMEDIES = {
     "time": "the runs tell no throughput",
     "energy": "no energy is known: bench doctor says what can be measured",
     "cost": "no price is known: give --price USD, or --electricity-price",
     "carbon": "no energy or no region is known: name one with bench run --region FR",
     "memory": "no run tells its peak memory",
-    "quality": "no run was validated: validation.samples in the suite",
-}
-REMEDIES |= {"loss": REMEDIES["quality"], "accuracy": "no run tells an accuracy: not every workload has one"}
-_ALWAYS = {
-    "memory": ("peak_memory_bytes",),
-    "loss": ("validation_loss",),
-    "accuracy": ("validation_accuracy",),
-    "quality": ("validation_loss", "validation_accuracy"),
-}
-_TO_TARGET = {
-    "time": ("seconds_to_target",),
-    "energy": ("energy_to_target_joules", "energy_to_target_joules_estimated"),
-    "cost": ("cost_to_target_usd",),
-    "carbon": ("emissions_to_target_kg",),
+    **dict.fromkeys(("quality", "loss"), "no run was validated: validation.samples in the suite"),
+    "accuracy": "no run tells an accuracy: not every workload has one",
 }
 
 
@@ -102,14 +103,9 @@ class Objective:
 
 def columns(name: str, per: Per) -> tuple[str, ...]:
     """Name the columns that tell of an objective for samples, tokens or the way to a target, the better ones first."""
-    each = per.removesuffix("s")
-    of_work = {
-        "time": (f"{per}_per_second",),
-        "energy": (f"joules_per_{each}", f"joules_per_{each}_estimated"),
-        "cost": (f"cost_usd_per_million_{per}",),
-        "carbon": (f"emissions_kg_per_million_{per}",),
-    }
-    return (_ALWAYS | (_TO_TARGET if per == "target" else of_work))[name]
+    column = _COLUMNS[name][-1 if per == "target" else 0].format(work=per.removesuffix("s"))
+    other = "validation_accuracy" if name == "quality" else quantity(column).twin
+    return (column, other) if other else (column,)
 
 
 def column(name: str, work: Amount, rows: pd.DataFrame) -> str | None:
@@ -131,31 +127,33 @@ def objective(goal: Goal, work: Amount, rows: pd.DataFrame) -> Objective | None:
     return None if found is None else Objective(goal.name, found, work.samples or work.tokens or 1.0)
 
 
-_BASES = {"energy": "energy_components", "cost": "cost_basis", "carbon": "emissions_basis"}
-"""Columns that say what an objective rests on."""
+def _basis(column: str) -> str | None:
+    """Name the column that says what an objective rests on, by its own column."""
+    return "energy_components" if quantity(column).energy else quantity(column).rests_on
 
 
 def estimated(runs: pd.DataFrame, objective: Objective) -> bool:
     """Whether an objective is the figure of a model, or rests on energy that is."""
-    if objective.name == "energy" or objective.name not in _BASES:
+    basis = quantity(objective.column).rests_on
+    if basis is None:
         return "estimated" in objective.column
-    return bool(runs[_BASES[objective.name]].str.contains("estimated").fillna(False).any())
+    return bool(runs[basis].str.contains("estimated").fillna(False).any())
 
 
 def unequal_terms(runs: pd.DataFrame, objective: Objective) -> str:
     """Say that cost or carbon of these runs is that of several prices or regions; nothing where it is not."""
     if objective.name == "carbon" and runs["region"].nunique() > 1:
-        return (
-            f"carbon is that of several regions: {', '.join(sorted(map(printable, runs['region'].dropna().unique())))}"
-        )
-    told = _several_prices(rent(runs).dropna()) if objective.name == "cost" else ""
-    return f"cost is that of several devices with {told}: bench pareto --price makes it anew by one" if told else ""
+        regions = ", ".join(sorted(map(printable, runs["region"].dropna().unique())))
+        return f"carbon is that of several regions: {regions}"
+    prices = _several_prices(rent(runs)) if objective.name == "cost" else ""
+    return f"cost is that of several devices with {prices}" if prices else ""
 
 
 def _several_prices(rents: pd.Series) -> str:
-    if rents.empty or rents.max() <= 1.01 * rents.min():
+    if not rents.max() > 1.01 * rents.min():
         return ""
-    return f"several prices, {number(float(rents.min()))} to {number(float(rents.max()))} USD per device and hour"
+    ends = f"{number(float(rents.min()))} to {number(float(rents.max()))}"
+    return f"several prices, {ends} USD per device and hour: bench pareto --price makes it anew by one"
 
 
 def mixed(runs: pd.DataFrame, objective: Objective) -> str:
@@ -163,16 +161,14 @@ def mixed(runs: pd.DataFrame, objective: Objective) -> str:
 
     Of cost that are bases, and prices of the same device: those of several devices may differ.
     """
-    if objective.name not in _BASES or "estimated" in objective.column:
+    basis = _basis(objective.column)
+    if basis is None or "estimated" in objective.column:
         return ""
-    bases = runs[_BASES[objective.name]]
-    if objective.name == "energy":
-        bases = bases.fillna(runs["energy_provenance"])
-    found = sorted({printable(basis, 40) for basis in bases.fillna("unknown")})
+    bases = runs[basis].fillna(runs["energy_provenance"] if objective.name == "energy" else "unknown").fillna("unknown")
+    found = sorted({printable(basis, 40) for basis in bases})
     if len(found) > 1:
         return f"it is that of {' and '.join(found)}, which are never mixed"
     if objective.name != "cost":
         return ""
-    by_device = rent(runs).dropna().groupby(runs["device_name"].fillna(""))
-    told = filter(None, (_several_prices(rents) for _, rents in by_device))
-    return next((f"it is that of {prices}: bench pareto --price makes it anew by one" for prices in told), "")
+    by_device = rent(runs).groupby(runs["device_name"].fillna(""))
+    return next((f"it is that of {prices}" for _, rents in by_device if (prices := _several_prices(rents))), "")

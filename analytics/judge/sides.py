@@ -16,6 +16,7 @@ import pandas as pd
 from analytics.judge.comparable import metric_names, usual_metrics
 from analytics.judge.compare import Matched, match, within
 from analytics.judge.gate import Condition
+from analytics.judge.objectives import REMEDIES, columns
 from analytics.runs.files import SUPPORTED, baseline_path, baselines, read_rows
 from analytics.runs.frame import frame, latest_execution, tidy
 from analytics.runs.selection import suite_name
@@ -142,12 +143,9 @@ def list_baselines(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for name in baselines(folder):
         try:
             rows = read_rows(baseline_path(folder, name))
+            facts.append(Side("baseline", name, frame(rows)).to_dict())
         except UserError as error:
             problems.append(f"{name}: {error}")
-            continue
-        columns = ("suite", "execution", "commit", "host")
-        values = {f"{key}s": sorted({str(row[key]) for row in rows if key in row}) for key in columns}
-        facts.append({"name": name, "runs": len(rows), **values})
     return facts, problems
 
 
@@ -183,24 +181,12 @@ def compared_metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: 
     return named or usual_metrics(*frames)
 
 
-_MEANT = {
-    **dict.fromkeys(("time", "speed", "throughput", "seconds"), "samples_per_second"),
-    **dict.fromkeys(("energy", "joules", "power"), "joules_per_sample"),
-    "memory": "peak_memory_bytes",
-    "loss": "validation_loss",
-    "accuracy": "validation_accuracy",
-    "cost": "cost_usd_per_million_samples",
-    "carbon": "emissions_kg_per_million_samples",
-}
-
-
 def _alternatives(name: str, names: Sequence[str]) -> str:
     """Suggest the metric that was meant, or list those that are used most."""
-    meant = _MEANT.get(name, name)
-    near = [each for each in (meant, f"{meant}_estimated") if each in names]
-    near = near or get_close_matches(name, names, n=1)
+    meant = {objective: [each for each in columns(objective, "samples") if each in names] for objective in REMEDIES}
+    near = meant.get(name) or get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    usual = ["tokens_per_second", "duration_seconds", *_MEANT.values(), *names]
+    usual = ["tokens_per_second", "duration_seconds", *(each for known in meant.values() for each in known), *names]
     listed = [each for each in dict.fromkeys(usual) if each in names][:15]
     return f"there are {', '.join(listed)}" + (" and more (bench fit --json)" if len(listed) < len(names) else "")

@@ -75,14 +75,14 @@ def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float
     """
     if not pairs:
         raise ValueError("wanted one or more pairs")
-    sides = [(logarithms_of(candidate), logarithms_of(baseline)) for candidate, baseline in pairs]
-    centre = sum(float(a.mean() - b.mean()) for a, b in sides) / len(sides)
-    n = min(len(side) for pair in sides for side in pair)
+    parts = [contrast([*candidate], [*baseline], paired=False) for candidate, baseline in pairs]
+    centre, n = (
+        math.fsum(math.log(part.found.value) for part in parts) / len(parts),
+        min(part.found.n for part in parts),
+    )
     if n < 2:
         return Interval(exponential(centre), None, None, n)
-    error, degrees = welch(
-        [(float(x.var(ddof=1)) / len(x) / len(sides) ** 2, len(x) - 1) for pair in sides for x in pair]
-    )
+    error, degrees = welch([(((part.error or 0.0) / len(parts)) ** 2, part.degrees or math.inf) for part in parts])
     half = t_quantile(degrees, level) * error if error else 0.0
     return Interval(exponential(centre), exponential(centre - half), exponential(centre + half), n)
 

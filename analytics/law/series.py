@@ -60,11 +60,12 @@ class Point:
 class Efficiency(Interval):
     """E = v(devices) / v(baseline_devices) of one curve, configurations that differ in devices only; 95 % interval.
 
-    `curve` names what its configurations share. On `weak` curves the batch per device stays the same, on `strong`
-    curves the batch of all devices together.
+    `curve` names what its configurations share, `flops_per_sample` is their work. On `weak` curves the batch per device stays
+    the same, on `strong` curves the batch of all devices together.
     """
 
     curve: str
+    flops_per_sample: float
     scaling: Literal["weak", "strong"]
     devices: int
     baseline_devices: int
@@ -180,7 +181,7 @@ def fit(df: pd.DataFrame) -> ScalingFit:
     pass `latest_execution(df)` for one of each suite. A frame without usable runs gives a fit without series.
     """
     usable = df[(df["status"] == Status.OK) & (df[RATE] > 0) & (df["flops_per_sample"] > 0)]
-    table = summary(usable)
+    table = summary(usable).copy()  # in one block of memory
     if table.empty:
         return ScalingFit(())
     options = [c for c in asked(table) if c.split(".")[0] in AXES]
@@ -303,7 +304,10 @@ def _curve(curve: pd.DataFrame, kind: Literal["weak", "strong"], table: pd.DataF
     for _, row in curve.iloc[1:].iterrows():
         e = stats.ratio([(row["_runs"][RATE], base["_runs"][RATE])])
         places = {"devices": int(row["devices"]), "baseline_devices": int(base["devices"])}
-        points.append(Efficiency(e.value, e.low, e.high, e.n, curve=name, scaling=kind, **places))
+        work = float(base["flops_per_sample"])
+        points.append(
+            Efficiency(e.value, e.low, e.high, e.n, curve=name, flops_per_sample=work, scaling=kind, **places)
+        )
     return points
 
 

@@ -152,12 +152,12 @@ class Plan:
 
     @cached_property
     def _drawn(self) -> _Drawn:
-        asked = self.question.devices
-        node = self.question.device.per_node if self.question.device else 8
+        question = self.question
+        node = question.device.per_node if question.device else 8
         # Numbers in between tell how few devices would do.
         between = {2**k for k in range(node.bit_length())} | {node * round(2 ** (k / 4)) for k in range(80)}
-        wanted = between if self.question.deadline_seconds is not None else ()
-        return _draw(self.question, tuple(sorted({*asked, *(count for count in wanted if count <= MOST_DEVICES)})))
+        more = {count for count in between if count <= MOST_DEVICES and question.deadline_seconds is not None}
+        return _draw(question, tuple(sorted({*question.devices, *more})))
 
     @cached_property
     def options(self) -> tuple[PlanOption, ...]:
@@ -209,12 +209,12 @@ class Plan:
         ]
 
 
-def _draw(asked: Question, devices: tuple[int, ...]) -> _Drawn:
+def _draw(question: Question, devices: tuple[int, ...]) -> _Drawn:
     """Draw time, energy and cost for some numbers of devices, the same time in each."""
-    found, site = asked.speed.draws(devices), asked.site
-    seconds = asked.work.flops / found.rate
+    found, site = question.speed.draws(devices), question.site
+    seconds = question.work.flops / found.rate
     hours = seconds * np.asarray(devices, dtype=float) / 3600
-    watts = _watts(asked, found)
+    watts = _watts(question, found)
     joules = None if watts is None else hours * 3600 * watts
     usd = None
     if site.usd_per_device_hour is not None:
@@ -225,100 +225,97 @@ def _draw(asked: Question, devices: tuple[int, ...]) -> _Drawn:
     return _Drawn(devices, seconds, hours, joules, usd, found.flags)
 
 
-def _watts(asked: Question, found: Draws) -> np.ndarray | float | None:
+def _watts(question: Question, found: Draws) -> np.ndarray | float | None:
     """Draw the power of one device with its share of the node, (SIZE, k): P(d) = P(1 node) (phi + (1 - phi) E(d)).
 
     P of one node is the devices' limits × a factor from measured nodes (MLPerf training with power): the host is in it.
     """
-    if asked.watts is not None or asked.device is None or asked.device.watts is None:
-        return asked.watts
+    if question.watts is not None or question.device is None or question.device.watts is None:
+        return question.watts
     prior, random = priors()["node_power"], np.random.default_rng(7)
-    spread = prior["log_sd"] * (1 if asked.device.name in _NODES_MEASURED else 2)
+    spread = prior["log_sd"] * (1 if question.device.name in _NODES_MEASURED else 2)
     factor = prior["ratio"] * np.exp(spread * random.standard_t(prior["degrees"], SIZE))[:, None]
     phi = np.clip(random.normal(prior["phi"], prior["phi_sd"], SIZE), 0, 1)[:, None]
-    drawn: np.ndarray = asked.device.watts * factor * (phi + (1 - phi) * found.load)
+    drawn: np.ndarray = question.device.watts * factor * (phi + (1 - phi) * found.load)
     return drawn
 
 
-def _option(asked: Question, drawn: _Drawn, devices: int) -> PlanOption:
-    j, site = drawn.devices.index(devices), asked.site
+def _option(question: Question, drawn: _Drawn, devices: int) -> PlanOption:
+    j, site = drawn.devices.index(devices), question.site
     seconds, hours = middle(drawn.seconds[:, j]), middle(drawn.hours[:, j])
     usd, energy = (None if every is None else middle(every[:, j]) for every in (drawn.usd, drawn.joules))
     facility = energy.times(site.pue or 1) if energy else None
-    emissions = (
-        facility.times(intensity(site.region).kg_per_kwh / 3.6e6) if facility and site.region is not None else None
-    )
-    mfu, flags = _mfu(asked, hours.value)
-    broken = _broken(asked, devices, seconds.value, hours.value, usd.value if usd else None)
+    kg_per_joule = intensity(site.region).kg_per_kwh / 3.6e6 if site.region is not None else None
+    emissions = facility.times(kg_per_joule) if facility and kg_per_joule is not None else None
+    mfu, flags = _mfu(question, hours.value)
+    broken = _broken(question, devices, seconds.value, hours.value, usd.value if usd else None)
     met = np.full(SIZE, broken <= {"late", "budget"})
-    if asked.deadline_seconds is not None and asked.counted:
-        met &= drawn.seconds[:, j] <= asked.deadline_seconds
-    if asked.budget_usd is not None and drawn.usd is not None:
-        met &= drawn.usd[:, j] <= asked.budget_usd
+    if question.deadline_seconds is not None and question.counted:
+        met &= drawn.seconds[:, j] <= question.deadline_seconds
+    if question.budget_usd is not None and drawn.usd is not None:
+        met &= drawn.usd[:, j] <= question.budget_usd
     return PlanOption(
         devices=devices,
         feasible=not broken,
         reasons=tuple(name for name in REASONS if name in broken),
-        chance=None if asked.deadline_seconds is None and asked.budget_usd is None else float(met.mean()),
+        chance=None if question.deadline_seconds is None and question.budget_usd is None else float(met.mean()),
         duration_seconds=seconds,
         device_hours=hours,
         cost_usd=usd,
         energy_joules_estimated=energy,
         facility_energy_joules=facility,
         emissions_kg=emissions,
-        embodied_kg=None if asked.embodied_kg_per_hour is None else hours.times(asked.embodied_kg_per_hour),
+        embodied_kg=None if question.embodied_kg_per_hour is None else hours.times(question.embodied_kg_per_hour),
         model_flops_utilization=mfu,
-        source=asked.speed.source,
-        flags=(*drawn.flags[j], *flags, *_flags(asked, devices, energy, usd)),
+        source=question.speed.source,
+        flags=(*drawn.flags[j], *flags, *_flags(question, devices, energy, usd)),
     )
 
 
-def _broken(asked: Question, devices: int, seconds: float, hours: float, usd: float | None) -> set[str]:
+def _broken(question: Question, devices: int, seconds: float, hours: float, usd: float | None) -> set[str]:
     """Return what speaks against a number of devices, by medians of time, device-hours and cost."""
-    deadline, budget = asked.deadline_seconds if asked.counted else None, asked.budget_usd
+    deadline, budget = question.deadline_seconds if question.counted else None, question.budget_usd
     broken = {
-        asked.misfit(devices): True,
-        "mfu": (_mfu(asked, hours)[0] or 0) > 1,
+        question.misfit(devices): True,
+        "mfu": (_mfu(question, hours)[0] or 0) > 1,
         "late": deadline is not None and seconds > deadline,
         "budget": budget is not None and usd is not None and usd > budget,
     }
     return {name for name, true in broken.items() if true and name}
 
 
-def best(asked: Question) -> int | None:
+def best(question: Question) -> int | None:
     """Return the devices of the first option of a plan, without its intervals: quick; None where none meets what is asked."""
-    drawn = _draw(asked, tuple(sorted(asked.devices)))
+    drawn = _draw(question, tuple(sorted(question.devices)))
     seconds, hours = np.median(drawn.seconds, axis=0).tolist(), np.median(drawn.hours, axis=0).tolist()
     usd = [None] * len(seconds) if drawn.usd is None else np.median(drawn.usd, axis=0).tolist()
-    found = zip(drawn.devices, seconds, hours, usd, strict=True)
-    fit = [
-        (cost or 0.0, time, count) for count, time, spent, cost in found if not _broken(asked, count, time, spent, cost)
-    ]
+    rows = zip(drawn.devices, seconds, hours, usd, strict=True)
+    fit = [(cost or 0.0, time, n) for n, time, spent, cost in rows if not _broken(question, n, time, spent, cost)]
     return min(fit)[2] if fit else None
 
 
-def _mfu(asked: Question, device_hours: float) -> tuple[float | None, tuple[str, ...]]:
-    if asked.device is None or not asked.work.says:
+def _mfu(question: Question, device_hours: float) -> tuple[float | None, tuple[str, ...]]:
+    if question.device is None or not question.work.says:
         return None, ()
     try:
-        return implied_mfu(asked.work.model_flops, device_hours, asked.device.peak_flops(asked.precision))
+        return implied_mfu(question.work.model_flops, device_hours, question.device.peak_flops(question.precision))
     except ValueError:  # no peak is known of a device of one's own runs, or of one whose rate is given
         return None, ()
 
 
-def _flags(asked: Question, devices: int, energy: Interval | None, usd: Interval | None) -> tuple[str, ...]:
-    device = asked.device
+def _flags(question: Question, devices: int, energy: Interval | None, usd: Interval | None) -> tuple[str, ...]:
+    device = question.device
     memory = device.memory_bytes if device else None
     said = {
-        "memory_tight": memory is not None and memory * devices / 2 < asked.state_bytes <= memory * devices,
+        "memory_tight": memory is not None and memory * devices / 2 < question.state_bytes <= memory * devices,
         "power_of_other_nodes": energy is not None
-        and asked.watts is None
+        and question.watts is None
         and device is not None
         and device.name not in _NODES_MEASURED,
-        "pue_unknown": energy is not None and asked.site.pue is None,
-        "electricity_unknown": asked.site.usd_per_kwh is not None and energy is None and usd is not None,
-        "prior_of_language_models": asked.speed.source == "published_prior" and asked.work.parameters is None,
-        "budget_not_checked": asked.budget_usd is not None and usd is None,
+        "pue_unknown": energy is not None and question.site.pue is None,
+        "electricity_unknown": question.site.usd_per_kwh is not None and energy is None and usd is not None,
+        "prior_of_language_models": question.speed.source == "published_prior" and question.work.parameters is None,
+        "budget_not_checked": question.budget_usd is not None and usd is None,
     }
     return tuple(name for name, true in said.items() if true)
 

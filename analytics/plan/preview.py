@@ -1,4 +1,4 @@
-"""What the runs of a suite would take on this machine: order, reasons of skipped runs, time, rent and memory."""
+"""What the runs of a suite would take on this machine: time, rent and memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from analytics.text import duration, interval, number
 from bench.meters.meter import usable
 from bench.run.runner import START_SECONDS, estimate_seconds
-from bench.schema import COMMAND, Machine, RunSpec
+from bench.schema import COMMAND, Machine
 from bench.suites.expand import Expansion
 
 _MOST_ESTIMATES = 100
 """Estimates of memory for one suite: each takes about half a second."""
-_SCALING = {
-    "weak": "weak scaling: work per device is constant, so the ideal step time is constant",
-    "strong": "strong scaling: total work is constant, so the ideal step time falls with the number of devices",
-    "mixed": "neither weak nor strong scaling: batch sizes differ by more than the number of devices",
-    "none": "one number of devices: scaling is not measured",
-}
 
 
 @dataclass(frozen=True)
@@ -83,39 +78,20 @@ class Preview:
             limit = min((each for each in limits if each is not None), default=None)
             size = memory.get(run.config_id)
             if size is not None and limit is not None and size > limit:
-                reasons[run.config_id] = f"does not fit: a device has {limit / 1e9:.3g} GB"
+                reasons[run.config_id] = f"does not fit: a device has {number(limit / 1e9)} GB"
         return reasons
 
     def takes(self) -> str:
-        """Say in one line how long the runs take, and what they cost where a price is given."""
+        """Say how long the runs take, and what they cost where a price is given."""
         seconds, cost = self.estimate().values()
         if seconds is None:
-            return "time: unknown until it has run once (commands, and measure_steps instead of measure_seconds)"
-        return f"time: about {seconds / 60:.1f} min" + ("" if cost is None else f", cost: about {cost:.3g} USD")
+            return "for a time that is unknown until each has run once"
+        return f"about {duration(seconds)}" + ("" if cost is None else f" and {interval(cost)} USD")
 
-    def lines(self, memory: dict[str, int]) -> list[str]:
-        """Return the preview as text: configurations with repeats, memory, reasons of skipped runs, time and cost."""
-        suite, too_large = self.selected, self.too_large(memory)
-        out = [f"{suite.suite.name}: {len(suite.to_do)} runs on {self.machine.cpu_model}"]
-        out += [f"  {gpu.index}: {gpu.name} {gpu.uuid}" for gpu in self.machine.gpus]
-        out.append(f"  {_SCALING[self.expansion.scaling]}")
-        out += [f"  {note}" for note in suite.notes]
-        repeats: dict[str, list[RunSpec]] = {}
-        for run in suite.runs:
-            repeats.setdefault(run.config_id, []).append(run)
-        for config_id, runs in repeats.items():
-            reason = suite.skipped.get(config_id)
-            text = f"skipped: {reason}" if reason else f"× {len(runs)}"
-            if config_id in memory:
-                text += f"  ~{memory[config_id] / 1e9:.3g} GB per device"
-            if config_id in too_large:
-                text += f", {too_large[config_id]}"
-            out.append(f"  {config_id}  {runs[0].label}  {text}")
-        if memory:
-            out.append("  ~ memory of the tensors, estimated from their shapes; a CPU process needs more")
-        if _MOST_ESTIMATES <= len(memory) < len({run.config_id for run in suite.to_do}):
-            out.append(f"  memory is estimated for the first {_MOST_ESTIMATES} different shapes only")
-        return [*out, f"  {self.takes()}"]
+    def left_out(self, memory: dict[str, int]) -> int | None:
+        """Return the number of estimates of memory where others were left out; None where none was."""
+        count = len({run.config_id for run in self.selected.to_do})
+        return _MOST_ESTIMATES if _MOST_ESTIMATES <= len(memory) < count else None
 
     def to_dict(self, memory: dict[str, int]) -> dict[str, Any]:
         """Return the document of `bench show --json`."""

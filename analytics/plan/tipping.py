@@ -32,6 +32,10 @@ _FIELDS = {
 """The field of the site or of the question that an input sets; the work follows from the others."""
 
 
+Moved = Callable[[float], Question]
+"""The question with another value of an input."""
+
+
 @dataclass(frozen=True)
 class Tip:
     """An input (by its option), its `value`, and the best number of devices there (None where none meets what is asked).
@@ -56,19 +60,19 @@ class _Drawn(GivenSpeed):
         return self.kept
 
 
-def tips(given: Given, asked: Question) -> list[Tip]:
+def tips(given: Given, question: Question) -> list[Tip]:
     """Return what each input would change of the answer to a question, which was made of what is given."""
-    drawn = _Drawn(0.0, source=asked.speed.source, kept=asked.speed.draws(tuple(sorted(asked.devices))))
-    fixed, out = replace(asked, speed=drawn), []
+    drawn = _Drawn(0.0, source=question.speed.source, kept=question.speed.draws(tuple(sorted(question.devices))))
+    fixed, out = replace(question, speed=drawn), []
     now = best(fixed)
-    for name, value, at in _inputs(given, asked, fixed):
+    for name, value, at in _inputs(given, question, fixed):
         low, high = (1.0, 5.0) if name == "--pue" else (value / REACH, value * REACH)
         chosen = partial(_best, at, now)
         out.append(Tip(name, value, now, _nearest(chosen, value, low, now), _nearest(chosen, value, high, now)))
     return out
 
 
-def _best(at: Callable[[float], Question], now: int | None, x: float) -> int | None:
+def _best(at: Moved, now: int | None, x: float) -> int | None:
     """Return the best where an input is x; what cannot be meant changes nothing."""
     try:
         return best(at(x))
@@ -91,35 +95,35 @@ def _nearest(chosen: Callable[[float], int | None], value: float, end: float, no
     return outside, chosen(outside)
 
 
-def _inputs(given: Given, asked: Question, fixed: Question) -> Iterator[tuple[str, float, Callable[[float], Question]]]:
+def _inputs(given: Given, question: Question, fixed: Question) -> Iterator[tuple[str, float, Moved]]:
     """Yield each input that is given: its option, its value, and the question with another value."""
-    device, work, amount = asked.device, asked.work, given.tokens or given.samples
+    device, work, amount = question.device, question.work, given.tokens or given.samples
     for name, of in _FIELDS.items():
-        if value := getattr(asked if hasattr(asked, of) else asked.site, of):
+        if value := getattr(question if hasattr(question, of) else question.site, of):
             yield name, value, partial(_changed, fixed, of)
-    if device is not None and device.watts is not None and asked.watts is None:
+    if device is not None and device.watts is not None and question.watts is None:
         yield "--power-watts", device.watts, lambda x: replace(fixed, device=replace(device, watts=x))
     if amount and work.says:
         name = "--tokens" if given.tokens else "--samples"
         yield name, amount, lambda x: replace(fixed, work=work.times(x / amount))
     if given.params and given.layers is None and work.shape is not None and not given.rates:
-        yield "--params", given.params, partial(_larger, given, asked)
+        yield "--params", given.params, partial(_larger, given, question)
 
 
-def _changed(asked: Question, of: str, x: Any) -> Question:
-    if hasattr(asked, of):
-        return replace(asked, **{of: x})
-    return replace(asked, site=asked.site.changed(**{of: x}))
+def _changed(question: Question, of: str, x: Any) -> Question:
+    if hasattr(question, of):
+        return replace(question, **{of: x})
+    return replace(question, site=question.site.changed(**{of: x}))
 
 
-def _larger(given: Given, asked: Question, parameters: float) -> Question:
+def _larger(given: Given, question: Question, parameters: float) -> Question:
     """Return the question for a model of another size, of a typical shape; one's own runs are taken to apply to it too."""
-    size, speed = parameters / (given.params or parameters), asked.speed
+    size, speed = parameters / (given.params or parameters), question.speed
     active = given.active_params and given.active_params * size
-    length = asked.work.shape[2] if asked.work.shape else None
+    length = question.work.shape[2] if question.work.shape else None
     work = work_of(replace(given, params=parameters, active_params=active, sequence=length))
     if isinstance(speed, PriorSpeed):
         speed = replace(speed, parameters=parameters)
     elif isinstance(speed, OwnSpeed):
         speed = replace(speed, per_sample=work.per_sample)
-    return replace(asked, work=work, speed=speed)
+    return replace(question, work=work, speed=speed)

@@ -78,7 +78,7 @@ def as_markdown(report: Report) -> str:
 
 def _block(block: Lines | Table | Figure) -> str:
     if isinstance(block, Figure):
-        return f"*{_escaped(block.title)}:* {_escaped(block.words)}"
+        return f"*{_escaped(block.words)}*"
     if isinstance(block, Table):
         head = [_row(block.columns), "|" + " --- |" * len(block.columns)]
         caption = [f"**{_escaped(block.caption)}**", ""] if block.caption else []
@@ -104,11 +104,6 @@ def _escaped(text: str) -> str:
     return re.sub(r"^([-+=])|^(\d+)([.)])(?=\s|$)", r"\2\\\1\3", line)
 
 
-def as_json(report: Report) -> str:
-    """Return the document of the answer with the report in it."""
-    return json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
-
-
 def _parquet(report: Report) -> bytes:
     file = io.BytesIO()
     report.runs.to_parquet(file, index=False)
@@ -120,6 +115,6 @@ FORMATS: dict[str, Callable[[Report], str | bytes]] = {
     "md": as_markdown,
     "csv": lambda report: to_csv(report.runs),
     "parquet": _parquet,
-    "json": as_json,
+    "json": lambda report: json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n",
 }
 """What a report can be made: suffix of the file -> how. CSV and Parquet hold the runs, a row each."""

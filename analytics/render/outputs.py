@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analytics.render.files import FORMATS
 from analytics.say.report import Report
+from analytics.text import number
 from bench.errors import UserError
 from bench.files import write_bytes
 
@@ -34,6 +35,8 @@ class Output:
             raise UserError(f"-o {name}: {source} must name the format: {', '.join(FORMATS)}")
         if name != STDOUT and Path(name).is_dir():
             raise UserError(f"-o {name} is a folder; name a file in it")
+        if name != STDOUT and Path(name).exists() and not Path(name).is_file():
+            raise UserError(f"-o {name} is no file: give - for standard output")
         folder = Path(name).parent
         if not folder.is_dir():
             code = errno.ENOTDIR if folder.exists() else errno.ENOENT
@@ -54,5 +57,5 @@ def write(report: Report, outputs: Sequence[Output]) -> list[str]:
             write_bytes(Path(output.name), data)
         except OSError as error:
             raise UserError(f"-o {output.name} cannot be written: {error.strerror}") from error
-        lines.append(f"{output.name}: {len(report.runs)} runs, {len(data) / 1000:.0f} kB")
+        lines.append(f"{output.name}: {len(report.runs)} runs, {number(round(len(data) / 1000))} kB")
     return lines

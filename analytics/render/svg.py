@@ -33,26 +33,25 @@ _STYLE: Any = {
     "text.parse_math": False,  # a $ in a name is a $
     "font.size": 9,
     "axes.spines.top": False,
+    "date.converter": "concise",
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
-def svg(figure: Figure) -> str:
-    """Draw a figure: an `<svg>` element to be put into a page, the same for the same figure."""
+def svg(figure: Figure, width: float = 6.4) -> str:
+    """Draw a figure, `width` in inches: an `<svg>` element to be put into a page, the same for the same figure."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    draw = _along if figure.along else _under
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's font may have it
-        canvas = Canvas(layout="constrained")
+        canvas = Canvas(layout="constrained", figsize=(width, 1))
         axes = canvas.add_subplot()
-        draw(figure, canvas, axes)
+        (_along if figure.along else _under)(figure, canvas, axes)
         file = StringIO()
-        canvas.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        canvas.savefig(file, format="svg", transparent=True, metadata=absent)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_ACCENT, f"var(--accent, {_ACCENT})")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -62,7 +61,7 @@ def svg(figure: Figure) -> str:
 def _under(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     """Draw marks one under the other, a line for each name."""
     names = list(dict.fromkeys(mark.name for group in figure.groups for mark in group.marks))[:_MOST]
-    canvas.set_size_inches(6.4, 1.1 + 0.3 * len(names) + 0.2 * len(figure.groups))
+    canvas.set_figheight(1.1 + 0.3 * len(names) + 0.2 * len(figure.groups))
     for index, group in enumerate(figure.groups):
         aside = 0.22 * (index - (len(figure.groups) - 1) / 2)
         shown = [mark for mark in group.marks if mark.name in names]
@@ -70,21 +69,16 @@ def _under(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     axes.set_yticks(range(len(names)), [printable(name, 44) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(figure.axis)
-    if figure.reference is not None:
-        axes.axvline(figure.reference, color=_INK, linewidth=0.8, linestyle=":")
-    elif not figure.log:
-        axes.set_xlim(left=0)
     _finish(figure, canvas, axes)
 
 
 def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
-    """Draw marks along numbers of devices, with the line of the law."""
-    from matplotlib.ticker import NullLocator
-
-    canvas.set_size_inches(6.4, 3.4 + 0.2 * len(figure.groups))
+    """Draw marks along numbers of devices with the line of the law, or along time, which is in days since 1970."""
+    timed = figure.along.startswith("time")
+    canvas.set_figheight(3.4 + 0.2 * len(figure.groups))
     places = sorted({mark.x for group in figure.groups for mark in group.marks})
     for index, group in enumerate(figure.groups):
-        aside = 1.02 ** (index - (len(figure.groups) - 1) / 2)
+        aside = 1.02 ** (0 if timed else index - (len(figure.groups) - 1) / 2)
         _bars(axes, index, group.name, [(mark.x * aside, mark.value, mark) for mark in group.marks], "y")
         beyond = [mark.x * aside for mark in group.marks if figure.most and mark.high and mark.high > figure.most]
         if figure.most and beyond:
@@ -93,16 +87,14 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
         if group.law:
             x, y = zip(*group.law, strict=True)
             axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.2)
-    axes.set_xscale("log")
-    axes.set_xticks(places, [number(place) for place in places])
-    axes.xaxis.set_minor_locator(NullLocator())
-    if figure.most is not None:
-        axes.set_ylim(0, figure.most)
-    axes.set_xlim(places[0] / 1.2, places[-1] * 1.2)
-    axes.set_xlabel(figure.along)
-    axes.set_ylabel(figure.axis)
-    if figure.reference is not None:
-        axes.axhline(figure.reference, color=_INK, linewidth=0.8, linestyle=":")
+    if timed:
+        axes.xaxis.axis_date("UTC")
+    else:
+        axes.set_xscale("log")
+        axes.set_xticks(places, [number(place) for place in places])
+        axes.set_xlim(places[0] / 1.2, places[-1] * 1.2)
+    axes.minorticks_off()
+    axes.set(xlabel=figure.along, ylabel=figure.axis)
     _finish(figure, canvas, axes)
 
 
@@ -125,16 +117,20 @@ def _bars(axes: Axes, index: int, name: str, shown: list[tuple[float, float, Mar
 
 
 def _finish(figure: Figure, canvas: Canvas, axes: Axes) -> None:
-    """Scale, grid and legend."""
+    """Scale, line of reference, grid and legend."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    values = axes.yaxis if figure.along else axes.xaxis
+    values, line, limit = (
+        (axes.yaxis, axes.axhline, axes.set_ylim) if figure.along else (axes.xaxis, axes.axvline, axes.set_xlim)
+    )
+    if figure.reference is not None:
+        line(figure.reference, color=_INK, linewidth=0.8, linestyle=":")
     if figure.log:
         axes.set(**{"yscale" if figure.along else "xscale": "log"})
         values.set_major_locator(LogLocator(subs=(1, 2, 5)))
         values.set_minor_locator(NullLocator())
-    elif figure.along:
-        axes.set_ylim(bottom=0)
+    else:
+        limit(0, figure.most)
     values.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axes.grid(axis="y" if figure.along else "x", color=_INK, alpha=0.15, linewidth=0.6)
     axes.tick_params(length=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,28 +19,44 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _LONGEST, _NAME = 2000, 40
+_COMMAND = re.compile(r"(^|: |&& )bench (?=[a-z])")
+_INTERVAL = re.compile(r" \((?=-?[\d.,]+ ?(?:-|to ))")
 
 
-def show(blocks: Iterable[Block], console: Console, *, explain: bool = False) -> None:
-    """Print blocks; those of `detail` only where the reader asked to `explain`. Figures are left to files and pages."""
-    chosen = [block for block in blocks if not isinstance(block, Figure) and (explain or not _detail(block))]
+def show(blocks: Iterable[Block], console: Console, *, explain: bool = False, program: str = "bench") -> None:
+    """Print blocks; details only where the reader asked to `explain`. Figures are left to files and pages.
+
+    `program` is what the reader types for `bench`.
+    """
+    chosen = [block for block in blocks if not isinstance(block, Figure)]
+    if explain:
+        chosen = [block.without("--explain") if isinstance(block, Commands) else block for block in chosen]
+    else:
+        shown = (block for block in chosen if not getattr(block, "detail", False))
+        chosen = [block.brief() if isinstance(block, Table) else block for block in shown]
+    chosen = [block for block in chosen if not isinstance(block, Commands) or block.commands]
     for place, (_, group) in enumerate(groupby(chosen, key=_kind)):
         if place:
             console.print()
         for block in group:
-            for part in _parts(block, console.width):
+            for part in _parts(_typed(block, program), console.width):
                 console.print(part, soft_wrap=isinstance(block, Commands))
 
 
-def _detail(block: Block) -> bool:
-    return getattr(block, "detail", False)
+def _typed(block: Block, program: str) -> Block:
+    """Put what the reader types in the place of `bench` in commands, and in sentences that end with one."""
+    if isinstance(block, Commands):
+        return replace(block, commands=tuple(_COMMAND.sub(rf"\1{program} ", line) for line in block.commands))
+    if isinstance(block, Sentence | Note):
+        return replace(block, text=_COMMAND.sub(rf"\1{program} ", block.text))
+    return block
 
 
 def _kind(block: Block) -> object:
     """Blocks of one kind follow each other without an empty line; every table stands alone."""
     if isinstance(block, Table):
         return id(block)
-    return (type(block), getattr(block, "role", None), _detail(block))
+    return (type(block), getattr(block, "role", None), getattr(block, "detail", False))
 
 
 def _parts(block: Block, width: int) -> Iterator[RenderableType]:
@@ -77,7 +95,6 @@ def _table(table: Table, width: int) -> rich.table.Table:
         number = table.is_number(place)
         short = (fits or place == 0) and all(len(cells[place]) <= _NAME for cells in table.rows)
         drawn.add_column(heading, justify="right" if number else "left", no_wrap=number or short, overflow="fold")
-    break_ = " (" if fits else "\n("
     for cells in table.rows:
-        drawn.add_row(*(Text(cell.replace(" (", break_)) for cell in cells))
+        drawn.add_row(*(Text(cell if fits else _INTERVAL.sub("\n(", cell)) for cell in cells))
     return drawn

@@ -1,4 +1,4 @@
-"""Tables for other programs: what a spreadsheet would run as a formula is made text, and can be made what it was."""
+"""Tables for other programs: what a spreadsheet would run as a formula is made text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FORMULA = r"'*[=+\-@\t\r\n＝＋－＠]"
 def defused(df: pd.DataFrame) -> pd.DataFrame:
     """Return a copy in which text that spreadsheets take for a formula begins with an apostrophe; numbers stay numbers.
 
-    Names of columns too. Times are plain UTC. `restored` takes the apostrophes off again.
+    Names of columns too. Times are plain UTC.
     """
     copy = df.copy()
     for name in copy.columns:
@@ -22,18 +22,6 @@ def defused(df: pd.DataFrame) -> pd.DataFrame:
             copy[name] = text.mask(text.str.match(_FORMULA, na=False), "'" + text)
     names = copy.columns.astype("str")
     copy.columns = names.where(~names.str.match(_FORMULA), "'" + names)
-    return copy
-
-
-def restored(df: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy of a table of text, as read from a CSV, without the apostrophes of `defused`."""
-    copy = df.copy()
-    for name in copy.columns:
-        if not pd.api.types.is_numeric_dtype(copy[name].dtype):
-            text = copy[name].astype("str")
-            copy[name] = text.mask(text.str.match("'" + _FORMULA, na=False), text.str[1:])
-    names = copy.columns.astype("str")
-    copy.columns = names.where(~names.str.match("'" + _FORMULA), names.str[1:])
     return copy
 
 

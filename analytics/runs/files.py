@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,11 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
 
     Raises UserError where the file cannot be read, is of another kind, or has no `config_id`.
     """
-    found: Any
+    read = _READERS.get(path.suffix)
+    if read is None or (path.exists() and not path.is_file()):  # a pipe would be waited for
+        raise UserError(f"{path}: a file of another kind; {SUPPORTED}")
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: a file of another kind; {SUPPORTED}")
-        if path.suffix == ".csv":
-            found = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False).to_dict("records")
-        elif path.suffix == ".parquet":
-            found = pd.read_parquet(path).to_dict("records")
-        elif path.suffix == ".json":
-            document = json.loads(path.read_text(encoding="utf-8"))
-            found = document.get("runs") if isinstance(document, dict) else document
-        else:
-            raise UserError(f"{path}: a file of another kind; {SUPPORTED}")
+        found = read(path)
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else None
         raise UserError(
@@ -69,6 +61,18 @@ def read_rows(path: Path) -> list[dict[str, Scalar]]:
     return rows if told else [{**row, "status": "ok"} for row in rows]
 
 
+def _json_rows(path: Path) -> Any:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return document.get("runs") if isinstance(document, dict) else document
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": lambda path: pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), low_memory=False).to_dict("records"),
+    ".parquet": lambda path: pd.read_parquet(path).to_dict("records"),
+    ".json": _json_rows,
+}
+
+
 def _number(value: object) -> float | None:
     """The number that a cell is or spells, infinite beyond what a float holds; None for other text and what is absent."""
     try:
@@ -87,15 +91,15 @@ def _countable(value: Scalar | None) -> bool:
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Scalar]:
     """What a row knows: text that can be written and finite numbers, however they are spelt."""
-    known = {_writable(str(k)): v.isoformat() if isinstance(v, datetime) and pd.notna(v) else v for k, v in row.items()}
-    known = {k: v.item() if isinstance(v, np.generic) else v for k, v in known.items()}
-    known = {k: _writable(v) if isinstance(v, str) else v for k, v in known.items()}
-    text = {k: v for k, v in known.items() if isinstance(v, str) and k in TEXT_COLUMNS}
-    return text | {
-        k: v
-        for k, v in known.items()
-        if k not in text and isinstance(v, (str, int, float)) and math.isfinite(_number(v) or 0.0)
-    }
+    known: dict[str, Scalar] = {}
+    for key, cell in row.items():
+        name, value = _writable(str(key)), cell.item() if isinstance(cell, np.generic) else cell
+        if isinstance(value, datetime) and pd.notna(value):
+            value = value.isoformat()
+        text = isinstance(value, str) and name in TEXT_COLUMNS
+        if text or (isinstance(value, (str, int, float)) and math.isfinite(_number(value) or 0.0)):
+            known[name] = _writable(value) if isinstance(value, str) else value
+    return known
 
 
 def _writable(text: str) -> str:

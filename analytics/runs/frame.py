@@ -53,24 +53,27 @@ _EXACT = 2**53
 """Whole numbers up to this size are exact in all columns."""
 
 
-def _typed(column: pd.Series, name: str) -> pd.Series:
-    if name == "started_at":
+DECLARED = (*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS)
+"""Columns that every frame has, with types that do not depend on its rows."""
+_KINDS = dict.fromkeys((*TEXT_COLUMNS, *WORDS), "text") | dict.fromkeys(NUMBERS, "figure")
+_KINDS |= dict.fromkeys(COUNTS, "count") | {"started_at": "time"}
+
+
+def _typed(column: pd.Series, kind: str | None) -> pd.Series:
+    """Return a column with the type of its kind; without a kind, numbers stay numbers."""
+    if kind == "time":
         return pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").astype("datetime64[us, UTC]")
-    if name in COUNTS:
+    if kind == "count":
         numbers = pd.to_numeric(column, errors="coerce").astype("float64")
         no_count = (numbers.abs() > _EXACT) | (numbers % 1 != 0)  # a wrong count is left out: no figure is better
         return numbers.mask(no_count).astype("Int64")
-    if name in NUMBERS:
+    if kind == "figure":
         return pd.to_numeric(column, errors="coerce").astype("float64")
     known = column.dropna()
     numeric = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in known]
-    if name not in (*TEXT_COLUMNS, *WORDS) and numeric and all(numeric):
+    if kind is None and numeric and all(numeric):
         return pd.to_numeric(column).astype("float64")
-    return column.map(str, na_action="ignore").astype("str")
-
-
-DECLARED = (*TEXT_COLUMNS, *WORDS, *COUNTS, *NUMBERS)
-"""Columns that every frame has, with types that do not depend on its rows."""
+    return column.astype("str")
 
 
 Rows = pd.DataFrame | Iterable[Mapping[str, Scalar]]
@@ -91,15 +94,15 @@ def declared(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
     """Return the rows as they came, but for the columns of DECLARED, which are there and have their types."""
     given = pd.DataFrame(list(rows), dtype=object)
     others = sorted(set(map(str, given.columns)) - set(DECLARED))
-    absent = pd.Series(index=given.index, dtype=object)
-    typed = {name: _typed(given.get(name, absent), name) for name in DECLARED}
+    absent = {kind: _typed(pd.Series(index=given.index, dtype=object), kind) for kind in set(_KINDS.values())}
+    typed = {n: _typed(given[n], _KINDS[n]) if n in given else absent[_KINDS[n]] for n in DECLARED}
     return pd.DataFrame(typed | {name: given[name] for name in others}, index=given.index)
 
 
 def tidy(given: pd.DataFrame) -> pd.DataFrame:
     """Return the frame of rows from `declared`: all columns typed, sorted by start, each run once."""
     others = sorted(name for name in set(given.columns) - set(DECLARED) if given[name].notna().any())
-    df = pd.concat([given[[*DECLARED]], *(_typed(given[name], name).rename(name) for name in others)], axis=1)
+    df = pd.concat([given[[*DECLARED]], *(_typed(given[name], None).rename(name) for name in others)], axis=1)
     df = df.sort_values("started_at", kind="stable")
     older = df.duplicated([*IDENTITY, "run_id"], keep="last") & df["run_id"].notna()
     return df[~older].reset_index(drop=True)
@@ -181,8 +184,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *_TEXTS], "str")
     order = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
     table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
-    table.insert(0, "name", names(table))
-    return table
+    return pd.concat([names(table).rename("name"), table], axis=1)
 
 
 _SHOWN = {

@@ -9,27 +9,27 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from analytics.runs.frame import COUNTS, NUMBERS, WORDS
-from analytics.text import printable
+from analytics.text import counted, number, printable
 from analytics.work import Work, language_model
 from bench.errors import UserError
 from bench.files import write_text
 from bench.folder import IMPORTED
 from bench.record import Provenance
 from bench.registry import did_you_mean
-from bench.registry import names as registered
 from bench.schema import AXES, Scalar
 from bench.store.sync import sync
 from bench.store.tracker import StoreError
@@ -42,27 +42,14 @@ _NUMBERS = {*COUNTS, *NUMBERS, *_RATES, LENGTH}
 TARGETS = {*_NUMBERS, *WORDS, "device_name", "dataset", "host", "region", "started_at", *_ALIASES}
 _NOT_ASKED = {*NUMBERS, *_RATES, "repeat", "seed", "started_at", "region", "host"} - {"parameters", "flops_per_sample"}
 _OPTION = re.compile(rf"(workload_args|{'|'.join(AXES)})\.[A-Za-z0-9_-]{{1,60}}")
-_ANY_SIGN, _ZERO_TOO = (
-    re.compile("loss|error"),
-    re.compile("loss|error|accuracy|share|warmup|repeat|seed|ladder|reached"),
-)
-_RATIO = re.compile("share|accuracy|utilization")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _MOST = 1e33
+_ROUNDED = 0.02
 """Figures above it, or below its inverse, cannot be meant, and what is made of them has no floating-point number."""
-_YEARS = range(1970, 2101)
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2101, 1, 1, tzinfo=UTC)
 _FEW = 15
-_USUAL = (
-    "devices",
-    *SPEEDS,
-    "step_seconds",
-    "parameters",
-    "sequence_length",
-    "flops_per_sample",
-    "precision",
-    "parallelism",
-)
+_USUAL = ("devices", *SPEEDS, "step_seconds", "parameters", "sequence_length", "precision", "parallelism")
 
 
 @dataclass(frozen=True)
@@ -87,41 +74,39 @@ class Imported:
     notes: list[str] = field(default_factory=list)
 
 
-Cells = dict[str, Any] | ValueError
-"""The cells of a line by column, or why it has none."""
-
-
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, Cells]], bool]:
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
     """Return the names of the columns, and each row with its line: of CSV (also ; or tab), JSON lines (.jsonl) or Parquet.
 
-    Last, whether commas group thousands: not where ; stands between cells, as there they may be those of fractions. Raises
-    UserError for a file that is none of them.
+    Raises UserError for a file that is none of them.
     """
     try:
         if path.suffix == ".parquet":
-            found = pd.read_parquet(path)
-            cells = [{str(k): v for k, v in row.items() if pd.notna(v)} for row in found.to_dict("records")]
-            return [str(name) for name in found.columns], list(enumerate(cells, 1)), True
+            table = pd.read_parquet(path)
+            return [str(name) for name in table.columns], [
+                (line, {str(k): v for k, v in row.items() if pd.notna(v)})
+                for line, row in enumerate(table.to_dict("records"), 1)
+            ]
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
-                objects = [(n, _object(line)) for n, line in enumerate(file, 1) if line.strip()]
-                if not (keys := dict.fromkeys(name for _, row in objects if isinstance(row, dict) for name in row)):
+                rows = [(line, _object(text)) for line, text in enumerate(file, 1) if text.strip()]
+                if not (names := dict.fromkeys(name for _, row in rows for name in row)):
                     raise ValueError("no line is a JSON object")
-                return list(keys), objects, True
+                return list(names), rows
             header = file.readline()
             file.seek(0)
-            delimiter = max(",;\t", key=header.count)
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader], delimiter != ";"
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {printable(error, 200)}") from error
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
+            return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
+        why = printable(getattr(error, "strerror", None) or error, 200)
+        raise UserError(f"{path} cannot be read as a table: {why}") from error
 
 
-def _object(line: str) -> Cells:
+def _object(line: str) -> dict[str, Any]:
+    """Return the object of a JSON line; what is none is an empty one."""
     try:
         return dict(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
-        return ValueError(f"no JSON object: {error}")
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
 
 def read_columns(
@@ -135,13 +120,12 @@ def read_columns(
     fixed: dict[str, Scalar] = {}
     columns: list[Column] = []
     for text in settings:
-        target, _, value = text.partition("=")
+        name, _, value = text.partition("=")
         try:
-            if not value:
-                raise ValueError("wanted NAME=VALUE")
-            if _known(target) in fixed:
-                raise ValueError(f"{_known(target)} is given twice")
-            fixed[_known(target)] = _value(_known(target), value)
+            target = _known(name)
+            if not value or target in fixed:
+                raise ValueError(f"{target} is given twice" if value else "give NAME=VALUE")
+            fixed[target] = _value(target, value)
         except ValueError as error:
             wrong.append(f"--set {text}: {error}")
     for text in maps:
@@ -153,25 +137,27 @@ def read_columns(
             columns.append(Column(name, _known(target), float(_value("factor", factor or 1))))
         except ValueError as error:
             wrong.append(f"--map {text}: {error}")
-    taken = {*(column.target for column in columns), *fixed}
-    mapped = {column.name for column in columns}
-    own = [name for name in names if name not in mapped and (name in TARGETS or _OPTION.fullmatch(name))]
-    columns += [Column(name, _known(name)) for name in own if _known(name) not in taken]
+    taken, mapped = {*(column.target for column in columns), *fixed}, {column.name for column in columns}
+    own = [Column(name, _known(name)) for name in names if name not in mapped and _is_known(name)]
+    columns += [column for column in own if column.target not in taken]
     targets = [*(column.target for column in columns), *fixed]
     wrong += [f"{target} is given twice" for target in sorted({t for t in targets if targets.count(t) > 1})]
     for wanted in (("tokens_per_second", "samples_per_second", *_RATES), ("devices",)):
         if not wrong and not set(wanted) & set(targets):
-            told = ", ".join(map(printable, names[:_FEW])) + (" ..." if len(names) > _FEW else "")
-            wrong.append(
-                f"no column is {' or '.join(wanted[:2])}: give --map COLUMN={wanted[0]}, or --set; columns: {told}"
-            )
+            listed = ", ".join(map(printable, names[:_FEW])) + " ..." * (len(names) > _FEW)
+            either = " or ".join(wanted[:2])
+            wrong.append(f"no column is {either}: give --map COLUMN={wanted[0]}, or --set; columns: {listed}")
     if wrong:
         raise UserError(*wrong)
     return columns, fixed
 
 
+def _is_known(target: str) -> bool:
+    return target in TARGETS or _OPTION.fullmatch(target) is not None
+
+
 def _known(target: str) -> str:
-    if target not in TARGETS and not _OPTION.fullmatch(target):
+    if not _is_known(target):
         raise ValueError(f"unknown name {printable(target)!r}: {_near(target, [*TARGETS], _USUAL)}")
     return _ALIASES.get(target, target)
 
@@ -182,67 +168,79 @@ def _near(given: str, allowed: Sequence[str], usual: Sequence[str] = ()) -> str:
 
 
 def _moment(text: str) -> str:
-    try:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        if moment.year in _YEARS and moment.timestamp() >= 0:
-            return moment.isoformat()
-    except ValueError:
-        pass
-    raise ValueError(f"started_at: {printable(text, 40)!r} is no time from 1970 to 2100, such as 2026-01-31T13:00Z")
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if not _EARLIEST <= moment < _LATEST:
+        raise ValueError("it is not between 1970 and 2100")
+    return moment.isoformat()
 
 
-def _value(target: str, text: Any, factor: float = 1.0, *, thousands: bool = True) -> Scalar:
-    """Read a cell. Raises ValueError with the reason where it is of no use."""
+def _figure(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        raise ValueError("not a number; fractions take a point, and nothing groups digits (3600.5)")
+    return float(value)
+
+
+@cache
+def _check(target: str) -> TypeAdapter[Any]:
+    """What the cells of a column may be: a time, a number within bounds, or text."""
     if target == "started_at":
-        return _moment(str(text))
-    plain = str(text).strip()
-    grouped = thousands and _THOUSANDS.fullmatch(plain) is not None
-    try:
-        value = float(plain.replace(",", "") if grouped else text) * factor if "_" not in plain else math.nan
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
+        return TypeAdapter(Annotated[str, BeforeValidator(str), AfterValidator(_moment)])
     if target not in _NUMBERS and target != "factor":
-        word = printable(text, 200)
-        return (
-            value if _meant(value) and "." in target else _PRECISIONS.get(word, word) if target == "precision" else word
-        )
-    if not math.isfinite(value):
-        hint = "; commas may group three digits each (3,600), fractions take a point" if "," in plain else ""
-        raise ValueError(f"{target}: {printable(text, 30)!r} is no number{hint}")
-    if (value < 0 and not _ANY_SIGN.search(target)) or (value == 0 and not _ZERO_TOO.search(target)):
-        raise ValueError(f"{target}: {value:g} is not positive")
-    if value > 1 and _RATIO.search(target):
-        raise ValueError(f"{target}: {value:g} is above 1, a ratio is from 0 to 1: for percent give the factor :0.01")
-    if not _meant(value):
-        raise ValueError(f"{target}: {value:g} cannot be meant")
-    if target in (*COUNTS, LENGTH):
-        if not value.is_integer():
-            raise ValueError(f"{target}: {value:g} is no whole number")
-        if value > 2**53:
-            raise ValueError(f"{target}: {value:g} cannot be meant")
-        return int(value)
+        return TypeAdapter(Annotated[str, BeforeValidator(lambda value: printable(value, 200))])
+    whole = target in (*COUNTS, LENGTH)
+    bounds: dict[str, Any] = {"le": 1 if re.search("share|accuracy|utilization", target) else 2**53 if whole else _MOST}
+    if re.search("accuracy|share|warmup|repeat|seed|ladder|reached", target):
+        bounds["ge"] = 0
+    elif not re.search("loss|error", target):
+        bounds["gt"] = 0
+    kind: Any = Annotated[int, Field(**bounds)] if whole else Annotated[float, Field(allow_inf_nan=False, **bounds)]
+    return TypeAdapter(kind)
+
+
+def _value(target: str, cell: Any, factor: float = 1.0) -> Scalar:
+    """Read a cell. Raises ValueError with the reason where it is of no use."""
+    value: Scalar
+    try:
+        if target in _NUMBERS or target == "factor":
+            value = _check(target).validate_python(_figure(cell) * factor)
+        elif "." in target and _NUMBER.fullmatch(str(cell).strip()):
+            value = float(cell) * factor
+        elif factor != 1:
+            raise ValueError("a factor needs a number")
+        else:
+            word: str = _check(target).validate_python(cell)
+            value = _PRECISIONS.get(word, word) if target == "precision" else word
+    except (ValidationError, ValueError, TypeError, OverflowError) as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        percent = ": for percent give the factor :0.01" if str(reason).endswith("equal to 1") else ""
+        raise ValueError(f"{target} {printable(cell, 30)!r}: {reason}{percent}") from error
     return value
 
 
-def _meant(value: float) -> bool:
-    return value == 0 or 1 / _MOST <= abs(value) <= _MOST
+def _agree(row: dict[str, Any], name: str, value: float) -> None:
+    """Set a figure that follows from others; raise ValueError where another one was given, by more than its rounding."""
+    given = row.setdefault(name, value)
+    if abs(given / value - 1) > _ROUNDED:
+        raise ValueError(f"{name} {number(given)} and the {number(value)} of the other columns disagree")
 
 
 def _derived(known: dict[str, Any]) -> dict[str, Scalar]:
-    """Add what follows. Raises ValueError where there is no speed or no number of devices."""
+    """Add what follows. Raises ValueError where there is no speed or no number of devices, or a figure is out of range."""
     row = dict(known)
     if "devices" not in row:
-        raise ValueError("devices: no number")
+        raise ValueError("no number of devices")
     devices, length = row["devices"], row.get(LENGTH)
     for speed in SPEEDS:
         if f"{speed}_per_device" in row:
-            row.setdefault(speed, row[f"{speed}_per_device"] * devices)
+            _agree(row, speed, row[f"{speed}_per_device"] * devices)
     if not set(SPEEDS) & row.keys():
         raise ValueError("no speed: samples_per_second and tokens_per_second are empty")
-    if length and "samples_per_second" not in row:
-        row["samples_per_second"] = row["tokens_per_second"] / length
-    elif length and "tokens_per_second" not in row:
+    if length and "tokens_per_second" in row:
+        _agree(row, "samples_per_second", row["tokens_per_second"] / length)
+    elif length:
         row["tokens_per_second"] = row["samples_per_second"] * length
     if length and "parameters" in row:
         row.setdefault("flops_per_sample", _work(row).per_sample)
@@ -252,9 +250,10 @@ def _derived(known: dict[str, Any]) -> dict[str, Scalar]:
     for part, label in (("joules", "energy_provenance"), ("emissions", "emissions_basis"), ("cost", "cost_basis")):
         if any(part in key for key in row):
             row[label] = str(Provenance.IMPORTED)
-    beyond = [name for name, value in row.items() if isinstance(value, float) and not _meant(value)]
-    if beyond:
-        raise ValueError(f"{beyond[0]} follows as {row[beyond[0]]:g}, which cannot be meant")
+    figures = {name: abs(value) for name, value in row.items() if isinstance(value, float) and value}
+    for name, value in figures.items():
+        if not 1 / _MOST <= value <= _MOST:
+            raise ValueError(f"{name} would be {number(value)}, which cannot be meant")
     return row
 
 
@@ -277,18 +276,20 @@ def imported(
     A run began when it was imported, unless the file has a column `started_at`. The name of the execution follows from the
     rows, so that the same file gives the same execution. Raises UserError; rows that are of no use do not.
     """
-    names, lines, thousands = read_table(path)
+    names, lines = read_table(path)
     columns, fixed = read_columns(names, maps, settings)
     out = Imported(suite, columns, [name for name in names if name not in {column.name for column in columns}])
     seen: dict[str, int] = {}
-    said = {("precision", text.partition("=")[2]) for text in settings if text.startswith("precision=")}
+    precisions = {text.partition("=")[2] for text in settings if text.startswith("precision=")}
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for line, cells in lines:
         try:
-            if isinstance(cells, ValueError):
-                raise cells
+            if not cells:
+                raise ValueError("no JSON object")
+            if None in cells:
+                raise ValueError("it has more cells than there are columns")
             filled = [(c, text) for c in columns if (text := cells.get(c.name)) is not None and str(text).strip()]
-            known = fixed | {c.target: _value(c.target, text, c.factor, thousands=thousands) for c, text in filled}
+            known = fixed | {c.target: _value(c.target, text, c.factor) for c, text in filled}
             row = _derived(known)
             asked = {key: value for key, value in known.items() if key not in _NOT_ASKED}
             config = _hash([suite, asked])
@@ -299,14 +300,14 @@ def imported(
             out.refused.append((line, printable(error, 200)))
             continue
         seen[key] = line
-        said |= {(c.target, str(text).strip()) for c, text in filled if c.target == "precision" or "," in str(text)}
+        precisions |= {str(text).strip() for c, text in filled if c.target == "precision"}
         repeat = known.get("repeat", len(groups[config]))
         label = printable(" ".join(f"{key.split('.')[-1]}={value}" for key, value in asked.items()), 200)
         row |= {"config_id": config, "repeat": repeat, "run_id": f"imported-{config}-r{repeat}", "label": label}
         groups[config].append(cells)
         out.rows.append(row)
     _identify(out, now or datetime.now(UTC))
-    _remark(out, said, [group for group in groups.values() if len(group) > 1])
+    _remark(out, precisions, [group for group in groups.values() if len(group) > 1])
     return out
 
 
@@ -320,32 +321,22 @@ def _identify(out: Imported, now: datetime) -> None:
         out.rows[index] = {"workload": "imported", "device_name": "unknown", "started_at": began, **row, **own}
 
 
-def _remark(out: Imported, said: set[tuple[str, str]], pooled: list[list[Mapping[str, Any]]]) -> None:
-    """Say what was added, how cells (`said`, by target) were read, and what differs between rows taken for repeats."""
+def _remark(out: Imported, precisions: set[str], pooled: list[list[Mapping[str, Any]]]) -> None:
+    """Say what was added, which precisions are called otherwise here, and what differs between rows taken for repeats."""
     given = {column.target for column in out.columns}
     added = [row for row in out.rows if "flops_per_sample" in row]
     if added and "flops_per_sample" not in given:
         work = _work(added[0])
         says = "; assumed: ".join(filter(None, (work.says[1], ", ".join(work.assumed))))
-        out.notes.append(
-            f"flops_per_sample = (6 × parameters + attention) × sequence length, as bench plan counts; first run: {says}"
-        )
-    if any(target in _NUMBERS for target, _ in said):
-        out.notes.append("commas in numbers group thousands: 3,600 is 3600")
-    words = {word for target, word in said if target == "precision"}
-    out.notes += [f"precision {word} is called {_PRECISIONS[word]} here" for word in sorted(words & _PRECISIONS.keys())]
-    strange = sorted(words - _PRECISIONS.keys() - (ours := registered("precision")).keys())
-    if strange:
-        told = f"{', '.join(printable(word) for word in strange[:_FEW])}{' ...' if strange[_FEW:] else ''}"
-        out.notes.append(
-            f"no precisions of ours: {told}; they are kept as they are. If they are one of {', '.join(ours)}, say so: "
-            "--set precision=NAME instead of the column"
-        )
+        out.notes.append(f"Work per sample is (6 × parameters + attention) × sequence length; first run: {says}")
+    out.notes += [
+        f"Precision {name} is called {_PRECISIONS[name]} here" for name in sorted(precisions & _PRECISIONS.keys())
+    ]
     if pooled and "repeat" not in given:
         apart = [n for n in out.ignored if any(len({str(cells.get(n)) for cells in group}) > 1 for group in pooled)]
-        told = f"; not mapped, though they differ: {', '.join(map(printable, apart))}" if apart else ""
+        differ = f"; not mapped, though they differ: {', '.join(map(printable, apart))}" if apart else ""
         out.notes.append(
-            f"several rows of one configuration count as its repeats ({len(pooled)} such configurations){told}"
+            f"Rows of one configuration count as its repeats: {counted(len(pooled), 'configuration')}{differ}"
         )
 
 

@@ -35,17 +35,14 @@ def select(
     df = load(store, refresh=refresh)
     if df.empty:
         raise UserError(f"no runs in {tracking.shown(store)} yet; make some with: bench run suites/scaling.yaml")
-    if name is not None:
-        suites = set(df["suite"].dropna())
-        if name not in suites:
-            raise UserError(f"no runs of suite {name!r} in {tracking.shown(store)}: {did_you_mean(name, suites)}")
-        df = df[df["suite"] == name]
-    if execution is not None:
-        executions = set(df["execution"].dropna())
-        if execution not in executions:
-            raise UserError(f"no execution {execution!r}: {did_you_mean(execution, executions)}")
-        df = df[df["execution"] == execution]
-    elif not everything:
+    for column, value in (("suite", name), ("execution", execution)):
+        if value is not None:
+            known = set(df[column].dropna())
+            if value not in known:
+                where = tracking.shown(store)
+                raise UserError(f"no runs of {column} {value!r} in {where}: {did_you_mean(value, known)}")
+            df = df[df[column] == value]
+    if execution is None and not everything:
         df = latest_execution(df)
     return tidy(df)  # without the columns of other suites
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,18 +26,11 @@ _FORMAT = 1
 _PART, _RUN = "_part", "_run"
 MLFLOW_RUN = "mlflow_run_id"
 """Column with the name by which MLflow knows a run."""
-Progress = Callable[[int, int | None, Callable[[], pd.DataFrame]], None]
-"""Told how many runs were read, of how many (None where a server does not say), and what makes a frame of those known."""
 _VERSION = hashlib.sha256(json.dumps([_FORMAT, pd.__version__, DECLARED]).encode()).hexdigest()
 
 
 def load(
-    uri: str | None = None,
-    suite: str | None = None,
-    *,
-    refresh: bool = False,
-    named: bool = False,
-    progress: Progress | None = None,
+    uri: str | None = None, suite: str | None = None, *, refresh: bool = False, named: bool = False
 ) -> pd.DataFrame:
     """Return `analytics.runs.frame.frame` of all runs in the store, or of those of one suite.
 
@@ -49,24 +41,13 @@ def load(
     """
     path = _path(uri)
     table, known = (None, {}) if refresh else _read(path)
-
-    def shown(found: pd.DataFrame) -> pd.DataFrame:
-        found = found if suite is None else found[found["suite"] == suite]
-        return tidy(
-            (found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)).drop(columns=_PART)
-        )
-
-    def tell(done: int, of: int | None, so_far: tracking.News) -> None:
-        if progress is not None:
-            progress(done, of, lambda: shown(_joined(table, known, so_far)))
-
-    if table is not None:
-        tell(0, None, tracking.News([], known))
-    news = tracking.news(uri, known, tell)
+    news = tracking.news(uri, known)
     found = _joined(table, known, news)
     if news.parts != known:
         _write(path, found[found[_PART].map(news.parts) != ""], news.parts)
-    return shown(found)
+    found = found if suite is None else found[found["suite"] == suite]
+    found = found.rename(columns={_RUN: MLFLOW_RUN}) if named else found.drop(columns=_RUN)
+    return tidy(found.drop(columns=_PART))
 
 
 def _joined(table: pd.DataFrame | None, known: dict[str, str], news: tracking.News) -> pd.DataFrame:

@@ -8,10 +8,13 @@ evidence) are for those who ask: behind `--explain` in a terminal, folded elsewh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from analytics.text import between, printable
+from analytics.text import interval, printable
+from bench.redact import redact
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,22 @@ class Commands:
     label: str = "Next"
     detail: bool = False
 
+    def without(self, option: str) -> Commands:
+        """Leave out the commands that end with an option, which the reader has given."""
+        return replace(self, commands=tuple(line for line in self.commands if not line.endswith(f" {option}")))
+
+
+def command(*words: str, store: str | None = None) -> str:
+    """Return a `bench` command as a shell takes it. A store whose address has a password is not named: see `unnamed`."""
+    where = ["--store", store] if store and redact(store) == store else []
+    return shlex.join(["bench", *(printable(word, 1000) for word in (*words, *where))])
+
+
+def unnamed(store: str | None) -> Iterator[Note]:
+    """Say how commands find a store that they do not name."""
+    if store and redact(store) != store:
+        yield Note("set MLFLOW_TRACKING_URI to its address, which has a password and is not printed.", "Store")
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -53,20 +72,23 @@ class Lines:
 class Table:
     """Cells of text under headings; the first column names the row.
 
-    `figures`: the other columns are numbers, except those named in `words`. `folded`: for those who look it up.
+    `figures`: the other columns are numbers, except those named in `words`. Columns named in `details` are for those who
+    ask, like a whole table of `detail`.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     figures: bool = True
-    folded: bool = False
+    detail: bool = False
     words: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
-    @property
-    def detail(self) -> bool:
-        """Whether it is for those who ask."""
-        return self.folded
+    def brief(self) -> Table:
+        """Return the table without the columns of `details`."""
+        places = [place for place, name in enumerate(self.columns) if name not in self.details]
+        columns, *rows = (tuple(cells[place] for place in places) for cells in (self.columns, *self.rows))
+        return replace(self, columns=columns, rows=tuple(rows), details=())
 
     def is_number(self, place: int) -> bool:
         """Return whether the cells of a column are numbers, which are aligned to the right."""
@@ -75,13 +97,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval, if there is one; `name` says of what, `x` where it stands along a numeric axis."""
+    """A value with its interval, if there is one; `name` says of what, `x` where it stands along a numeric axis.
+
+    `estimated`: a model predicts it.
+    """
 
     name: str
     value: float
     low: float | None = None
     high: float | None = None
     x: float = 0.0
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,12 +138,12 @@ class Figure:
     @property
     def words(self) -> str:
         """The figure in words: its title, and each value with its 95 % interval."""
-        told = []
+        texts = []
         for group in self.groups:
             head = f"{group.name}: " if len(self.groups) > 1 else ""
-            marks = (f"{mark.name} {between(mark.value, mark.low, mark.high)}" for mark in group.marks)
-            told.append(head + "; ".join(marks))
-        return printable(f"{self.title} ({self.axis}). {'. '.join(told)}.", 4000)
+            marks = (f"{mark.name} {interval(mark.value, mark.low, mark.high)}" for mark in group.marks)
+            texts.append(head + "; ".join(marks))
+        return printable(f"{self.title} ({self.axis}). {'. '.join(texts)}.", 4000)
 
 
 Block = Sentence | Note | Commands | Lines | Table | Figure

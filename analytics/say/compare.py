@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analytics.interval import MOST_REPEATS
 from analytics.judge.compare import Comparison, Effect, Matched
 from analytics.judge.gate import Outcome
 from analytics.judge.sides import Side
 from analytics.quantities import quantity
 from analytics.runs.frame import asked, names, summary
-from analytics.say.blocks import Block, Commands, Note, Sentence, Table
-from analytics.say.names import metric_name, named, plain, ranged
-from analytics.text import interval, printable
+from analytics.say.blocks import Block, Commands, Lines, Note, Sentence, Table, command, unnamed
+from analytics.say.names import START, grouped, metric_name, named, plain, ranged, repeat_command, why_ended
+from analytics.say.table import MANY, blanked, verdict
+from analytics.text import interval, percent, printable, written
 from bench.figures.flags import meaning
 
-MANY = 20
-"""More repeats than this are no advice."""
 _FEW = 2
 """As many configurations are named in a sentence; of more, the one that differs most."""
-_VERDICTS = {"cannot tell": "?", "equivalent": "same"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,8 @@ class _Labels(dict[str, Label]):
         return Label("", printable(name, 80))
 
 
+_OTHER = re.compile(r"other (\w+): (.*) against (.*)")
+"""A note that the sides did other work."""
 _Rows = Sequence[tuple[Label, Comparison]]
 
 
@@ -57,7 +52,7 @@ def labels(sides: Sequence[Side], matched: Matched) -> dict[str, Label]:
     """Return the labels of all configurations by the names that comparisons and lists have for them."""
     runs = pd.concat([side.df for side in sides]).sort_values("started_at", kind="stable", na_position="first")
     runs = runs.drop_duplicates("config_id", keep="last").reset_index(drop=True)
-    table, bases = runs[["config_id", *asked(runs)]], dict[str, str]()
+    table, bases = runs[["config_id", "ladder", *asked(runs)]], dict[str, str]()
     if len(sides) == 1:
         short = table["config_id"].map(summary(sides[0].df).drop_duplicates("config_id").set_index("config_id")["name"])
         keys = short.fillna(runs["label"]).astype(str).tolist()
@@ -79,13 +74,16 @@ def labels(sides: Sequence[Side], matched: Matched) -> dict[str, Label]:
     )
 
 
-def blocks(sides: Sequence[Side], matched: Matched, equivalence: float) -> Iterator[Block]:
+def blocks(sides: Sequence[Side], matched: Matched, equivalence: float, store: str | None = None) -> Iterator[Block]:
     """Yield the comparison: title, answer, table, notes and what to do next; evidence as detail."""
     by_name = labels(sides, matched)
     rows = [(by_name[comparison.name], comparison) for comparison in matched.comparisons]
     effects = [effect for _, comparison in rows for effect in comparison.effects]
     yield Sentence(_title(sides, rows, effects), "title")
-    yield from (Sentence(line, "answer") for line in _answer(rows, effects, equivalence))
+    counts = [effect.more_repeats for effect in effects if effect.more_repeats is not None]
+    counts += [3 - effect.repeats for effect in effects if effect.repeats < 2]
+    lines = (*_answer(rows, effects, equivalence), *_decide(sides, effects, counts, store))
+    yield from (Sentence(line, "answer") for line in lines)
     if effects:
         yield _table([(label, comparison) for label, comparison in rows if comparison.effects], effects)
     yield from _notes(sides, rows, effects)
@@ -96,137 +94,123 @@ def blocks(sides: Sequence[Side], matched: Matched, equivalence: float) -> Itera
         for name in sorted(filter(lambda name: "=" in name, by_name), key=len, reverse=True):
             note = note.replace(name, by_name[name].title)
         yield Note(f"{note[:1].upper()}{plain(note[1:])}.")
-    yield _next(sides, effects)
+    one = len(sides) == 1 and sides[0].kind == "suite"
+    names_ = [side.name if one else f"{side.kind}:{side.name}" for side in sides]
+    yield Commands((command("compare", *names_, "--explain", store=store),))
+    yield from unnamed(store)
     yield from _evidence(sides, rows, equivalence)
 
 
 def _title(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> str:
     counts = sorted({effect.repeats for effect in effects})
     repeats = "-".join(str(n) for n in dict.fromkeys(counts[:1] + counts[-1:]))
-    tail = f"; new / base, 95 %, {repeats} run{'s' * (repeats != '1')} each" if counts else ""
+    tail = f"; new/base, 95 %, {repeats} run{'s' * (repeats != '1')} each" if counts else ""
     first, *others = (side.name if side.kind == "suite" else str(side) for side in sides)
     if others:
         return f"{others[0]} against {first}{tail}"
     bases = {label.base for label, _ in rows}
     base = bases.pop() if len(bases) == 1 else "the first one"
+    if base == START:
+        return f"{first}: the steps so far (…) against the {START}{tail}"
     return f"{first}: each configuration against {base}{' with the same model' * bool(rows[0][0].work)}{tail}"
 
 
 def _answer(rows: _Rows, effects: Sequence[Effect], equivalence: float) -> Iterator[str]:
-    for metric in dict.fromkeys(effect.metric for effect in effects):
-        pairs = [(label, e) for label, comparison in rows for e in comparison.effects if e.metric == metric]
-        verdicts = [v for v in ("better", "worse", "less", "more") if any(e.verdict == v for _, e in pairs)]
-        if verdicts:
-            title = metric_name(metric)
-            parts = (f"{v}{_most([pair for pair in pairs if pair[1].verdict == v], len(rows))}" for v in verdicts)
-            yield f"{title[0].upper()}{title[1:]}: {'; '.join(parts)}."
-    total = f"of {len(effects)} comparisons" if len(effects) > 1 else "comparison"
-    if same := sum(effect.verdict == "equivalent" for effect in effects):
-        yield f"{same} {total} equivalent within {100 * equivalence:g} %."
-    if unclear := [effect for effect in effects if effect.verdict == "cannot tell"]:
-        yield f"{len(unclear)} {total} cannot be told yet{_repeats(unclear)}."
+    """Say what is better and what is worse, metric by metric, and what is open."""
+    for told in ("better", "worse", "less", "more"):
+        pairs = [(label, e) for label, comparison in rows for e in comparison.effects if e.verdict == told]
+        metrics = dict.fromkeys(effect.metric for _, effect in pairs)
+        parts = (
+            f"{metric_name(m)} {_most([pair for pair in pairs if pair[1].metric == m], len(rows))}" for m in metrics
+        )
+        if pairs:
+            yield f"{told.capitalize()}: {'; '.join(parts)}."
+    same, unclear = (sum(e.verdict == v for e in effects) for v in ("equivalent", "cannot tell"))
+    texts = [f"{same} equivalent within {percent(equivalence)}"] if same else []
+    texts += [f"{unclear} cannot be told yet"] if unclear else []
     if not effects:
         yield "Nothing could be compared."
+    elif unclear == len(effects) > 1:
+        yield f"None of {unclear} comparisons can be told yet."
+    elif texts:
+        yield (
+            f"Of {len(effects)} comparisons {', '.join(texts)}." if len(effects) > 1 else f"The comparison: {texts[0]}."
+        )
 
 
 def _most(pairs: Sequence[tuple[Label, Effect]], count: int) -> str:
     """Name few configurations with what they change, of many the one that changes most."""
     if count == 1:
-        return f", {_change(pairs[0][1])}"
-    pairs = sorted(pairs, key=lambda p: -abs(math.log(p[1].ratio) if p[1].difference is None else p[1].difference))
-    texts = [f"{label.title} {_change(effect)}" for label, effect in pairs]
-    return f" with {' and '.join(texts) if len(texts) <= _FEW else f'{len(texts)} of {count}, most with {texts[0]}'}"
+        return written(pairs[0][1].interval)
+    pairs = sorted(pairs, key=lambda p: -abs(math.log(p[1].ratio)))
+    texts = [f"{label.title} {written(effect.interval)}" for label, effect in pairs]
+    return f"with {' and '.join(texts) if len(texts) <= _FEW else f'{len(texts)} of {count}, most with {texts[0]}'}"
 
 
-def _change(effect: Effect) -> str:
-    if effect.difference is None:
-        return interval(effect.ratio, effect.low, effect.high)
-    return f"new - base {interval(effect.difference, effect.low, effect.high)}"
-
-
-def _repeats(unclear: Sequence[Effect]) -> str:
-    """Say how many more repeats should tell."""
-    counts = [effect.more_repeats for effect in unclear if effect.more_repeats is not None]
-    few = [count for count in counts if count <= MANY]
-    if few:
-        which = "" if len(few) == len(unclear) else f" {len(few)} of them"
-        return f"; {max(few)} more repeat{'s' * (max(few) > 1)} of each should tell{which}"
-    if counts:
-        return f" and need more than {MANY} repeats more: measure longer, or on a quieter machine"
-    return ": give 3 repeats or more" if any(effect.repeats < 2 for effect in unclear) else ""
+def _decide(
+    sides: Sequence[Side], effects: Sequence[Effect], counts: Sequence[int], store: str | None
+) -> Iterator[str]:
+    """Say how many more repeats should tell, with the command where the suite is at hand."""
+    if few := [count for count in counts if count <= MANY]:
+        repeats = f"repeats={max(few) + max(effect.repeats for effect in effects)}"
+        some = f" {len(few)} of {len(counts)}" * (len(few) < len(counts))
+        own = len(sides) == 1 and sides[0].kind == "suite"
+        yield f"To decide{some}: {repeat_command(sides[0].name if own else '', '--set', repeats, store=store)}"
+    elif counts:
+        yield f"They need more than {MANY} repeats more: measure longer, or on a quieter machine."
 
 
 def _table(rows: _Rows, effects: Sequence[Effect]) -> Table:
     columns = {"change" if rows[0][0].base else "configuration": [label.change for label, _ in rows]}
-    if rows[0][0].work:
-        works = [label.work for label, _ in rows]
-        columns = {"model": [work * (work != above) for above, work in pairwise(["", *works])], **columns}
+    if several := bool(rows[0][0].work):
+        columns = {"model": [label.work for label, _ in rows], **columns}
     for metric in dict.fromkeys(effect.metric for effect in effects):
-        found = [next((e for e in comparison.effects if e.metric == metric), None) for _, comparison in rows]
-        width = max(len(_change(effect)) for effect in found if effect)
-        cells = ["-" if effect is None else f"{_change(effect):<{width}} {_verdict(effect)}" for effect in found]
-        columns[metric_name(metric, mark=True)] = cells
-    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), figures=False)
-
-
-def _verdict(effect: Effect) -> str:
-    more = "" if effect.more_repeats is None else f" +{effect.more_repeats}"
-    more = f" >+{MOST_REPEATS}" if (effect.more_repeats or 0) > MOST_REPEATS else more
-    few = " (2 runs)" if effect.repeats == 2 and effect.verdict != "cannot tell" else ""
-    return _VERDICTS.get(effect.verdict, effect.verdict) + more + few
+        found = [comparison.effect(metric) for _, comparison in rows]
+        width = max(len(written(effect.interval)) for effect in found if effect)
+        cells = [
+            "-" if e is None else f"{written(e.interval):<{width}} {verdict(e) if e.repeats > 1 else ''}" for e in found
+        ]
+        columns[metric_name(metric, mark=True)] = [cell.rstrip() for cell in cells]
+    return Table(
+        "", tuple(columns), tuple(blanked([*zip(*columns.values(), strict=True)], int(several))), figures=False
+    )
 
 
 def _notes(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> Iterator[Note]:
     """Say what marks mean, what was not compared, and where the sides did other work."""
-    if any(effect.more_repeats for effect in effects):
-        yield Note(
-            "? cannot be told yet; +3: three more repeats of each should. Verdicts allow for all comparisons of a metric "
-            "(Holm)."
-        )
-    if any(quantity(effect.metric).estimated for effect in effects):
-        yield Note("~ estimated, not measured.")
+    marks = ["? cannot be told yet; +3: three more repeats should tell."] * any(e.more_repeats for e in effects)
+    marks += ["~ estimated."] * any(quantity(effect.metric).estimated for effect in effects)
+    if marks:
+        yield Note(" ".join(marks))
     if len(sides) > 1 and effects and not any(effect.paired for effect in effects):
         yield Note("The sides did not run side by side, so other changes between them count as well.", "Careful")
-    flags = {plain(flag) for _, c in rows for text in c.doubts for flag in text.partition(" has ")[2].split(" and ")}
-    if flags:
-        count = sum(bool(comparison.doubts) for _, comparison in rows)
-        many = "all" if count == len(rows) else f"{count} of {len(rows)}"
-        yield Note(f"{' or '.join(sorted(flags))} on one side alone in {many} comparisons.", "Careful")
-    for (status, reason), who in _grouped(rows, lambda c: [(c.status, c.reason)] * (c.status != "ok")):
-        yield Note(f"{who}: {printable(reason, 160)}", status.replace("_", " ").capitalize())
-    refused = [(metric, why) for _, c in rows for metric, why in (c.not_compared or {}).items()]
+    flags = {plain(code) for _, c in rows for codes in c.doubts.values() for code in codes}
+    for _, who in _grouped(rows, lambda c: ["doubts"] * bool(c.doubts)):
+        yield Note(f"{' or '.join(sorted(flags))} on one side ({who}).", "Careful")
+    for status, who in _grouped(rows, lambda c: [c.status] * (c.status != "ok")):
+        yield Note(f"{who} {why_ended(status, [c.reason for _, c in rows if c.status == status])}.", "Careful")
+    refused = [(metric, why) for _, c in rows for metric, why in c.not_compared.items()]
     whys = {metric: ranged(why for other, why in refused if other == metric) for metric, _ in refused}
     for why in dict.fromkeys(why for texts in whys.values() for why in texts):
         metrics = [metric_name(metric) for metric, texts in whys.items() if why in texts]
         yield Note(f"{', '.join(metrics)}: {plain(why)}.", "Not compared")
-    for note, who in _grouped(rows, lambda c: c.notes):
-        other = note.startswith("other ")
-        yield Note(f"{plain(note.removeprefix('other '))} ({who}).", "Other work" if other else "Careful")
+    for note, who in _grouped(rows, lambda c: [n for n in c.notes if not _OTHER.match(n)]):
+        yield Note(f"{plain(note)} ({who}).", "Careful")
+    others = [found.groups() for _, c in rows for note in c.notes if (found := _OTHER.match(note))]
+    for what, who in _grouped(rows, lambda c: [found[1] for note in c.notes if (found := _OTHER.match(note))]):
+        new, base = (
+            " or ".join(dict.fromkeys(sides_)) for sides_ in zip(*(x[1:] for x in others if x[0] == what), strict=True)
+        )
+        yield Note(f"{what} {new} against {base} ({who}).", "Other work")
 
 
-def _grouped(rows: _Rows, texts: Callable[[Comparison], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
-    """Yield each text, the first of those that differ in long numbers alone, with the configurations that it holds for."""
-    groups: dict[str, tuple[Any, list[str]]] = {}
-    for label, comparison in rows:
-        for text in texts(comparison):
-            groups.setdefault(re.sub(r"\d{4,}", "", str(text)), (text, []))[1].append(label.title)
-    for text, titles in groups.values():
-        listed = "; ".join(titles)
-        short = listed if len(listed) <= 80 else f"{len(titles)} configuration{'s' * (len(titles) > 1)}"
-        yield text, "all" if len(titles) == len(rows) > 1 else short
+def doubt_words(doubts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say what one side alone has that may have made a difference too: `new alone has a busy host`."""
+    return [plain(f"the {side} alone has {' and '.join(codes)}") for side, codes in doubts.items()]
 
 
-def _next(sides: Sequence[Side], effects: Sequence[Effect]) -> Commands:
-    """The command that repeats the suite as often as its open comparisons need, and the one that shows the evidence."""
-    one = len(sides) == 1 and sides[0].kind == "suite"
-    names_ = " ".join(shlex.quote(printable(side.name if one else f"{side.kind}:{side.name}", 200)) for side in sides)
-    counts = [e.repeats + e.more_repeats for e in effects if e.more_repeats is not None and e.more_repeats <= MANY]
-    counts += [3 for effect in effects if effect.repeats < 2]
-    file = Path("suites", f"{sides[0].name}.yaml")
-    more = (
-        [f"bench run {shlex.quote(str(file))} --set repeats={max(counts)}"] if one and counts and file.exists() else []
-    )
-    return Commands((*more, f"bench compare {names_} --explain"))
+def _grouped(rows: _Rows, texts: Callable[[Comparison], Iterable[str]]) -> Iterator[tuple[str, str]]:
+    return grouped((label.title, texts(comparison)) for label, comparison in rows)
 
 
 def _evidence(sides: Sequence[Side], rows: _Rows, equivalence: float) -> Iterator[Block]:
@@ -239,27 +223,32 @@ def _evidence(sides: Sequence[Side], rows: _Rows, equivalence: float) -> Iterato
     if pairs:
         columns = ("configuration", "metric", "base", "new", "unit", "P(better)", "compared by")
         cells = tuple((label.title, *_figures(effect)) for label, effect in pairs)
-        yield Table("Figures", columns, cells, folded=True, words=("metric", "unit", "compared by"))
+        yield Table("Figures", columns, cells, detail=True, words=("metric", "unit", "compared by"))
         yield Note(
-            "Intervals are 95 %: Student's t on logarithms of pairs that ran side by side, or Welch's t of two samples. "
-            f"same: equivalent within {100 * equivalence:g} %. Figures are medians of quality, the largest of memory, "
-            "else geometric means.",
+            "Verdicts allow for a whole column (Holm). Intervals are 95 %: Student's t on logarithms of pairs that ran side "
+            f"by side, or Welch's t of two samples. same: equivalent within {percent(equivalence)}. Figures are medians of "
+            "quality, the largest of memory, else geometric means.",
             detail=True,
         )
     if chance := sum(effect.among is not None for _, effect in pairs):
         yield Note(f"{chance} intervals exclude 1, but among so many comparisons that may be chance.", detail=True)
-    for doubt, who in _grouped(rows, lambda c: c.doubts):
-        yield Note(f"{plain(doubt)} ({who}).", "Careful", detail=True)
+    for doubt, who in _grouped(rows, lambda c: doubt_words(c.doubts)):
+        yield Note(f"{doubt} ({who}).", "Careful", detail=True)
     for flag, who in _grouped(rows, lambda c: c.flags):
         yield Note(f"{meaning(flag)} ({who}).", "Limit", detail=True)
 
 
 def _figures(effect: Effect) -> tuple[str, ...]:
     known, chance = quantity(effect.metric), effect.probability_better
-    sure = "-" if chance is None else ">99 %" if chance > 0.99 else "<1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+    sure = (
+        "-" if chance is None else ">99 %" if chance > 0.99 else "<1 %" if chance < 0.01 else percent(round(chance, 2))
+    )
     base, new = (interval(value * known.factor) for value in (effect.baseline_value, effect.value))
     way = "pairs" if effect.paired else "two samples"
     return metric_name(effect.metric, mark=True), base, new, known.unit, sure, way
+
+
+_STATES = {"fails": "failed", "cannot tell": "undecided", "holds": "passed"}
 
 
 def gate_blocks(
@@ -268,28 +257,35 @@ def gate_blocks(
     outcomes: Sequence[Outcome],
     broken: Sequence[tuple[str, str]],
     missing: Sequence[str],
+    equivalence: float,
+    store: str | None = None,
     *,
     failed: bool,
 ) -> Iterator[Block]:
-    """Yield what --fail-if decides: the verdict first, then what fails or cannot be told, and as detail what passes."""
+    """Yield what --fail-if decides: the verdict, then what fails or cannot be told; as detail what passes and is compared."""
     by_name = labels(sides, matched)
     cells = [(outcome.state, by_name[outcome.name].title, *_outcome(outcome)) for outcome in outcomes]
     cells += [("fails", by_name[name].title, "", plain(printable(why, 300))) for name, why in broken]
     missing_words = "missing in new; accept that with --allow-missing"
     cells += [("fails", by_name[name].title, "", missing_words) for name in missing]
-    order = ("fails", "cannot tell", "holds")
-    cells.sort(key=lambda row: order.index(row[0]))
+    cells.sort(key=lambda row: [*_STATES].index(row[0]))
     states = [str(row[0]) for row in cells]
-    counts = [
-        f"{states.count(state)} {word}" for state, word in zip(order, ("failed", "undecided", "passed"), strict=True)
-    ]
-    text = f"Checks: {', '.join(count for count in counts if count[0] != '0')}."
+    counts = [f"{states.count(state)} {text}" for state, text in _STATES.items() if state in states]
     first = [f"{row[1]}: {row[2] or row[3]}." for row in cells[:1] if failed]
-    yield Sentence(" ".join([f"The gate {'fails' if failed else 'passes'}.", *first, text]), "title")
+    verdict_ = f"The gate {'fails' if failed else 'passes'}."
+    yield Sentence(" ".join([verdict_, *first, f"Checks: {', '.join(counts)}."]), "title")
+    others = blocks(sides, matched, equivalence, store)
+    yield Sentence(getattr(next(others), "text", ""), "answer")
+    more = [outcome.more_repeats for outcome in outcomes if outcome.state == "cannot tell" and outcome.more_repeats]
+    effects = [effect for comparison in matched.comparisons for effect in comparison.effects]
+    yield from (Sentence(line, "answer") for line in _decide(sides, effects, more, store))
     columns = ("gate", "configuration", "new / base", "why")
     for holds, caption in ((False, ""), (True, "Checks that pass")):
         if chosen := tuple(row for row in cells if (row[0] == "holds") == holds):
-            yield Table(caption, columns, chosen, figures=False, folded=holds)
+            yield Table(caption, columns, chosen, figures=False, detail=holds)
+    for block in others:
+        named_ = isinstance(block, Commands) or (isinstance(block, Note) and block.label)
+        yield block if named_ or isinstance(block, Lines) else replace(block, detail=True)
 
 
 def _outcome(outcome: Outcome) -> tuple[str, str]:
@@ -297,6 +293,6 @@ def _outcome(outcome: Outcome) -> tuple[str, str]:
     metric, limit = outcome.condition.split(" ", 1)
     ratio = "" if outcome.ratio is None else f" {interval(outcome.ratio, outcome.low, outcome.high)}"
     sign = {"fails": "is", "holds": "is not", "cannot tell": "may be"}[outcome.state]
-    more = [f"+{outcome.more_repeats} repeats"] if (outcome.more_repeats or MOST_REPEATS) < MOST_REPEATS else []
-    why = "; ".join(filter(None, (outcome.reason, *more, *outcome.doubts)))
+    more = [f"+{outcome.more_repeats} repeats"] if 0 < (outcome.more_repeats or 0) <= MANY else []
+    why = "; ".join(filter(None, (outcome.reason, *more, *doubt_words(outcome.doubts))))
     return f"{metric_name(metric)}{ratio} {sign} {limit}", plain(why)

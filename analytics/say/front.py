@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analytics.judge.front import without_probes
 from analytics.runs.frame import IDENTITY, summary
-from analytics.say.blocks import Block, Commands, Note, Sentence, Table
-from analytics.say.names import named, plain, ranged
-from analytics.say.search_words import change
-from analytics.text import interval, percent, printable, scale
+from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
+from analytics.say.names import joined, named, plain, ranged, repeat_command
+from analytics.say.search import change, unit_of
+from analytics.text import interval, number, percent, printable
+from bench.record import Status
 
 if TYPE_CHECKING:
     from analytics.judge.front import Front
@@ -28,8 +29,8 @@ BEST = {
     "memory": "least memory",
     "quality": "best quality",
 }
-_LIKELY = 0.25
-"""From this probability of being on the front on, a configuration that is not may well be."""
+_SURE, _LIKELY = 0.95, 0.25
+"""A choice of this probability is sure; of the second one of being on the front, a configuration may well be."""
 
 
 def document(front: Front) -> dict[str, Any]:
@@ -40,39 +41,34 @@ def document(front: Front) -> dict[str, Any]:
     return head | {"configurations": rows}
 
 
-def blocks(fronts: Sequence[Front], runs: pd.DataFrame) -> Iterator[Block]:
+def blocks(fronts: Sequence[Front], runs: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
     """Yield the fronts of `runs`: title, what to choose, a table for all with the same objectives, and notes."""
-    words = _words(runs)
-    shown = [one for one in fronts if len(one.table) > 1 and one.objectives]
-    names = [[words[key] for key in _keys(one.table)] for one in fronts]
+    table, identity = summary(runs), list(IDENTITY)
+    words = dict(zip(map(tuple, table[identity].astype(str).to_numpy()), named(table).to_numpy(), strict=True))
+    names = [[words[tuple(key)] for key in one.table[identity].astype(str).to_numpy()] for one in fronts]
     works = {id(one): texts[0][0] for one, texts in zip(fronts, names, strict=True)}
     works = works if len({*works.values()}) == len(fronts) else {id(one): one.work for one in fronts}
     changes = {id(one): [text for _, text in texts] for one, texts in zip(fronts, names, strict=True)}
+    shown = [one for one in fronts if len(one.table) > 1 and one.objectives]
     suites = sorted({str(suite) for one in fronts for suite in one.table["suite"].dropna()})
     yield Sentence(f"{printable(', '.join(suites), 200)}: {_what(shown)}", "title")
     for one in shown:
         head = f"{works[id(one)]}: " if len(fronts) > 1 else ""
         yield Sentence(head + answer(one, changes[id(one)]), "answer")
-    if not shown:
-        yield Sentence("There is nothing to choose from.", "answer")
+    yield Sentence(_surer(shown, suites, store), "answer")
+    few = works if len(fronts) > 1 else {}
     groups: dict[tuple[str, ...], list[Front]] = {}
     for one in shown:
         groups.setdefault((one.per, *(o.column for o in one.objectives)), []).append(one)
-    few = works if len(fronts) > 1 else {}
     for alike in groups.values():
         yield _table(alike, few, changes, alike[0].per if len(groups) > 1 else "")
     yield from notes(fronts, works)
-    yield Commands(
-        (
-            f"bench pareto {shlex.quote(printable(suites[0]))} --explain"
-            if len(suites) == 1
-            else "bench pareto --explain",
-        )
-    )
+    if probes := without_probes(runs[runs["status"] == Status.OK])[1]:
+        yield Note(f"{probes} runs that were short probes of a search, which may be better.", "Left out")
+    yield Commands((command("pareto", *(suites if len(suites) == 1 else []), "--explain", store=store),))
+    yield from unnamed(store)
     for alike in groups.values():
         yield _table(alike, few, changes, f"All configurations, {alike[0].per}", detail=True)
-    for one in shown:
-        yield from _chances(one, changes[id(one)], works[id(one)] if len(fronts) > 1 else "")
     yield Note(
         "No other configuration beats one on the Pareto front in everything. The percentage is in how many draws, given "
         "how the repeats scatter, that holds. The knee is the configuration of the front nearest to the best of all.",
@@ -80,14 +76,16 @@ def blocks(fronts: Sequence[Front], runs: pd.DataFrame) -> Iterator[Block]:
     )
 
 
-def _keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    return list(table[list(IDENTITY)].astype(str).itertuples(index=False, name=None))
-
-
-def _words(runs: pd.DataFrame) -> dict[tuple[str, ...], tuple[str, str]]:
-    """Kind of work and what else tells a configuration apart, by IDENTITY."""
-    table = summary(runs)
-    return dict(zip(_keys(table), named(table).itertuples(index=False, name=None), strict=True))
+def _surer(fronts: Sequence[Front], suites: Sequence[str], store: str | None) -> str:
+    """Say what to do next: how to make the choice surer where it is not."""
+    if not fronts:
+        return "There is nothing to choose from."
+    chances = [one.table[f"p_best_{o.name}"].max() for one in fronts for o in one.objectives]
+    if any(math.isnan(chance) for chance in chances):
+        return "How sure that is cannot be said without repeats: set repeats to 3 or more."
+    if all(chance > _SURE for chance in chances):
+        return "The choice is sure: it holds in more than 95 % of draws."
+    return f"To be surer: {repeat_command(suites[0] if len(suites) == 1 else '', '--publish', store=store)}"
 
 
 def _what(fronts: Sequence[Front]) -> str:
@@ -102,15 +100,13 @@ def answer(one: Front, names: Sequence[str]) -> str:
     """Say which configuration is best in what, how sure that is, and which stands in between; `names` are by row."""
     titles: dict[int, list[str]] = {}
     for objective, index in bests(one):
-        chance = float(one.table[f"p_best_{objective.name}"].iloc[index])
-        sure = "" if math.isnan(chance) else f" ({100 * chance:.0f} % sure)"
-        titles.setdefault(index, []).append(objective.name + sure)
+        chance = _chance(one.table[f"p_best_{objective.name}"].iloc[index])
+        titles.setdefault(index, []).append(objective.name + f" ({chance} sure)" * bool(chance))
     if len(titles) > 1:
         titles.setdefault(int(one.table.index[one.table["knee"]][0]), []).append("balance (the knee)")
     parts = []
     for index, words in titles.items():
-        goals = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-        parts.append(f"{names[index].replace(', ', ' + ')} for {goals}")
+        parts.append(f"{names[index].replace(', ', ' + ')} for {joined(words)}")
     return f"Take {'; '.join(parts)}."
 
 
@@ -124,14 +120,7 @@ def bests(one: Front) -> Iterator[tuple[Objective, int]]:
 def _units(fronts: Sequence[Front], place: int) -> tuple[float, str]:
     """The divisor and the unit of a column that suit its largest figure."""
     name = fronts[0].objectives[place].name
-    largest = max(float(one.table[name].max()) for one in fronts)
-    if name in ("energy", "memory"):
-        return scale(largest, "J" if name == "energy" else "B")
-    if name == "time":
-        return (3600.0, "h") if largest >= 7200 else (1.0, "s")
-    if name == "carbon":
-        return (1.0, "kg CO2e") if largest >= 1 else (1e-3, "g CO2e")
-    return 1.0, fronts[0].objectives[place].unit if name == "cost" else ""
+    return unit_of(name, max(float(one.table[name].max()) for one in fronts))
 
 
 def _table(
@@ -142,28 +131,39 @@ def _table(
     *,
     detail: bool = False,
 ) -> Table:
-    """Configurations of the front, and those that may well be on it; all as detail."""
-    first = fronts[0]
-    units = [_units(fronts, place) for place in range(len(first.objectives))]
+    """Configurations of the front, and those that may well be on it; as detail all, with the chance to be the best."""
+    objectives = fronts[0].objectives
+    units = [_units(fronts, place) for place in range(len(objectives))]
     heads = [
-        f"{o.unit if o.name == 'quality' else o.name}{'~' * any(o.name in one.estimated for one in fronts)}"
-        + (f", {unit}" if unit else "")
-        for o, (_, unit) in zip(first.objectives, units, strict=True)
+        ", ".join(filter(None, (_title(o) + "~" * any(o.name in one.estimated for one in fronts), unit)))
+        for o, (_, unit) in zip(objectives, units, strict=True)
     ]
     rows = []
     for one in fronts:
         likely = one.table["front"] | (one.table["p_front"] >= _LIKELY) | detail
         for place, (_, row) in enumerate(one.table[likely].iterrows()):
-            figures = [
-                interval(row[o.name] / divisor, row[f"{o.name}_low"] / divisor, row[f"{o.name}_high"] / divisor)
-                for o, (divisor, _) in zip(one.objectives, units, strict=True)
-            ]
-            share = ("yes" if row["front"] else "no") if math.isnan(row["p_front"]) else f"{100 * row['p_front']:.0f} %"
+            ends = (
+                (row[o.name + end] / size for end in ("", "_low", "_high"))
+                for o, (size, _) in zip(one.objectives, units, strict=True)
+            )
+            share = _chance(row["p_front"]) or ("yes" if row["front"] else "no")
+            best = [_chance(row[f"p_best_{o.name}"]) or "-" for o in one.objectives] if detail else []
             work = [works[id(one)] * (place == 0)] if works else []
             change = changes[id(one)][int(str(row.name))]
-            rows.append((*work, change, *figures, share + " knee" * bool(row["knee"])))
-    columns = (*(["model"] if works else []), "configuration", *heads, "on the front")
-    return Table(caption, columns, tuple(rows), folded=detail, words=("configuration", "on the front"))
+            rows.append(
+                (*work, change, *(interval(*figure) for figure in ends), share + " knee" * bool(row["knee"]), *best)
+            )
+    words = ("configuration", "on the front")
+    columns = (*(["model"] if works else []), words[0], *heads, words[1], *(BEST[o.name] for o in objectives if detail))
+    return Table(caption, columns, tuple(rows), detail=detail, words=words)
+
+
+def _title(objective: Objective) -> str:
+    return objective.unit if objective.name == "quality" else objective.name
+
+
+def _chance(share: float) -> str:
+    return "" if math.isnan(share) else percent(round(share, 2))
 
 
 def notes(fronts: Sequence[Front], works: Mapping[int, str]) -> Iterator[Note]:
@@ -186,18 +186,6 @@ def notes(fronts: Sequence[Front], works: Mapping[int, str]) -> Iterator[Note]:
         yield Note(f"{printable(', '.join(alone), 300)}.", "Nothing to choose, with one configuration")
 
 
-def _chances(one: Front, names: Sequence[str], work: str) -> Iterator[Table]:
-    columns = [f"p_best_{o.name}" for o in one.objectives]
-    if one.table[columns].notna().any(axis=None):
-        rows = [
-            (name, *("-" if math.isnan(p) else percent(round(p, 2)) for p in row))
-            for name, row in zip(names, one.table[columns].to_numpy(dtype=float), strict=True)
-        ]
-        heads = (BEST[o.name] for o in one.objectives)
-        caption = f"Chance to be the best{f', {work}' * bool(work)}"
-        yield Table(caption, ("configuration", *heads), tuple(rows), folded=True)
-
-
 def against(one: Front, index: int) -> Iterator[str]:
     """Say what a configuration, by its index in the table, takes more or less than the knee and the best of each objective.
 
@@ -218,12 +206,12 @@ def against(one: Front, index: int) -> Iterator[str]:
 
 
 def _difference(objective: Objective, here: pd.Series, other: pd.Series) -> str:
-    name = objective.unit if objective.name == "quality" else objective.name
+    name = _title(objective)
     new, old = float(here[objective.name]), float(other[objective.name])
     if new == old:
         return f"the same {name}"
     if min(new, old) <= 0:
-        return f"{name} {new:.3g} instead of {old:.3g}"
+        return f"{name} {number(new)} instead of {number(old)}"
     ends = [(float(row[f"{objective.name}_low"]), float(row[f"{objective.name}_high"])) for row in (here, other)]
     half = math.hypot(*(math.log(high / low) / 2 for low, high in ends))  # not a number where one ran once
     return change(name, new / old) + (" (not told apart)" if abs(math.log(new / old)) <= half else "")

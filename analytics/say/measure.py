@@ -1,79 +1,125 @@
-"""The record of one run in words, as `bench measure` prints it: each figure with its unit and its source."""
+"""The record of one run in words, as `bench measure` prints it: the answer, its grade, and each figure with its source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
-from analytics.text import number, scale
-from bench.figures.flags import COVERED, meaning
-from bench.figures.metrics import labels, metrics, split_energy, systematic
-from bench.record import RunRecord
+from analytics.say.blocks import Block, Note, Sentence, Table
+from analytics.text import interval, number, percent, printable, scale
+from bench.figures.carbon import region_name
+from bench.figures.flags import COVERED, grade, meaning
+from bench.figures.metrics import metrics, missing_components, split_energy, systematic
+from bench.record import EnergyReading, RunRecord, Status
+
+_COMPONENTS = {"gpu": "GPU", "cpu": "CPU", "dram": "memory", "node": "machine"}
+_PHASES = {"start": "start-up", "warmup": "warm-up", "steady": "measured steps", "tail": "end"}
+_NAMED = 2
+"""So many limits of a run are named in the answer; `--explain` has all of them."""
 
 
-def lines(record: RunRecord) -> list[str]:
-    """Return time, energy, carbon, cost, memory, steps, phases and the grade of a run, a line each."""
+def blocks(record: RunRecord) -> Iterator[Block]:
+    """Yield what a command took, how sure that is, and a table of its figures with what each rests on."""
     figures = metrics(record)
-    ended = "" if record.error is None else f", {record.error.message}"
-    out = [f"wattbench: {number(record.duration_seconds)} s{ended}", *_energy(record), *_carbon(record), *_cost(record)]
-    if "peak_memory_bytes" in figures:
-        divisor, unit = scale(figures["peak_memory_bytes"], "B")
-        owner = "of all processes on a GPU" if record.spec.device_type == "cuda" else "of the largest process"
-        out.append(f"  peak memory {owner}: {number(figures['peak_memory_bytes'] / divisor)} {unit}")
-    out += _steps(figures)
+    yield Sentence(_title(record), "title")
     if record.grade is not None:
-        out.append(f"  grade {record.grade}")
-        out += [f"    {flag}: {meaning(flag)}" for flag in record.flags]
-    return out
+        flags = sorted(record.flags, key=lambda flag: grade([flag]), reverse=True)
+        limits = [re.split("[:;]", meaning(flag))[0] for flag in flags]
+        more = [f"and {len(limits) - _NAMED} more (--explain)"] if len(limits) > _NAMED else []
+        text = "; ".join([*limits[:_NAMED], *more])
+        yield Sentence(f"Grade {record.grade}: {text}." if text else f"Grade {record.grade}.", "answer")
+    rows = (*_energy(record), *_place(record), *_steps(figures))
+    if rows:
+        yield Table("", ("", "value", "rests on"), rows, figures=False)
+    if not record.energy:
+        yield Note("No energy: no meter could be read (bench doctor says why).")
+    for reading in record.energy:
+        if reading.coverage < COVERED:
+            which = f"{_COMPONENTS[reading.component]} {printable(reading.device)}"
+            yield Note(
+                f"{which} was read for {percent(reading.coverage)} of the time: all sums are too low.", "Careful"
+            )
+    yield from (Sentence(meaning(flag), detail=True) for flag in record.flags)
 
 
-def _energy(record: RunRecord) -> Iterator[str]:
-    texts = labels(record)
-    for readings, label in zip(split_energy(record.energy), ("measured", "estimated by a model"), strict=True):
+def _title(record: RunRecord) -> str:
+    command = printable(record.spec.workload_args.get("argv", record.spec.label))
+    if record.status is not Status.OK:
+        why = "" if record.error is None else f": {printable(record.error.message, 200)}"
+        return f"{command}: failed after {interval(record.duration_seconds)} s{why}"
+    measured, estimated = split_energy(record.energy)
+    parts = [f"{interval(record.duration_seconds)} s", _joules(measured) if measured else _joules(estimated)]
+    parts += [f"{interval(1000 * record.carbon.emissions_kg)} g CO2e"] if record.carbon is not None else []
+    parts += [f"{_usd(record.cost.cost_usd)}"] if record.cost is not None else []
+    return f"{command}: {', '.join(filter(None, parts))}"
+
+
+def _joules(readings: Sequence[EnergyReading]) -> str:
+    if not readings:
+        return ""
+    joules = sum(reading.energy_joules for reading in readings)
+    divisor, unit = scale(joules, "J")
+    return f"{'~' * (not readings[0].provenance.measured)}{interval(joules / divisor)} {unit}"
+
+
+def _usd(cost: float) -> str:
+    return "under 0.0001 USD" if 0 < cost < 1e-4 else f"{interval(cost)} USD"
+
+
+def _energy(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    for readings in split_energy(record.energy):
         if not readings:
             continue
-        joules = sum(reading.energy_joules for reading in readings)
         watts = sum(reading.power_watts_mean for reading in readings)
-        divisor, unit = scale(joules, "J")
-        parts = ", ".join(f"{r.component} {number(r.energy_joules)} J" for r in readings)
-        spread = f" ± {number(systematic(readings))} J" if label == "measured" else ""
-        yield f"  energy, {label}: {number(joules / divisor)} {unit}{spread} ({number(watts)} W mean): {parts}"
-        for r in readings:
-            if r.coverage < COVERED:
-                share = f"{100 * r.coverage:.0f} %"
-                yield f"    {r.component} {r.device} was read for only {share} of the time: all sums are too low"
-    if not record.energy:
-        yield "  energy: none, no meter could be read (bench doctor says why)"
-    elif texts.get("energy_total") == "partial_total":
-        yield f"  a partial total: {texts['energy_missing'].replace(' ', ' and ')} could not be measured"
+        spread = f" ± {interval(systematic(readings))} J" if systematic(readings) else ""
+        parts = ", ".join(f"{_COMPONENTS[r.component]} {_joules([r])}" for r in readings)
+        if readings[0].provenance.measured:
+            missing = [_COMPONENTS[name] for name in missing_components(readings, record.gpus)]
+            lacks = f"; lacks {' and '.join(missing)}, which could not be measured" if missing else ""
+            yield "energy", f"{_joules(readings)}{spread}, {interval(watts)} W", f"measured: {parts}{lacks}"
+        else:
+            yield "energy~", f"{_joules(readings)}, {interval(watts)} W", f"estimated by CodeCarbon: {parts}"
 
 
-def _carbon(record: RunRecord) -> Iterator[str]:
-    if record.carbon is not None:
-        carbon, grid = record.carbon, record.carbon.intensity
-        factors = f"{1000 * grid.kg_per_kwh:.4g} g/kWh in {grid.region} {grid.year or ''}, PUE {carbon.pue:g}"
-        basis = f"{carbon.energy_basis} energy"
-        yield f"  carbon: {number(1000 * carbon.emissions_kg)} g CO2e ({basis} × {factors})"
+def _place(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    carbon, cost, peak = record.carbon, record.cost, metrics(record).get("peak_memory_bytes")
+    if carbon is not None:
+        grid = carbon.intensity
+        source = f"{region_name(grid.region)}{f' {grid.year}' if grid.year else ''}: {interval(1000 * grid.kg_per_kwh)} g/kWh"
+        pue = f"PUE {number(carbon.pue)}" if record.site.pue is not None else "cooling left out (--pue)"
+        yield (
+            "carbon",
+            f"{interval(1000 * carbon.emissions_kg)} g CO2e",
+            f"{carbon.energy_basis} energy; {source}; {pue}",
+        )
+    if cost is not None:
+        lacks = ", without electricity" if cost.mode == "owned" and cost.usd_per_kwh is None else ""
+        what = "rent of" if cost.mode == "rental" else "owned:"
+        count = f"{cost.devices} device{'s' * (cost.devices != 1)}"
+        yield "cost", f"{_usd(cost.cost_usd)}", f"{what} {count}{lacks}"
+    if peak is not None:
+        divisor, unit = scale(peak, "B")
+        owner = "all processes on a GPU" if record.spec.device_type == "cuda" else "the largest process"
+        yield "peak memory", f"{interval(peak / divisor)} {unit}", owner
 
 
-def _cost(record: RunRecord) -> Iterator[str]:
-    if record.cost is not None:
-        lacks = record.cost.mode == "owned" and record.cost.usd_per_kwh is None
-        mode = f"{record.cost.mode}, devices: {record.cost.devices}{', without electricity' if lacks else ''}"
-        yield f"  cost: {number(record.cost.cost_usd)} USD ({mode})"
-
-
-def _steps(figures: Mapping[str, float]) -> Iterator[str]:
+def _steps(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     if not figures.get("steps"):
         return
+    window = f"{number(figures['steps'])} steps in {number(figures['window_seconds'])} s"
     units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in figures]
-    rates = [f"{number(figures[f'{unit}_per_second'])} {unit}/s" for unit in units]
-    rates.append(f"{number(figures['step_seconds_median'])} s per step")
-    names = {"joules_per_sample": "J per sample", "joules_per_token": "J per token"}
-    rates += [f"{number(figures[name])} {unit}" for name, unit in names.items() if name in figures]
-    estimated = {f"{name}_estimated": unit for name, unit in names.items()}
-    rates += [f"~{number(figures[name])} {unit} (estimated)" for name, unit in estimated.items() if name in figures]
-    yield f"  {figures['steps']:.0f} steps in {number(figures['window_seconds'])} s: {', '.join(rates)}"
-    phases = [name for name in figures if name.startswith("phase_") and name.endswith("_seconds")]
+    if units:
+        yield "throughput", ", ".join(f"{number(figures[f'{unit}_per_second'])} {unit}/s" for unit in units), window
+    yield "step", f"{number(figures['step_seconds_median'])} s", "median"
+    for unit in ("sample", "token"):
+        for end, mark in (("", ""), ("_estimated", "~")):
+            if (name := f"joules_per_{unit}{end}") in figures:
+                yield f"energy per {unit}{mark}", f"{mark}{number(figures[name])} J", "energy of the measured steps"
+    phases = {
+        name.removeprefix("phase_").removesuffix("_seconds"): seconds
+        for name, seconds in figures.items()
+        if name.startswith("phase_") and name.endswith("_seconds")
+    }
     if len(phases) > 1:
-        parts = [f"{name.removeprefix('phase_').removesuffix('_seconds')} {number(figures[name])} s" for name in phases]
-        yield f"  phases: {', '.join(parts)}"
+        parts = (f"{_PHASES.get(name, printable(name))} {number(seconds)} s" for name, seconds in phases.items())
+        yield "phases", f"{number(sum(phases.values()))} s", ", ".join(parts)

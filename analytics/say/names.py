@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analytics.quantities import CATALOGUE, quantity
 from analytics.runs.frame import piece, telling
-from analytics.text import printable
+from analytics.say.blocks import command
+from analytics.text import interval, printable, scale
+from bench.record import Status
 from bench.schema import AXES
 
 _LOADER = ("workload_args.workers", "workload_args.pin_memory")
@@ -41,20 +44,20 @@ _VALUES = {
         "cp": "context parallelism",
         **{name: name.upper() for name in ("ddp", "hsdp")},
     },
-    "memory": {"none": "all activations kept", "selective": "selective recompute"},
+    "memory": {"none": "no recompute", "selective": "selective recompute"},
     "compile": {"eager": "not compiled", "default": "compiled"},
     "finetune": {"full": "all weights trained", "lora": "LoRA", "last_layers": "last layers only", "ia3": "IA3"},
     "device_type": {"cpu": "CPU", "cuda": "GPU"},
     "workload": _WORKLOADS,
 }
-_EQUAL = " (fix: equal measure_steps and batch, or a target)"
+_EQUAL = " (fix: equal training, or a target)"
 _CODES = {
     "the candidate": "new",
     "the baseline": "base",
     "BASE": "base",
     "NEW": "new",
-    "quality is that after": "read after",
-    "it is that after": "read after",
+    "quality is that after": "after",
+    "it is that after": "after",
     ": give all the same measure_steps and batch, or a target that all reach": _EQUAL,
     ": give both the same measure_steps and batch, or a target": _EQUAL,
     "the interval holds the limit": "the interval includes the limit",
@@ -62,10 +65,19 @@ _CODES = {
     "throttled": "throttled clocks",
     "shared_gpu": "a shared GPU",
 }
+_CODE = re.compile(
+    "|".join(rf"(?<![/.\w-])\b{c}(?![\w/])" if c[0].isalpha() else c for c in sorted(_CODES, key=len)[::-1])
+)
 """What texts of comparisons call sides and flags, and what people do."""
 _RANGE = re.compile(r"([\d,.]*\d) to ([\d,.]*\d)")
 _ABSENT = {"needs": "from scratch", "batch_size_per_device": "batch left open"}
 """What it means that a field has no value, where others have one."""
+START, UP_TO = "start", "… + "
+_SHORT = {"d": "devices", "b": "batch_size_per_device", "batch": "global_batch_size"}
+_SHORT |= {"accumulation": "gradient_accumulation_steps", "threads": "threads_per_device"}
+_FIELD = re.compile(r"(?<!--set )(?<![\w.])([a-z][\w.]*)=([^\s,;:()]+)")
+_ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)")
+_BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _PATTERNS = {
     "saves": "saves {}",
     "needs": "from {}",
@@ -77,6 +89,11 @@ _PATTERNS = {
     "quantization": "{} quantization",
     "distillation": "{} distillation",
 }
+
+
+def joined(words: Sequence[str]) -> str:
+    """Join words: `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def word(column: str, value: Any) -> str:
@@ -115,11 +132,15 @@ def named(table: pd.DataFrame, bases: pd.Series | None = None) -> pd.DataFrame:
 
     Column `work` is the kind of work: `tiny`, `decoder LM, 2 layers`. Column `change` is all else that tells them apart,
     without what an axis does by default: `2 devices, bf16`. With `bases`, the label of the row that each is compared with, it
-    is what differs from these, and empty for a base itself.
+    is what differs from these, and empty for a base itself. The steps of a ladder (column `ladder`) are named by what each
+    adds: `start`, `… + bf16`.
     """
-    columns = telling(table)
+    columns, steps = telling(table), "ladder" in table and table["ladder"].nunique() == len(table) > 1
     works = [c for c in columns if is_work(c)] or [c for c in ("workload", "workload_args.preset") if c in table]
     others = [c for c in columns if c not in works] or ["devices"]
+    if steps:
+        order = table["ladder"].sort_values().index
+        bases = pd.Series([pd.NA, *order[:-1]], index=order, dtype="object").reindex(table.index)
     pairs = []
     for place, (_, row) in enumerate(table.iterrows()):
         work = ", ".join(filter(None, (word(c, row[c]) for c in works)))
@@ -128,8 +149,56 @@ def named(table: pd.DataFrame, bases: pd.Series | None = None) -> pd.DataFrame:
             base = table.loc[bases.iloc[place]]
             differ = [c for c in others if str(row[c]) != str(base[c])]
             change = [_ABSENT.get(c, "") if pd.isna(row[c]) else word(c, row[c]) for c in differ]
+            change = [UP_TO + ", ".join(filter(None, change))] if steps else change
+        elif steps:
+            change = [START]
         pairs.append((work, ", ".join(filter(None, change)) or ("default" if bases is None else "")))
     return pd.DataFrame(pairs, index=table.index, columns=["work", "change"], dtype="str")
+
+
+def full_names(names: pd.DataFrame) -> list[str]:
+    """Join the kind of work, where there are several, and the change of `named`."""
+    several = names["work"].nunique() > 1
+    return [", ".join(filter(None, (work * several, change))) for work, change in names.to_numpy()]
+
+
+def grouped(texts: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, str]]:
+    """Yield each text of some configurations (name, texts) with those it holds for: `all`, a few names, or `4 of 6`."""
+    count, groups = 0, dict[str, list[str]]()
+    for name, own in texts:
+        count += 1
+        for text in own:
+            groups.setdefault(text, []).append(name)
+    for text, names in groups.items():
+        listed = "; ".join(names)
+        yield text, "all" if len(names) == count > 1 else listed if len(listed) <= 50 else f"{len(names)} of {count}"
+
+
+def spoken(text: str) -> str:
+    """Put short names and labels of configurations into words: `tiny 2 devices bf16` of `preset=tiny d=2 bf16`."""
+    if "<" in text:  # markup is no name: it is shown as it is
+        return text
+    text = re.sub(r"\b([db])(\d+)\b", r"\1=\2", re.sub(r"\bdecoder_lm (?:gpt2 )?", "", text))
+    return _FIELD.sub(lambda field: word(_SHORT.get(field[1], field[1]), field[2]), text)
+
+
+def repeat_command(suite: object, *options: str, store: str | None = None, file: str | None = None) -> str:
+    """Return the command that runs a suite with options, or say so where its file does not lie in its place."""
+    path = Path(file or f"suites/{suite}.yaml")
+    return command("run", str(path), *options, store=store) if path.is_file() else f"run it with {' '.join(options)}"
+
+
+def why_ended(status: str, reasons: Iterable[str | float]) -> str:
+    """Say how runs ended that did not end well, and why; of memory, how much more was asked for."""
+    texts = [str(reason) for reason in dict.fromkeys(reasons) if pd.notna(reason)]
+    sizes = [float(found[1]) * _BYTES[found[2]] for text in texts for found in _ALLOCATION.finditer(text)]
+    how = status.replace("_", " ")
+    if sizes and status == Status.OUT_OF_MEMORY:
+        divisor, unit = scale(max(sizes), "B")
+        ends = dict.fromkeys(interval(size / divisor) for size in (min(sizes), max(sizes)))
+        return f"{how}: another {' to '.join(ends)} {unit} did not fit"
+    listed = [printable(text, 160) for text in texts[:3]] + ["..."] * (len(texts) > 3)
+    return f"{how}: {'; '.join(listed) or 'no reason was recorded'}"
 
 
 def metric_name(metric: str, *, mark: bool = False) -> str:
@@ -142,8 +211,7 @@ def metric_name(metric: str, *, mark: bool = False) -> str:
 
 def plain(text: str) -> str:
     """Replace the codes of metrics, flags and sides in a text by words; fields of a suite stay as they are typed."""
-    for code, phrase in _CODES.items():
-        text = text.replace(code, phrase)
+    text = _CODE.sub(lambda m: _CODES[m[0]], text)
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda m: metric_name(m[0]) if m[0] in CATALOGUE else m[0], text)
 
 

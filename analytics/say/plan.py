@@ -15,6 +15,7 @@ from analytics.plan.speed import LEVEL, SIZE, OwnSpeed, PriorSpeed, priors
 from analytics.plan.tipping import Tip
 from analytics.say.blocks import Block, Lines, Note, Sentence, Table
 from analytics.say.law import FLAGS as LAW_FLAGS
+from analytics.say.names import joined
 from analytics.text import devices_words, number, printable, scale, written
 from analytics.work import IMPLAUSIBLE, scaled, short
 from bench.errors import UserError
@@ -22,15 +23,14 @@ from bench.figures.carbon import intensity, region_name
 
 FLAGS = {
     "memory_tight": "the training state alone takes more than half of the memory",
-    "power_of_other_nodes": "energy is less sure: power was measured on nodes of 8 H100 SXM or B200 only",
-    "electricity_unknown": "electricity is left out of the cost: no power is known",
-    "prior_of_language_models": "the published trainings are of language models; other work may be slower",
-    "budget_not_checked": "the budget is not checked: no price is given",
-    "mfu_implausible": f"a model FLOP utilization outside {IMPLAUSIBLE[0]:g} to {IMPLAUSIBLE[1]:g}: hours, tokens or "
-    "parameters are probably wrong",
+    "power_of_other_nodes": "energy rests on the power of H100 SXM and B200 nodes",
+    "electricity_unknown": "electricity is left out of the cost, as no power is known",
+    "prior_of_language_models": "the published trainings are of language models, and other work may be slower",
+    "mfu_implausible": f"a model FLOP utilization outside {IMPLAUSIBLE[0]:g} to {IMPLAUSIBLE[1]:g} (hours, tokens "
+    "or parameters are probably wrong)",
 }
-_SAID_ELSEWHERE = {"size_outside_published", "pue_unknown"}
-"""Flags that the notes on what a plan rests on, and on what it assumes, put in words."""
+_SAID_ELSEWHERE = {"size_outside_published", "pue_unknown", "budget_not_checked"}
+"""Flags that the notes on what a plan rests on, assumes and leaves out put in words."""
 ENERGY, CARBON = (3.6e6, "kWh", "MWh"), (1.0, "kg", "t")
 SURE = 0.9
 
@@ -64,7 +64,7 @@ def amount(figure: Interval, size: float, small: str, large: str) -> str:
 
 def likely(chance: float) -> str:
     """Print a chance in percent."""
-    return f"{'> 99' if chance > 0.99 else '< 1' if chance < 0.01 else f'{100 * chance:.0f}'} %"
+    return f"{'>99' if chance > 0.99 else '<1' if chance < 0.01 else f'{100 * chance:.0f}'} %"
 
 
 def _scaled(figure: Interval, size: float, small: str, large: str) -> tuple[float, str]:
@@ -86,9 +86,9 @@ def _exact(option: PlanOption) -> bool:
 # --- the answer
 
 
-def title(asked: Question) -> str:
+def title(question: Question) -> str:
     """Say what is planned and what is allowed."""
-    work = asked.work
+    work = question.work
     if work.parameters is not None:
         what = f"{short(work.parameters)} parameters on {short(work.tokens or 0)} tokens"
     elif work.says:
@@ -96,41 +96,43 @@ def title(asked: Question) -> str:
         what = f"{short(work.samples)} samples of {number(work.per_sample / divisor)} {unit}"
     else:
         what = "A training at the given speed"
-    where = f" with {printable(asked.device.name)} in {printable(asked.precision)}" if asked.device else ""
-    limits = [] if asked.deadline_seconds is None else [_rough(asked.deadline_seconds, 4)]
-    limits += [] if asked.budget_usd is None else [f"{number(asked.budget_usd)} USD"]
+    where = f" with {printable(question.device.name)} in {printable(question.precision)}" if question.device else ""
+    limits = [] if question.deadline_seconds is None else [_rough(question.deadline_seconds, 4)]
+    limits += [] if question.budget_usd is None else [f"{number(question.budget_usd)} USD"]
     return what + where + (f", within {' and '.join(limits)}" if limits else "")
 
 
 def headline(plan: Plan) -> str:
     """Say how many devices to take, how long that takes, what it costs, and how likely it meets what is asked."""
-    asked, options = plan.question, plan.options
-    if not asked.counted:
-        return _uncounted(plan)
+    question, options = plan.question, plan.options
+    if not question.counted:
+        together = getattr(question.speed, "together", False)
+        first = options[0].duration_seconds if together else options[0].device_hours
+        return f"It takes {takes(options[0], duration(first) if together else f'{span(first)} device-hours')}."
     if all(set(option.reasons) - {"late", "budget"} for option in options):
         near, counts = max(options, key=lambda option: option.devices), sorted(option.devices for option in options)
-        return f"It cannot run on {listed(counts)}: {obstacle(asked, near, near.reasons[0])}."
+        return f"It cannot run on {listed(counts)}: {obstacle(question, near, near.reasons[0])}."
     if _limits(plan):
         return _recommended(plan)
-    return _cheapest_and_fastest([option for option in options if option.feasible])
+    if len(options) == 1:
+        return f"{devices_words(options[0].devices)}: {takes(options[0])}."
+    feasible = [option for option in options if option.feasible]
+    fastest = min(feasible, key=lambda option: option.duration_seconds.value)
+    kinds = {"Fastest": fastest} if options[0].cost_usd is None else {"Cheapest": options[0], "Fastest": fastest}
+    return " ".join(f"{kind}: {devices_words(one.devices)}, {takes(one)}." for kind, one in kinds.items())
 
 
-def _uncounted(plan: Plan) -> str:
-    """Say what a training takes of which the number of devices is not known."""
-    option = plan.options[0]
-    parts = [f"cost {span(option.cost_usd, 'USD')}"] if option.cost_usd else []
-    parts += [f"take {amount(option.facility_energy_joules, *ENERGY)}"] if option.facility_energy_joules else []
-    parts += [f"emit {amount(option.emissions_kg, *CARBON)} of CO2e"] if option.emissions_kg else []
-    if getattr(plan.question.speed, "together", False):
-        return f"{duration(option.duration_seconds)}."
-    return f"{span(option.device_hours)} device-hours{' ' * bool(parts)}{_joined(parts)}."
+def takes(option: PlanOption, time: str = "", *, ends: bool = True) -> str:
+    """Print time and cost, where it is known, with or without the ends of their intervals."""
+    texts = [time or duration(option.duration_seconds), *([span(option.cost_usd, "USD")] if option.cost_usd else [])]
+    return joined(texts if ends else [text.partition(" (")[0] for text in texts])
 
 
 def _limits(plan: Plan) -> str:
     """Name what can be held against the figures: `in time`, `within budget` or both; "" for nothing."""
-    asked = plan.question
-    timed = asked.deadline_seconds is not None and asked.counted
-    priced = asked.budget_usd is not None and plan.options[0].cost_usd is not None
+    question = plan.question
+    timed = question.deadline_seconds is not None and question.counted
+    priced = question.budget_usd is not None and plan.options[0].cost_usd is not None
     return ("in time and budget" if timed else "within budget") if priced else "in time" * timed
 
 
@@ -155,83 +157,62 @@ def choice(plan: Plan) -> PlanOption | None:
 def _recommended(plan: Plan) -> str:
     words, take, options = _limits(plan), choice(plan), _tried(plan)
     if take is None:
-        return _none(plan, words, max(options, key=lambda one: (one.chance or 0, -one.devices)))
+        return _none(plan, words, nearest(plan, options)[0])
     several = any(option.devices > take.devices and (option.chance or 0) >= SURE for option in options)
     head = f"Take {devices_words(take.devices)}{' or more' * several}"
     if _exact(take):
-        return f"{head}: {_short(take)}, {words}."
-    fewer = [one for one in options if one.devices < take.devices and 0.4 <= (one.chance or 0) <= 0.65]
-    even = min(fewer, key=lambda one: abs((one.chance or 0) - 0.5), default=None)
-    tail = f" With {even.devices:,} it is a coin toss." if even else ""
-    return f"{head}: about {_short(take)}, {likely(take.chance or 0)} likely {words}.{tail}"
+        return f"{head}: {takes(take)}, {words}."
+    even = [one for one in options if one.devices < take.devices and 0.4 <= (one.chance or 0) <= 0.65]
+    tail = f" With {max(one.devices for one in even):,} it is a coin toss." if even else ""
+    return f"{head}: about {takes(take, ends=False)}, {likely(take.chance or 0)} likely {words}.{tail}"
 
 
 def _none(plan: Plan, words: str, near: PlanOption) -> str:
     """Say that no option is likely enough, and what the nearest one takes."""
-    asked, where = plan.question, "tried"
-    if asked.deadline_seconds is not None and not plan.fewest():
-        where = f"up to {MOST_DEVICES:,}" if asked.host is None else "of this machine"
-    off = [obstacle(asked, near, name) for name in near.reasons]
+    question, where = plan.question, "tried"
+    if question.deadline_seconds is not None and not plan.fewest():
+        where = f"up to {MOST_DEVICES:,}" if question.host is None else "of this machine"
+    chance = "" if _exact(near) else f", {likely(near.chance or 0)} likely"
     sure = "" if _exact(near) else f"{100 * SURE:.0f} % likely "
-    chance = [] if _exact(near) else [f"{likely(near.chance or 0)} likely"]
-    ends = ", ".join([_long(near), *off, *chance])
-    return f"No number of devices {where} is {sure}{words}. The nearest, {devices_words(near.devices)}: {ends}."
+    first = f"No number of devices {where} is {sure}{words}."
+    return f"{first} Nearest: {devices_words(near.devices)}, {takes(near, ends=False)}{chance}."
 
 
-def _short(option: PlanOption) -> str:
-    """Print time and cost without intervals."""
-    parts = [duration(option.duration_seconds), *([span(option.cost_usd, "USD")] if option.cost_usd else [])]
-    return " and ".join(text.partition(" (")[0] for text in parts)
-
-
-def _long(option: PlanOption) -> str:
-    """Print time and cost with their intervals."""
-    return _joined([duration(option.duration_seconds), *([span(option.cost_usd, "USD")] if option.cost_usd else [])])
-
-
-def _cheapest_and_fastest(options: Sequence[PlanOption]) -> str:
-    first, fastest = options[0], min(options, key=lambda option: option.duration_seconds.value)
-    if len(options) == 1:
-        return f"{devices_words(first.devices)} take{'s' * (first.devices == 1)} {_long(first)}."
-    kinds = {"the cheapest": first, "the fastest": fastest} if first.cost_usd else {"the fastest": fastest}
-    verb = {1: "is"}
-    return " ".join(
-        f"{devices_words(option.devices)} {verb.get(option.devices, 'are')} {kind}: {_long(option)}."
-        for kind, option in kinds.items()
-    )
-
-
-def nearest(plan: Plan) -> list[PlanOption]:
-    """Return the options, the best first; those that do not meet what is asked by their chance, then by how far off."""
+def nearest(plan: Plan, options: Sequence[PlanOption]) -> list[PlanOption]:
+    """Sort options, the best first; those that do not meet what is asked by their chance, then by how far off they are."""
+    limits = {"late": plan.question.deadline_seconds, "budget": plan.question.budget_usd}
 
     def rank(option: PlanOption) -> tuple[float, ...]:
-        usd, asked = option.cost_usd, plan.question
-        limits = (option.duration_seconds, asked.deadline_seconds), (usd, asked.budget_usd)
-        over = [figure.value / most for figure, most in limits if figure and most and figure.value > most]
+        figures = {"late": option.duration_seconds, "budget": option.cost_usd}
+        over = [figures[name].value / (limits[name] or 1) for name in option.reasons if name in limits]  # type: ignore[union-attr]
         impossible = len(option.reasons) > len(over)  # however late or dear it is
-        return (0,) if option.feasible else (1, -(option.chance or 0), impossible, max(over, default=0))
+        return (0,) if option.feasible else (1, -round(option.chance or 0, 2), impossible, max(over, default=0))
 
-    return sorted(plan.options, key=rank)
+    return sorted(options, key=rank)
 
 
-def obstacle(asked: Question, option: PlanOption, reason: str) -> str:
+def obstacle(question: Question, option: PlanOption, reason: str) -> str:
     """Say what one of the `reasons` of an option is."""
-    if reason == "machine" and (host := asked.host):
+    if reason == "machine" and (host := question.host):
         most = f"has only {host.devices}" if host.devices else f"is known to have only {host.measured}"
         return f"this machine {most}"
     if reason == "late":
-        return f"late by {_rough(option.duration_seconds.value - (asked.deadline_seconds or 0), 1)}"
+        return f"{_rough(option.duration_seconds.value - (question.deadline_seconds or 0), 1)} late"
     if reason == "budget":
-        over = (option.cost_usd.value if option.cost_usd else 0) - (asked.budget_usd or 0)
-        return f"{number(float(f'{over:.1g}'))} USD over budget"
-    if reason == "memory" and asked.device is not None:
-        divisor, unit = scale(asked.state_bytes, "B")
-        state, memory = asked.state_bytes / divisor, (asked.device.memory_bytes or 0) / 1e9
-        return f"the training state of {state:.3g} {unit} needs {devices_words(asked.least_devices)} of {memory:g} GB"
+        over = (option.cost_usd.value if option.cost_usd else 0) - (question.budget_usd or 0)
+        return f"{number(float(f'{over:.1g}'))} USD over"
+    if reason == "memory" and question.device is not None:
+        divisor, unit = scale(question.state_bytes, "B")
+        state, memory = question.state_bytes / divisor, (question.device.memory_bytes or 0) / 1e9
+        return (
+            f"the training state of {state:.3g} {unit} needs {devices_words(question.least_devices)} of {memory:g} GB"
+        )
     if reason == "mfu":
         return f"impossible: {option.model_flops_utilization or 0:.3g} times the peak of the devices"
-    where, count = ("a batch", asked.batch or 0) if reason == "batch" else ("the whole training", asked.work.samples)
-    return f"{where} has only {number(count)} {'sequences' if asked.work.parameters else 'samples'}"
+    where, count = (
+        ("a batch", question.batch or 0) if reason == "batch" else ("the whole training", question.work.samples)
+    )
+    return f"{where} has only {number(count)} {'sequences' if question.work.parameters else 'samples'}"
 
 
 def _meets(plan: Plan, option: PlanOption) -> str:
@@ -244,7 +225,7 @@ def _meets(plan: Plan, option: PlanOption) -> str:
 
 def options_table(plan: Plan) -> Table:
     """Return the option to take and the others that are asked for, the best first. What is known of none has no column."""
-    asked, options, take = plan.question, nearest(plan), choice(plan)
+    question, options, take = plan.question, nearest(plan, plan.options), choice(plan)
     if take is not None:
         options = [take, *(option for option in options if option.devices != take.devices)]
     columns: dict[str, list[str]] = {
@@ -252,7 +233,7 @@ def options_table(plan: Plan) -> Table:
         "time": [duration(option.duration_seconds) for option in options],
         "cost, USD": [span(option.cost_usd) if option.cost_usd else "" for option in options],
     }
-    if not asked.counted:
+    if not question.counted:
         columns = {"device-hours": [span(options[0].device_hours)], "cost, USD": columns["cost, USD"]}
     for head, name, units in (
         ("energy~", "facility_energy_joules", ENERGY),
@@ -285,16 +266,17 @@ def notes(plan: Plan, remarks: Sequence[str] = ()) -> Iterator[Note]:
 
     `remarks` say which device was taken, and why the user's runs do not apply. Raises BadValue for an unknown region.
     """
-    asked = plan.question
-    yield Note(" ".join([f"{_speed(asked)}.", *remarks]), "Rests on")
-    unknown = plan.options[0].energy_joules_estimated is not None and asked.site.pue is None
-    assumed, given = ", ".join([*asked.work.assumed, *["PUE 1 (no cooling)"] * unknown]), _given(asked)
+    question = plan.question
+    yield Note(" ".join([f"{_speed(question)}.", *remarks]), "Rests on")
+    unknown = plan.options[0].energy_joules_estimated is not None and question.site.pue is None
+    assumed, given = ", ".join([*question.work.assumed, *["PUE 1 (no cooling)"] * unknown]), _given(question)
     if assumed or given:
         parts = [f"{assumed}."] * bool(assumed) + [f"{'Given: ' * bool(assumed)}{given}."] * bool(given)
         yield Note(" ".join(parts), "Assumed" if assumed else "Given")
     if absent := list(_absent(plan)):
         yield Note(f"{'; '.join(absent)}.", "Left out")
-    yield from (Note(f"{caution}.", "Careful") for caution in cautions(plan.options))
+    if careful := list(cautions(plan.options)):
+        yield Note(f"{'; '.join(careful)}.", "Careful")
     option = plan.options[0]
     parts = ["The speed is taken as given, without an interval"] if _exact(option) else []
     energy = option.facility_energy_joules
@@ -304,8 +286,8 @@ def notes(plan: Plan, remarks: Sequence[str] = ()) -> Iterator[Note]:
     yield Note(f"{'; '.join(parts)}.")
 
 
-def _speed(asked: Question) -> str:
-    speed = asked.speed
+def _speed(question: Question) -> str:
+    speed = question.speed
     if isinstance(speed, PriorSpeed):
         prior, sizes = speed.prior, priors()["parameters"]
         text = f"{prior['runs']} published {'' if speed.pooled else speed.device.family + ' '}trainings "
@@ -323,23 +305,22 @@ def _speed(asked: Question) -> str:
 
 def listed(counts: Sequence[int]) -> str:
     """Print numbers of devices: `1, 2 and 4 devices`."""
-    return f"{_joined([f'{count:,}' for count in counts])} device{'s' if list(counts) != [1] else ''}"
+    return f"{joined([f'{count:,}' for count in counts])} device{'s' if list(counts) != [1] else ''}"
 
 
-def _joined(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
-
-
-def _given(asked: Question) -> str:
-    site, speed = asked.site, asked.speed
-    prices = {"USD/h": site.usd_per_device_hour, "USD/h for the device": site.usd_capital_per_device_hour}
-    prices |= {"USD/kWh": site.usd_per_kwh}
+def _given(question: Question) -> str:
+    site, speed = question.site, question.speed
+    prices = {
+        "USD/device-hour with power": site.usd_per_device_hour,
+        "USD/device-hour without power": site.usd_capital_per_device_hour,
+        "USD/kWh": site.usd_per_kwh,
+    }
     given = [f"{_money(usd)} {unit}" for unit, usd in prices.items() if usd is not None]
     given += [printable(site.price_note, 120)] if site.price_note else []
     given += [f"PUE {site.pue:g}"] if site.pue is not None else []
-    if asked.watts is not None:
-        own = isinstance(speed, OwnSpeed) and asked.watts == speed.watts
-        given.append(f"{asked.watts:,.4g} W a device" + (f" ({getattr(speed, 'watts_label', '')})" if own else ""))
+    if question.watts is not None:
+        own = isinstance(speed, OwnSpeed) and question.watts == speed.watts
+        given.append(f"{question.watts:,.4g} W a device" + (f" ({getattr(speed, 'watts_label', '')})" if own else ""))
     if site.region is not None:
         factor = intensity(site.region)
         given.append(f"{region_name(factor.region)} {factor.kg_per_kwh:.3f} kg/kWh ({factor.year})")
@@ -352,16 +333,17 @@ def _money(usd: float) -> str:
 
 def _absent(plan: Plan) -> Iterator[str]:
     """Say which figures are left out, and what would bring them."""
-    asked, option = plan.question, plan.options[0]
-    if option.cost_usd is None and asked.site.usd_per_kwh is not None:
-        yield "cost (electricity alone has a price and no power is known: give --power-watts)"
+    question, option = plan.question, plan.options[0]
+    cost = "cost and budget" if question.budget_usd is not None else "cost"
+    if option.cost_usd is None and question.site.usd_per_kwh is not None:
+        yield f"{cost} (electricity alone has a price and no power is known: give --power-watts)"
     elif option.cost_usd is None:
-        yield "cost (give --price, or --electricity-price and --capital-price)"
+        yield f"{cost} (give --price, or --electricity-price and --capital-price)"
     if option.energy_joules_estimated is None:
         yield "energy and CO2e (no power is known: give --power-watts)"
-    elif asked.site.region is None:
+    elif question.site.region is None:
         yield "CO2e (give --region)"
-    if asked.deadline_seconds is not None and not asked.counted:
+    if question.deadline_seconds is not None and not question.counted:
         yield "the deadline (give --devices)"
 
 
@@ -380,17 +362,18 @@ def cautions(options: Sequence[PlanOption]) -> Iterator[str]:
 
 def computed(plan: Plan) -> Iterator[Note]:
     """Say how the figures were computed."""
-    asked, option = plan.question, plan.options[0]
-    site, speed = asked.site, asked.speed
+    question, option = plan.question, plan.options[0]
+    site, speed = question.site, question.speed
     said = {
         "Time": "work / (devices × speed of one device); starting up is left out",
-        "Work": "; ".join(asked.work.says),
+        "Work": "; ".join(question.work.says),
     }
     if isinstance(speed, PriorSpeed):
         prior, peak = speed.prior, speed.device.peak_flops(speed.precision) / 1e12
-        share = f"{100 * prior['mfu']:.3g} % of the peak of {peak:,.4g} TFLOP/s ({speed.precision}, dense)"
-        based = f"{prior['runs']} trainings of {prior['families']} families of models, restarts included"
-        said["Speed"] = f"{share} at {prior['devices']:,} devices, from {based}; more devices lose efficiency"
+        share = f"{100 * prior['mfu']:.3g} % of {peak:,.4g} TFLOP/s ({speed.precision}, dense)"
+        said["Speed"] = (
+            f"{share} in {prior['families']} families of models, restarts included; more devices lose efficiency"
+        )
     elif isinstance(speed, OwnSpeed):
         said["Speed"] = f"the law of {printable(speed.name, 120)}, sequences of {number(speed.sequence or 1)} tokens"
     if option.model_flops_utilization is not None:
@@ -398,7 +381,7 @@ def computed(plan: Plan) -> Iterator[Note]:
         said["Model FLOP utilization"] = ", ".join(shares)
     if option.energy_joules_estimated is not None:
         model = "the devices' limits × a factor from measured nodes, host included"
-        said["Energy"] = f"{model if asked.watts is None else 'power of a device × device-hours'}, times PUE"
+        said["Energy"] = f"{model if question.watts is None else 'power of a device × device-hours'}, times PUE"
     if site.region is not None:
         said["CO2e"] = f"energy × intensity of the grid, location-based ({intensity(site.region).source})"
     if option.cost_usd is not None:
@@ -425,33 +408,17 @@ def _step(step: Step) -> str:
     return f"{', '.join([*parts, saves])}."
 
 
-_INPUTS = {
-    "--price": ("a price", "USD per device-hour"),
-    "--electricity-price": ("a price of electricity", "USD per kWh"),
-    "--capital-price": ("a capital cost", "USD per device-hour"),
-    "--pue": ("a PUE", ""),
-    "--deadline": ("a deadline", ""),
-    "--budget": ("a budget", "USD"),
-    "--batch": ("a batch", "sequences"),
-    "--power-watts": ("a power", "W a device"),
-    "--tokens": ("a training", "tokens"),
-    "--samples": ("a training", "samples"),
-    "--params": ("a model", "parameters"),
-}
-
-
 def changes(tips: Sequence[Tip]) -> Iterator[Note]:
-    """Say what would change the choice, what is nearest first, and which inputs do not."""
+    """Say what would change the choice, what is nearest first, and which inputs, by their options, do not."""
     near, idle = list[tuple[float, Note]](), list[str]()
     for tip in tips:
-        name, _ = _INPUTS[tip.name]
-        for end, side, away in ((tip.below, "Up to", math.floor), (tip.above, "From", math.ceil)):
+        for end, side, away in ((tip.below, "less", math.floor), (tip.above, "more", math.ceil)):
             if end is not None:
-                head = f"{side} {name} of {_written(tip.name, end[0], away)}"
+                head = f"{tip.name} {_written(tip.name, end[0], away)} or {side}"
                 near.append((abs(math.log(end[0] / tip.value)), Note(_choice(end[1], tip.devices), head, detail=True)))
         if tip.below is None and tip.above is None:
             reach = ", from 1 to 5" if tip.name == "--pue" else ""
-            idle.append(f"{name.removeprefix('a ')} ({_written(tip.name, tip.value)}{reach})")
+            idle.append(f"{tip.name} ({_written(tip.name, tip.value)}{reach})")
     yield from (note for _, note in sorted(near, key=lambda pair: pair[0]))
     if idle:
         yield Note(f"{', '.join(idle)}.", "No change from a tenth to ten times", detail=True)
@@ -464,13 +431,13 @@ def _choice(then: int | None, now: int | None) -> str:
 
 
 def _written(name: str, value: float, away: Callable[[float], float] | None = None) -> str:
-    """Print a value, in three digits where it is rounded up or down (`away` from what is given)."""
-    size, unit = time_unit(value) if name == "--deadline" else (1.0, _INPUTS[name][1])
+    """Print the value of an option, in three digits where it is rounded up or down (`away` from what is given)."""
+    size, unit = time_unit(value) if name == "--deadline" else (1.0, "")
     value /= size
     if away is not None:
         digit = 10.0 ** (math.floor(math.log10(value)) - 2)
         value = away(value / digit) * digit
-    return f"{short(value) if unit in ('tokens', 'samples', 'parameters') else number(value)} {unit}".strip()
+    return f"{short(value) if name in ('--tokens', '--samples', '--params') else number(value)} {unit}".strip()
 
 
 # --- all of it

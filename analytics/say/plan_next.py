@@ -46,7 +46,7 @@ def proposed(plan: Plan, run: str = "bench run") -> Proposal:
 
 def more(plan: Plan) -> Note:
     """Say which options of the command line tell more."""
-    narrow = "" if plan.question.speed.source == "given" else "Narrow them: --next. "
+    narrow = "" if plan.question.speed.source == "given" else "Narrower: --next. "
     return Note(f"{narrow}Why: --explain.")
 
 
@@ -76,38 +76,35 @@ def _named(path: Path, name: str) -> bool:
 def _own_script(devices: int, node: int) -> Note:
     nodes = -(-devices // node)
     torchrun = f"torchrun {f'--nnodes={nodes} ' * (nodes > 1)}--nproc-per-node={min(devices, node)} SCRIPT"
-    text = f"start your own training as bench measure -- {torchrun}{' on each node' * (nodes > 1)}."
-    return Note(text, f"On {devices_words(devices)}")
+    return Note(f"bench measure -- {torchrun}{', on each node' * (nodes > 1)}.", f"On {devices_words(devices)}")
 
 
-def _first(asked: Question, most: int, run: str) -> Proposal:
+def _first(question: Question, most: int, run: str) -> Proposal:
     """Without own runs: the fewest devices that hold the model, and the most of interest, across a node if they are."""
-    node = asked.device.per_node if asked.device else 8
-    least = min(1 << (asked.least_devices - 1).bit_length(), most)
+    node = question.device.per_node if question.device else 8
+    least = min(1 << (question.least_devices - 1).bit_length(), most)
     here = sorted({count for count in (least, min(most, node)) if count <= node})
     chosen, scripts = sorted({*here, most}), [most] if most > node else []
-    why = "the fewest that hold the model and the most of interest"
-    text = f"None of your runs is used. Runs on {listed(chosen)}, three times each, say most: {why}."
-    blocks: list[Block] = [Sentence(text)]
-    if asked.work.shape is not None and here:
-        blocks.append(Commands((_suite(asked, here, run),), f"On {listed(here)}"))
+    blocks: list[Block] = [Sentence(f"None of your runs is used. Most useful: {listed(chosen)}, three runs each.")]
+    if question.work.shape is not None and here:
+        blocks.append(Commands((_suite(question, here, run),), f"On {listed(here)}"))
     else:
         scripts = chosen
     return [{"devices": count, "repeats": 3} for count in chosen], [*blocks, *(_own_script(n, node) for n in scripts)]
 
 
-def _suite(asked: Question, devices: Sequence[int], run: str) -> str:
+def _suite(question: Question, devices: Sequence[int], run: str) -> str:
     """Return a command that writes a suite of the planned model and runs it."""
-    deep, wide, length = asked.work.shape or (1, 128, 128)
+    deep, wide, length = question.work.shape or (1, 128, 128)
     heads = max(1, round(wide / 128))
     model = {"layers": max(1, round(deep)), "hidden": 128 * heads, "heads": heads, "sequence_length": round(length)}
     fixed: dict[str, Any] = {
         "workload": "decoder_lm",
         "workload_args": model,
         "parallelism": "fsdp2",
-        "precision": asked.precision,
+        "precision": question.precision,
     }
     fixed |= {"batch_size_per_device": 1, "measure_seconds": 30}
-    name = re.sub(r"[^a-z0-9]+", "-", f"plan {short(asked.work.parameters or 0)} {asked.precision}".lower())
+    name = re.sub(r"[^a-z0-9]+", "-", f"plan {short(question.work.parameters or 0)} {question.precision}".lower())
     suite = {"name": name, "defaults": fixed, "matrix": {"devices": list(devices)}, "repeats": 3}
     return f"echo {shlex.quote(json.dumps(suite))} > {name}.yaml && {run} {name}.yaml"

@@ -9,30 +9,32 @@ from typing import Any
 import pandas as pd
 
 from analytics.interval import Interval
-from analytics.judge.matched import CellEffects, Change
-from analytics.law import law as laws
-from analytics.law.outlook import Outlook, outlook
-from analytics.law.series import SeriesFit, fit
+from analytics.judge.comparable import unequal_training
+from analytics.judge.compare import COSTS, Comparison
+from analytics.judge.matched import Change
+from analytics.law.outlook import outlook
+from analytics.law.series import fit
 from analytics.quantities import quantity
-from analytics.runs.frame import summary
 from analytics.say import answer
+from analytics.say.advice import option_words
 from analytics.say.answer import Found
-from analytics.say.blocks import Block, Commands, Note, Sentence, Table
-from analytics.say.law import flag_words, series_sentences, time_sentences, unidentified
-from analytics.say.names import named, word
-from analytics.say.table import FIGURES, cell, results_table
-from analytics.text import percent, printable, repeats_words, written
-from bench.figures.flags import meaning
+from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
+from analytics.say.law import law_blocks, prediction_blocks, series_names, series_sentences
+from analytics.say.names import START, full_names, grouped, metric_name, named, repeat_command, spoken, why_ended
+from analytics.say.table import FIGURES, MANY, cell, results_table, served, to_target, verdict
+from analytics.text import interval, number, percent, printable, written
+from bench.figures.flags import grade, meaning
 from bench.record import Status
 
-_MOST_ANSWERS, _MOST_CELLS, _MOST_NOTED = 4, 4, 3
+_MOST_ANSWERS, _MOST_CELLS = 4, 4
 _PHRASES = {
     "noisy_host": "a busy host",
     "not_steady": "an unsteady speed",
+    "steady_unknown": "too few steps",
     "straggler": "one slow rank",
     "throttled": "GPUs slowed down by heat or power",
     "shared_gpu": "other users on the GPU",
-    "window_too_short": "a window too short for the meter",
+    "window_too_short": "too short a window",
     "loss_not_decreasing": "a loss that did not decrease",
     "gap": "a gap in the readings of the meter",
     "energy_partly_covered": "readings that do not cover the window",
@@ -59,12 +61,10 @@ def results(
     `devices` are numbers of devices to predict the speed of; `store` and `suite_file` are those that commands need to name.
     `notes` are printed before the commands.
     """
-    table, executions = summary(df), answer.find(df)
-    blocks: list[Block] = []
-    for found in executions:
-        blocks += execution_blocks(found, found.configurations(table), devices, suite_file)
+    executions = answer.find(df)
+    blocks = [block for found in executions for block in execution_blocks(found, devices, suite_file, store)]
     fitted = any(found.law.series for found in executions)
-    return [*blocks, *notes, *_next(df, store, fitted=fitted)]
+    return [*blocks, *notes, *_next(df, store, fitted=fitted and not devices), *unnamed(store)]
 
 
 def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]]:
@@ -73,29 +73,31 @@ def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]
 
 
 def execution_blocks(
-    found: Found, own: pd.DataFrame, devices: Sequence[int] = (), suite_file: str | None = None
+    found: Found, devices: Sequence[int] = (), suite_file: str | None = None, store: str | None = None
 ) -> Iterator[Block]:
-    """Yield the answer of one execution; `own` is the summary of its configurations, with an index from 0."""
-    names, unequal = named(own) if len(own) else pd.DataFrame(), answer.unequal(found.runs)
-    yield Sentence(_title(found, own), "title")
-    for text in (*_answers(found, own, names), *_sureness(own, suite_file)):
-        yield Sentence(text, "answer")
-    yield from _predictions(found.law.series, devices)
+    """Yield the answer of one execution."""
+    runs, own, names = found.runs, found.own, found.names
+    yield Sentence(_title(found), "title")
+    yield from (Sentence(text, "answer") for text in (*answers(found), *_sureness(found, suite_file, store)))
+    yield from prediction_blocks(found.law.series, devices, found.models)
     if len(own):
-        yield results_table(own, names, unequal=unequal)
-        yield from _under(own, unequal=unequal)
-        shown = names if names["work"].nunique() > 1 else names[["change"]]
-        worded = own.assign(name=[", ".join(filter(None, pair)) for pair in shown.itertuples(index=False)])
-        yield from (*answer.served(worded), *answer.to_target(worded))
-        yield from _scaling(found)
-    if not found.tested:
-        yield from answer.conclusions(found)
-    yield from (Note(text, "Careful") for text in filter(None, [_careful(own, names), _missing(found.runs)]))
-    yield from (Sentence(text, detail=True) for text in _evidence(found, own))
+        unequal = unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs) is not None
+        yield results_table(own, names, unequal=unequal, steps=found.steps)
+        yield from map(Note, filter(None, ["; ".join(_under(own)), _marks(found)]))
+        yield from (*served(own, full_names(names)), *to_target(own, full_names(names)))
+    if found.tested:
+        yield from law_blocks(found.law.series, found.models)
+    elif not found.law.series and len(own):
+        yield Note(_unfitted(runs))
+    yield from (Note(text, "Careful") for text in filter(None, [_careful(own, names), "; ".join(missing(runs))]))
+    if found.steps:
+        yield steps_table(found.steps)
+    if len(own):
+        yield from (Sentence(text, detail=True) for text in _evidence(found))
 
 
-def _title(found: Found, own: pd.DataFrame) -> str:
-    runs = found.runs
+def _title(found: Found) -> str:
+    runs, own = found.runs, found.own
     machines = " and ".join(sorted(map(printable, runs["device_name"].dropna().unique())))
     host = found.law.series[0].host if found.law.series else None
     share = f" ({host.devices} devices)" if host is not None and host.shares and host.devices else ""
@@ -108,18 +110,35 @@ def _title(found: Found, own: pd.DataFrame) -> str:
     return f"{printable(runs['suite'].iloc[0])}: {len(runs)} run{'s' * (len(runs) != 1)}{where}, {count}, {ended}"
 
 
-def _answers(found: Found, own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
-    """Yield what each option brings, devices and precision first, then what differs most."""
-    if own.empty:
+def answers(found: Found) -> Iterator[str]:
+    """Yield what each option brings, devices and precision first, then what differs most; and what is still open."""
+    if found.own.empty:
         yield "No run ended well, so there is no result."
         return
-    words = {str(config): pair for config, pair in zip(own["config_id"], names.itertuples(index=False), strict=True)}
+    if found.steps:
+        yield from _climbed(found)
+        return
+    pairs = zip(found.own["config_id"].astype(str), found.names.itertuples(index=False), strict=True)
+    words = dict(pairs)
+    changes = _changes(found)
+    lines = [line for change in changes if (line := change_sentence(change, words))]
+    texts = [_undecided(change) for change in changes if not change_sentence(change, words)]
+    if texts:
+        more = " (+3: three more repeats of each should decide)" if "+" in " ".join(texts) else ""
+        lines = [*lines[:_MOST_ANSWERS], f"Faster? Not decided yet{more}: {'; '.join(texts[:_MOST_ANSWERS])}."]
+    yield from lines[: _MOST_ANSWERS + 1] or _alone(found.own, found.names)
+
+
+def _changes(found: Found) -> list[Change]:
+    """Return the changes that are told: of devices those of the largest number."""
     changes = [change for change in found.changes if change.found(_measure(change)) is not None]
     most = max((_count(change) for change in changes), default=0)
     changes = [change for change in changes if change.topic.name != "devices" or _count(change) == most]
-    changes.sort(key=lambda change: (_rank(change), -abs(math.log(change.ratio(_measure(change)).value))))
-    lines = [change_sentence(change, words) for change in changes[:_MOST_ANSWERS]]
-    yield from lines or _alone(own, names)
+    ranks = {"devices": 0, "precision": 1}
+    return sorted(
+        changes,
+        key=lambda one: (ranks.get(one.topic.name, 2), -abs(math.log(one.ratio(_measure(one)).value))),
+    )
 
 
 def _count(change: Change) -> int:
@@ -127,14 +146,22 @@ def _count(change: Change) -> int:
     return int(change.option.split()[0]) if change.topic.name == "devices" else 0
 
 
-def _rank(change: Change) -> int:
-    return {"devices": 0, "precision": 1}.get(
-        change.topic.name, 2 if change.verdict(_measure(change)) != "cannot tell" else 3
-    )
-
-
 def _measure(change: Change) -> str:
     return "time" if change.main == "knee" else change.main
+
+
+def _climbed(found: Found) -> Iterator[str]:
+    """Say what all steps of a ladder bring together, and which of them alone."""
+    effects = [(spoken(step.name), e) for step in found.steps if (e := step.effect("samples_per_second"))]
+    if not effects:
+        yield "No step of the ladder has a speed to compare."
+        return
+    *each, (_, whole) = effects
+    state = "" if whole.verdict != "cannot tell" else "; that it is faster cannot be told yet"
+    yield f"All {len(each)} steps together train {_factor(whole.interval)} as fast as the {START}{state}."
+    decided = [f"{name} {_factor(effect.interval)}" for name, effect in each if effect.verdict in ("better", "worse")]
+    alone = f"Alone: {'; '.join(decided)}" if decided else "No step alone can be told yet"
+    yield f"{alone}{'; the others cannot be told' * (0 < len(decided) < len(each))}."
 
 
 def _alone(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
@@ -148,67 +175,49 @@ def _alone(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
         if name is not None:
             texts.append(f"{'~' * quantity(name).estimated}{cell(row, name)} {quantity(name).unit}")
     label = ", ".join(filter(None, names.iloc[0]))
-    yield (
-        f"{label}: {', '.join(texts)}."
-        if texts
-        else f"{label}: no throughput was reported; the figures are of the whole run."
-    )
+    what = ", ".join(texts) or "no throughput was reported; the figures are of the whole run"
+    yield f"{label}: {what}."
 
 
 def change_sentence(change: Change, words: dict[str, Any]) -> str:
-    """Say what an option brings: one factor where the cells agree, their range where they do not."""
+    """Say what an option brings: one factor where the cells agree, else each or their ends; nothing where none is decided."""
     measure = _measure(change)
-    found, ratio = change.found(measure), change.ratio(measure)
+    found = change.found(measure)
     assert found is not None  # noqa: S101  the caller has chosen such changes
-    verdict = found.verdict
-    option, baseline, speed = _option(change, change.option), _option(change, change.baseline), ratio.inverse()
-    is_are, trains = ("are", "train") if option.endswith("devices") else ("is", "trains")
-    use = " in use" if measure == "time in use" else ""
-    if change.range(measure):
-        cells = [
-            (_place(pair, words), effect.cost.inverse().value)
-            for pair, effect in zip(change.pairs, found.effects, strict=True)
-        ]
-        cells.sort(key=lambda cell: cell[1])
-        shown = cells if len(cells) <= _MOST_CELLS else [cells[0], cells[-1]]
-        listed = (", " if len(cells) <= _MOST_CELLS else " to ").join(f"{x:.2f}x ({place})" for place, x in shown)
-        head = {"better": f"{option} beats {baseline}{use}", "worse": f"{option} is slower than {baseline}{use}"}
-        return f"{head.get(verdict, f'{option} against {baseline} depends on the configuration')}: {listed}."
-    factor = _factor(speed)
-    if verdict == "equivalent":
+    option, baseline = option_words(change, change.option), option_words(change, change.baseline)
+    s, use = "" if option.endswith("devices") else "s", " in use" if measure == "time in use" else ""
+    if found.verdict == "equivalent":
         return f"{option} and {baseline} are equally fast{use}, within 2 %."
-    if verdict == "cannot tell" and (parts := _told_in(change, found, words)):
-        gain, place = parts
-        return f"{option} {trains} {gain} as fast as {baseline}{use} with {place}; the rest cannot be told yet."
-    if verdict == "cannot tell":
-        more = change.more_repeats(measure)
-        tail = f"; {repeats_words(more)} of each should tell" if more is not None else ""
-        return f"Whether {option} {is_are} faster than {baseline}{use} cannot be told: {factor}{tail}."
-    gain, bracket, ends = factor.partition(" (")
-    kept = speed.value / change.grew
-    each = f": each keeps {percent(kept)} of its speed" if change.topic.name == "devices" else use
-    return f"{option} {trains} {gain} as fast as {baseline}{bracket}{ends}{each}."
+    if found.whole is not None and found.verdict != "cannot tell":
+        speed = found.whole.cost.inverse()
+        gain, bracket, ends = _factor(speed).partition(" (")
+        kept = (
+            f": each keeps {percent(speed.value / change.grew)} of its speed" if change.topic.name == "devices" else use
+        )
+        return f"{option} train{s} {gain} as fast as {baseline}{bracket}{ends}{kept}."
+    pairs = zip(change.pairs, found.effects, strict=True)
+    cells = sorted(((e.cost.inverse(), _place(pair, words), e.verdict) for pair, e in pairs), key=lambda c: c[0].value)
+    if found.whole is not None:
+        cells = [cell for cell in cells if cell[2] in ("better", "worse")]
+    if not cells:
+        return ""
+    verdict_ = found.verdict if found.whole is None else cells[0][2] if len({c[2] for c in cells}) == 1 else ""
+    heads = {"better": f"beat{s}", "worse": "is slower than" if s else "are slower than"}
+    few = [f"{_factor(cells[0][0])} with {cells[0][1]}"] if len(cells) == 1 else []
+    few = few or [f"{interval(speed.value)}x ({place})" for speed, place, _ in cells]
+    listed = ", ".join(few) if len(few) <= _MOST_CELLS else f"{few[0]} to {few[-1]}"
+    rest = "; the rest cannot be told yet" * (len(cells) < len(found.effects))
+    head = f"{option} {heads[verdict_]} {baseline}" if verdict_ in heads else f"{option} depends on the configuration"
+    return f"{head}{use}: {listed}{rest}."
 
 
-def _told_in(change: Change, found: CellEffects, words: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the range of the factors that can be told, and in which cells; None where none can."""
-    cells = zip(change.pairs, found.effects, strict=True)
-    told = [(pair, effect) for pair, effect in cells if effect.verdict in ("better", "worse")]
-    if not told:
-        return None
-    factors = sorted(effect.cost.inverse().value for _, effect in told)
-    ends = dict.fromkeys(f"{factor:.2f}" for factor in (factors[0], factors[-1]))
-    places = [_place(pair, words) for pair, _ in told]
-    named_ = " or ".join(places) if len(places) <= 2 else f"{len(places)} of {len(found.effects)} configurations"
-    return f"{'-'.join(ends)}x", named_
-
-
-def _option(change: Change, option: str) -> str:
-    """Put an option into words: `compiled` for `default`, `2 devices`."""
-    if change.topic.noun != "{}":
-        return printable(option)
-    name, _, rest = option.partition(" ")
-    return " ".join(filter(None, [word(change.topic.columns[0], name), printable(rest).replace("=", " ")]))
+def _undecided(change: Change) -> str:
+    """Name an option with its factor, and how many more repeats should tell."""
+    measure = _measure(change)
+    more = change.more_repeats(measure)
+    tail = f" +{more}" if more is not None and more <= MANY else ""
+    base = f" of {option_words(change, change.baseline)}" * (change.topic.name == "devices")
+    return f"{option_words(change, change.option)} {_factor(change.ratio(measure).inverse())}{base}{tail}"
 
 
 def _factor(speed: Interval) -> str:
@@ -225,164 +234,148 @@ def _place(pair: tuple[str, str], words: dict[str, Any]) -> str:
     return ", ".join([*([option.work] if len(works) > 1 or not shared else []), *shared])
 
 
-def _sureness(own: pd.DataFrame, suite_file: str | None) -> Iterator[str]:
-    """Say how far the figures can be trusted, and what makes them fit for publication."""
-    grades = own["grade"].dropna() if len(own) else pd.Series(dtype="str")
-    if grades.empty:
-        return
-    flags = [flag for text in own["flags"] for flag in str(text).split()]
-    named_flags = [_PHRASES[flag] for flag in dict.fromkeys(flags) if flag in _PHRASES][:2]
-    if (grades == "A").all():
-        yield "Fit for publication: every configuration has grade A."
-        return
+def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterator[str]:
+    """Say how far the figures can be trusted, and the command that makes them surer."""
+    own = found.own
+    grades = set(own["grade"].dropna()) if len(own) else set()
+    flags = [flag for text in own["flags"] for flag in str(text).split()] if len(own) else []
+    once = ["no repeats"] if len(own) and (own["repeats"] < 2).all() else []
+    worst = [flag for flag in dict.fromkeys(flags) if flag in _PHRASES and grade([flag]) == max(grades, default="")]
+    reasons = [*once, *(_PHRASES[flag] for flag in worst)][:2]
     quick = "short_window" in flags
-    seconds = own["window_seconds"].median() if "window_seconds" in own else math.nan
-    window = [f"{seconds:.0f} s windows"] if quick and seconds > 0 else []
-    once = ["no repeats"] if (own["repeats"] < 2).all() else []
-    reasons = ", ".join([*window, *once, *named_flags])
-    head = "Some figures may be wrong" if (grades == "C").any() else "A quick look" if quick else "Sound, with limits"
-    command = f": bench run {suite_file} --publish" if suite_file else ", run the suite with --publish."
-    yield f"{head}{f' ({reasons})' if reasons else ''}.{f' To publish{command}' if quick else ''}"
+    if grades == {"A"}:
+        yield "Fit for publication: every configuration has grade A."
+    elif grades:
+        head = "Some figures may be wrong" if "C" in grades else "A quick look" if quick else "Sound, with limits"
+        yield f"{head} ({', '.join(reasons)})." if reasons else f"{head}."
+    steps = [e.more_repeats for step in found.steps if (e := step.effect("samples_per_second"))]
+    counts = steps if found.steps else [one.more_repeats(_measure(one)) for one in _changes(found)]
+    few = [count for count in counts if count is not None and count <= MANY] if len(own) > 1 else []
+    few = [2] if once else few
+    if few or quick:
+        aim, options = "To decide" if few else "To publish", ["--publish"]
+        options = ["--set", f"repeats={own['repeats'].max() + max(few)}"] if few else options
+        yield f"{aim}: {repeat_command(found.runs['suite'].iloc[0], *options, store=store, file=suite_file)}"
 
 
-def _under(own: pd.DataFrame, *, unequal: bool) -> Iterator[Note]:
+def _marks(found: Found) -> str:
+    """Say where a ladder starts, and what the marks of its steps mean."""
+    if not found.steps:
+        return ""
+    start = named(found.own.drop(columns="ladder"))["change"].iloc[0]
+    return f"Start: {start}. ? cannot be told yet; +3: three more repeats should tell."
+
+
+def _under(own: pd.DataFrame) -> Iterator[str]:
     """Explain the marks of the table of results, and what is missing in it."""
     measured, estimated = own["energy_joules"].notna(), own["run_energy_joules_estimated"].notna()
-    theirs, texts = bool(answer.imported(own).all()), []
+    theirs = bool(imported(own).all())
     if (~measured & estimated).any():
-        texts.append("~ estimated by CodeCarbon; no meter could be read (bench doctor)")
+        yield "~ estimated by CodeCarbon; no meter could be read (bench doctor)"
     elif not measured.all() and not theirs:
-        texts.append("no energy: no meter could be read (bench doctor)")
-    missing = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})
-    if missing:
-        texts.append(f"energy lacks {' and '.join(missing)}, which could not be measured (bench doctor)")
+        yield "no energy: no meter could be read (bench doctor)"
+    missing_parts = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})
+    if missing_parts:
+        yield f"energy lacks {' and '.join(missing_parts)}, which could not be measured (bench doctor)"
     if (measured | estimated).any() and own["emissions_kg"].isna().all():
-        texts.append("carbon: name a region (bench report --region FR)")
+        yield "carbon: name a region (bench report --region FR)"
     if own["cost_usd"].isna().all() and not theirs:
-        texts.append("cost: give a price (bench report --price 2.10)")
-    if unequal:
-        texts.append("* after unequal training: do not compare")
-    if texts:
-        yield Note("; ".join(texts))
+        yield "cost: give a price (bench report --price 2.10)"
 
 
-def _predictions(series: Sequence[SeriesFit], devices: Sequence[int]) -> Iterator[Block]:
-    """Return the predicted speed of each series on numbers of devices, with 80 % intervals and limits."""
-    rows, limits, details = [], dict[str, None](), list[str]()
-    for one in series if devices else ():
-        predicted = outlook(one, devices)
-        details += [*time_sentences(predicted[-1]), *unidentified(one)]
-        for prediction in predicted:
-            words = flag_words(prediction.flags, one.host)
-            limits |= dict.fromkeys(words)
-            marks = "".join("abcdefghij"[list(limits).index(text)] for text in words if list(limits).index(text) < 10)
-            rows.append((one.name if len(series) > 1 else "", *_prediction(prediction), f"({marks})" if marks else ""))
-    if not rows:
-        return
-    first = 0 if len(series) > 1 else 1
-    columns = ("series", "devices", "samples/s", "efficiency", "limits")[first:]
-    cells = tuple(tuple(row[first:]) for row in rows)
-    yield Table("Predicted by the law of scaling, 80 % intervals", columns, cells, words=("limits", columns[0]))
-    yield from (Sentence(text, detail=True) for text in details)
-    if limits:
-        yield Note("; ".join(f"({mark}) {text}" for mark, text in zip("abcdefghij", limits, strict=False)), "Limits")
+def imported(rows: pd.DataFrame) -> pd.Series:
+    """Say of each row whether its figures come from a file of others."""
+    return rows["flags"].str.contains(r"\bimported\b", na=False)
 
 
-def _prediction(one: Outlook) -> tuple[str, str, str]:
-    return f"{one.devices:,}", written(one.samples_per_second), written(one.efficiency.times(100), "%")
-
-
-def _scaling(found: Found) -> Iterator[Block]:
-    """Show the law: speed of one device by series and model, and the efficiency on more devices."""
-    if not found.tested:
-        return
-    rows = []
-    counts = sorted({point.devices for one in found.law.series for point in one.efficiency})
-    for one in found.law.series:
-        shares = {(point.curve, point.devices): point for point in one.efficiency}
-        curves = list(dict.fromkeys(point.curve for point in one.efficiency)) or [""]
-        speeds = [(size, size.v) for size in one.by_work]
-        for place in range(max(len(speeds), len(curves))):
-            size, v = speeds[place] if place < len(speeds) else (None, None)
-            speed = "" if v is None else written(v.times(1e-9))
-            curve = curves[place] if place < len(curves) else ""
-            cells = [shares.get((curve, count)) for count in counts]
-            rows.append(
-                (
-                    one.name if place == 0 else "",
-                    "" if size is None else f"{size.flops_per_sample / 1e9:.3g}",
-                    speed,
-                    *("-" if p is None else written(p.times(100), "%") for p in cells),
-                )
-            )
-    heads = ("series", "GFLOP per sample", "speed of one device, GFLOP/s")
-    yield Table(
-        "How it scales: time = work / (devices x speed of one device x efficiency)",
-        (*heads, *(f"efficiency on {count}" for count in counts)),
-        tuple(rows),
-    )
-    yield from (Note(text) for text in _unseen(found.law.series))
-
-
-def _unseen(series: Sequence[SeriesFit]) -> Iterator[str]:
-    """Say how well the law predicts configurations that it has not seen, beside one speed for all sizes."""
-    errors = [(laws.left_out(one.observations()), one.left_out_median) for one in series]
-    known = [(a, b) for a, b in errors if a is not None and b is not None]
-    if known:
-        law, plain = (_range(values) for values in zip(*known, strict=True))
-        yield f"Unseen configurations are predicted within {law}. One speed for all would miss by {plain}."
-
-
-def _range(shares: Sequence[float]) -> str:
-    low, high = (f"{100 * share:.2g}" for share in (min(shares), max(shares)))
-    return f"{low} %" if low == high else f"{low}-{high} %"
+def _unfitted(runs: pd.DataFrame) -> str:
+    what = "No law is fitted" if runs["samples_per_second"].notna().any() else "Nothing is predicted"
+    give = " Import them with flops_per_sample, or with parameters and sequence_length."
+    return f"{what}: the work of a sample (FLOP) is unknown.{give if imported(runs).all() else ''}"
 
 
 def _careful(own: pd.DataFrame, names: pd.DataFrame) -> str:
     """Say what was wrong with the measurements, and with how many."""
-    if own.empty:
-        return ""
-    sets = [set(str(text).split()) for text in own["flags"]]
-    texts = []
-    for flag in sorted(set().union(*sets) - set(_GIVEN)):
-        places = [place for place, flags in enumerate(sets) if flag in flags]
-        phrase = _PHRASES.get(flag)
-        who = f"{len(places)} of {len(own)} configurations"
-        if len(places) == len(own):
-            who = "all configurations" if len(own) > 1 else "it"
-        elif len(places) == 1:
-            who = ", ".join(filter(None, names.iloc[places[0]]))
-        has = "has" if len(places) == 1 else "have"
-        texts.append(f"{who} {has} {phrase}" if phrase else f"{who}: {meaning(flag)}")
-    if (own["repeats"] < 2).any():
+    flags = [(flag, who) for flag, who in _flagged(own, names) if flag not in _GIVEN]
+    texts = [f"{_PHRASES.get(flag, meaning(flag))} ({who})" for flag, who in flags]
+    if len(own) and (own["repeats"] < 2).any() and (own["repeats"] > 1).any():
         texts.append("one repeat has no interval: run 3 or more")
-    return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:]
+    return "; ".join(texts)
 
 
-def _missing(runs: pd.DataFrame) -> str:
-    """Say which runs did not end well, by reason."""
-    bad = runs[runs["status"] != Status.OK]
-    texts = []
-    for (status, reason), same in bad.groupby(["status", "error_message"], sort=False, dropna=False):
-        why = printable(reason, 200) if isinstance(reason, str) else "no reason was recorded"
-        which = printable(same["label"].iloc[0], 120)
-        count = f"{len(same)} run{'s' * (len(same) > 1)}"
-        texts.append(
-            f"{count} {str(status).replace('_', ' ')} ({which}{', ...' * (same['config_id'].nunique() > 1)}): {why}"
+def _flagged(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield each flag with the configurations that have it."""
+    if len(own):
+        yield from grouped(zip(full_names(names), own["flags"].fillna("").str.split(), strict=True))
+
+
+def missing(runs: pd.DataFrame) -> list[str]:
+    """Say which configurations did not end well, and why."""
+    table = runs.drop_duplicates("config_id", keep="last").set_index("config_id", drop=False)
+    names, texts = named(table)["change"].str.split(", "), []
+    for status, same in runs[runs["status"] != Status.OK].groupby("status", sort=False):
+        parts = [names[config] for config in same["config_id"].unique() if config in names]
+        shared = ", ".join(part for part in (parts or [[]])[0] if all(part in other for other in parts))
+        count = f"{len(same)} run{'s' * (len(same) > 1)}" + f" ({shared})" * bool(shared)
+        texts.append(f"{count} {why_ended(str(status), same['error_message'])}")
+    return texts
+
+
+def steps_table(comparisons: Sequence[Comparison]) -> Table:
+    """A table of figures relative to the baseline, with the verdict, and the quality of both."""
+    shown = [metric for metric in COSTS if any(one.effect(metric) for one in comparisons)]
+    quality = [
+        q for q in ("validation_loss", "validation_accuracy") if any(q in (c.quality or {}) for c in comparisons)
+    ]
+    rows = [
+        (
+            spoken(one.name),
+            *(f"{written(e.interval)} {verdict(e)}" if (e := one.effect(metric)) else "-" for metric in shown),
+            *(_before_after(one, name) for name in quality),
         )
-    more = len(texts) - 2 * _MOST_NOTED
-    return "; ".join([*texts[: 2 * _MOST_NOTED], *([f"and {more} more reasons"] if more > 0 else [])])
+        for one in comparisons
+    ]
+    columns = ("step", *(metric_name(name, mark=True) for name in (*shown, *quality)))
+    return Table("Each step / the one above, for the same work", columns, tuple(rows), figures=False, detail=True)
 
 
-def _evidence(found: Found, own: pd.DataFrame) -> Iterator[str]:
+def _before_after(comparison: Comparison, name: str) -> str:
+    before, after = (comparison.baseline_quality or {}).get(name), (comparison.quality or {}).get(name)
+    return "-" if before is None or after is None else f"{number(before)} -> {number(after)}"
+
+
+def _evidence(found: Found) -> Iterator[str]:
     """Yield definitions and the evidence behind the answer."""
-    if own.empty:
-        return
+    own = found.own
     yield "Figures are geometric means over repeats with 95 % intervals; quality is a median, memory the largest peak."
-    for series in found.law.series:
-        head = f"{series.name}: " if len(found.law.series) > 1 else ""
-        yield from (head + line for line in series_sentences(series))
-    yield from answer.remarks(own)
+    for name, series in zip(series_names(found.law.series), found.law.series, strict=True):
+        yield from (f"{name}: {line}" for line in series_sentences(series))
+    yield from (*_systematic(own[own["energy_joules"].notna()]), *_limits(own, found.names))
+
+
+def _systematic(measured: pd.DataFrame) -> Iterator[str]:
+    """What repeats do not show of measured energy, what of it is idle power, and what a start takes."""
+    share = (measured["energy_systematic_joules"] / measured["energy_joules"]).max()
+    if share > 0:
+        yield f"measured energy: repeats aside, ± {percent(share)} (gain of the sensors, assumed, and edges)"
+    idle = (1 - measured["energy_above_idle_joules"] / measured["energy_joules"]).median()
+    if not math.isnan(idle):
+        yield f"of it {percent(idle)} would be drawn idle too (attributed: idle power × time)"
+    row = measured[["startup_energy_joules", "startup_seconds"]].median()
+    if not row.isna().any():
+        start = " and ".join(f"{cell(row, name)} {quantity(name).unit}" for name in reversed(row.index))
+        yield f"a start takes {start}, once (median), and is not in the figures above"
+
+
+def _limits(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
+    """What compiling took, the largest batches, and what each flag means."""
+    full = full_names(names)
+    seconds = own["compile_seconds"].dropna()
+    if len(seconds):
+        yield f"compiling took {interval(seconds.min())} to {interval(seconds.max())} s of a start"
+    for place in own.index[own["label"].str.contains(" bmax ", regex=False)]:
+        yield f"largest batch that fits, {full[place]}: {own['batch_size_per_device'][place]}"
+    yield from (f"{meaning(flag)} ({who})" for flag, who in _flagged(own, names))
 
 
 def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Commands]:
@@ -390,13 +383,9 @@ def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Comm
     suites = list(dict.fromkeys(df["suite"].dropna()))
     if len(suites) != 1 or not (df["status"] == Status.OK).any():
         return
-    suite, where = printable(suites[0], 100), f" --store {store}" if store else ""
+    suite = printable(suites[0], 100)
     most = int(df["devices"].max()) if df["devices"].notna().any() else 1
-    more = f" --devices {2 * most},{4 * most}" if df["devices"].nunique() > 1 and fitted else ""
-    yield Commands(
-        (
-            f"bench fit {suite}{more}{where}",
-            f"bench advise {suite}{where}",
-            f"bench report {suite} -o {suite}.html{where}",
-        )
-    )
+    more = ("fit", suite, "--devices", f"{2 * most},{4 * most}")
+    several = ("compare" if df["config_id"].nunique() > 1 else "fit", suite)
+    lines = [more if df["devices"].nunique() > 1 and fitted else several, ("advise", suite)]
+    yield Commands(tuple(command(*line, store=store) for line in (*lines, ("report", suite, "-o", f"{suite}.html"))))

@@ -12,11 +12,11 @@ from bench.figures.flags import FLAGS
 
 
 @cache
-def definitions() -> Mapping[str, Mapping[str, str]]:
-    """Return the meaning of each term, by subject."""
+def definitions(name: str = "terms") -> Mapping[str, Mapping[str, str]]:
+    """Return the texts of a file of this folder by subject and name: for `terms` the meaning of each."""
     file = ConfigParser(delimiters=":", interpolation=None)
     file.optionxform = str  # type: ignore[method-assign,assignment]  # terms keep their capitals
-    file.read_string(Path(__file__).with_suffix(".ini").read_text(encoding="utf-8"))
+    file.read_string(Path(__file__).with_name(f"{name}.ini").read_text(encoding="utf-8"))
     return {subject: dict(file[subject]) for subject in file.sections()}
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 
 from analytics.judge.front import hypervolume, judged
 from analytics.judge.objectives import REMEDIES, Objective, mixed, objective
-from analytics.text import printable
 from bench.record import Status
 from bench.schema import Scalar
 
@@ -106,28 +105,13 @@ class SearchResult:
         """Configurations of the space that can run on this machine; None where they are too many to list."""
         return None if self.space.possible is None else len(self.space.possible)
 
-    @property
-    def notes(self) -> list[str]:
-        """What is to be known beside the answer."""
-        known = {point.number for point in self.points}
-        unknown = [f"trial {t.number}" for t in self.trials if t.state == "complete" and t.number not in known]
-        single = [f"trial {t.number}" for t in self.front if t.p_front is None]
-        notes = {
-            "not compared, as the runs do not tell all of what counts": unknown,
-            "on the front, but ran once: there is no interval, and how sure that is cannot be told": single,
-            "the figure of a model, not a measurement": [
-                "~ energy" for o in self.objectives if "estimated" in o.column
-            ],
-        }
-        return [f"{printable(', '.join(which), 200)}: {note}" for note, which in notes.items() if which]
-
     def document(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text: what `--json` prints and `search.json` holds."""
         search, machine = self.space.search, self.space.machine
         parts = {name[7:]: value for name, value in search.defaults.items() if name.startswith("target.")}
         gpus = [f"{count} × {name}" for name, count in Counter(gpu.name for gpu in machine.free_gpus).items()]
         out = {name: getattr(self, name) for name in ("study", "sampler", "storage", "space_size", "ended")}
-        out |= {name: getattr(self, name) for name in ("reference", "importance", "notes", "front_file")}
+        out |= {name: getattr(self, name) for name in ("reference", "importance", "front_file")}
         out |= {"name": search.name, "description": search.description}
         out["machine"] = ", ".join(gpus) or f"{machine.cpu_model}, {machine.cpu_count} processors"
         out["work"] = (
@@ -166,7 +150,7 @@ def result(
     parts = {n: part[np.all([np.isfinite(one.values(part)) for one in found], axis=0)] for n, part in parts.items()}
     parts = {number: part for number, part in parts.items() if len(part)}
     table = judged(list(parts.values()), found).set_axis(list(parts), axis=0) if parts else pd.DataFrame()
-    trials = tuple(_placed(trial, table, found) for trial in tried)
+    trials = tuple(placed(trial, table, found) for trial in tried)
     points = np.array([[one.rank(t.values) for one in found] for t in trials if t.number in parts])
     beaten = {number: int((points <= point).all(axis=1).sum()) for number, point in zip(parts, points, strict=True)}
     ranked = [trial for trial in trials if trial.number in parts]
@@ -180,7 +164,8 @@ def result(
     return SearchResult(space, study, *judgement, spent, ended, space.search.sampler)
 
 
-def _placed(trial: Tried, table: pd.DataFrame, objectives: Sequence[Objective]) -> Tried:
+def placed(trial: Tried, table: pd.DataFrame, objectives: Sequence[Objective]) -> Tried:
+    """Return a trial with the figures and the rank that a table of judged configurations gives to its number, if any."""
     if trial.number not in table.index:
         return trial
     row: Any = table.loc[trial.number]

@@ -27,7 +27,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from analytics.judge import objectives
 from analytics.runs.frame import NUMBERS, asked
 from analytics.search.file import LENGTH, Search
-from analytics.search.prior import promising
 from analytics.search.space import Impossible, Key, Space
 from analytics.search.study import FINISHED, WORKER, distribution, launched, paid, storage_errors, suggest
 from analytics.text import printable
@@ -41,7 +40,7 @@ _SAME_AGAIN, _MOST_ASKED = 5, 100
 """So often in a row may a sampler propose what is known or impossible before something new is drawn at random; and at all."""
 _HOPELESS = 5
 """The search ends when so many configurations one after the other broke down."""
-_KILLED, _ENOUGH = 2, 4
+_KILLED = 2
 """A configuration in which the search was killed so often is given up."""
 _MARGIN = 300.0
 _COLUMNS = "columns"
@@ -149,7 +148,9 @@ class Searcher:
                     ended = self._ended()
                     asked_for = None if ended else self._ask()
                 if asked_for is None:
-                    return ended or self._all_tried() or f"the sampler proposes nothing new any more{self._last_why()}"
+                    why = [f"; the last one: {t.user_attrs['why']}" for t in self._trials() if "why" in t.user_attrs]
+                    nothing = f"the sampler proposes nothing new any more{(why or [''])[-1]}"
+                    return ended or self._all_tried() or nothing
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another took it for lost
                     self._try(*asked_for)
 
@@ -160,10 +161,6 @@ class Searcher:
 
     def _workers(self) -> list[dict[str, Any]]:
         return [value for name, value in self.study.user_attrs.items() if name.startswith(WORKER)]
-
-    def _last_why(self) -> str:
-        why = [trial.user_attrs["why"] for trial in self._trials() if "why" in trial.user_attrs]
-        return f"; the last one: {why[-1]}" if why else ""
 
     def add_known(self, df: pd.DataFrame) -> int:
         """Add what stored runs of this machine tell of configurations of the space, one trial each; return how many.
@@ -258,8 +255,6 @@ class Searcher:
             known = self._known()
             if self.space.search.sampler == "grid" or attempt >= _SAME_AGAIN:
                 self._enqueue_new(known)
-            elif attempt == 0 and self.space.search.sampler != "random":
-                self._look_ahead(known)
             trial = self.study.ask()
             params = suggest(trial, self.space)
             if trial.user_attrs.get("killed", 0) >= _KILLED:
@@ -290,20 +285,7 @@ class Searcher:
         if left:
             random = np.random.default_rng(self.space.search.seed + len(self._trials()))
             params = left[0 if grid else int(random.integers(len(left)))]
-            self.study.enqueue_trial(params, user_attrs={"proposed_by": "grid" if grid else "chance"})
-
-    def _look_ahead(self, known: Mapping[Key, int]) -> None:
-        """Propose what the law of scaling expects to be better than all that is allowed and known, if anything."""
-        trials = {trial.number: trial for trial in self._trials()}
-        times = {
-            same: (trials[number].params, seconds, not _broken(trials[number]))
-            for same, number in known.items()
-            if (seconds := trials[number].user_attrs.get("values", {}).get("time"))
-        }
-        if len(times) >= _ENOUGH and not any(trial.state is TrialState.WAITING for trial in trials.values()):
-            params = promising(self.space, times)
-            if params is not None and self.space.key(parameters(self.space.spec(params))) not in known:
-                self.study.enqueue_trial(params, user_attrs={"proposed_by": "law of scaling"})
+            self.study.enqueue_trial(params)
 
     def _all_tried(self) -> str | None:
         possible = self.space.possible

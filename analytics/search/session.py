@@ -29,14 +29,12 @@ from analytics.search.searcher import Scores, Searcher
 from analytics.search.space import Impossible, Space
 from analytics.search.study import (
     StorageProblem,
-    default_sampler,
     importance,
     launched,
     names,
     one_at_a_time,
     open_study,
     read_trials,
-    sample,
     spent,
 )
 from bench.errors import FAILED, FAULT, UserError
@@ -138,7 +136,7 @@ class Session:
     @property
     def sampler(self) -> str:
         """Name of the sampler."""
-        return default_sampler(self.space) if self.search.sampler == "auto" else self.search.sampler
+        return "tpe" if self.search.sampler == "auto" else self.search.sampler
 
     @cached_property
     def environment(self) -> Environment:
@@ -182,7 +180,7 @@ class Session:
         exists, study = len(others) < len(studies), None
         if exists or make:
             study = open_study(self.location, self.study, self.space, self.search.sampler, new=make and self.new)
-        note = f"other studies of this search: {', '.join(others[:5])}; each has its own file, machine, software and prices"
+        note = f"other studies of this search: {', '.join(others[:5])} (of another file, machine, software or price)"
         return study, [note] if others and not exists else []
 
     def shown(self) -> tuple[SearchResult, list[str]]:
@@ -190,7 +188,7 @@ class Session:
         study, notes = self.opened(make=False)
         if study is None or not study.trials:
             raise UserError(f"nothing was tried yet in the study {self.study} at {redact(self.location)}", *notes)
-        answer = self._result(study, "shown as it is; the search was not resumed")
+        answer = self._result(study, "not resumed")
         files = [file for folder in self._folders(answer.study) if (file := folder / CONFIRM).exists()]
         front_file = str(files[-1]) if files and answer.points else None
         return replace(answer, front_file=front_file), self._confirmed(answer)
@@ -239,16 +237,14 @@ class Session:
 
         searcher = self._searcher(study, run, told=after_trial, asking=partial(one_at_a_time, self.location))
         if not self.ignore_stored and (count := searcher.add_known(self._stored())):
-            progress.note(f"{count} configurations are known from stored runs of this machine")
+            progress.note(f"{count} configurations are known from stored runs")
         try:
             answer = publish(searcher.search())
         except KeyboardInterrupt:
             publish("stopped before its end")
             raise
         if not progress.trial and answer.ended.endswith("is spent"):
-            progress.note(
-                f"nothing was run: {answer.ended}, earlier calls included; a larger one (--trials) resumes it"
-            )
+            progress.note(f"nothing was run: {answer.ended}; --trials with a larger number resumes the search")
         return answer
 
     def _publish(self, trials: Trials, answer: SearchResult, sentences: list[str]) -> None:
@@ -266,7 +262,7 @@ class Session:
         silent = sum(spec.timeout_seconds + PATIENCE_SECONDS for spec in expansion.to_do) + PATIENCE_SECONDS
         current = "repeating the best, as a suite of its own"
         trials.runner.tell(current=current, run_began_at=now, remaining_seconds=None, silent_seconds=silent)
-        progress.note(f"confirming the best by {len(expansion.to_do)} runs; {preview.takes()}")
+        progress.note(f"repeating the best: {len(expansion.to_do)} runs; {preview.takes()}")
         execution = run_suite(expansion, self.machine, runs=self.runs, store=self.store, progress=progress)
         return self.confirmed(answer, frame(row(record) for record in execution.records.values()))
 
@@ -285,7 +281,7 @@ class Session:
     def _likely(self) -> list[RunSpec]:
         """Return the runs that the search may ask for: all, or a sample where they cannot be listed."""
         specs = []
-        for params in (self.space.possible or {}).values() or sample(self.space):
+        for params in (self.space.possible or {}).values() or self.space.drawn():
             with suppress(Impossible):
                 specs.append(self.space.spec(params))
         return specs
@@ -295,20 +291,21 @@ class Session:
         try:
             df = load(self.store)
         except StoreError:
-            df = frame([])
-        return frame(self._rows(df[df["environment"] == self.environment.fingerprint]))
+            return frame([])
+        return self._priced(df[df["environment"] == self.environment.fingerprint])
 
-    def _rows(self, stored: pd.DataFrame) -> list[dict[str, Any]]:
-        """Return rows of stored runs.
+    def _priced(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Recompute cost and carbon of stored runs for the site of this search, where they count.
 
-        Where cost or carbon count, they are recomputed for the site of this search, for runs of its space only; runs whose
-        record cannot be read are left out.
+        Then runs outside its space, and those whose record cannot be read, are left out.
         """
-        rows, columns = stored.to_dict("records"), asked_columns(stored)
         if not {"cost", "carbon"} & set(self.search.judged):
-            return [_present(each) for each in rows]
-        rows = [each for each in rows if self.space.params({str(name): each[name] for name in columns}) is not None]
-        return [self._row(record) for record in _records(rows, self.store)]
+            return df
+        columns = asked_columns(df)
+        rows = [
+            row for row in df.to_dict("records") if self.space.params({str(c): row[c] for c in columns}) is not None
+        ]
+        return frame(self._row(record) for record in _records(rows, self.store))
 
     def _row(self, record: RunRecord) -> dict[str, Any]:
         site = self.search.suite().site
@@ -322,17 +319,18 @@ class Session:
         return replace(answer, sampler=self.sampler, storage=redact(self.location))
 
     def _table(self, trials: Sequence[Tried]) -> pd.DataFrame:
-        """Return the runs of trials; those not read yet come from the folders here, or else from the store."""
+        """Return the runs of trials, read from the folders here, or else from the store."""
         wanted = dict.fromkeys(run for trial in trials for run in trial.runs)
         for name in wanted.keys() - self._rows_by_run:
             with suppress(OSError, ValueError):
                 self._rows_by_run[name] = self._row(RECORD.read(self.runs / self.search.name / name))
+        here = frame(self._rows_by_run[name] for name in wanted if name in self._rows_by_run)
         if lost := wanted.keys() - self._rows_by_run:
             with suppress(StoreError):
                 df = load(self.store)
-                rows = self._rows(df[(df["execution"] + "/" + df["run_id"]).isin(lost)])
-                self._rows_by_run |= {f"{each['execution']}/{each['run_id']}": each for each in rows}
-        return frame(self._rows_by_run[name] for name in wanted if name in self._rows_by_run)
+                stored = self._priced(df[(df["execution"] + "/" + df["run_id"]).isin(lost)])
+                return pd.concat([here, stored], ignore_index=True) if len(here) else stored
+        return here
 
     def _folders(self, study: str) -> list[Path]:
         folders = sorted((self.runs / self.search.name).glob("*"))
@@ -346,12 +344,3 @@ def _records(rows: list[Any], uri: str | None) -> list[RunRecord]:
     except StoreError:
         half = len(rows) // 2
         return [*_records(rows[:half], uri), *_records(rows[half:], uri)] if half else []
-
-
-def _present(cells: dict[Any, Any]) -> dict[str, Any]:
-    """Return a row of a frame without the cells that are absent."""
-    return {
-        str(name): value.isoformat() if name == "started_at" else value
-        for name, value in cells.items()
-        if pd.notna(value)
-    }

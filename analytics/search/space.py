@@ -20,7 +20,7 @@ from bench.suites.load import SuiteError, for_device_type
 EXCLUDED = "left out by exclude"
 _BESIDE = {*LENGTH, "meters", "seed", "repeat", "ladder", "launcher"}
 _DRAWN = 200
-"""So many combinations are looked at for mistakes where not all can be listed."""
+"""So many combinations are looked at where not all can be listed."""
 
 Key = frozenset[tuple[str, str]]
 
@@ -63,7 +63,7 @@ class Space:
     def _mistakes(self) -> Iterator[str]:
         """Tell the mistakes that all combinations have, or all of one choice. Which devices there are differs by machine."""
         found: dict[tuple[str, Any], set[str]] = {}
-        for params in self.listed() or map(self._drawn, range(_DRAWN)):
+        for params in self.listed() or self.drawn():
             told = set()
             try:
                 self.spec(params)
@@ -77,15 +77,16 @@ class Space:
             if name != "devices" and not isinstance(self.fields.get(name), Range):
                 yield from sorted(mistakes)
 
-    def _drawn(self, seed: int) -> dict[str, Any]:
-        """Return one configuration, with numbers at the ends of their ranges."""
-        draw = random.Random(seed)  # noqa: S311  nothing is kept secret
-        params: dict[str, Any] = {}
-        for name, domain in self.fields.items():
-            if self.active(name, params):
-                values = domain.choices if isinstance(domain, Choices) else (domain.low, domain.high)
-                params[name] = label(draw.choice(values))
-        return params
+    def drawn(self) -> Iterator[dict[str, Any]]:
+        """Yield some configurations, drawn at random, with numbers at the ends of their ranges."""
+        draw = random.Random(0)  # noqa: S311  nothing is kept secret
+        for _ in range(_DRAWN):
+            params: dict[str, Any] = {}
+            for name, domain in self.fields.items():
+                if self.active(name, params):
+                    values = domain.choices if isinstance(domain, Choices) else (domain.low, domain.high)
+                    params[name] = label(draw.choice(values))
+            yield params
 
     def active(self, name: str, params: Mapping[str, Any]) -> bool:
         """Whether a field is set at all, given the earlier ones."""

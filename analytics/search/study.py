@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -30,7 +30,7 @@ WORKER = "worker "
 """Beginning of the names under which workers tell how long they have been at it."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _LOCK_SECONDS = 20
-_STARTUP, _MANY, _TELLING = 8, 1000, 30
+_STARTUP, _TELLING = 8, 30
 
 
 class StorageProblem(UserError):
@@ -38,14 +38,19 @@ class StorageProblem(UserError):
 
 
 @contextmanager
-def storage_errors(where: str) -> Iterator[None]:
-    """Turn errors of a storage into StorageProblem."""
+def storage_errors(where: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of a storage, and `more` kinds of them, into StorageProblem."""
+    kinds: tuple[type[Exception], ...] = (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError, *more)
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
+    except kinds as error:
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         locked = "; another process holds it: try again when it has ended" if "locked" in lines[0] else ""
         raise StorageProblem(redact(f"the study at {where} cannot be used: {lines[0]}{locked}")) from error
+
+
+_OPENING = (ValueError, ImportError, KeyError)
+"""What Optuna raises for a storage that it cannot open."""
 
 
 def open_study(where: str | None, name: str, space: Space, sampler: str = "auto", *, new: bool = False) -> optuna.Study:
@@ -56,21 +61,16 @@ def open_study(where: str | None, name: str, space: Space, sampler: str = "auto"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     goals = space.search.objectives
-    with storage_errors(str(where)):
-        try:
-            storage = None if where is None else _storage(where)
-            names = [] if storage is None else optuna.get_all_study_names(storage)
-            found = [re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", other) for other in names]
-            newest = max((int(one[1] or 1) for one in found if one), default=0)
-            number = newest + new if newest else 1
-            study = optuna.create_study(
-                storage=storage,
-                study_name=name if number < 2 else f"{name}-{number}",
-                directions=[goal.direction for goal in goals],
-                load_if_exists=True,
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise StorageProblem(redact(f"{where} cannot be used as the storage of a study: {error}")) from error
+    others = [] if where is None else names(where, rf"{re.escape(name)}(-\d+)?")
+    newest = max((int(other[len(name) + 1 :] or 1) for other in others), default=0)
+    number = newest + new if newest else 1
+    with storage_errors(str(where), *_OPENING):
+        study = optuna.create_study(
+            storage=None if where is None else _storage(where),
+            study_name=name if number < 2 else f"{name}-{number}",
+            directions=[goal.direction for goal in goals],
+            load_if_exists=True,
+        )
         study.set_metric_names([goal.name for goal in goals])
         # Going on does not draw the same again.
         study.sampler = make_sampler(sampler, space, space.search.seed + len(study.get_trials(deepcopy=False)))
@@ -90,12 +90,9 @@ def one_at_a_time(where: str) -> Iterator[None]:
 def names(where: str, pattern: str) -> list[str]:
     """Return the names of the studies in a storage that match; no file is created. Raises StorageProblem."""
     path = Path(where.removeprefix("sqlite:///"))
-    with storage_errors(where):
-        try:
-            there = path.exists() or ("://" in where and not path.parent.is_dir())
-            found = optuna.get_all_study_names(_storage(where)) if there else []
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise StorageProblem(redact(f"{where} cannot be used as the storage of a study: {error}")) from error
+    with storage_errors(where, *_OPENING):
+        there = path.exists() or ("://" in where and not path.parent.is_dir())
+        found = optuna.get_all_study_names(_storage(where)) if there else []
     return sorted(name for name in found if re.fullmatch(pattern, name))
 
 
@@ -123,33 +120,23 @@ def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
 
 
 def make_sampler(name: str, space: Space, seed: int) -> BaseSampler:
-    """Return a sampler of Optuna by its name in the search file."""
-    several = len(space.search.objectives) > 1
-    conditional = any(domain.when for domain in space.fields.values())
-    if name == "auto":
-        name = default_sampler(space)
+    """Return a sampler of Optuna by its name in the search file.
+
+    `auto` is TPE, which finds the front of a recorded grid in the fewest trials (`python -m tests.searching`), and learns
+    from what could not run, too. A `grid` is proposed by the searcher.
+    """
     if name == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP)
-    if name == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
-    if name == "nsga3":
-        return optuna.samplers.NSGAIIISampler(seed=seed, population_size=20)
+    if name in ("nsga2", "nsga3"):
+        kind = optuna.samplers.NSGAIISampler if name == "nsga2" else optuna.samplers.NSGAIIISampler
+        return kind(seed=seed, population_size=20)
     if name in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
+    several = len(space.search.objectives) > 1
+    conditional = any(domain.when for domain in space.fields.values())
     return optuna.samplers.TPESampler(
         seed=seed, multivariate=True, group=conditional, constant_liar=not several, n_startup_trials=_STARTUP
     )
-
-
-def default_sampler(space: Space) -> str:
-    """Choose a sampler: TPE, which finds the front of a recorded grid in the fewest trials (`python -m tests.searching`).
-
-    It learns from what could not run, too. Its own time grows with the trials: beyond _MANY it is NSGA-II, and NSGA-III for
-    four objectives.
-    """
-    if (space.search.budget.trials or 0) <= _MANY:
-        return "tpe"
-    return "nsga3" if len(space.search.objectives) > 3 else "nsga2"
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
@@ -163,26 +150,20 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 def take(trial: optuna.Trial, name: str, domain: Choices | Range) -> Any:
     """Have a trial take a value for one field."""
-    if isinstance(domain, Choices):
-        return trial.suggest_categorical(name, [label(value) for value in domain.choices])
-    if domain.whole:
-        return trial.suggest_int(name, int(domain.low), int(domain.high), step=int(domain.step or 1), log=domain.log)
-    return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
+    known = distribution(domain)
+    if isinstance(known, CategoricalDistribution):
+        return trial.suggest_categorical(name, known.choices)
+    suggest: Any = trial.suggest_int if isinstance(known, IntDistribution) else trial.suggest_float
+    return suggest(name, known.low, known.high, step=known.step, log=known.log)
 
 
-def distribution(domain: Choices | Range) -> BaseDistribution:
+def distribution(domain: Choices | Range) -> CategoricalDistribution | IntDistribution | FloatDistribution:
     """Return values of a field as Optuna describes them."""
     if isinstance(domain, Choices):
         return CategoricalDistribution([label(value) for value in domain.choices])
     if domain.whole:
         return IntDistribution(int(domain.low), int(domain.high), domain.log, int(domain.step or 1))
     return FloatDistribution(domain.low, domain.high, domain.log, domain.step)
-
-
-def sample(space: Space, count: int = 100) -> list[dict[str, Any]]:
-    """Return some configurations of a space, drawn at random."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [suggest(study.ask(), space) for _ in range(count)]
 
 
 def launched(study: optuna.Study) -> list[FrozenTrial]:

@@ -7,13 +7,14 @@ marker and dash as well. Names come from the store, so they are escaped: Plotly 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
 
+from analytics.say.names import spoken
 from analytics.text import number, printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -25,16 +26,9 @@ OTHERS, FRONT, KNEE = (GREY, "diamond", 9), (COLOURS[0], "circle", 12), (COLOURS
 """Colour, symbol and size of what is on a front or not."""
 
 
-_CODES = {r"\bdecoder_lm (?:gpt2 )?": "", r"\b(?:preset|precision|attention|parallelism)=": ""}
-_CODES |= {r"\b(?:devices=|d=| d = |d)(\d+)\b": r"\1 devices", r"\b1 devices\b": "1 device"}
-_CODES |= {r"\b(?:batch_size_per_device=|b=|b)(\d+)\b": r"batch \1", r"(?<!--set )\b([a-z]\w*[._]?\w*)=(?=\S)": r"\1 "}
-
-
 def plain(name: str) -> str:
     """Return the name of a configuration as people say it: `tiny 2 devices bf16` of `preset=tiny d=2 bf16`."""
-    for code, words in _CODES.items() if "<" not in name else ():  # markup is no name: it is shown as it is
-        name = re.sub(code, words, name)
-    return name
+    return spoken(name)
 
 
 def text(value: object) -> str:
@@ -47,10 +41,11 @@ def looks(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)]
 
 
-def frame(height: int) -> dict[str, Any]:
-    """Return the layout of every figure: legend below, hover on what is nearest."""
-    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0}
-    return {"height": height, "margin": {"l": 10, "r": 10, "t": 30, "b": 10}, "legend": legend, "hovermode": "closest"}
+def blank(height: int, **layout: Any) -> go.Figure:
+    """Return an empty figure with the layout that all have: legend below, hover on what is nearest."""
+    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "traceorder": "normal"}
+    margin = {"l": 10, "r": 10, "t": 40, "b": 10}
+    return go.Figure(layout={"height": height, "margin": margin, "legend": legend, "hovermode": "closest", **layout})
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
@@ -65,11 +60,11 @@ def faint(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def axis(values: Sequence[float], title: str) -> dict[str, Any]:
-    """Return an axis with a title, logarithmic where its values are positive and far apart."""
-    ticks = log_ticks(values) if values and max(values) > 5 * min(values) > 0 else []
-    log = {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
-    return {"title": text(title)} | (log if ticks else {"type": "linear"})
+def axis(values: Sequence[float], title: str, *, log: bool = False) -> dict[str, Any]:
+    """Return an axis with a title, logarithmic where that is asked for, or its values are positive and far apart."""
+    ticks = log_ticks(values) if log or (values and max(values) > 5 * min(values) > 0) else []
+    marked = {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
+    return {"title": text(title)} | (marked if ticks else {"type": "linear"})
 
 
 def with_ends(axis: str, values: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -82,15 +77,18 @@ def with_ends(axis: str, values: Sequence[float], ends: Sequence[tuple[float, fl
     return {axis: list(values), f"error_{axis}": bars | {"thickness": 1, "color": GREY}}
 
 
-def headed(figure: go.Figure, heads: Sequence[Sequence[str]], title: str, height: int = 58, lift: int = 8) -> go.Figure:
-    """Put lines above each row, `lift` pixels above its middle, the first row at the top: long names fit narrow screens."""
-    words = list[dict[str, Any]]()
-    for row, head in enumerate(heads):
-        at = {"x": 0, "xref": "x domain", "xanchor": "left", "y": row, "yref": "y", "yanchor": "bottom", "yshift": lift}
-        lines = "<br>".join(escape(printable(line, 120), quote=False) for line in head)
-        words.append(at | {"text": lines, "showarrow": False, "align": "left"})
-    figure.update_layout(annotations=[*figure.layout.annotations, *words])
+def headed(figure: go.Figure, heads: Sequence[Sequence[str]], lift: int = 8, body: int = 22) -> go.Figure:
+    """Put lines above each row, the first row at the top: long names fit narrow screens.
+
+    A row is as high as its `body` and the most lines, which begin `lift` pixels above its middle.
+    """
+    wrapped = [[part for line in head for part in wrap(printable(line, 160), 50)] for head in heads]
+    above = 17 * max(map(len, wrapped), default=1)
+    at = {"x": 0, "xref": "x domain", "xanchor": "left", "yref": "y", "yanchor": "bottom", "yshift": lift}
+    for row, lines in enumerate(wrapped):
+        words = "<br>".join(escape(line, quote=False) for line in lines)
+        figure.add_annotation(**at, y=row, text=words, showarrow=False, align="left")
     hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
-    figure.update_yaxes(range=[len(heads) - 0.5, -50 / height], **hidden)
-    title_of = {"title": {"text": text(title), "font": {"size": 15}}, "showlegend": True}
-    return figure.update_layout(**frame(height * len(heads) + 140) | title_of).update_layout(margin_t=40)
+    figure.update_traces(ygap=above + 10, selector={"type": "heatmap"})
+    figure.update_yaxes(range=[len(heads) - 0.5, -(lift + above + 8) / (body + above)], **hidden)
+    return figure.update_layout(height=140 + len(heads) * (body + above))

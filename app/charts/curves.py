@@ -10,12 +10,17 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analytics.say.blocks import Figure
-from analytics.text import between
-from app.charts.base import COLOURS, GREY, axis, frame, looks, text, with_ends
+from analytics.say.blocks import Figure, Mark
+from analytics.text import interval
+from app.charts.base import COLOURS, GREY, axis, blank, headed, looks, text, with_ends
 
 Extent = tuple[float, float, float]
 """A value and the ends of its interval; NaN where there is none."""
+
+
+def extent(value: float, low: float | None, high: float | None) -> Extent:
+    """Return a value with the ends of its interval, if there is one."""
+    return value, math.nan if low is None else low, math.nan if high is None else high
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def front_chart(
     title of a third figure that is shown as colour. The one that is `picked`, an index of `spots`, has a ring; `customdata`
     of a marker is its index.
     """
-    figure, points = go.Figure(layout=frame(480)), [(spot.x[0], spot.y[0]) for spot in spots]
+    figure, points = blank(480), [(spot.x[0], spot.y[0]) for spot in spots]
     if signs is not None and len((line := edge(points, signs))["x"]) > 1:
         figure.add_scatter(**line, name="Pareto front of these two")
     if picked is not None:
@@ -96,34 +101,80 @@ def _axis(known: Sequence[Extent], title: str) -> dict[str, Any]:
     return out
 
 
+LESS, MORE = (COLOURS[0], "circle"), (COLOURS[1], "x")
+VERDICTS = {"better": LESS, "less": LESS, "worse": MORE, "more": MORE}
+VERDICTS |= {"equivalent": (COLOURS[2], "diamond"), "cannot tell": (GREY, "circle-open")}
+"""Colour and symbol of a verdict."""
+MOST = 40
+"""More rows than this are not drawn."""
+
+
 def block_chart(block: Figure) -> go.Figure:
-    """Draw the figure of an answer: marks with their intervals by name or along numbers of devices, and lines of laws."""
-    value, place = ("y", "x") if block.along else ("x", "y")
-    names = {mark.name for group in block.groups for mark in group.marks}
-    figure = go.Figure(layout=frame(380 if block.along else 140 + 30 * len(names)))
+    """Draw the figure of an answer: marks along numbers of devices with the lines of laws, or one under the other."""
+    return _along(block) if block.along else _by_name(block)
+
+
+def _marks(marks: Sequence[Mark], way: str) -> dict[str, Any]:
+    """Return values with their intervals along an axis, and what stands beside each when it is pointed at."""
+    ends = [extent(mark.value, mark.low, mark.high)[1:] for mark in marks]
+    hover = [
+        f"{text(mark.name)}<br>{'~' * mark.estimated}{interval(mark.value, mark.low, mark.high)}" for mark in marks
+    ]
+    return with_ends(way, [mark.value for mark in marks], ends) | {"hovertext": hover, "hoverinfo": "text"}
+
+
+def _by_name(block: Figure) -> go.Figure:
+    marks = sorted(((mark, group) for group in block.groups for mark in group.marks), key=lambda pair: pair[0].x)
+    heads: dict[str, list[str]] = {}
+    for mark, group in marks:
+        heads.setdefault(mark.name, []).append(f"{interval(mark.value, mark.low, mark.high)} {group.name}")
+    rows = {name: row for row, name in enumerate(list(heads)[:MOST])}
+    figure = blank(300, title=text(block.title), showlegend=len(block.groups) > 1)
+    known: list[Extent] = [] if block.reference is None else [extent(block.reference, None, None)]
+    if block.reference is not None:
+        at = {"x": [block.reference, block.reference, None] * len(rows), "mode": "lines", "line_color": GREY}
+        at["y"] = [y for row in range(len(rows)) for y in (row - 0.15, row + 0.3, None)]
+        figure.add_scatter(**at, line_width=1, hoverinfo="skip", name="baseline")
+    for index, group in enumerate(block.groups):
+        here = [mark for mark in group.marks if mark.name in rows]
+        colour, symbol = VERDICTS.get(group.name) or looks(index)
+        look = {"color": colour, "symbol": symbol, "size": 11}
+        at = _marks(here, "x") | {"y": [rows[mark.name] for mark in here]}
+        figure.add_scatter(**at, mode="markers", marker=look, name=text(group.name))
+        known += [extent(mark.value, mark.low, mark.high) for mark in here]
+    figure.update_xaxes(**_axis(known, block.axis))
+    return headed(figure, [(name, "; ".join(heads[name])) for name in rows])
+
+
+def _along(block: Figure) -> go.Figure:
+    figure = blank(400, title=text(block.title), showlegend=len(block.groups) > 1)
     for index, group in enumerate(block.groups):
         colour, symbol = looks(index)
-        ends = [(math.nan if m.low is None else m.low, math.nan if m.high is None else m.high) for m in group.marks]
-        at = with_ends(value, [mark.value for mark in group.marks], ends)
-        at |= {place: [mark.x if block.along else text(mark.name) for mark in group.marks]}
-        hover = [f"{text(mark.name)}<br>{between(mark.value, mark.low, mark.high)}" for mark in group.marks]
-        look = {"color": colour, "symbol": symbol, "size": 10}
-        figure.add_scatter(**at, mode="markers", marker=look, name=text(group.name), hovertext=hover, hoverinfo="text")
-        if group.law:
-            x, y = zip(*group.law, strict=True)
-            figure.add_scatter(x=x, y=y, mode="lines", line_color=colour, showlegend=False, hoverinfo="skip")
-    values = [mark.value for group in block.groups for mark in group.marks]
-    scale: dict[str, Any] = (
-        axis(values, block.axis) if block.log else {"title": text(block.axis), "rangemode": "tozero"}
-    )
-    if block.most is not None:
-        scale["range"] = [0, block.most]
-    figure.update_layout({f"{value}axis": scale, "title": text(block.title)}, showlegend=len(block.groups) > 1)
+        aside = 1.02 ** (index - (len(block.groups) - 1) / 2)  # those of several groups stay visible
+        line = {"mode": "lines", "hoverinfo": "skip", "legendgroup": index, "showlegend": False}
+        most = max((mark.x for mark in group.marks if not mark.estimated), default=0.0)
+        for inside in (True, False) if group.law else ():
+            part = [(x, y) for x, y in group.law if (x <= most if inside else x >= most)]
+            dash = {"color": colour, "width": 2, "dash": "solid" if inside else "dash"}
+            figure.add_scatter(x=[x for x, _ in part], y=[y for _, y in part], line=dash, **line)
+        for estimated in (False, True):
+            marks = [mark for mark in group.marks if mark.estimated == estimated]
+            look = {"color": colour, "symbol": symbol + "-open" * estimated, "size": 10}
+            at = _marks(marks, "y") | {"x": [mark.x * aside for mark in marks], "legendgroup": index}
+            if marks:
+                shown = {"name": text(group.name), "showlegend": not estimated}
+                figure.add_scatter(**at, **shown, mode="markers", marker=look)
+    marks = [mark for group in block.groups for mark in group.marks]
+    if block.log:
+        ends = min(mark.value for mark in marks), max(mark.value for mark in marks)
+        limits = [math.log10(ends[0] / 1.7), math.log10(ends[1] * 1.7)]
+        figure.update_yaxes(**axis(ends, block.axis, log=True), range=limits)
+    else:
+        figure.update_yaxes(title=text(block.axis), rangemode="tozero")
+        figure.update_yaxes(range=None if block.most is None else [0, block.most])
     if block.reference is not None:
-        draw = figure.add_hline if block.along else figure.add_vline
-        draw(block.reference, line_width=1, line_color=GREY)
-    if not block.along:
-        return figure.update_yaxes(type="category", autorange="reversed")
-    places = sorted({mark.x for group in block.groups for mark in group.marks})
-    ticks = {"tickvals": places, "ticktext": [f"{x:g}" for x in places], "title": text(block.along), "type": "log"}
-    return figure.update_xaxes(**ticks)
+        figure.add_hline(block.reference, line_width=1, line_color=GREY)
+    places = sorted({mark.x for mark in marks})
+    ticks = {"tickvals": places, "ticktext": [f"{x:,g}" for x in places], "title": text(block.along), "minor_ticks": ""}
+    edge = 2 if len(places) == 1 else (places[-1] / places[0]) ** 0.05
+    return figure.update_xaxes(**ticks, type="log", range=[math.log10(places[0] / edge), math.log10(places[-1] * edge)])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import accumulate
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.charts.base import COLOURS, DASHES, GREY, SYMBOLS, axis, faint, frame, looks, text, with_ends
+from app.charts.base import COLOURS, DASHES, GREY, SYMBOLS, axis, blank, faint, text
 from bench.record import Quality
 
 _INK, _WINDOW = COLOURS[:6], COLOURS[4]
@@ -20,22 +18,11 @@ NAMED = 0.05
 """Share of a run that a phase must take for its name to be written into the figure; hovering tells all of them."""
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A figure at a time, with the ends of its interval (NaN: none) and lines for hovering."""
-
-    at: datetime
-    value: float
-    low: float
-    high: float
-    hover: Sequence[str]
-
-
 def power_chart(
     power: Mapping[str, Sequence[tuple[float, float]]], spans: Sequence[tuple[str, float, float]] = ()
 ) -> go.Figure:
     """Draw watts over seconds since the start, a line a device, and the phases of the run; the window is shaded more."""
-    figure = go.Figure(layout=frame(400))
+    figure = blank(400)
     for index, (name, points) in enumerate(power.items()):
         look = {"color": _INK[index % len(_INK)], "dash": DASHES[index % len(DASHES)], "width": 2}
         few = "lines+markers" if len(points) < 20 else "lines"
@@ -56,7 +43,7 @@ def power_chart(
 
 def steps_chart(runs: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Draw the time of each step of runs: of the warm-up in grey and open, outliers as crosses, the median as a line."""
-    figure = go.Figure(layout=frame(360))
+    figure = blank(360)
     for index, (name, steps) in enumerate(runs.items()):
         colour, symbol, head = _INK[index], SYMBOLS[index], f"{text(name)}: " * (len(runs) > 1)
         known = steps.dropna(subset="seconds")
@@ -78,7 +65,7 @@ def steps_chart(runs: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 def loss_chart(steps: pd.DataFrame, quality: Sequence[Quality] = ()) -> go.Figure:
     """Draw the loss of each step, and the loss on held-out samples, with the accuracy in percent beside it."""
-    figure = go.Figure(layout=frame(360))
+    figure = blank(360)
     known = steps.dropna(subset="loss")
     if len(known):
         figure.add_scatter(x=known["step"], y=known["loss"], mode="lines", line_color=_INK[0], name="training loss")
@@ -95,21 +82,7 @@ def history_chart(title: str, points: Sequence[tuple[float, float]], sign: int) 
     numbers, values = [x for x, _ in points], [y for _, y in points]
     best = list(accumulate(values, min if sign > 0 else max))
     line = {"color": COLOURS[0], "shape": "hv", "width": 2}
-    figure = go.Figure(layout=frame(260) | {"showlegend": False, "xaxis_title": "trial"})
+    figure = blank(260, showlegend=False, xaxis_title="trial")
     figure.add_scatter(x=numbers, y=values, mode="markers", marker={"color": GREY}, name="trial")
     figure.add_scatter(x=numbers, y=best, mode="lines", line=line, name="best so far")
     return figure.update_yaxes(**axis(values if sign > 0 else [0, *values], title))
-
-
-def trend_chart(series: Mapping[str, Sequence[Moment]], title: str) -> go.Figure:
-    """Draw figures over time, a line a series, with the intervals of those that have one."""
-    figure = go.Figure(layout=frame(380) | {"showlegend": True})
-    for index, (name, moments) in enumerate(series.items()):
-        colour, symbol = looks(index)
-        at = with_ends("y", [moment.value for moment in moments], [(moment.low, moment.high) for moment in moments])
-        line = {"color": colour, "dash": DASHES[index % len(DASHES)]}
-        hover = ["<br>".join(map(text, moment.hover)) for moment in moments]
-        look = {"marker": {"symbol": symbol, "size": 10}, "line": line, "hovertext": hover, "hoverinfo": "text"}
-        figure.add_scatter(x=[moment.at for moment in moments], **at, mode="lines+markers", name=text(name), **look)
-    values = [moment.value for moments in series.values() for moment in moments]
-    return figure.update_xaxes(title="time (UTC)", type="date").update_yaxes(**axis(values, title))

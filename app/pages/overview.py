@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -11,16 +10,13 @@ import pandas as pd
 import streamlit as st
 
 from analytics.interval import Interval, geometric_mean
-from analytics.judge.advice import Case, listed
-from analytics.judge.matched import Changes
-from analytics.judge.symptoms import too_large
 from analytics.runs.frame import latest_execution
+from analytics.say.advice import listed, remedy
 from analytics.say.answer import totals
-from analytics.text import between, number, printable
+from analytics.say.blocks import Block, Figure, Group, Mark, Sentence
+from analytics.text import interval, number, printable
 from app import live, page
-from app.charts.bars import amounts_chart
 from app.charts.base import plain
-from app.charts.timeline import Moment, trend_chart
 from bench.record import Status
 
 ALL = "All suites"
@@ -96,7 +92,7 @@ def _fastest(runs: pd.DataFrame) -> dict[str, str | None]:
     best = known[means == means.max()]
     mean = _mean(tuple(best["samples_per_second"]))
     ends = (mean.low, mean.high) if len(best) > 2 else (None, None)  # that of two says nothing
-    return {"best": between(mean.value, *ends), "fastest": plain(str(best["label"].iloc[0]))}
+    return {"best": interval(mean.value, *ends), "fastest": plain(str(best["label"].iloc[0]))}
 
 
 @lru_cache(512)
@@ -105,64 +101,61 @@ def _mean(rates: tuple[float, ...]) -> Interval:
     return geometric_mean(rates)
 
 
-def trends(df: pd.DataFrame) -> dict[str, list[Moment]]:
-    """Return the throughput of each of the newest suites over its executions, in samples/s.
+def trends(df: pd.DataFrame) -> Figure:
+    """Return the figure of the throughput of each of the newest suites over its executions, in samples/s.
 
     It is that of one configuration, so that points can be compared: the one that ran in most executions, of several the
     fastest. Points have an interval from three repeats on.
     """
-    known, out = _timed(df), dict[str, list[Moment]]()
+    known, groups = _timed(df), list[Group]()
     newest = known.groupby("suite")["started_at"].max().sort_values(ascending=False, kind="stable")
     for suite in newest.index[:SHOWN]:
         runs = known[known["suite"] == suite]
         ran = runs.groupby("config_id")[["execution", "samples_per_second"]]
         order = ran.agg({"execution": "nunique", "samples_per_second": "mean"})
         chosen = order.sort_values(["execution", "samples_per_second"]).index[-1:]
-        moments = []
+        marks = []
         for _, own in runs[runs["config_id"].isin(chosen)].groupby("execution"):
             mean = _mean(tuple(own["samples_per_second"]))
             low, high = (mean.low, mean.high) if len(own) > 2 else (None, None)
-            hover = [
-                suite,
-                plain(str(own["label"].iloc[0])),
-                f"{between(mean.value, low, high)} samples/s",
-                f"{len(own)} runs",
-            ]
-            low, high = (math.nan if end is None else end for end in (low, high))
-            moments.append(Moment(own["started_at"].min(), mean.value, low, high, hover))
-        if moments:
-            out[suite] = sorted(moments, key=lambda moment: moment.at)
-    return out
+            marks.append(Mark(suite, mean.value, low, high, own["started_at"].min().timestamp() / 86400))
+        marks.sort(key=lambda mark: mark.x)
+        groups += [Group(suite, tuple(marks), tuple((mark.x, mark.value) for mark in marks))] if marks else []
+    return Figure("Throughput by suite", "samples/s", tuple(groups), "time (UTC)")
 
 
-def taken(table: pd.DataFrame, columns: dict[str, str], factor: float = 1.0) -> dict[str, dict[str, float]]:
-    """Return the figures of columns of `suites` by their titles, then by suite; what is not known is left out."""
-    out = {}
+def taken(table: pd.DataFrame, columns: dict[str, str], axis: str, factor: float = 1.0) -> Figure:
+    """Return the figure of columns of `suites`, by their titles; what is not known is left out."""
+    groups = []
     for name, title in columns.items():
         own = table.head(SHOWN).dropna(subset=name)
-        if len(own):
-            out[title] = dict(zip(own["suite"].fillna("no name"), factor * own[name].astype(float), strict=True))
-    return out
+        amounts = zip(own["suite"].fillna("no name"), factor * own[name].astype(float), strict=True)
+        marks = tuple(Mark(suite, amount) for suite, amount in amounts)
+        groups += [Group(title, marks)] if marks else []
+    axis = f"{axis}, {groups[0].name}" if len(groups) == 1 else axis
+    return Figure(axis, axis, tuple(groups))
 
 
-def reasons(df: pd.DataFrame, *, skipped: bool = False) -> pd.DataFrame:
-    """Return why runs failed, or were skipped, in the words of the newest, and a remedy where one is known.
+def reasons(df: pd.DataFrame) -> pd.DataFrame:
+    """Return why runs failed, and then why some were skipped, in the words of the newest, with a remedy if one is known.
 
     A row is a reason, the newest first; those that differ in numbers only are one.
     """
-    lost = df[df["status"] == Status.SKIPPED] if skipped else df[~df["status"].isin([Status.OK, Status.SKIPPED])]
+    lost = df[df["status"] != Status.OK]
     alike = lost["error_message"].fillna("").str.split("\n").str[0].str.replace(_NUMBERS, "#", regex=True)
     found = []
     for _, same in lost.groupby([lost["status"], lost["error_type"], alike], dropna=False, sort=False):
         last = same.iloc[-1]
+        skipped = last["status"] == Status.SKIPPED
         kind = "" if skipped or pd.isna(last["error_type"]) else f"{printable(last['error_type'])}: "
         why = "no reason is known" if pd.isna(last["error_message"]) else printable(last["error_message"], 400)
         names = {c: [printable(plain(name), 80) for name in same[c].dropna().unique()] for c in ("label", "suite")}
         row = {"outcome": printable(last["status"]).replace("_", " "), "reason": kind + why, "runs": len(same)}
         row |= {"configurations": listed(names["label"]), "suites": listed(names["suite"])}
-        found.append({**row, "newest": last["started_at"], "remedy": "" if skipped else _remedy(df, same)})
+        found.append({**row, "newest": last["started_at"], "remedy": _remedy(df, same), "skipped": skipped})
     table = pd.DataFrame(found)
-    return table if table.empty else table.sort_values("newest", ascending=False, kind="stable", ignore_index=True)
+    order = ["skipped", "newest"]
+    return table if table.empty else table.sort_values(order, ascending=[True, False], kind="stable", ignore_index=True)
 
 
 def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
@@ -170,28 +163,27 @@ def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
     last = same.iloc[-1]
     if last["status"] == Status.OUT_OF_MEMORY:
         there = df[(df["suite"] == last["suite"]) & (df["execution"] == last["execution"])]
-        case = Case(same.loc[[last.name]], there[there["status"] == Status.OK], Changes(same[:0]))
-        for advice in too_large(case):
-            return plain(advice.sentence)
+        if text := remedy(same.loc[[last.name]], there[there["status"] == Status.OK]):
+            return plain(text)
     return _REMEDIES.get(last["status"], "")
 
 
-def lines(reason: Any, *, short: bool = False) -> list[str]:
-    """Return a row of `reasons` in words: in a line, or with when and where it was, and its remedy."""
+def lines(reason: Any) -> list[str]:
+    """Return a row of `reasons` in words, with when and where it was, and its remedy."""
     many = f"{reason.runs} run{'s' * (reason.runs != 1)}"
-    if short:
-        return [f"{many} ({reason.suites}): {reason.reason}"]
+    if reason.skipped:
+        return [f"skipped: {many} ({reason.suites}): {reason.reason}"]
     when = "" if pd.isna(reason.newest) else f", the newest {reason.newest:%Y-%m-%d %H:%M:%S} UTC"
     out = [f"{reason.outcome}: {many}{when}", reason.reason, f"In: {reason.configurations} ({reason.suites})"]
     return [*out, f"Remedy: {reason.remedy}"] if reason.remedy else out
 
 
-def answer(newest: Any) -> tuple[str, str]:
+def answer(newest: Any) -> list[Block]:
     """Return what the newest suite did, of a row of `suites`, and when and where."""
     speed = "" if newest.best is None else f", at most {newest.best} samples/s"
-    text = f"Newest suite: {newest.suite}, {newest.runs}{speed}"
     fastest = "" if newest.best is None else f"Fastest: {newest.fastest}. "
-    return text, f"{fastest}Began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})."
+    where = f"{fastest}Began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})."
+    return [Sentence(f"Newest suite: {newest.suite}, {newest.runs}{speed}", "answer"), Sentence(where)]
 
 
 def _tiles(df: pd.DataFrame) -> None:
@@ -207,64 +199,54 @@ def _tiles(df: pd.DataFrame) -> None:
     st.caption(" ".join(["Totals are of whole runs, with starting up and failed runs.", *absent]))
 
 
-def _figures(df: pd.DataFrame, table: pd.DataFrame) -> None:
-    if found := trends(df):
-        st.subheader("Throughput by suite")
-        page.figure(trend_chart(found, "samples/s"), "throughput", "Throughput of each suite over its executions")
-        st.caption(
-            "A point is an execution, of the configuration that ran in most executions of its suite; 95 % intervals."
-        )
+def figures(df: pd.DataFrame, table: pd.DataFrame) -> dict[str, Figure]:
+    """Return throughput over time, and energy and cost of the suites of a `table`, by their headings."""
     energy = {"joules": "measured", "joules_estimated": "~ estimated by a model"}
-    parts = [("Energy by suite", taken(table, energy, 1 / 3.6e3), "energy of the newest execution [Wh]")]
-    cost = taken(table, {"usd": "rent", "usd_owned": "owned"})
-    parts.append(("Cost by suite", cost, "cost of the newest execution [USD]"))
-    known = [part for part in parts if part[1]]
-    for column, (heading, amounts, title) in zip(st.columns(max(1, len(known))), known, strict=False):
-        with column:
+    cost = {"usd": "rent", "usd_owned": "owned"}
+    found = {"Throughput by suite": trends(df)}
+    found["Energy by suite"] = taken(table, energy, "energy of the newest execution [Wh]", 1 / 3.6e3)
+    found["Cost by suite"] = taken(table, cost, "cost of the newest execution [USD]")
+    return {heading: figure for heading, figure in found.items() if figure.groups}
+
+
+def _figures(shown: dict[str, Figure]) -> None:
+    left, right = st.columns(2)
+    for heading, figure in shown.items():
+        with left if figure.along else right:
             st.subheader(heading)
-            page.figure(amounts_chart(amounts, title), heading.split()[0].lower(), heading)
+            page.picture(figure, heading.split()[0].lower())
+            if figure.along:
+                st.caption(
+                    "A point is an execution, of the configuration that ran in most of its suite; 95 % intervals."
+                )
 
 
-def _suites(table: pd.DataFrame) -> None:
-    st.subheader("Suites")
-    shown = table[[name for name in SUITES if table[name].notna().any()]]
-    page.table(shown, "suites", full=table, column_config=SUITES)
-    st.caption("A row is the newest execution of a suite, with totals of whole runs. ~ is estimated by a model.")
-
-
-def _links(suite: str) -> None:
-    with st.container(horizontal=True):
-        for name, label in LINKS.items():
-            page.link(name, label, **{"suites" if name == "tradeoffs" else "suite": suite})
-
-
-def _reasons(df: pd.DataFrame) -> None:
-    failed, skipped = reasons(df), reasons(df, skipped=True)
-    if len(failed):
-        st.subheader("Failed runs")
-        for reason in failed.head(SHOWN).itertuples():
-            page.lines(lines(reason))
-    if len(skipped):
-        st.subheader("Skipped runs")
-        page.lines([line for reason in skipped.head(SHOWN).itertuples() for line in lines(reason, short=True)])
-    for name, table in (("failures", failed), ("skips", skipped)):
-        if len(table):
-            with st.expander(f"All reasons of {'failed' if name == 'failures' else 'skipped'} runs ({len(table)})"):
-                page.table(table.loc[:, (table != "").any()].rename(columns=str.capitalize), name, full=table)
+def _reasons(table: pd.DataFrame) -> None:
+    st.subheader("Runs that did not end well")
+    for reason in table.head(SHOWN).itertuples():
+        page.lines(lines(reason))
+    with st.expander(f"All reasons ({len(table)})"):
+        full = table.drop(columns="skipped")
+        page.table(full.loc[:, (full != "").any()].rename(columns=str.capitalize), "failures", full=full)
 
 
 def main() -> None:
     """Show the page."""
     df = page.runs("Overview", live.panel)
     page.absent("suite", df["suite"], "suite")
-    names = sorted(df["suite"].dropna().unique())
-    suite = st.sidebar.selectbox("Suite", [ALL, *names], key="suite", **page.BOUND)
+    suite = page.control("selectbox", "Suite", [ALL, *sorted(df["suite"].dropna().unique())], "suite")
     runs = df if suite == ALL else df[df["suite"] == suite]
     table = suites(runs)
-    page.answer(*answer(next(table.itertuples())))
-    st.text(f"{number(len(runs))} runs in {runs['suite'].nunique()} suites: {outcomes(runs)}")
-    _links(str(table["suite"].iloc[0]))
-    _figures(runs, table)
+    count = f"{number(len(runs))} runs in {runs['suite'].nunique()} suites: {outcomes(runs)}"
+    page.show([*answer(next(table.itertuples())), Sentence(count)])
+    with st.container(horizontal=True):
+        for name, label in LINKS.items():
+            page.link(name, label, **{"suites" if name == "tradeoffs" else "suite": str(table["suite"].iloc[0])})
+    _figures(figures(runs, table))
     _tiles(runs)
-    _suites(table)
-    _reasons(runs)
+    st.subheader("Suites")
+    shown = table[[name for name in SUITES if table[name].notna().any()]]
+    page.table(shown, "suites", full=table, column_config=SUITES)
+    st.caption("A row is the newest execution of a suite, with totals of whole runs. ~ is estimated by a model.")
+    if len(failed := reasons(runs)):
+        _reasons(failed)

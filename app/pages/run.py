@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import streamlit as st
 
 from analytics.quantities import quantity
-from analytics.runs import recost as factors
 from analytics.runs.store import MLFLOW_RUN
+from analytics.say import factors
+from analytics.say.blocks import Block, Commands, Note, Sentence
 from analytics.text import number, printable
 from app import data, page
 from app.charts.bars import amounts_chart, phases_chart
@@ -224,7 +225,7 @@ def phases(result: Measurement) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=heads).astype(dict.fromkeys(heads[1:], "float64"))
 
 
-def answer(run: pd.Series) -> tuple[str, str, str]:
+def answer(run: pd.Series) -> list[Block]:
     """Return what a run did in one sentence, how it ended, and where it ran."""
     label, ended, where = about(run)
     name = "joules_per_sample" if pd.notna(run["joules_per_sample"]) else "joules_per_sample_estimated"
@@ -232,7 +233,8 @@ def answer(run: pd.Series) -> tuple[str, str, str]:
     speed = f"{number(run['samples_per_second'])} samples/s" if pd.notna(run["samples_per_second"]) else ""
     memory = f"{number(run['peak_memory_bytes'] / 1e6)} MB" if pd.notna(run["peak_memory_bytes"]) else ""
     figures = ", ".join(filter(None, [speed, energy, memory]))
-    return f"{label}: {figures or shown(run['status']).replace('_', ' ')}", ended, where
+    text = f"{label}: {figures or shown(run['status']).replace('_', ' ')}"
+    return [Sentence(text, "answer"), Sentence(ended), Sentence(where)]
 
 
 def against(a: pd.Series, b: pd.Series) -> str:
@@ -248,21 +250,18 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
     lacks = f", lacks {text}" if (text := shown(run["energy_missing"])) else ""
     bound = f" ± {number(run['energy_systematic_joules'])}" if pd.notna(run["energy_systematic_joules"]) else ""
     notes = {
-        "samples_per_second": ("Speed", f"median step {shown(run['step_seconds_median'])} s"),
-        "energy_joules": ("Energy, measured", f"of the window, {shown(run['energy_provenance'])}{lacks}"),
-        "energy_joules_estimated": ("~ Energy, estimated", "of the window, by a model"),
-        "peak_memory_bytes": ("Peak memory, largest rank", "the most that a rank took"),
-        "emissions_kg": ("CO2e, whole run", f"from {shown(run['emissions_basis'])} energy"),
-        "cost_usd": ("Cost, whole run", f"basis: {shown(run['cost_basis'])}"),
-        "duration_seconds": ("Whole run", "from start to end"),
+        "samples_per_second": f"median step {shown(run['step_seconds_median'])} s",
+        "energy_joules": f"{shown(run['energy_provenance']).replace('_', ' ')}{lacks}",
+        "energy_joules_estimated": "estimated by a model",
+        "peak_memory_bytes": "the most that a rank took",
+        "emissions_kg": f"from {shown(run['emissions_basis'])} energy",
+        "cost_usd": f"basis: {shown(run['cost_basis'])}",
+        "duration_seconds": "from start to end",
     }
-    out = []
-    for name, (label, note) in notes.items():
-        if pd.notna(run[name]):
-            mark = "~ " * (name == "energy_joules_estimated" or "estimated" in note)
-            value = f"{mark}{number(run[name] * quantity(name).factor)}{bound * (name == 'energy_joules')}"
-            out.append((f"{label} [{quantity(name).unit}]", value, note))
-    return out
+    known = [(name, note) for name, note in notes.items() if pd.notna(run[name])]
+    values = {name: number(run[name] * quantity(name).factor) for name, _ in known}
+    marks = {name: "~" * ("estimated" in note) for name, note in known}
+    return [(title(n), f"{marks[n]}{values[n]}{bound * (n == 'energy_joules')}", note) for n, note in known]
 
 
 def in_mlflow(uri: str, experiment: str, run: str) -> tuple[str, str]:
@@ -351,7 +350,7 @@ def _opened(run: pd.Series) -> tuple[stored.Stored, Opened]:
 def one(df: pd.DataFrame, run: pd.Series) -> None:
     """Show a run: its figures, its course, and where each figure comes from."""
     files, content = _opened(run)
-    page.answer(*answer(run))
+    page.show(answer(run))
     with st.container(horizontal=True):
         for label, value, note in headline(run):
             with st.container(border=True, width=232, gap="xsmall"):
@@ -404,7 +403,7 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, content: Opene
         if files.files:
             name = st.selectbox("Files of the run", list(files.files), key="file")
             data_ = files.files[name]
-            st.download_button(f"Download it ({len(data_):,} B)", lambda: data_, name, on_click="ignore")
+            page.download(f"Download it ({len(data_):,} B)", data_, name)
         sizes = {name: "unknown size" if size is None else f"{size:,} B" for name, size in files.left_out.items()}
         st.text("\n".join(f"{name}: {size}, too large to be read here" for name, size in sizes.items()))
         if files.experiment.isdecimal():
@@ -419,13 +418,15 @@ def _tabs(df: pd.DataFrame, run: pd.Series, files: stored.Stored, content: Opene
 def two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
     """Show two runs side by side: their figures, and the differences of specification and environment."""
     contents = {"A": _opened(a)[1], "B": _opened(b)[1]}
-    page.answer(against(a, b), *(f"{name}: {' · '.join(about(run))}" for name, run in (("A", a), ("B", b))))
+    blocks: list[Block] = [Sentence(against(a, b), "answer")]
+    blocks += [Note(" · ".join(about(run)), name) for name, run in (("A", a), ("B", b))]
     if a.config_id == b.config_id and a.execution == b.execution:
-        st.text("These are repeats of one configuration: their difference is noise.")
+        blocks.append(Note("These are repeats of one configuration: their difference is noise."))
     else:
-        st.text("One run of each cannot tell whether a difference is more than noise; repeats can:")
         sides = dict.fromkeys(quote(printable(f"{run.suite}@{run.execution}", 400)) for run in (a, b))
-        page.code(f"bench compare {' '.join(sides)}{page.store_option()}")
+        why = "One run of each cannot tell whether a difference is more than noise; repeats can"
+        blocks.append(Commands((f"bench compare {' '.join(sides)}",), why))
+    page.show(blocks)
     _draw(of_two(contents))
     st.subheader("Figures")
     figures = listed.figures(df, a, b)
@@ -433,10 +434,10 @@ def two(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> None:
     spec = listed.facts(listed.wanted(df, a), listed.wanted(df, b))
     machines = [environment(one.record.environment) for one in contents.values() if one.record is not None]
     machine = listed.facts(*(machines if len(machines) == 2 else map(listed.surroundings, (a, b))))
-    for heading, name, table in (("Specification", "spec", spec), ("Environment", "environment", machine)):
+    for heading, table in (("Specification", spec), ("Environment", machine)):
         st.subheader(f"{heading}: differences")
         differ = table[table["A"] != table["B"]]
         if len(differ):
-            page.table(differ, f"differ-{name}")
+            page.table(differ, f"differ-{heading.lower()}")
         else:
             st.text("None.")

@@ -19,7 +19,9 @@ from analytics.quantities import quantity
 from analytics.runs.export import defused, to_csv
 from analytics.runs.frame import asked
 from analytics.runs.store import MLFLOW_RUN
-from analytics.text import between, number, printable, repeats_words
+from analytics.say.blocks import Block, Sentence
+from analytics.say.names import plain as worded
+from analytics.text import number, printable, repeats_words, written
 from app import data, page
 from app.charts.base import plain
 from app.pages.overview import outcomes
@@ -232,10 +234,9 @@ def _effects(df: pd.DataFrame, a: pd.Series, b: pd.Series) -> Callable[[str], Ef
 
 def _verdict(effect: Effect | str) -> str:
     if isinstance(effect, str):
-        return effect
-    ratio, difference = effect.interval, "difference " * (effect.difference is not None)
+        return worded(effect)
     more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"
-    return f"{effect.verdict}{more}: {difference}{between(ratio.value, ratio.low, ratio.high)}"
+    return f"{effect.verdict}{more}: {written(effect.interval)}"
 
 
 def by_name(df: pd.DataFrame, run: str | None) -> pd.Series | None:
@@ -253,30 +254,26 @@ def about(run: pd.Series) -> list[str]:
     return [plain(shown(run["label"])), f"{ended}{grade}", ", ".join(where)]
 
 
-def answer(df: pd.DataFrame, found: pd.DataFrame) -> tuple[str, ...]:
+def answer(df: pd.DataFrame, found: pd.DataFrame) -> list[Block]:
     """Return how many runs match and how they ended, and which is the fastest."""
     count = f"{len(found):,}" if len(found) == len(df) else f"{len(found):,} of {len(df):,}"
-    text = f"{count} runs{': ' * bool(len(found))}{outcomes(found)}"
+    out: list[Block] = [Sentence(f"{count} runs{': ' * bool(len(found))}{outcomes(found)}", "answer")]
     timed = found[found["samples_per_second"] > 0].sort_values("samples_per_second")
-    if timed.empty:
-        return (text,)
-    best = timed.iloc[-1]
-    return (
-        text,
-        f"Fastest: {plain(shown(best['label']))}, {number(best['samples_per_second'])} samples/s ({best['suite']})",
-    )
+    for _, best in timed.tail(1).iterrows():
+        speed = f"{number(best['samples_per_second'])} samples/s ({best['suite']})"
+        out.append(Sentence(f"Fastest: {plain(shown(best['label']))}, {speed}"))
+    return out
 
 
 def _filtered(df: pd.DataFrame) -> pd.DataFrame:
     """Let runs be filtered; all of it is kept in the address."""
-    quick: dict[str, list[str]] = {}
-    more = {"key": "where", "placeholder": "devices >= 2 and precision == bf16", "max_chars": 1000}
-    where = st.text_input("Filter by any field", **more, **page.BOUND)
-    with st.sidebar:
-        for name, label in QUICK.items():
-            options = sorted(df[name].dropna().unique())
-            quick[name] = st.multiselect(label, options, key=name, placeholder="any", **page.BOUND)
-        text = st.text_input("Text in configuration, error or flags", key="text", **page.BOUND)
+    hint = "devices >= 2 and precision == bf16"
+    where = page.control("text_input", "Filter by any field", key="where", at=st, placeholder=hint, max_chars=1000)
+    quick = {
+        name: page.control("multiselect", label, sorted(df[name].dropna().unique()), name, placeholder="any")
+        for name, label in QUICK.items()
+    }
+    text = page.control("text_input", "Text in configuration, error or flags", key="text")
     try:
         return chosen(df, quick, text, where)
     except FilterError as error:
@@ -289,20 +286,19 @@ def _arranged(df: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list
     """Let the order and the columns be chosen; return the runs of one page, and the columns."""
     every = columns(df)
     usual = [name for name in every if name in USUAL and df[name].notna().any()]
-    with st.sidebar:
-        by = st.selectbox("Sort by", every, every.index("started_at"), title, key="sort", **page.BOUND)
-        ways = ["largest first", "smallest first"]
-        way = st.segmented_control("Order", ways, default=ways[0], key="order", required=True, **page.BOUND)
-        everything = st.toggle("All columns", key="all", **page.BOUND)
-        with st.popover("Choose columns; names of fields"):
-            names = st.multiselect("Columns", every, usual, title, key="columns", **page.BOUND)
-            factors_ = [quantity(name).factor for name in every]
-            fields = pd.DataFrame({"Field": every, "Heading": map(title, every), "= field ×": factors_})
-            st.dataframe(defused(fields), hide_index=True, height=300)
+    by = page.control("selectbox", "Sort by", every, "sort", index=every.index("started_at"), format_func=title)
+    ways = ["largest first", "smallest first"]
+    way = page.control("segmented_control", "Order", ways, "order", default=ways[0], required=True)
+    everything = page.control("toggle", "All columns", key="all")
+    with st.sidebar.popover("Choose columns; names of fields"):
+        names = page.control("multiselect", "Columns", every, "columns", at=st, default=usual, format_func=title)
+        factors = [quantity(name).factor for name in every]
+        fields = pd.DataFrame({"Field": every, "Heading": map(title, every), "= field ×": factors})
+        st.dataframe(defused(fields), hide_index=True, height=300)
     pages = max(1, -(-len(found) // AT_ONCE))
-    number = min(pages, st.pagination(pages, key="page", **page.BOUND)) if pages > 1 else 1
-    part = ordered(found, by, descending=way == ways[0])[AT_ONCE * (number - 1) : AT_ONCE * number]
-    first = AT_ONCE * (number - 1)
+    place = min(pages, st.pagination(pages, key="page", bind="query-params")) if pages > 1 else 1
+    first = AT_ONCE * (place - 1)
+    part = ordered(found, by, descending=way == ways[0])[first : first + AT_ONCE]
     if len(part):
         st.caption(
             f"{first + 1:,} to {first + len(part):,} of {len(found):,} runs that match, {len(df):,} in all. "
@@ -315,9 +311,8 @@ def _courses(ids: list[str], at: Any) -> list[list[float] | None]:
     """Return the step times of the runs of a table; absent ones are asked for anew when the store was read again."""
     kept = st.session_state.get("courses", {})
     known = {run: kept[run] for run in ids if run in kept and (kept[run][0] or kept[run][1] == at)}
-    new = [run for run in ids if run not in known]
-    found = stored.courses(new, data.uri())
-    st.session_state["courses"] = known = known | {run: (found.get(run), at) for run in new}
+    found = stored.courses([run for run in ids if run not in known], data.uri())
+    st.session_state["courses"] = known = {run: known.get(run) or (found.get(run), at) for run in ids}
     return [known[run][0] for run in ids]
 
 
@@ -326,7 +321,7 @@ def _list(df: pd.DataFrame) -> list[str]:
     spot = st.container()
     found = _filtered(df)
     with spot:
-        page.answer(*answer(df, found))
+        page.show(answer(df, found))
     part, names = _arranged(df, found)
     if part.empty:
         st.info("No run matches the filters.", icon=":material/filter_alt_off:")
@@ -336,26 +331,25 @@ def _list(df: pd.DataFrame) -> list[str]:
         table["label"] = table["label"].map(plain, na_action="ignore")
     if "status" in table:
         table["status"] = table["status"].str.replace("_", " ")
-    table = defused(table)
     config: dict[str, Any] = {**headings(part, names)}
     digits = [name for name in names if part[name].dtype == "float64"]
     config |= {name: st.column_config.NumberColumn(config[name], format="%.4g") for name in digits}
     config["label"] = st.column_config.TextColumn(title("label"), width=280)
     ids = list(part[MLFLOW_RUN])
-    courses = _courses(ids, data.runs().at)
-    if any(courses):
+    table = defused(table)
+    if any(courses := _courses(ids, data.runs().at)):
         table.insert(min(8, len(names)), "course", courses)
         config["course"] = st.column_config.LineChartColumn("Step times", y_min=0)
     key = f"list-{crc32(''.join(ids).encode())}"
     picked = st.dataframe(table, column_config=config, key=key, hide_index=True, placeholder="", on_select="rerun")
-    name = "wattbench-runs.csv"
-    st.download_button(
-        f"Download all {len(found):,} as CSV", lambda: to_csv(found), name, "text/csv", on_click="ignore"
-    )
-    left, right = st.columns(2)
+    page.download(f"Download all {len(found):,} as CSV", lambda: to_csv(found), "wattbench-runs.csv", "text/csv")
     labels = {run: " · ".join(about(row)[:2]) for run, (_, row) in zip(ids, part.iterrows(), strict=True)}
-    a = left.selectbox("Open", ids, None, labels.get, key="open", placeholder="a run")
-    b = right.selectbox("Compare with", ids, None, labels.get, key="with", placeholder="another run")
+    a, b = (
+        place.selectbox(label, ids, None, labels.get, key=key, placeholder=hint)
+        for place, label, key, hint in zip(
+            st.columns(2), ("Open", "Compare with"), ("open", "with"), ("a run", "another run"), strict=True
+        )
+    )
     rows = [ids[index] for index in picked.selection.rows]
     return rows or [run for run in (a, b) if run]
 
@@ -372,15 +366,14 @@ def main() -> None:
     from app.pages import run
 
     df = page.runs("Runs")
-    address = [by_name(df, st.query_params.get(name)) for name in ("run", "other")]
-    picked = [row for row in address if row is not None]
+    named = [st.query_params[name] for name in ("run", "other") if name in st.query_params]
+    picked = [row for name in named if (row := by_name(df, name)) is not None]
     if picked:
         st.button("Back to the list", icon=":material/arrow_back:", on_click=_go)
-        if len(picked) < len([name for name in ("run", "other") if name in st.query_params]):
-            st.info("The store has only one of the two runs of this address.", icon=":material/info:")
-    else:
-        if "run" in st.query_params or "other" in st.query_params:
-            st.info("The store has no run of this address; here are all.", icon=":material/info:")
+    if len(picked) < len(named):
+        rest = "only one of the two runs of this address." if picked else "no run of this address; here are all."
+        st.info(f"The store has {rest}", icon=":material/info:")
+    if not picked:
         names = _list(df)
         picked = [row for name in names[:2] if (row := by_name(df, name)) is not None]
         if picked:
@@ -388,7 +381,5 @@ def main() -> None:
             st.button("Show this alone, at an address to share", icon=":material/link:", on_click=_go, args=names[:2])
         if len(names) > 2:
             st.caption("More than two runs are picked: the first two of them are compared.")
-    if len(picked) == 2:
-        run.two(df, *picked)
-    elif picked:
-        run.one(df, picked[0])
+    if picked:
+        (run.two if len(picked) == 2 else run.one)(df, *picked)

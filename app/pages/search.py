@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from datetime import datetime
 from itertools import combinations
@@ -13,12 +12,13 @@ import plotly.graph_objects as go
 import streamlit as st
 from pydantic import ValidationError
 
-from analytics.search.result import Spent, Tried
-from analytics.text import between, number, printable
+from analytics.say.blocks import Block, Note, Sentence
+from analytics.search.result import Tried
+from analytics.text import interval, number, printable
 from app import page
 from app.charts.bars import amounts_chart
 from app.charts.base import FRONT, KNEE, OTHERS, plain
-from app.charts.curves import Extent, Spot, front_chart
+from app.charts.curves import Extent, Spot, extent, front_chart
 from app.charts.timeline import history_chart
 from bench.schema import Model
 from bench.suites import yaml as yamlfile
@@ -52,14 +52,13 @@ class Document(Model, extra="ignore"):
     machine: str
     written_at: datetime | None = None
     objectives: list[Goal]
-    spent: Spent
     ended: str | None
     trials: list[Tried]
     hypervolume: list[dict[Literal["trial", "share"], float]]
     importance: dict[str, dict[str, float]]
     sentences: list[str]
     confirmed: tuple[str, ...] = ()
-    notes: list[str]
+    notes: tuple[str, ...] = ()
 
     @property
     def goals(self) -> list[Goal]:
@@ -73,7 +72,7 @@ class Document(Model, extra="ignore"):
         return [trial for trial in self.trials if trial.state == "complete" and wanted <= set(trial.values)]
 
 
-def took(of: Spent | Tried) -> dict[str, str]:
+def took(of: Tried) -> dict[str, str]:
     """Say what runs took: time, energy and money. What is not known is absent, and ~ marks the figure of a model."""
     known = {"Time": ("", of.seconds, "s"), "Energy": ("~" * of.joules_estimated, of.joules, "J")}
     known["Money"] = ("", of.usd, "USD")
@@ -104,9 +103,7 @@ def front_figure(document: Document, x: Goal, y: Goal) -> go.Figure:
 
 
 def _known(trial: Tried, goal: Goal) -> Extent:
-    ends = (of.get(goal.name) for of in (trial.low, trial.high))
-    low, high = (math.nan if end is None else end for end in ends)
-    return trial.values[goal.name], low, high
+    return extent(trial.values[goal.name], trial.low.get(goal.name), trial.high.get(goal.name))
 
 
 def told(trial: Tried, goals: list[Goal]) -> list[str]:
@@ -115,7 +112,7 @@ def told(trial: Tried, goals: list[Goal]) -> list[str]:
     lines = [f"trial {trial.number}: {trial.state}, {', '.join(kind(trial))}{chance}"]
     for goal in (goal for goal in goals if goal.name in trial.values):
         ends = trial.low.get(goal.name), trial.high.get(goal.name)
-        lines.append(f"{goal.name}: {between(trial.values[goal.name], *ends, goal.unit or '')}")
+        lines.append(f"{goal.name}: {interval(trial.values[goal.name], *ends, goal.unit or '')}")
     broken = {name: excess for name, excess in trial.violations.items() if excess > 0 and name != "runs"}
     lines += [f"breaks {name} by {100 * excess:.2g} %" for name, excess in broken.items()]
     return [*lines, trial.why] if trial.why else lines
@@ -145,7 +142,7 @@ def _pick() -> Document:
     """Let a study be chosen, the newest first; stop the page where its document cannot be read."""
     studies = {printable(document["study"]): document for document in page.searches("Search")}
     page.absent("study", studies, "study")
-    study = st.sidebar.selectbox("Study", list(studies), key="study", **page.BOUND)
+    study = page.control("selectbox", "Study", list(studies), "study")
     try:
         return Document.model_validate(studies[study])
     except ValidationError as error:
@@ -156,23 +153,21 @@ def _pick() -> Document:
         raise
 
 
-def answer(document: Document) -> tuple[str, list[str], str]:
-    """Return the first finding, the others with their notes, and how the search ended."""
-    lines = [*document.sentences, *document.notes]
+def answer(document: Document) -> list[Block]:
+    """Return what was found, first what repeats have confirmed, and how the search ended."""
     ended = f"Ended: {document.ended}" if document.ended else "Running, or stopped before its end"
     when = f", as of {document.written_at:%Y-%m-%d %H:%M:%S} UTC" if document.written_at else ""
-    head = plain([*document.confirmed, *lines, "The search has no result yet."][0])
-    return (
-        head[:1].upper() + head[1:],
-        lines,
-        printable(f"{ended}{when}. {document.sampler} on {document.machine}", 500),
-    )
+    lines = [plain(line) for line in (*document.confirmed, *document.sentences, *document.notes)]
+    first, *others = lines or ["The search has no result yet."]
+    about = [f"{ended}{when}. {document.sampler} on {document.machine}"]
+    about += ["Confirmed by repeats, which count more than what the search alone says."] * bool(document.confirmed)
+    return [Sentence(first[:1].upper() + first[1:], "answer"), *map(Sentence, about), *map(Note, others)]
 
 
 def _front(document: Document) -> None:
     pairs = {f"{x.name} and {y.name}": (x, y) for x, y in combinations(document.goals, 2)}
-    if pairs:
-        x, y = pairs[st.sidebar.selectbox("Objectives", list(pairs), key="objectives", **page.BOUND)]
+    if pairs and document.complete:
+        x, y = pairs[page.control("selectbox", "Objectives", list(pairs), "objectives")]
         page.figure(front_figure(document, x, y), "front", "Two objectives of the trials, and their Pareto front")
         st.caption(
             "Open marks are short probes; bars are 95 % intervals. The knee is nearest to the best of all objectives."
@@ -189,7 +184,7 @@ def _trials(document: Document) -> None:
     trial = numbers[st.selectbox("One trial (the knee and the Pareto front first)", list(numbers), key="trial")]
     cost = f"from the {trial.source}; its runs took {', '.join(took(trial).values())}"
     lines = [*told(trial, document.goals), cost, *(f"run {run}" for run in trial.runs)]
-    page.lines([printable(line, 500) for line in lines])
+    page.lines(lines)
     with st.expander("Parameters of this trial, as in a suite"):
         st.code(yamlfile.write(trial.params), language="yaml")
 
@@ -217,25 +212,8 @@ def _course(document: Document) -> None:
 def main() -> None:
     """Show the page."""
     document = _pick()
-    head, lines, ended = answer(document)
-    page.answer(head, ended)
-    if document.complete:
-        _front(document)
-    if document.confirmed:
-        st.subheader("Confirmed by repeats")
-        st.caption("The best trials, repeated in turn: these figures count more than those of the search.")
-        page.lines([plain(line) for line in document.confirmed])
-    st.subheader("Findings of the search")
-    page.lines([plain(line) for line in lines] or ["None yet."])
+    page.show(answer(document), draw=lambda: _front(document))
     if document.trials:
         _trials(document)
     if document.complete:
         _course(document)
-    st.subheader("Cost of the search itself")
-    with st.container(horizontal=True):
-        for label, value in {
-            "Trials": document.spent.trials,
-            "Runs": document.spent.runs,
-            **took(document.spent),
-        }.items():
-            st.metric(label, value, border=True, width="content")

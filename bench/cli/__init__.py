@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -37,11 +38,12 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("bench.cli.show:show", "List the runs of a suite, with time and cost; start nothing."),
         "import": ("bench.cli.imports:import_", "Import a table of results that others measured."),
         "baseline": ("bench.cli.baseline:baseline", "Save runs to a file, to compare later runs with."),
-        "sync": ("bench.cli.sync:sync", "Log records to MLflow that are missing there."),
-        "help": ("bench.cli.terms:help_", "Define the terms of an answer (bench help terms)."),
+        "sync": ("bench.cli.sync:sync", "Log to MLflow the runs that it lacks."),
+        "help": ("bench.cli.terms:help_", "Explain the terms of an answer, the flags of a run, or a verb."),
     },
 }
 """Verbs by what they are for: the place of the code, and one line of help."""
+_FULL = {errno.ENOSPC: "\nfree some space, then run the same command again"}
 _VERBS = {name: verb for verbs in _GROUPS.values() for name, verb in verbs.items()}
 
 
@@ -90,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal without · and × gets ? for them
     code = 0
     try:
-        cli.main((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        cli.main(typed, prog_name="bench", standalone_mode=False, obj=list(typed))
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -106,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The reader (head, less) has left: nothing more can be printed, and that is no failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
-        _print(str(error))
+        _print(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{_FULL.get(error.errno or 0, '')}"
+        )
         code = FAULT
     except Exception:  # noqa: BLE001 - the last resort: Python's own exit code would be 1
         traceback.print_exc()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import explain_option, json_option, print_json, selection_options
+from bench.cli.options import explain_option, json_option, print_blocks, print_json, selection_options
 
 
 @click.command()
@@ -18,14 +18,12 @@ def advise(as_json: bool, explain: bool, **selection: Any) -> None:
 
     SUITE is a name; without it, there is advice for each suite in the store. --explain adds the evidence.
     """
-    from analytics.render.terminal import show
     from analytics.runs.frame import frame
     from analytics.runs.selection import select
     from analytics.say.advice import blocks, document
-    from bench.cli.progress import screen
 
     df = frame(select(**selection))
     if as_json:
         print_json(document(df))
     else:
-        show(blocks(df), screen(), explain=explain)
+        print_blocks(blocks(df, selection["store"]), explain=explain)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.options import baselines_option, execution_option, json_option, print_json, store_option
+from bench.cli import options as shared
 
 
 @click.group()
@@ -17,11 +17,11 @@ def baseline() -> None:
 @baseline.command()
 @click.argument("name")
 @click.argument("suite", required=False)
-@execution_option
+@shared.execution_option
 @click.option("--force", is_flag=True, help="Replace an existing baseline of that name.")
-@baselines_option
-@store_option
-@json_option
+@shared.baselines_option
+@shared.store_option
+@shared.json_option
 def save(
     name: str, suite: str | None, execution: str | None, force: bool, folder: Path, store: str | None, as_json: bool
 ) -> None:
@@ -29,40 +29,45 @@ def save(
     from analytics.runs.files import save_baseline
     from analytics.runs.frame import frame
     from analytics.runs.selection import select
+    from analytics.say.blocks import Commands, Sentence, command
 
     rows = frame(select(suite, execution, store, everything=False)).to_dict("records")
     path = save_baseline(folder, name, rows, force=force)
     if as_json:
-        print_json({"name": name, "file": str(path), "runs": len(rows)})
-    else:
-        other = f"suite:{rows[0]['suite']}" if suite else "SUITE"
-        click.echo(f"{path}: {len(rows)} runs; compare with: bench compare baseline:{name} {other}")
+        shared.print_json({"name": name, "file": str(path), "runs": len(rows)})
+        return
+    new = f"suite:{rows[0]['suite']}" if suite else "SUITE"
+    elsewhere = [] if folder == Path("baselines") else ["--folder", str(folder)]
+    compare = command("compare", f"baseline:{name}", new, *elsewhere, store=store)
+    shared.print_blocks([Sentence(f"{path}: {len(rows)} runs saved", "title"), Commands((compare,), "After new runs")])
 
 
 @baseline.command("list")
-@baselines_option
-@json_option
+@shared.baselines_option
+@shared.json_option
 def list_(folder: Path, as_json: bool) -> None:
     """List the baselines."""
     from analytics.judge.sides import list_baselines
+    from analytics.say.blocks import Table
     from analytics.text import printable
 
     facts, problems = list_baselines(folder)
     for problem in problems:
         click.echo(printable(problem, 300), err=True)
     if as_json:
-        print_json({"baselines": facts})
+        shared.print_json({"baselines": facts})
         return
-    for each in facts:
-        details = "; ".join(", ".join(names) for names in each.values() if isinstance(names, list) and names)
-        click.echo(printable(f"{each['name']}: {each['runs']} runs; {details}", 300))
     if not facts:
-        click.echo(f"no baselines in {folder}; make one with: bench baseline save NAME SUITE")
+        click.echo(f"no baselines in {folder}; save one with: bench baseline save NAME SUITE")
+        return
+    columns = tuple(name for name in facts[0] if name != "executions")
+    texts = ([", ".join(v) if isinstance(v, list) else v for v in map(each.get, columns)] for each in facts)
+    shared.print_blocks([Table("", columns, tuple(tuple(map(printable, cells)) for cells in texts), figures=False)])
 
 
 @baseline.command()
 @click.argument("name")
-@baselines_option
+@shared.baselines_option
 def remove(name: str, folder: Path) -> None:
     """Remove the baseline NAME."""
     from analytics.runs.files import remove_baseline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,12 @@ import click
 
 from bench.cli.options import baselines_option, explain_option, json_option, print_json, store_option
 from bench.errors import FAILED, UserError
+
+
+def _finite(value: float) -> float:
+    if math.isnan(value):
+        raise click.BadParameter("nan is not in the range 0<=x<1.")
+    return value
 
 
 @click.command()
@@ -30,6 +37,7 @@ from bench.errors import FAILED, UserError
 @click.option(
     "--equivalence",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=lambda _context, _option, value: _finite(value),
     default=0.02,
     show_default=True,
     help="Metrics are equivalent if the interval of their ratio is within 1 ± this.",
@@ -88,9 +96,10 @@ def compare(
         }
         print_json(document)
     else:
-        first = gate_blocks(sides, matched, decided, broke, missing, failed=failed) if conditions else ()
-        show([*first, *blocks(sides, matched, equivalence)], screen(), explain=explain)
+        gated = gate_blocks(sides, matched, decided, broke, missing, equivalence, store, failed=failed)
+        show(gated if conditions else blocks(sides, matched, equivalence, store), screen(), explain=explain)
     for condition in conditions:
-        if not failed and not any(condition.metric == e.metric for c in matched.comparisons for e in c.effects):
+        own = [outcome for outcome in decided if outcome.condition == str(condition)]
+        if not failed and all(outcome.state == "cannot tell" and outcome.ratio is None for outcome in own):
             raise UserError(f"--fail-if {str(condition)!r}: no configuration could be compared by {condition.metric}")
     sys.exit(FAILED if failed else 0)

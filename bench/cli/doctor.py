@@ -6,14 +6,16 @@ from dataclasses import asdict
 
 import click
 
-from bench.cli.options import json_option, print_json, store_option
+from bench.cli.options import explain_option, json_option, print_blocks, print_json, store_option
 
 
 @click.command()
 @store_option
+@explain_option
 @json_option
-def doctor(store: str | None, as_json: bool) -> None:
-    """Check what can be measured on this machine, from which source, and how to fix what cannot."""
+def doctor(store: str | None, explain: bool, as_json: bool) -> None:
+    """Check what can be measured on this machine, and how to fix what cannot. --explain lists all checks."""
+    from analytics.say.doctor import blocks
     from bench.machine.doctor import Finding, findings
     from bench.store.tracker import location, shown, writable
 
@@ -25,9 +27,5 @@ def doctor(store: str | None, as_json: bool) -> None:
     checks = [*findings(), state]
     if as_json:
         print_json([asdict(check) for check in checks])
-        return
-    width = max(len(check.subject) for check in checks)
-    for check in checks:
-        click.echo(f"{check.subject:<{width}}  {check.state:<8} {check.detail}")
-        for line in check.remedy.splitlines() if check.remedy else ():
-            click.echo(f"{'':<{width}}  {'':<8} -> {line}")
+    else:
+        print_blocks(blocks(checks, store), explain=explain)

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import device_counts, explain_option, json_option, print_json, selection_options
-from bench.cli.progress import screen
+from bench.cli.options import device_counts, explain_option, json_option, print_blocks, print_json, selection_options
 
 
 @click.command()
@@ -20,7 +19,6 @@ def fit(as_json: bool, explain: bool, devices: tuple[int, ...] | None, **selecti
 
     SUITE is a name; without it, all suites in the store are printed. --devices adds predictions with 80 % intervals.
     """
-    from analytics.render.terminal import show
     from analytics.runs.frame import frame
     from analytics.runs.selection import select
     from analytics.say.answer import document
@@ -30,4 +28,4 @@ def fit(as_json: bool, explain: bool, devices: tuple[int, ...] | None, **selecti
     if as_json:
         print_json({**document(df), "predictions": predictions(df, devices or ())})
         return
-    show(results(df, devices or (), selection["store"]), screen(), explain=explain)
+    print_blocks(results(df, devices or (), selection["store"]), explain=explain)

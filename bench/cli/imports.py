@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import json_option, print_json, program, runs_option, store_option
+from bench.cli.options import json_option, print_blocks, print_json, runs_option, store_option
 from bench.errors import UserError
 
 
@@ -30,14 +30,14 @@ from bench.errors import UserError
 def import_(
     file: Path, suite: str | None, runs: Path, store: str | None, dry_run: bool, as_json: bool, **naming: Any
 ) -> None:
-    """Import a table of results that others measured (CSV, JSON lines, Parquet), with one run in each row.
+    """Import a table of results that others measured: CSV, JSON lines or Parquet, one run a row.
 
-    Columns are used if they have a name of wattbench (devices, samples_per_second, workload_args.layers ...) or are mapped
-    with --map. Each row needs devices, and samples_per_second or tokens_per_second. Rows that cannot be used are listed.
-    Imported runs are marked as such.
+    Columns with a name of wattbench (devices, samples_per_second, workload_args.layers ...) are used; map others with --map.
+    Each row needs devices, and samples_per_second or tokens_per_second. Other rows are left out and listed.
     """
     from analytics.runs.imported import imported, keep, suite_of
-    from analytics.say.imported import lines
+    from analytics.say.blocks import Commands, command, unnamed
+    from analytics.say.imported import blocks
 
     table = imported(file, suite=suite_of(file, suite), **naming)
     logged = None
@@ -47,8 +47,7 @@ def import_(
     if as_json:
         print_json({**asdict(table), "logged": logged})
     else:
-        click.echo("\n".join(lines(table, logged)))
-        if logged is not None:
-            click.echo(f"Look at them with: {program()} fit {table.suite}")
+        following = Commands(() if logged is None else (command("fit", table.suite, store=store),))
+        print_blocks([*blocks(table, logged), following, *unnamed(store)])
     if not table.rows:
         raise UserError(f"no row of {file} can be used, so nothing was imported")

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bench.cli.options import Read, gpus_option, json_option, place, runs_option, site_options, store_option
-
-if TYPE_CHECKING:
-    from bench.record import RunRecord
-    from bench.schema import Site
-
-
-def _pattern(text: str) -> str:
-    from bench.run.measure import step_pattern
-
-    return step_pattern(text)
+from bench.cli import options as shared
+from bench.figures.carbon import intensity
+from bench.folder import EXIT, RECORD, Exit
+from bench.machine.environment import find_machine
+from bench.record import RunRecord
+from bench.run import measure as measuring
+from bench.schema import Site
+from bench.suites.load import with_site
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@site_options
-@gpus_option
+@shared.site_options
+@shared.gpus_option
 @click.option(
     "--warmup-steps", type=click.IntRange(0), default=3, show_default=True, help="Steps to leave out at the start."
 )
-@click.option("--step-pattern", type=Read(_pattern), metavar="REGEX", help="Lines of output that end a step.")
+@click.option(
+    "--step-pattern", type=shared.Read(measuring.step_pattern), metavar="REGEX", help="Lines of output that end a step."
+)
 @click.option(
     "--idle-seconds",
     type=click.FloatRange(0, 600),
@@ -36,25 +35,23 @@ def _pattern(text: str) -> str:
     show_default=True,
     help="Measure idle power first, for this time: at least 2.5 s, or 0 for not at all.",
 )
-@runs_option
-@store_option
+@shared.runs_option
+@shared.store_option
 @click.option("--no-store", is_flag=True, help="Do not log to MLflow.")
-@json_option
+@shared.explain_option
+@shared.json_option
 def measure(command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND and measure it: `bench measure -- python train.py`. Its exit code is passed on.
 
-    Energy is that of the GPUs that COMMAND uses, or of all visible GPUs where that cannot be seen. Steps are known if the
-    script calls bench.steps.step, or with --step-pattern. With --json, stdout has the record, stderr the output of COMMAND.
+    Throughput is known if the script calls bench.steps.step, or with --step-pattern. GPUs that COMMAND does not use are not
+    counted, where that can be seen. With --json, stdout has the record and stderr the output of COMMAND.
     """
-    from analytics.say.measure import lines
-    from bench.folder import RECORD
-    from bench.machine.environment import find_machine
-    from bench.run.measure import MeasureOptions
-    from bench.run.measure import measure as run
+    from analytics.say.blocks import Note
+    from analytics.say.measure import blocks
 
     as_json = options["as_json"]
     machine, _ = find_machine(options["gpus"])
-    asked = MeasureOptions(
+    asked = measuring.MeasureOptions(
         argv=list(command),
         site=_site(options),
         warmup_steps=options["warmup_steps"],
@@ -62,22 +59,19 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
         pattern=options["step_pattern"],
         output=sys.stderr.buffer if as_json else None,
     )
-    record, folder = run(asked, machine, options["runs"])
+    record, folder = measuring.measure(asked, machine, options["runs"])
     if not options["no_store"]:
         _log(record, folder, options["store"])
     if as_json:
         click.echo(record.model_dump_json(indent=1))
     else:
-        click.echo("\n".join(lines(record)) + f"\n  record: {folder / RECORD.name}", err=True)
+        said = [*blocks(record), Note(str(folder / RECORD.name), "Record")]
+        shared.print_blocks(said, stderr=True, explain=options["explain"])
     sys.exit(_exit_code(folder))
 
 
 def _site(options: dict[str, Any]) -> Site:
-    from bench.figures.carbon import intensity
-    from bench.schema import Site
-    from bench.suites.load import with_site
-
-    site = with_site(Site(), place(options))
+    site = with_site(Site(), shared.place(options))
     if site.region is not None:
         intensity(site.region)
     return site
@@ -95,7 +89,5 @@ def _log(record: RunRecord, folder: Path, store: str | None) -> None:
 
 
 def _exit_code(folder: Path) -> int:
-    from bench.folder import EXIT, Exit
-
     code = (EXIT.find(folder) or Exit()).exitcode or 0
     return 128 - code if code < 0 else code  # as a shell reports a signal

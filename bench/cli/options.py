@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
     from analytics.plan.preview import Preview
+    from analytics.say.blocks import Block
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -71,34 +72,26 @@ execution_option = click.option("--execution", help="One execution, by name. Def
 site_options = _all(
     click.option("--region", help="Region of the power grid: FR, FRA, US-CA. Default for new runs: WATTBENCH_REGION."),
     click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
-    click.option("--price", type=float, metavar="USD", help="Price of renting one device for one hour."),
+    click.option(
+        "--price", type=float, metavar="USD", help="Price of renting one device for one hour, power included."
+    ),
     click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."),
     click.option(
         "--capital-price",
         type=float,
         metavar="USD",
-        help="Cost of one hour of a device you own: its price divided by its hours of use.",
+        help="Cost of one hour of a device you own, without power: its price divided by its hours of use.",
     ),
     click.option("--price-note", metavar="TEXT", help="Source of the price: provider, date, spot or list price."),
 )
 """Region, PUE and prices; `site_fields` takes their values."""
 
+_SET = "Set a field for all runs, or vary it: KEY=[a, b]. Can be repeated."
+_ONLY = "Select only runs with these values. Can be repeated."
 suite_options = _all(
     click.argument("suite", type=click.Path(path_type=Path), metavar="SUITE.yaml"),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set a field for all runs, or vary it: KEY=[a, b]. Can be repeated.",
-    ),
-    click.option(
-        "--only",
-        "filters",
-        multiple=True,
-        metavar="KEY=VALUE[,VALUE]",
-        help="Select only runs with these values. Can be repeated.",
-    ),
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET),
+    click.option("--only", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]", help=_ONLY),
     click.option(
         "--publish",
         is_flag=True,
@@ -155,6 +148,14 @@ def read_suite(
 def print_json(document: Any) -> None:
     """Print a document as JSON; NaN and infinity are refused."""
     click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def print_blocks(blocks: Iterable[Block], *, explain: bool = False, stderr: bool = False) -> None:
+    """Print an answer; what is behind --explain where the reader asked to `explain`."""
+    from analytics.render.terminal import show
+    from bench.cli.progress import screen
+
+    show(blocks, screen(stderr=stderr), explain=explain, program=program())
 
 
 def program() -> str:

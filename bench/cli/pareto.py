@@ -6,20 +6,20 @@ from typing import Any
 
 import click
 
-from bench.cli.options import explain_option, json_option, print_json, selection_options, site_fields, site_options
+from bench.cli import options as shared
 from bench.errors import UserError, located
 
 
 @click.command()
-@selection_options
+@shared.selection_options
 @click.option(
     "--by",
     metavar="time,energy,...",
     help="Objectives: time, energy, cost, carbon, memory, quality. Default: time, energy, cost and quality.",
 )
-@site_options
-@explain_option
-@json_option
+@shared.site_options
+@shared.explain_option
+@shared.json_option
 def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> None:
     """Find the configurations of SUITE that no other one beats in all objectives: the Pareto front.
 
@@ -28,12 +28,10 @@ def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> No
     store is not changed.
     """
     from analytics.judge.front import DEFAULT, front
-    from analytics.render.terminal import show
     from analytics.runs.selection import repriced, rows_of, select
     from analytics.say.front import blocks, document
-    from bench.cli.progress import screen
 
-    site = site_fields(selection)
+    site = shared.site_fields(selection)
     df = select(**selection)
     if site:
         records, imported, notes = repriced(df, selection["store"], site)
@@ -47,6 +45,6 @@ def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> No
     if not any(each.objectives for each in fronts):
         raise UserError(*(f"{name}: {reason}" for each in fronts for name, reason in each.dropped.items()))
     if as_json:
-        print_json({"fronts": [document(each) for each in fronts]})
+        shared.print_json({"fronts": [document(each) for each in fronts]})
     else:
-        show(blocks(fronts, df), screen(), explain=explain)
+        shared.print_blocks(blocks(fronts, df, selection["store"]), explain=explain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import fields
 from typing import Any
 
@@ -100,8 +99,8 @@ def _planned(options: dict[str, Any], *, explain: bool) -> tuple[dict[str, Any],
     from analytics.plan.tipping import tips
     from analytics.runs.selection import own_runs
     from analytics.say import plan as said
+    from analytics.say.blocks import command, unnamed
     from analytics.say.plan_next import more, proposed
-    from bench.cli.options import program
     from bench.suites.load import with_site
 
     site = with_site(Site(), site_fields(options))
@@ -112,8 +111,7 @@ def _planned(options: dict[str, Any], *, explain: bool) -> tuple[dict[str, Any],
     planned = Plan(asked)
     document, blocks = said.answer(planned, remarks, options["regions"].split(",") if options["regions"] else [])
     if options["ask_next"]:
-        store = ["--store", options["store"]] if options["store"] else []
-        document["next"], proposals = proposed(planned, shlex.join([program(), "run", *store]))
-        blocks += proposals
+        document["next"], proposals = proposed(planned, command("run", store=options["store"]))
+        blocks += [*proposals, *unnamed(options["store"])]
     blocks += said.explained(planned, tips(given, asked)) if explain else []
     return document, [*blocks, *([] if explain or options["ask_next"] else [more(planned)])]

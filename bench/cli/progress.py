@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from bench.figures.metrics import headline
+from bench.folder import WORKER_LOG
 from bench.record import RunRecord, Status
 from bench.run.runner import Execution, Progress
 from bench.schema import RunSpec
 
 if TYPE_CHECKING:
     import rich.console
-    from rich.table import Table
 
 _CLEAR = "\r\x1b[2K"
 
@@ -22,10 +24,15 @@ _CLEAR = "\r\x1b[2K"
 class Lines(Progress):
     """Progress as lines on stderr. In a terminal the last line is live: what runs now, and the time left.
 
-    Use it in a `with` block, which clears the live line at its end.
+    Use it in a `with` block, which clears the live line at its end. `folder` holds the runs.
     """
 
-    def __init__(self) -> None:
+    folder = Path()
+
+    def __init__(self, takes: str = "") -> None:
+        self._takes = takes
+        self._names: dict[str, str] = {}
+        self._repeats = 1
         self._live = sys.stderr.isatty()
         self._began = time.monotonic()
         self._to_do = self._finished = 0
@@ -35,16 +42,23 @@ class Lines(Progress):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._live:
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._finished and error is None:
+            self.note(f"done in {_clock(time.monotonic() - self._began)}")
+        elif self._live:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
 
     def begin(self, execution: Execution, to_do: int, done: int) -> None:
-        """Print where the runs are written."""
-        self._to_do = to_do
-        resumed = f", resumed: {done} runs were done before" if execution.resumed else ""
-        self.note(f"{to_do} runs in {execution.folder}{resumed}")
+        """Print how many runs follow, how long they take, and where they are written."""
+        from analytics.say.runs import run_names
+        from analytics.text import counted
+
+        self._to_do, self._repeats, self.folder = to_do, execution.plan.suite.repeats, execution.folder
+        self._names = run_names(execution.plan.runs)
+        takes = f", {self._takes}" if self._takes and to_do and not done else ""
+        before = f" (resumed: {done} were done before)" if done else ""
+        self.note(f"{counted(to_do, 'run')}{takes}{before}, in {execution.folder}")
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -54,7 +68,7 @@ class Lines(Progress):
 
     def start(self, spec: RunSpec, remaining_seconds: float | None) -> None:
         """Show what runs now and the time left."""
-        self._current = f"{spec.label} r{spec.repeat}"
+        self._current = self._name(spec)
         self._left = (time.monotonic(), remaining_seconds) if remaining_seconds is not None else None
         self.tick()
 
@@ -70,9 +84,21 @@ class Lines(Progress):
 
     def done(self, record: RunRecord) -> None:
         """Print how a run ended."""
-        self._finished += record.status is not Status.SKIPPED or record.duration_seconds > 0
+        self._finished += 1
         left = f"  {_clock(self._left[1] - record.duration_seconds)} left" if self._left and not self._live else ""
-        self.note(f"{self._head()} {record.spec.label} r{record.spec.repeat}: {headline(record)}{left}")
+        self.note(f"{self._head()} {self._name(record.spec)}: {headline(record)}{left}")
+        log = self.folder / record.run_id / WORKER_LOG
+        if record.status not in (Status.OK, Status.SKIPPED, Status.OUT_OF_MEMORY) and log.exists():
+            self.note(f"  its output: {log}")
+
+    def skipped(self, reasons: Mapping[str, str]) -> None:
+        """Print how many configurations cannot run here, by reason."""
+        for reason, count in Counter(reasons.values()).items():
+            self.note(f"skipped {count} configuration{'s' * (count != 1)}: {reason}")
+
+    def _name(self, spec: RunSpec) -> str:
+        repeat = f" ({spec.repeat + 1} of {self._repeats})" if self._repeats > 1 else ""
+        return f"{self._names.get(spec.config_id) or spec.label}{repeat}"
 
     def _head(self) -> str:
         return f"[{self._finished}/{self._to_do}]"
@@ -80,19 +106,12 @@ class Lines(Progress):
 
 def _clock(seconds: float) -> str:
     whole = max(0, int(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
-def screen() -> rich.console.Console:
+def screen(*, stderr: bool = False) -> rich.console.Console:
     """Return the console for answers: as wide as the terminal, or 160 columns without one."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
-
-
-def print_parts(parts: Iterable[str | Table]) -> None:
-    """Print sentences and tables."""
-    console = screen()
-    for part in parts:
-        console.print(part)
+    console = Console(highlight=False, markup=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, markup=False, stderr=stderr, width=160)

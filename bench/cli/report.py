@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import json_option, print_json, selection_options, site_fields, site_options
+from bench.cli.options import json_option, print_blocks, print_json, selection_options, site_fields, site_options
 from bench.errors import UserError, located
 from bench.suites.load import SITE_OPTIONS
 
@@ -65,14 +65,12 @@ def report(
     carbon and cost; all else stays as it was when the runs were made. Nothing is run, and the store is not changed.
     """
     from analytics.render.outputs import Output, write
-    from analytics.render.terminal import show
-    from analytics.runs.recost import by_the_hour, lines
     from analytics.runs.selection import repriced, rows_of, select
     from analytics.runs.share import cleaner, scrubbed, scrubbed_rows
     from analytics.say.blocks import Note
+    from analytics.say.factors import by_the_hour, lines
     from analytics.say.report import make
     from analytics.say.results import results
-    from bench.cli.progress import screen
 
     targets = [Output.of(name, form) for name in outputs]
     if form is not None and not outputs:
@@ -92,7 +90,7 @@ def report(
     remarks = [] if rates is None else by_the_hour(records, rates)
     if not targets and not as_json:
         basis = [Note(line) for line in (*lines(records), *remarks)]
-        show(results(df, store=store, notes=basis), screen())
+        print_blocks(results(df, store=store, notes=basis))
         return
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import json_option, print_json, read_suite, runs_option, store_option, suite_options
+from bench.cli import options as shared
 from bench.errors import FAILED
 from bench.record import Status
 
@@ -24,9 +24,9 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 
 
 @click.command()
-@suite_options
-@runs_option
-@store_option
+@shared.suite_options
+@shared.runs_option
+@shared.store_option
 @click.option("--new", is_flag=True, help="Start a new execution, even if one can be resumed.")
 @click.option("--retry", is_flag=True, help="Re-run the failed runs of the execution being resumed.")
 @click.option(
@@ -36,25 +36,24 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
     help="Start no run that would end after this time.",
 )
 @click.option("--dry-run", is_flag=True, help="List the runs and start nothing, like bench show.")
-@json_option
+@shared.json_option
 def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Run a suite, and print the results and the fitted law T = n / (d · v).
+    """Run a suite and print the answer. The same command resumes an unfinished execution.
 
-    The same command resumes an unfinished execution. Exit codes: 0 all runs ended well or were skipped for a stated
-    reason, 1 some failed, 2 wrong use, 130 stopped, 70 a fault of wattbench or of the machine.
+    Exit codes: 0 all runs ended well or were skipped for a stated reason, 1 some failed, 2 wrong use, 130 stopped, 70 a fault
+    of wattbench or of the machine.
     """
     from bench.cli import show
     from bench.cli.progress import Lines
     from bench.run.runner import run_suite
 
     choices: dict[str, Any] = {name: options.pop(name) for name in ("new", "retry", "max_minutes")}
-    preview = read_suite(**options)
+    preview = shared.read_suite(**options)
     if dry_run:
         show.echo(preview, as_json=as_json)
         return
-    click.echo(preview.takes(), err=True)
     choices |= {"runs": runs, "store": store, "selected": preview.run_ids}
-    with Lines() as progress:
+    with Lines(preview.takes()) as progress:
         execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
     _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json)
     statuses = {record.status for run_id, record in execution.records.items() if run_id in preview.run_ids}
@@ -62,12 +61,10 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
 
 
 def _answer(execution: Execution, store: str | None, selected: set[str], suite_file: str, *, as_json: bool) -> None:
-    from analytics.render.terminal import show
     from analytics.runs.frame import frame
     from analytics.say.answer import document
-    from analytics.say.blocks import Note
+    from analytics.say.blocks import Note, command
     from analytics.say.results import results
-    from bench.cli.progress import screen
     from bench.figures.metrics import row
     from bench.store.tracker import shown
 
@@ -75,13 +72,13 @@ def _answer(execution: Execution, store: str | None, selected: set[str], suite_f
     records = sorted(execution.records.values(), key=lambda record: order.get(record.run_id, len(order)))
     df = frame(row(record) for record in records)
     if as_json:
-        print_json({"runs_folder": str(execution.folder), "store": shown(store), **document(df)})
+        shared.print_json({"runs_folder": str(execution.folder), "store": shown(store), **document(df)})
         return
     missing = [spec.run_id in selected for spec in execution.missing()]
-    texts = [f"{execution.folder}; store: {shown(store)}"]
+    texts = [f"{execution.folder}; to browse them: {command('dashboard', store=store)}"]
     if any(missing):
-        texts.append(f"{sum(missing)} runs are missing. Run the same command again to resume.")
+        texts.append(f"{sum(missing)} are missing. Run the same command again to resume.")
     if not all(missing):
-        texts.append(f"{len(missing) - sum(missing)} runs of the suite were not selected (--only).")
+        texts.append(f"{len(missing) - sum(missing)} of the suite were not selected (--only).")
     notes = [Note(text, "Runs") for text in texts]
-    show(results(df, store=store, suite_file=suite_file, notes=notes), screen())
+    shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes))

@@ -24,10 +24,11 @@ from bench.errors import FAILED, UserError
 from bench.redact import redact
 
 if TYPE_CHECKING:
-    from analytics.search.result import SearchResult
-    from analytics.search.session import Session
+    from collections.abc import Iterator
 
-_ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
+    from analytics.search.result import SearchResult
+
+_ONCE = {"path", "new", "show_only", "confirm", "dry_run", "explain", "as_json"}
 """Options that are not repeated in the command that is proposed next."""
 
 
@@ -52,66 +53,63 @@ _ONCE = {"path", "new", "show_only", "confirm", "dry_run", "as_json"}
 @click.option("--new", is_flag=True, help="Start a new study, even if one of this search can be resumed.")
 @click.option("--ignore-stored", is_flag=True, help="Do not start from stored runs of this machine.")
 @click.option("--show", "show_only", is_flag=True, help="Print the answer so far; run nothing.")
-@click.option("--confirm", is_flag=True, help="Afterwards, repeat the best in turn, and say which really differ.")
+@click.option("--confirm", is_flag=True, help="Afterwards, repeat the best in turn, and answer by these runs.")
 @click.option("--dry-run", is_flag=True, help="Print what would be searched and what is already known; run nothing.")
 @gpus_option
 @site_options
 @runs_option
 @store_option
+@click.option("--explain", is_flag=True, help="Add what mattered, and what the words mean.")
 @json_option
-def search(path: Path, *, show_only: bool, confirm: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+def search(
+    path: Path, *, show_only: bool, confirm: bool, dry_run: bool, explain: bool, as_json: bool, **options: Any
+) -> None:
     """Try some of the configurations in SEARCH.yaml, and print the best trade-offs.
 
     Every trial is a run like those of a suite. The same command resumes the search until its budget is spent; started
     again in parallel on other devices, it shares the work. Exit codes: 0 with an answer, 1 if nothing that is allowed was
     found, 2 wrong use, 130 stopped, 70 a fault of wattbench or of the machine.
     """
-    from analytics.say.search import WORDS, preview_lines
+    from analytics.render.terminal import show
+    from analytics.say.confirm import confirmed
+    from analytics.say.search import blocks, preview_blocks, sentences
     from analytics.search.session import read
-    from bench.cli.progress import Lines
+    from bench.cli.progress import Lines, screen
 
     if show_only + dry_run + confirm > 1 or (show_only and options["new"]):
         raise UserError("give only one of --show, --dry-run and --confirm, and no --new with --show")
     budget = {name: value for name in ("trials", "minutes") if (value := options.pop(name)) is not None}
     changes = {name: value for name in ("sampler", "seed") if (value := options.pop(name)) is not None}
-    options["runs"] = options["runs"].absolute()
-    session = read(path, site=place(options), budget=budget, changes=changes, **WORDS, **options)
+    options |= {"runs": options["runs"].absolute(), "sentences": sentences, "confirmed": confirmed}
+    session = read(path, site=place(options), budget=budget, changes=changes, **options)
     if dry_run:
         preview, goals = session.preview(), [goal.name for goal in session.search.objectives]
         if as_json:
             print_json(preview)
         else:
-            click.echo("\n".join(preview_lines(session.search.name, goals, preview)))
+            show(preview_blocks(session.search.name, goals, preview, _again()), screen())
         return
     if show_only:
-        answer, sentences = session.shown()
+        answer, repeated = session.shown()
     else:
         from bench.cli.search_progress import TrialLines
 
         with TrialLines() as progress, Lines() as confirming:
-            answer, sentences = session.go(progress, confirming if confirm else None)
+            answer, repeated = session.go(progress, confirming if confirm else None)
     if as_json:
-        print_json(answer.document() | {"confirmed": sentences})
+        print_json(answer.document() | {"confirmed": repeated})
     else:
-        _print(session, answer, sentences)
+        show(blocks(answer, repeated, list(_next(answer, repeated))), screen(), explain=explain)
+        if not answer.points:
+            raise UserError("nothing that is allowed was found", code=FAILED)
     sys.exit(0 if answer.front else FAILED)
 
 
-def _print(session: Session, answer: SearchResult, sentences: list[str]) -> None:
-    from analytics.say.search import parts
-    from bench.cli.progress import print_parts
-
-    print_parts(parts(answer))
-    if sentences:
-        click.echo("\n".join(["\nRepeated in turn:", *(f"  {line}" for line in sentences)]))
-    again = f" --store {shlex.quote(_public(session.store))}" if session.store else ""
-    click.echo(f"\nstudy: {answer.study} in {answer.storage}")
-    click.echo(f"Look at it with:  {program()} dashboard{again}")
-    click.echo(f"and with:         optuna-dashboard {shlex.quote(answer.storage)}  (pip install optuna-dashboard)")
-    if answer.front_file and not sentences:
-        click.echo(f"Confirm it with:  {_again('--confirm')}")
-    if not answer.points:
-        raise UserError("nothing that is allowed was found", code=FAILED)
+def _next(answer: SearchResult, repeated: list[str]) -> Iterator[str]:
+    """Yield what to run next: the confirming runs, and why the answer is so."""
+    if answer.front_file and not repeated:
+        yield _again("--confirm")
+    yield _again("--show", "--explain")
 
 
 def _public(value: object) -> str:

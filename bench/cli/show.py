@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import json_option, print_json, read_suite, suite_options
-from bench.errors import UserError
-from bench.registry import did_you_mean
-from bench.strategies.catalog import CATALOG, allowed
+from bench.cli.options import json_option, print_blocks, print_json, program, read_suite, suite_options
+from bench.redact import redact
 
 if TYPE_CHECKING:
     from analytics.plan.preview import Preview
 
 
-def explain(name: str) -> str:
-    """Describe a strategy, all of an axis, or everything ("all"). Raises UserError for another name."""
-    lines = []
-    for axis, strategies in CATALOG.items():
-        for strategy, options in strategies.items():
-            if name not in ("all", axis, strategy):
-                continue
-            lines.append(f"{axis} {strategy}: {options.help()}")
-            for option, field in options.model_fields.items():
-                default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-                values = allowed(field.annotation, tuple(field.metadata))
-                lines.append(f"    {option}: {field.description} ({values}; default {default})")
-    if not lines:
-        raise UserError(f"no strategy {name!r}: {did_you_mean(name, {n for names in CATALOG.values() for n in names})}")
-    return "\n".join(lines)
-
-
 def _print_options(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    from analytics.say.strategies import blocks
+
     if name is None or context.resilient_parsing:
         return
-    click.echo(explain(name))
+    print_blocks(blocks(name))
     context.exit()
 
 
@@ -50,7 +34,7 @@ def _print_options(context: click.Context, parameter: click.Parameter, name: str
     is_eager=True,
     expose_value=False,
     callback=_print_options,
-    help="Explain the options of a strategy (lora), of a field (precision), or of all, and exit.",
+    help="List all strategies, or explain the options of one (lora) or of a field (precision), and exit.",
 )
 @click.option("--memory/--no-memory", "with_memory", default=True, help="Estimate memory per device; imports torch.")
 def show(as_json: bool, with_memory: bool, **options: Any) -> None:
@@ -60,8 +44,14 @@ def show(as_json: bool, with_memory: bool, **options: Any) -> None:
 
 def echo(preview: Preview, *, as_json: bool, with_memory: bool = True) -> None:
     """Print what would be run."""
+    from analytics.say.blocks import Commands
+    from analytics.say.runs import blocks
+
     memory = preview.memory() if with_memory else {}
     if as_json:
         print_json(preview.to_dict(memory))
-    else:
-        click.echo("\n".join(preview.lines(memory)))
+        return
+    typed: list[str] = click.get_current_context().find_root().obj or ["show"]
+    left_out = {"--dry-run", "--memory", "--no-memory"}
+    words = [program(), "run", *(word for word in typed[1:] if word not in left_out)]
+    print_blocks([*blocks(preview, memory), Commands((shlex.join(map(redact, words)),))])

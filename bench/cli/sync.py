@@ -14,7 +14,8 @@ from bench.errors import UserError
 @runs_option
 @store_option
 def sync(runs: Path, store: str | None) -> None:
-    """Log records to MLflow that are missing there: after its server was down, or into another store."""
+    """Log to MLflow the runs that it lacks: after its server was down, or into another store."""
+    from analytics.text import counted
     from bench.store.sync import sync as log_all
     from bench.store.tracker import shown
 
@@ -22,5 +23,6 @@ def sync(runs: Path, store: str | None) -> None:
         raise UserError(f"no folder of runs at {runs.absolute()}; name it with --runs")
     count, unreadable = log_all(runs, store)
     for path in unreadable:
-        click.echo(f"bench: {path} holds no record; bench run does that run again", err=True)
-    click.echo(f"{count} records logged to {shown(store)}")
+        click.echo(f"bench: {path} cannot be read; bench run repeats that run", err=True)
+    done = f"{counted(count, 'run')} logged to {shown(store)}"
+    click.echo(done if count else f"Nothing to log: {shown(store)} has all runs")

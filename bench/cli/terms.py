@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bench.cli.options import print_blocks
 from bench.errors import UserError
 from bench.registry import did_you_mean
 
@@ -13,15 +14,13 @@ from bench.registry import did_you_mean
 @click.pass_context
 def help_(context: click.Context, topic: str) -> None:
     """Explain TOPIC: `terms` (the words of an answer), `flags` (of a run), or a verb such as `run`."""
-    from analytics.render.terminal import show
     from analytics.say.terms import TOPICS
     from bench.cli import cli
-    from bench.cli.progress import screen
 
     root = context.find_root()
     verb = cli.get_command(root, topic)
     if topic in TOPICS:
-        show(TOPICS[topic](), screen())
+        print_blocks(TOPICS[topic]())
     elif verb is not None:
         click.echo(verb.get_help(click.Context(verb, root, topic)))
     elif topic:

@@ -60,7 +60,9 @@ def intensity(region: str) -> CarbonIntensity:
 
 
 def region_name(region: str) -> str:
-    """Return the name of a region of `intensity`: `France` for FRA, `California` for US-CA."""
+    """Return the name of a region of `intensity`: `France` for FRA, `California` for US-CA; others stay as they are."""
+    if util.find_spec("pycountry") is None:
+        return region
     import pycountry
 
     table = pycountry.subdivisions if region.startswith("US-") else pycountry.countries

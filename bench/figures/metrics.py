@@ -476,7 +476,7 @@ def headline(record: RunRecord) -> str:
         message = record.error.message.splitlines()[0] if record.error and record.error.message else ""
         size = record.error.attempted_bytes if record.error else None
         attempt = "" if size is None else f"tried to allocate {size / 1e9:.3g} GB; "
-        return f"{record.status}: {attempt}{message}"
+        return f"{str(record.status).replace('_', ' ')}: {attempt}{message}"
     figures = metrics(record)
     rate = f"{figures['samples_per_second']:.4g} samples/s" if "samples_per_second" in figures else ""
     loss = (

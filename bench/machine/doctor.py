@@ -181,13 +181,11 @@ def _host(watch: Watch, machine: Machine) -> Finding:
     steal = passed["steal"] / passed["all"]
     others = max(0.0, passed["busy"] - watch.own_cpu_seconds) / passed["all"]
     waited = min(1.0, passed["waited"] / watch.seconds) if "waited" in passed else None
-    parts = [f"load {after['load']:.2g} on {machine.cpu_count} processors"] if "load" in after else []
-    parts += [f"other processes use {others:.1%} of the processors", f"other virtual machines {steal:.1%}"]
-    parts += [f"tasks waited for a processor {waited:.1%} of the time"] if waited is not None else []
+    detail = f"other programs use {others:.0%} of the processors, other virtual machines {steal:.0%}"
     busy = steal > NOISE_SHARE or others > OTHER_SHARE
-    remedy = "end other programs: measurements on a busy machine are flagged noisy_host" if busy else ""
+    remedy = "end other programs: figures of a busy machine are less certain" if busy else ""
     values = _figures(load_average=after.get("load"), steal_share=steal, other_share=others, pressure_share=waited)
-    return Finding("host", "problem" if busy else "ok", "; ".join(parts), remedy, values)
+    return Finding("host", "problem" if busy else "ok", detail, remedy, values)
 
 
 def in_container() -> bool:

@@ -35,12 +35,8 @@ OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
 LONGEST_LINE = 65_536
 OUTPUT = -1
 """Instead of a rank: steps read from the output. They count if no process reports steps itself."""
-NO_MEMORY = (
-    "CUDA out of memory",
-    "OutOfMemoryError",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate",
-)
+NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|can't allocate memory")
+"""What the log of a process says whose memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -256,15 +252,10 @@ def _phases(
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
     """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
     steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
-    pattern = spec.workload_args.get("step_pattern")
+    pattern = str(spec.workload_args.get("step_pattern") or "") or None
     try:
         ended = execute(
-            fill(spec),
-            steps,
-            pattern=str(pattern) if pattern else None,
-            folder=str(where),
-            environment=environment,
-            first=die_with_parent,
+            fill(spec), steps, pattern=pattern, folder=str(where), environment=environment, first=die_with_parent
         )
     except OSError as error:
         message = f"the command cannot be started: {error}"
@@ -287,6 +278,6 @@ def failure_of(exitcode: int, log: Path) -> RankError:
     """Describe how a command failed as a rank would; it is out of memory if the end of its log says so."""
     text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
     how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
-    if any(word in text for word in NO_MEMORY):
+    if NO_MEMORY.search(text):
         return RankError(kind="out_of_memory", type="OutOfMemory", message=f"the command ran out of memory ({how})")
     return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}")

@@ -34,12 +34,12 @@ _NODE_VARIABLES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries may ask whether CUDA is there; asking CUDA itself would break forks
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch counts GPUs without initialising them, which would break forks
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
 START_SECONDS = 240.0
-"""The longest that importing torch and querying meters and CUDA may take; measuring idle power adds to it."""
+"""The longest that importing torch and querying meters and GPUs may take; measuring idle power adds to it."""
 
 
 class LaunchError(UserError):
@@ -77,7 +77,7 @@ class Launcher(Protocol):
     def __init__(self, options: LaunchOptions) -> None: ...
 
     def start(self, tick: Callable[[], None] = _no_tick) -> dict[str, Any]:
-        """Prepare for runs; return facts about the place where they run (`torch`, `cuda`). Raises LaunchError."""
+        """Prepare for runs; return facts about the place where they run (`torch`, `gpus`). Raises LaunchError."""
         return {}
 
     def submit(self, folder: Path) -> None:

@@ -101,7 +101,7 @@ def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunR
     if isinstance(end, OSError):
         if type(end) not in EXIT_CODES:
             raise end
-        raise UserError(f"cannot start the command: {end}", code=EXIT_CODES[type(end)]) from end
+        raise UserError(f"cannot start {options.argv[0]}: {end.strerror}", code=EXIT_CODES[type(end)]) from end
     files.EXIT.write(folder, end.changed(sidecar_error=sidecar.error if sidecar is not None else None))
     context = Context(MEASURE, execution.name, options.site, environment, gpus)
     return collect(context, spec, folder), folder
@@ -125,9 +125,9 @@ def _execute(options: MeasureOptions, spec: RunSpec, folder: Path) -> files.Exit
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
 
     def forward(process: subprocess.Popen[bytes]) -> None:
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has sent it to the command, too
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
 
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command, too
     try:
         ended = execute(options.argv, steps, pattern=options.pattern, output=options.output, started=forward)
     except OSError as error:

@@ -51,6 +51,7 @@ EXIT_CODES = {"timeout": 124, "cancelled": 130}
 _POLL_SECONDS = 0.02
 """Seconds between two checks of whether the ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass
@@ -79,21 +80,25 @@ def _forked(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         child.join()
 
 
-def cuda_facts() -> dict[str, Any]:
-    """Ask CUDA in a forked process for its number of devices; if there are none, also for torch's own reason."""
-    with _forked(_probe_cuda) as facts:
-        return facts or {"count": 0, "error": "the CUDA driver did not answer"}
+def gpu_facts() -> dict[str, Any]:
+    """Ask torch in a forked process for its number of GPUs; if there are none, also for its reason.
+
+    `spoiled`: the node itself has initialised the GPUs, so that no process that it forks can use them.
+    """
+    with _forked(_probe_gpus) as facts:
+        return facts or {"count": 0, "error": "the driver of the GPUs did not answer", "spoiled": False}
 
 
-def _probe_cuda(sender: Connection) -> None:
+def _probe_gpus(sender: Connection) -> None:
     die_with_parent()
     import torch
 
+    facts = {"count": 0, "error": None, "spoiled": torch.cuda._is_in_bad_fork()}
     try:
         torch.cuda.init()
-        sender.send({"count": torch.cuda.device_count(), "error": None})
+        sender.send(facts | {"count": torch.cuda.device_count()})
     except (RuntimeError, AssertionError) as error:
-        sender.send({"count": 0, "error": str(error).strip().splitlines()[0]})
+        sender.send(facts | {"error": str(error).strip().splitlines()[0]})
 
 
 def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
@@ -122,7 +127,7 @@ def _span(seconds: float) -> tuple[int, int]:
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
     """Make a context on each GPU, report it, and wait to be killed."""
     die_with_parent()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    os.environ[_VISIBLE] = ",".join(gpus)
     import torch
 
     try:
@@ -154,7 +159,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     (folder / files.SCRATCH).mkdir()
     os.environ |= {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
+        _VISIBLE: ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
     }
     if spec.workload == COMMAND:
         sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
@@ -162,6 +167,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         "OMP_NUM_THREADS": str(spec.threads_per_device),
         "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
+        "WATTBENCH_PROCESSORS": json.dumps(psutil.Process().cpu_affinity() if psutil.LINUX else []),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet through a file
     }
@@ -209,6 +215,8 @@ def _rank(folder: str) -> None:
     one process as soon as another program runs.
     """
     os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # not the agent's, which makes an exception of the signal
     from bench.train.worker import main as worker_main
 
     worker_main(folder)
@@ -298,10 +306,16 @@ def _kill_strays(node: Node) -> None:
 
 
 def _import(workloads: list[str]) -> dict[str, Any]:
-    """Import torch and what the workloads need, and return the versions. Commands of the user need nothing."""
+    """Import torch and what the workloads need, and return the versions. Commands of the user need nothing.
+
+    No GPU is visible meanwhile. Some libraries ask GPUs for their abilities when they are imported, and a process that has
+    initialised a GPU cannot fork others that use it.
+    """
     facts: dict[str, Any] = {"pid": os.getpid()}
     workloads = [name for name in workloads if name != COMMAND]
     if workloads:
+        visible = {name: os.environ[name] for name in (_VISIBLE,) if name in os.environ}
+        os.environ[_VISIBLE] = ""
         import torch
         import torch.distributed.elastic.multiprocessing
 
@@ -309,6 +323,8 @@ def _import(workloads: list[str]) -> dict[str, Any]:
 
         for name in workloads:
             registry.preload(name)
+        del os.environ[_VISIBLE]
+        os.environ |= visible
         facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
     return facts
 
@@ -349,7 +365,7 @@ def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
     """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
     facts = _import(workloads)
     measure_idle(node, idle_seconds, with_context="torch" in facts)
-    node.pipe.send(ready=facts | ({"cuda": cuda_facts()} if node.gpus and "torch" in facts else {}))
+    node.pipe.send(ready=facts | ({"gpus": gpu_facts()} if node.gpus and "torch" in facts else {}))
     with suppress(EOFError):
         while message := node.pipe.receive():
             if "run" in message:

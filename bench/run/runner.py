@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -53,6 +53,9 @@ class Progress:
 
     def done(self, record: RunRecord) -> None:
         """A run has ended and is recorded."""
+
+    def skipped(self, reasons: Mapping[str, str]) -> None:
+        """Configurations cannot run here and are recorded: the reason of each, by config_id."""
 
 
 @dataclass
@@ -295,13 +298,15 @@ class Runner:
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
         needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
-        seen = facts.get("cuda")
+        seen = facts.get("gpus")
         if needed and seen is not None and seen["count"] < needed:
             reason = seen["error"] or f"it sees {seen['count']} of {len(self.context.gpus)} GPUs"
+            remedy = f"Install a torch built for this driver ({self.context.environment.machine.driver_version})"
+            if seen["spoiled"]:
+                remedy = "Remove or update the library that initialises the GPUs when it is imported"
             raise EnvironmentProblem(
                 f"NVML sees {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"
-                f"Install a torch built for this driver ({self.context.environment.machine.driver_version}), "
-                "or measure the CPU on purpose: --set device_type=cpu"
+                f"{remedy}, or measure the CPU on purpose: --set device_type=cpu"
             )
 
     def one(self, spec: RunSpec) -> RunRecord:
@@ -397,8 +402,8 @@ def run_suite(
         try:
             if chosen:
                 runner.start()
-            runner.index()
             _record_skipped(runner)
+            runner.index()
             for spec in chosen:
                 expected = forecast.seconds(spec) or 0.0
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
@@ -420,8 +425,9 @@ def run_suite(
 
 def _record_skipped(runner: Runner) -> None:
     """Record each skipped configuration once, with its reason."""
-    plan = runner.execution.plan
-    for spec in plan.runs:
-        if spec.repeat == 0 and spec.config_id in plan.skipped and spec.run_id not in runner.execution.records:
-            record = skipped(runner.context, spec, plan.skipped[spec.config_id])
-            runner.keep(save_record(record, runner.execution.folder / spec.run_id))
+    plan, known = runner.execution.plan, runner.execution.records
+    first = {spec.config_id: spec for spec in plan.runs if spec.repeat == 0}
+    new = {config: reason for config, reason in plan.skipped.items() if first[config].run_id not in known}
+    for spec, reason in ((first[config], reason) for config, reason in new.items()):
+        known[spec.run_id] = save_record(skipped(runner.context, spec, reason), runner.execution.folder / spec.run_id)
+    runner.progress.skipped(new)

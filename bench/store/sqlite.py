@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,12 +73,8 @@ class News(NamedTuple):
     parts: dict[str, str]
 
 
-ReadListener = Callable[[int, int | None, News], None]
-"""Receives the number of runs read, that of all (None where unknown), and the news so far, whose rows grow."""
-
-
 _LISTED = """
-select r.run_uuid, r.status, r.end_time, r.experiment_id from runs r join experiments e on e.experiment_id = r.experiment_id
+select r.run_uuid, r.status, r.end_time from runs r join experiments e on e.experiment_id = r.experiment_id
 join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.kind' and t.value = 'run'
 where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
 _TEXTS = "select run_uuid, value from tags where key = 'bench.row' and run_uuid in ({})"
@@ -89,16 +85,13 @@ join tags t on t.run_uuid = r.run_uuid and t.key = ? where (r.status = 'RUNNING'
 and r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
 
 
-def news(path: Path, known: Mapping[str, str], progress: ReadListener) -> News:
-    """Read the runs that are not in `known`, suite by suite, that with the newest run first. See `tracker.news`."""
+def news(path: Path, known: Mapping[str, str]) -> News:
+    """Read the runs that are not in `known`, the newest first. See `tracker.news`."""
     rows: list[StoredRow] = []
     with connect(path) as database:
         listed = database.execute(_LISTED).fetchall()
-        parts = {run: f"{status} {end}" if status in ENDED else "" for run, status, end, _ in listed}
-        suites = list(dict.fromkeys(suite for *_, suite in listed))
-        by_suite = sorted(listed, key=lambda run: suites.index(run[3]))
-        wanted = [run for run, *_ in by_suite if not parts[run] or known.get(run) != parts[run]]
-        progress(0, len(wanted), News(rows, parts))
+        parts = {run: f"{status} {end}" if status in ENDED else "" for run, status, end in listed}
+        wanted = [run for run, stamp in parts.items() if not stamp or known.get(run) != stamp]
         for first in range(0, len(wanted), _CHUNK):
             chunk = wanted[first : first + _CHUNK]
             marks = ",".join("?" * len(chunk))
@@ -107,9 +100,7 @@ def news(path: Path, known: Mapping[str, str], progress: ReadListener) -> News:
             for run, key, value in database.execute(_FIGURES.format(marks), chunk).fetchall():
                 figures[run][key] = value
             rows += [(run, run, row) for run in chunk if (row := whole(texts.get(run), figures[run])) is not None]
-            progress(first + len(chunk), len(wanted), News(rows, parts))
-    order = {run: number for number, run in enumerate(parts)}
-    return News(sorted(rows, key=lambda row: order[row[1]]), parts)
+    return News(rows, parts)
 
 
 def parents(path: Path, tag: str, *, running: bool) -> list[tuple[str, str, str]]:

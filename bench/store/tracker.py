@@ -29,7 +29,7 @@ from bench.schema import Scalar
 from bench.store import sqlite as database
 from bench.store.progress import Flight
 from bench.store.sqlite import News as News
-from bench.store.sqlite import ReadListener, StoredRow
+from bench.store.sqlite import StoredRow
 from bench.store.sqlite import StoreError as StoreError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Tracker:
         self.error: str | None = None
         self._client: Any = None
         self._experiment = self._parent = ""
-        self._logged: set[tuple[str, str]] = set()
+        self._logged: dict[str, set[str]] = {}  # starts of the runs in the store, by run_id
 
     def open(self) -> None:
         """Find the store, the experiment and the parent run of this execution, or create them."""
@@ -107,11 +107,11 @@ class Tracker:
 
     def log(self, record: RunRecord, folder: Path) -> bool:
         """Log one record with its artifacts, unless the store has it; return whether it was logged now."""
-        return self._once((record.run_id, record.started_at.isoformat()), lambda: self._log(record, folder))
+        return self._once(record.run_id, record.started_at.isoformat(), lambda: self._log(record, folder))
 
     def log_row(self, row: Mapping[str, Scalar]) -> bool:
         """Log the row of an imported run, unless the store has it; return whether it was logged now."""
-        if row["run_id"] in {run_id for run_id, _ in self._logged}:  # it starts when it is imported, which may be again
+        if row["run_id"] in self._logged:  # it starts when it is imported, which may be again
             return False
         text = {key: str(value) for key, value in row.items() if key in TEXT_COLUMNS}
         figures = {key: value for key, value in row.items() if isinstance(value, float)}
@@ -121,15 +121,15 @@ class Tracker:
         def log() -> None:
             self._client.set_terminated(self._create(started, parameters, text, figures), "FINISHED", started)
 
-        return self._once((text["run_id"], text["started_at"]), log)
+        return self._once(text["run_id"], text["started_at"], log)
 
-    def _once(self, key: tuple[str, str], log: Callable[[], None]) -> bool:
+    def _once(self, run_id: str, started: str, log: Callable[[], None]) -> bool:
         """Log a run, identified by its run_id and start, unless the store has it; return whether it was logged now."""
-        if key in self._logged:
+        if started in self._logged.get(run_id, ()):
             return False
         self._guarded(log)
         if self.error is None:
-            self._logged.add(key)
+            self._logged.setdefault(run_id, set()).add(started)
         return self.error is None
 
     def attach(self, document: dict[str, Any]) -> None:
@@ -179,7 +179,8 @@ class Tracker:
             client.update_run(self._parent, status="RUNNING")
             where = f"tags.`mlflow.parentRunId` = '{self._parent}'"
             runs = _pages(lambda token: client.search_runs([self._experiment], where, page_token=token))
-            self._logged = {(str(row["run_id"]), str(row["started_at"])) for run in runs if (row := _row(run))}
+            for row in filter(None, map(_row, runs)):
+                self._logged.setdefault(str(row["run_id"]), set()).add(str(row["started_at"]))
         else:
             tags = {"bench.kind": "suite", "bench.execution": self.execution}
             self._parent = client.create_run(self._experiment, tags=tags, run_name=self.execution).info.run_id
@@ -228,21 +229,18 @@ class Tracker:
         history: Iterable[tuple[str, float, int, int]] = (),
     ) -> str:
         """Create a run that started at a time in milliseconds and log its row; return its id in MLflow."""
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
-        tags = {"mlflow.parentRunId": self._parent, "bench.kind": "run"}
-        run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
         short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
         row = json.dumps({key: value for key, value in short.items() if value != ""})
+        tags = {f"bench.{key}": value[:5000] for key, value in text.items() if value}
+        tags |= {"mlflow.parentRunId": self._parent, "bench.kind": "run", "bench.row": row}
+        run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
         batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
         self._client.log_batch(
             run.info.run_id,
             metrics=[*batch, *(Metric(*point) for point in history)],
             params=[Param(key, str(value)[:500]) for key, value in asked.items()],
-            tags=[
-                *(RunTag(f"bench.{key}", value[:5000]) for key, value in text.items() if value),
-                RunTag("bench.row", row),
-            ],
         )
         return str(run.info.run_id)
 
@@ -293,19 +291,17 @@ def load(uri: str | None = None, suite: str | None = None) -> list[dict[str, Sca
     return [row for *_, row in news(uri, {}).rows if suite in (None, row["suite"])]
 
 
-def news(uri: str | None, known: Mapping[str, str], progress: ReadListener | None = None) -> News:
+def news(uri: str | None, known: Mapping[str, str]) -> News:
     """Read the runs of a store that are not in `known`, the stamps of the parts that were read before.
 
     A part of a local database is a run, whose stamp is empty until it has ended; SQL reads it many times as fast as MLflow.
     A part of a server is an execution, whose stamp changes when runs are logged, and is empty meanwhile. Runs that are
-    deleted from a finished execution on a server, or restored, are not noticed. A local database is read suite by suite,
-    the suite with the newest run first; a server gives its newest runs first. Raises StoreError; never changes a store.
+    deleted from a finished execution on a server, or restored, are not noticed. The newest runs come first. Raises
+    StoreError; never changes a store.
     """
-    uri, progress = location(uri), progress or (lambda done, count, so_far: None)
+    uri = location(uri)
     path = local(uri)
-    if path is not None:
-        return database.news(path, known, progress)
-    return _server_news(reader(uri), uri, known, progress)
+    return database.news(path, known) if path is not None else _server_news(reader(uri), uri, known)
 
 
 def inhabited(uri: str | None = None) -> bool:
@@ -320,7 +316,7 @@ def inhabited(uri: str | None = None) -> bool:
         return bool(ids and client.search_runs(ids, max_results=1))
 
 
-def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progress: ReadListener) -> News:
+def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str]) -> News:
     """Read the executions, then the runs of those that have changed, or all runs where many have.
 
     Runs of a known execution that has disappeared are read too, as they may still exist. It gets no stamp.
@@ -342,7 +338,6 @@ def _server_news(client: MlflowClient, uri: str, known: Mapping[str, str], progr
             if part not in kept and (row := _row(run)) is not None:
                 parts.setdefault(part, "")
                 rows.append((part, run.info.run_id, row))
-        progress(len(began), None, News(rows, parts))
 
     for where in wheres:
         _runs(client, uri, where, take)

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map
 from bench.strategies.parts import Parts, Unsupported
 
 _FLAGS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
+_HEADINGS = {"flash": "Flash attention", "efficient": "Memory efficient", "cudnn": "CuDNN attention"}
+"""Beginnings of torch's warnings `... kernel not used because:`, which come before the reasons of each kernel."""
 
 
 def sdpa(parts: Parts) -> None:
@@ -61,8 +63,18 @@ def first_call(parts: Parts) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     return calls[0] if calls else None
 
 
-def _force(parts: Parts, name: str) -> None:
+def _reason(warnings: list[str], name: str) -> str | None:
+    """Return torch's first reason against a kernel; each kernel that torch considered has a heading and its reasons."""
+    heading = ""
+    for text in warnings:
+        if text.endswith("because:"):
+            heading = text
+        elif heading.lower().startswith(_HEADINGS.get(name, "-").lower()):
+            return text
+    return None
 
+
+def _force(parts: Parts, name: str) -> None:
     call = first_call(parts)
     if call is None:
         raise Unsupported(f"attention {name}: the model has no dot product attention")
@@ -86,10 +98,8 @@ def _force(parts: Parts, name: str) -> None:
         except RuntimeError as error:
             chosen, why = False, str(error).splitlines()[0]
     if not chosen:
-        # The first warnings are headings, one for each kernel that torch considered.
-        reasons = [text for w in caught if not (text := str(w.message).split(" (Triggered")[0]).endswith("because:")]
+        reason = _reason([str(warning.message).split(" (Triggered")[0] for warning in caught], name) or why
         on = f"{str(dtype).removeprefix('torch.')} on a {'GPU' if parts.device.type == 'cuda' else 'CPU'}"
-        reason = next(iter(reasons), why)
         raise Unsupported(f"attention {name} does not support this model in {on}" + (f": {reason}" if reason else ""))
     torch.backends.cuda.enable_flash_sdp(name == "flash")
     torch.backends.cuda.enable_mem_efficient_sdp(name == "efficient")

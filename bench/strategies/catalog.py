@@ -62,13 +62,14 @@ class Options(Model):
 class ParallelismOptions(Options, axis="parallelism"):
     """Traits: `whole_model`: each rank holds the whole model; `cuts_layers`: ranks hold parts of layers, or some layers.
 
-    `shares_copy`: devices train one copy of the model together, `size` of them. `shards`: weights are gathered block by
-    block. `graph_safe`: a CUDA graph can capture its step. `divides` are the parts of memory that `ways` devices share;
-    `buckets`: gradients travel in buffers of their own.
+    `cuts_matrices`: each rank holds a part of each matrix. `shares_copy`: devices train one copy of the model together,
+    `size` of them. `shards`: weights are gathered block by block. `graph_safe`: a CUDA graph can capture its step. `divides`
+    are the parts of memory that `ways` devices share; `buckets`: gradients travel in buffers of their own.
     """
 
     whole_model: ClassVar[bool] = True
     cuts_layers: ClassVar[bool] = False
+    cuts_matrices: ClassVar[bool] = False
     shares_copy: ClassVar[bool] = False
     shards: ClassVar[bool] = False
     graph_safe: ClassVar[bool] = False
@@ -123,20 +124,23 @@ class Zero1Options(_Replicated, name="zero1", code="zero:Zero1"):
     divides = ("optimizer",)
 
 
-class _Sharded(ParallelismOptions):
+class _Split(ParallelismOptions):
     whole_model = False
+    meta: bool = Field(False, description="create the weights after they are divided, so that no device holds all")
+
+
+class _Sharded(_Split):
     shards = True
     needs_blocks = True
     divides = ("weights", "gradients", "optimizer")
     reshard: bool = Field(True, description="free the gathered weights between the forward and the backward pass")
-    mixed: bool = Field(False, description="send weights in 16 bits")
+    mixed: bool = Field(True, description="send and keep gathered weights in the type in which layers compute")
 
 
 class Fsdp2Options(_Sharded, name="fsdp2", code="sharded:Fsdp2"):
     """Fully sharded data parallelism (ZeRO stage 3): each block's weights are gathered when it computes."""
 
     offload: bool = Field(False, description="keep weights, gradients and the optimizer in the memory of the host")
-    meta: bool = Field(False, description="create the weights after sharding, so that no device holds all of them")
 
 
 class HsdpOptions(Fsdp2Options, name="hsdp", code="sharded:Hsdp"):
@@ -186,10 +190,9 @@ class _Shared(ParallelismOptions):
         return None
 
 
-class PpOptions(_Shared, name="pp", code="pipeline:Pp"):
+class PpOptions(_Split, _Shared, name="pp", code="pipeline:Pp"):
     """Pipeline parallelism: each device holds some layers, and micro-batches pass through them."""
 
-    whole_model = False
     cuts_layers = True
     divides = ("weights", "gradients", "optimizer", "activations")
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of forward and backward passes")
@@ -228,9 +231,9 @@ class CpOptions(_Shared, _Replicated, name="cp", code="context:Cp"):
         return super().why_not_model(layout, size)
 
 
-class _Divided(_Shared):
-    whole_model = False
+class _Divided(_Split, _Shared):
     cuts_layers = True
+    cuts_matrices = True
     divides = ("weights", "gradients", "optimizer")
     sequence: bool = Field(False, description="divide norms and the residual stream along the sequence")
     loss_parallel: bool = Field(True, description="compute the loss without gathering the logits")
@@ -272,8 +275,8 @@ class FsdpTpOptions(_Divided, _Sharded, name="fsdp_tp", code="tensor:FsdpTp"):
 # Precision: the number formats of training.
 
 
-class PrecisionOptions(Options, axis="precision"):  # noqa: D101
-    pass
+class PrecisionOptions(Options, axis="precision"):
+    """The number formats of a training."""
 
 
 class Fp32Options(PrecisionOptions, name="fp32"):
@@ -308,8 +311,8 @@ class Fp8Options(PrecisionOptions, name="fp8"):
 # Optimizer and learning rate.
 
 
-class OptimizerOptions(Options, axis="optimizer"):  # noqa: D101
-    pass
+class OptimizerOptions(Options, axis="optimizer"):
+    """The rule by which a step changes the weights."""
 
 
 class _Plain(OptimizerOptions):
@@ -364,7 +367,9 @@ class AdamW8bitOptions(_Moments, name="adamw8bit"):
     library = "torchao"
 
 
-class ScheduleOptions(Options, axis="schedule"):  # noqa: D101
+class ScheduleOptions(Options, axis="schedule"):
+    """The learning rate over the measured steps."""
+
     warmup: Beta = Field(0.0, description="share of the measured steps in which the rate rises from 0")
 
 
@@ -396,8 +401,8 @@ class StepOptions(ScheduleOptions, name="step"):
 # Memory, compilation, attention.
 
 
-class MemoryOptions(Options, axis="memory"):  # noqa: D101
-    pass
+class MemoryOptions(Options, axis="memory"):
+    """What is stored for the backward pass."""
 
 
 class KeepAllOptions(MemoryOptions, name="none", code="parts:unchanged"):
@@ -426,8 +431,8 @@ class OffloadOptions(MemoryOptions, name="offload"):
     needs_blocks = True
 
 
-class CompileOptions(Options, axis="compile"):  # noqa: D101
-    pass
+class CompileOptions(Options, axis="compile"):
+    """How a step becomes kernels."""
 
 
 class EagerOptions(CompileOptions, name="eager"):
@@ -487,8 +492,8 @@ class MathOptions(AttentionOptions, name="math"):
 # What is trained, and what is served.
 
 
-class FinetuneOptions(Options, axis="finetune"):  # noqa: D101
-    pass
+class FinetuneOptions(Options, axis="finetune"):
+    """The weights that are trained."""
 
 
 class FullOptions(FinetuneOptions, name="full", code="parts:unchanged"):
@@ -526,8 +531,8 @@ class Ia3Options(_Adapter, name="ia3"):
     """Train factors of keys, values and MLP activations (IA3, Liu et al. 2022, peft)."""
 
 
-class PruningOptions(Options, axis="pruning"):  # noqa: D101
-    pass
+class PruningOptions(Options, axis="pruning"):
+    """The weights that are removed."""
 
 
 class DenseOptions(PruningOptions, name="none", code="parts:unchanged"):
@@ -570,7 +575,9 @@ class SemiStructuredOptions(PruningOptions, name="semi_structured"):
     """Keep two of each four weights (2:4), which sparse tensor cores skip when the model is served (needs a GPU)."""
 
 
-class QuantizationOptions(Options, axis="quantization"):  # noqa: D101
+class QuantizationOptions(Options, axis="quantization"):
+    """The number formats of the served weights."""
+
     library: ClassVar[str | None] = "torchao"
 
 
@@ -616,8 +623,8 @@ class QatOptions(QuantizationOptions, name="qat"):
     activations: bool = Field(True, description="quantize activations to 8 bits, too")
 
 
-class DistillationOptions(Options, axis="distillation"):  # noqa: D101
-    pass
+class DistillationOptions(Options, axis="distillation"):
+    """What the model learns from."""
 
 
 class LabelsOptions(DistillationOptions, name="none", code="parts:unchanged"):

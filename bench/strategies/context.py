@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.strategies.decoders import Decoder
 from bench.strategies.parallelism import Ddp
-from bench.strategies.parts import Parallelism, Parts
+from bench.strategies.parts import Parts
 from bench.workloads.base import Batch
 
 
@@ -42,10 +42,10 @@ class Cp(Ddp):
 
     def __init__(self, parts: Parts, *, size: int, bucket_mb: int) -> None:
 
-        Parallelism.__init__(self, parts)
+        super().__init__(parts, bucket_mb=bucket_mb)
         spec, size = parts.spec, size or parts.spec.world_size
         Decoder(parts.model)  # refuses other models
-        self._replicate(Section(parts.model), bucket_mb)
+        self.module = Section(parts.model)
         mesh = init_device_mesh(parts.device.type, (spec.world_size // size, size), mesh_dim_names=("copies", "ring"))
         self.ring = mesh["ring"]
         self.data_rank, self.data_ranks = self.data_rank // size, spec.world_size // size

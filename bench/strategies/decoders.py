@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.strategies.parts import Unsupported
+from bench.strategies.parts import Parts, Unsupported
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ class Decoder:
     def tied(self) -> bool:
         """Whether embedding and output projection are one weight."""
         return self.head.weight is self.embedding.weight
+
+
+def to_divide(parts: Parts) -> Decoder:
+    """Return the decoder of a training. Raises Unsupported where its layers cannot be divided."""
+    if parts.spec.parallelism.options.get("meta") and getattr(parts.workload.args, "pretrained", None):
+        raise Unsupported("meta creates random weights, not pretrained ones: leave it out")
+    return Decoder(parts.model)
 
 
 def is_conv1d(layer: Any) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.schema import Scalar
-from bench.strategies.parts import Parallelism, Parts, Unsupported
+from bench.strategies.parts import Parallelism, Parts, Unsupported, needs_capability
 from bench.workloads.base import first_samples
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -36,8 +36,12 @@ def default(parts: Parts, parallel: Parallelism, *, dynamic: bool, fullgraph: bo
 
 
 def max_autotune(parts: Parts, parallel: Parallelism, *, dynamic: bool, fullgraph: bool, cold: bool) -> None:
-    """Compile, and time several kernels for each product to choose the fastest; with CUDA graphs on a GPU."""
+    """Compile, and time several kernels for each product to choose the fastest; with CUDA graphs on a GPU.
+
+    Data parallelism then exchanges gradients after the backward pass: torch cannot split such a step at its buckets.
+    """
     _prepare(parts, cold=cold)
+    torch._dynamo.config.optimize_ddp = False
     graphs = parts.device.type == "cuda" and parts.spec.gradient_accumulation_steps == 1
     mode = "max-autotune" if graphs else "max-autotune-no-cudagraphs"
     parallel.compile(mode=mode, dynamic=dynamic, fullgraph=fullgraph)
@@ -54,7 +58,6 @@ def cuda_graphs(parts: Parts, parallel: Parallelism) -> None:
 
     Data parallelism then exchanges gradients after the backward pass, not during it.
     """
-    objective = getattr(parallel.module, "module", parallel.module)
     batch = first_samples(parts.workload.train, int(parts.spec.batch_size_per_device or 1))
     moved = tuple(tensor.to(parts.device) for tensor in batch)
     began = time.monotonic()
@@ -63,7 +66,7 @@ def cuda_graphs(parts: Parts, parallel: Parallelism) -> None:
     context = torch.autocast(parts.device.type, autocast[1] if autocast else None, bool(autocast), cache_enabled=False)
     try:
         with context:
-            torch.cuda.make_graphed_callables(objective, moved)
+            torch.cuda.make_graphed_callables(parallel.module, moved)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -92,10 +95,7 @@ def needs_compilers(device: torch.device) -> None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        if torch.cuda.get_device_capability(device) < (7, 0):
-            raise Unsupported(
-                f"compile needs compute capability 7.0 or newer, not {torch.cuda.get_device_name(device)}"
-            )
+        needs_capability(device, (7, 0), "compile")
         if not has_triton():
             raise Unsupported("compile needs triton on a GPU: pip install triton")
         if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

@@ -9,10 +9,12 @@ gradient overflowed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import _init_optim_state
 from torch.distributed.tensor import DTensor
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
@@ -75,7 +77,8 @@ def adagrad(
     return _make(torch.optim.Adagrad, weights, implementation, lr=learning_rate, weight_decay=weight_decay)
 
 
-def adam(
+def _moments(
+    cls: Any,
     weights: _Tensors,
     *,
     learning_rate: float,
@@ -85,24 +88,14 @@ def adam(
     epsilon: float,
     implementation: str,
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015); `weight_decay` is added to the gradient."""
     options = {"lr": learning_rate, "betas": (beta1, beta2), "eps": epsilon, "weight_decay": weight_decay}
-    return _make(torch.optim.Adam, weights, implementation, **options)
+    return _make(cls, weights, implementation, **options)
 
 
-def adamw(
-    weights: _Tensors,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    implementation: str,
-) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019): `weight_decay` shrinks the weights themselves."""
-    options = {"lr": learning_rate, "betas": (beta1, beta2), "eps": epsilon, "weight_decay": weight_decay}
-    return _make(torch.optim.AdamW, weights, implementation, **options)
+adam = partial(_moments, torch.optim.Adam)
+"""Adam (Kingma and Ba 2015); `weight_decay` is added to the gradient."""
+adamw = partial(_moments, torch.optim.AdamW)
+"""AdamW (Loshchilov and Hutter 2019): `weight_decay` shrinks the weights themselves."""
 
 
 def adamw8bit(
@@ -118,3 +111,13 @@ def adamw8bit(
     options: dict[str, Any] = {"betas": (beta1, beta2), "eps": epsilon, "weight_decay": weight_decay}
     made: torch.optim.Optimizer = import_module("torchao.optim").AdamW8bit(tensors, lr=learning_rate, **options)
     return made
+
+
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create the state that an optimizer otherwise creates in its first step, without a change of the weights.
+
+    In the first step it would fill holes in the memory of the activations, which then find no room in the second one.
+    """
+    _init_optim_state(optimizer)
+    for state in getattr(optimizer, "optim", optimizer).state.values():
+        state |= {"step": 0 * state["step"]} if "step" in state else {}  # the bias correction of Adam counts the steps

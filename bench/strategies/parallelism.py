@@ -27,12 +27,13 @@ class Ddp(Parallelism):
 
     def __init__(self, parts: Parts, *, bucket_mb: int) -> None:
         super().__init__(parts)
-        self._replicate(self.module, bucket_mb)
+        self.bucket_mb = bucket_mb
 
-    def _replicate(self, module: torch.nn.Module, bucket_mb: int) -> None:
+    def wrap(self) -> None:
+        """Let the backward pass average the gradients. Its hooks could not be captured in a graph."""
         ids = [self.parts.device.index] if self.parts.device.type == "cuda" else None
         self.module = self.replicated = torch.nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, bucket_cap_mb=bucket_mb
+            self.module, device_ids=ids, bucket_cap_mb=self.bucket_mb
         )
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:

@@ -22,6 +22,13 @@ class Unsupported(Exception):
     """Hardware, a library or the built model does not support the run: it is skipped with this reason, it does not fail."""
 
 
+def needs_capability(device: torch.device, needed: tuple[int, int], what: str) -> None:
+    """Raise Unsupported on a GPU that is too old for `what`."""
+    if torch.cuda.get_device_capability(device) < needed:
+        name = torch.cuda.get_device_name(device)
+        raise Unsupported(f"{what} needs compute capability {needed[0]}.{needed[1]} or newer, not {name}")
+
+
 @dataclass
 class Precision:
     """How one step computes: the context of the forward pass, and a loss scaler where small gradients would underflow.
@@ -104,6 +111,14 @@ def unchanged(parts: Parts) -> None:
     """Change nothing: the default of several axes."""
 
 
+def materialize(parts: Parts, part: int, *, on_host: bool = False) -> None:
+    """Give memory and weights to a model that was built on `meta` and divided; `part` is the number of this rank's part."""
+    parts.model.to_empty(device="cpu" if on_host else parts.device)
+    with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
+        torch.manual_seed(parts.spec.seed * 65_537 + part)
+        parts.workload.initialize(parts.model)
+
+
 class Objective(torch.nn.Module):  # type: ignore[misc]  # torch's types are not read
     """Batch -> loss: the module that is replicated, sharded and compiled, so that the loss is compiled with the model."""
 
@@ -145,6 +160,9 @@ class Parallelism:
             return
         for block in self.parts.blocks:
             block.forward = torch.compile(block.forward, **options)
+
+    def wrap(self) -> None:
+        """Let the module exchange its gradients. Called once, after it was compiled or captured."""
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:
         """Return the context of one micro-batch; gradients are exchanged only with the last one of a step (`now`)."""

@@ -12,8 +12,8 @@ from torch.distributed import pipelining
 from torch.distributed.device_mesh import init_device_mesh
 
 from bench.strategies import catalog
-from bench.strategies.decoders import Decoder
-from bench.strategies.parts import Parallelism, Parts
+from bench.strategies.decoders import Decoder, to_divide
+from bench.strategies.parts import Parallelism, Parts, materialize
 from bench.workloads.base import Batch
 
 _SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
@@ -63,10 +63,9 @@ class Pp(Parallelism):
     apart = False
     regional = True
 
-    def __init__(self, parts: Parts, *, size: int, schedule: str, microbatches: int) -> None:
-
+    def __init__(self, parts: Parts, *, size: int, meta: bool, schedule: str, microbatches: int) -> None:
         super().__init__(parts)
-        Decoder(parts.model)  # refuses other models
+        to_divide(parts)  # refuses other models
         spec, rank = parts.spec, self.data_rank
         self.stages = stages = size or spec.world_size
         per_batch = catalog.PpOptions(microbatches=microbatches).count(int(spec.batch_size_per_device or 1), stages)
@@ -79,7 +78,7 @@ class Pp(Parallelism):
         self.first, self.last = self.index == 0, self.index == stages - 1
         self.pair = _pair(mesh.mesh.tolist())
         self.shared: torch.nn.Parameter | None = None
-        self.offset = self._cut()
+        self.offset = self._cut(meta=meta)
         self.module = self.stage = Stage(parts, first=self.first)
         self.copies = mesh["copies"].get_group()
         stage = pipelining.PipelineStage(self.stage, self.index, stages, parts.device, group=self.group)
@@ -94,13 +93,12 @@ class Pp(Parallelism):
             "pipeline_bubble_share_ideal": (stages - 1) / (self.microbatches + stages - 1),
         }
 
-    def _cut(self) -> int:
-        """Reduce the model to this stage's part; return the number of its first layer."""
+    def _cut(self, *, meta: bool) -> int:
+        """Reduce the model to this stage's part and fill it if it is on `meta`; return the number of its first layer."""
         decoder = Decoder(self.parts.model)
         names, layers = decoder.architecture, decoder.layers
         begin, end = (len(layers) * place // self.stages for place in (self.index, self.index + 1))
-        if decoder.tied and (self.first or self.last):
-            self.shared = decoder.embedding.weight
+        shared = decoder.tied and (self.first or self.last)
         setattr(decoder.base, names.layers, layers[begin:end])
         if not self.first:
             setattr(decoder.base, names.embedding, torch.nn.Identity())
@@ -109,6 +107,13 @@ class Pp(Parallelism):
         if not self.last:
             setattr(decoder.base, names.norm, torch.nn.Identity())
             setattr(decoder.model, names.head, torch.nn.Identity())
+        if meta:
+            decoder.model.all_tied_weights_keys = {}  # one of the two may be on another stage
+            materialize(self.parts, self.index)
+        if shared:
+            self.shared = weight = (decoder.embedding if self.first else decoder.head).weight
+            if meta:
+                dist.broadcast(weight.detach(), group=self.pair, group_src=0)
         return int(begin)
 
     def _loss(self, logits: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
@@ -134,10 +139,8 @@ class Pp(Parallelism):
         if self.shared is not None:
             dist.all_reduce(self.shared.grad, group=self.pair)
         self._agree_on_overflow()
-        losses, self.losses = (
-            self.losses[-self.microbatches :],
-            [],
-        )  # the first step computes one more to learn the shapes
+        # The first step computes one more to learn the shapes.
+        losses, self.losses = self.losses[-self.microbatches :], []
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.parts.device)
 
     def _agree_on_overflow(self) -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
 from bench.strategies.decoders import replace_conv1d
-from bench.strategies.parts import Parts, Precision, Unsupported
+from bench.strategies.parts import Parts, Precision, Unsupported, needs_capability
 
 
 def fp32(device: torch.device) -> Precision:
@@ -24,8 +24,7 @@ def fp32(device: torch.device) -> Precision:
 
 def tf32(device: torch.device) -> Precision:
     """32-bit storage, matrix products on TF32 tensor cores (NVIDIA Ampere and newer)."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        raise Unsupported(f"tf32 needs compute capability 8.0 or newer, not {torch.cuda.get_device_name(device)}")
+    needs_capability(device, (8, 0), "tf32")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     return Precision()
@@ -94,12 +93,7 @@ def fp8(device: torch.device, *, recipe: str) -> Precision:
     Parameters have 32 bits. The time for scaling is hidden only by compile: eager, fp8 is often slower than bf16. The output
     layer and the attention stay in bfloat16.
     """
-    needed = (8, 9) if recipe == "tensorwise" else (9, 0)
-    if torch.cuda.get_device_capability(device) < needed:
-        raise Unsupported(
-            f"precision fp8 with recipe {recipe} needs compute capability {needed[0]}.{needed[1]} or newer, not "
-            f"{torch.cuda.get_device_name(device)}"
-        )
+    needs_capability(device, (8, 9) if recipe == "tensorwise" else (9, 0), f"precision fp8 with recipe {recipe}")
     recipes = import_module("torchao.float8").Float8LinearConfig
     # Sizes that are not multiples of 16, such as an odd number of tokens, are padded.
     config = replace(recipes.from_recipe_name(recipe), pad_inner_dim=True)

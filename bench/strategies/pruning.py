@@ -14,8 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bench.strategies.decoders import is_conv1d, replace_conv1d
 from bench.strategies.flops import count_share
-from bench.strategies.parts import Parts, Unsupported
-from bench.strategies.quantization import needs_ampere
+from bench.strategies.parts import Parts, Unsupported, needs_capability
 
 _MLPS = (
     (("mlp.c_fc",), "mlp.c_proj"),
@@ -130,7 +129,7 @@ def magnitude(parts: Parts, *, sparsity: float, schedule: str, begin: float, end
 
 def semi_structured(parts: Parts) -> None:
     """Keep two of each four weights (2:4) from the first step on; sparse tensor cores skip the others in the served model."""
-    needs_ampere(parts, "2:4 sparsity")
+    needs_capability(parts.device, (8, 0), "2:4 sparsity")
     masks = Masks(parts)
     masks.places = [(m, name) for m, name in masks.places if getattr(m, name).dim() == 2 and _fits(m, getattr(m, name))]
     if not masks.places:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.strategies.decoders import is_conv1d, replace_conv1d
-from bench.strategies.parts import Parts, Unsupported
+from bench.strategies.parts import Parts, Unsupported, needs_capability
 from bench.strategies.precision import store_as
 
 
@@ -95,16 +95,9 @@ def _dynamic(parts: Parts, mapping: str) -> None:
     _serve_as(parts, config, _check(parts, tile, tile))
 
 
-def needs_ampere(parts: Parts, what: str) -> None:
-    """Raise Unsupported on a GPU without the kernels."""
-    if torch.cuda.get_device_capability(parts.device) < (8, 0):
-        name = torch.cuda.get_device_name(parts.device)
-        raise Unsupported(f"{what} needs compute capability 8.0 or newer, not {name}")
-
-
 def int4(parts: Parts, *, group: int) -> None:
     """4-bit integer weights with a scale and a zero point for each `group`; all others in bfloat16."""
-    needs_ampere(parts, "int4")
+    needs_capability(parts.device, (8, 0), "int4")
     torchao = import_module("torchao.quantization")
     config = torchao.Int4WeightOnlyConfig(
         group_size=group, set_inductor_config=False, int4_packing_format="tile_packed_to_4d"

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from bench.strategies.parts import Parallelism, Parts, Unsupported
+from bench.strategies.parts import Parallelism, Parts, Unsupported, materialize
 
 
 def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
@@ -29,8 +29,9 @@ class Fsdp2(Parallelism):
     Without `reshard` they stay from the forward pass to the backward pass (as in ZeRO stage 2): less traffic, more memory.
     `offload` keeps weights, gradients and the optimizer in the memory of the host; on a CPU it changes nothing. `meta`
     builds the model without memory and fills it after sharding, so that no device ever holds all of it. Number formats are
-    those of the other strategies (weights of 32 bits, autocast). `mixed` casts weights to 16 bits before they travel, which
-    halves the traffic and also rounds what passes between blocks. Gradients always travel and add up in 32 bits.
+    those of the other strategies (weights of 32 bits, autocast). `mixed` casts weights before they travel, which in 16 bits
+    halves the traffic and also rounds what passes between blocks. Without it, autocast casts the gathered weights, and the
+    backward pass keeps the casts of all blocks: a copy of the whole model. Gradients always travel and add up in 32 bits.
     """
 
     apart = False
@@ -38,13 +39,17 @@ class Fsdp2(Parallelism):
 
     def __init__(self, parts: Parts, *, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
         super().__init__(parts)
-        self._shard(self._mesh(), reshard=reshard, offload=offload, meta=meta, mixed=mixed)
+        mesh = self._mesh()
+        self._shard(mesh, mesh.get_local_rank(mesh.ndim - 1), reshard=reshard, offload=offload, meta=meta, mixed=mixed)
 
     def _mesh(self) -> DeviceMesh:
         return init_device_mesh(self.parts.device.type, (self.data_ranks,), mesh_dim_names=("shard",))
 
-    def _shard(self, mesh: DeviceMesh, *, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
-        """Shard each block, then the rest. All of `mesh` shares the weights; of two dimensions, the last one does."""
+    def _shard(self, mesh: DeviceMesh, part: int, *, reshard: bool, offload: bool, meta: bool, mixed: bool) -> None:
+        """Shard each block, then the rest. All of `mesh` shares the weights; of two dimensions, the last one does.
+
+        `part` is the number of this rank's part of the weights.
+        """
         parts, precision = self.parts, self.parts.precision
         blocks = list(dict.fromkeys(parts.blocks))  # a block that occurs several times is sharded once
         if not blocks:
@@ -60,19 +65,7 @@ class Fsdp2(Parallelism):
         # The root's own weights, embedding and head, are the last in use and the first again: they stay.
         self.root = fully_shard(parts.model, reshard_after_forward=False, **options)
         if meta:
-            parts.model.to_empty(device="cpu" if offload else parts.device)
-            with self._own_random_numbers(mesh, on_host=offload or not on_gpu):
-                parts.workload.initialize(parts.model)
-
-    @contextmanager
-    def _own_random_numbers(self, mesh: DeviceMesh, *, on_host: bool) -> Iterator[None]:
-        """Initialize each shard with random numbers of its own; on GPUs torch does so by itself."""
-        if not on_host:
-            yield
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.parts.spec.seed * 65_537 + mesh.get_local_rank(mesh.ndim - 1))
-            yield
+            materialize(parts, part, on_host=offload)
 
     @contextmanager
     def _synchronised(self, *, now: bool) -> Iterator[None]:

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor import parallel as styles
 
-from bench.strategies.decoders import Decoder, is_conv1d, linear_of
-from bench.strategies.parts import Parallelism, Parts
+from bench.strategies.decoders import is_conv1d, linear_of, to_divide
+from bench.strategies.parts import Parallelism, Parts, materialize
 from bench.strategies.sharded import Fsdp2, gathered
 
 
@@ -29,7 +30,7 @@ class Tensors:
     def __init__(self, parts: Parts, mesh: DeviceMesh, *, sequence: bool, loss_parallel: bool) -> None:
         self.parts, self.mesh, self.sequence, self.loss_parallel = parts, mesh, sequence, loss_parallel
         self.size: int = mesh.size()
-        self.decoder = Decoder(parts.model)
+        self.decoder = to_divide(parts)
         self.converted: dict[torch.nn.Module, int] = {}
         tied = self.decoder.tied
         for block in self.decoder.layers:
@@ -98,9 +99,8 @@ class Tensors:
         if self.loss_parallel:
             self.decoder.head.register_forward_hook(_whole_when_validating)
             loss = self.parts.loss
-            self.parts.loss = lambda model, batch: loss(
-                model, batch
-            ).to_local()  # every rank has the sum over the vocabulary
+            # Every rank has the sum over the vocabulary.
+            self.parts.loss = lambda model, batch: loss(model, batch).to_local()
         if self.sequence:
             self.decoder.layers[0].register_forward_pre_hook(self._enter)
 
@@ -108,6 +108,12 @@ class Tensors:
         """Take this rank's part of the sequence."""
         whole = DTensor.from_local(args[0], self.mesh, [Replicate()], run_check=False)
         return whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:]
+
+    def agree(self) -> None:
+        """Give all ranks of the mesh the same copy of the random weights that each of them holds whole."""
+        for parameter in self.parts.model.parameters():
+            if parameter.placements[-1].is_replicate():
+                dist.broadcast(parameter.detach().to_local(), group=self.mesh.get_group(), group_src=0)
 
     def context(self) -> AbstractContextManager[Any]:
         """Context of a forward and a backward pass."""
@@ -158,13 +164,15 @@ class Tp(Parallelism):
     apart = False
     regional = True
 
-    def __init__(self, parts: Parts, *, size: int, sequence: bool, loss_parallel: bool) -> None:
-
+    def __init__(self, parts: Parts, *, size: int, meta: bool, sequence: bool, loss_parallel: bool) -> None:
         super().__init__(parts)
-        Decoder(parts.model)  # refuses other models
-        self.data_rank, self.data_ranks = 0, 1
+        to_divide(parts)  # refuses other models
+        rank, self.data_rank, self.data_ranks = self.data_rank, 0, 1
         mesh = init_device_mesh(parts.device.type, (parts.spec.world_size,), mesh_dim_names=("tensor",))
         self.tensors = Tensors(parts, mesh, sequence=sequence, loss_parallel=loss_parallel)
+        if meta:
+            materialize(parts, rank)
+            self.tensors.agree()
 
     def exchange(self, *, now: bool) -> AbstractContextManager[Any]:
         """Compute the loss on divided logits."""
@@ -179,17 +187,18 @@ class FsdpTp(Fsdp2):
     """Both: groups of `size` neighbouring ranks divide the layers (tp), and each part is sharded over the groups (fsdp2)."""
 
     def __init__(
-        self, parts: Parts, *, size: int, sequence: bool, loss_parallel: bool, reshard: bool, mixed: bool
+        self, parts: Parts, *, size: int, meta: bool, sequence: bool, loss_parallel: bool, reshard: bool, mixed: bool
     ) -> None:
-
         Parallelism.__init__(self, parts)
-        Decoder(parts.model)  # refuses other models
-        world = parts.spec.world_size
+        to_divide(parts)  # refuses other models
+        rank, world = self.data_rank, parts.spec.world_size
         size = size or world
-        self.data_rank, self.data_ranks = self.data_rank // size, world // size
+        self.data_rank, self.data_ranks = rank // size, world // size
         mesh = init_device_mesh(parts.device.type, (self.data_ranks, size), mesh_dim_names=("shard", "tensor"))
         self.tensors = Tensors(parts, mesh["tensor"], sequence=sequence, loss_parallel=loss_parallel)
-        self._shard(mesh["shard"], reshard=reshard, offload=False, meta=False, mixed=mixed)
+        self._shard(mesh["shard"], rank, reshard=reshard, offload=False, meta=meta, mixed=mixed)
+        if meta:
+            self.tensors.agree()
 
     @contextmanager
     def _both(self, *, now: bool) -> Iterator[None]:

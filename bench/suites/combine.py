@@ -50,7 +50,6 @@ ROWS = (
     ),
     Rule("parallelism.offload & precision=fp16", "the gradient scaler is on the GPU, the gradients are on the host"),
     Rule("parallelism.offload & pruning!=none", "pruning needs whole weights, and the hosts hold parts of them"),
-    Rule("parallelism.mixed & precision=fp32,tf32", "mixed sends weights in 16 bits: choose precision bf16 or fp16"),
     Rule(
         "parallelism:!whole_model & quantization!=none",
         "no device holds the whole model to serve: choose ddp",

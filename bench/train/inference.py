@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bench.record import Inference
 from bench.strategies.parts import Parts
@@ -144,8 +146,10 @@ def zeros_share(model: torch.nn.Module) -> float:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a compressed tensor as a dense floating-point one."""
-    kind = type(tensor)
-    if kind.dequantize is not torch.Tensor.dequantize:
-        return tensor.dequantize()
-    return tensor.to_dense() if kind.to_dense is not torch.Tensor.to_dense else tensor
+    """Return a compressed tensor as a dense floating-point one; packed ones can only be multiplied (by the identity)."""
+    for name in ("dequantize", "to_dense"):
+        if getattr(type(tensor), name) is not getattr(torch.Tensor, name):
+            return getattr(tensor, name)()
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor
+    return linear(torch.eye(tensor.shape[1], dtype=tensor.dtype, device=tensor.device), tensor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from bisect import bisect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median, quantiles
@@ -14,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.train.trainer import Clock, Trainer, synchronize
+from bench.train.trainer import Clock, Trainer, synchronize, wait
 
 _COMMUNICATION = ("gloo:", "nccl:", "nccldevkernel", "ncclkernel", "c10d::", "_c10d_functional::", "record_param_comms")
 PROFILED_STEPS = 3
@@ -45,8 +44,7 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
             clock.begin()
             multiply()
             clock.mark()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             speeds += [2 * size**3 / seconds for seconds in clock.step_seconds()]
         del a, b, multiply
     except RuntimeError as error:
@@ -107,9 +105,9 @@ def _memory(name: str) -> int:
 class Shares(NamedTuple):
     """Shares of the time of the profiled steps: see `bench.record.Rank`."""
 
-    communication: float
-    exposed: float
-    busy: float
+    communication_share: float
+    exposed_communication_share: float
+    busy_share: float
 
 
 Span = tuple[float, float]
@@ -127,7 +125,7 @@ def union(intervals: Iterable[Span]) -> list[Span]:
 
 
 def _length(intervals: Iterable[Span]) -> float:
-    return sum(end - start for start, end in intervals)
+    return sum(end - start for start, end in union(intervals))
 
 
 def communication_shares(trainer: Trainer) -> Shares | None:
@@ -145,8 +143,7 @@ def communication_shares(trainer: Trainer) -> Shares | None:
         began = time.monotonic_ns()
         for _ in range(PROFILED_STEPS):
             trainer.step()
-        if gpu:
-            torch.cuda.synchronize(trainer.device)
+        wait(trainer.device)
         ended = time.monotonic_ns()
     synchronize(trainer.device)
     talking: list[Span] = []
@@ -164,7 +161,7 @@ def communication_shares(trainer: Trainer) -> Shares | None:
         elif gpu or name.startswith("aten::"):
             computing.append(span)
     total = (ended - began) / 1e3
-    return shares(talking, without(computing, calls), total)
+    return shares(talking, computing, calls, total)
 
 
 def _raw_events(profiler: Any) -> Iterable[Any]:
@@ -173,23 +170,9 @@ def _raw_events(profiler: Any) -> Iterable[Any]:
     return (event for event in events if not getattr(event, "is_hidden_event", bool)())
 
 
-def without(intervals: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """Return the parts of the intervals that lie in none of the others."""
-    out: list[Span] = []
-    holes = union(others)
-    for start, end in union(intervals):
-        first = max(0, bisect(holes, (start, start)) - 1)
-        for low, high in holes[first : bisect(holes, (end, end))]:
-            if low > start:
-                out.append((start, low))
-            start = max(start, high)
-        if start < end:
-            out.append((start, end))
-    return out
-
-
-def shares(talking: Iterable[Span], computing: Iterable[Span], total: float) -> Shares:
-    """Return the shares of `total` with communication, with communication alone, and with computation."""
-    talk, compute = union(talking), union(computing)
-    both = _length(talk) + _length(compute) - _length(union([*talk, *compute]))
-    return Shares(_length(talk) / total, (_length(talk) - both) / total, _length(compute) / total)
+def shares(talk: list[Span], compute: list[Span], calls: list[Span], total: float) -> Shares:
+    """Return the shares of `total` with communication, with communication alone, and with computation outside `calls`."""
+    computed = _length(compute + calls) - _length(calls)
+    # Communication together with computation that is in no call: by inclusion and exclusion.
+    both = computed - _length(talk + compute + calls) + _length(talk + calls)
+    return Shares(_length(talk) / total, (_length(talk) - both) / total, computed / total)

@@ -34,10 +34,14 @@ class InvalidResult(Exception):
     """The training ran, but its result cannot be right."""
 
 
+def wait(device: torch.device) -> None:
+    """Wait until the device has finished all its work."""
+    torch.get_device_module(device).synchronize(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all its work and all ranks have arrived."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     agree(0, device)
 
 
@@ -173,7 +177,9 @@ class Trainer:
         """Return loss and accuracy on held-out samples, equal on all ranks; None without held-out samples."""
         sums, parts = torch.zeros(3, dtype=torch.float64, device=self.device), self.parts
         shares = self.parallel.data_rank, self.parallel.data_ranks
-        with torch.no_grad(), _eagerly(self.spec):
+        # Validation's shapes and modes would trigger a compilation inside the window.
+        eager = nullcontext() if self.spec.compile.name == "eager" else torch.compiler.set_stance("force_eager")
+        with torch.no_grad(), eager:
             for batch in validation_batches(parts.workload, self.spec.validation.samples, self.batch_size, *shares):
                 moved = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
                 with context:
@@ -205,14 +211,6 @@ class Trainer:
         return quality
 
 
-def _eagerly(spec: RunSpec) -> AbstractContextManager[Any]:
-    """Run compiled code eagerly: validation's shapes and modes would trigger a compilation inside the window."""
-    if spec.compile.name == "eager":
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
 def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     """Build the model with the same random weights on every rank, and apply the strategies."""
     torch.manual_seed(spec.seed)
@@ -232,6 +230,7 @@ def build(spec: RunSpec, device: torch.device, needed: Path | None) -> Trainer:
     parts.count = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     parallel = catalog.load("parallelism", spec.parallelism)(parts)
     catalog.load("compile", spec.compile)(parts, parallel)
+    parallel.wrap()
 
     batch_size = int(spec.batch_size_per_device or 1)
     seed = spec.seed * 65_537 + parallel.data_rank

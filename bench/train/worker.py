@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -30,6 +31,7 @@ from bench.record import Inference, Measurement, Rank
 from bench.schema import RunSpec, Scalar
 from bench.strategies import checkpoint
 from bench.strategies.graph import compiled
+from bench.strategies.optimizer import allocate_state
 from bench.strategies.parts import Unsupported
 from bench.train import inference
 from bench.train.batch_size import find_batch, limit_memory
@@ -80,13 +82,15 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
 
 def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock, now: int) -> Trainer:
     """Build the training; with `batch_size_per_device: max` find the largest batch first."""
-    limit_memory(spec, device)
+    limit_memory(spec.memory_limit_bytes, device)
     how: dict[str, Scalar] = {}
     if spec.batch_size_per_device == "max":
         size, how = find_batch(spec, device, needed)
         spec = spec.changed(batch_size_per_device=size)
         now = clock.phase("find_batch", now)
     trainer = build(spec, device, needed)
+    if how and device.type == "cuda":
+        allocate_state(trainer.optimizer)
     trainer.parts.notes |= how
     clock.phase("build", now)
     return trainer
@@ -136,9 +140,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
         peak_memory_bytes=peak,
         matmul_flops_per_second=[median(probe) for probe in speeds if probe],
         matmul_spread=max((quartiles_apart(probe) for probe in speeds if probe), default=None),
-        communication_share=shares.communication if shares else None,
-        exposed_communication_share=shares.exposed if shares else None,
-        busy_share=shares.busy if shares else None,
+        **(shares._asdict() if shares else {}),
     )
     ranks = gather(mine)
     _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
@@ -212,6 +214,7 @@ def _estimated_bytes(spec: RunSpec, execution: Path) -> int | None:
 def _notes(trainer: Trainer) -> dict[str, Scalar]:
     """Return the notes of the parts. Graphs compiled after the warm-up slowed measured steps, so their number is noted."""
     notes = dict(trainer.parts.notes)
+    notes["processors"] = len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count() or 1
     if "compiled_graphs" in notes:
         notes["compiled_after_warmup"] = int(compiled()["compiled_graphs"]) - int(notes["compiled_graphs"])
     return notes
@@ -244,6 +247,8 @@ def main(folder_name: str) -> None:
     stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
     faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank dumps its stack
+    if processors := json.loads(os.environ.get("WATTBENCH_PROCESSORS", "[]")):
+        psutil.Process().cpu_affinity(processors)  # torchrun binds cold ranks to some of them; warm ones are not bound
     try:
         spec = files.SPEC.read(folder)
         run(spec, folder, rank, local_rank)

@@ -1,32 +1,24 @@
-"""The dashboard with 10,000 runs in a real browser, beside MLflow's own page of the same store.
+"""The dashboard with 10,000 runs in a real browser.
 
     python -m tests.benchmarks.dashboard [--runs 10000] [--rounds 3]
 
 Each time is from the address being opened, or the choice being made, until the page shows its tables and the server has
 no more to say; each browser is a new one with an empty profile. The first page is opened at a new server that finds a
-cache of finished runs, as soon as it answers, and at a warm one that has served the page before. The dashboard shows all
-runs and their sums, MLflow the first hundred runs. How busy the machine was is printed with the times: of two cores that
-others use as well they say little. Skipped, loudly, where there is no Chromium.
+cache of finished runs, as soon as it answers, and at a warm one that has served the page before. How busy the machine was
+is printed with the times: of two cores that others use as well they say little. Skipped, loudly, where there is no Chromium.
 """
 
 import argparse
-import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import quote
-from urllib.request import urlopen
 
 import pandas as pd
 
@@ -34,7 +26,7 @@ from analytics.runs.store import load
 from app.pages.runs import matching
 from tests.benchmarks.frame import build
 from tests.benchmarks.observer import table
-from tests.browser import CHROMIUM, DRIVER, WAIT, Server, chrome, select, shows, until
+from tests.browser import CHROMIUM, DRIVER, Server, chrome, select, shows, until
 
 SUITES, CHOSEN = 20, ("suite-3", "suite-5", "suite-7")
 TYPED = (
@@ -73,16 +65,6 @@ def first_page(browser: Any, url: str, runs: int) -> float:
     browser.get(url)
     until(lambda: counts(browser, runs) and tables(browser), "the first page is seen", PAUSE)
     return time.monotonic() - begun
-
-
-def own_files(browser: Any) -> float:
-    """Seconds during which the browser was loading Streamlit's own files for the page that it shows."""
-    script = "return performance.getEntriesByType('resource').map(e => [e.name, e.startTime, e.responseEnd])"
-    loading, until_now = 0.0, 0.0
-    for begun, ended in sorted((b, e) for name, b, e in browser.execute_script(script) if "/static/" in name):
-        loading += max(0.0, ended - max(begun, until_now))
-        until_now = max(until_now, ended)
-    return loading / 1000
 
 
 def first_sight(browser: Any, url: str) -> float:
@@ -140,60 +122,6 @@ def typed(browser: Any, condition: str) -> float:
     return pressed
 
 
-def mlflow_rows(browser: Any) -> str:
-    found = "return [...document.querySelectorAll('.ag-row')].map(row => row.innerText).join()"
-    return str(
-        browser.execute_script(f"return document.body.innerText.includes('matching runs') && (() => {{{found}}})()")
-    )
-
-
-def mlflow_page(browser: Any, url: str) -> float:
-    """Seconds until MLflow's run table of all experiments has rows."""
-    ids = json.dumps([str(number) for number in range(1, SUITES + 2)])
-    begun = time.monotonic()
-    browser.get(f"{url}/#/compare-experiments/s?experiments={quote(ids)}")
-    until(lambda: len(mlflow_rows(browser)) > 10, "MLflow shows rows", PAUSE)
-    return time.monotonic() - begun
-
-
-def mlflow_filtered(browser: Any) -> float:
-    """Seconds until MLflow's run table shows other rows after a search for one suite."""
-    from selenium.webdriver.common.keys import Keys
-
-    before = mlflow_rows(browser)
-    box = browser.find_element("css selector", "[data-testid=search-box]")
-    box.send_keys(f'tags."bench.suite" = "{CHOSEN[0]}"')
-    box.send_keys(Keys.ESCAPE)
-    begun = time.monotonic()
-    box.send_keys(Keys.ENTER)
-    until(lambda: len(now := mlflow_rows(browser)) > 10 and now != before, "MLflow shows other rows", PAUSE)
-    return time.monotonic() - begun
-
-
-@contextmanager
-def mlflow_server(uri: str, folder: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    with (folder / "mlflow.log").open("w") as log:
-        given: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True, "cwd": folder}
-        process = subprocess.Popen([*command, "--port", str(port), "--workers", "1"], **given)
-        try:
-            until(lambda: answers(port), f"MLflow's server starts: {(folder / 'mlflow.log').read_text()}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)  # it has workers
-            process.wait(WAIT)
-
-
-def answers(port: int) -> bool:
-    """Whether the server is ready, its workers too."""
-    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-        return bool(answer.status == 200)
-    return False
-
-
 def ours(uri: str, folder: Path, runs: int, found: dict[str, list[float]]) -> None:
     """Measure a round of the dashboard: nothing kept, then a new server with what was kept, then other browsers."""
     cache, cwd = folder / "cache", folder / "cwd"
@@ -207,10 +135,8 @@ def ours(uri: str, folder: Path, runs: int, found: dict[str, list[float]]) -> No
         for name in ("first page, new server", "first page, warm server"):
             with new_browser() as browser:
                 found[name].append(first_page(browser, server.url, runs))
-                found[f"{name}: Streamlit's files"].append(own_files(browser))
         with new_browser() as browser:
             found["first page, warm server"].append(first_page(browser, server.url, runs))
-            found["first page, warm server: Streamlit's files"].append(own_files(browser))
             found["filter, Overview: suite"] += [filtered(browser, suite, runs // SUITES) for suite in CHOSEN]
             filters(browser, server.url, load(uri), found)
 
@@ -226,28 +152,16 @@ def filters(browser: Any, url: str, df: pd.DataFrame, found: dict[str, list[floa
         found["filter, Runs: typed"].append(seconds)
 
 
-def theirs(uri: str, folder: Path, found: dict[str, list[float]]) -> None:
-    with mlflow_server(uri, folder) as url:
-        for name in ("MLflow, new server", "MLflow, second browser"):
-            with new_browser() as browser:
-                found[name].append(mlflow_page(browser, url))
-                if name == "MLflow, second browser":
-                    found["MLflow, search"].append(mlflow_filtered(browser))
-
-
+COLD = ("cold, newest suite seen", "cold, all runs seen")
 FIRST = ("first page, new server", "first page, warm server")
 FILTERS = ("filter, Overview: suite", "filter, Runs: suite", "filter, Runs: typed")
 LIMITS = dict.fromkeys(FIRST, FIRST_SECONDS) | dict.fromkeys(FILTERS, FILTER_SECONDS)
-BESIDE = dict.fromkeys(("cold, newest suite seen", "cold, all runs seen", FIRST[0]), "MLflow, new server")
-BESIDE |= {FIRST[1]: "MLflow, second browser"} | dict.fromkeys(FILTERS, "MLflow, search")
 
 
 def lines(found: dict[str, list[float]]) -> Iterator[tuple[str, ...]]:
     for name, seconds in found.items():
-        peer = BESIDE.get(name)
-        ratio = f"{median(seconds) / median(found[peer]):.2f} of {peer}" if peer else ""
         limit = f"{LIMITS[name]:g}" if name in LIMITS else ""
-        yield name, f"{median(seconds):.2f}", f"{max(seconds):.2f}", limit, ratio
+        yield name, f"{median(seconds):.2f}", f"{max(seconds):.2f}", limit
 
 
 def missed(found: dict[str, list[float]]) -> list[str]:
@@ -256,7 +170,7 @@ def missed(found: dict[str, list[float]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure rounds of both on a store in a temporary folder, and print the comparison; exit 1 where a target is missed."""
+    """Measure rounds on a store in a temporary folder, and print them; exit 1 where a target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -264,9 +178,7 @@ def main() -> None:
     if not CHROMIUM or not DRIVER:
         print("NOT MEASURED: the dashboard in a browser, as chromium and chromedriver are not on PATH")
         return
-    parts = {name: [name, f"{name}: Streamlit's files"] if name in FIRST else [name] for name in BESIDE}
-    names = [*chain(*parts.values()), *dict.fromkeys(BESIDE.values())]
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[float]] = {name: [] for name in (*COLD, *LIMITS)}
     busy = []
     runs = asked.runs - asked.runs % SUITES
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -274,9 +186,8 @@ def main() -> None:
         for number in range(asked.rounds):
             busy.append(f"{os.getloadavg()[0]:.1f}")
             ours(uri, Path(folder) / str(number), runs, found)
-            theirs(uri, Path(folder) / str(number), found)
     print(f"processes that wanted one of {os.cpu_count()} cores, in the minute before each round: {', '.join(busy)}")
-    print(table(("", "median [s]", "slowest [s]", "target [s]", "ratio"), lines(found)))
+    print(table(("", "median [s]", "slowest [s]", "target [s]"), lines(found)))
     for name in missed(found):
         print(f"MISSED: {name}")
     sys.exit(bool(missed(found)))

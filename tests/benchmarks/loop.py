@@ -63,7 +63,7 @@ def ours(asked: RunSpec, device: torch.device) -> Callable[[int], None]:
 
 def by_hand(asked: RunSpec, device: torch.device) -> Callable[[int], None]:
     """Return the shortest loop that does the same."""
-    plain = asked.model_copy(update={"compile": Choice(name="eager")})
+    plain = asked.changed(compile=Choice(name="eager"))
     parts = build(plain, device, None).parts  # for the model, the split and the optimizer's settings alone
     model, split = parts.model, parts.workload.train
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=device.type == "cuda" or None)

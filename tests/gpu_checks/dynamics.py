@@ -1,14 +1,12 @@
-"""Checks of how the sensor follows power that changes: part-time sampling, step response, a second reader."""
+"""Checks of how the sensor follows power that changes: part-time sampling and step response."""
 
-import shutil
-import subprocess
 import time
 from statistics import mean, median
 
 from bench.meters.meter import Reading
 from bench.meters.trace import Trace
 from tests.gpu_checks.figures import at_duty, duty, hold_mean, rise_seconds, spread
-from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome, Skipped
+from tests.gpu_checks.session import AVERAGE, COUNTER, INSTANT, LoadFailed, Nvml, Outcome
 
 PHASES = 8
 RATIOS = {"1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4, "4/5": 4 / 5, "6/5": 6 / 5, "5/4": 5 / 4, "4/3": 4 / 3}
@@ -114,39 +112,3 @@ def v9(session, seconds):
         out.add(f"V9 rise of {name}", text, low <= median(known) <= high, f"{low:g} to {high:g} s")
         out.figures[f"{name.lower()}_rise_seconds"] = [round(rise, 4) for rise in known]
     return out
-
-
-def v14(session, seconds):
-    """The power that nvidia-smi prints, against the counter over the same time."""
-    if shutil.which("nvidia-smi") is None:
-        raise Skipped("there is no nvidia-smi here")
-    query = "--query-gpu=power.draw.instant,power.draw.average"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", session.uuid]
-    out, readings = Outcome(), []
-    with session.load("gemm"), Nvml(session.uuid) as nvml:
-        time.sleep(min(5.0, seconds / 3))
-        t0, e0 = time.monotonic(), nvml.counter()
-        while time.monotonic() < t0 + seconds * 2 / 3 or len(readings) < 3:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-            if done.returncode:
-                raise Skipped(f"nvidia-smi ended with {done.returncode}: {(done.stderr or done.stdout)[:100]}")
-            readings.append([_number(text) for text in done.stdout.strip().splitlines()[0].split(",")])
-            time.sleep(0.2)
-        watts = (nvml.counter() - e0) / 1e3 / (time.monotonic() - t0)
-    for name, column in zip(("instant", "average"), zip(*readings, strict=True), strict=True):
-        known = [value for value in column if value is not None]
-        if not known:
-            out.add(f"V14 nvidia-smi {name}", "not supported here")
-            continue
-        difference = mean(known) / watts - 1
-        text = f"{mean(known):.1f} W, counter {watts:.1f} W: {difference:+.2%}"
-        out.add(f"V14 nvidia-smi {name}", text, abs(difference) <= 0.05, "within 5 %")
-        out.figures[f"{name}_difference"] = difference
-    return out
-
-
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_right
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from statistics import mean, median, stdev
 
@@ -90,12 +91,6 @@ def variation(values):
     return stdev(values) / mean(values)
 
 
-def slope(points):
-    """Return the least-squares slope of (x, y) points."""
-    x0, y0 = mean(x for x, _ in points), mean(y for _, y in points)
-    return sum((x - x0) * (y - y0) for x, y in points) / sum((x - x0) ** 2 for x, _ in points)
-
-
 def rise_seconds(samples, start, end):
     """Return the seconds in which (ns, value) samples rise from 10 to 90 % of a step at `start`; None without a step.
 
@@ -115,6 +110,7 @@ def rise_seconds(samples, start, end):
     return None if None in crossed else (crossed[1] - crossed[0]) / 1e9
 
 
+@cache
 def t_quantile(degrees, probability):
     """Return the quantile of Student's t for a probability from 0.5: found by bisection of its integral."""
     factor = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)

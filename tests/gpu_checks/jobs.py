@@ -1,4 +1,4 @@
-"""Checks of whole jobs: perturbation, ranks that share a GPU, CodeCarbon, the main suite, two GPUs."""
+"""Checks of whole jobs: perturbation, ranks that share a GPU, the main suite, two GPUs."""
 
 import os
 import re
@@ -40,7 +40,8 @@ def v8(session, seconds):
         ratio, low, high = abba(found["times"])
         text = f"{ratio - 1:+.3%} ({low - 1:+.3%} to {high - 1:+.3%}), {BLOCKS} x ABBA of {found['steps']} steps"
         fine = high - 1 <= 0.005
-        out.add(name, text, fine if interval == 0.1 else None, "upper bound 0.5 %" if interval == 0.1 else "shown only")
+        judged = interval == INTERVAL
+        out.add(name, text, fine if judged else None, "upper bound 0.5 %" if judged else "shown only")
         out.figures[f"{interval * 1e3:.0f}_ms"] = {
             "ratio": ratio,
             "low": low,
@@ -82,23 +83,6 @@ def v12(session, seconds):
     out.add("V12 energy of two ranks", text, 0.9 < total / watts < 1.1, "within 10 %, not twice")
     out.add("V12 how", "two processes, sidecar given the UUID twice, Trace.energy; not through bench")
     out.figures = {"watts": total, "counter_watts": watts, "steps": steps}
-    return out
-
-
-def v13(session, seconds):
-    """CodeCarbon in a process of its own, against our counter."""
-    if absent(["codecarbon"]):
-        raise Skipped("the package codecarbon is not installed")
-    out = Outcome()
-    with session.load("idle" if session.no_load else "gemm"):
-        found = job(None, "codecarbon", seconds + 120, uuid=session.uuid, index=session.gpu.index, seconds=seconds)
-    ours, theirs = found["counter_joules"], found["codecarbon_joules"]
-    difference = theirs["gpu"] / ours - 1
-    text = f"{theirs['gpu']:.1f} J, ours {ours:.1f} J: {difference:+.2%}"
-    out.add("V13 CodeCarbon's GPU energy", text, abs(difference) <= 0.01, "within 1 %")
-    for name in sorted(set(theirs) - {"gpu"}):
-        out.add(f"V13 CodeCarbon's {name}", f"{theirs[name]:.1f} J by its model ({found['modes'][name]})")
-    out.figures = found
     return out
 
 

@@ -170,42 +170,8 @@ def rank(torch, number, file):
     os._exit(0)
 
 
-def codecarbon(uuid, index, seconds):
-    """Energy of a GPU by CodeCarbon, which our own meter gives no GPU, and by our meter over the same time."""
-    from bench.meters import estimate
-    from bench.meters.nvml import NvmlMeter
-
-    class WithGpu(estimate.CodecarbonMeter):
-        def _start_tracker(self):
-            import codecarbon
-
-            real = codecarbon.OfflineEmissionsTracker
-            codecarbon.OfflineEmissionsTracker = lambda **given: real(**given | {"gpu_ids": [index]})
-            super()._start_tracker()
-
-    ours = NvmlMeter([uuid])
-    theirs = WithGpu()
-    if not theirs.wait(60) or theirs.reason:
-        return {"reason": theirs.reason or "CodeCarbon did not start within 60 s"}
-    if not any(type(item).__name__ == "GPU" for item in theirs._tracker._hardware):
-        return {"reason": "CodeCarbon reads no GPU here (it wants the nvidia-smi command)"}
-
-    def both():
-        row = next(row for row in ours.read() if row.energy_uj is not None)
-        estimates = {r.component: r.energy_uj for r in theirs.read() if r.component}
-        return estimates | {"gpu": theirs._tracker._total_gpu_energy.kWh * 3.6e12}, row.energy_uj
-
-    modes = {row.component: row.mode for row in theirs.read() if row.component} | {"gpu": "nvml"}
-    (estimate0, counter0), _, (estimate1, counter1) = both(), time.sleep(seconds), both()
-    joules = {name: (estimate1[name] - estimate0[name]) / 1e6 for name in estimate1 if name in estimate0}
-    return {"modes": modes, "codecarbon_joules": joules, "counter_joules": (counter1 - counter0) / 1e6}
-
-
 def main():
     kind, options = sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    if kind == "codecarbon":
-        say(codecarbon(**options))
-        return 0
     import torch
 
     if not torch.cuda.is_available():

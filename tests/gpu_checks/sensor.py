@@ -1,6 +1,5 @@
 """Checks of what NVML says: inventory, counter, latency, agreement, additivity, plausibility, repeatability."""
 
-import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,6 @@ from tests.gpu_checks.figures import (
     falls,
     histogram,
     hold_mean,
-    slope,
     summary,
     variation,
 )
@@ -289,32 +287,4 @@ def v10(session, seconds):
             expected = f"{least:.0f} to {1.02 * limit:.0f} W"
             out.add(f"V10 {kind}: mean power", f"{watts:.1f} W", max(least, 1e-9) <= watts <= 1.02 * limit, expected)
         out.figures[kind] = {"watts": watts, "limit_watts": limit, "falls": fell}
-    return out
-
-
-def v11(session, seconds):
-    """Mean power at three power limits. Changes the machine, so only for root who asks for it."""
-    if not session.allow_power_limit or os.geteuid() != 0:
-        raise Skipped("it changes the power limit: for root, with --allow-power-limit")
-    out, points = Outcome(), []
-    with session.load("gemm"), Nvml(session.uuid) as nvml:
-        before = nvml.ask("nvmlDeviceGetEnforcedPowerLimit")
-        low, high = nvml.ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
-        if before is None or low is None:
-            raise Skipped("this GPU does not tell its power limits")
-        try:
-            for limit in (low + (min(high, before) - low) * part // 4 for part in (4, 2, 1)):
-                nvml.module.nvmlDeviceSetPowerManagementLimit(nvml.handle, int(limit))
-                time.sleep(seconds / 9)
-                t0, e0 = time.monotonic(), nvml.counter()
-                time.sleep(seconds * 2 / 9)
-                points.append((limit / 1e3, (nvml.counter() - e0) / 1e3 / (time.monotonic() - t0)))
-        except nvml.module.NVMLError as error:
-            raise Skipped(f"the power limit cannot be set: {error}") from error
-        finally:
-            nvml.ask("nvmlDeviceSetPowerManagementLimit", before)
-    steep = slope(points)
-    text = ", ".join(f"{limit:.0f} W -> {watts:.0f} W" for limit, watts in points)
-    out.add("V11 power by limit", f"{text}: slope {steep:.2f}", 0.8 <= steep <= 1.1, "slope 0.8 to 1.1")
-    out.figures = {"limit_and_watts": points, "slope": steep}
     return out

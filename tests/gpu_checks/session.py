@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -165,14 +166,6 @@ class Load:
         self.stop()
 
 
-class NoLoad:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
 @dataclass
 class Stretch:
     """A recorded time: the sidecar's trace, its window, AVERAGE as (ns, mW), and the sidecar's share of a core."""
@@ -210,7 +203,6 @@ class Session:
     driver: str
     no_load: str | None
     deadline: float
-    allow_power_limit: bool = False
     earlier: dict = field(default_factory=dict)
     stretches: dict = field(default_factory=dict)
 
@@ -221,7 +213,7 @@ class Session:
     def load(self, kind, **options):
         """Return a load to use in `with`; `idle` is none. Raises Skipped where there can be none."""
         if kind == "idle":
-            return NoLoad()
+            return nullcontext()
         if self.no_load:
             raise Skipped(self.no_load)
         return Load(self.uuid, kind, **options)
