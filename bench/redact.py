@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _PATTERNS = (
-    (re.compile(r"(?<=://)[^@\s]+@"), "***@"),
+    (re.compile(r"(?<=://)\S+@"), "***@"),
     (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(?:bearer\s+|basic\s+)?\S+"), r"\1***"),
     (
         re.compile(

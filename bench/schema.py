@@ -261,7 +261,7 @@ class RunSpec(Model):
         return f"{readable.lstrip('-')}-{self.config_id}-r{self.repeat}"
 
 
-_Price = Annotated[float, Field(ge=0, le=1e6)]
+_Price = Annotated[float, Field(ge=0, le=1e18)]
 
 
 class Site(Model):

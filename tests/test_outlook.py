@@ -61,18 +61,20 @@ def test_fit_predicts_what_is_asked_for() -> None:
     done = bench("fit", "--devices", "16,32")
     assert done.exit_code == 0, done.output
     predicted = done.output.split("80 % intervals")[1]
-    assert [line.split()[0] for line in predicted.splitlines()[2:4]] == ["16", "32"]
-    (prediction,) = json.loads(bench("fit", "--devices", "16", "--json").stdout)["predictions"]
-    assert prediction["devices"] == 16
-    assert 0 < prediction["samples_per_second_low"] < prediction["samples_per_second"]
-    assert prediction["efficiency"] < prediction["efficiency_high"]
+    assert [line.split()[:3] for line in predicted.splitlines()[2:4]] == [["tiny,", "fp32", n] for n in ("16", "32")]
+    predictions = json.loads(bench("fit", "--devices", "16", "--json").stdout)["predictions"]
+    assert len({prediction["flops_per_sample"] for prediction in predictions}) == len(rows.SIZES) == len(predictions)
+    for prediction in predictions:
+        assert prediction["devices"] == 16
+        assert 0 < prediction["samples_per_second_low"] < prediction["samples_per_second"]
+        assert prediction["efficiency"] < prediction["efficiency_high"]
     assert json.loads(bench("fit", "--json").stdout)["predictions"] == []
 
 
 def test_a_host_of_two_cores_has_no_eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     made = rows.grid((1, 2), cores=2)
     monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
-    four, eight = json.loads(bench("fit", "--devices", "4,8", "--json").stdout)["predictions"]
+    four, eight = json.loads(bench("fit", "--devices", "4,8", "--json").stdout)["predictions"][:2]
     assert "beyond_this_machine" in four["flags"]
     assert "beyond_this_machine" in eight["flags"]
     predicted = bench("fit", "--devices", "4,8").output.split("80 % intervals")[1]

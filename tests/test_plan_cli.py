@@ -184,7 +184,7 @@ def test_own_runs_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("--known hours=3,devices=3,devices=4", "give each of hours, devices only once"),
         (
             "--params 7e9 --tokens 1e9 --device L4 --devices 8 --price 1e308",
-            "--price: Input should be less than or equal to 1000000",
+            "less than or equal to 1000000",
         ),
         (
             "--params 7e9 --tokens 1e9 --device L4 --devices 8 --power-watts 1e39 --electricity-price 1e300",

@@ -68,8 +68,11 @@ def results(
 
 
 def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what the law predicts for each series of the runs on numbers of devices, as documents."""
-    return [one.to_dict() for series in (fit(df).series if devices else ()) for one in outlook(series, devices)]
+    """Return what the law predicts for each series and size of the runs on numbers of devices, as documents."""
+    sizes = [
+        (series, size.flops_per_sample) for series in (fit(df).series if devices else ()) for size in series.by_work
+    ]
+    return [one.to_dict() for series, work in sizes for one in outlook(series, devices, work)]
 
 
 def execution_blocks(
