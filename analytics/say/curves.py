@@ -13,10 +13,9 @@ from analytics.law.outlook import PARTS, Outlook, outlook
 from analytics.law.series import SIZES, Point, ScalingFit, SeriesFit
 from analytics.runs.frame import telling
 from analytics.say.blocks import Figure, Group, Mark
+from analytics.say.law import same_work
 from analytics.say.names import is_work, named, word
 from analytics.text import devices_words
-
-_SAME_SIZE = 0.005
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def curves(law: ScalingFit, table: pd.DataFrame, devices: Sequence[int] = ()) ->
         row = rows.loc[series.points[0].config_id]
         label = ", ".join(filter(None, (word(column, row[column]) for column in columns)))
         for size in series.by_work:
-            near = tuple(p for p in series.points if abs(p.flops_per_sample / size.flops_per_sample - 1) < _SAME_SIZE)
+            near = tuple(p for p in series.points if same_work(p.flops_per_sample, size.flops_per_sample))
             work = str(rows["work"][near[0].config_id]) if rows["work"].nunique() > 1 or not label else ""
             name = ", ".join(filter(None, (work, label)))
             name = f"{name} ({series.name})" if name in {curve.name for curve in found} else name

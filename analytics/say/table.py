@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analytics.judge.compare import Comparison, Effect
+from analytics.judge.symptoms import MANY as MANY
 from analytics.quantities import quantity
 from analytics.runs.frame import telling
 from analytics.say.blocks import Table
@@ -16,8 +17,6 @@ from analytics.say.names import UP_TO, is_work, metric_name, spoken, word
 from analytics.text import interval, number, printable, written
 from bench.record import Status
 
-MANY = 20
-"""More repeats than this are no advice."""
 _MOST_FIELDS = 3
 """So many fields have columns of their own; more are one column of words."""
 GAIN = "speed / step above"

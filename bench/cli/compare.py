@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import baselines_option, explain_option, json_option, print_json, store_option
+from bench.cli.options import baselines_option, explain_option, json_option, print_blocks, print_json, store_option
 from bench.errors import FAILED, UserError
 
 
@@ -66,9 +66,7 @@ def compare(
     """
     from analytics.judge.gate import Condition, broken, outcomes
     from analytics.judge.sides import Sources, compared, compared_metrics
-    from analytics.render.terminal import show
     from analytics.say.compare import blocks, gate_blocks
-    from bench.cli.progress import screen
 
     conditions = [Condition.parse(text) for text in gates]
     sources = Sources(store, folder)
@@ -97,7 +95,7 @@ def compare(
         print_json(document)
     else:
         gated = gate_blocks(sides, matched, decided, broke, missing, equivalence, store, failed=failed)
-        show(gated if conditions else blocks(sides, matched, equivalence, store), screen(), explain=explain)
+        print_blocks(gated if conditions else blocks(sides, matched, equivalence, store), explain=explain)
     for condition in conditions:
         own = [outcome for outcome in decided if outcome.condition == str(condition)]
         if not failed and all(outcome.state == "cannot tell" and outcome.ratio is None for outcome in own):

@@ -73,10 +73,9 @@ def plan(as_json: bool, explain: bool, **options: Any) -> None:
     if as_json:
         print_json(document)
     else:
-        from analytics.render.terminal import show
-        from bench.cli.progress import screen
+        from bench.cli.options import print_blocks
 
-        show(blocks, screen(), explain=explain)
+        print_blocks(blocks, explain=explain)
 
 
 def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -14,6 +14,7 @@ from bench.cli.options import (
     gpus_option,
     json_option,
     place,
+    print_blocks,
     print_json,
     program,
     runs_option,
@@ -70,11 +71,10 @@ def search(
     again in parallel on other devices, it shares the work. Exit codes: 0 with an answer, 1 if nothing that is allowed was
     found, 2 wrong use, 130 stopped, 70 a fault of wattbench or of the machine.
     """
-    from analytics.render.terminal import show
     from analytics.say.confirm import confirmed
     from analytics.say.search import blocks, preview_blocks, sentences
     from analytics.search.session import read
-    from bench.cli.progress import Lines, screen
+    from bench.cli.progress import Lines
 
     if show_only + dry_run + confirm > 1 or (show_only and options["new"]):
         raise UserError("give only one of --show, --dry-run and --confirm, and no --new with --show")
@@ -87,7 +87,7 @@ def search(
         if as_json:
             print_json(preview)
         else:
-            show(preview_blocks(session.search.name, goals, preview, _again()), screen())
+            print_blocks(preview_blocks(session.search.name, goals, preview, _again()))
         return
     if show_only:
         answer, repeated = session.shown()
@@ -99,7 +99,7 @@ def search(
     if as_json:
         print_json(answer.document() | {"confirmed": repeated})
     else:
-        show(blocks(answer, repeated, list(_next(answer, repeated))), screen(), explain=explain)
+        print_blocks(blocks(answer, repeated, list(_next(answer, repeated))), explain=explain)
         if not answer.points:
             raise UserError("nothing that is allowed was found", code=FAILED)
     sys.exit(0 if answer.front else FAILED)
