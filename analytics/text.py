@@ -6,6 +6,8 @@ import math
 
 from analytics.interval import MOST_REPEATS, Interval
 
+_LARGE = 1e9
+"""From here on numbers have an exponent."""
 _TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
@@ -20,7 +22,7 @@ def number(value: float) -> str:
     """Print a number for people: four digits, no exponent from 0.0001 to a billion."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < _LARGE else f"{value:.4g}"
 
 
 def interval(value: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
@@ -32,7 +34,9 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
     tail = f" {unit}" if unit else ""
     if low is None or high is None or low == high or not all(map(math.isfinite, (value, low, high))):
         return _three(value) + tail  # equal ends: it is exact
-    if 0 < 10 * low < high:
+    if max(abs(value), abs(low), abs(high)) >= _LARGE:
+        texts = [f"{x:.3g}" for x in (value, low, high)]
+    elif 0 < 10 * low < high:
         texts = [_fixed(x, 1 - _size(x)) for x in (value, low, high)]
     else:
         largest = max(abs(value), abs(low), abs(high))
@@ -70,7 +74,7 @@ def _three(value: float) -> str:
     """Print a number with three digits and no exponent from 0.0001 on; `-` where it is not finite."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:.3g}" if abs(value) < 999.5 else _fixed(value, 2 - _size(value))
+    return f"{value:.3g}" if abs(value) < 999.5 or abs(value) >= _LARGE else _fixed(value, 2 - _size(value))
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from analytics.text import printable
+from analytics.text import counted, printable
 from app import data
 from app.serve import RUNS
 from bench.store import tracker as tracking
@@ -76,8 +76,9 @@ def duration(seconds: float) -> str:
 
 
 def _progress(flight: Flight) -> str:
-    of = "" if flight.to_do is None else f" of {flight.to_do}"
-    return f"{flight.done}{of} {flight.unit} done"
+    if flight.to_do is None:
+        return f"{counted(flight.done, flight.unit[:-1])} done"
+    return f"{flight.done} of {counted(flight.to_do, flight.unit[:-1])} done"
 
 
 def words(flight: Flight, now: datetime) -> list[str]:

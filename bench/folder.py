@@ -55,7 +55,7 @@ class RankExit(Model):
 
 
 class IdleTimes(Model):
-    """When idle power was measured, as (from, to) in nanoseconds: without and with a CUDA context on the GPUs."""
+    """When idle power was measured, as (from, to) in nanoseconds: without and with a context of torch on the GPUs."""
 
     idle: tuple[int, int]
     context: tuple[int, int] | None = None

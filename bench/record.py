@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from bench.renamed import current_record
 from bench.schema import MEASURE, Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
+from bench.vendors import FILTERS
 
 
 class Status(StrEnum):
@@ -90,7 +91,7 @@ class EnergyReading(Model):
 class IdlePower(Model):
     """Power of one component while nothing runs, measured before the runs of an execution.
 
-    `power_watts_context` is the power with a CUDA context on the GPU, which raises its clocks; None without one.
+    `power_watts_context` is the power with a context of torch on the GPU, which raises its clocks; None without one.
     """
 
     component: Literal["gpu", "cpu", "dram", "node"]
@@ -218,12 +219,15 @@ class Measurement(Model):
     The window extends from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are those of all ranks, `step_seconds` the optimizer steps of rank 0. `peak_memory_bytes`, by
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
-    shapes. A command of the user may report less; without steps the window is the whole command. `compile_seconds` is the
+    shapes. A command of the user may report less; without steps the window is the whole command. `step_flags` say what in
+    its printed steps could not be counted. `compile_seconds` is the
     excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
-    energy before the window. `notes` are facts about a strategy or workload.
+    energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three each),
+    which one unusual batch does not move. `notes` are facts about a strategy or workload.
     """
 
     step_seconds: list[Positive] = []
+    step_flags: list[Slug] = []
     window_seconds: Positive
     steps: Annotated[int, Field(ge=0)] = 0
     samples: Count | None = None
@@ -238,6 +242,7 @@ class Measurement(Model):
     flops_per_sample: Positive | None = None
     loss_first: float | None = None
     loss_last: float | None = None
+    loss_medians: tuple[float, float] | None = None
     quality: list[Quality] = []
     stopped_by: Literal["target", "patience"] | None = None
     inference: Inference | None = None
@@ -322,6 +327,7 @@ class Environment(Model):
     folder_commit: str | None = None
     machine: Machine
     torch_cuda: str | None = None
+    torch_rocm: str | None = None
     variables: dict[str, str] = {}
     argv: list[str] = []
     load_average: float | None = None
@@ -338,7 +344,7 @@ class Environment(Model):
         rough = (
             None if memory is None else round(memory / 2**32)
         )  # equal hosts differ by the memory that the kernel reserves
-        variables = {name: value for name, value in self.variables.items() if name != "CUDA_VISIBLE_DEVICES"}
+        variables = {name: value for name, value in self.variables.items() if name not in FILTERS}
         machine = self.machine.changed(memory_bytes=rough)
         plain = self.changed(machine=machine, variables=variables)
         return plain._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
@@ -384,7 +390,7 @@ class Observation(Model):
     @property
     def gpus(self) -> list[str]:
         """UUIDs of the GPUs that were used."""
-        return self.devices if self.spec.device_type == "cuda" else []
+        return self.devices if self.spec.device_type == "gpu" else []
 
 
 class RunRecord(Observation):

@@ -30,6 +30,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "meter": {
         "nvml": "bench.meters.nvml:NvmlMeter",
+        "amdsmi": "bench.meters.amd:AmdMeter",
         "rapl": "bench.meters.rapl:RaplMeter",
         "codecarbon": "bench.meters.estimate:CodecarbonMeter",
         "replay": "bench.meters.replay:ReplayMeter",

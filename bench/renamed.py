@@ -9,6 +9,21 @@ from typing import Any
 _ESTIMATED = re.compile(r"_estimated_(joules|watts)(_[a-z]+)?$")
 _NAMES = {"quality": "grade", "workload_args.checkpoint": "workload_args.pretrained"}
 _MEMORY = {"checkpoint": "recompute"}
+MACHINES = {"cuda": "gpu"}
+"""Former names of kinds of machines, and today's."""
+
+
+def current_machine(name: Any) -> Any:
+    """Return a kind of machine by today's name: `cuda` -> `gpu`."""
+    return MACHINES.get(name, name) if isinstance(name, str) else name
+
+
+def former_machine(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a spec with the kind of machine by its former name: `gpu` -> `cuda`."""
+    former = {today: name for name, today in MACHINES.items()}
+    return {**spec} | (
+        {"device_type": former.get(spec["device_type"], spec["device_type"])} if "device_type" in spec else {}
+    )
 
 
 def current_name(name: str) -> str:
@@ -19,6 +34,8 @@ def current_name(name: str) -> str:
 def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a flat row of a run under today's names; one of today comes back as it is."""
     out = {current_name(name): value for name, value in row.items()}
+    if "device_type" in out:
+        out["device_type"] = current_machine(out["device_type"])
     if (memory := out.get("memory")) in _MEMORY:
         out["memory"] = _MEMORY[memory]
         out["label"] = re.sub(rf" {memory}\b", f" {_MEMORY[memory]}", str(out.get("label", "")))
@@ -50,7 +67,7 @@ def _spec(spec: dict[str, Any]) -> dict[str, Any]:
 def former_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a spec under the names of version 0.1, whose hash identifies stored configurations."""
     former = {today: name for name, today in _MEMORY.items()}
-    out = {**spec}
+    out = former_machine(spec)
     if arguments := spec.get("workload_args"):
         out["workload_args"] = {("checkpoint" if k == "pretrained" else k): v for k, v in arguments.items()}
     if (memory := spec.get("memory")) in former:

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_serializer, model_validator
 
 from bench import registry
-from bench.renamed import former_spec
+from bench.renamed import current_machine, former_machine, former_spec
+from bench.vendors import VENDORS, Vendor
 
 Scalar = bool | int | float | str
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -158,7 +159,7 @@ class RunSpec(Model):
     inference_seconds: NonNegative = 0.0
     ladder: Annotated[int, Field(ge=0)] | None = None
     launcher: Slug = "local"
-    device_type: Literal["cpu", "cuda"]
+    device_type: Annotated[Literal["cpu", "gpu"], BeforeValidator(current_machine)]
     num_nodes: Literal[1] = 1
     devices_per_node: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     threads_per_device: _Whole = 1
@@ -223,9 +224,10 @@ class RunSpec(Model):
     def config_id(self) -> str:
         """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default.
 
-        A plan of 10,000 runs asks for it several times a run, so it is computed once.
+        A plan of 10,000 runs asks for it several times a run, so it is computed once. A GPU is hashed by its former name,
+        so that stored runs keep their configuration.
         """
-        return _hash(self._configuration())
+        return _hash(former_machine(self._configuration()))
 
     @property
     def former_config_id(self) -> str:
@@ -293,7 +295,7 @@ class Suite(Site):
     """A file of experiments, as written. `defaults`, `matrix`, `include` and `exclude` hold fields of RunSpec.
 
     They also understand `devices` (a count, or `auto`) and `global_batch_size`, and a dotted name sets one entry of a
-    mapping (`workload_args.preset`). A value may depend on the machine: `{on: {cpu: 4, cuda: 16}}`. The steps of a `ladder`
+    mapping (`workload_args.preset`). A value may depend on the machine: `{on: {cpu: 4, gpu: 16}}`. The steps of a `ladder`
     are added one by one to the defaults, which are its first step.
     """
 
@@ -306,7 +308,7 @@ class Suite(Site):
     ladder: list[dict[str, Any]] = []
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 3.0
-    """How long idle power is measured before the runs, without and with a CUDA context on the GPUs; 0: not at all."""
+    """How long idle power is measured before the runs, without and with a context of torch on the GPUs; 0: not at all."""
 
     @property
     def site(self) -> Site:
@@ -315,9 +317,10 @@ class Suite(Site):
 
 
 class Gpu(Model):
-    """One NVIDIA GPU as NVML reports it. `used_by` names other processes that use it.
+    """One GPU as the library of its vendor reports it. `used_by` names other processes that use it.
 
-    `foreign_memory_bytes` is the memory in use before the runs, without that of the driver.
+    `foreign_memory_bytes` is the memory in use before the runs, without that of the driver. `mig`: it is cut into slices
+    (MIG of NVIDIA, partitions of AMD).
     """
 
     index: int
@@ -327,6 +330,7 @@ class Gpu(Model):
     used_by: list[str] = []
     foreign_memory_bytes: int | None = None
     mig: bool = False
+    vendor: Vendor = "nvidia"
 
 
 class Machine(Model):
@@ -340,10 +344,20 @@ class Machine(Model):
 
     @property
     def free_gpus(self) -> list[Gpu]:
-        """GPUs that no other process uses and that are not split into slices (MIG), which are not supported."""
+        """GPUs that no other process uses and that are not cut into slices, which are not supported."""
         return [gpu for gpu in self.gpus if not gpu.used_by and not gpu.mig]
 
     @property
-    def device_type(self) -> Literal["cpu", "cuda"]:
+    def vendor(self) -> Vendor:
+        """Vendor of the GPUs; NVIDIA where there are none."""
+        return self.gpus[0].vendor if self.gpus else "nvidia"
+
+    @property
+    def meters(self) -> list[str]:
+        """Meters of runs that name none."""
+        return [VENDORS[self.vendor].meter, "rapl", "codecarbon"]
+
+    @property
+    def device_type(self) -> Literal["cpu", "gpu"]:
         """Type of device that runs use by default."""
-        return "cuda" if self.gpus else "cpu"
+        return "gpu" if self.gpus else "cpu"

@@ -26,7 +26,7 @@ from analytics.say.blocks import Block
 from analytics.say.search import blocks, preview_blocks
 from bench.machine import doctor as machine_doctor
 from bench.machine.doctor import Finding
-from bench.meters import meter, nvml
+from bench.meters import gpu, meter
 from bench.record import Phase, RunRecord, Status
 from bench.schema import COMMAND, Gpu, Machine, RunSpec
 from bench.suites.expand import expand
@@ -170,11 +170,11 @@ def doctored(
 ) -> list[Finding]:
     """Return what is found on a machine with these GPUs and RAPL zones that is otherwise made up."""
     clock = Ticking()
-    for module in (machine_doctor, meter, nvml):
+    for module in (machine_doctor, meter, gpu):
         patch.setattr(module, "time", clock)
     facts = {
         "_host": lambda *_: Finding("host", "ok", "load 0.1 on 64 processors"),
-        "_torch": lambda *_: Finding("torch", "ok", "2.13.0, CUDA 12.9"),
+        "_torch": lambda *_: Finding("torch", "ok", "2.13.0, built for CUDA 12.9"),
         "_estimate": lambda: Finding("energy estimate", "ok", "codecarbon", "", {"power_watts_cpu_estimated": 14.6}),
         "_software": lambda: iter([Finding("import bench", "ok", "/opt/wattbench/bench")]),
         "sees_all_processes": lambda: True,

@@ -1,5 +1,6 @@
 """No test reads the settings or the stores of the person who runs it. Folders of tests are in memory, where it has room."""
 
+import gc
 import os
 import shutil
 import warnings
@@ -15,11 +16,14 @@ from tests.recorded import recorded_store
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
-settings.register_profile("wattbench", deadline=None, max_examples=40)
+settings.register_profile("wattbench", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("wattbench")
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+gc.disable()  # until everything is imported: what stays for good is never looked at
 
 
 LEAKS = ("ignore:unclosed:ResourceWarning", "ignore:.*:pytest.PytestUnraisableExceptionWarning")
@@ -31,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("slow"):
             for leak in LEAKS:
                 item.add_marker(pytest.mark.filterwarnings(leak))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _own(patch: pytest.MonkeyPatch, folder: Path, cache: Path, locks: Path) -> None:
@@ -81,6 +90,17 @@ def recorded_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         warnings.simplefilter("ignore")  # of MLflow; which test asks for the store first is left to chance
         folder = once(tmp_path_factory, "recorded", recorded_store)
     return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one, for trainings in this process."""
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path_factory.mktemp("ranks") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

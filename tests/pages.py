@@ -13,8 +13,10 @@ from streamlit.components.v2.component_manager import BidiComponentManager
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
-from analytics.runs import store
+from analytics.judge import sides
+from analytics.runs import selection, store
 from analytics.runs.frame import frame
+from analytics.search import session
 from app import data, serve
 from bench.store import tracker as tracking
 from tests import rows
@@ -49,7 +51,8 @@ def opener(name: str) -> Any:
                     raise given
                 return given if on == "search" else named(given)
 
-            monkeypatch.setattr(store, "load", load)
+            for module in (store, selection, sides, session):  # all that have it by name, before a page imports them
+                monkeypatch.setattr(module, "load", load)
             monkeypatch.setattr(tracking, "searches", load)
             return opened(on, query)
 

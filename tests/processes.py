@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,27 @@ def until(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.05)
     return value
+
+
+@contextmanager
+def interrupted(number: int, condition: Callable[[], Any]) -> Iterator[None]:
+    """Send a signal to this process, as Ctrl-C or `kill` do, as soon as a condition holds within the block."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        until(lambda: condition() or over.is_set())
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.signal(number, lambda *_: None)  # should it come late
+        over.set()
+        thread.join()
+        signal.signal(number, before)
 
 
 def _offline() -> list[str]:

@@ -70,8 +70,6 @@ def judge(table: str, name: str, rows: pd.DataFrame) -> dict[str, Any]:
         out[law] = 100 * abs(true / predicted["speed"] - 1)
         if law == "step":
             out["covered"] = bool(predicted["low"] <= true <= predicted["high"])
-        whole = _fit(seen, law).predict(seen)["speed"]
-        out[f"{law}_in_sample"] = float(100 * (seen["speed"] / whole - 1).abs().median())
     out["last"] = 100 * abs(np.exp(rate.iloc[-1] - rate.iloc[half - 1]) - 1)
     return out
 
@@ -153,7 +151,6 @@ def by_table(judged: pd.DataFrame) -> pd.DataFrame:
     out = []
     for name, part in parts:
         row: dict[str, Any] = {"table": name, "series": len(part)}
-        row |= {f"{law} in-sample": part[f"{law}_in_sample"].median() for law in LAWS}
         row |= {column: part[column].median() for column in ("ideal", "last", "step")}
         row |= {f"{law} p90": part[law].quantile(0.9) for law in LAWS}
         row |= {"covered %": 100 * part["covered"].mean()}

@@ -1,6 +1,9 @@
 """A full grid that was measured once, and a runner that plays it back."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +39,33 @@ def search(objectives: str = "[time, cost]", seed: int = 0, **fields: Any) -> Se
     return Search.model_validate(written | fields, strict=True)
 
 
+_SPECS: dict[str, dict[Any, Any]] = {}
+_FRAMES: dict[str, pd.DataFrame] = {}
+
+
+def _identity(over: Space) -> str:
+    return json.dumps(over.identity(), sort_keys=True)
+
+
 def space(searched: Search) -> Space:
-    return Space.of(searched, MACHINE)
+    """Return the space of a search. Those of one identity share what they have expanded."""
+    made = Space.of(searched, MACHINE)
+    return replace(made, _specs=_SPECS.setdefault(_identity(made), {}))
+
+
+@cache
+def _rows() -> dict[tuple[str, ...], dict[str, Any]]:
+    given = pd.read_csv(DATA / "decoder_grid.csv").to_dict("records")
+    known = ({str(name): value for name, value in row.items() if not pd.isna(value)} for row in given)
+    return {tuple(str(row[name]) for name in FIELDS): row for row in known}
 
 
 class Recorded:
     """The runs of the grid: called with specs, it returns the rows that were recorded of them, and counts."""
 
     def __init__(self, over: Space) -> None:
-        self.rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.space = over
         self.configurations: list[tuple[str, ...]] = []
-        for row in pd.read_csv(DATA / "decoder_grid.csv").to_dict("records"):
-            known = {str(name): value for name, value in row.items() if not pd.isna(value)}
-            spec = over.spec({name: known[name] for name in FIELDS})
-            self.rows[self.place(spec)] = (
-                parameters(spec) | known | {"execution": "recorded", "config_id": spec.config_id}
-            )
 
     @staticmethod
     def place(spec: RunSpec) -> tuple[str, ...]:
@@ -59,8 +73,7 @@ class Recorded:
         return tuple(str(told[name]) for name in FIELDS)
 
     def row(self, spec: RunSpec) -> dict[str, Any]:
-        place = self.place(spec)
-        found = self.rows[place]
+        found = parameters(spec) | _rows()[self.place(spec)] | {"execution": "recorded", "config_id": spec.config_id}
         return found | {"run_id": spec.run_id, "repeat": spec.repeat, "started_at": "2026-11-22T16:00:00+00:00"}
 
     def __call__(self, specs: Sequence[RunSpec], number: int, stage: str) -> list[dict[str, Any]]:
@@ -69,6 +82,8 @@ class Recorded:
 
     def frame(self) -> pd.DataFrame:
         """All of it, as if it came from a store."""
-        return frame(
-            {**row, "run_id": str(place), "started_at": "2026-11-22T16:00:00+00:00"} for place, row in self.rows.items()
-        )
+        same = _identity(self.space)
+        if same not in _FRAMES:
+            specs = {place: self.space.spec({name: row[name] for name in FIELDS}) for place, row in _rows().items()}
+            _FRAMES[same] = frame({**self.row(spec), "run_id": str(place)} for place, spec in specs.items())
+        return _FRAMES[same]

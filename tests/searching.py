@@ -42,9 +42,9 @@ def _grid(task: str) -> tuple[np.ndarray, float]:
     return points.max(axis=0), hypervolume(points, points.max(axis=0))
 
 
-def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False) -> int:
-    """Return how many configurations a search runs before it has 95 % of the hypervolume of the grid."""
-    asked = search(task, seed, sampler=sampler)
+def trials_to_front(task: str, sampler: str, seed: int, *, stored: bool = False, most: int = 400) -> int:
+    """Return how many configurations a search runs before it has 95 % of the hypervolume of the grid, or `most`."""
+    asked = search(task, seed, sampler=sampler, budget={"trials": most})
     over = space(asked)
     recorded, score = Recorded(over), Scores(asked)
     goals = [goal.name for goal in asked.objectives]

@@ -14,13 +14,16 @@ from rich.console import Console
 from analytics.quantities import quantity
 from analytics.render.terminal import show
 from analytics.runs.frame import frame
-from analytics.say.answer import document
+from analytics.say.answer import document, find
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.say.results import predictions, results
+from analytics.say.runs import so_far
 from analytics.say.table import FIGURES, GAIN, SERVED, TARGET
 from bench.record import Status
 from bench.schema import Scalar
+from bench.store.progress import Seen
 from tests import rows
+from tests.test_live import flight
 
 Rows = list[dict[str, Scalar]]
 
@@ -267,3 +270,23 @@ def test_a_command_names_its_store_as_a_shell_takes_it_and_no_password(store: st
     assert "secret" not in text
     assert "token" not in text
     assert ("MLFLOW_TRACKING_URI" in text) == bool(list(unnamed(store))) == bool(store and not named)
+
+
+@pytest.mark.parametrize(("state", "words"), [("running", "still running"), ("stopped", "the same command resumes it")])
+def test_an_execution_that_is_not_complete_says_so_below_its_title(state: Any, words: str) -> None:
+    df = frame(grid(1, 2, repeats=3))
+    execution, suite = df["execution"].iloc[0], df["suite"].iloc[0]
+    made = [Sentence("title", "title"), Sentence("answer", "answer")]
+    seen = Seen(flight(execution, suite=suite, to_do=36, done=6), state)
+    assert [block.text for block in so_far(made, df, [seen])][1].startswith("So far: 6 of 36 runs; ")
+    assert words in str([*so_far(made, df, [seen])][1])
+    others = [Seen(flight("another", suite=suite), state), Seen(flight(execution, suite=suite, to_do=4, done=4), state)]
+    assert [*so_far(made, df, others)] == made, "of others, and where nothing is left, there is nothing to say"
+
+
+def test_probes_of_a_search_are_no_configurations() -> None:
+    full, probes = grid(1, repeats=3), [row | {"stage": "probe"} for row in grid(2, repeats=1)]
+    (found,) = find(frame([*full, *probes]))
+    assert (found.probes, len(found.own), {*found.runs["devices"]}) == (1, 1, {1})
+    (alone,) = find(frame(probes))
+    assert (alone.probes, len(alone.own)) == (0, 1)

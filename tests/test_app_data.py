@@ -20,7 +20,7 @@ from app import data, page, serve
 from bench.errors import UserError
 from bench.store import sqlite as database
 from tests import rows
-from tests.pages import opened, texts
+from tests.pages import MAIN, opened, texts
 
 PAGES = sorted(set(page.PAGES) - {"planner"})
 """All but the planner, which goes on with published trainings."""
@@ -229,11 +229,20 @@ def test_a_page_cannot_spoil_what_others_see(monkeypatch: pytest.MonkeyPatch) ->
     assert "new" not in data.runs().content
 
 
-def test_arguments_of_the_server() -> None:
-    given = serve.arguments(8501, "192.0.2.1", ["bench.example"])
-    hosts = [flag.split("=")[1] for flag in given if "allowedHosts" in flag]
-    assert hosts == ["localhost", "127.0.0.1", "192.0.2.1", "bench.example"]
-    assert "--server.address=192.0.2.1" in given
+@pytest.mark.parametrize(
+    ("given", "address", "allowed"),
+    [((), "127.0.0.1", []), (("192.0.2.1", ["bench.example"]), "192.0.2.1", ["192.0.2.1", "bench.example"])],
+)
+def test_the_server_is_for_this_machine_unless_another_address_is_given(
+    given: tuple[Any, ...], address: str, allowed: list[str]
+) -> None:
+    script, *flags = serve.arguments(8501, *given)[1:]
+    assert Path(script) == MAIN
+    assert {f"--server.address={address}", "--browser.gatherUsageStats=false", "--server.fileWatcherType=none"} <= {
+        *flags
+    }
+    hosts = [flag.split("=")[1] for flag in flags if "allowedHosts" in flag]
+    assert hosts == ["localhost", "127.0.0.1", *allowed]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_help_has_every_grade_provenance_and_flag() -> None:
 
 
 def test_show_lists_the_runs_starts_nothing_and_says_how_to(tmp_path: Path) -> None:
-    given = [SCALING, "--set", "device_type=cpu", "--set", "devices=[1]", "--price", "3.6"]
+    given = [SCALING, "--set", "device_type=cpu", "--set", "devices=[1]", "--only", "preset=tiny", "--price", "3.6"]
     done = bench("show", *given)
     assert (done.exit_code, list(tmp_path.iterdir())) == (0, [])
     command = shlex.join(["bench", "run", *given])
@@ -182,7 +182,7 @@ def test_the_region_comes_from_the_environment_too(tmp_path: Path, monkeypatch: 
 
 def test_show_of_a_suite_to_be_published() -> None:
     given = ["--publish", "--capital-price", "1.5", "--electricity-price", "0.2", "--price-note", "list price, 2026"]
-    document = json.loads(bench("show", SCALING, "--set", "device_type=cpu", "--json", *given).stdout)
+    document = json.loads(bench("show", SCALING, "--set", "device_type=cpu", "--no-memory", "--json", *given).stdout)
     suite = document["suite"]
     assert (suite["usd_capital_per_device_hour"], suite["usd_per_kwh"], suite["price_note"]) == (
         1.5,
@@ -232,3 +232,9 @@ def test_progress_names_runs_in_words_and_counts_what_is_skipped(capsys: pytest.
         "[2/4] 1 device, bf16 (1 of 2)",
     )
     assert last.startswith("done in ")
+
+
+def test_a_store_without_an_address_is_a_mistake() -> None:
+    done = bench("fit", "--store", "")
+    assert done.exit_code == 2
+    assert "--store: wanted the URI of a store, got nothing" in done.output

@@ -8,7 +8,7 @@ import pytest
 
 from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
-from bench.redact import redact
+from bench.redact import redact, redact_argv
 from bench.run.collect import Context, collect, log_tail
 from bench.schema import Gpu, RunSpec, Site
 from tests import rows
@@ -112,6 +112,11 @@ def test_the_log_tail_is_short(tmp_path: Path) -> None:
         ("Authorization: Bearer hunter2", "hunter2"),
         ("AKIAABCDEFGHIJKLMNOP", "AKIAA"),
         ("hf_abcdefghijklmnop", "hf_abc"),
+        ("scp me:hunter2@example.org", "hunter2"),
+        ("curl -u me:hunter2 http://example.org", "hunter2"),
+        ("curl --user=me:hunter2 x", "hunter2"),
+        ("mysql -uroot -phunter2 db", "hunter2"),
+        ("--token 512x", "512x"),
         ("https://bucket/x?X-Amz-Signature=hunter2&a=1", "hunter2"),
     ],
 )
@@ -120,8 +125,32 @@ def test_credentials_are_taken_out(text: str, secret: str) -> None:
     assert "***" in redact(text)
 
 
+def test_words_of_a_command_are_redacted_one_by_one() -> None:
+    argv = [
+        "bench",
+        "--token",
+        "abc",
+        "--max-tokens",
+        "512",
+        "--password",
+        "a b",
+        "sh",
+        "-c",
+        "true --token 'x y'",
+        "-v",
+    ]
+    found = redact_argv(argv)
+    assert found[:7] == ["bench", "--token", "***", "--max-tokens", "512", "--password", "***"]
+    assert (len(found), found[-1], "x y" in found[-2]) == (len(argv), "-v", False)
+    assert redact_argv(["x", "--token", "1234567"])[-1] == "***"
+    assert redact_argv(["curl", "-u", "me:pw", "http://x"]) == ["curl", "-u", "***", "http://x"]
+
+
 def test_other_text_stays() -> None:
-    for text in ("tokens_per_second 12.5", "12 tokens", "/home/x/y.py:12", "the tokenizer of user@host", "a=1 b=2"):
+    texts = ("tokens_per_second 12.5", "12 tokens", "/home/x/y.py:12", "the tokenizer of user@host", "a=1 b=2")
+    options = ("--max-tokens 512", "max_tokens: 512,", "tokens=1.4e12", "python -u train.py -p 3", "scp me@host:/x")
+    options += ("1000 tokens in 2 s", "python -u run.py:main", "docker run -u 1000:1000 x", "git@github.com:x/y.git")
+    for text in (*texts, *options, "nvcr.io/nvidia/pytorch:24.01@sha256:abc", "2026-01-02T03:04:05"):
         assert redact(text) == text
 
 
@@ -162,7 +191,7 @@ def ended_well(
 
 
 def on_gpus(workload: str = "synthetic", devices: int = 2) -> RunSpec:
-    changes = {"workload": workload, "device_type": "cuda", "devices_per_node": devices}
+    changes = {"workload": workload, "device_type": "gpu", "devices_per_node": devices}
     batch = {"batch_size_per_device": None, "measure_steps": None} if workload == "command" else {}
     return RunSpec.model_validate(SPEC.model_dump() | changes | batch)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from bench.suites import yaml as yamlfile
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, load_suite, override
 from bench.workloads.command import CommandArgs, fill
+from bench.workloads.printed import Printed
 from tests.processes import PATIENCE
 
 S = 10**9
@@ -79,7 +81,7 @@ def test_a_mistake_in_braces_is_told_and_is_no_traceback(argv: str, message: str
         ({"argv": "  "}, "argv is empty"),
         ({"argv": "echo 'open"}, "No closing quotation"),
         ({"argv": "x", "step_pattern": "("}, "not a regular expression"),
-        ({"argv": "x", "step_pattern": "(?P<lost>.)"}, "groups are samples, tokens and loss, not lost"),
+        ({"argv": "x", "step_pattern": "(?P<lost>.)"}, "groups are step, .* and loss, not lost"),
         ({"argv": "x", "devices": 3}, "devices: a run has a field of this name"),
         ({"argv": "x", "precision": "bf16"}, "precision: a run has a field of this name"),
     ],
@@ -170,6 +172,27 @@ def test_a_signal_is_named_even_if_it_has_no_name(tmp_path: Path, number: int, s
     assert (failure.kind, failure.message.endswith(said)) == ("failed", True)
 
 
+@pytest.mark.parametrize(
+    ("words", "partial"),
+    [
+        ("--nnodes=2", True),
+        ("--nnodes 1:4", True),
+        ("--num_machines 2", True),
+        ("srun --nodes=2", True),
+        ("srun -n 8 -N 2", True),
+        ("--nnodes=1", False),
+        ("", False),
+    ],
+)
+def test_what_all_nodes_print_is_not_the_work_of_one(tmp_path: Path, words: str, partial: bool) -> None:
+    code = "import time\nfor i in range(6): print(i, flush=True); time.sleep(0.01)"
+    argv = f"{shlex.join(python(code))} {words}".replace("{", "{{").replace("}", "}}")
+    spec = command(argv, step_pattern=r"(?P<step>\d)", samples_per_step=8, warmup_steps=1)
+    assert run(spec, tmp_path, dict(os.environ), tmp_path) == 0
+    measured = Measurement.model_validate_json((tmp_path / "result.json").read_text())
+    assert ("partial_world" in measured.step_flags, measured.samples) == (partial, None if partial else 40)
+
+
 def test_memory_that_ran_out_is_read_off_the_log(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
@@ -215,7 +238,7 @@ def watched(folder: Path, code: str, pattern: str, output: Any = None) -> tuple[
     taken = io.BytesIO() if output is None else output
     path = folder / "steps.jsonl"
     path.unlink(missing_ok=True)
-    ended = execute(python(code), path, pattern=pattern, output=taken)
+    ended = execute(python(code), path, how=Printed(pattern), output=taken)
     assert ended.exitcode == 0
     return [json.loads(line) for line in path.read_text().splitlines()], b"" if output else taken.getvalue()
 
@@ -304,12 +327,19 @@ def mark(t: float, rank: int = 0, **more: Any) -> dict[str, Any]:
     return {"t_ns": round(t * S), "rank": rank, **more}
 
 
-def told(folder: Path, *lines: Any, warmup: int = 1, end: float = 100, device_type: str = "cpu") -> Measurement:
+def told(
+    folder: Path,
+    *lines: Any,
+    warmup: int = 1,
+    end: float = 100,
+    device_type: str = "cpu",
+    how: Printed | None = None,
+) -> Measurement:
     """Measure a command that ran from 0 to `end` seconds and left these lines."""
     path = folder / "steps"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     ended = Ended(0, 0, round(end * S), cpu_seconds=3.0, peak_memory_bytes=5000)
-    found = measurement(path, ended, warmup, device_type)
+    found = measurement(path, ended, warmup, device_type, how)
     return Measurement.model_validate_json(found.model_dump_json())  # what is written can be read
 
 
@@ -324,7 +354,7 @@ def test_the_window_is_from_the_last_step_of_the_warmup_to_the_last_step(tmp_pat
     assert (found.samples, found.tokens) == (12, 120)  # of the three steps in the window
     assert (found.loss_first, found.loss_last, found.peak_memory_bytes) == (7, 4, [5000])
     assert names(found) == [("start", 0, 10), ("warmup", 10, 12), ("steady", 12, 15)]
-    assert told(tmp_path, *lines, warmup=3, device_type="cuda").peak_memory_bytes == []
+    assert told(tmp_path, *lines, warmup=3, device_type="gpu").peak_memory_bytes == []
 
 
 def test_ranks_with_unequal_counts_are_cut_to_the_steps_that_all_made(tmp_path: Path) -> None:
@@ -413,6 +443,7 @@ def test_without_steps_beyond_the_warmup_the_window_is_all_of_the_command(tmp_pa
 
 
 def test_steps_of_the_script_go_before_those_in_the_output(tmp_path: Path) -> None:
-    output = [mark(t / 10, -1) for t in range(10, 40)]
-    assert told(tmp_path, *output).steps == 29
-    assert told(tmp_path, *output, *[mark(t) for t in (1, 2, 3)]).steps == 2
+    line = {"text": 0, "integers": []}
+    output = [mark(t / 10, -1, read=t, **line) for t in range(10, 40)]
+    assert told(tmp_path, *output, how=Printed("x", steps_per_line=2)).steps == 58
+    assert told(tmp_path, *output, *[mark(t) for t in (1, 2, 3)], how=Printed("x")).steps == 2

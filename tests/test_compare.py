@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analytics.judge import stats
-from analytics.judge.comparable import Repeats, metric_names, unequal_training, usual_metrics
+from analytics.judge.comparable import LOST, VANISHED, Repeats, metric_names, unequal_training, usual_metrics
 from analytics.judge.compare import Comparison, Effect, costs, effect_of, judged, ladder, match, within
 from analytics.quantities import quantity
 from analytics.runs.frame import frame, summary
@@ -37,7 +37,8 @@ def effects(comparison: Comparison) -> dict[str, tuple[float, str]]:
 
 def alone(new: pd.DataFrame, old: pd.DataFrame, *among: pd.DataFrame, metric: str = RATE) -> list[Effect]:
     """The effects of candidates on one baseline, the first `new`, judged together."""
-    outcomes = {place: effect_of(metric, Repeats(one), Repeats(old)) for place, one in enumerate((new, *among))}
+    sides = {id(one): Repeats(one) for one in (new, old, *among)}
+    outcomes = {place: effect_of(metric, sides[id(one)], sides[id(old)]) for place, one in enumerate((new, *among))}
     return [*judged(outcomes).values()]
 
 
@@ -233,6 +234,7 @@ def test_equivalence_allows_for_the_other_comparisons_too() -> None:
     assert alone(new, old)[0].verdict == "equivalent"
     first, second, *_ = alone(new, old, *[far] * 40)
     assert (first.verdict, first.among, second.verdict) == ("cannot tell", 41, "better")
+    assert (first.probably, second.probably) == ("equivalent", None)
 
 
 def test_a_suite_is_compared_where_the_work_is_the_same() -> None:
@@ -337,7 +339,8 @@ def test_figures_of_different_provenance_are_never_compared() -> None:
     less = [row | {"energy_components": "gpu"} for row in runs(1, 3, 0.01, readings="m", execution=OTHER)]
     assert "different components: gpu against cpu" in refused(less, measured, "joules_per_sample")
     none = runs(1, 3, 0.01, readings="", execution=OTHER)
-    assert refused(none, measured, "joules_per_sample") == "the candidate has no joules_per_sample"
+    assert refused(none, measured, "joules_per_sample") == LOST
+    assert refused(measured, none, "joules_per_sample") == "the baseline has no joules_per_sample"
 
 
 def test_other_work_is_told_and_totals_of_it_are_not_compared() -> None:
@@ -405,9 +408,7 @@ def test_what_is_compared_unless_it_is_said() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, None, "fast", 0.0, -3.0])
 def test_spoilt_figures_make_no_confident_number(value: Any) -> None:
     spoilt = [row | {RATE: value} for row in runs(1, 3, 0.01, execution=OTHER)]
-    why = f"the candidate has no {RATE}"
-    if value in (0.0, -3.0):
-        why = "no figure of the candidate is above 0, all of the baseline are"
+    why = VANISHED if value in (0.0, -3.0) else LOST
     assert refused(spoilt, runs(1, 3, 0.01), RATE) == why
 
 

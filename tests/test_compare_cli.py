@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from analytics.judge.comparable import Repeats
+from analytics.judge.comparable import LOST, VANISHED, Repeats
 from analytics.judge.compare import compare, effect_of, judged
 from analytics.judge.gate import Condition, Outcome, outcomes
 from analytics.judge.sides import Sources, compared, compared_metrics
@@ -121,11 +121,10 @@ GATE = ["--fail-if", "tokens_per_second < 0.97"]
 def test_every_kind_of_name(base: str, new: str, store: Callable[..., None]) -> None:
     old, young = runs(host="old-host"), later(1.2, host="new-host")
     store(old, young)
-    frame(old).to_csv("old.csv")
+    table = frame(old)
+    table.to_csv("old.csv")
     frame(young).to_parquet("new.parquet")
-    Path("old.json").write_text(
-        json.dumps({"runs": json.loads(frame(old).to_json(orient="records", date_format="iso"))})
-    )
+    Path("old.json").write_text(json.dumps({"runs": json.loads(table.to_json(orient="records", date_format="iso"))}))
     Path("mine.yaml").write_text("name: mine\ndefaults: {workload: decoder_lm}\n")
     assert bench("baseline", "save", "new", "mine").exit_code == 0
     told = document(base, new, *SPEED)
@@ -289,7 +288,8 @@ def test_failures_of_half_the_runs_fail_the_gate_where_base_had_none(store: Call
 def decided(condition: str, old: list[Row], *new: list[Row]) -> list[Outcome]:
     """What becomes of a condition that is put to several candidates."""
     condition_, base = Condition.parse(condition), Repeats(frame(old))
-    sides = {place: Repeats(frame(one)) for place, one in enumerate(new)}
+    frames = {id(one): Repeats(frame(one)) for one in new}
+    sides = {place: frames[id(one)] for place, one in enumerate(new)}
     plain = {place: effect_of(condition_.metric, side, base) for place, side in sides.items()}
     outcomes_ = {**plain, **judged(plain)}
     compared_ = [compare(sides[i], base, "new", "base", {condition_.metric: one}) for i, one in outcomes_.items()]
@@ -301,7 +301,17 @@ def test_chance_among_many_fails_no_gate() -> None:
     condition, near, equal = "tokens_per_second < 0.995", later(0.985), later(1.0, noise=0.02)
     assert decided(condition, runs(), near)[0].state == "fails"
     first, *_ = decided(condition, runs(), near, *[equal] * 39)
-    assert (first.state, first.reason) == ("cannot tell", "alone it would fail, among 40 that may be chance")
+    assert (first.state, first.reason, first.among) == ("cannot tell", "chance", 40)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 0.0])
+def test_a_metric_that_the_candidate_lost_fails_the_gate(value: float | None) -> None:
+    lost = [row | {"tokens_per_second": value} for row in later()]
+    (outcome,) = decided("tokens_per_second < 0.97", runs(), lost)
+    assert outcome.state == "fails"
+    assert outcome.reason == (VANISHED if value == 0 else LOST)
+    never = [row | {"tokens_per_second": None} for row in runs()]
+    assert decided("tokens_per_second < 0.97", never, lost)[0].state == "cannot tell"
 
 
 def test_every_condition_is_put(store: Callable[..., None]) -> None:

@@ -1,7 +1,7 @@
 """Pruning, quantization and distillation: what they do to a model, and what is refused."""
 
 import copy
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ torch = pytest.importorskip("torch")
 from bench.strategies import pruning  # noqa: E402
 from bench.strategies.decoders import replace_conv1d  # noqa: E402
 from bench.train.inference import model_bytes, zeros_share  # noqa: E402
-from tests import tiny  # noqa: E402
-from tests.processes import run  # noqa: E402
+from tests import tiny, warm  # noqa: E402
 from tests.tiny import saved, strategy  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-ROOT = Path(__file__).parent.parent
 
 
 def served(parts: Any) -> Any:
@@ -228,31 +226,34 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 # --- shards
 
-SHARDED = """
-import os, sys
-import torch, torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.device_mesh import init_device_mesh
-from bench.strategies.pruning import Masks, smallest
-from tests import tiny
-rank = int(os.fork() == 0)
-dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 2), rank=rank, world_size=2)
-whole, parts = tiny.parts(), tiny.parts()
-mesh = init_device_mesh("cpu", (2,))
-masks = Masks(parts)
-for block in parts.blocks: fully_shard(block, mesh=mesh)
-fully_shard(parts.model, mesh=mesh)
-plain = Masks(whole)
-for one in (masks, plain): one.renew(lambda module, weight: smallest(weight, 0.3))
-tiny.train(parts, 2); masks.apply()
-for (module, name), (other, _) in zip(masks.places, plain.places):
-    assert torch.equal(getattr(module, name).full_tensor() == 0, getattr(other, name) == 0), name
-dist.barrier()
-sys.stdout.write("ok"); sys.stdout.flush(); os._exit(0)
-"""
+
+def _prune_shards(folder: Path) -> None:
+    """Prune a model and its shards on two ranks; leave a file for each rank whose masks agree."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    rank = int(os.fork() == 0)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    whole, parts = tiny.parts(), tiny.parts()
+    mesh = init_device_mesh("cpu", (2,))
+    masks = pruning.Masks(parts)
+    for block in parts.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(parts.model, mesh=mesh)
+    plain = pruning.Masks(whole)
+    for each in (masks, plain):
+        each.renew(lambda module, weight: pruning.smallest(weight, 0.3))
+    tiny.train(parts, 2)
+    masks.apply()
+    for (module, name), (other, _) in zip(masks.places, plain.places, strict=True):
+        assert torch.equal(getattr(module, name).full_tensor() == 0, getattr(other, name) == 0), name
+    (folder / f"rank-{rank}").touch()
+    dist.barrier()
+    os._exit(0)
 
 
 @pytest.mark.slow
 def test_masks_of_shards_are_those_of_the_whole_model(tmp_path: Path) -> None:
-    done = run([sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path / "store")], cwd=ROOT)
-    assert done.stdout == "okok", done.stderr
+    assert warm.call(_prune_shards, tmp_path) == 0
+    assert len(list(tmp_path.glob("rank-*"))) == 2

@@ -45,7 +45,7 @@ def events(
 ) -> list[Reading]:
     """Rows of the GPU's conditions, read once a second from SINCE on."""
     nvml, now = install(monkeypatch, gpu), [0]
-    monkeypatch.setattr("bench.meters.nvml.time.monotonic_ns", lambda: now[0])
+    monkeypatch.setattr("bench.meters.gpu.time.monotonic_ns", lambda: now[0])
     nvml.now = SINCE
     meter, rows = NvmlMeter([gpu["uuid"]]), []
     for second in range(seconds):

@@ -1,6 +1,5 @@
 """Divided models that are built without memory: each rank holds its part and nothing else, and they are good models."""
 
-import multiprocessing
 import os
 import traceback
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.ranks import forked
 from tests.test_parallelism import Case, spec, train
 
 torch = pytest.importorskip("torch")
@@ -43,29 +42,10 @@ def _rank(rank: int, world: int, folder: Path) -> None:
     os._exit(0)
 
 
-def _nursery(folder: Path) -> None:
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    fork = multiprocessing.get_context("fork")
-    for world in CASES:
-        ranks = [fork.Process(target=_rank, args=(rank, world, folder)) for rank in range(world)]
-        for process in ranks:
-            process.start()
-        while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
-            ranks[0].join(0.1)
-        for process in ranks:
-            process.join(2) or process.kill()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
-    process = multiprocessing.get_context("spawn").Process(target=_nursery, args=(made,))
-    process.start()
-    process.join(PATIENCE)
-    process.kill()
+    forked(_rank, CASES, made)
     return made
 
 

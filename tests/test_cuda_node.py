@@ -68,6 +68,15 @@ def test_no_library_sees_a_gpu_while_it_is_imported(visible: str | None, monkeyp
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
+def test_torch_forgets_what_it_was_told_while_no_gpu_was_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchao asks for triton when it is imported; every later run would be told that there is none."""
+    from torch.utils import _triton
+
+    monkeypatch.setattr("bench.registry.preload", lambda name: _triton.has_triton())
+    node._import(["decoder_lm"])
+    assert _triton.has_triton.cache_info().currsize == 0
+
+
 def test_a_node_that_has_initialised_the_gpus_is_told_from_a_driver_that_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +92,7 @@ def test_a_node_that_has_initialised_the_gpus_is_told_from_a_driver_that_does_no
     for spoiled, remedy in ((True, "Remove or update the library"), (False, "Install a torch built for this driver")):
         answer = {"torch": "2.13.0", "gpus": facts | {"spoiled": spoiled}}
         made: Any = SimpleNamespace(
-            execution=SimpleNamespace(plan=SimpleNamespace(to_do=[spec(device_type="cuda")])),
+            execution=SimpleNamespace(plan=SimpleNamespace(to_do=[spec(device_type="gpu")])),
             launcher=SimpleNamespace(start=lambda tick, answer=answer: answer),
             progress=SimpleNamespace(tick=None),
             context=context,

@@ -1,7 +1,6 @@
 """What a training does on GPUs, where the fault or its remedy shows on a CPU too."""
 
 import warnings
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,19 +22,10 @@ CPU = torch.device("cpu")
 SMALL = {"layers": 2, "hidden": 32, "heads": 2, "sequence_length": 16}
 MB = 1_000_000
 pytestmark = [
+    pytest.mark.usefixtures("one_rank"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import torch.distributed as dist
-
-    store = dist.FileStore(str(tmp_path_factory.mktemp("ranks") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def spec(**fields: Any) -> RunSpec:
@@ -140,7 +130,7 @@ def test_zeros_are_counted_in_weights_that_can_only_be_multiplied() -> None:
 def test_a_graph_is_captured_before_gradients_are_exchanged(parallelism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     captured = []
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, sample: captured.append(module))
-    trainer = build(spec(parallelism=parallelism, compile="cuda_graphs", device_type="cuda"), CPU, None)
+    trainer = build(spec(parallelism=parallelism, compile="cuda_graphs", device_type="gpu"), CPU, None)
     (module,) = captured
     assert not isinstance(module, torch.nn.parallel.DistributedDataParallel)
     wrapped = trainer.parallel.module

@@ -14,7 +14,7 @@ from bench.schema import Gpu, Machine, RunSpec
 CPU = Machine(cpu_model="a", cpu_count=4)
 GPUS = [Gpu(index=i, uuid=f"GPU-{i}", name="Synthetic", used_by=["python (7)"] if i == 3 else []) for i in range(4)]
 
-ON_GPUS = [RunSpec(workload="decoder_lm", device_type="cuda", batch_size_per_device=1, measure_steps=1)]
+ON_GPUS = [RunSpec(workload="decoder_lm", device_type="gpu", batch_size_per_device=1, measure_steps=1)]
 
 
 def with_gpus(*indices: int) -> Machine:

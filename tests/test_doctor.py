@@ -13,7 +13,7 @@ from analytics.say.blocks import Lines, Sentence
 from analytics.say.doctor import blocks
 from bench.machine import doctor
 from bench.machine.doctor import Finding, changes, findings, period
-from bench.meters import meter, nvml
+from bench.meters import gpu, meter
 from bench.schema import Machine
 from tests import fake_nvml
 from tests.clock import Clock
@@ -42,7 +42,7 @@ class Ticking(Clock):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Ticking:
     """The clock of the doctor and of the meters that it reads: a loaded machine changes nothing."""
     clock = Ticking()
-    for module in (doctor, meter, nvml):
+    for module in (doctor, meter, gpu):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -8,6 +8,7 @@ import pytest
 from bench.machine import environment
 from bench.machine.environment import (
     EnvironmentProblem,
+    TorchBuild,
     check_no_gpu_is_hidden,
     check_torch,
     describe,
@@ -73,14 +74,14 @@ def test_the_commit_of_the_users_checkout_is_kept_and_changes_no_fingerprint(tmp
 
 def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(cpu_model="a", cpu_count=2, gpus=GPUS)
-    monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0+cpu", None))
-    with pytest.raises(EnvironmentProblem, match=r"torch 2\.13\.0\+cpu is built without CUDA"):
+    monkeypatch.setattr(environment, "torch_build", lambda: TorchBuild("2.13.0+cpu"))
+    with pytest.raises(EnvironmentProblem, match=r"torch 2\.13\.0\+cpu is built for CPU"):
         check_torch(machine, for_gpus=True)
     check_torch(Machine(cpu_model="a", cpu_count=2), for_gpus=True)
     check_torch(machine, for_gpus=False)
-    monkeypatch.setattr(environment, "torch_build", lambda: ("2.13.0", "13.0"))
+    monkeypatch.setattr(environment, "torch_build", lambda: TorchBuild("2.13.0", "13.0"))
     check_torch(machine, for_gpus=True)
-    monkeypatch.setattr(environment, "torch_build", lambda: (None, None))
+    monkeypatch.setattr(environment, "torch_build", lambda: TorchBuild())
     with pytest.raises(EnvironmentProblem, match="torch is not installed"):
         check_torch(machine, for_gpus=True)
 

@@ -96,7 +96,7 @@ def patched(tree: Path, *names: str) -> Path:
     """Copy the source to a folder and apply the patches with these names."""
     tree.mkdir()
     for name in ("bench", "analytics", "app", "suites", "docs"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # half-written ones
     shutil.copy(ROOT / "pyproject.toml", tree / "pyproject.toml")
     variables = os.environ | {"GIT_CEILING_DIRECTORIES": str(tree.parent)}
     for name in names:
@@ -136,6 +136,7 @@ def test_every_patch_is_tested() -> None:
     assert {path.stem for path in PATCHES.glob("*.patch")} == set(EXTENSIONS)
 
 
+@pytest.mark.slow
 def test_a_suite_may_use_an_extension(extended: tuple[Extension, Path], tmp_path: Path) -> None:
     extension, tree = extended
     write_suite(tmp_path, extension)

@@ -133,7 +133,7 @@ def test_without_a_description_there_is_no_driver(monkeypatch):
 def record(monkeypatch, gpu, times):
     """Rows of our meter, read at these times in seconds."""
     nvml, now = install(monkeypatch, gpu), [0]
-    monkeypatch.setattr("bench.meters.nvml.time.monotonic_ns", lambda: now[0])
+    monkeypatch.setattr("bench.meters.gpu.time.monotonic_ns", lambda: now[0])
     meter, rows = None, []
     for seconds in times:
         now[0] = round(seconds * S)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from bench.figures import flags as quality
-from bench.figures.flags import FLAGS, grade, judge, meaning, site_flags, steady
+from bench.figures.flags import FLAGS, grade, judge, loss_medians, meaning, site_flags, steady
 from bench.figures.metrics import window
 from bench.record import EnergyReading, GpuConditions, HostConditions, IdlePower, Provenance, Rank, RunRecord, Status
 from bench.schema import Gpu, Machine, RunSpec, Site
+from bench.workloads.printed import FLAGS as OF_STEPS
 from tests import rows
 
 UUID = "GPU-0"
@@ -40,7 +41,7 @@ def good(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunRecord:
     own = {name: changes.pop(name) for name in ("idle",) if name in changes}
     machine = Machine(cpu_model="Synthetic", cpu_count=8, gpus=[gpu], driver_version="1")
     of_record = {
-        "spec": RunSpec.model_validate(base.spec.model_dump() | {"device_type": "cuda"}),
+        "spec": RunSpec.model_validate(base.spec.model_dump() | {"device_type": "gpu"}),
         "devices": [UUID],
         "idle": [
             IdlePower(component=r.component, device=r.device, power_watts=50, seconds=30, provenance=r.provenance)
@@ -108,6 +109,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("noisy_host", "B", probes(1e15, 0.97e15)),
     ("straggler", "B", ranks(0.10, 0.10, 0.12)),
     ("straggler", "B", ranks(0.10, 0.12)),
+    *((flag, FLAGS[flag].grade, {"step_flags": [flag]}) for flag in OF_STEPS),
 ]
 
 
@@ -158,6 +160,7 @@ def test_every_flag_but_that_of_repeats_can_be_set() -> None:
         "electricity_unknown",
         "fewer_devices",
         "imported",
+        *("board_scope", "unverified_meter"),
     }  # by analytics, trace, cost
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
 
@@ -234,6 +237,26 @@ def test_twelve_steps_are_needed() -> None:
     assert steady([]) is steady([1.0]) is steady([1.0] * 11) is None
     assert steady([1.0] * 12) is True
     assert steady([1.0] * 6 + [2.0] * 6) is False
+
+
+@pytest.mark.parametrize(
+    ("losses", "medians"),
+    [
+        ([3.0], (3, 3)),
+        ([3.0, 2.0], (3, 2)),
+        ([3.0, 9.0, 2.9, 2.0, 1.9, 7.0], (3, 2)),
+        ([*[5.0] * 20, *[4.0] * 170, *[9.0] * 4, *[3.0] * 6], (5, 4)),
+    ],
+)
+def test_one_unusual_batch_moves_no_median_of_the_losses(losses: list[float], medians: tuple[float, float]) -> None:
+    assert loss_medians(losses) == medians
+
+
+@pytest.mark.parametrize(("last", "medians", "flagged"), [(9.0, (5, 4.9), False), (1.0, (5, 5.1), True)])
+def test_the_loss_is_judged_by_its_medians(last: float, medians: tuple[float, float], flagged: bool) -> None:
+    record = rows.record()
+    judged = record.changed(measurement=record.measurement.changed(loss_last=last, loss_medians=medians))
+    assert ("loss_not_decreasing" in judge(judged, window(judged))) == flagged
 
 
 def test_a_loss_that_was_low_before_may_stay_where_it_is() -> None:

@@ -34,6 +34,7 @@ def allocated(asked: RunSpec, folder: Path) -> int:
     precise = catalog.load("precision", asked.precision)(device)
     workload = registry.load("workload", asked.workload)(asked.workload_args)
     parts = Parts(asked, device, workload, workload.build().train(), precise)
+    catalog.load("finetune", asked.finetune)(parts)
     catalog.load("memory", asked.memory)(parts)
     precise.convert(parts)
     optimizer = catalog.load("optimizer", asked.optimizer)(parts.model.parameters())
@@ -68,6 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     "selective": {"memory": {"name": "selective", "every": 1, "policy": "save_products"}},
     "accumulation": {"gradient_accumulation_steps": 2, "batch_size_per_device": 1},
     "sgd": {"optimizer": "sgd", "batch_size_per_device": 16},
+    "lora": {"finetune": "lora"},
 }
 
 
@@ -114,7 +116,29 @@ def test_activations_follow_what_is_done_about_them() -> None:
     products = activations(memory={"name": "selective", "every": 1, "policy": "save_products"})
     assert plain > products > activations(memory="recompute") > activations(memory="offload")
     assert plain > activations(memory="selective") > activations(memory="recompute")
-    assert activations(parallelism="pp", devices_per_node=2) == pytest.approx(plain / 2, rel=0.01)
+
+
+def test_a_stage_of_a_pipeline_holds_the_micro_batches_that_are_in_progress() -> None:
+    def pipeline(**options: Any) -> Any:
+        shape = SHAPE | {"layers": 8, "sequence_length": 128}
+        parallelism = {"name": "pp", "microbatches": 8, **options}
+        return estimate(spec(args=shape, devices_per_node=4, parallelism=parallelism, precision="bf16"))
+
+    turns, all_first = pipeline(), pipeline(schedule="gpipe")
+    assert all_first.activations > 2 * turns.activations  # 8 micro-batches, not 4, and their logits on the last stage
+    assert all_first.peak > turns.peak
+    assert turns.exchange == 8 * 128 * 64 * 4  # hidden states of the whole batch
+    whole = estimate(spec(args=SHAPE | {"layers": 8}))
+    assert turns.weights < 0.5 * whole.weights
+    assert (
+        turns.peak > turns.weights + turns.optimizer + turns.gradients + turns.activations
+    )  # gradients stay meanwhile
+
+
+def test_the_gradient_of_a_divided_embedding_is_whole() -> None:
+    shape = SHAPE | {"vocabulary": 1000}
+    halved = estimate(spec(args=shape | {"architecture": "llama"}, parallelism="tp", devices_per_node=2))
+    assert halved.gradients == pytest.approx(halved.weights + 4 * 1000 * 64 / 2, rel=0.01)
 
 
 def test_nothing_is_computed_and_nothing_is_left_behind() -> None:

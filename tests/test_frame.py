@@ -3,7 +3,18 @@ import math
 import pandas as pd
 import pytest
 
-from analytics.runs.frame import COUNTS, IDENTITY, NUMBERS, WORDS, frame, latest_execution, names, summary, total
+from analytics.runs.frame import (
+    COUNTS,
+    IDENTITY,
+    NUMBERS,
+    WORDS,
+    configurations,
+    frame,
+    latest_execution,
+    names,
+    summary,
+    total,
+)
 from analytics.text import counted, duration, interval, number, printable, scale
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Status
@@ -162,7 +173,9 @@ def test_many_configurations_are_summarised_like_each_alone() -> None:
         rows.make(repeat=9, status=Status.FAILED),
     ]
     df = frame(given)
-    whole = summary(df).drop(columns="name").set_index("config_id")
+    whole = summary(df)
+    pd.testing.assert_frame_equal(configurations(df), whole[configurations(df).columns])
+    whole = whole.drop(columns="name").set_index("config_id")
     for config, runs in df.groupby("config_id"):
         (alone,) = summary(runs).drop(columns="name").set_index("config_id").to_dict("records") or [None]
         assert (alone is None) == (config not in whole.index)

@@ -4,7 +4,10 @@ import json
 import math
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +15,17 @@ from typing import Any
 import pytest
 
 from bench.figures import sensors
-from bench.meters import meter, nvml, sampler
+from bench.meters import gpu, meter, sampler
 from bench.meters.meter import INTERVAL, Reading
 from bench.meters.sampler import Recorder, make_meters
 from bench.meters.trace import Trace
+from bench.schema import Gpu, Machine
+from bench.suites.expand import expand
+from bench.suites.load import load_suite
 from tests import gpu_check
 from tests.clock import Clock
 from tests.fake_nvml import fake_gpu, install
-from tests.gpu_checks import figures, load, sensor, session
+from tests.gpu_checks import figures, load, packages, sensor, session, strategies
 from tests.gpu_checks.figures import (
     abba,
     at_duty,
@@ -37,7 +43,7 @@ from tests.gpu_checks.figures import (
 from tests.gpu_checks.session import Load, Skipped
 
 DRIVER = "580.82.07"
-RESULTS = f"nvidia-h100-80gb-hbm3-{DRIVER}.json"
+RESULTS = "nvidia-h100-80gb-hbm3.json"
 
 
 class Turning(Clock):
@@ -88,14 +94,16 @@ Check = Callable[..., SimpleNamespace]
 def check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
     """Run gpu_check on stand-ins, by a clock that no load of the machine slows; return its exit code and output."""
 
-    def run(*arguments: str, gpus: list[dict[str, Any]] | None = None) -> SimpleNamespace:
-        library = install(monkeypatch, *([fake_gpu(0)] if gpus is None else gpus))
+    def run(
+        *arguments: str, gpus: list[dict[str, Any]] | None = None, loads: bool = False, driver: str = DRIVER
+    ) -> SimpleNamespace:
+        library = install(monkeypatch, *([fake_gpu(0)] if gpus is None else gpus), driver=driver)
         clock = Turning(library)
-        for module in (gpu_check, session, sensor, meter, nvml, sampler):
+        for module in (gpu_check, session, sensor, meter, gpu, sampler):
             monkeypatch.setattr(module, "time", clock)
         for module in (session, sensor):
             monkeypatch.setattr(module, "Sidecar", sidecar(clock))
-        monkeypatch.setattr(gpu_check, "why_no_load", lambda: "no torch with CUDA here")
+        monkeypatch.setattr(gpu_check, "why_no_load", lambda: None if loads else "no torch with CUDA here")
         monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # as it was, after the test
         monkeypatch.setattr("sys.argv", ["gpu_check", "--results", str(tmp_path / "results"), *arguments])
         capsys.readouterr()
@@ -120,7 +128,7 @@ def test_what_is_done_is_kept_and_not_done_again(check):
     first = check("--only", "v1,V2", "--seconds", "4")
     assert (first.returncode, first.stderr) == (0, "")
     assert "V2 period of the counter           median" in first.stdout
-    assert "All that was done is as expected." in first.stdout
+    assert "Everything was done, and all is as expected." in first.stdout
     kept = results()
     assert {name: entry["state"] for name, entry in kept.items()} == {"V1": "done", "V2": "done"}
     assert kept["V2"]["uuid"] == fake_gpu(0)["uuid"]
@@ -141,8 +149,10 @@ def test_another_board_is_checked_again_and_no_resume_too(check):
 
 def test_what_does_not_fit_is_said(check):
     done = check("--only", "V1,V4", "--seconds", "3")
-    assert done.returncode == 0
-    assert "V4 agreement                       not done (time)" in done.stdout
+    assert done.returncode == 3
+    assert "V4 energy and power agree          not done (time)" in done.stdout
+    assert "Not reached: V4." in done.stdout
+    assert "all is as expected" not in done.stdout
     assert set(results()) == {"V1"}
     done = check("--only", "V4", "--seconds", "1")  # nothing at all was checked
     assert done.returncode == 1
@@ -153,7 +163,8 @@ def test_what_cannot_be_done_is_skipped_with_its_reason(check):
     assert "skipped: no torch with CUDA here" in done.stdout
     assert "skipped: not verified: one GPU" in done.stdout
     assert {entry["state"] for entry in results().values()} == {"skipped"}
-    assert done.returncode == 0
+    assert "Skipped, see the reasons above: V5, DDP" in done.stdout
+    assert done.returncode == 3
 
 
 def test_no_gpu_is_one_clear_line(check):
@@ -171,7 +182,7 @@ def test_a_gpu_in_use_is_not_as_expected(check):
     done = check("--only", "V1", gpus=[fake_gpu(0, pids=[1])])
     assert done.returncode == 1
     assert "NOT AS EXPECTED" in done.stdout
-    assert "1 not as expected: V1 GPU 0" in done.stdout
+    assert "Not as expected: V1 GPU 0" in done.stdout
 
 
 @pytest.mark.parametrize("reset_at", [None, 102.5])
@@ -214,7 +225,7 @@ def test_power_that_disagrees_with_the_counter_is_not_as_expected(check):
     gpu = fake_gpu(0, power_scopes={0: 60})  # its power is 60 W above that of its counter
     done = check("--only", "V4,V6", "--seconds", "20", gpus=[gpu])
     assert done.returncode == 1
-    assert "2 not as expected: V4 idle: counter and INSTANT, V4 idle: counter and AVERAGE" in done.stdout
+    assert "Not as expected: V4 idle: counter and INSTANT, V4 idle: counter and AVERAGE" in done.stdout
     assert "V6 idle: sum of windows" in done.stdout
 
 
@@ -277,22 +288,138 @@ def test_an_error_in_a_check_is_a_line_and_is_done_again(monkeypatch):
 
     spec = gpu_check.Spec("broken", broken, 1, 1)
     monkeypatch.setitem(gpu_check.CHECKS, "V1", spec)
-    entry = gpu_check.do("V1", SimpleNamespace(uuid="GPU-1"), 1)
+    board = SimpleNamespace(uuid="GPU-1", driver=DRIVER)
+    entry = gpu_check.do("V1", board, 1)
     assert (entry["state"], entry["lines"][0]["ok"]) == ("error", False)
     assert "RuntimeError: boom" in entry["lines"][0]["found"]
-    assert gpu_check.is_missing(entry, "V1", "GPU-1")
+    assert gpu_check.is_missing(entry, "V1", board)
 
 
 def test_every_check_has_its_cost():
     session = SimpleNamespace(no_load=None, gpus=[1], stretches={})
     found = gpu_check.costs(list(gpu_check.CHECKS), session)
     assert all(0 <= least <= full for least, full in found.values())
-    later = {"LOOP", "SEARCH", "SUITES"}
-    assert set(plan(found, 560)) >= set(gpu_check.CHECKS) - later  # one call can do all of these, if shorter
-    assert set(plan({name: found[name] for name in later}, 560)) == later  # and the next one the rest
     assert found["V6"] == found["V10"] == (0.0, 0.0)  # they look at what V4 recorded
     alone = gpu_check.costs(["V6", "V10"], session)
     assert alone["V6"][0] > 0 == alone["V10"][0]
+
+
+FIRST = {"V1", "V2", "SUITES", "V4", "V6", "V10", "LOOP", "V8"}
+
+
+def test_eight_minutes_give_the_most_important_verdicts(check):
+    done = check("--plan", "--seconds", "480", gpus=[])
+    assert (done.returncode, done.stderr) == (0, "")
+    planned = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}
+    assert planned.keys() >= FIRST
+    assert float(planned["in"][2]) <= 480
+    assert "Not reached in this call: RUN, V5, V7, SEARCH." in done.stdout
+    assert not Path("results").exists()
+
+
+@pytest.fixture
+def fake_checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Checks that do nothing but take their time by the virtual clock; V4 fails, V5 cannot be done. Return what was done."""
+    done: list[tuple[str, float]] = []
+
+    def fake(name):
+        def function(about, seconds):
+            gpu_check.time.sleep(seconds + gpu_check.overhead(name, about))
+            done.append((name, seconds))
+            if name == "V5":
+                raise Skipped("no wave here")
+            out = session.Outcome()
+            parts = ["a", "b"] if name == "SUITES" else []
+            out.unreached = parts[1:] if seconds < 300 and "SUITES" not in about.earlier else []
+            out.add(f"{name} figure", "1", name != "V4")
+            return out
+
+        return function
+
+    for name, spec in list(gpu_check.CHECKS.items()):
+        monkeypatch.setitem(gpu_check.CHECKS, name, replace(spec, function=fake(name)))
+    monkeypatch.setattr(gpu_check, "validate", lambda session, checks: None)
+    return done
+
+
+def test_calls_go_on_where_the_last_one_ended(check, fake_checks, monkeypatch):
+    calls = []
+    for _ in range(6):
+        fake_checks.clear()
+        done = check("--seconds", "480", loads=True)
+        calls.append([name for name, _ in fake_checks])
+        if "Not reached" not in done.stdout:
+            break
+        assert done.returncode == 1  # V4
+        assert "Everything was done" not in done.stdout
+    assert set(calls[0]) >= FIRST
+    assert set(calls[1]) >= {"SUITES", "RUN", "V5"}  # of the first call a suite was left
+    assert not FIRST - {"SUITES"} & set(calls[1])
+    everything = [name for call in calls for name in call]
+    assert set(everything) == set(gpu_check.CHECKS)
+    assert all(everything.count(name) == 1 for name in gpu_check.CHECKS if name not in ("SUITES", "V5", "DDP"))
+    assert "Skipped, see the reasons above: V5" in done.stdout
+    assert "Not as expected: V4 figure" in done.stdout
+    table = (Path("results") / RESULTS).with_suffix(".md").read_text()
+    assert "| V4 figure | 1 |  | NOT AS EXPECTED |" in table
+
+
+@pytest.mark.parametrize("seconds", [30, 100, 250, 480])
+def test_no_call_takes_longer_than_it_may(check, fake_checks, seconds):
+    begin = 100.0
+    check("--seconds", str(seconds), loads=True)
+    assert gpu_check.time.ns / 1e9 - begin <= seconds + 0.1
+
+
+def test_another_driver_is_checked_again(check, fake_checks):
+    check("--only", "V1", loads=True)
+    check("--only", "V1", loads=True)
+    assert len(fake_checks) == 1
+    check("--only", "V1", loads=True, driver="999.1")
+    assert len(fake_checks) == 2
+
+
+def test_all_suites_can_be_run_in_their_short_form(tmp_path):
+    machine = Machine(cpu_model="x", cpu_count=16, gpus=[Gpu(index=0, uuid="GPU-0", name="x", memory_bytes=80 * 10**9)])
+    for path in sorted((session.ROOT / "suites").glob("*.yaml")):
+        if path.stem.startswith("search_"):
+            continue
+        (tmp_path / path.name).write_text(strategies.short(path))
+        plan = expand(load_suite(tmp_path / path.name), machine)
+        whole = expand(load_suite(path), machine)
+        assert len(plan.runs) == len({run.config_id for run in whole.runs})
+        for run in plan.runs:
+            assert (run.measure_steps or 0) <= 4
+            assert (run.measure_seconds or 0) <= 0.5
+            assert (run.warmup_steps, run.validation.samples, run.repeat) == (
+                2,
+                32 if run.validation.samples < 64 else 64,
+                0,
+            )
+
+
+def test_what_is_absent_is_said_first(monkeypatch, capsys):
+    gone = {"pydantic", "click", "mlflow", "codecarbon", "ruamel.yaml", "torch"}
+    monkeypatch.setattr(packages.util, "find_spec", lambda name: None if name in gone else name)
+    with pytest.raises(SystemExit) as end:
+        packages.require()
+    said = capsys.readouterr().out
+    assert end.value.code == 2
+    assert "Nothing can be checked without pydantic." in said
+    assert "pip install --target carried pydantic click ruamel.yaml\n" in said
+    gone.remove("pydantic")
+    packages.require()
+    said = capsys.readouterr().out
+    assert "Skipped without torch, click, ruamel.yaml: runs of suites." in said
+    monkeypatch.setattr(packages.util, "find_spec", lambda name: name)
+    assert packages.advice() == ([], True)
+
+
+def test_the_check_starts_without_any_package():
+    command = [sys.executable, "-S", "-m", "tests.gpu_check", "--plan"]
+    done = subprocess.run(command, cwd=session.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "pip install --target carried pydantic psutil nvidia-ml-py" in done.stdout
 
 
 def test_figures_are_json():

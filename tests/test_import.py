@@ -14,7 +14,7 @@ from analytics.law.series import fit
 from analytics.render.files import FORMATS
 from analytics.runs import store
 from analytics.runs.frame import frame, summary
-from analytics.runs.imported import Imported, imported
+from analytics.runs.imported import Imported, imported, read_table
 from analytics.runs.share import cleaner, scrubbed, scrubbed_rows
 from analytics.say.blocks import Note, Sentence, Table
 from analytics.say.report import make
@@ -119,6 +119,7 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
         ("1,1e308,fp32", "less than or equal to"),
         ("1,1e-320,fp32", "cannot be meant"),
         ("1e18,1,fp32", "less than or equal to"),
+        ("1000001,1,fp32", "less than or equal to 1000000"),
         ("1.5,7,fp32", "devices '1.5': Input should be a valid integer"),
         ("0,7,fp32", "greater than 0"),
         (",7,fp32", "no number of devices"),
@@ -318,11 +319,12 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     assert priced.stderr == "bench: 3 imported runs have no records: their carbon and cost are unchanged\n"
     document = json.loads(verb("report", "theirs", "--region", "FR", "--json").stdout)
     assert [row["carbon"] for row in document["runs"]] == [None] * 3
-    for form in FORMATS:
-        for options, leaks in (((), False), (("--with-hosts",), True)):
-            out = verb("report", "theirs", "-o", "-", "--format", form, *options).stdout_bytes
-            found = [word for word in (b"gpu01", b"alice", b"/home") if word in out]
-            assert (bool(found) == leaks) or form in ("html", "md"), (form, found)
+    for options, leaks in ((), False), (("--with-hosts",), True):
+        verb("report", "theirs", *options, *(part for form in FORMATS for part in ("-o", f"report.{form}")))
+        for form in FORMATS:
+            content = Path(f"report.{form}").read_bytes()
+            found = [word for word in (b"gpu01", b"alice", b"/home") if word in content]
+            assert (bool(found) == leaks) or (leaks and form in ("html", "md")), (form, found)
     assert "4 devices" in verb("pareto", "theirs", "--by", "time").stdout
     other = f"sqlite:///{tmp_path}/other.db"
     assert verb("sync", "--store", other).stdout.startswith("3 runs logged")
@@ -330,3 +332,17 @@ def test_imported_runs_are_kept_once_and_can_be_used(tmp_path: Path) -> None:
     assert len(store.load(other)) == 3
     kept[0].write_text("torn")
     assert "imported.jsonl" in verb("sync", "--store", other).stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "refused"),
+    [("8;11.216", True), ("8;11.216\n4;0.5", False), ("8;1.000.000", True), ("8;1234.567", False), ("8;11216", False)],
+)
+def test_a_point_that_may_group_digits_is_refused(tmp_path: Path, rows: str, refused: bool) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(f"devices;samples_per_second\n{rows}\n")
+    if refused:
+        with pytest.raises(UserError, match=r"line 2: .* may be a fraction or have its digits in groups"):
+            read_table(path)
+    else:
+        assert read_table(path)[0] == ["devices", "samples_per_second"]

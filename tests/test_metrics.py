@@ -32,7 +32,7 @@ def on_gpus(record: RunRecord, name: str, precision: str, flops_per_device: floa
     """Return the record as if it had been run on GPUs of this name, each doing so many FLOP/s."""
     found = [Gpu(index=i, uuid=f"GPU-{i}", name=name) for i in range(record.spec.world_size)]
     machine = Machine(cpu_model="Synthetic", cpu_count=8, gpus=found)
-    spec = RunSpec.model_validate(record.spec.model_dump() | {"device_type": "cuda", "precision": precision})
+    spec = RunSpec.model_validate(record.spec.model_dump() | {"device_type": "gpu", "precision": precision})
     seconds = record.measurement.samples * record.measurement.flops_per_sample / (spec.world_size * flops_per_device)
     environment = record.environment.changed(machine=machine)
     changed = record.changed(spec=spec, devices=[gpu.uuid for gpu in found], environment=environment)

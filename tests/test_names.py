@@ -27,6 +27,8 @@ from tests.rows import grid, make
         ((3.0912, None, 4.0), "3.09"),
         ((123_456.0, float("nan"), float("nan")), "123,000"),
         ((999.7, None, None), "1,000"),
+        ((1.234e12, None, None), "1.23e+12"),
+        ((2e9, 1e9, 3e9), "2e+09 (1e+09-3e+09)"),
         ((0.0, 0.0, 0.0), "0"),
         ((float("inf"), 1.0, 2.0), "-"),
     ],
@@ -68,6 +70,11 @@ def test_fields_in_words(column: str, value: Any, text: str) -> None:
     [
         ("preset=tiny d=2 bf16", "tiny 2 devices bf16"),
         ("decoder_lm gpt2 tiny d1 b8 fp32 ddp", "tiny 1 device batch 8 per device fp32 ddp"),
+        (
+            "decoder_lm gpt2 tiny d2 b16 bf16 ddp adamw-implementation=fused-learning_rate=0.001 default",
+            "tiny 2 devices batch 16 per device bf16 ddp adamw fused optimizer learning rate 0.001 compiled",
+        ),
+        ("d=1 compile=default b=4 implementation=fused", "1 device compiled batch 4 per device fused optimizer"),
         ("+ precision=bf16, compile=default", "+ bf16, compiled"),
         ("bench run x.yaml --set repeats=3", "bench run x.yaml --set repeats=3"),
         ("<b>d=1</b>", "<b>d=1</b>"),

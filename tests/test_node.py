@@ -79,7 +79,7 @@ def test_a_folder_without_a_spec_is_a_mistake(tmp_path: Path) -> None:
 def test_gpus_are_those_that_are_free_or_named(tmp_path: Path) -> None:
     gpus = [fake_gpu(0, 100, pids=[1]), fake_gpu(1, 200)]
     variables = os.environ | with_fake_gpus(*gpus)
-    spec = command("sh -c 'echo $CUDA_VISIBLE_DEVICES'", device_type="cuda")
+    spec = command("sh -c 'echo $CUDA_VISIBLE_DEVICES'", device_type="gpu")
     folder = prepare(tmp_path, spec)
     assert node(folder, env=variables)[0] == 0
     assert (folder / "worker.log").read_text().strip() == gpus[1]["uuid"]
@@ -87,7 +87,7 @@ def test_gpus_are_those_that_are_free_or_named(tmp_path: Path) -> None:
     assert node(folder, "--gpus", gpus[0]["uuid"], env=variables)[0] == 0
     assert (folder / "worker.log").read_text().strip() == gpus[0]["uuid"]
     (folder / "exit.json").unlink()
-    (folder / "spec.json").write_text(command("true", device_type="cuda", devices_per_node=2).model_dump_json())
+    (folder / "spec.json").write_text(command("true", device_type="gpu", devices_per_node=2).model_dump_json())
     code, end, errors = node(folder, env=variables)
     assert (code, end) == (1, {})
     assert "needs 2 GPUs, but only 1 are free here" in errors

@@ -43,7 +43,7 @@ def test_what_runs_is_told_with_what_is_left() -> None:
         "Now: tiny r1, for 12 s",
         "Began 1 min 30 s ago, about 48 s left",
     ]
-    assert live.words(flight(to_do=None, unit="trials"), NOW)[:2] == [f"s on {HERE}: 1 trials done", "Now: starting"]
+    assert live.words(flight(to_do=None, unit="trials"), NOW)[:2] == [f"s on {HERE}: 1 trial done", "Now: starting"]
     assert live.words(running.model_copy(update={"remaining_seconds": 3}), NOW)[2].endswith("about to end")
     assert "left" not in live.words(running.model_copy(update={"remaining_seconds": None}), NOW)[2]
 
@@ -187,11 +187,11 @@ def test_numbers_follow_when_a_run_has_ended(page: Open, tmp_path: Path, monkeyp
         assert live._ended(live.look()) == before, "nothing has ended"
         monkeypatch.setattr(store, "load", lambda uri=None, **_: frame([rows.make(), rows.make(2)]))
         app.run()
-        assert "1 runs in 1 suites" in texts(app)
+        assert "1 run in 1 suite" in texts(app)
         (folder / PROGRESS).write_text(text.replace('"done":1', '"done":2'))
         assert live._ended(live.look()) != before
         app.run()
-        assert "2 runs in 1 suites" in texts(app), "what is new was read"
+        assert "2 runs in 1 suite" in texts(app), "what is new was read"
     assert live._ended(live.look()) == frozenset()
 
 

@@ -277,6 +277,15 @@ def test_what_ran_once_is_named_so_where_it_wins() -> None:
     assert [note.text[:7] for note in remarks(one) if "ran once" in note.text] == ["1 of 4 "]
 
 
+def test_what_is_best_in_less_than_half_of_the_draws_is_no_choice() -> None:
+    close = [runs(name, 100, 300 + place, repeats=3, noise=0.05) for place, name in enumerate("abcdefg")]
+    (one,) = front(frame([row for part in close for row in part]), ("time",))
+    text = answer(one, one.table["name"].tolist())
+    best, second = one.table.sort_values("p_best_time", ascending=False)["name"].iloc[:2]
+    assert one.table["p_best_time"].max() < 0.5
+    assert text == f"No clear choice for time yet: {best} or {second}."
+
+
 def test_work_is_named_by_what_tells_it_apart() -> None:
     other = {"workload_args.preset": "small", "workload_args.architecture": "b", "dataset": "another"}
     given = [row | {"workload_args.architecture": "a"} for row in THREE] + [row | other for row in runs("b", 1, 1)]

@@ -309,22 +309,23 @@ def test_what_is_not_known_is_absent() -> None:
     assert bare.energy_joules_estimated is None
     assert bare.emissions_kg is None
     assert bare.model_flops_utilization is None
-    assert Plan(question(device=None, speed=GivenSpeed(1e14))).regions(["FR"]) == []
+    bare_plan = Plan(question(device=None, speed=GivenSpeed(1e14)))
+    assert bare_plan.regions(["FR"], bare_plan.options[0]) == []
     document = json.dumps([one.to_dict() for one in Plan(question()).options], allow_nan=False)
     assert "duration_seconds_low" in document
 
 
 def test_regions_differ_by_their_intensity_and_embodied_stands_apart() -> None:
     plan = Plan(question(embodied_kg_per_hour=0.00624))
-    (_, france, here), (_, sweden, there) = plan.regions(["FR", "SE"])
-    assert here.value / there.value == pytest.approx(france / sweden)
     option = plan.options[0]
+    (_, france, here), (_, sweden, there) = plan.regions(["FR", "SE"], option)
+    assert here.value / there.value == pytest.approx(france / sweden)
     assert option.embodied_kg is not None
     assert option.embodied_kg.value == pytest.approx(0.00624 * option.device_hours.value)
     assert option.emissions_kg is not None
     assert option.emissions_kg.value == Plan(question()).options[0].emissions_kg.value  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="region 'XX' is not known"):
-        plan.regions(["XX"])
+        plan.regions(["XX"], option)
 
 
 # --- own runs

@@ -22,7 +22,7 @@ def published(suite: Suite, machine: Machine = CPU) -> list[RunSpec]:
 
 
 @pytest.mark.parametrize(
-    ("defaults", "cpu", "cuda"),
+    ("defaults", "cpu", "gpu"),
     [
         ({}, {**SHORT, "measure_seconds": 60.0}, {}),
         (
@@ -33,7 +33,7 @@ def published(suite: Suite, machine: Machine = CPU) -> list[RunSpec]:
         ({"measure_steps": 5}, {**SHORT, "measure_steps": 50, "measure_seconds": None}, {}),
         ({"measure_steps": 80, "measure_seconds": None}, {**SHORT, "measure_steps": 80, "measure_seconds": None}, {}),
         (
-            {"warmup_steps": {"on": {"cpu": 3, "cuda": 12}}, "measure_steps": {"on": {"cpu": 5}}},
+            {"warmup_steps": {"on": {"cpu": 3, "gpu": 12}}, "measure_steps": {"on": {"cpu": 5}}},
             {**SHORT, "measure_steps": 50, "measure_seconds": None},
             {"warmup_steps": 12, "measure_steps": None, "measure_seconds": 60.0},
         ),
@@ -44,12 +44,12 @@ def published(suite: Suite, machine: Machine = CPU) -> list[RunSpec]:
         ),
     ],
 )
-def test_a_run_is_made_fit_to_be_published(defaults: dict[str, Any], cpu: dict[str, Any], cuda: dict[str, Any]) -> None:
+def test_a_run_is_made_fit_to_be_published(defaults: dict[str, Any], cpu: dict[str, Any], gpu: dict[str, Any]) -> None:
     base = {name: value for name, value in STEPS.items() if name not in ("measure_steps", "workload_args.preset")}
     arguments = {} if "workload" in defaults else {"workload_args.preset": "tiny"}
     given = {name: value for name, value in defaults.items() if name != "workload_args.preset"}
     suite = Suite(name="s", defaults={**base, **arguments, **given})
-    for machine, values in ((CPU, cpu), (gpus(1), cpu | cuda)):
+    for machine, values in ((CPU, cpu), (gpus(1), cpu | gpu)):
         plan = expand(suite, machine, publish=True)
         assert (plan.suite.repeats, plan.suite.idle_seconds, len(plan.runs)) == (5, 60, 5)
         (run,) = published(suite, machine)
@@ -62,7 +62,7 @@ def test_values_that_a_floor_makes_equal_are_one_configuration() -> None:
     suite = Suite(
         name="s",
         defaults=STEPS,
-        matrix={"measure_seconds": {"on": {"cpu": [5.0, 20.0, 120.0], "cuda": [5.0]}}, "warmup_steps": [3, 4, 20]},
+        matrix={"measure_seconds": {"on": {"cpu": [5.0, 20.0, 120.0], "gpu": [5.0]}}, "warmup_steps": [3, 4, 20]},
         include=[{"measure_steps": 7, "measure_seconds": None}],
         exclude=[{"measure_seconds": 120.0, "warmup_steps": 3}, {"measure_seconds": 5.0}],
         repeats=7,

@@ -141,7 +141,7 @@ def test_two_runs_have_the_verdict_of_their_configurations() -> None:
     column, speed = "Configurations, B / A", listed.title("samples_per_second")
     single = listed.figures(DF, DF.iloc[0], DF.iloc[1]).set_index("Figure")
     assert single.loc[speed, "B / A"] == pytest.approx(2)
-    assert single.loc[speed, column].startswith("cannot tell: 2")
+    assert single.loc[speed, column].startswith("undecided: 2")
     assert listed.title("joules_per_sample") not in single.index, "B has none"
     speeds = {"fp32": (1e9, 1.1e9, 1.05e9), "bf16": (2e9, 2.1e9, 2.15e9)}
     many = frame([rows.make(precision=p, repeat=r, v=v) for p in speeds for r, v in enumerate(speeds[p])])
@@ -181,11 +181,14 @@ def test_a_real_run_opened(recorded_uri: str) -> None:
     assert window[2] - window[1] == pytest.approx(one.record.measurement.window_seconds, rel=0.05)
     assert all("~ estimated, codecarbon" in name for name in one.power)
     table = onerun.provenance(df, run, one.record).set_index("Figure")
-    assert table.loc["~ Energy of the window [J]", "Comes from"] == "~ estimated_model"
+    assert table.loc["~ Energy of the window [J]", "Comes from"] == "~ by CodeCarbon"
     assert table.loc["~ Energy of the window [J]", "Covered [%]"] > 90
     assert table.loc["Samples/s", "Comes from"] == "timed or counted in the run"
     assert table.loc["Parameters", "Comes from"] == "counted from the model's shapes"
-    assert len(onerun.readings(one.record)) == len(one.record.measurement.energy)
+    sensors = onerun.readings(one.record)
+    assert len(sensors) == len(one.record.measurement.energy)
+    assert {"Component", "Energy [J]", "Comes from", "Covered [%]"} <= {*sensors}
+    assert "Limits" not in sensors  # no sensor has one
     drawn = {name: figure for _, name, figure, _ in onerun.of_run(one)}
     assert set(drawn) == {"power", "steps", "loss", "phases", "memory"}
     assert len(drawn["memory"].data[0].x) == one.record.spec.world_size
@@ -212,7 +215,7 @@ def test_measured_energy_has_its_bound_and_what_it_lacks() -> None:
     df = frame([rows.row(record)])
     table = onerun.provenance(df, df.iloc[0], record).set_index("Figure")
     found = table.loc["J/sample"]
-    assert found["Comes from"] == "measured_counter"
+    assert found["Comes from"] == "by energy counters"
     assert found["Error at most [±]"] == pytest.approx(0.05 * found["Value"])
     assert found["Covered [%]"] == 99
     assert found["Lacks"] == "dram"

@@ -220,9 +220,9 @@ def test_the_machine_of_a_series_is_known() -> None:
     older = only([row | {"machine_devices": None} for row in rows.grid((1, 2))])
     assert older.host == Host(None, 2, shares=True)
     assert [older.host.flags(d) for d in (2, 4)] == [(), ("beyond_measured_host",)]
-    node = only([row | {"device_type": "cuda", "machine_devices": 8} for row in rows.grid((1, 2))])
+    node = only([row | {"device_type": "gpu", "machine_devices": 8} for row in rows.grid((1, 2))])
     assert node.host == Host(8, 2, shares=False)
     assert [node.host.flags(d) for d in (8, 16)] == [(), ("beyond_this_machine",)]
-    cluster = only([row | {"device_type": "cuda", "machine_devices": 8, "num_nodes": 2} for row in rows.grid((2, 4))])
+    cluster = only([row | {"device_type": "gpu", "machine_devices": 8, "num_nodes": 2} for row in rows.grid((2, 4))])
     assert cluster.host.devices is None, "a cluster may have any number of nodes"
     assert cluster.host.flags(64) == ()

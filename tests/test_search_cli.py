@@ -20,7 +20,7 @@ from bench.record import RunRecord
 from bench.run.runner import Progress
 from bench.suites import yaml as yamlfile
 from tests import commands
-from tests.processes import BENCH, PATIENCE, processes_in, until
+from tests.processes import BENCH, PATIENCE, interrupted, processes_in, until
 from tests.stores import empty_store
 
 pytestmark = pytest.mark.slow
@@ -178,13 +178,13 @@ def test_stored_runs_begin_another_study(done: Done) -> None:
 def test_confirming_repeats_the_front_in_turn(tmp_path: Path) -> None:
     from bench.store.tracker import searches
 
-    process = search(tmp_path, "--confirm", "--trials", "1", "--json")
+    process = search(tmp_path, "--confirm", "--trials", "1", "--json", **SCRIPTS)
     assert process.exit_code == 0, process.stderr
     told = document(process)
     confirming = [json.loads(path.read_text()) for path in tmp_path.glob("runs/small-confirm/*/*/record.json")]
     assert len(confirming) == 5 * len([t for t in told["trials"] if t["state"] == "complete"])
     assert told["confirmed"]
-    assert document(search(tmp_path, "--show", "--json"))["confirmed"] == told["confirmed"]
+    assert document(search(tmp_path, "--show", "--json", **SCRIPTS))["confirmed"] == told["confirmed"]
     (kept,) = searches(f"sqlite:///{tmp_path}/mlflow.db")
     assert kept["confirmed"] == told["confirmed"]
     assert (tmp_path / told["front_file"]).exists() or Path(told["front_file"]).exists()
@@ -271,6 +271,7 @@ def test_the_answer_is_published_now_and_then_with_a_file_that_exists(
 def test_the_output_of_a_run_that_failed_is_named(tmp_path: Path) -> None:
     space = {"workload_args.code": [0, 3]}
     defaults = {"workload": "command", "workload_args.argv": "sh -c 'exit {code}'", "device_type": "cpu"}
+    defaults |= {"meters": []}
     process = search(tmp_path, space=space, defaults=defaults, objectives=["time"], probe={}, repeats=1)
     (log,) = [line for line in process.stderr.splitlines() if line.startswith("  its output: ")]
     assert Path(log.removeprefix("  its output: ")).exists()
@@ -312,18 +313,9 @@ def test_after_kill_9_in_a_trial_the_same_command_goes_on(tmp_path: Path) -> Non
 def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
     from bench.store.tracker import searches
 
-    empty_store(tmp_path)
-    process = subprocess.Popen(
-        [*BENCH, "search", written(tmp_path, **SCRIPTS)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: list(tmp_path.glob("runs/small/*/*/spec.json")) or process.poll() is not None)
-    process.send_signal(signal.SIGTERM)  # as Ctrl-C, also where SIGINT is ignored
-    _, told = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, told
+    with interrupted(signal.SIGTERM, lambda: list(tmp_path.glob("runs/small/*/*/spec.json"))):
+        ended = search(tmp_path, **SCRIPTS)
+    assert ended.exit_code == 130, ended.stderr
     assert [kept["ended"] for kept in searches(f"sqlite:///{tmp_path}/mlflow.db")] == ["stopped before its end"]
 
 

@@ -217,7 +217,7 @@ def test_a_condition_that_is_never_met_is_a_mistake(when: str, message: str, tmp
 
 
 def test_a_condition_on_what_differs_by_machine_is_left_alone(tmp_path: Path) -> None:
-    on = "{on: {cpu: [ddp, tp], cuda: [ddp, tp, fsdp_tp]}}"
+    on = "{on: {cpu: [ddp, tp], gpu: [ddp, tp, fsdp_tp]}}"
     assert load(tmp_path, SHARED.replace("[ddp, tp]", on).replace("{parallelism: tp}", "{parallelism: [tp, fsdp_tp]}"))
     assert load(tmp_path, SHARED.replace("when: {parallelism: tp}", "when: {devices: 4}"))
 

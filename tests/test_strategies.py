@@ -378,6 +378,7 @@ defaults:
   batch_size_per_device: 2
   warmup_seconds: 0
   measure_steps: 4
+  validation.samples: 0
   meters: []
 include:
   - {}

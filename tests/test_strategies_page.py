@@ -52,7 +52,7 @@ def test_ratios_have_their_intervals_and_verdicts() -> None:
     assert (quick.value, half.value) == (pytest.approx(2, rel=0.02), pytest.approx(0.5, rel=0.02))
     assert (quick.low or 9) < quick.value < (quick.high or 0)
     once = within(frame(rows.grid((1,), ("tiny",), PRECISIONS, repeats=1)), [SPEED]).comparisons
-    assert [(verdict, mark.low) for verdict, mark in marks(once, SPEED).values()] == [("cannot tell", None)] * 2
+    assert [(verdict, mark.low) for verdict, mark in marks(once, SPEED).values()] == [("undecided", None)] * 2
     steps = marks(ladder(frame(climbed())), SPEED)
     assert [mark.value for _, mark in steps.values()] == pytest.approx([2, 4, 8], rel=0.02), "they multiply"
     assert ratios([], SPEED) is None
@@ -68,7 +68,7 @@ def test_what_is_compared_by_default() -> None:
 
 
 def test_ratios_are_drawn_by_verdict_without_colour_alone() -> None:
-    shown = [("better", Mark("a", 0.5, 0.4, 0.6)), ("worse", Mark("b", 2.0, 1.5, 1e9)), ("cannot tell", Mark("c", 1.1))]
+    shown = [("better", Mark("a", 0.5, 0.4, 0.6)), ("worse", Mark("b", 2.0, 1.5, 1e9)), ("undecided", Mark("c", 1.1))]
     block = Figure("time", "multiple", tuple(Group(verdict, (mark,)) for verdict, mark in shown), reference=1, log=True)
     figure = curves.block_chart(block)
     _, better, worse, few = figure.data
@@ -77,7 +77,7 @@ def test_ratios_are_drawn_by_verdict_without_colour_alone() -> None:
     assert not few.error_x.visible, "no interval is no bar"
     assert len({trace.marker.symbol for trace in (better, worse, few)}) == 3
     assert max(figure.layout.xaxis.range) < 30, "an endless interval does not hide the others"
-    assert [note.text for note in figure.layout.annotations][2] == "c<br>1.1 cannot tell"
+    assert [note.text for note in figure.layout.annotations][2] == "c<br>1.1 undecided"
     many = tuple(Mark(str(row), 1.5) for row in range(100))
     assert len(curves.block_chart(Figure("", "", (Group("worse", many),))).layout.annotations) == curves.MOST
 
@@ -139,6 +139,7 @@ def test_charts_escape_names() -> None:
 # --- the page
 
 
+@pytest.mark.slow
 def test_real_runs(recorded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRACKING_URI, recorded_uri)
     app = opened("strategies", {"suite": "ladder"})

@@ -152,8 +152,8 @@ def test_what_this_machine_cannot_do_is_skipped_with_the_reason(tmp_path: Path) 
     busy = made(tmp_path, gpus(2, busy=(1,)), matrix={"devices": [2]})
     assert list(busy.skipped.values()) == ["needs 2 GPUs, 1 of 2 are free: GPU 1 is used by python (7)"]
     sliced = Machine(cpu_model="x", cpu_count=1, gpus=[Gpu(index=0, uuid="GPU-0", name="x", mig=True)])
-    assert "cut into slices (MIG)" in next(iter(made(tmp_path, sliced, include=[{}]).skipped.values()))
-    none = made(tmp_path, CPU, BASE | {"device_type": "cuda"}, include=[{}])
+    assert "cut into slices" in next(iter(made(tmp_path, sliced, include=[{}]).skipped.values()))
+    none = made(tmp_path, CPU, BASE | {"device_type": "gpu"}, include=[{}])
     assert "none is visible here" in next(iter(none.skipped.values()))
 
 
@@ -176,7 +176,7 @@ def test_devices_that_cannot_share_the_work_are_skipped_with_the_reason(tmp_path
 
 def test_two_device_types_in_one_suite(tmp_path: Path) -> None:
     plan = made(tmp_path, gpus(1), matrix={"device_type": ["cpu", "cuda"], "devices": [1]})
-    assert {run.device_type for run in plan.to_do} == {"cpu", "cuda"}
+    assert {run.device_type for run in plan.to_do} == {"cpu", "gpu"}
 
 
 HEAD = "name: s\ndefaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4}\n"
@@ -262,7 +262,7 @@ BAD = {
         HEAD + "matrix: {seed: auto}\n",
         ["'auto' is allowed for devices only, not for 'seed'"],
     ),
-    "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or cuda"]),
+    "on with a stranger": (HEAD + "matrix: {seed: {on: {tpu: [1]}}}\n", ["'on' takes a mapping with cpu and/or gpu"]),
     "devices beyond all bounds": (
         HEAD + "include: [{devices: 100000000000000000000}]\n",
         ["devices: must be a whole number from 1 to 1,000,000, or auto"],
@@ -432,7 +432,7 @@ name: x
 defaults: {workload: decoder_lm, workload_args.preset: tiny, batch_size_per_device: 4, devices: auto}
 ladder:
   - {precision: bf16}
-  - {compile: {on: {cuda: default}}}
+  - {compile: {on: {gpu: default}}}
   - {optimizer.learning_rate: 0.01, optimizer.name: sgd}
 repeats: 2
 """

@@ -1,6 +1,5 @@
 """The training of one rank: warm-up, window, how it ends early, and the batch that is found before it."""
 
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +12,12 @@ from tests.clock import Clock
 
 torch = pytest.importorskip("torch")
 pytestmark = [
+    pytest.mark.usefixtures("one_rank"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 CPU = torch.device("cpu")
 SMALL = {"layers": 2, "hidden": 32, "heads": 2, "sequence_length": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import torch.distributed as dist
-
-    store = dist.FileStore(str(tmp_path_factory.mktemp("ranks") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 spec = partial(tiny.spec, args=SMALL, parallelism="single", measure_steps=12)

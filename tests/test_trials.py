@@ -17,7 +17,7 @@ from bench.figures.metrics import TEXT_COLUMNS, labels
 from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status, Trial
 from bench.run.collect import Context, skipped
-from bench.run.runner import Progress
+from bench.run.runner import Progress, resume
 from bench.run.trials import _execution, open_trials
 from bench.schema import RunSpec, Site, Suite
 from bench.store.progress import Flight, in_flight
@@ -142,8 +142,9 @@ def test_trials_go_through_one_node(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C between two trials
             time.sleep(5)
 
-    with pytest.raises(Stopped, match="Run the same command again to resume"):
+    with pytest.raises(Stopped, match=resume()):
         again()
+    assert resume(new=True) == "Run the same command again, without --new, to resume."
     assert ended(tmp_path) == ["KILLED"]
     told = Flight.model_validate_json((trials.execution.folder / "progress.json").read_text())
     assert (told.ended, told.stopped, told.finished) == (True, True, False)

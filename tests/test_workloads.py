@@ -20,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 # Arguments that are quick here, classes, learning rate, steps, and how far the loss is to go down in them.
 CASES: dict[str, tuple[str, dict[str, Any], int, float, int, float]] = {
-    "gpt2": ("decoder_lm", {"preset": "tiny", "sequence_length": 32}, 256, 1e-3, 20, 1.0),
-    "llama": ("decoder_lm", {"preset": "llama-tiny", "sequence_length": 32}, 256, 1e-3, 20, 1.0),
-    "bert": ("encoder", {"preset": "tiny", "sequence_length": 32}, 258, 1e-3, 20, 1.0),
+    "gpt2": ("decoder_lm", {"preset": "tiny", "sequence_length": 16}, 256, 1e-3, 20, 1.0),
+    "llama": ("decoder_lm", {"preset": "llama-tiny", "sequence_length": 16}, 256, 1e-3, 20, 1.0),
+    "bert": ("encoder", {"preset": "tiny", "sequence_length": 16}, 258, 1e-3, 20, 1.0),
     "bert classes": (
         *(
             "encoder",
@@ -65,7 +65,13 @@ def test_all_are_here() -> None:
     assert {name for name, *_ in CASES.values()} | {COMMAND} == set(registry.names("workload"))
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("bert", "bert classes", "llama", "vit")
+"""Those that learn for a second or more, of kinds of which others learn in the quick half too."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in LONG else []) for case in CASES]
+)
 def test_it_learns(case: str) -> None:
     classes, rate, steps, gain = CASES[case][2:]
     work = made(case)

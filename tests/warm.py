@@ -8,13 +8,14 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from bench.run import launcher
+from tests.processes import PATIENCE
 
 _NURSERY = multiprocessing.get_context("forkserver")
 _NURSERY.set_forkserver_preload(
@@ -26,6 +27,17 @@ _NURSERY.set_forkserver_preload(
         "bench.run.node",
     ]
 )
+
+
+def call(function: Callable[..., None], *arguments: Any) -> int | None:
+    """Call a function of a module in a process that has imported torch; return its exit code, None if it had to be killed."""
+    process = _NURSERY.Process(target=function, args=arguments)
+    with contextlib.chdir("/"):  # where the nursery stays
+        process.start()
+    process.join(PATIENCE)
+    exitcode = process.exitcode
+    process.kill()
+    return exitcode
 
 
 class Node:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analytics.quantities import quantity
-from analytics.runs.frame import COUNTS, asked
+from analytics.runs.frame import COUNTS, asked, values
 from analytics.text import number, printable
 from bench.record import Provenance, Status
 
@@ -46,7 +46,8 @@ class Repeats:
     """The runs of one configuration, of which `runs` ended well. What comparisons ask of them is computed once."""
 
     def __init__(self, every: pd.DataFrame) -> None:
-        self.every, self.runs = every, every[every["status"] == Status.OK]
+        well = every["status"] == Status.OK
+        self.every, self.runs = every, every if well.all() else every[well]
         self.ended = len(self.runs), len(every)
         self.status = str(Status.OK if len(self.runs) else every["status"].iloc[-1])
         self.figures, self.by_launch = cache(self._figures), cache(self._by_launch)
@@ -89,15 +90,16 @@ class Repeats:
     @cached_property
     def launches(self) -> dict[Any, str]:
         """What each run shares with those that ran side by side with it; empty text where that is not known."""
-        names = self.runs[_LAUNCH].astype("str").fillna("").agg("\0".join, axis=1)
+        columns = (values(self.runs[column]) for column in _LAUNCH)
+        names = ("\0".join("" if v is None else str(v) for v in launch) for launch in zip(*columns, strict=True))
         known = self.runs["execution"].notna() & self.runs["repeat"].notna()
         return {at: name if sure else "" for at, name, sure in zip(self.runs.index, names, known, strict=True)}
 
     @cached_property
-    def identities(self) -> set[tuple[str, ...]]:
+    def identities(self) -> set[tuple[Any, ...]]:
         """Which runs these are, as far as they say so."""
-        known = self.runs.dropna(subset=["execution", "run_id"])[["suite", "execution", "environment", "run_id"]]
-        return set(known.astype(str).itertuples(index=False, name=None))
+        columns = (values(self.runs[column]) for column in ("suite", "execution", "environment", "run_id"))
+        return {one for one in zip(*columns, strict=True) if one[1] is not None and one[3] is not None}
 
     @cached_property
     def samples(self) -> float:
@@ -116,6 +118,8 @@ class Repeats:
 
 
 VANISHED = "no figure of the candidate is above 0, all of the baseline are"
+CONSTANT = "its power is estimated as equal, so it differs as time does"
+LOST = "the baseline has it, the candidate does not"
 
 
 def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | None:
@@ -132,7 +136,7 @@ def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | No
         if not known and about.twin is not None and len(side.figures(about.twin)):
             return f"{name} has {about.twin} only; measured and estimated energy are never compared"
         if not known:
-            return f"{name} has no {metric}"
+            return LOST if side is candidate and len(baseline.figures(metric)) else f"{name} has no {metric}"
         if "_to_target" in metric and known < len(side.runs):
             return f"{len(side.runs) - known} of {len(side.runs)} runs of {name} did not reach the target"
     if about.quality and _differ(candidate, baseline, "dataset_digest", absent_too=True):
@@ -155,6 +159,21 @@ def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | No
         vanished = min(old) > 0 >= max(new)
         return VANISHED if vanished else "figures that are not above 0 have no ratio"
     return None
+
+
+def equal_power(*sides: Repeats) -> bool:
+    """Whether the estimated power of all runs of some sides is one within 1 %: then estimated energy tells nothing new."""
+    watts = [value for side in sides for value in side.figures("power_watts_estimated").values()]
+    return bool(watts) and max(watts) <= 1.01 * min(watts)
+
+
+def constant_power(df: pd.DataFrame) -> bool:
+    """Whether the estimated power is one within 1 % in all runs on as many devices, of two or more configurations each."""
+    ok = df.loc[df["status"] == Status.OK, ["config_id", "devices", "power_watts_estimated"]].dropna()
+    groups = ok.groupby("devices")
+    watts = groups["power_watts_estimated"]
+    same = (watts.max() <= 1.01 * watts.min()) & (groups["config_id"].nunique() > 1)
+    return bool(len(ok)) and bool(same.all())
 
 
 def _other_energy(candidate: Repeats, baseline: Repeats) -> str | None:

@@ -2,7 +2,7 @@
 
 The verdict of two configurations of an execution follows from a table: each configuration against the one that equals the
 baseline in all but the kind of work. It allows for the configurations of that table, metric by metric (Holm), so neither
-other metrics nor filters change it.
+other metrics nor filters change it. A pair has one verdict: asked the other way round, it is the inverse.
 """
 
 from __future__ import annotations
@@ -18,12 +18,21 @@ import pandas as pd
 
 from analytics.interval import Interval
 from analytics.judge import stats
-from analytics.judge.comparable import Repeats, differences, doubts, incomparable, metric_names
+from analytics.judge.comparable import (
+    CONSTANT,
+    Repeats,
+    constant_power,
+    differences,
+    doubts,
+    equal_power,
+    incomparable,
+    metric_names,
+)
 from analytics.quantities import Better, quantity
-from analytics.runs.frame import IDENTITY, asked, names, summary
+from analytics.runs.frame import COUNTS, IDENTITY, asked, configurations, names, values
 from analytics.text import printable
 from bench.record import Status
-from bench.schema import COMMAND
+from bench.schema import AXES, COMMAND, RunSpec
 
 PAIRS_FROM = 3
 """Launches are paired from this many pairs on: with two, Student's t has one degree of freedom and tells nothing."""
@@ -49,9 +58,9 @@ class Effect:
     `value` and `baseline_value` are the figures of the summary (`runs.frame`). `spread`, `error` and `degrees` are those of
     `judge.stats.Contrast`. `probability_better` is the chance that the candidate is truly better. The verdict is `less` or
     `more` where no way is better. It follows `p_adjusted` (of no difference) and `p_equivalent` (of a difference that
-    matters), which allow for all comparisons of the family; the interval does not. `among` is their number where the interval
-    alone would tell, and all together do not. Where it cannot be told, `more_repeats` of each side would tell, if that is
-    known.
+    matters), which allow for all comparisons of the family; the interval does not. `probably` is the verdict of the interval
+    alone where it cannot be told `among` so many comparisons. Where it cannot be told, `more_repeats` of each side would
+    tell, if that is known.
     """
 
     metric: str
@@ -72,6 +81,7 @@ class Effect:
     p_adjusted: float | None = None
     p_equivalent: float | None = None
     more_repeats: int | None = None
+    probably: Verdict | None = None
     among: int | None = None
 
     @property
@@ -83,6 +93,24 @@ class Effect:
     def cost(self) -> Interval:
         """The interval of what the same work takes: for a rate the inverse of the ratio."""
         return self.interval.inverse() if self.metric.endswith("_per_second") else self.interval
+
+    def inverse(self) -> Effect:
+        """Return the effect of the baseline compared with the candidate."""
+        turned, chance = self.interval.inverse(), self.probability_better
+        changed: dict[str, Any] = {
+            "ratio": turned.value,
+            "low": turned.low,
+            "high": turned.high,
+            "spread": self.spread[::-1],
+        }
+        changed |= {"value": self.baseline_value, "baseline_value": self.value}
+        changed |= {
+            name: _INVERSE.get(one, one) for name, one in (("verdict", self.verdict), ("probably", self.probably))
+        }
+        return replace(self, **changed, probability_better=None if chance is None else 1 - chance)
+
+
+_INVERSE: dict[Verdict | None, Verdict] = {"better": "worse", "worse": "better", "less": "more", "more": "less"}
 
 
 @dataclass(frozen=True)
@@ -152,33 +180,24 @@ def compare(
     )
 
 
-def effect_of(metric: str, candidate: Repeats, baseline: Repeats) -> Effect | str:
+def effect_of(metric: str, candidate: Repeats, baseline: Repeats, *, constant: bool = False) -> Effect | str:
     """Return what a candidate does to one metric, without verdict, or the reason why that cannot be compared.
 
-    Launches that ran side by side are compared in pairs, others by Welch's t (`judge.stats.contrast`).
+    Where the estimated power of a suite is `constant`, energy that rests on an equal power is nothing but time. Launches that
+    ran side by side are compared in pairs, others by Welch's t (`judge.stats.contrast`).
     """
     if (reason := incomparable(metric, candidate, baseline)) is not None:
         return reason
+    if constant and quantity(metric).estimated and quantity(metric).energy and equal_power(candidate, baseline):
+        return CONSTANT
     pairs = _side_by_side(metric, candidate, baseline)
     new, old = pairs or [[*side.figures(metric).values()] for side in (candidate, baseline)]
     contrast = stats.contrast(new, old, paired=pairs is not None)
-    way, more = quantity(metric).better, contrast.probability_more
-    return Effect(
-        metric,
-        contrast.found.value,
-        contrast.found.low,
-        contrast.found.high,
-        contrast.found.n,
-        candidate.pooled(metric),
-        baseline.pooled(metric),
-        pairs is not None,
-        way,
-        None if more is None or way is None else more if way == "more" else 1 - more,
-        contrast.p_value,
-        contrast.spread,
-        contrast.error,
-        contrast.degrees,
-    )
+    way, more, found = quantity(metric).better, contrast.probability_more, contrast.found
+    chance = None if more is None or way is None else more if way == "more" else 1 - more
+    ends, values = (found.value, found.low, found.high, found.n), (candidate.pooled(metric), baseline.pooled(metric))
+    shared = {name: getattr(contrast, name) for name in ("p_value", "spread", "error", "degrees")}
+    return Effect(metric, *ends, *values, pairs is not None, way, chance, **shared)
 
 
 def _side_by_side(metric: str, *sides: Repeats) -> list[list[float]] | None:
@@ -193,8 +212,8 @@ def _side_by_side(metric: str, *sides: Repeats) -> list[list[float]] | None:
 def judged(outcomes: Mapping[_Key, Effect | str], equivalence: float = stats.SAME) -> dict[_Key, Effect]:
     """Make the verdicts of the effects on one metric that are compared together; reasons why there is none are left out.
 
-    Equivalent is an interval within 1 ± `equivalence`. Of all that are called better or worse any is wrong in 5 % at most,
-    and of all that are called equivalent too (two families: being equivalent is another question).
+    Equivalent is an interval within a factor of 1 + `equivalence` of 1. Of all that are called better or worse any is wrong
+    in 5 % at most, and of all that are called equivalent too (two families: being equivalent is another question).
     """
     tests = adjusted(outcomes, equivalence)
     return {key: _verdict(e, tests.get(key), equivalence) for key, e in outcomes.items() if isinstance(e, Effect)}
@@ -214,7 +233,7 @@ def adjusted(outcomes: Mapping[_Key, Effect | str], equivalence: float) -> dict[
 def _p_equivalent(effect: Effect, share: float) -> float:
     """The p-value of two one-sided tests."""
     distance = math.log(effect.ratio)
-    inside = min(math.log1p(share) - distance, distance - math.log1p(-share))
+    inside = math.log1p(share) - abs(distance)
     return stats.p_beyond(inside, effect.error or 0.0, effect.degrees or math.inf)
 
 
@@ -223,16 +242,24 @@ def _verdict(effect: Effect, p_values: Adjusted | None, share: float) -> Effect:
         return effect
     apart, same, tests = p_values
     effect = replace(effect, p_adjusted=apart, p_equivalent=same)
-    region = 1 - share, 1 + share
-    plain = stats.verdict(effect.interval, apart, region, 1.0, same)
-    if plain == "cannot tell":
-        bounds = math.log1p(-share), math.log1p(share)
-        more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio), bounds, tests)
-        alone = stats.verdict(effect.interval, 0.0, region) != "cannot tell"
-        return replace(effect, more_repeats=more, among=tests if alone else None)
+    region = 1 / (1 + share), 1 + share
+    found = _named(effect, stats.verdict(effect.interval, apart, region, 1.0, same))
+    if found != "cannot tell":
+        return replace(effect, verdict=found)
+    bounds = -math.log1p(share), math.log1p(share)
+    more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio), bounds, tests)
+    alone = _named(effect, stats.verdict(effect.interval, 0.0, region))
+    chance: dict[str, Any] = {} if alone == "cannot tell" else {"probably": alone, "among": tests}
+    return replace(effect, more_repeats=more, **chance)
+
+
+def _named(effect: Effect, plain: stats.Verdict) -> Verdict:
+    """Say of more or less whether it is better or worse, where one of them is."""
     if plain == "same":
-        return replace(effect, verdict="equivalent")
-    return replace(effect, verdict=plain if effect.better is None else "better" if plain == effect.better else "worse")
+        return "equivalent"
+    if plain == "cannot tell" or effect.better is None:
+        return plain
+    return "better" if plain == effect.better else "worse"
 
 
 class Configurations:
@@ -248,11 +275,14 @@ class Configurations:
         self.rows = {str(row["config_id"]): row for _, row in table.iterrows()}
         self.names = {config: str(row["name"]) for config, row in self.rows.items()}
         own = [c for c in asked(table) if c not in BESIDE and (c in LOADER or c.split(".")[0] not in _KIND)]
-        texts = table[own].astype("str").fillna("")
+        cells = {name: values(table[name]) for name in own}
         self._options = [
-            dict(zip(self.rows, options.itertuples(index=False, name=None), strict=True))
-            for options in (texts, texts.drop(columns=list(_BATCH), errors="ignore"))
+            dict(zip(self.rows, zip(*(cells[name] for name in options), strict=True), strict=True))
+            for options in (own, [name for name in own if name not in _BATCH])
         ]
+        order = sorted(self.rows, key=lambda config: _foremost(self.rows[config]))
+        self._places = {config: place for place, config in enumerate(order)}
+        self._constant = constant_power(self.df)
         self._plain, self._tests = cache(self._effect), cache(self._family)
 
     @cached_property
@@ -284,13 +314,17 @@ class Configurations:
     def effect(self, candidate: str, baseline: str, metric: str) -> Effect | str:
         """Return what a candidate does to a metric, with the verdict; or the reason why it cannot be compared.
 
-        A pair that stands in no table (of other work, or of weights saved for others) counts as one more comparison in
-        that of its baseline.
+        The verdict of a pair is that of its more usual side as baseline, whichever of both is asked for. A pair that stands
+        in no table (of other work, or of weights saved for others) counts as one more comparison in that of its baseline.
         """
         pair = candidate, baseline
-        plain, tests = self._plain(*pair, metric), self._tests(baseline, metric)
+        plain = self._plain(*pair, metric)
         if isinstance(plain, str):
             return plain
+        if self._places.get(candidate, math.inf) < self._places.get(baseline, math.inf):
+            turned = self.effect(baseline, candidate, metric)
+            return turned if isinstance(turned, str) else turned.inverse()
+        tests = self._tests(baseline, metric)
         if pair not in tests and plain.p_value is not None:
             tests = adjusted({pair: plain, **{other: self._plain(*other, metric) for other in tests}}, self.equivalence)
         return _verdict(plain, tests.get(pair), self.equivalence)
@@ -307,11 +341,19 @@ class Configurations:
         return compare(self.sides[candidate], self.sides[baseline], name, baseline_name, outcomes)
 
     def _effect(self, candidate: str, baseline: str, metric: str) -> Effect | str:
-        return effect_of(metric, self.sides[candidate], self.sides[baseline])
+        return effect_of(metric, self.sides[candidate], self.sides[baseline], constant=self._constant)
 
     def _family(self, baseline: str, metric: str) -> dict[tuple[str, str], Adjusted]:
         pairs = self.table(baseline).items()
         return adjusted({pair: self._plain(*pair, metric) for pair in pairs}, self.equivalence)
+
+
+def _foremost(row: pd.Series) -> tuple[float, ...]:
+    """Sort the more usual configurations first: lower steps of a ladder, fewer devices, defaults, and smaller numbers."""
+    unusual = sum(row[axis] != RunSpec.model_fields[axis].default.name for axis in AXES)
+    options = sum(str(name).split(".")[0] in AXES and "." in str(name) and pd.notna(row[name]) for name in row.index)
+    numbers = (row["ladder"], row["devices"], unusual, options, *(row.get(name) for name in COUNTS))
+    return tuple(0.0 if pd.isna(number) else float(number) for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -347,7 +389,7 @@ def match(
     known = known.where(~twice, known.replace("plain", "") + " " + table["config_id"]).str.strip()
     called = dict(zip(table["config_id"], known, strict=True))
     both, gone = ([config for config in old if (config in new) is there] for there in (True, False))
-    plain = {m: {config: effect_of(m, new[config], old[config]) for config in both} for m in metrics}
+    plain = {m: {c: effect_of(m, new[c], old[c]) for c in both} for m in metrics}
     outcomes = {metric: {**effects, **judged(effects, equivalence)} for metric, effects in plain.items()}
     comparisons = [
         compare(new[config], old[config], called[config], baseline_name, {m: outcomes[m][config] for m in metrics})
@@ -370,9 +412,12 @@ def _by_configuration(df: pd.DataFrame) -> dict[str, Repeats]:
 def _newest(df: pd.DataFrame) -> pd.DataFrame:
     """Leave the newest execution of each configuration: launches of several share less than those of one."""
     keys = ["config_id", "suite", "execution", "environment"]
-    df = df[df["config_id"].notna()]
-    last = df.sort_values("started_at", kind="stable", na_position="first").drop_duplicates("config_id", keep="last")
-    return df.merge(last[keys], on=keys)
+    df = df[df["config_id"].notna()].reset_index(drop=True)
+    order = df["started_at"].sort_values(kind="stable", na_position="first").index
+    whose = [*zip(*(values(df[key]) for key in keys), strict=True)]
+    last = {whose[place][0]: whose[place] for place in order}
+    newest = [last[one[0]] == one for one in whose]
+    return df if all(newest) else df[newest].reset_index(drop=True)
 
 
 def _older(whose: str, given: pd.DataFrame, used: pd.DataFrame) -> list[str]:
@@ -381,11 +426,11 @@ def _older(whose: str, given: pd.DataFrame, used: pd.DataFrame) -> list[str]:
 
 
 def _in_order(df: pd.DataFrame) -> pd.DataFrame:
-    """The summary in the order in which configurations were begun, which is that of the suite.
+    """The configurations in the order in which configurations were begun, which is that of the suite.
 
     Those that are there to save their weights for others are left out, unless there is nothing else.
     """
-    table = summary(df)
+    table = configurations(df)
     if "saves" in table and table["saves"].isna().sum() > 1:
         table = table[table["saves"].isna()]
     begun = df.groupby("config_id")["started_at"].min()

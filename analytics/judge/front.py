@@ -75,7 +75,7 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
 def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Leave out the probes of searches, unless there is nothing else; return the rest and how many were left out."""
     probes = runs["stage"] == "probe"
-    return (runs, 0) if probes.all() else (runs[~probes], int(probes.sum()))
+    return (runs, 0) if probes.all() else (runs[~probes].reset_index(drop=True), int(probes.sum()))
 
 
 def works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -148,12 +148,9 @@ def known(
 
 
 def _incomplete(name: str, known: Sequence[str]) -> str:
-    mixed_energy = name == "energy" and len(known) > 1
-    return (
-        "measured for some and estimated for others, which are never mixed"
-        if mixed_energy
-        else "not known for all of them"
-    )
+    if name == "energy" and len(known) > 1:
+        return "measured for some and estimated for others, which are never mixed"
+    return "not known for all of them"
 
 
 def _unequal(runs: pd.DataFrame) -> str:

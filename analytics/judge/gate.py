@@ -7,10 +7,10 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from analytics.judge import stats
-from analytics.judge.comparable import VANISHED
+from analytics.judge.comparable import LOST, VANISHED
 from analytics.judge.compare import Comparison
 from bench.errors import BadValue
 
@@ -55,7 +55,8 @@ REPEATS = 3
 class Outcome:
     """What became of a condition in one configuration, and why it cannot be told, with the repeats that would tell.
 
-    `doubts` are what else may have made the difference.
+    `reason` is a code: few_repeats, chance (alone it would fail, `among` so many it may be chance), limit (the interval
+    includes it); or why the metric cannot be compared. `doubts` are what else may have made the difference.
     """
 
     condition: str
@@ -65,6 +66,8 @@ class Outcome:
     low: float | None = None
     high: float | None = None
     reason: str = ""
+    repeats: int | None = None
+    among: int | None = None
     more_repeats: int | None = None
     p_adjusted: float | None = None
     doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -90,11 +93,11 @@ def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
     effect = comparison.effect(condition.metric)
     if effect is None:
         reason = comparison.not_compared.get(condition.metric, "it is not known")
-        return replace(found, reason=reason, state=condition.state(0.0, 0.0) if reason == VANISHED else found.state)
-    found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high)
+        states: dict[str, State] = {VANISHED: condition.state(0.0, 0.0), LOST: "fails"}
+        return replace(found, reason=reason, state=states.get(reason, "cannot tell"))
+    found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high, repeats=effect.repeats)
     if effect.low is None or effect.high is None or effect.repeats < REPEATS:
-        repeats = f"{effect.repeats} repeat{'s' if effect.repeats > 1 else ''}"
-        return replace(found, reason=f"{repeats} only, it takes {REPEATS} of each")
+        return replace(found, reason="few_repeats")
     distance = math.log(effect.ratio / condition.ratio) * (-1 if "<" in condition.operator else 1)
     p_value = stats.p_beyond(distance, effect.error or 0.0, effect.degrees or math.inf)
     return replace(found, state=condition.state(effect.low, effect.high), p_adjusted=p_value)
@@ -106,8 +109,8 @@ def _among(tests: int, found: Outcome, condition: Condition, comparison: Compari
     if effect is None or found.state == "holds" or (fails and (found.p_adjusted or 0.0) <= 0.05):
         return found
     more = stats.more_repeats(effect.spread, effect.repeats, math.log(effect.ratio / condition.ratio), tests=tests)
-    reason = f"alone it would fail, among {tests} that may be chance" if fails else "the interval holds the limit"
-    return replace(found, state="cannot tell", reason=reason, more_repeats=more)
+    why: dict[str, Any] = {"reason": "chance", "among": tests} if fails else {"reason": "limit"}
+    return replace(found, state="cannot tell", more_repeats=more, **why)
 
 
 def broken(comparisons: Sequence[Comparison], *, skipped: bool) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from scipy import special
 from analytics.interval import Interval, exponential, t_quantile
 from analytics.judge import stats
 from analytics.judge.compare import BESIDE, Configurations, Effect, Verdict, judged
-from analytics.runs.frame import IDENTITY, asked, names
+from analytics.runs.frame import IDENTITY, asked, names, values
 from analytics.text import printable
 from bench.record import Status
 from bench.schema import RunSpec
@@ -139,6 +139,14 @@ class CellEffects:
         if self.whole is None:
             return told.pop() if len(told) == 1 and "equivalent" not in told else "cannot tell"
         return self.whole.verdict if self.whole.verdict in told else "cannot tell"
+
+    @property
+    def probably(self) -> Verdict | None:
+        """What the interval in all excludes while there is no verdict; of cells that disagree what each of them does."""
+        effects = self.effects if self.whole is None else (self.whole,)
+        leanings = {effect.probably or effect.verdict for effect in effects} - {"cannot tell"}
+        alike = len(leanings) == 1 and all(effect.probably or effect.verdict in leanings for effect in effects)
+        return leanings.pop() if alike and self.verdict == "cannot tell" else None
 
 
 def agree(effects: Sequence[Effect]) -> bool:
@@ -339,7 +347,7 @@ class Changes(Sequence[Change]):
     def __init__(self, df: pd.DataFrame) -> None:
         self.judge = Configurations(df)
         ok = df[(df["status"] == Status.OK) & df["config_id"].notna()]
-        table = ok.drop_duplicates([*IDENTITY])[[*IDENTITY, "host", "device_name", *asked(ok)]]
+        table = ok[~ok[[*IDENTITY]].duplicated()][[*IDENTITY, "host", "device_name", *asked(ok)]]
         self.table = table.assign(name=names(table)).reset_index(drop=True)
         disturbed = set(ok["config_id"][flagged(ok, *DISTURBED)])
         table = self.table[~self.table["config_id"].isin(disturbed)]
@@ -389,13 +397,14 @@ class Changes(Sequence[Change]):
 
     def _changes(self, table: pd.DataFrame) -> list[Change]:
         several = table.loc[table["devices"] > 1, "parallelism"].nunique() > 1
-        texts = table[[*asked(table), "environment", "host", "device_name"]].astype("str").fillna("")
-        varying = [c for c in map(str, texts) if texts[c].nunique() > 1]
+        texts = {c: values(table[c]) for c in [*asked(table), "environment", "host", "device_name"]}
+        varying = [c for c in texts if len(set(texts[c])) > 1]
         parts: list[list[Change]] = []
         for topic in TOPICS:
             same = [c for c in varying if c not in BESIDE and not topic.covers(c)]
             cells: dict[tuple[str, str], list[tuple[pd.Series, pd.Series]]] = {}
-            for places in _alike(texts[same]) if len(same) < len(varying) and topic.columns[0] in texts else []:
+            compared = len(same) < len(varying) and topic.columns[0] in texts
+            for places in _alike(len(table), [texts[c] for c in same]) if compared else []:
                 for row, base in topic.pairs(table.iloc[places]):
                     way = f" ({plain(row['parallelism'])})" if topic.name == "devices" and several else ""
                     cells.setdefault((topic.option(row) + way, topic.option(base)), []).append((row, base))
@@ -420,11 +429,11 @@ def flagged(df: pd.DataFrame, *flags: str) -> pd.Series:
     return df["flags"].fillna("").map(lambda text: not {*text.split()}.isdisjoint(flags)).astype(bool)
 
 
-def _alike(texts: pd.DataFrame) -> list[list[int]]:
-    """Return the places of rows that are alike, where there are two or more."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for place, key in enumerate(texts.itertuples(index=False, name=None)):
-        groups.setdefault(key, []).append(place)
+def _alike(count: int, columns: list[list[Any]]) -> list[list[int]]:
+    """Return the places of so many rows that are alike in all columns, where there are two or more."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place in range(count):
+        groups.setdefault(tuple(column[place] for column in columns), []).append(place)
     return [places for places in groups.values() if len(places) > 1]
 
 

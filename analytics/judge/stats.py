@@ -76,10 +76,8 @@ def ratio(pairs: Sequence[tuple[Iterable[float], Iterable[float]]], level: float
     if not pairs:
         raise ValueError("wanted one or more pairs")
     parts = [contrast([*candidate], [*baseline], paired=False) for candidate, baseline in pairs]
-    centre, n = (
-        math.fsum(math.log(part.found.value) for part in parts) / len(parts),
-        min(part.found.n for part in parts),
-    )
+    centre = math.fsum(math.log(part.found.value) for part in parts) / len(parts)
+    n = min(part.found.n for part in parts)
     if n < 2:
         return Interval(exponential(centre), None, None, n)
     error, degrees = welch([(((part.error or 0.0) / len(parts)) ** 2, part.degrees or math.inf) for part in parts])
@@ -184,10 +182,8 @@ def more_repeats(
         return None
     unit = max(spread)
     variances = np.square(np.divide(spread, unit))
-    centre, (low, high) = (
-        centre / unit,
-        (math.nan, math.nan) if region is None else (region[0] / unit, region[1] / unit),
-    )
+    centre /= unit
+    low, high = (math.nan, math.nan) if region is None else (region[0] / unit, region[1] / unit)
     counts = n + np.arange(1, MOST_REPEATS + 1)
     error = np.sqrt(variances.sum() / counts)
     degrees = (counts - 1) * variances.sum() ** 2 / (variances**2).sum()

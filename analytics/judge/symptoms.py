@@ -59,7 +59,7 @@ def waiting(case: Case) -> Iterator[Advice]:
     runs, evidence, share = _always(case, "data_wait_share", WAITS)
     if len(runs):
         workers = runs.get("workload_args.workers", pd.Series([0.0])).fillna(0).max()
-        gpu = bool(runs["device_type"].eq("cuda").any())
+        gpu = bool(runs["device_type"].eq("gpu").any())
         action = f"workload_args.workers: {max(2, 2 * int(workers))}" + ", workload_args.pin_memory: true" * gpu
         limits = ("at_best",) if gpu else ("at_best", "cpu_loaders")
         yield weighed(Advice("input", evidence, action, share, limits), runs)

@@ -23,7 +23,7 @@ from analytics.interval import Interval, geometric_mean, plain
 from analytics.judge import stats
 from analytics.judge.stats import LOSS
 from analytics.law import law as laws
-from analytics.runs.frame import IDENTITY, asked, summary
+from analytics.runs.frame import IDENTITY, asked, summary, values
 from analytics.text import printable
 from bench.record import Status
 from bench.schema import AXES
@@ -171,7 +171,11 @@ def _key(row: pd.Series, columns: Iterable[str]) -> tuple[str, ...]:
 
 def _split(table: pd.DataFrame, columns: list[str]) -> list[pd.DataFrame]:
     """Split a table by columns (absent is a value too), in order of appearance."""
-    return [part for _, part in table.groupby([table[c].astype("str").fillna("") for c in columns], sort=False)]
+    cells = [["" if value is None else str(value) for value in values(table[column])] for column in columns]
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, key in enumerate(zip(*cells, strict=True)):
+        places.setdefault(key, []).append(place)
+    return [table] if len(places) == 1 else [table.iloc[part] for part in places.values()]
 
 
 def fit(df: pd.DataFrame) -> ScalingFit:
@@ -296,7 +300,7 @@ def _efficiency(table: pd.DataFrame) -> list[Efficiency]:
 
 def _curve(curve: pd.DataFrame, kind: Literal["weak", "strong"], table: pd.DataFrame) -> list[Efficiency]:
     batch = "batch_size_per_device" if kind == "weak" else "global_batch_size"
-    varying = [c for c in asked(table) if c not in SIZES and table[c].nunique(dropna=False) > 1]
+    varying = [c for c in asked(table) if c not in SIZES and len(set(values(table[c]))) > 1]
     pieces = [f"{c.split('.')[-1]}={printable(curve.iloc[0][c], 40)}" for c in varying if pd.notna(curve.iloc[0][c])]
     name = ", ".join([*pieces, f"batch {curve.iloc[0][batch]}{' a device' if kind == 'weak' else ' in all'}"])
     base = curve.iloc[0]

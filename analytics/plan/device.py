@@ -22,7 +22,7 @@ PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp8")
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of accelerator. `family` names the prior that applies to it; `device_name` is what NVML calls it.
+    """A kind of accelerator. `family` names the prior that applies to it; `device_name` is what its driver calls it.
 
     `watts` is the vendor's limit of the device alone, `memory_bytes` its memory, `per_node` how many usually share a
     node; None where that is not known. `peak` [FLOP/s, dense] is there where the user gave it.
@@ -78,7 +78,7 @@ def devices() -> tuple[Device, ...]:
 
 
 def find(name: str) -> Device:
-    """Return the device of a name, short or NVML's. Raises ValueError for one that is unknown or that several have."""
+    """Return the device of a name, short or the driver's. Raises ValueError for one that is unknown or that several have."""
     key = _key(name)
     found = [device for device, keys in _table() if key in keys]
     if len(found) == 1:
@@ -95,7 +95,7 @@ def find(name: str) -> Device:
 
 
 def same(name: str, device: Device) -> bool:
-    """Say whether a device that runs name, short or as NVML does, is this one."""
+    """Say whether a device that runs name, short or as the driver does, is this one."""
     try:
         return name in (device.name, device.device_name) or find(name).device_name == device.device_name
     except ValueError:

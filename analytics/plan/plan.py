@@ -198,12 +198,12 @@ class Plan:
                 return count
         return None
 
-    def regions(self, names: Iterable[str]) -> list[tuple[str, float, Interval]]:
-        """Return region, kg CO2e per kWh and kg CO2e of the best option; [] where no energy is known.
+    def regions(self, names: Iterable[str], option: PlanOption) -> list[tuple[str, float, Interval]]:
+        """Return region, kg CO2e per kWh and kg CO2e of an option; [] where no energy is known.
 
         Raises ValueError for a region that is not known.
         """
-        energy, found = self.options[0].facility_energy_joules, [intensity(name) for name in names]
+        energy, found = option.facility_energy_joules, [intensity(name) for name in names]
         return [
             (one.region, one.kg_per_kwh, energy.times(one.kg_per_kwh / 3.6e6)) for one in found if energy is not None
         ]

@@ -41,7 +41,7 @@ class Preview:
         return {"seconds": total, "cost_usd": None if price is None else device_hours * price}
 
     def _idle_seconds(self) -> float:
-        """Seconds of idle power before the runs: on GPUs it is measured without and with a CUDA context."""
+        """Seconds of idle power before the runs: on GPUs it is measured without and with a context of torch."""
         idle = self.expansion.suite.idle_seconds
         if self.machine.gpus:
             return 2 * idle
@@ -74,7 +74,7 @@ class Preview:
         reasons = {}
         gpus = [gpu.memory_bytes for gpu in self.machine.free_gpus if gpu.memory_bytes is not None]
         for run in self.selected.to_do:
-            limits = [*(gpus if run.device_type == "cuda" else []), run.memory_limit_bytes]
+            limits = [*(gpus if run.device_type == "gpu" else []), run.memory_limit_bytes]
             limit = min((each for each in limits if each is not None), default=None)
             size = memory.get(run.config_id)
             if size is not None and limit is not None and size > limit:

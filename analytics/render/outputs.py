@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analytics.render.files import FORMATS
 from analytics.say.report import Report
-from analytics.text import number
+from analytics.text import counted, number
 from bench.errors import UserError
 from bench.files import write_bytes
 
@@ -57,5 +57,5 @@ def write(report: Report, outputs: Sequence[Output]) -> list[str]:
             write_bytes(Path(output.name), data)
         except OSError as error:
             raise UserError(f"-o {output.name} cannot be written: {error.strerror}") from error
-        lines.append(f"{output.name}: {len(report.runs)} runs, {number(round(len(data) / 1000))} kB")
+        lines.append(f"{output.name}: {counted(len(report.runs), 'run')}, {number(round(len(data) / 1000))} kB")
     return lines

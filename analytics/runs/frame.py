@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,11 @@ def _typed(column: pd.Series, kind: str | None) -> pd.Series:
         return numbers.mask(no_count).astype("Int64")
     if kind == "figure":
         return pd.to_numeric(column, errors="coerce").astype("float64")
+    if kind == "text":
+        return column.astype("str")
     known = column.dropna()
     numeric = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in known]
-    if kind is None and numeric and all(numeric):
+    if numeric and all(numeric):
         return pd.to_numeric(column).astype("float64")
     return column.astype("str")
 
@@ -95,17 +98,34 @@ def declared(rows: Iterable[Mapping[str, Scalar]]) -> pd.DataFrame:
     given = pd.DataFrame(list(rows), dtype=object)
     others = sorted(set(map(str, given.columns)) - set(DECLARED))
     absent = {kind: _typed(pd.Series(index=given.index, dtype=object), kind) for kind in set(_KINDS.values())}
-    typed = {n: _typed(given[n], _KINDS[n]) if n in given else absent[_KINDS[n]] for n in DECLARED}
-    return pd.DataFrame(typed | {name: given[name] for name in others}, index=given.index)
+    plain = _plain(given)
+    typed = {n: _typed(given[n], _KINDS[n]) if n in given else absent[_KINDS[n]] for n in DECLARED if n not in plain}
+    columns = typed | plain | {name: given[name] for name in others}
+    return pd.DataFrame({name: columns[name] for name in (*DECLARED, *others)}, index=given.index)
+
+
+def _plain(given: pd.DataFrame) -> dict[str, Any]:
+    """Return the columns of COUNTS and NUMBERS, all at once, which is faster; nothing where a cell is no plain number."""
+    cells = given.reindex(columns=[*COUNTS, *NUMBERS]).to_numpy(dtype=object)
+    whole_numbers = (cell for cell in cells.flat if type(cell) is int)
+    if not {*map(type, cells.flat)} <= {float, int, NoneType} or any(abs(cell) > _EXACT for cell in whole_numbers):
+        return {}
+    numbers = cells.astype(float)
+    counts = numbers[:, : len(COUNTS)]
+    with np.errstate(invalid="ignore"):
+        no_count = ~((np.abs(counts) <= _EXACT) & (counts % 1 == 0))
+    whole = np.where(no_count, 0, counts).astype("int64")
+    out: dict[str, Any] = {n: pd.arrays.IntegerArray(whole[:, i], no_count[:, i]) for i, n in enumerate(COUNTS)}
+    return out | dict(zip(NUMBERS, numbers[:, len(COUNTS) :].T, strict=True))
 
 
 def tidy(given: pd.DataFrame) -> pd.DataFrame:
     """Return the frame of rows from `declared`: all columns typed, sorted by start, each run once."""
     others = sorted(name for name in set(given.columns) - set(DECLARED) if given[name].notna().any())
     df = pd.concat([given[[*DECLARED]], *(_typed(given[name], None).rename(name) for name in others)], axis=1)
-    df = df.sort_values("started_at", kind="stable")
-    older = df.duplicated([*IDENTITY, "run_id"], keep="last") & df["run_id"].notna()
-    return df[~older].reset_index(drop=True)
+    begun = df[[*IDENTITY, "run_id", "started_at"]].sort_values("started_at", kind="stable")
+    older = begun.duplicated([*IDENTITY, "run_id"], keep="last") & begun["run_id"].notna()
+    return df.loc[begun.index[~older]].reset_index(drop=True)
 
 
 def asked(df: pd.DataFrame) -> list[str]:
@@ -135,6 +155,11 @@ def _estimate(values: np.ndarray) -> tuple[float, float | None, float | None]:
     return found.value, found.low, found.high
 
 
+def values(column: pd.Series) -> list[Any]:
+    """Return the values of a column as Python has them, None where one is absent: they can be compared and hashed."""
+    return [None if absent else value for value, absent in zip(column.tolist(), column.isna(), strict=True)]
+
+
 def _union(texts: Iterable[Any]) -> str:
     return " ".join(sorted({word for text in texts if pd.notna(text) for word in str(text).split()}))
 
@@ -144,12 +169,38 @@ def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
     known = [Provenance(label) for label in of["energy_provenance"] if label in set(Provenance)]
     row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
     row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
-    mixed = ["energy_components_differ"] if pd.Series(of["energy_components"]).nunique(dropna=False) > 1 else []
+    mixed = ["energy_components_differ"] if len(set(of["energy_components"])) > 1 else []
     grades = [*filter(pd.notna, of["grade"]), *([grade(mixed)] if mixed else [])]
     return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "grade": max(grades, default=None)}
 
 
 _TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "grade")
+
+
+_ORDER = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
+
+
+def _ended(df: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return `configurations`, the number of the configuration of each run that ended well or -1, and failures of each."""
+    whose = [*zip(*(values(df[name]) for name in IDENTITY), strict=True)]
+    numbers = {identity: number for number, identity in enumerate(dict.fromkeys(whose))}
+    number = np.array([numbers[identity] for identity in whose], dtype=int)
+    well = np.flatnonzero(df["status"] == Status.OK)
+    of, first, repeats = np.unique(number[well], return_index=True, return_counts=True)
+    flops = df["flops_per_sample"].iloc[well].groupby(number[well]).median().to_numpy()
+    keys = df[_ORDER].iloc[well[first]].reset_index(drop=True).assign(flops_per_sample=flops)
+    order = keys.sort_values(_ORDER, kind="stable").index.to_numpy()
+    table = df[[*IDENTITY, *_ABOUT, *asked(df)]].iloc[well[first][order]].reset_index(drop=True)
+    table = table.assign(flops_per_sample=flops[order], name=names(table))
+    place = np.full(len(numbers), -1)
+    place[of[order]] = np.arange(len(of))
+    whole = np.bincount(number, minlength=1)
+    return table, np.where(df["status"] == Status.OK, place[number], -1), (whole[of] - repeats)[order]
+
+
+def configurations(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the summary without its figures: IDENTITY, what was asked, `name` and `flops_per_sample`."""
+    return _ended(df)[0]
 
 
 def summary(df: pd.DataFrame) -> pd.DataFrame:
@@ -160,31 +211,26 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     `energy_provenance` and `grade`, and the union of `flags`. With one repeat an interval is NaN. A figure that is 0 has no
     logarithm: then it is the median, without interval. Measured and estimated energy stay two columns.
     """
-    number = df.groupby(list(IDENTITY), dropna=False, sort=False).ngroup().to_numpy()
-    well = np.flatnonzero(df["status"] == Status.OK)
-    well = well[number[well].argsort(kind="stable")]
-    ok, of = df.iloc[well], number[well]
-    starts = np.flatnonzero(np.diff(of, prepend=-1))
-    ends = np.append(starts, len(of))[1:]
-    table = ok.iloc[starts][[*IDENTITY, *_ABOUT, *asked(df)]].reset_index(drop=True)
-    repeats = ends - starts
-    columns: dict[str, Any] = {"repeats": repeats, "failures": np.bincount(number)[of[starts]] - repeats}
-    for name in INTERVALS:
-        values = ok[name].to_numpy(dtype=float)
-        found = [_estimate(values[start:end]) for start, end in zip(starts, ends, strict=True)]
-        known = np.array(found, dtype=float).reshape(-1, 3)
-        columns |= {name + tail: known[:, index] for index, tail in enumerate(("", "_low", "_high"))}
-    columns |= dict(ok[list(MEDIANS)].groupby(of).median().reset_index(drop=True))
-    columns["peak_memory_bytes"] = ok["peak_memory_bytes"].groupby(of).max().to_numpy()
-    lists = {name: ok[name].tolist() for name in (*_TEXTS, "energy_components")}
-    parts = [{name: of[start:end] for name, of in lists.items()} for start, end in zip(starts, ends, strict=True)]
-    told = pd.DataFrame([_texts(part) for part in parts], columns=list(_TEXTS))
-    table = pd.concat([table, pd.DataFrame(columns), told], axis=1)
-    types: dict[str, Any] = dict.fromkeys(["repeats", "failures"], "Int64")
-    types |= dict.fromkeys([*IDENTITY, "host", "device_name", "label", *_TEXTS], "str")
-    order = ["suite", "execution", "ladder", "workload", "flops_per_sample", "precision", "parallelism", "devices"]
-    table = table.astype(types).sort_values(order, kind="stable", ignore_index=True)
-    return pd.concat([names(table).rename("name"), table], axis=1)
+    table, place, failures = _ended(df)
+    well = place.argsort(kind="stable")[(place < 0).sum() :]
+    repeats = np.bincount(place[well], minlength=len(table))
+    ends = repeats.cumsum()
+    spans = [*zip(ends - repeats, ends, strict=True)]
+    columns: dict[str, Any] = {"name": table.pop("name"), **table.drop(columns="flops_per_sample")}
+    columns |= {name: pd.array(count, dtype="Int64") for name, count in (("repeats", repeats), ("failures", failures))}
+    figures = df[list(INTERVALS)].to_numpy(dtype=float)[well]
+    estimates = np.full((len(INTERVALS), len(spans), 3), math.nan)
+    for known in np.flatnonzero(~np.isnan(figures).all(axis=0)):
+        estimates[known] = [_estimate(figures[start:end, known]) for start, end in spans]
+    for name, ends_of in zip(INTERVALS, estimates, strict=True):
+        columns |= {name + tail: ends_of[:, index] for index, tail in enumerate(("", "_low", "_high"))}
+    of_each = df[[*MEDIANS, "peak_memory_bytes"]].iloc[well].groupby(place[well])
+    columns |= dict(of_each[list(MEDIANS)].median())
+    columns["peak_memory_bytes"] = of_each["peak_memory_bytes"].max().to_numpy()
+    lists = {name: df[name].iloc[well].tolist() for name in (*_TEXTS, "energy_components")}
+    told = [_texts({name: cells[start:end] for name, cells in lists.items()}) for start, end in spans]
+    columns |= {name: pd.array([one[name] for one in told], dtype="str") for name in _TEXTS}
+    return pd.DataFrame(columns)
 
 
 _SHOWN = {
@@ -219,19 +265,23 @@ def piece(column: str, value: Any) -> str:
 
 def telling(table: pd.DataFrame) -> list[str]:
     """Return the columns that tell the configurations of a table apart, as `names` uses them; [] for a single one."""
-    varying = [column for column in asked(table) if table[column].nunique(dropna=False) > 1]
+    own = {column: values(table[column]) for column in asked(table)}
+    varying = [column for column, cells in own.items() if len(set(cells)) > 1]
     # An argument that one workload has and another has not tells nothing that the workload's name does not.
-    within = table.groupby("workload", dropna=False)
-    varying = [c for c in varying if not c.startswith("workload_args.") or (within[c].nunique(dropna=False) > 1).any()]
+    kinds = set(own["workload"])
+    pairs = {column: set(zip(own["workload"], own[column], strict=True)) for column in varying}
+    varying = [c for c in varying if not c.startswith("workload_args.") or len(pairs[c]) > len(kinds)]
     follows = "workload_args.architecture"  # from a preset, mostly
     arguments = [column for column in varying if column.startswith("workload_args.") and column != follows]
     core = [column for column in ("workload", *arguments, "devices", "precision") if column in varying]
     rest = [column for column in _SHOWN if column in varying and column not in core]
     rest += [column for column in varying if column not in (*core, *rest)]
-    rest += [column for column in ("host", "environment", "execution", "suite") if column in table]
-    chosen, apart = list(core), len(table[core].drop_duplicates()) if core else min(len(table), 1)
+    others = [column for column in ("host", "environment", "execution", "suite") if column in table]
+    own |= {column: values(table[column]) for column in others}
+    rest += others
+    chosen, apart = list(core), len(set(zip(*(own[c] for c in core), strict=True))) if core else min(len(table), 1)
     for column in rest:
-        groups = len(table[[*chosen, column]].drop_duplicates())
+        groups = len(set(zip(*(own[c] for c in (*chosen, column)), strict=True)))
         if groups > apart:
             chosen, apart = [*chosen, column], groups
     return chosen
@@ -246,7 +296,8 @@ def names(table: pd.DataFrame) -> pd.Series:
     index of `table`.
     """
     chosen = telling(table) or ["workload", "devices"]
-    texts = [" ".join(filter(None, (piece(c, row[c]) for c in chosen))) or "plain" for _, row in table.iterrows()]
+    rows = table[chosen].to_dict("records")
+    texts = [" ".join(filter(None, (piece(c, row[c]) for c in chosen))) or "plain" for row in rows]
     return pd.Series(texts, index=table.index, dtype="str")
 
 

@@ -42,6 +42,8 @@ _NUMBERS = {*COUNTS, *NUMBERS, *_RATES, LENGTH}
 TARGETS = {*_NUMBERS, *WORDS, "device_name", "dataset", "host", "region", "started_at", *_ALIASES}
 _NOT_ASKED = {*NUMBERS, *_RATES, "repeat", "seed", "started_at", "region", "host"} - {"parameters", "flops_per_sample"}
 _OPTION = re.compile(rf"(workload_args|{'|'.join(AXES)})\.[A-Za-z0-9_-]{{1,60}}")
+_GROUPED, _POINT = re.compile(r"[1-9]\d{0,2}(\.\d{3})+"), re.compile(r"[+-]?\d*\.\d+")
+"""Digits that may be in groups, and a number with a point."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _MOST = 1e33
@@ -94,11 +96,32 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
                 return list(names), rows
             header = file.readline()
             file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+            delimiter = max(",;\t", key=header.count)
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            cells = [(reader.line_num, row) for row in reader]
+            return list(reader.fieldnames or []), _unambiguous(cells) if delimiter == ";" else cells
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         why = printable(getattr(error, "strerror", None) or error, 200)
         raise UserError(f"{path} cannot be read as a table: {why}") from error
+
+
+def _unambiguous(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+    """Return rows as they are. Raises ValueError where `11.216` may be eleven or eleven thousand.
+
+    Tables with `;` between the cells come from places where a point often groups digits. A cell such as `0.5` or `3.25` shows
+    that here it does not.
+    """
+    for name in dict.fromkeys(name for _, row in rows for name in row):
+        cells = [(line, str(row.get(name)).strip()) for line, row in rows]
+        grouped = next(((line, cell) for line, cell in cells if _GROUPED.fullmatch(cell)), None)
+        fractions = (cell for _, cell in cells if _POINT.fullmatch(cell) and not _GROUPED.fullmatch(cell))
+        if grouped is None or next(fractions, None) is not None:
+            continue
+        line, cell = grouped
+        raise ValueError(
+            f"line {line}: {cell!r} may be a fraction or have its digits in groups; write {cell}0 or {cell.replace('.', '')}"
+        )
+    return [*rows]
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -183,6 +206,10 @@ def _figure(value: Any) -> float:
     return float(value)
 
 
+_MACHINES = ("devices", "num_nodes", "devices_per_node")
+"""Counts of hardware, of which nobody has more than a million."""
+
+
 @cache
 def _check(target: str) -> TypeAdapter[Any]:
     """What the cells of a column may be: a time, a number within bounds, or text."""
@@ -191,7 +218,8 @@ def _check(target: str) -> TypeAdapter[Any]:
     if target not in _NUMBERS and target != "factor":
         return TypeAdapter(Annotated[str, BeforeValidator(lambda value: printable(value, 200))])
     whole = target in (*COUNTS, LENGTH)
-    bounds: dict[str, Any] = {"le": 1 if re.search("share|accuracy|utilization", target) else 2**53 if whole else _MOST}
+    most = 10**6 if target in _MACHINES else 2**53 if whole else _MOST
+    bounds: dict[str, Any] = {"le": 1 if re.search("share|accuracy|utilization", target) else most}
     if re.search("accuracy|share|warmup|repeat|seed|ladder|reached", target):
         bounds["ge"] = 0
     elif not re.search("loss|error", target):

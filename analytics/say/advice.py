@@ -14,7 +14,7 @@ from analytics.judge.advise import advise
 from analytics.judge.matched import MEASURES, Change, Changes
 from analytics.judge.symptoms import too_large
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command
-from analytics.say.names import named, plain, word
+from analytics.say.names import named, plain, repeat_command, word
 from analytics.say.terms import definitions
 from analytics.text import interval, number, percent, printable
 from bench.record import Status
@@ -86,9 +86,9 @@ def amount(change: Change, measure: str) -> str:
     if ends := sorted(change.range(measure), key=lambda cell: abs(cell[1].value - 1)):
         texts = [f"{mark}{ratio_words(replace(cost, low=None), noun)} ({_place(name)})" for name, cost in ends]
         return " to ".join(texts)
-    if verdict not in ("better", "worse"):
+    if verdict == "equivalent":
         return f"about the same {noun}"
-    return mark + ratio_words(change.ratio(measure), noun)
+    return mark + ratio_words(change.ratio(measure), noun) + " (undecided)" * (verdict == "cannot tell")
 
 
 def ratio_words(ratio: Interval, noun: str) -> str:
@@ -153,7 +153,11 @@ def blocks(df: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
         if found:
             rows = tuple((str(n), *_evidence(each.advice.evidence, names)) for n, each in enumerate(found, 1))
             yield Table("Evidence", ("advice", "figure", "runs", "configurations"), rows, figures=False, detail=True)
-            yield Commands((f"{command('advise', printable(suite), store=store)} --explain",))
+            settings = next((each.advice.action for each in found if each.advice.action), "")
+            words = [word for part in settings.split(", ") if part for word in ("--set", part.replace(": ", "="))]
+            again = repeat_command(suite, *words, store=store)
+            explain = f"{command('advise', printable(suite), store=store)} --explain"
+            yield Commands((*([again] if words and again.startswith("bench ") else []), explain))
         else:
             yield Sentence("Nothing to advise: nothing stands out.", "answer")
     yield Note(f"{EVERYWHERE}.", "Limits of all advice", detail=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analytics.judge.compare import Comparison, costs, ladder, within
+from analytics.judge.front import without_probes
 from analytics.judge.matched import Changes
 from analytics.law.series import ScalingFit, fit
 from analytics.runs.frame import summary, total
@@ -21,11 +22,15 @@ from bench.record import Status
 
 @dataclass(frozen=True)
 class Found:
-    """What the runs of one execution say: the law, a ladder, and each configuration against the first of its work."""
+    """What the runs of one execution say: the law, a ladder, and each configuration against the first of its work.
+
+    So many `probes` of a search, which are short, are left out.
+    """
 
     runs: pd.DataFrame
     law: ScalingFit
     steps: tuple[Comparison, ...]
+    probes: int = 0
 
     @cached_property
     def others(self) -> tuple[Comparison, ...]:
@@ -60,8 +65,8 @@ class Found:
 
 def find(df: pd.DataFrame) -> list[Found]:
     """Return what each execution in a frame of runs says."""
-    parts = [part.reset_index(drop=True) for _, part in df.groupby(["suite", "execution"], sort=False)]
-    return [Found(part, fit(part), tuple(ladder(part))) for part in parts]
+    found = (without_probes(part.reset_index(drop=True)) for _, part in df.groupby(["suite", "execution"], sort=False))
+    return [Found(part, fit(part), tuple(ladder(part)), probes) for part, probes in found]
 
 
 def document(df: pd.DataFrame) -> dict[str, Any]:

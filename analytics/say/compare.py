@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,9 @@ from analytics.judge.sides import Side
 from analytics.quantities import quantity
 from analytics.runs.frame import asked, names, summary
 from analytics.say.blocks import Block, Commands, Lines, Note, Sentence, Table, command, unnamed
-from analytics.say.names import START, grouped, metric_name, named, plain, ranged, repeat_command, why_ended
-from analytics.say.table import MANY, blanked, verdict
-from analytics.text import interval, percent, printable, written
+from analytics.say.names import START, UP_TO, grouped, metric_name, named, plain, ranged, repeat_command, why_ended
+from analytics.say.table import MANY, blanked, marks, verdict, verdict_cell
+from analytics.text import counted, interval, percent, printable, written
 from bench.figures.flags import meaning
 
 _FEW = 2
@@ -111,7 +112,7 @@ def _title(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> str
     bases = {label.base for label, _ in rows}
     base = bases.pop() if len(bases) == 1 else "the first one"
     if base == START:
-        return f"{first}: the steps so far (…) against the {START}{tail}"
+        return f"{first}: the steps up to each against the {START}{tail}"
     return f"{first}: each configuration against {base}{' with the same model' * bool(rows[0][0].work)}{tail}"
 
 
@@ -125,17 +126,14 @@ def _answer(rows: _Rows, effects: Sequence[Effect], equivalence: float) -> Itera
         )
         if pairs:
             yield f"{told.capitalize()}: {'; '.join(parts)}."
-    same, unclear = (sum(e.verdict == v for e in effects) for v in ("equivalent", "cannot tell"))
-    texts = [f"{same} equivalent within {percent(equivalence)}"] if same else []
-    texts += [f"{unclear} cannot be told yet"] if unclear else []
+    counts = Counter(verdict(effect) for effect in effects)
+    texts = [f"{counts['same']} same within {percent(equivalence)}"] * bool(counts["same"])
+    texts += [f"{count} {name}" for name, count in counts.items() if name.startswith("probably")]
+    texts += [f"{counts['undecided']} undecided"] * bool(counts["undecided"])
     if not effects:
         yield "Nothing could be compared."
-    elif unclear == len(effects) > 1:
-        yield f"None of {unclear} comparisons can be told yet."
     elif texts:
-        yield (
-            f"Of {len(effects)} comparisons {', '.join(texts)}." if len(effects) > 1 else f"The comparison: {texts[0]}."
-        )
+        yield f"Of {counted(len(effects), 'comparison')}: {', '.join(texts)}."
 
 
 def _most(pairs: Sequence[tuple[Label, Effect]], count: int) -> str:
@@ -143,8 +141,9 @@ def _most(pairs: Sequence[tuple[Label, Effect]], count: int) -> str:
     if count == 1:
         return written(pairs[0][1].interval)
     pairs = sorted(pairs, key=lambda p: -abs(math.log(p[1].ratio)))
-    texts = [f"{label.title} {written(effect.interval)}" for label, effect in pairs]
-    return f"with {' and '.join(texts) if len(texts) <= _FEW else f'{len(texts)} of {count}, most with {texts[0]}'}"
+    texts = [f"{label.title} {written(effect.interval)}".removeprefix(UP_TO) for label, effect in pairs]
+    way = "up to" if pairs[0][0].change.startswith(UP_TO) else "with"
+    return f"{way} {' and '.join(texts) if len(texts) <= _FEW else f'{len(texts)} of {count}, most with {texts[0]}'}"
 
 
 def _decide(
@@ -161,14 +160,17 @@ def _decide(
 
 
 def _table(rows: _Rows, effects: Sequence[Effect]) -> Table:
-    columns = {"change" if rows[0][0].base else "configuration": [label.change for label, _ in rows]}
+    head = "change" if rows[0][0].base else "configuration"
+    steps = any(label.change.startswith(UP_TO) for label, _ in rows)
+    columns = {"up to" if steps else head: [label.change.removeprefix(UP_TO) for label, _ in rows]}
     if several := bool(rows[0][0].work):
         columns = {"model": [label.work for label, _ in rows], **columns}
     for metric in dict.fromkeys(effect.metric for effect in effects):
         found = [comparison.effect(metric) for _, comparison in rows]
         width = max(len(written(effect.interval)) for effect in found if effect)
         cells = [
-            "-" if e is None else f"{written(e.interval):<{width}} {verdict(e) if e.repeats > 1 else ''}" for e in found
+            "-" if e is None else f"{written(e.interval):<{width}} {verdict_cell(e) if e.repeats > 1 else ''}"
+            for e in found
         ]
         columns[metric_name(metric, mark=True)] = [cell.rstrip() for cell in cells]
     return Table(
@@ -178,10 +180,8 @@ def _table(rows: _Rows, effects: Sequence[Effect]) -> Table:
 
 def _notes(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> Iterator[Note]:
     """Say what marks mean, what was not compared, and where the sides did other work."""
-    marks = ["? cannot be told yet; +3: three more repeats should tell."] * any(e.more_repeats for e in effects)
-    marks += ["~ estimated."] * any(quantity(effect.metric).estimated for effect in effects)
-    if marks:
-        yield Note(" ".join(marks))
+    if explained := marks(effects):
+        yield Note(" ".join(explained))
     if len(sides) > 1 and effects and not any(effect.paired for effect in effects):
         yield Note("The sides did not run side by side, so other changes between them count as well.", "Careful")
     flags = {plain(code) for _, c in rows for codes in c.doubts.values() for code in codes}
@@ -230,8 +230,6 @@ def _evidence(sides: Sequence[Side], rows: _Rows, equivalence: float) -> Iterato
             "quality, the largest of memory, else geometric means.",
             detail=True,
         )
-    if chance := sum(effect.among is not None for _, effect in pairs):
-        yield Note(f"{chance} intervals exclude 1, but among so many comparisons that may be chance.", detail=True)
     for doubt, who in _grouped(rows, lambda c: doubt_words(c.doubts)):
         yield Note(f"{doubt} ({who}).", "Careful", detail=True)
     for flag, who in _grouped(rows, lambda c: c.flags):
@@ -249,6 +247,12 @@ def _figures(effect: Effect) -> tuple[str, ...]:
 
 
 _STATES = {"fails": "failed", "cannot tell": "undecided", "holds": "passed"}
+_WHY = {
+    "few_repeats": "{repeats} only, it takes 3 of each",
+    "chance": "alone it would fail, among {among} that may be chance",
+    "limit": "the interval includes the limit",
+}
+"""Why a condition cannot be told."""
 
 
 def gate_blocks(
@@ -281,7 +285,7 @@ def gate_blocks(
     yield from (Sentence(line, "answer") for line in _decide(sides, effects, more, store))
     columns = ("gate", "configuration", "new / base", "why")
     for holds, caption in ((False, ""), (True, "Checks that pass")):
-        if chosen := tuple(row for row in cells if (row[0] == "holds") == holds):
+        if chosen := tuple((_STATES[row[0]], *row[1:]) for row in cells if (row[0] == "holds") == holds):
             yield Table(caption, columns, chosen, figures=False, detail=holds)
     for block in others:
         named_ = isinstance(block, Commands) or (isinstance(block, Note) and block.label)
@@ -293,6 +297,9 @@ def _outcome(outcome: Outcome) -> tuple[str, str]:
     metric, limit = outcome.condition.split(" ", 1)
     ratio = "" if outcome.ratio is None else f" {interval(outcome.ratio, outcome.low, outcome.high)}"
     sign = {"fails": "is", "holds": "is not", "cannot tell": "may be"}[outcome.state]
+    sign = "is probably" if outcome.reason == "chance" else sign
     more = [f"+{outcome.more_repeats} repeats"] if 0 < (outcome.more_repeats or 0) <= MANY else []
-    why = "; ".join(filter(None, (outcome.reason, *more, *doubt_words(outcome.doubts))))
+    facts = {"repeats": counted(outcome.repeats or 0, "repeat"), "among": outcome.among}
+    reason = _WHY.get(outcome.reason, "").format(**facts) or outcome.reason
+    why = "; ".join(filter(None, (reason, *more, *doubt_words(outcome.doubts))))
     return f"{metric_name(metric)}{ratio} {sign} {limit}", plain(why)

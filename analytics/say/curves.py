@@ -36,16 +36,19 @@ class Curve:
         return min(self.series.devices) <= devices <= max(self.series.devices)
 
 
-def counts(series: SeriesFit, devices: Sequence[int] = ()) -> list[int]:
+def counts(series: SeriesFit, devices: Sequence[int] | None = ()) -> list[int]:
     """Return the numbers of devices to predict: the measured ones and `devices`, else twice and four times the most.
 
-    Where one number of devices was measured, nothing is known about others: they are predicted only when asked for.
+    Where one number of devices was measured, nothing is known about others: they are predicted only when asked for. With
+    None, the measured ones alone.
     """
+    if devices is None:
+        return sorted(series.devices)
     most = max(series.devices)
     return sorted({*series.devices, *(devices or ((2 * most, 4 * most) if len(series.devices) > 1 else ()))})
 
 
-def curves(law: ScalingFit, table: pd.DataFrame, devices: Sequence[int] = ()) -> list[Curve]:
+def curves(law: ScalingFit, table: pd.DataFrame, devices: Sequence[int] | None = ()) -> list[Curve]:
     """Return a curve for each series and size of model; `table` is the summary of the configurations."""
     columns = [name for name in telling(table) if name not in SIZES and not is_work(name)]
     rows = table.assign(work=named(table)["work"]).drop_duplicates("config_id").set_index("config_id")
@@ -101,11 +104,17 @@ def efficiency_figure(found: Sequence[Curve]) -> Figure:
             points = [(p, p.times(100)) for p in curve.series.efficiency if p.curve == way]
             marks = [Mark(devices_words(p.devices), e.value, e.low, e.high, p.devices) for p, e in points]
             base = [Mark(devices_words(p.baseline_devices), 100, x=p.baseline_devices) for p, _ in points[:1]]
-            name = re.sub(r"\b\w+=", "", f"{curve.label}: {way}") if len(ways) > 1 else curve.label
+            head = f"{curve.label}: " * (curve.label != curve.name)  # without options, what differs is the model alone
+            name = re.sub(r"\b\w+=", "", head + way) if len(ways) > 1 else curve.label
             last = way == ways[-1]
             line = tuple((float(d), e.value) for d, e in law) if last else ()
-            groups.append(Group(name, (*base, *marks, *(beyond if last else ())), line))
-    return Figure("Efficiency", "speed per device relative to the fewest, %", tuple(groups), "devices", reference=100)
+            if shown := (*base, *marks, *(beyond if last else ())):
+                groups.append(Group(name, shown, line))
+    marks = [mark for group in groups for mark in group.marks]
+    most = max(150.0, *(1.1 * mark.value for mark in marks)) if marks else 0.0
+    cut = any(mark.high is not None and mark.high > most for mark in marks)
+    title, axis = f"Efficiency{'; arrows: the interval goes on' * cut}", "speed per device relative to the fewest, %"
+    return Figure(title, axis, tuple(groups), "devices", reference=100, most=most if cut else None)
 
 
 def residuals_figure(found: Sequence[Curve]) -> Figure:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analytics.runs.hourly import Hourly, Starts
 from analytics.runs.recost import factors as factors
-from analytics.text import number, printable
+from analytics.text import counted, number, printable
 from bench.figures.carbon import region_name
 from bench.record import RunRecord
 
@@ -22,8 +22,8 @@ def lines(records: Sequence[RunRecord]) -> list[str]:
     said = words(records)
     carbons = [record.carbon.emissions_kg for record in records if record.carbon is not None]
     costs = [record.cost.cost_usd for record in records if record.cost is not None]
-    sums = [f"{number(1000 * sum(carbons))} g CO2e ({len(carbons)} runs)"] if carbons else []
-    sums += [f"{number(sum(costs))} USD ({len(costs)} runs)"] if costs else []
+    sums = [f"{number(1000 * sum(carbons))} g CO2e ({counted(len(carbons), 'run')})"] if carbons else []
+    sums += [f"{number(sum(costs))} USD ({counted(len(costs), 'run')})"] if costs else []
     total = [f"Sum of whole runs: {', '.join(sums)}"] if sums else []
     equation = f"Carbon = energy ({said['energy']}) × PUE ({said['pue']}) × intensity ({said['intensity']})"
     return [*total, equation, f"Cost: {said['price']}"]
@@ -45,7 +45,9 @@ def _joined(name: str, found: list[dict[str, Any]]) -> str:
         figures = sorted(value[varies] for value in group if varies in value)
         ends = dict.fromkeys(number(end) for end in (figures[:1] + figures[-1:]))
         said[_WORDS[name](group[0] | ({varies: " to ".join(ends)} if ends else {}))] += sum(v["runs"] for v in group)
-    return next(iter(said)) if len(said) == 1 else "; ".join(f"{text} in {runs} runs" for text, runs in said.items())
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{text} in {counted(runs, 'run')}" for text, runs in said.items())
 
 
 _PROVENANCES = {
@@ -57,6 +59,12 @@ _PROVENANCES = {
     "estimated_model": "by CodeCarbon",
     "estimated_tdp": "from the rated power",
 }
+
+
+def energy_origin(provenance: str) -> str:
+    """Say where an energy comes from: `by energy counters`, `~ by CodeCarbon`; nothing for an empty text."""
+    estimated = provenance.startswith("estimated")
+    return "~ " * estimated + _PROVENANCES.get(provenance, provenance.replace("_", " "))
 
 
 def _energy(energy: dict[str, Any]) -> str:

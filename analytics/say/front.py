@@ -12,7 +12,7 @@ import pandas as pd
 from analytics.judge.front import without_probes
 from analytics.runs.frame import IDENTITY, summary
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
-from analytics.say.names import joined, named, plain, ranged, repeat_command
+from analytics.say.names import joined, named, plain, ranged, repeat_command, spoken
 from analytics.say.search import change, unit_of
 from analytics.text import interval, number, percent, printable
 from bench.record import Status
@@ -29,8 +29,9 @@ BEST = {
     "memory": "least memory",
     "quality": "best quality",
 }
-_SURE, _LIKELY = 0.95, 0.25
-"""A choice of this probability is sure; of the second one of being on the front, a configuration may well be."""
+_SURE, _CLEAR, _LIKELY = 0.95, 0.5, 0.25
+"""From the first probability on a choice is sure, below the second it is none; from the third one of being on the front a
+configuration may well be."""
 
 
 def document(front: Front) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def _surer(fronts: Sequence[Front], suites: Sequence[str], store: str | None) ->
         return "How sure that is cannot be said without repeats: set repeats to 3 or more."
     if all(chance > _SURE for chance in chances):
         return "The choice is sure: it holds in more than 95 % of draws."
-    return f"To be surer: {repeat_command(suites[0] if len(suites) == 1 else '', '--publish', store=store)}"
+    head = "To decide" if min(chances) < _CLEAR else "To be surer"
+    return f"{head}: {repeat_command(suites[0] if len(suites) == 1 else '', '--publish', store=store)}"
 
 
 def _what(fronts: Sequence[Front]) -> str:
@@ -97,17 +99,28 @@ def _what(fronts: Sequence[Front]) -> str:
 
 
 def answer(one: Front, names: Sequence[str]) -> str:
-    """Say which configuration is best in what, how sure that is, and which stands in between; `names` are by row."""
-    titles: dict[int, list[str]] = {}
+    """Say which configuration is best in what, how sure that is, and which stands in between; `names` are by row.
+
+    What is best in less than half of the draws is no choice: then the two that are best most often are named.
+    """
+    names, titles, unclear = (
+        [name.replace(", ", " + ") for name in names],
+        dict[int, list[str]](),
+        dict[str, list[str]](),
+    )
     for objective, index in bests(one):
-        chance = _chance(one.table[f"p_best_{objective.name}"].iloc[index])
+        chances = one.table[f"p_best_{objective.name}"]
+        if not math.isnan(chances.iloc[index]) and chances.max() < _CLEAR:
+            close = " or ".join([names[int(place)] for place in chances.sort_values(ascending=False).index[:2]])
+            unclear.setdefault(close, []).append(objective.name)
+            continue
+        chance = _chance(chances.iloc[index])
         titles.setdefault(index, []).append(objective.name + f" ({chance} sure)" * bool(chance))
-    if len(titles) > 1:
+    if len(titles) > 1 or (titles and unclear):
         titles.setdefault(int(one.table.index[one.table["knee"]][0]), []).append("balance (the knee)")
-    parts = []
-    for index, words in titles.items():
-        parts.append(f"{names[index].replace(', ', ' + ')} for {joined(words)}")
-    return f"Take {'; '.join(parts)}."
+    parts = [f"{names[index]} for {joined(words)}" for index, words in titles.items()]
+    out = [f"Take {'; '.join(parts)}."] if parts else []
+    return " ".join([*out, *(f"No clear choice for {joined(o)} yet: {close}." for close, o in unclear.items())])
 
 
 def bests(one: Front) -> Iterator[tuple[Objective, int]]:
@@ -169,7 +182,7 @@ def _chance(share: float) -> str:
 def notes(fronts: Sequence[Front], works: Mapping[int, str]) -> Iterator[Note]:
     """Say what is estimated, what ran once, and what is left out; `works` names the kind of work of a front by its id."""
     count = sum(len(one.table) for one in fronts)
-    if once := sum(int((one.table["repeats"] < 2).sum()) for one in fronts):
+    if count > (once := sum(int((one.table["repeats"] < 2).sum()) for one in fronts)) > 0:
         yield Note(f"{once} of {count} configurations ran once, so their spread is unknown: give repeats of 3 or more.")
     if estimated := dict.fromkeys(name for one in fronts for name in one.estimated):
         yield Note(f"~ {' and '.join(estimated)}: estimated, not measured.")
@@ -202,7 +215,7 @@ def against(one: Front, index: int) -> Iterator[str]:
         if other != index:
             row = one.table.iloc[other]
             told = ", ".join(_difference(objective, here, row) for objective in (*one.objectives, *one.others))
-            yield f"Compared with {row['name']} ({', '.join(titles)}): {told}."
+            yield f"Compared with {spoken(row['name'])} ({', '.join(titles)}): {told}."
 
 
 def _difference(objective: Objective, here: pd.Series, other: pd.Series) -> str:

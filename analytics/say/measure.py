@@ -11,6 +11,7 @@ from bench.figures.carbon import region_name
 from bench.figures.flags import COVERED, grade, meaning
 from bench.figures.metrics import metrics, missing_components, split_energy, systematic
 from bench.record import EnergyReading, RunRecord, Status
+from bench.workloads.printed import FLAGS as STEPS
 
 _COMPONENTS = {"gpu": "GPU", "cpu": "CPU", "dram": "memory", "node": "machine"}
 _PHASES = {"start": "start-up", "warmup": "warm-up", "steady": "measured steps", "tail": "end"}
@@ -23,7 +24,7 @@ def blocks(record: RunRecord) -> Iterator[Block]:
     figures = metrics(record)
     yield Sentence(_title(record), "title")
     if record.grade is not None:
-        flags = sorted(record.flags, key=lambda flag: grade([flag]), reverse=True)
+        flags = sorted(record.flags, key=lambda flag: (flag in STEPS, grade([flag])), reverse=True)
         limits = [re.split("[:;]", meaning(flag))[0] for flag in flags]
         more = [f"and {len(limits) - _NAMED} more (--explain)"] if len(limits) > _NAMED else []
         text = "; ".join([*limits[:_NAMED], *more])
@@ -99,7 +100,7 @@ def _place(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "cost", f"{_usd(cost.cost_usd)}", f"{what} {count}{lacks}"
     if peak is not None:
         divisor, unit = scale(peak, "B")
-        owner = "all processes on a GPU" if record.spec.device_type == "cuda" else "the largest process"
+        owner = "all processes on a GPU" if record.spec.device_type == "gpu" else "the largest process"
         yield "peak memory", f"{interval(peak / divisor)} {unit}", owner
 
 
@@ -110,7 +111,8 @@ def _steps(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in figures]
     if units:
         yield "throughput", ", ".join(f"{number(figures[f'{unit}_per_second'])} {unit}/s" for unit in units), window
-    yield "step", f"{number(figures['step_seconds_median'])} s", "median"
+    if "step_seconds_median" in figures:  # steps that arrive in blocks have no times
+        yield "step", f"{number(figures['step_seconds_median'])} s", "median"
     for unit in ("sample", "token"):
         for end, mark in (("", ""), ("_estimated", "~")):
             if (name := f"joules_per_{unit}{end}") in figures:

@@ -47,7 +47,7 @@ _VALUES = {
     "memory": {"none": "no recompute", "selective": "selective recompute"},
     "compile": {"eager": "not compiled", "default": "compiled"},
     "finetune": {"full": "all weights trained", "lora": "LoRA", "last_layers": "last layers only", "ia3": "IA3"},
-    "device_type": {"cpu": "CPU", "cuda": "GPU"},
+    "device_type": {"cpu": "CPU", "gpu": "GPU"},
     "workload": _WORKLOADS,
 }
 _EQUAL = " (fix: equal training, or a target)"
@@ -75,6 +75,9 @@ _ABSENT = {"needs": "from scratch", "batch_size_per_device": "batch left open"}
 START, UP_TO = "start", "… + "
 _SHORT = {"d": "devices", "b": "batch_size_per_device", "batch": "global_batch_size"}
 _SHORT |= {"accumulation": "gradient_accumulation_steps", "threads": "threads_per_device"}
+_SHORT |= {"implementation": "optimizer.implementation"}
+_LABEL, _OPTION = re.compile(r"\bd\d+ b\d+ "), re.compile(r"-(?=[a-z_]+=)")
+"""Where devices and batch stand in a label, and where an option follows a name: `adamw-learning_rate=0.001`."""
 _FIELD = re.compile(r"(?<!--set )(?<![\w.])([a-z][\w.]*)=([^\s,;:()]+)")
 _ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)")
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -141,12 +144,13 @@ def named(table: pd.DataFrame, bases: pd.Series | None = None) -> pd.DataFrame:
     if steps:
         order = table["ladder"].sort_values().index
         bases = pd.Series([pd.NA, *order[:-1]], index=order, dtype="object").reindex(table.index)
-    pairs = []
-    for place, (_, row) in enumerate(table.iterrows()):
+    pairs, rows = [], table[[*works, *others]].to_dict("records")
+    places = {label: place for place, label in enumerate(table.index)}
+    for place, row in enumerate(rows):
         work = ", ".join(filter(None, (word(c, row[c]) for c in works)))
         change = [word(c, row[c]) for c in others if piece(c, row[c])]
         if bases is not None and pd.notna(bases.iloc[place]):
-            base = table.loc[bases.iloc[place]]
+            base = rows[places[bases.iloc[place]]]
             differ = [c for c in others if str(row[c]) != str(base[c])]
             change = [_ABSENT.get(c, "") if pd.isna(row[c]) else word(c, row[c]) for c in differ]
             change = [UP_TO + ", ".join(filter(None, change))] if steps else change
@@ -178,7 +182,9 @@ def spoken(text: str) -> str:
     """Put short names and labels of configurations into words: `tiny 2 devices bf16` of `preset=tiny d=2 bf16`."""
     if "<" in text:  # markup is no name: it is shown as it is
         return text
-    text = re.sub(r"\b([db])(\d+)\b", r"\1=\2", re.sub(r"\bdecoder_lm (?:gpt2 )?", "", text))
+    text = _OPTION.sub(" ", re.sub(r"\bdecoder_lm (?:gpt2 )?", "", text))
+    text = re.sub(r"(?<= )default\b", "compiled", text) if _LABEL.search(text) else text
+    text = re.sub(r"\b([db])(\d+)\b", r"\1=\2", text)
     return _FIELD.sub(lambda field: word(_SHORT.get(field[1], field[1]), field[2]), text)
 
 

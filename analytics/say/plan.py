@@ -250,12 +250,12 @@ def options_table(plan: Plan) -> Table:
     return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), words=("time", last))
 
 
-def regions_table(plan: Plan, compared: Sequence[tuple[str, float, Interval]]) -> Table:
-    """Return the carbon of the best option in several regions."""
+def regions_table(option: PlanOption, compared: Sequence[tuple[str, float, Interval]]) -> Table:
+    """Return the carbon of an option in several regions."""
     divisor, unit = _scaled(compared[0][2], *CARBON)
     rows = tuple((region_name(name), f"{kg:.3f}", span(mass.times(1 / divisor))) for name, kg, mass in compared)
     columns = ("region", "kg CO2e/kWh", f"CO2e~, {unit}")
-    return Table(f"By region, with {devices_words(plan.options[0].devices)}", columns, rows)
+    return Table(f"By region, with {devices_words(option.devices)}", columns, rows)
 
 
 # --- what it rests on
@@ -448,7 +448,8 @@ def answer(plan: Plan, remarks: Sequence[str] = (), regions: Sequence[str] = ())
 
     Raises BadValue for an unknown region.
     """
-    question, compared = plan.question, plan.regions(regions)
+    question, best = plan.question, choice(plan) or plan.options[0]
+    compared = plan.regions(regions, best)
     said = list(notes(plan, remarks))
     document: dict[str, Any] = {
         "source": question.speed.source,
@@ -461,13 +462,13 @@ def answer(plan: Plan, remarks: Sequence[str] = (), regions: Sequence[str] = ())
         "fewest_devices_90_percent_sure": plan.fewest(SURE),
         "steps": [plain(**vars(step)) for step in plan.steps],
         "regions": [
-            {"region": name, "kg_per_kwh": kg, **plain(emissions_kg=emissions), "devices": plan.options[0].devices}
+            {"region": name, "kg_per_kwh": kg, **plain(emissions_kg=emissions), "devices": best.devices}
             for name, kg, emissions in compared
         ],
     }
     blocks: list[Block] = [Sentence(title(question), "title"), Sentence(headline(plan), "answer")]
     blocks += [table] if len((table := options_table(plan)).columns) > 1 else []
-    blocks += [regions_table(plan, compared)] if compared else []
+    blocks += [regions_table(best, compared)] if compared else []
     blocks += said
     return document, blocks
 

@@ -8,8 +8,10 @@ from analytics.judge.compare import Comparison
 from analytics.quantities import quantity
 from analytics.say.blocks import Figure, Group, Mark
 from analytics.say.names import metric_name
+from analytics.say.table import verdict
 
-VERDICTS = ("better", "worse", "less", "more", "equivalent", "cannot tell")
+_DECIDED = ("better", "worse", "less", "more", "same")
+VERDICTS = (*_DECIDED, *(f"probably {verdict}" for verdict in _DECIDED), "undecided")
 
 
 def ratios(compared: Iterable[tuple[str, Comparison]], metric: str) -> Figure | None:
@@ -18,7 +20,7 @@ def ratios(compared: Iterable[tuple[str, Comparison]], metric: str) -> Figure | 
     95 % intervals. A candidate without repeats has no interval, and cannot be told.
     """
     known = [(name, e) for name, one in compared if (e := one.effect(metric))]
-    marks = [(e.verdict, Mark(name, e.ratio, e.low, e.high, place)) for place, (name, e) in enumerate(known)]
+    marks = [(verdict(e), Mark(name, e.ratio, e.low, e.high, place)) for place, (name, e) in enumerate(known)]
     groups = [Group(each, tuple(mark for told, mark in marks if told == each)) for each in VERDICTS]
     way = {"more": "right of 1 is better", "less": "left of 1 is better"}.get(quantity(metric).better or "", "")
     title, axis = metric_name(metric, mark=True), f"multiple of the baseline{f'; {way}' if way else ''}"

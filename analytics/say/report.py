@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,22 +16,22 @@ from typing import Any
 
 import pandas as pd
 
-from analytics.judge.compare import Comparison
-from analytics.law.series import SeriesFit
 from analytics.runs.export import to_csv
 from analytics.runs.frame import asked, summary
 from analytics.say import advice, answer, factors
 from analytics.say.answer import Found
-from analytics.say.blocks import Block, Commands, Figure, Group, Lines, Mark, Sentence, Table
-from analytics.say.law import model_of, same_work, series_names
+from analytics.say.blocks import Block, Commands, Figure, Lines, Sentence, Table
+from analytics.say.curves import curves, efficiency_figure, speed_figure
 from analytics.say.names import full_names, spoken
+from analytics.say.ratios import ratios
 from analytics.say.results import execution_blocks
 from analytics.say.terms import definitions, terms
-from analytics.text import devices_words, interval, number, printable, scale
+from analytics.text import interval, number, printable, scale
 from bench.record import RunRecord, Status
 
 _LEFT_OUT = "making the hardware (embodied carbon), networks between machines, storage, and whatever no meter reads"
 _LABELS = ("repeats", "failures", "energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "grade")
+_DRAWN = ("samples_per_second", "joules_per_sample", "joules_per_sample_estimated")
 _READING = ("How sure it is", "Comparisons and decisions", "Grade of a run; its worst flag decides")
 """Subjects of terms that belong to a report."""
 
@@ -137,51 +137,11 @@ def _document(answered: dict[str, Any], records: Sequence[RunRecord]) -> dict[st
 def _figures(found: Found) -> Iterator[Figure]:
     """Draw what tells most: the law where it was tested, else each comparison."""
     if found.tested:
-        yield from _curves(found.law.series, found.models)
+        drawn = curves(found.law, found.own, None)
+        yield from (figure for figure in (speed_figure(drawn), efficiency_figure(drawn)) if figure.groups)
     elif comparisons := found.steps or found.others:
-        yield from _ratios(comparisons)
-
-
-def _ratios(comparisons: Sequence[Comparison]) -> Iterator[Figure]:
-    """Time and energy of each candidate, as multiples of its baseline."""
-    kinds = {"time": "samples_per_second", "energy, measured": "joules_per_sample"}
-    kinds["~energy, estimated by a model"] = "joules_per_sample_estimated"
-    groups = []
-    for name, metric in kinds.items():
-        costs = [(spoken(one.name), effect.cost) for one in comparisons if (effect := one.effect(metric))]
-        groups += [Group(name, tuple(Mark(x, c.value, c.low, c.high) for x, c in costs))] if costs else []
-    if groups:
-        values = [1.0, *(mark.value for group in groups for mark in group.marks)]
-        title, wide = "What each takes for the same number of samples: left of 1 is less", max(values) > 5 * min(values)
-        yield Figure(title, "multiple of the baseline", tuple(groups), reference=1.0, log=wide)
-
-
-def _curves(series: Sequence[SeriesFit], models: Mapping[float, str]) -> Iterator[Figure]:
-    """Time per sample and efficiency against devices, a group for each series and kind of work."""
-    groups, shares = [], []
-    for series_name, one in zip(series_names(series), series, strict=True):
-        for size in one.by_work:
-            model = model_of(size.flops_per_sample, models) * (len({*models.values()}) > 1)
-            name = ", ".join(filter(None, (series_name, model)))
-            points = [p for p in one.points if same_work(p.flops_per_sample, size.flops_per_sample)]
-            times = [(p.devices, 1 / speed) for p in points for speed in p.samples_per_second]
-            marks = tuple(Mark(devices_words(d), seconds, x=d) for d, seconds in times)
-            work = size.flops_per_sample / one.v.value
-            groups.append(Group(name, marks, tuple((float(d), work / d) for d in sorted({d for d, _ in times}))))
-            kept = [p for p in one.efficiency if same_work(p.flops_per_sample, size.flops_per_sample)]
-            for curve in dict.fromkeys(point.curve for point in kept):
-                own = [point for point in kept if point.curve == curve]
-                base = Mark(devices_words(own[0].baseline_devices), 1.0, x=own[0].baseline_devices)
-                marks = (base, *(Mark(devices_words(p.devices), p.value, p.low, p.high, p.devices) for p in own))
-                shares.append(Group(name, marks, tuple((mark.x, mark.value) for mark in marks)))
-    title = "Time per sample: each marker a run, each line the law"
-    yield Figure(title, "seconds", tuple(groups), "devices", log=True)
-    if shares:
-        marks = tuple(mark for group in shares for mark in group.marks)
-        most = max(1.5, *(1.1 * mark.value for mark in marks))
-        cut = any(mark.high is not None and mark.high > most for mark in marks)
-        title = f"Efficiency: what a device does of what it does alone{'; arrows: the interval goes on' * cut}"
-        yield Figure(title, "efficiency", tuple(shares), "devices", reference=1.0, most=most if cut else None)
+        pairs = [(spoken(one.name), one) for one in comparisons]
+        yield from (figure for metric in _DRAWN if (figure := ratios(pairs, metric)))
 
 
 # --- what was asked, and where
@@ -235,8 +195,9 @@ def _facts(record: RunRecord) -> dict[str, str | None]:
         "GPUs": ", ".join(f"{count} × {name}" for name, count in gpus.items()),
         "processor": f"{machine.cpu_model} ({machine.cpu_count} processors)",
         "memory": None if machine.memory_bytes is None else f"{number(machine.memory_bytes / 1e9)} GB",
-        "NVIDIA driver": machine.driver_version,
+        "GPU driver": machine.driver_version,
         "CUDA of torch": env.torch_cuda,
+        "ROCm of torch": env.torch_rocm,
         "system": f"{env.os}, kernel {env.kernel}",
         "Python": env.python,
         **env.packages,

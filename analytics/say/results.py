@@ -21,8 +21,19 @@ from analytics.say.answer import Found
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.say.law import law_blocks, prediction_blocks, series_names, series_sentences
 from analytics.say.names import START, full_names, grouped, metric_name, named, repeat_command, spoken, why_ended
-from analytics.say.table import FIGURES, MANY, cell, results_table, served, to_target, verdict
-from analytics.text import interval, number, percent, printable, written
+from analytics.say.table import (
+    FIGURES,
+    MANY,
+    cell,
+    chance_words,
+    marks,
+    results_table,
+    served,
+    to_target,
+    verdict,
+    verdict_cell,
+)
+from analytics.text import counted, interval, number, percent, printable, written
 from bench.figures.flags import grade, meaning
 from bench.record import Status
 
@@ -93,6 +104,8 @@ def execution_blocks(
     elif not found.law.series and len(own):
         yield Note(_unfitted(runs))
     yield from (Note(text, "Careful") for text in filter(None, [_careful(own, names), "; ".join(missing(runs))]))
+    if found.probes:
+        yield Note(f"{counted(found.probes, 'short probe')} of a search (bench pareto).", "Left out")
     if found.steps:
         yield steps_table(found.steps)
     if len(own):
@@ -160,11 +173,15 @@ def _climbed(found: Found) -> Iterator[str]:
         yield "No step of the ladder has a speed to compare."
         return
     *each, (_, whole) = effects
-    state = "" if whole.verdict != "cannot tell" else "; that it is faster cannot be told yet"
+    state = "" if whole.verdict != "cannot tell" else f": {verdict(whole)}"
     yield f"All {len(each)} steps together train {_factor(whole.interval)} as fast as the {START}{state}."
-    decided = [f"{name} {_factor(effect.interval)}" for name, effect in each if effect.verdict in ("better", "worse")]
-    alone = f"Alone: {'; '.join(decided)}" if decided else "No step alone can be told yet"
-    yield f"{alone}{'; the others cannot be told' * (0 < len(decided) < len(each))}."
+    decided = [
+        f"{name} {'probably ' * (e.probably is not None)}{_factor(e.interval)}"
+        for name, e in each
+        if e.probably or e.verdict in ("better", "worse")
+    ]
+    alone = f"Alone: {'; '.join(decided)}" if decided else "No step alone is decided yet"
+    yield f"{alone}{'; the others are undecided' * (0 < len(decided) < len(each))}."
 
 
 def _alone(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
@@ -209,7 +226,7 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     few = [f"{_factor(cells[0][0])} with {cells[0][1]}"] if len(cells) == 1 else []
     few = few or [f"{interval(speed.value)}x ({place})" for speed, place, _ in cells]
     listed = ", ".join(few) if len(few) <= _MOST_CELLS else f"{few[0]} to {few[-1]}"
-    rest = "; the rest cannot be told yet" * (len(cells) < len(found.effects))
+    rest = "; the rest is undecided" * (len(cells) < len(found.effects))
     head = f"{option} {heads[verdict_]} {baseline}" if verdict_ in heads else f"{option} depends on the configuration"
     return f"{head}{use}: {listed}{rest}."
 
@@ -220,7 +237,9 @@ def _undecided(change: Change) -> str:
     more = change.more_repeats(measure)
     tail = f" +{more}" if more is not None and more <= MANY else ""
     base = f" of {option_words(change, change.baseline)}" * (change.topic.name == "devices")
-    return f"{option_words(change, change.option)} {_factor(change.ratio(measure).inverse())}{base}{tail}"
+    found = change.found(measure)
+    likely = "probably " * (found is not None and found.probably is not None)
+    return f"{option_words(change, change.option)} {likely}{_factor(change.ratio(measure).inverse())}{base}{tail}"
 
 
 def _factor(speed: Interval) -> str:
@@ -262,11 +281,13 @@ def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterat
 
 
 def _marks(found: Found) -> str:
-    """Say where a ladder starts, and what the marks of its steps mean."""
+    """Say where a ladder starts, and what the marks of its steps and `probably` mean."""
     if not found.steps:
-        return ""
+        several = [one for change in _changes(found) if (one := change.found(_measure(change))) and one.probably]
+        return chance_words(one.whole.among if one.whole else None for one in several) if several else ""
     start = named(found.own.drop(columns="ladder"))["change"].iloc[0]
-    return f"Start: {start}. ? cannot be told yet; +3: three more repeats should tell."
+    gains = [effect for step in found.steps if (effect := step.effect("samples_per_second"))]
+    return " ".join([f"Start: {start}.", *marks(gains)])
 
 
 def _under(own: pd.DataFrame) -> Iterator[str]:
@@ -333,7 +354,7 @@ def steps_table(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         (
             spoken(one.name),
-            *(f"{written(e.interval)} {verdict(e)}" if (e := one.effect(metric)) else "-" for metric in shown),
+            *(f"{written(e.interval)} {verdict_cell(e)}" if (e := one.effect(metric)) else "-" for metric in shown),
             *(_before_after(one, name) for name in quality),
         )
         for one in comparisons

@@ -13,6 +13,7 @@ from analytics.say.names import named
 from analytics.text import counted, interval, printable, scale
 from bench.figures.metrics import parameters
 from bench.schema import RunSpec
+from bench.store.progress import Seen
 
 _SCALING = {
     "weak": "Weak scaling: each device keeps its batch, so the ideal step time stays the same.",
@@ -48,7 +49,10 @@ def blocks(shown: Preview, memory: dict[str, int]) -> Iterator[Block]:
         f"{suite.suite.name}: {counted(len(suite.to_do), 'run')} on {printable(where, 120)}, {shown.takes()}", "title"
     )
     each = f" x {repeats[next(iter(repeats))]}" if len(set(repeats.values())) == 1 else ""
-    yield Sentence(f"{counted(len(repeats), 'configuration')}{each}. {_SCALING[shown.expansion.scaling]}", "answer")
+    if not suite.to_do:
+        yield Sentence("Nothing of it can run here.", "answer")
+    else:
+        yield Sentence(f"{counted(len(repeats), 'configuration')}{each}. {_SCALING[shown.expansion.scaling]}", "answer")
     reasons: dict[str, list[str]] = {}
     for config, reason in suite.skipped.items():
         reasons.setdefault(reason, []).append(names.get(config, ""))
@@ -75,3 +79,27 @@ def blocks(shown: Preview, memory: dict[str, int]) -> Iterator[Block]:
     notes += [f"estimated for the first {left_out} different shapes only"] if left_out else []
     if notes:
         yield Note("; ".join(notes))
+
+
+_STATES = {
+    "running": "it is still running",
+    "stopped": "it was stopped: the same command resumes it",
+    "silent": "it does not report any more",
+}
+
+
+def so_far(blocks: Iterable[Block], runs: pd.DataFrame, unfinished: Iterable[Seen]) -> Iterator[Block]:
+    """Add below the title of an answer how much of its executions has been run, where that is known and not all."""
+    counts = runs.groupby(["suite", "execution"]).size()
+    lines = []
+    for flight, state in ((one.flight, one.state) for one in unfinished):
+        left = (flight.to_do or 0) - flight.done
+        if (key := (flight.suite, flight.execution)) in counts.index and left > 0:
+            ended = flight.done if flight.unit == "trials" else int(counts[key])
+            name = f" of {printable(flight.suite)}" * (len(counts) > 1)
+            lines.append(f"So far: {ended} of {ended + left} {flight.unit}{name}; {_STATES[state]}.")
+    for block in blocks:
+        yield block
+        if isinstance(block, Sentence) and block.role == "title":
+            yield from (Sentence(line, "answer") for line in lines)
+            lines = []

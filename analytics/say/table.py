@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -113,14 +113,41 @@ def _gains(own: pd.DataFrame, steps: Sequence[Comparison]) -> list[str]:
 
 def _gain(step: Comparison | None) -> str:
     effect = None if step is None else step.effect("samples_per_second")
-    return "-" if effect is None else f"{written(effect.interval)} {verdict(effect)}"
+    return "-" if effect is None else f"{written(effect.interval)} {verdict_cell(effect)}"
 
 
 def verdict(effect: Effect) -> str:
-    """Print a verdict in short: `better`, `same`; `?` where it cannot be told, and `?+3` where 3 more repeats should tell."""
-    if effect.verdict != "cannot tell":
-        return "same" if effect.verdict == "equivalent" else effect.verdict
-    return f"?+{effect.more_repeats}" if effect.more_repeats is not None and effect.more_repeats <= MANY else "?"
+    """Print a verdict: `better`, `same`, `undecided`; `probably better` where the interval alone would tell, see `marks`."""
+    if effect.probably:
+        return f"probably {_SHORT.get(effect.probably, effect.probably)}"
+    return _SHORT.get(effect.verdict, effect.verdict)
+
+
+_SHORT = {"equivalent": "same", "cannot tell": "undecided"}
+
+
+def verdict_cell(effect: Effect) -> str:
+    """Print a verdict in short, `?` where it is undecided; `?+3` where 3 more repeats should tell.
+
+    `probably` says no way where the ratio beside it does.
+    """
+    text, more = verdict(effect).replace("undecided", "?"), effect.more_repeats
+    text = text.removesuffix(" better").removesuffix(" worse")
+    return text if more is None or more > MANY else f"{text} +{more}".replace("? ", "?")
+
+
+def marks(effects: Iterable[Effect]) -> list[str]:
+    """Say what the verdicts of a table mean that are none yet, and which figures are estimated."""
+    effects = list(effects)
+    out = ["?+3: undecided; 3 more repeats should tell."] * any(effect.more_repeats for effect in effects)
+    likely = [chance_words(effect.among for effect in effects)] * any(effect.probably for effect in effects)
+    return out + likely + ["~ estimated."] * any(quantity(effect.metric).estimated for effect in effects)
+
+
+def chance_words(among: Iterable[int | None]) -> str:
+    """Say what `probably` means; `among` are the numbers of comparisons, as far as they are known."""
+    most = max((count or 0 for count in among), default=0) or "several"
+    return f"probably: the interval alone says so; among {most} comparisons that may be chance."
 
 
 def _heading(column: str) -> str:

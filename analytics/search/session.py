@@ -37,6 +37,7 @@ from analytics.search.study import (
     read_trials,
     spent,
 )
+from analytics.text import counted
 from bench.errors import FAILED, FAULT, UserError
 from bench.figures.carbon import intensity
 from bench.figures.cost import recost
@@ -237,7 +238,7 @@ class Session:
 
         searcher = self._searcher(study, run, told=after_trial, asking=partial(one_at_a_time, self.location))
         if not self.ignore_stored and (count := searcher.add_known(self._stored())):
-            progress.note(f"{count} configurations are known from stored runs")
+            progress.note(f"{counted(count, 'configuration')} known from stored runs")
         try:
             answer = publish(searcher.search())
         except KeyboardInterrupt:
@@ -262,7 +263,7 @@ class Session:
         silent = sum(spec.timeout_seconds + PATIENCE_SECONDS for spec in expansion.to_do) + PATIENCE_SECONDS
         current = "repeating the best, as a suite of its own"
         trials.runner.tell(current=current, run_began_at=now, remaining_seconds=None, silent_seconds=silent)
-        progress.note(f"repeating the best: {len(expansion.to_do)} runs; {preview.takes()}")
+        progress.note(f"repeating the best: {counted(len(expansion.to_do), 'run')}; {preview.takes()}")
         execution = run_suite(expansion, self.machine, runs=self.runs, store=self.store, progress=progress)
         return self.confirmed(answer, frame(row(record) for record in execution.records.values()))
 

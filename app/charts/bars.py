@@ -40,6 +40,7 @@ def phases_chart(phases: pd.DataFrame) -> go.Figure:
             name, look = "measured window", {"color": COLOURS[4]}
         bar = {"orientation": "h", "y": list(shown.values()), "x": x, "marker": look, "hovertext": hover}
         figure.add_bar(**bar, name=name, hovertemplate="%{fullData.name}: %{hovertext}, %{x:.3g} %<extra></extra>")
+    figure.update_layout(height=250 + 22 * len(sums))
     return figure.update_xaxes(title="share of the run [%]", range=[0, 100]).update_yaxes(autorange="reversed")
 
 

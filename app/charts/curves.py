@@ -103,7 +103,8 @@ def _axis(known: Sequence[Extent], title: str) -> dict[str, Any]:
 
 LESS, MORE = (COLOURS[0], "circle"), (COLOURS[1], "x")
 VERDICTS = {"better": LESS, "less": LESS, "worse": MORE, "more": MORE}
-VERDICTS |= {"equivalent": (COLOURS[2], "diamond"), "cannot tell": (GREY, "circle-open")}
+VERDICTS |= {"same": (COLOURS[2], "diamond"), "undecided": (GREY, "circle-open")}
+VERDICTS |= {f"probably {name}": (colour, f"{symbol}-open") for name, (colour, symbol) in VERDICTS.items()}
 """Colour and symbol of a verdict."""
 MOST = 40
 """More rows than this are not drawn."""

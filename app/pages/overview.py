@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from pandas.util import hash_pandas_object
 
 from analytics.interval import Interval, geometric_mean
 from analytics.runs.frame import latest_execution
 from analytics.say.advice import listed, remedy
-from analytics.say.answer import totals
+from analytics.say.answer import find, totals
 from analytics.say.blocks import Block, Figure, Group, Mark, Sentence
-from analytics.text import interval, number, printable
-from app import live, page
+from analytics.say.results import answers
+from analytics.text import counted, interval, printable
+from app import data, live, page
 from app.charts.base import plain
 from bench.record import Status
 
@@ -178,12 +180,20 @@ def lines(reason: Any) -> list[str]:
     return [*out, f"Remedy: {reason.remedy}"] if reason.remedy else out
 
 
-def answer(newest: Any) -> list[Block]:
-    """Return what the newest suite did, of a row of `suites`, and when and where."""
-    speed = "" if newest.best is None else f", at most {newest.best} samples/s"
-    fastest = "" if newest.best is None else f"Fastest: {newest.fastest}. "
-    where = f"{fastest}Began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})."
-    return [Sentence(f"Newest suite: {newest.suite}, {newest.runs}{speed}", "answer"), Sentence(where)]
+def answer(newest: Any, first: str) -> list[Block]:
+    """Return the `first` sentence of the answer of the newest suite, a row of `suites`, and when and where it ran."""
+    fastest = "" if newest.best is None else f" Fastest: {newest.fastest}, {newest.best} samples/s."
+    where = f"began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})"
+    return [
+        Sentence(f"{newest.suite}: {first}", "answer"),
+        Sentence(f"Newest suite: {newest.runs}, {where}.{fastest}"),
+    ]
+
+
+@st.cache_data(show_spinner=False, max_entries=20)  # type: ignore[untyped-decorator]
+def _first(key: str, _runs: pd.DataFrame) -> str:
+    """Return the first sentence of the answer of an execution; `key` tells its runs from others."""
+    return next((next(answers(one)) for one in find(_runs)), "its runs have no suite, so they are not compared.")
 
 
 def _tiles(df: pd.DataFrame) -> None:
@@ -201,11 +211,11 @@ def _tiles(df: pd.DataFrame) -> None:
 
 def figures(df: pd.DataFrame, table: pd.DataFrame) -> dict[str, Figure]:
     """Return throughput over time, and energy and cost of the suites of a `table`, by their headings."""
-    energy = {"joules": "measured", "joules_estimated": "~ estimated by a model"}
+    energy = {"joules": "measured", "joules_estimated": "~ estimated"}
     cost = {"usd": "rent", "usd_owned": "owned"}
     found = {"Throughput by suite": trends(df)}
-    found["Energy by suite"] = taken(table, energy, "energy of the newest execution [Wh]", 1 / 3.6e3)
-    found["Cost by suite"] = taken(table, cost, "cost of the newest execution [USD]")
+    found["Energy by suite"] = taken(table, energy, "newest execution [Wh]", 1 / 3.6e3)
+    found["Cost by suite"] = taken(table, cost, "newest execution [USD]")
     return {heading: figure for heading, figure in found.items() if figure.groups}
 
 
@@ -237,8 +247,11 @@ def main() -> None:
     suite = page.control("selectbox", "Suite", [ALL, *sorted(df["suite"].dropna().unique())], "suite")
     runs = df if suite == ALL else df[df["suite"] == suite]
     table = suites(runs)
-    count = f"{number(len(runs))} runs in {runs['suite'].nunique()} suites: {outcomes(runs)}"
-    page.show([*answer(next(table.itertuples())), Sentence(count)])
+    count = f"{counted(len(runs), 'run')} in {counted(runs['suite'].nunique(), 'suite')}: {outcomes(runs)}"
+    newest = table["suite"].iloc[0]
+    own = latest_execution(runs[runs["suite"].isna() if pd.isna(newest) else runs["suite"] == newest])
+    key = str(hash_pandas_object(own[["run_id", "started_at", "status"]].astype("str")).sum())
+    page.show([*answer(next(table.itertuples()), _first(f"{data.uri()} {key}", own)), Sentence(count)])
     with st.container(horizontal=True):
         for name, label in LINKS.items():
             page.link(name, label, **{"suites" if name == "tradeoffs" else "suite": str(table["suite"].iloc[0])})

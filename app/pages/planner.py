@@ -24,7 +24,7 @@ from analytics.say import plan as said
 from analytics.say.blocks import Block, Commands, Note, Sentence
 from analytics.say.plan import duration, span
 from analytics.say.plan_next import proposed
-from analytics.text import devices_words, number, printable
+from analytics.text import counted, devices_words, number, printable
 from analytics.work import Work
 from app import data, page
 from app.charts.base import COLOURS, FRONT, KNEE, OTHERS
@@ -172,7 +172,7 @@ def _runs() -> tuple[pd.DataFrame, str]:
         st.warning("Your runs could not be read; published trainings can be asked.", icon=":material/warning:")
         st.text(str(error))
         return frame([]), ""
-    when.caption(f"{len(found.content):,} runs, as of {found.at:%Y-%m-%d %H:%M:%S} UTC")
+    when.caption(f"{counted(len(found.content), 'run')}, as of {found.at:%Y-%m-%d %H:%M:%S} UTC")
     return found.content if len(found.content) else frame([]), str(found.at)
 
 

@@ -50,6 +50,26 @@ LOG = 100_000
 _PART = re.compile("_joules_(cpu|gpu|dram|node)(_estimated)?$")
 
 
+_READING = {
+    "component": "Component",
+    "device": "Device",
+    "energy_joules": "Energy [J]",
+    "seconds": "Time [s]",
+    "power_watts_mean": "Mean power [W]",
+    "power_watts_max": "Peak power [W]",
+    "provenance": "Comes from",
+    "source": "Meter",
+    "coverage": "Covered [%]",
+    "uncertainty_joules": "Error of the edges [J]",
+    "gain_share": "Error of the sensor [%]",
+    "scope": "Scope",
+    "samples": "Readings",
+    "detail": "Detail",
+    "flags": "Limits",
+}
+"""Headings of the fields of a reading."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """What the files of a run say; `power` are seconds since its start and watts, by device, `spans` its phases alike."""
@@ -198,12 +218,12 @@ def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd
                 bound = systematic(found) / total * value * factor if total else None
                 whole = record is not None and not _PART.search(name)
                 lacks = missing_components(found, record.gpus) if whole and record else []
-                row = (str(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
+                row = (factors.energy_origin(label), 100 * min(r.coverage for r in found), bound, " ".join(lacks))
             elif found:
-                row = (f"~ {label}", 100 * min(r.coverage for r in found), None, "")
+                row = (factors.energy_origin(label), 100 * min(r.coverage for r in found), None, "")
             elif "imported" not in row[0]:
-                where = "~ estimated_model" if quantity(name).estimated else shown(run["energy_provenance"])
-                row = (where, None, None, "")
+                kind = "estimated_model" if quantity(name).estimated else shown(run["energy_provenance"])
+                row = (factors.energy_origin(kind), None, None, "")
         rows.append((title(name), value * factor, *row))
     heads = ["Figure", "Value", "Comes from", "Covered [%]", "Error at most [±]", "Lacks"]
     return pd.DataFrame(rows, columns=heads).astype({"Covered [%]": "float64", "Error at most [±]": "float64"})
@@ -212,7 +232,15 @@ def provenance(df: pd.DataFrame, run: pd.Series, record: RunRecord | None) -> pd
 def readings(record: RunRecord) -> pd.DataFrame:
     """Return a row a sensor: the energy of the window, or of the whole run where there is none, as it was read."""
     found = record.energy if record.measurement is None else record.measurement.energy
-    return pd.DataFrame([reading.model_dump(mode="json") | {"flags": " ".join(reading.flags)} for reading in found])
+    rows = [
+        reading.model_dump(mode="json")
+        | {"provenance": factors.energy_origin(reading.provenance), "coverage": 100 * reading.coverage}
+        | {"gain_share": None if reading.gain_share is None else 100 * reading.gain_share}
+        | {"detail": reading.detail.replace("_", " "), "flags": "; ".join(map(meaning, reading.flags))}
+        for reading in found
+    ]
+    table = pd.DataFrame(rows, columns=list(_READING)).rename(columns=_READING)
+    return table.loc[:, (table.notna() & (table != "")).any()]
 
 
 def phases(result: Measurement) -> pd.DataFrame:
@@ -251,7 +279,7 @@ def headline(run: pd.Series) -> list[tuple[str, str, str]]:
     bound = f" ± {number(run['energy_systematic_joules'])}" if pd.notna(run["energy_systematic_joules"]) else ""
     notes = {
         "samples_per_second": f"median step {shown(run['step_seconds_median'])} s",
-        "energy_joules": f"{shown(run['energy_provenance']).replace('_', ' ')}{lacks}",
+        "energy_joules": f"{factors.energy_origin(shown(run['energy_provenance']))}{lacks}",
         "energy_joules_estimated": "estimated by a model",
         "peak_memory_bytes": "the most that a rank took",
         "emissions_kg": f"from {shown(run['emissions_basis'])} energy",

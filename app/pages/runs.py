@@ -21,6 +21,7 @@ from analytics.runs.frame import asked
 from analytics.runs.store import MLFLOW_RUN
 from analytics.say.blocks import Block, Sentence
 from analytics.say.names import plain as worded
+from analytics.say.table import verdict
 from analytics.text import number, printable, repeats_words, written
 from app import data, page
 from app.charts.base import plain
@@ -236,7 +237,7 @@ def _verdict(effect: Effect | str) -> str:
     if isinstance(effect, str):
         return worded(effect)
     more = "" if effect.more_repeats is None else f" ({repeats_words(effect.more_repeats)})"
-    return f"{effect.verdict}{more}: {written(effect.interval)}"
+    return f"{verdict(effect)}{more}: {written(effect.interval)}"
 
 
 def by_name(df: pd.DataFrame, run: str | None) -> pd.Series | None:
@@ -257,7 +258,9 @@ def about(run: pd.Series) -> list[str]:
 def answer(df: pd.DataFrame, found: pd.DataFrame) -> list[Block]:
     """Return how many runs match and how they ended, and which is the fastest."""
     count = f"{len(found):,}" if len(found) == len(df) else f"{len(found):,} of {len(df):,}"
-    out: list[Block] = [Sentence(f"{count} runs{': ' * bool(len(found))}{outcomes(found)}", "answer")]
+    out: list[Block] = [
+        Sentence(f"{count} run{'s' * (len(df) != 1)}{': ' * bool(len(found))}{outcomes(found)}", "answer")
+    ]
     timed = found[found["samples_per_second"] > 0].sort_values("samples_per_second")
     for _, best in timed.tail(1).iterrows():
         speed = f"{number(best['samples_per_second'])} samples/s ({best['suite']})"

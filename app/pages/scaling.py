@@ -64,7 +64,8 @@ def _losses(found: list[Curve]) -> None:
             (residuals, "residuals", "A mark is a configuration; above 0 the law predicts more than measured.")
         )
     if len(shares) > 1:
-        chart = amounts_chart(shares, "Time of a step, estimated by the law [%]")
+        chart = amounts_chart(shares, "share of the time, estimated by the law [%]")
+        chart.update_layout(title="Where the time of a step goes")
         drawn.append((chart, "parts", "Estimated from how speed falls with devices, not measured inside a step."))
     if drawn:
         st.subheader("Losses, and how well the law holds")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import explain_option, json_option, print_blocks, print_json, selection_options
+from bench.cli.options import explain_option, json_option, print_answer, print_json, selection_options
 
 
 @click.command()
@@ -26,4 +26,4 @@ def advise(as_json: bool, explain: bool, **selection: Any) -> None:
     if as_json:
         print_json(document(df))
     else:
-        print_blocks(blocks(df, selection["store"]), explain=explain)
+        print_answer(blocks(df, selection["store"]), df, selection["store"], explain=explain)

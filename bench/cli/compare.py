@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import baselines_option, explain_option, json_option, print_blocks, print_json, store_option
+from bench.cli.options import baselines_option, explain_option, json_option, print_answer, print_json, store_option
 from bench.errors import FAILED, UserError
 
 
@@ -40,7 +40,7 @@ def _finite(value: float) -> float:
     callback=lambda _context, _option, value: _finite(value),
     default=0.02,
     show_default=True,
-    help="Metrics are equivalent if the interval of their ratio is within 1 ± this.",
+    help="Metrics are equivalent if the interval of their ratio is within 1 / (1 + this) to 1 + this.",
 )
 @baselines_option
 @store_option
@@ -64,6 +64,8 @@ def compare(
     were made, or of wattbench), a host, a file (CSV, Parquet, or JSON of `bench fit --json`) or a saved baseline. For a
     name that could be several, write suite:NAME, commit:NAME, host:NAME, file:NAME or baseline:NAME.
     """
+    import pandas as pd
+
     from analytics.judge.gate import Condition, broken, outcomes
     from analytics.judge.sides import Sources, compared, compared_metrics
     from analytics.say.compare import blocks, gate_blocks
@@ -95,7 +97,8 @@ def compare(
         print_json(document)
     else:
         gated = gate_blocks(sides, matched, decided, broke, missing, equivalence, store, failed=failed)
-        print_blocks(gated if conditions else blocks(sides, matched, equivalence, store), explain=explain)
+        answer = gated if conditions else blocks(sides, matched, equivalence, store)
+        print_answer(answer, pd.concat([side.df for side in sides]), store, explain=explain)
     for condition in conditions:
         own = [outcome for outcome in decided if outcome.condition == str(condition)]
         if not failed and all(outcome.state == "cannot tell" and outcome.ratio is None for outcome in own):

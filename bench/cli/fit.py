@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bench.cli.options import device_counts, explain_option, json_option, print_blocks, print_json, selection_options
+from bench.cli.options import device_counts, explain_option, json_option, print_answer, print_json, selection_options
 
 
 @click.command()
@@ -28,4 +28,4 @@ def fit(as_json: bool, explain: bool, devices: tuple[int, ...] | None, **selecti
     if as_json:
         print_json({**document(df), "predictions": predictions(df, devices or ())})
         return
-    print_blocks(results(df, devices or (), selection["store"]), explain=explain)
+    print_answer(results(df, devices or (), selection["store"]), df, selection["store"], explain=explain)

@@ -47,7 +47,10 @@ def import_(
     if as_json:
         print_json({**asdict(table), "logged": logged})
     else:
-        following = Commands(() if logged is None else (command("fit", table.suite, store=store),))
-        print_blocks([*blocks(table, logged), following, *unnamed(store)])
+        pairs = [("--map", text) for text in naming["maps"]] + [("--set", text) for text in naming["settings"]]
+        pairs += [("--suite", suite)] * (suite is not None) + [("--runs", str(runs))] * (runs != Path("runs"))
+        really = command("import", str(file), *(word for pair in pairs for word in pair), store=store)
+        following = really if logged is None else command("fit", table.suite, store=store)
+        print_blocks([*blocks(table, logged), Commands((following,) * bool(table.rows)), *unnamed(store)])
     if not table.rows:
         raise UserError(f"no row of {file} can be used, so nothing was imported")

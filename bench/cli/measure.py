@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from bench.cli import options as shared
+from bench.errors import BadValue
 from bench.figures.carbon import intensity
 from bench.folder import EXIT, RECORD, Exit
 from bench.machine.environment import find_machine
 from bench.record import RunRecord
 from bench.run import measure as measuring
-from bench.schema import Site
+from bench.schema import MEASURE, Site
 from bench.suites.load import with_site
 
 
@@ -28,6 +29,9 @@ from bench.suites.load import with_site
 @click.option(
     "--step-pattern", type=shared.Read(measuring.step_pattern), metavar="REGEX", help="Lines of output that end a step."
 )
+@click.option("--steps-per-line", type=click.IntRange(1), help="Steps that a matching line stands for.")
+@click.option("--samples-per-step", type=click.IntRange(1), help="Samples of a step, over all processes.")
+@click.option("--tokens-per-step", type=click.IntRange(1), help="Tokens of a step, over all processes.")
 @click.option(
     "--idle-seconds",
     type=click.FloatRange(0, 600),
@@ -46,7 +50,8 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     Throughput is known if the script calls bench.steps.step, or with --step-pattern. GPUs that COMMAND does not use are not
     counted, where that can be seen. With --json, stdout has the record and stderr the output of COMMAND.
     """
-    from analytics.say.blocks import Note
+    from analytics.say.blocks import Block, Commands, Note
+    from analytics.say.blocks import command as printed_command
     from analytics.say.measure import blocks
 
     as_json = options["as_json"]
@@ -56,7 +61,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
         site=_site(options),
         warmup_steps=options["warmup_steps"],
         idle_seconds=options["idle_seconds"],
-        pattern=options["step_pattern"],
+        printed=_printed(options),
         output=sys.stderr.buffer if as_json else None,
     )
     record, folder = measuring.measure(asked, machine, options["runs"])
@@ -65,9 +70,20 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     if as_json:
         click.echo(record.model_dump_json(indent=1))
     else:
-        said = [*blocks(record), Note(str(folder / RECORD.name), "Record")]
+        said: list[Block] = [*blocks(record), Note(str(folder / RECORD.name), "Record")]
+        if not options["no_store"]:
+            said.append(Commands((printed_command("report", MEASURE, "-o", "measure.html", store=options["store"]),)))
         shared.print_blocks(said, stderr=True, explain=options["explain"])
     sys.exit(_exit_code(folder))
+
+
+def _printed(options: dict[str, Any]) -> dict[str, str | int]:
+    names = ("step_pattern", "steps_per_line", "samples_per_step", "tokens_per_step")
+    given = {name: options[name] for name in names if options[name] is not None}
+    if given and "step_pattern" not in given:
+        first = next(iter(given)).replace("_", "-")
+        raise BadValue(f"--{first} needs --step-pattern, which says what a line of a step looks like")
+    return given
 
 
 def _site(options: dict[str, Any]) -> Site:

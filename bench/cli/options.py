@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analytics.amounts import counts
-from bench.errors import located
+from bench.errors import BadValue, located
 from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analytics.plan.preview import Preview
     from analytics.say.blocks import Block
 
@@ -57,9 +59,14 @@ def _all(*decorators: _Decorator) -> _Decorator:
     return decorate
 
 
-store_option = click.option(
-    "--store", metavar="URI", help="MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
-)
+def _address(text: str) -> str:
+    if not text.strip():
+        raise BadValue("wanted the URI of a store, got nothing")
+    return text
+
+
+_STORE = "MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
+store_option = click.option("--store", metavar="URI", type=Read(_address), help=_STORE)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 explain_option = click.option("--explain", is_flag=True, help="Add definitions, limits and evidence.")
 baselines_option = _folder("--folder", "baselines", "Folder of the baselines.")
@@ -148,6 +155,14 @@ def read_suite(
 def print_json(document: Any) -> None:
     """Print a document as JSON; NaN and infinity are refused."""
     click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def print_answer(blocks: Iterable[Block], runs: pd.DataFrame, store: str | None, *, explain: bool) -> None:
+    """Print the answer of stored runs, and how far their executions are."""
+    from analytics.say.runs import so_far
+    from bench.store.tracker import unfinished
+
+    print_blocks(so_far(blocks, runs, unfinished(store)), explain=explain)
 
 
 def print_blocks(blocks: Iterable[Block], *, explain: bool = False, stderr: bool = False) -> None:

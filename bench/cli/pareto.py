@@ -47,4 +47,4 @@ def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> No
     if as_json:
         shared.print_json({"fronts": [document(each) for each in fronts]})
     else:
-        shared.print_blocks(blocks(fronts, df, selection["store"]), explain=explain)
+        shared.print_answer(blocks(fronts, df, selection["store"]), df, selection["store"], explain=explain)

@@ -23,7 +23,7 @@ _OPTIONS = (
     ("--sequence", _number, "S", "Tokens per sequence."),
     ("--flops-per-sample", _number, "FLOP", "Other work: FLOP of one sample, forward and backward."),
     ("--samples", _number, "N", "Number of samples, for --flops-per-sample."),
-    ("--device", str, "NAME", "H100-SXM, A100-80GB, RTX-4090 ..., or the name that NVML gives."),
+    ("--device", str, "NAME", "H100-SXM, A100-80GB, RTX-4090 ..., or the name that its driver gives."),
     ("--devices", device_counts, "N,N", "Numbers of devices: 8,64,512 or 8-512 (doubling)."),
     ("--peak-flops", _number, "FLOP/S", "Dense peak of a device that is not in the table."),
     ("--power-watts", _number, "W", "Power of one device with its share of the node. Default: estimated."),

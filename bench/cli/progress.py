@@ -97,8 +97,10 @@ class Lines(Progress):
             self.note(f"skipped {count} configuration{'s' * (count != 1)}: {reason}")
 
     def _name(self, spec: RunSpec) -> str:
+        from analytics.say.names import spoken
+
         repeat = f" ({spec.repeat + 1} of {self._repeats})" if self._repeats > 1 else ""
-        return f"{self._names.get(spec.config_id) or spec.label}{repeat}"
+        return f"{self._names.get(spec.config_id) or spoken(spec.label)}{repeat}"
 
     def _head(self) -> str:
         return f"[{self._finished}/{self._to_do}]"

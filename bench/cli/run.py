@@ -55,17 +55,20 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
     choices |= {"runs": runs, "store": store, "selected": preview.run_ids}
     with Lines(preview.takes()) as progress:
         execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
-    _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json)
+    _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json, new=choices["new"])
     statuses = {record.status for run_id, record in execution.records.items() if run_id in preview.run_ids}
     sys.exit(0 if statuses <= {Status.OK, Status.SKIPPED} else FAILED)
 
 
-def _answer(execution: Execution, store: str | None, selected: set[str], suite_file: str, *, as_json: bool) -> None:
+def _answer(
+    execution: Execution, store: str | None, selected: set[str], suite_file: str, *, as_json: bool, new: bool
+) -> None:
     from analytics.runs.frame import frame
     from analytics.say.answer import document
     from analytics.say.blocks import Note, command
     from analytics.say.results import results
     from bench.figures.metrics import row
+    from bench.run.runner import resume
     from bench.store.tracker import shown
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
@@ -77,7 +80,7 @@ def _answer(execution: Execution, store: str | None, selected: set[str], suite_f
     missing = [spec.run_id in selected for spec in execution.missing()]
     texts = [f"{execution.folder}; to browse them: {command('dashboard', store=store)}"]
     if any(missing):
-        texts.append(f"{sum(missing)} are missing. Run the same command again to resume.")
+        texts.append(f"{sum(missing)} are missing. {resume(new=new)}")
     if not all(missing):
         texts.append(f"{len(missing) - sum(missing)} of the suite were not selected (--only).")
     notes = [Note(text, "Runs") for text in texts]

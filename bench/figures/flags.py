@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from math import nan
 from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
@@ -57,9 +58,37 @@ FLAGS = {
     "energy_components_differ": Flag("C", "repeats measured different components"),
     "meter_failed": Flag("C", "the process of the meters failed during the run"),
     "mig_shared": Flag("C", "the GPU is split into slices (MIG): its energy is that of the whole board"),
+    "board_scope": Flag("C", "the sensor spans both dies of its board, and the run may have used one of them"),
+    "unverified_meter": Flag("B", "this kind of meter was not yet checked on real hardware"),
     "loss_not_decreasing": Flag("C", "the loss did not decrease: the training does not learn, however fast it is"),
     "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
-    "exclusivity_unknown": Flag("B", "NVML lists no process of the run, so other users of the GPU cannot be excluded"),
+    "exclusivity_unknown": Flag(
+        "B", "the driver lists no process of the run, so other users of the GPU cannot be excluded"
+    ),
+    "no_line_matched": Flag("C", "no line of the output matches the step pattern: steps are not known"),
+    "slow_pattern": Flag("C", "the step pattern took more than a second for one line and was given up"),
+    "steps_in_disorder": Flag("C", "the counter of steps goes up and down: steps are not known"),
+    "lines_are_not_steps": Flag(
+        "C",
+        "the lines that match are not single steps: name their counter (?P<step>\\d+), or give --steps-per-line",
+    ),
+    "steps_unchecked": Flag(
+        "B", "each line that matches is taken for a step: name their counter (?P<step>\\d+) to be sure"
+    ),
+    "lines_repeat": Flag("C", "several lines print one step: it is counted once, without what other processes may add"),
+    "counts_only_grow": Flag(
+        "C", "samples or tokens only grow, so they are totals: name them samples_total, tokens_total"
+    ),
+    "counter_restarts": Flag(
+        "B", "the counter of steps began anew: the time between is left out, and lines of a validation count as steps"
+    ),
+    "counts_missing": Flag("C", "some lines lack their samples or tokens, so these are left out"),
+    "totals_fall": Flag("C", "a total of samples or tokens does not grow: it is left out"),
+    "totals_are_rounded": Flag("C", "totals such as 12.3k are rounded too much: they are left out"),
+    "partial_world": Flag(
+        "C", "other nodes take part, which are not measured here: samples in the output are left out"
+    ),
+    "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
     "fewer_devices": Flag("C", "the command used fewer devices than its suite asks for; figures count all of these"),
     "unvalidated_sensor": Flag("B", "this GPU's sensor was not checked within 30 days (python -m tests.gpu_check)"),
     "sampled_power": Flag("B", "GPU energy is integrated from power samples: a load in step with them can be far off"),
@@ -157,6 +186,7 @@ def _condition_flags(run: Observation, measured: Measurement) -> Iterator[str]:
 
 def _speed_flags(run: Observation, measured: Measurement, figures: dict[str, float]) -> Iterator[str]:
     """Yield flags of the speed: whether it was steady, plausible, and measured for long enough."""
+    yield from measured.step_flags
     steps = measured.step_seconds
     if not steps:
         yield "no_steps"
@@ -166,6 +196,8 @@ def _speed_flags(run: Observation, measured: Measurement, figures: dict[str, flo
     if state is not True and steps:
         yield "steady_unknown" if state is None else "not_steady"
     first, last = measured.loss_first, measured.loss_last
+    if last is not None and measured.loss_medians is not None:
+        first, last = measured.loss_medians
     # With trained weights the loss hardly falls any more, so that of one step may exceed that of an earlier one.
     trained = run.spec.needs is not None or "pretrained" in run.spec.workload_args
     if first is not None and (last is None or last >= (1 + RISE * trained) * first):
@@ -175,6 +207,17 @@ def _speed_flags(run: Observation, measured: Measurement, figures: dict[str, flo
     emulated = run.spec.device_type == "cpu" and run.spec.precision.name == "fp16"  # its products are no peak
     if figures.get("matmul_utilization", 0) > 1.1 and not emulated:
         yield "above_matmul_peak"
+
+
+def loss_medians(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the medians of the first and of the last tenth of losses, of at least three each where there are six.
+
+    One unusual batch moves neither. Not a number without a loss.
+    """
+    if not losses:
+        return nan, nan
+    few = max(1, min(len(losses) // 2, max(3, len(losses) // 10)))
+    return median(losses[:few]), median(losses[-few:])
 
 
 def steady(step_seconds: Sequence[float]) -> bool | None:

@@ -196,7 +196,7 @@ def _available(record: Observation) -> dict[str, float]:
     machine, spec = record.environment.machine, record.spec
     gpus = [gpu.memory_bytes for gpu in machine.gpus if gpu.uuid in record.gpus]
     sizes = [size for size in (*gpus, spec.memory_limit_bytes) if size is not None]
-    devices: float = len(machine.gpus) if spec.device_type == "cuda" else machine.cpu_count // spec.threads_per_device
+    devices: float = len(machine.gpus) if spec.device_type == "gpu" else machine.cpu_count // spec.threads_per_device
     return {"machine_devices": devices} | ({"memory_available_bytes": min(sizes)} if sizes else {})
 
 
@@ -357,7 +357,7 @@ def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, fl
     if "matmul_flops_per_second" in figures:
         out["matmul_utilization"] = speed / figures["matmul_flops_per_second"]
     precision = _PEAK_OF.get(record.spec.precision.name, record.spec.precision.name)
-    peak = peak_flops(device_name(record), precision) if record.spec.device_type == "cuda" else None
+    peak = peak_flops(device_name(record), precision) if record.spec.device_type == "gpu" else None
     if peak is None:
         return out
     out["model_flops_utilization"] = speed / peak

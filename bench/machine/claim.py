@@ -34,7 +34,7 @@ def claim(machine: Machine, runs: Iterable[RunSpec]) -> Iterator[None]:
     Each device has a lock file, which the kernel releases however the process ends. Raises Busy if another process of this
     user holds one of them; then nothing is held.
     """
-    if gpus := bool(machine.gpus) and any(spec.device_type == "cuda" for spec in runs):
+    if gpus := bool(machine.gpus) and any(spec.device_type == "gpu" for spec in runs):
         names = {gpu.index: gpu.uuid for gpu in machine.free_gpus}
     else:
         names = {number: f"cpu{number}" for number in sorted(os.sched_getaffinity(0))}

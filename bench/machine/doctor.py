@@ -27,6 +27,7 @@ from bench.meters.meter import Meter, Reading, meter_classes
 from bench.meters.rapl import RaplMeter, powercap, zone_names
 from bench.meters.trace import MAX_ERROR_SHARE, Trace
 from bench.schema import Gpu, Machine
+from bench.vendors import VENDORS
 
 READING_SECONDS = 1.0
 READING_INTERVAL = 0.005
@@ -34,7 +35,7 @@ READING_INTERVAL = 0.005
 ESTIMATE_SECONDS = 10.0
 """CodeCarbon is given up after this time; it takes three seconds on a small machine."""
 CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
-DOCKER_GPUS = "in a container: docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+DOCKER_GPUS = "\n".join(f"in a container, {facts.title}: {facts.container}" for facts in VENDORS.values())
 DOCKER_PIDS = "in a container: docker run --pid=host, so that processes of others on a GPU can be recognised"
 DOCKER_RAPL = "in a container: docker run -v /sys:/host-sys:ro -e WATTBENCH_POWERCAP=/host-sys/class/powercap"
 ESTIMATE_INSTEAD = "CodeCarbon's model gives an estimate instead"
@@ -198,7 +199,7 @@ def in_container() -> bool:
 
 def _gpus(watch: Watch, machine: Machine, no_gpu: str | None) -> Iterator[Finding]:
     if no_gpu or not machine.gpus:
-        detail = no_gpu or "no GPU is visible: none is installed, or CUDA_VISIBLE_DEVICES hides them"
+        detail = no_gpu or "no GPU is visible: none is installed, or a variable such as CUDA_VISIBLE_DEVICES hides them"
         try:
             check_no_gpu_is_hidden(no_gpu)
             state, remedy = "absent", "runs use CPU processes"
@@ -207,15 +208,21 @@ def _gpus(watch: Watch, machine: Machine, no_gpu: str | None) -> Iterator[Findin
         yield Finding("GPUs", state, detail, f"{remedy}\n{DOCKER_GPUS}" if in_container() else remedy)
     for gpu in machine.gpus:
         name, facts, rows = f"GPU {gpu.index}", watch.gpu_facts.get(gpu.uuid, {}), watch.of(gpu.uuid)
+        meter, tool = watch.meters[VENDORS[gpu.vendor].meter], VENDORS[gpu.vendor].tool
         yield _gpu(name, gpu, facts)
         if not rows:
-            remedy = "check that nvidia-smi shows its power; if it does not, repair the driver"
+            remedy = f"check that {tool} shows its power; if it does not, repair the driver"
             yield Finding(f"{name} energy", "absent", watch.unread(gpu.uuid), remedy)
             continue
         errors = watch.errors(gpu.uuid)
-        yield _gpu_counter(name, rows, [e for e in errors if "energy: " in e or not e.startswith("power: ")])
+        trouble = [e for e in errors if "energy: " in e or not e.startswith("power: ")]
+        yield _gpu_counter(name, rows, trouble, meter.doubts.get(gpu.uuid))
         yield _gpu_power(name, rows, [e for e in errors if "energy: " not in e])
-        yield _gpu_clocks(name, facts)
+        yield _gpu_clocks(name, facts, tool)
+        if meter.unverified:
+            remedy = f"compare its energy with {tool} before you rely on it; runs carry the flag unverified_meter"
+            yield Finding(f"{name} sensor", "unknown", f"this meter is unverified: {meter.unverified}", remedy)
+            continue
         checked = fresh(gpu.uuid, machine.driver_version or "")
         detail = f"{'checked' if checked else 'not checked'} here in the last 30 days"
         remedy = "" if checked else "run python -m tests.gpu_check; it takes some minutes on a free GPU"
@@ -235,24 +242,27 @@ def _gpu(name: str, gpu: Gpu, facts: dict[str, Any]) -> Finding:
         parts.append("but memory is in use: others may be using it")
         remedies.append(DOCKER_PIDS)
     if gpu.mig:
-        parts.append("MIG is on: energy is that of the whole board, and runs cannot use it")
-        remedies.append("an administrator can turn it off: nvidia-smi -mig 0")
+        mig = gpu.vendor == "nvidia"
+        cut = "MIG is on" if mig else "it is cut into partitions"
+        parts.append(f"{cut}: energy is that of the whole board, and runs cannot use it")
+        command = "nvidia-smi -mig 0" if mig else "amd-smi set --compute-partition SPX"
+        remedies.append(f"an administrator can turn it off: {command}")
     values = _figures(memory_used_bytes=used, memory_bytes=gpu.memory_bytes)
     return Finding(name, "problem" if remedies else "ok", ", ".join(parts), "\n".join(remedies), values)
 
 
-_WHOLE = {"mig": "of the whole board (MIG)", "module": "of the whole module with its CPU"}
+_WHOLE = {"mig": "of the whole board (MIG)", "module": "of the whole module with its CPU", "board": "of both dies"}
 
 
 def _scope(rows: list[Reading]) -> str:
     return _WHOLE.get(rows[-1].mode or "", "of the GPU with its memory")
 
 
-def _gpu_counter(name: str, rows: list[Reading], errors: list[str]) -> Finding:
+def _gpu_counter(name: str, rows: list[Reading], errors: list[str], doubt: str | None) -> Finding:
     subject, points = f"{name} energy counter", _counter(rows)
     failed = _failed(points, errors)
     if not points:
-        detail = "this GPU has none (older than Volta, or a virtual GPU)"
+        detail = doubt or "this GPU has none (older than Volta, or a virtual GPU)"
         return Finding(
             subject, "absent", detail + failed, "its power is sampled ten times a second and integrated instead"
         )
@@ -289,7 +299,7 @@ def _gpu_power(name: str, rows: list[Reading], errors: list[str]) -> Finding:
     return Finding(f"{name} power", "problem" if failed else "ok", detail, "", values)
 
 
-def _gpu_clocks(name: str, facts: dict[str, Any]) -> Finding:
+def _gpu_clocks(name: str, facts: dict[str, Any], tool: str) -> Finding:
     reasons = [reason for bit, reason in REASON_BITS.items() if facts.get("reasons", 0) & bit]
     texts = {"sm_mhz": "SM {} MHz", "memory_mhz": "memory {} MHz", "temperature": "{} °C"}
     texts |= {"memory_temperature": "memory {} °C", "pstate": "P{}"}
@@ -299,7 +309,7 @@ def _gpu_clocks(name: str, facts: dict[str, Any]) -> Finding:
     if "reasons" in facts:
         parts.append(f"throttled now by {', '.join(reasons)}" if reasons else "not throttled")
     slow = any(reason in SLOWDOWNS for reason in reasons)
-    remedy = "check its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE" if slow else ""
+    remedy = f"check its cooling and power supply with {tool}" if slow else ""
     clocks = {f"{key}_clock_hz": facts[f"{key}_mhz"] * 1e6 for key in ("sm", "memory") if f"{key}_mhz" in facts}
     values = _figures(temperature_celsius=facts.get("temperature"), power_limit_watts=limit, **clocks)
     state = "problem" if slow else "ok" if parts else "unknown"
@@ -307,12 +317,14 @@ def _gpu_clocks(name: str, facts: dict[str, Any]) -> Finding:
 
 
 def _processes(watch: Watch) -> Finding:
-    """Say whether NVML's list of processes can be trusted: it contains ids of the host, even inside a container."""
+    """Say whether the driver's list of processes can be trusted: NVML's has ids of the host, even inside a container."""
     unknown = sum(facts.get("unknown", 0) for facts in watch.gpu_facts.values())
     if sees_all_processes():
-        return Finding("GPU processes", "ok", "NVML's process ids are those of this machine: other users are seen")
+        return Finding(
+            "GPU processes", "ok", "process ids of the driver are those of this machine: other users are seen"
+        )
     listed = f"; {unknown} that it lists are unknown here" if unknown else ""
-    detail = f"process ids here are not those of the machine, so NVML may not list your runs as yours{listed}"
+    detail = f"process ids here are not those of the machine, so the driver may not list your runs as yours{listed}"
     return Finding("GPU processes", "unknown", detail, DOCKER_PIDS)
 
 
@@ -411,10 +423,10 @@ def _estimate() -> Finding:
 
 
 def _torch(machine: Machine) -> Finding:
-    version, cuda = torch_build()
+    torch = torch_build()
     try:
         check_torch(machine, for_gpus=True)
-        return Finding("torch", "ok", f"{version}, {f'CUDA {cuda}' if cuda else 'built for CPU'}")
+        return Finding("torch", "ok", f"{torch.version}, built for {torch.platform}")
     except EnvironmentProblem as error:
         problem, _, remedy = str(error).partition("\n")
         return Finding("torch", "problem", problem, remedy)

@@ -12,22 +12,24 @@ import sys
 from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from bench.errors import UserError
 from bench.meters.meter import list_gpus
 from bench.record import Environment
-from bench.redact import redact
+from bench.redact import redact, redact_argv
 from bench.schema import Gpu, Machine
+from bench.vendors import FILTERS, VENDORS
 
 PACKAGES = ("wattbench", "torch", "transformers", "numpy", "nvidia-ml-py", "codecarbon", "mlflow")
 VARIABLES = (
-    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_DEVICE_MAX_CONNECTIONS", "CUBLAS_WORKSPACE_CONFIG"),
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
+    *(*FILTERS, "CUDA_DEVICE_ORDER", "CUDA_DEVICE_MAX_CONNECTIONS", "CUBLAS_WORKSPACE_CONFIG"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
 )
-VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
+VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "RCCL_", "GLOO_", "HSA_")
 
 
 class EnvironmentProblem(UserError):
@@ -77,33 +79,51 @@ def _named(name: str, gpus: list[Gpu]) -> Gpu:
 
 
 def check_no_gpu_is_hidden(reason: str | None) -> None:
-    """Refuse to use the CPU silently: raise EnvironmentProblem if there seem to be GPUs that NVML does not show."""
+    """Refuse to use the CPU silently: raise EnvironmentProblem if there seem to be GPUs that no meter lists.
+
+    Graphics of an AMD processor look like its GPUs. They count only where torch is built for ROCm.
+    """
     if reason is None or "lists no GPU" in reason:
         return
     if "not found" in reason or "not installed" in reason:
-        hidden = any(Path("/dev").glob("nvidia[0-9]*"))  # a container without the library of the driver, for example
+        vendors = ["nvidia", "amd"] if torch_build().rocm else ["nvidia"]
+        hidden = any(any(Path("/dev").glob(VENDORS[vendor].files)) for vendor in vendors)  # without the library
     else:  # a name that does not exist, rather than none on purpose; or NVML does not answer
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-        hidden = "leaves no GPU visible" not in reason or names not in ("", "-1", "NoDevFiles")
+        names = {os.environ.get(variable, "").strip() for variable in FILTERS}
+        hidden = "leaves no GPU visible" not in reason or not names <= {"", "-1", "NoDevFiles"}
     if hidden:
         raise EnvironmentProblem(
-            f"there seem to be NVIDIA GPUs, but none can be used: {reason}\n"
-            "Repair that (nvidia-smi should list them), or measure the CPU on purpose: --set device_type=cpu"
+            f"there seem to be GPUs, but none can be used: {reason}\n"
+            "Repair that (nvidia-smi or amd-smi should list them), "
+            "or measure the CPU on purpose: --set device_type=cpu"
         )
 
 
-def torch_build() -> tuple[str | None, str | None]:
-    """Return the version of the installed torch and of its CUDA, read from its files without importing it."""
+class TorchBuild(NamedTuple):
+    """Versions of torch, and of the platform that it is built for; None if there is none."""
+
+    version: str | None = None
+    cuda: str | None = None
+    rocm: str | None = None
+
+    @property
+    def platform(self) -> str:
+        """Name and version of the platform, for people."""
+        return f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.rocm}" if self.rocm else "CPU"
+
+
+def torch_build() -> TorchBuild:
+    """Return the version of the installed torch and of its platform, read from its files without importing it."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return None, None
+        return TorchBuild()
     values: dict[str, Any] = {}
     for node in ast.parse((Path(spec.origin).parent / "version.py").read_text()).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
             values[target.id] = value.value
-    return values.get("__version__"), values.get("cuda")
+    return TorchBuild(values.get("__version__"), values.get("cuda"), values.get("hip"))
 
 
 def commit(folder: Path | None = None) -> str | None:
@@ -129,8 +149,8 @@ def commit(folder: Path | None = None) -> str | None:
 
 def describe(machine: Machine) -> Environment:
     """Return the facts that results depend on, with the few variables that change them and without credentials."""
-    version, cuda = torch_build()
-    versions = {"torch": version} if version is not None else {}
+    torch = torch_build()
+    versions = {"torch": torch.version} if torch.version is not None else {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions.setdefault(name, metadata.version(name))
@@ -147,20 +167,22 @@ def describe(machine: Machine) -> Environment:
         wattbench_commit=commit(),
         folder_commit=commit(Path.cwd()),
         machine=machine,
-        torch_cuda=cuda,
+        torch_cuda=torch.cuda,
+        torch_rocm=torch.rocm,
         variables=kept,
-        argv=redact("\0".join(sys.argv)).split("\0"),
+        argv=redact_argv(sys.argv),
         load_average=round(os.getloadavg()[0], 2),
     )
 
 
 def check_torch(machine: Machine, *, for_gpus: bool) -> None:
-    """Raise EnvironmentProblem if torch is missing, or if runs are `for_gpus` and it is built without CUDA."""
-    version, cuda = torch_build()
-    if version is None:
+    """Raise EnvironmentProblem if torch is missing, or if runs are `for_gpus` and it is not built for these GPUs."""
+    torch, vendor = torch_build(), VENDORS[machine.vendor]
+    if torch.version is None:
         raise EnvironmentProblem("torch is not installed, but runs need it: pip install -e . -c constraints.txt")
-    if for_gpus and machine.gpus and cuda is None:
+    if for_gpus and machine.gpus and not torch.platform.startswith(vendor.platform):
         raise EnvironmentProblem(
-            f"{len(machine.gpus)} NVIDIA GPU(s) are here, but the installed torch {version} is built without CUDA.\n"
-            "Install a CUDA build of torch, or measure the CPU on purpose: --set device_type=cpu"
+            f"{len(machine.gpus)} {vendor.title} GPU(s) are here, "
+            f"but the installed torch {torch.version} is built for {torch.platform}.\n"
+            f"Install a {vendor.platform} build of torch, or measure the CPU on purpose: --set device_type=cpu"
         )

@@ -101,6 +101,8 @@ class Meter(Protocol):
     """Whether two devices may show one and the same counter, which then counts once."""
     scope: ClassVar[Scope | None] = None
     """What a sensor spans, if that does not follow from the component."""
+    unverified: ClassVar[str] = ""
+    """What its readings were never compared with; every reading then carries the flag `unverified_meter`."""
     argument: ClassVar[str] = ""
     """What a suite must write after the name and a colon; empty if nothing."""
 
@@ -108,6 +110,8 @@ class Meter(Protocol):
     """Why nothing can be read; None if something can."""
     unread: Mapping[str, str] = {}
     """Why single devices cannot be read."""
+    doubts: Mapping[str, str] = {}
+    """Why the counters of single devices are not used, although there are some."""
     starting: bool = False
     """Whether it is still starting; until then it returns no rows."""
 
@@ -177,4 +181,6 @@ def list_gpus(own_pids: Collection[int] = ()) -> Listing:
     listings = [cls.list_gpus(own_pids) for cls in meter_classes() if "gpu" in cls.components]
     present = [listing for listing in listings if listing[0]]
     explained = [listing for listing in listings if listing[2]]
+    if not present and len(explained) > 1:
+        return [], None, "; ".join(str(reason) for _, _, reason in explained)
     return (present or explained or [([], None, None)])[0]

@@ -6,18 +6,14 @@ and newer chips `nvmlDeviceGetPowerUsage` is not used: on most of them it is a 1
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from ctypes import byref, c_int32
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import psutil
-
-from bench.meters.meter import INTERVAL, Listing, Meter, Reading
-from bench.process import descends_from
+from bench.meters.gpu import GpuMeter, OpenGpu, UnavailableError, ask, process_name, process_tree, visible_gpus
+from bench.meters.meter import Listing
 from bench.schema import Gpu
 
 ENERGY_FIELD = 83  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: millijoules since the driver was loaded, Volta and newer
@@ -32,24 +28,20 @@ RESERVED_BYTES = 2**30
 _VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
 
-class NvmlUnavailableError(Exception):
-    """NVML cannot be used here; the message says why."""
-
-
 def _start_nvml() -> Any:
-    """Import and initialise NVML. Raises NvmlUnavailableError."""
+    """Import and initialise NVML. Raises UnavailableError."""
     try:
         import pynvml
     except ImportError:
-        raise NvmlUnavailableError("the package nvidia-ml-py is not installed") from None
+        raise UnavailableError("the package nvidia-ml-py is not installed") from None
     if not hasattr(pynvml, "_nvmlGetFunctionPointer"):
-        raise NvmlUnavailableError("the module pynvml is not NVIDIA's: uninstall pynvml and install nvidia-ml-py")
+        raise UnavailableError("the module pynvml is not NVIDIA's: uninstall pynvml and install nvidia-ml-py")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
-        raise NvmlUnavailableError("NVML library not found: no NVIDIA driver on this machine") from None
+        raise UnavailableError("NVML library not found: no NVIDIA driver on this machine") from None
     except pynvml.NVMLError as error:
-        raise NvmlUnavailableError(f"NVML did not start: {error}") from None
+        raise UnavailableError(f"NVML did not start: {error}") from None
     return pynvml
 
 
@@ -62,13 +54,13 @@ def list_gpus(own_pids: Collection[int] = ()) -> Listing:
     """
     try:
         nvml = _start_nvml()
-    except NvmlUnavailableError as error:
+    except UnavailableError as error:
         return [], None, str(error)
     try:
-        ours = _process_tree({os.getpid(), *own_pids})
+        ours = process_tree(own_pids)
         gpus = [_describe(nvml, index, ours) for index in range(nvml.nvmlDeviceGetCount())]
         driver = str(nvml.nvmlSystemGetDriverVersion())
-        visible = _visible(nvml, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        visible = visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), lambda mig: _parent_uuid(nvml, mig))
     except nvml.NVMLError as error:
         return [], None, f"NVML does not answer: {error}"
     finally:
@@ -86,7 +78,7 @@ def _describe(nvml: Any, index: int, ours: set[int]) -> Gpu:
         uuid=nvml.nvmlDeviceGetUUID(handle),
         name=nvml.nvmlDeviceGetName(handle),
         memory_bytes=_ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        used_by=[_process_name(pid) for pid in pids if pid not in ours],
+        used_by=[process_name(pid) for pid in pids if pid not in ours],
         foreign_memory_bytes=None if ours & set(pids) else _used_memory(nvml, handle),
         mig=_mig(nvml, handle),
     )
@@ -106,74 +98,27 @@ def _used_memory(nvml: Any, handle: Any) -> int | None:
     return None if info is None else max(0, int(info.used) - RESERVED_BYTES)
 
 
-def _ask(nvml: Any, question: Any) -> Any:
-    """Return the answer, or None if this GPU does not support the question."""
-    try:
-        return question()
-    except nvml.NVMLError:
-        return None
+def _ask(nvml: Any, query: Callable[[], Any]) -> Any:
+    return ask(query, nvml.NVMLError)
 
 
 def _mig(nvml: Any, handle: Any) -> bool:
     return bool((_ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)) or [0])[0])
 
 
-def _process_tree(pids: set[int]) -> set[int]:
-    tree = set(pids)
-    for pid in pids:
-        try:
-            tree |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
-        except psutil.Error:
-            continue
-    return tree
+def _parent_uuid(nvml: Any, mig_uuid: str) -> str | None:
+    def parent() -> str:
+        slice_handle = nvml.nvmlDeviceGetHandleByUUID(mig_uuid)
+        return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_handle)))
 
-
-def _process_name(pid: int) -> str:
-    try:
-        return f"{psutil.Process(pid).name()} (pid {pid})"
-    except psutil.Error:
-        return f"pid {pid}"
-
-
-def _visible(nvml: Any, gpus: list[Gpu], variable: str | None) -> list[Gpu]:
-    """Return the GPUs that CUDA shows: those up to the first invalid entry, and none if an entry repeats."""
-    if variable is None:
-        return gpus
-    chosen: list[Gpu] = []
-    seen: set[str] = set()
-    for entry in (part.strip() for part in variable.split(",")):
-        if entry.isdecimal():
-            matches = [gpu for gpu in gpus if gpu.index == int(entry)]
-        elif entry.startswith("GPU-"):
-            matches = [gpu for gpu in gpus if gpu.uuid.startswith(entry)]
-        elif entry.startswith("MIG-"):
-            matches = [gpu for gpu in gpus if gpu.uuid == _ask(nvml, lambda mig=entry: _parent_uuid(nvml, mig))]
-        else:
-            matches = []
-        if len(matches) != 1:
-            break
-        if entry in seen or (matches[0] in chosen and not entry.startswith("MIG-")):
-            return []
-        seen.add(entry)
-        if matches[0] not in chosen:  # two slices of one GPU are one device to read
-            chosen.append(matches[0])
-    return chosen
-
-
-def _parent_uuid(nvml: Any, mig_uuid: str) -> str:
-    slice_handle = nvml.nvmlDeviceGetHandleByUUID(mig_uuid)
-    return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_handle)))
+    uuid: str | None = _ask(nvml, parent)
+    return uuid
 
 
 @dataclass
-class _Device:
-    uuid: str
-    handle: Any
-    mode: str | None
+class _Device(OpenGpu):
     by_call: bool = False
     """The counter is read by its own function because the field is not supported."""
-    energy: bool = True
-    power: bool = True
     scope: int = GPU_SCOPE
     fields: Any = None
     """Buffers for energy and power, and the call that fills them."""
@@ -181,95 +126,47 @@ class _Device:
     """Power is read by nvmlDeviceGetPowerUsage, which returns instant power on this old chip."""
 
 
-class NvmlMeter(Meter):
-    """Energy counter and instant power of some GPUs; for a MIG GPU, those of the whole board.
-
-    `reason` says why nothing can be read, `unread` why single GPUs cannot be read, `errors` counts failed reads.
-    """
+class NvmlMeter(GpuMeter):
+    """Energy counter and instant power of some GPUs; for a MIG GPU, those of the whole board."""
 
     source = "nvml"
-    components = ("gpu",)
-    period = INTERVAL
-    steps = True
+    shut_down = "nvmlShutdown"
     list_gpus = staticmethod(list_gpus)
+    start = staticmethod(_start_nvml)
 
-    @classmethod
-    def open(cls, argument: str, gpus: Sequence[str] | None) -> Self:
-        """Return the meter of the GPUs with these UUIDs, or of all visible ones."""
-        visible, _, reason = list_gpus()
-        meter = cls([gpu.uuid for gpu in visible] if gpus is None else gpus)
-        meter.reason = (reason or meter.reason) if meter.reason else None
-        return meter
+    @staticmethod
+    def failure(library: Any) -> Any:
+        """Return the class of NVML's errors."""
+        return library.NVMLError
 
-    def __init__(self, uuids: Sequence[str]) -> None:
-        self.errors = 0
-        self.unread: dict[str, str] = {}
-        self._devices: list[_Device] = []
-        self._asked: dict[tuple[str, str], bool] = {}
-        try:
-            self._nvml = _start_nvml()
-        except NvmlUnavailableError as error:
-            self.reason = str(error)
-            return
-        for uuid in dict.fromkeys(uuids):  # a GPU named twice is one GPU
-            try:
-                handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-            except self._nvml.NVMLError as error:
-                self.unread[uuid] = f"{uuid}: {error}"
-                continue
-            device = _Device(uuid, handle, "mig" if _mig(self._nvml, handle) else None)
-            self._probe(device)
-            if device.energy or device.power:
-                self._devices.append(device)
-            else:
-                self.unread[uuid] = f"{uuid} reports neither energy nor power"
-        if not self._devices:
-            self.reason = "; ".join(self.unread.values()) or "no GPU to read"
-
-    def read(self) -> list[Reading]:
-        """Return one row for each GPU, with the time in the middle of the call."""
-        rows = []
-        for device in self._devices:
-            before = time.monotonic_ns()
-            energy, power, trouble = self._values(device)
-            t_ns = (before + time.monotonic_ns()) // 2
-            if energy is not None or power is not None:
-                energy_uj = None if energy is None else energy * 1000
-                values = {"energy_uj": energy_uj, "power_mw": power, "mode": device.mode}
-                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, **values))
-            if trouble:
-                self.errors += 1
-                rows.append(self.row("gpu", device.uuid, t_ns=t_ns, event="error", message=trouble))
-        return rows
-
-    def close(self) -> None:
-        """Leave NVML."""
-        if self._devices:
-            self._devices = []
-            self._nvml.nvmlShutdown()
+    def _find(self, uuid: str) -> _Device:
+        handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
+        device = _Device(uuid, handle, "mig" if _mig(self._library, handle) else None)
+        self._probe(device)
+        return device
 
     def _probe(self, device: _Device) -> None:
         """Find out once what the device supports; otherwise a missing counter would be an error ten times a second."""
         energy, power = self._codes(device)
-        unsupported = (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_INVALID_ARGUMENT)
+        unsupported = (self._library.NVML_ERROR_NOT_SUPPORTED, self._library.NVML_ERROR_INVALID_ARGUMENT)
         if power in unsupported and energy in unsupported:
             device.scope, device.fields = MODULE_SCOPE, None  # only without a counter, which is that of the GPU alone
             energy, power = self._codes(device)
             if power not in unsupported:
                 device.mode = "module"
-            elif _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetArchitecture(device.handle)) in range(AMPERE):
-                device.by_usage = _ask(self._nvml, lambda: self._usage(device)) is not None
+            elif self._ask(lambda: self._library.nvmlDeviceGetArchitecture(device.handle)) in range(AMPERE):
+                device.by_usage = self._ask(lambda: self._usage(device)) is not None
         device.power = power not in unsupported or device.by_usage
         device.by_call = energy in unsupported and device.mode != "module"
         device.energy = energy not in unsupported
         if device.by_call:
-            device.energy = _ask(self._nvml, lambda: self._energy_call(device)) is not None
+            device.energy = self._ask(lambda: self._energy_call(device)) is not None
 
     def _codes(self, device: _Device) -> tuple[int, int]:
         try:
             energy, power = self._fields(device)
-        except self._nvml.NVMLError:
-            return self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_NOT_SUPPORTED
+        except self._library.NVMLError:
+            return self._library.NVML_ERROR_NOT_SUPPORTED, self._library.NVML_ERROR_NOT_SUPPORTED
         return energy.nvmlReturn, power.nvmlReturn
 
     def _fields(self, device: _Device) -> Any:
@@ -279,23 +176,23 @@ class NvmlMeter(Meter):
         time than the rest of a reading.
         """
         if device.fields is None:
-            fields = (self._nvml.c_nvmlFieldValue_t * 2)()
+            fields = (self._library.c_nvmlFieldValue_t * 2)()
             fields[0].fieldId = ENERGY_FIELD
             fields[1].fieldId, fields[1].scopeId = POWER_FIELD, device.scope
-            function = self._nvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
+            function = self._library._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
             device.fields = fields, lambda: function(device.handle, c_int32(2), byref(fields))
         values, call = device.fields
-        self._nvml._nvmlCheckReturn(call())
+        self._library._nvmlCheckReturn(call())
         return values
 
     def _usage(self, device: _Device) -> int:
-        return int(self._nvml.nvmlDeviceGetPowerUsage(device.handle))
+        return int(self._library.nvmlDeviceGetPowerUsage(device.handle))
 
     def _energy_call(self, device: _Device) -> int:
-        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
+        return int(self._library.nvmlDeviceGetTotalEnergyConsumption(device.handle))
 
     def _values(self, device: _Device) -> tuple[int | None, int | None, str]:
-        """Return energy in mJ, power in mW, and what went wrong; the value of a failed field is undefined."""
+        """The value of a failed field is undefined."""
         energy: int | None = None
         power: int | None = None
         trouble: list[str] = []
@@ -314,33 +211,18 @@ class NvmlMeter(Meter):
             power = power or None  # a GPU that reports 0 W was polled too fast
             if device.by_call and device.energy:
                 energy = self._energy_call(device)
-        except self._nvml.NVMLError as error:
+        except self._library.NVMLError as error:
             trouble.append(str(error))
-        return energy, power, "; ".join(trouble)
+        return None if energy is None else energy * 1000, power, "; ".join(trouble)
 
     def _decode(self, value: Any) -> tuple[int | None, str]:
-        if value.nvmlReturn != self._nvml.NVML_SUCCESS:
-            return None, str(self._nvml.NVMLError(value.nvmlReturn))
+        if value.nvmlReturn != self._library.NVML_SUCCESS:
+            return None, str(self._library.NVMLError(value.nvmlReturn))
         return int(getattr(value.value, _VALUES[value.valueType])), ""
 
-    def conditions(self, root_pid: int) -> list[Reading]:
-        """Return an event row for each GPU; its message is JSON with the conditions of the readings.
-
-        Clocks are in MHz, temperatures in °C, the enforced power limit in mW, used memory in bytes, and cumulative throttled
-        time in nanoseconds by reason. `reasons` is the mask of clock event reasons. `own` counts compute processes below
-        `root_pid`, `foreign` others, `unknown` those without a process here (in a container NVML may list pids of the
-        host). What a GPU does not support has no key and is not queried again.
-        """
-        rows = []
-        for device in self._devices:
-            facts = {**self._slow_facts(device), **self._throttled(device), **_whose(self._pids(device), root_pid)}
-            message = json.dumps(facts, separators=(",", ":"))
-            rows.append(self.row("gpu", device.uuid, event="conditions", message=message))
-        return rows
-
-    def _slow_facts(self, device: _Device) -> dict[str, int]:
-        nvml, handle = self._nvml, device.handle
-        questions = {
+    def _queries(self, device: _Device) -> dict[str, Callable[[], Any]]:
+        nvml, handle = self._library, device.handle
+        return {
             "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
             "temperature": lambda: nvml.nvmlDeviceGetTemperatureV(handle, nvml.NVML_TEMPERATURE_GPU),
@@ -349,18 +231,10 @@ class NvmlMeter(Meter):
             "pstate": lambda: nvml.nvmlDeviceGetPerformanceState(handle),
             "memory_used": lambda: _used_memory(nvml, handle),
         }
-        facts = {}
-        for name, question in questions.items():
-            if self._asked.get((device.uuid, name), True):
-                value = _ask(nvml, question)
-                self._asked.setdefault((device.uuid, name), value is not None)
-                if value is not None:
-                    facts[name] = int(value)
-        return facts
 
-    def _throttled(self, device: _Device) -> dict[str, Any]:
+    def _more_conditions(self, device: _Device) -> dict[str, Any]:
         fields = [*THROTTLE_FIELDS, MEMORY_TEMPERATURE_FIELD]
-        values = _ask(self._nvml, lambda: self._nvml.nvmlDeviceGetFieldValues(device.handle, fields)) or []
+        values = self._ask(lambda: self._library.nvmlDeviceGetFieldValues(device.handle, fields)) or []
         numbers: dict[int, int] = {}
         for field, value in zip(fields, values, strict=False):
             number, problem = self._decode(value)
@@ -374,9 +248,4 @@ class NvmlMeter(Meter):
         return facts
 
     def _pids(self, device: _Device) -> list[int]:
-        return _processes(self._nvml, device.handle)
-
-
-def _whose(pids: list[int], root_pid: int) -> dict[str, int]:
-    kin = [descends_from(pid, root_pid) for pid in pids]
-    return {"own": kin.count(True), "foreign": kin.count(False), "unknown": kin.count(None)}
+        return _processes(self._library, device.handle)

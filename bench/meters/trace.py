@@ -33,7 +33,7 @@ MIRROR_UJ = 1_000_000
 GAIN_SHARE = {"gpu": 0.05, "cpu": 0.05, "dram": 0.10, "node": 0.05}
 """Assumed bounds of a sensor's gain. GPUs: a study of twelve models with an external meter (Yang, Adamek, Armour, SC'24), in
 which data-centre parts erred by 5 %. RAPL packages and DRAM: a guess that published measurements make plausible."""
-_MODE_FLAGS = {"mig": "mig_shared", "module": "module_scope"}
+_MODE_FLAGS = {"mig": "mig_shared", "module": "module_scope", "board": "board_scope"}
 _SCOPES: dict[Component, Scope] = {"gpu": "gpu", "cpu": "package", "dram": "dram"}
 
 
@@ -106,6 +106,7 @@ class _Channel:
     def reading(self, t0: int, t1: int, without: Sequence[tuple[int, int]] = ()) -> EnergyReading | None:
         """Return the energy between t0 and t1 without that of the pauses `without`, or None if the rows cannot tell."""
         counter, flags = self._whole_counter(t0, t1)
+        flags += ["unverified_meter"] if self.meter.unverified else []
         provenance = self._provenance(counter, t0, t1)
         curve = counter or self.integral
         if curve is None:

@@ -55,7 +55,7 @@ class Context:
 
     def devices(self, spec: RunSpec) -> list[str]:
         """Return the devices of a run, by rank."""
-        if spec.device_type == "cuda":
+        if spec.device_type == "gpu":
             return self.gpus[: spec.world_size]
         return ["cpu"] * spec.world_size
 
@@ -215,7 +215,7 @@ def observe(
     """Return what was seen of a run: its devices, its idle power, and its measurement with energy and conditions."""
     events = trace.events if trace is not None else []
     devices = _devices(measured) or context.devices(spec)
-    if spec.workload == COMMAND and spec.device_type == "cuda":  # where its processes cannot be seen: all it could use
+    if spec.workload == COMMAND and spec.device_type == "gpu":  # where its processes cannot be seen: all it could use
         used = [uuid for uuid in devices if used_by_run(events, uuid, end.start_ns, end.end_ns)]
         devices = used or devices
     run = Observation(

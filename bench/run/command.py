@@ -1,7 +1,7 @@
 """Run a command of the user, and read its steps.
 
-Steps come from `bench.steps` in the script or from `step_pattern`: a regular expression that matches one line of output at
-the end of each step, with the optional groups `samples`, `tokens` and `loss`. Without steps the window is the whole command.
+Steps come from `bench.steps` in the script or from `step_pattern`, a regular expression for the lines that it prints
+(`bench.workloads.printed`). Without steps the window is the whole command.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from bench.figures.flags import loss_medians
 from bench.figures.metrics import STARTUP_PHASES
 from bench.folder import COMMAND_STEPS, RESULT, STEPS, WORKER_LOG, RankError, write_error
 from bench.process import die_with_parent, signal_name
 from bench.record import Measurement, Phase, Rank
 from bench.schema import RunSpec
 from bench.steps import VARIABLE
-from bench.workloads.command import fill
+from bench.workloads.command import fill, printed
+from bench.workloads.printed import LONGEST_LINE, OUTPUT, Printed, Reader
+from bench.workloads.printed import count as count_printed
 
 OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
 """Names of phases with a fixed meaning; a phase of the user with such a name becomes `user_...`."""
-LONGEST_LINE = 65_536
-OUTPUT = -1
-"""Instead of a rank: steps read from the output. They count if no process reports steps itself."""
-NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|can't allocate memory")
+NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|BLAS_STATUS_ALLOC_FAILED|can't allocate memory")
 """What the log of a process says whose memory ran out."""
 
 
@@ -58,7 +58,7 @@ def execute(
     argv: list[str],
     steps: Path,
     *,
-    pattern: str | None = None,
+    how: Printed | None = None,
     folder: str | None = None,
     environment: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
@@ -67,21 +67,21 @@ def execute(
 ) -> Ended:
     """Run a command and wait for its end; its steps go to the file `steps`. Raises OSError if it cannot be started.
 
-    Output goes to that of this process, or to `output`. With a `pattern` each line is searched on its way; lines that a
-    progress bar overwrites count too.
+    Output goes to that of this process, or to `output`. Where it prints its steps, each line is searched on its way;
+    lines that a progress bar overwrites count too.
     """
     env = {**(os.environ if environment is None else environment), VARIABLE: str(steps)}
-    piped = subprocess.PIPE if pattern else output
-    if pattern:
+    piped = subprocess.PIPE if how else output
+    if how:
         env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines arrive in batches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic_ns()
     process = subprocess.Popen(
-        argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if pattern else None, preexec_fn=first
+        argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if how else None, preexec_fn=first
     )
     started(process)
-    if pattern:
-        _watch(process, re.compile(pattern), steps, output or sys.stdout.buffer)
+    if how:
+        _watch(process, Reader(how.pattern), steps, output or sys.stdout.buffer)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return Ended(
@@ -93,86 +93,78 @@ def execute(
     )
 
 
-def _watch(process: subprocess.Popen[bytes], pattern: re.Pattern[str], steps: Path, output: IO[bytes]) -> None:
-    """Pass the output on as it arrives, and write a step for each line that matches.
+def _watch(process: subprocess.Popen[bytes], reader: Reader, steps: Path, output: IO[bytes]) -> None:
+    """Pass the output on as it arrives, and write a line for each one that matches.
 
     Neither a closed reader nor a full disk ends the command.
     """
     assert process.stdout is not None  # noqa: S101  requested above
-    unfinished = b""
     with process.stdout, steps.open("ab", buffering=0) as file:
         while chunk := os.read(process.stdout.fileno(), LONGEST_LINE):
             with suppress(OSError):
                 output.write(chunk)
                 output.flush()
-            *lines, unfinished = re.split(rb"[\r\n]", unfinished + chunk)
-            unfinished = unfinished[-LONGEST_LINE:]
             with suppress(OSError):
-                for line in lines:
-                    file.write(_step(pattern, line))
+                file.writelines(reader.read(chunk))
         with suppress(OSError):
-            file.write(_step(pattern, unfinished))
+            file.writelines(reader.read(b""))
 
 
-def _step(pattern: re.Pattern[str], line: bytes) -> bytes:
-    """Return the line of the steps file for a line of output; empty if it reports no step."""
-    match = pattern.search(line.decode(errors="replace")) if line else None
-    if match is None:
-        return b""
-    values = {name: value for name, text in match.groupdict().items() if (value := _number(text)) is not None}
-    counts = {name: round(value) for name, value in values.items() if name != "loss"}
-    return (json.dumps({"t_ns": time.monotonic_ns(), "rank": OUTPUT, **values, **counts}) + "\n").encode()
-
-
-def _number(text: str | None) -> float | None:
-    """Return the number in a text such as 1,234.5, or None: lines of two processes may be mixed."""
-    try:
-        value = float((text or "").replace(",", ""))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def measurement(steps: Path, ended: Ended, warmup_steps: int, device_type: str) -> Measurement:
+def measurement(
+    steps: Path, ended: Ended, warmup_steps: int, device_type: str, how: Printed | None = None
+) -> Measurement:
     """Return the measurement of a command that ended well: from its steps after `warmup_steps`, or as a whole without steps.
 
-    Marks are the ends of steps, so the window begins at a mark. Evaluation and checkpoints inside it are phases of their
-    own, unless steps end in them. A loss that is not finite is left out, so that a diverged run has no last loss.
+    `how` says how it prints steps; those that it reports by `bench.steps` go before them. Marks are the ends of steps, so
+    the window begins at a mark. Evaluation and checkpoints inside it are phases of their own, unless steps end in them. A
+    loss that is not finite is left out, so that a diverged run has no last loss.
     """
-    marks, pauses = _read(steps)
+    marks, pauses, flags = _read(steps, how)
     peak = [ended.peak_memory_bytes] if device_type == "cpu" and ended.peak_memory_bytes else []
     count = min((len(lines) for lines in marks.values()), default=0)
-    first = max(warmup_steps, 1) - 1  # the mark where the window begins
+    done = accumulate(line.get("steps", 1) for line in next(iter(marks.values()), []))
+    first = next(
+        (index for index, steps_ in enumerate(done) if steps_ >= warmup_steps), count
+    )  # the window begins there
+    whole = Phase(name="steady", start_ns=ended.start_ns, end_ns=ended.end_ns)
+    cpu = Rank(rank=0, window_seconds=whole.seconds, cpu_seconds=ended.cpu_seconds)
+    without = Measurement(
+        window_seconds=whole.seconds, phases=[whole], peak_memory_bytes=peak, ranks=[cpu], step_flags=flags
+    )
     if count < first + 2:
-        whole = Phase(name="steady", start_ns=ended.start_ns, end_ns=ended.end_ns)
-        seconds = whole.seconds
-        cpu = Rank(rank=0, window_seconds=seconds, cpu_seconds=ended.cpu_seconds)
-        return Measurement(window_seconds=seconds, phases=[whole], peak_memory_bytes=peak, ranks=[cpu])
+        return without
     chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
     leader = next(iter(chosen.values()))
     times = [line["t_ns"] for line in leader]
     inside = [pause for pause in pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
     breaks = [pause for pause in inside if bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)]
-    lengths = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
+    counts = [line.get("steps", 1) for line in leader[1:]]
+    spans = ((b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times))
+    lengths = [span / steps_ for span, steps_ in zip(spans, counts, strict=True) if steps_]
     edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
     windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
+    if min(windows.values()) <= 0:  # all of it arrived at once
+        return without
     losses = [line["loss"] if math.isfinite(line["loss"]) else None for line in leader if "loss" in line]
     return Measurement(
-        step_seconds=lengths,
+        step_seconds=[] if "output_in_blocks" in flags or min(lengths, default=0) <= 0 else lengths,
+        step_flags=flags,
         window_seconds=max(windows.values()),
-        steps=len(lengths),
+        steps=sum(counts),
         samples=_sum(chosen, "samples"),
         tokens=_sum(chosen, "tokens"),
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
+        loss_medians=loss_medians(known) if (known := [loss for loss in losses if loss is not None]) else None,
         peak_memory_bytes=peak,
         ranks=[Rank(rank=rank, window_seconds=seconds) for rank, seconds in windows.items()],
         phases=_phases(ended, marks, times, breaks, [pause for pause in pauses if pause.start_ns >= times[-1]]),
     )
 
 
-def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
-    """Return marks of steps by rank and the pauses of rank 0, both in order of time, without damaged lines."""
+def _read(steps: Path, how: Printed | None) -> tuple[dict[int, list[dict[str, Any]]], list[Phase], list[str]]:
+    """Return marks of steps by rank, the pauses of rank 0, both in order of time, and flags, without damaged lines."""
+    lines_printed: list[dict[str, Any]] = []
     marks: dict[int, list[dict[str, Any]]] = {}
     pauses: list[Phase] = []
     begun: dict[str, int] = {}
@@ -184,15 +176,19 @@ def _read(steps: Path) -> tuple[dict[int, list[dict[str, Any]]], list[Phase]]:
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
         name = _phase_name(line.get("phase", ""))
-        if "phase" not in line:
+        if rank == OUTPUT:
+            lines_printed.append(line)
+        elif "phase" not in line:
             marks.setdefault(rank, []).append({"t_ns": t, **_numbers(line)})
         elif rank == 0 and line.get("begin"):
             begun[name] = t
         elif rank == 0 and name in begun:
             pauses.append(Phase(name=name, start_ns=begun.pop(name), end_ns=t))
     ordered = {rank: [at[t] for t in sorted(at)] for rank, ms in marks.items() if (at := {m["t_ns"]: m for m in ms})}
-    printed = ordered.pop(OUTPUT, [])
-    return ordered or ({0: printed} if printed else {}), _apart(pauses)
+    if ordered or how is None:
+        return ordered, _apart(pauses), []
+    counted = count_printed(lines_printed, how)
+    return {0: counted.marks} if counted.marks else {}, _apart([*pauses, *counted.breaks]), counted.flags
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
@@ -224,8 +220,8 @@ def _overlap(breaks: list[Phase], a: int, b: int) -> float:
 def _sum(chosen: dict[int, list[dict[str, Any]]], name: str) -> int | None:
     """Return the work of all ranks in the window; None if a step does not state it."""
     counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
-    stated = [int(count) for count in counts if count is not None]
-    return sum(stated) or None if len(stated) == len(counts) else None
+    stated = [count for count in counts if count is not None]
+    return round(sum(stated)) or None if len(stated) == len(counts) else None
 
 
 def _phases(
@@ -252,10 +248,9 @@ def _phases(
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
     """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
     steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
-    pattern = str(spec.workload_args.get("step_pattern") or "") or None
     try:
         ended = execute(
-            fill(spec), steps, pattern=pattern, folder=str(where), environment=environment, first=die_with_parent
+            fill(spec), steps, how=printed(spec), folder=str(where), environment=environment, first=die_with_parent
         )
     except OSError as error:
         message = f"the command cannot be started: {error}"
@@ -268,10 +263,20 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
 def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
     """Write `result.json` of a command that has ended, or how it failed."""
     if ended.exitcode == 0:
-        result = measurement(STEPS.path(folder, COMMAND_STEPS), ended, spec.warmup_steps, spec.device_type)
+        steps = STEPS.path(folder, COMMAND_STEPS)
+        result = measurement(steps, ended, spec.warmup_steps, spec.device_type, printed(spec))
+        if printed(spec) is not None and _several_nodes(fill(spec)):
+            result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
         RESULT.write(folder, result)
     else:
         write_error(folder, failure_of(ended.exitcode, folder / WORKER_LOG))
+
+
+def _several_nodes(argv: Sequence[str]) -> bool:
+    """Return whether a command line starts one of several nodes, whose script counts the work of all of them."""
+    option = r"--(?:nnodes|num[-_]machines|num[-_]nodes|nodes)[= ]|\bsrun (?:\S+ )*?-N ?"
+    found = re.finditer(rf"(?:{option})(?:\d+[:-])?(\d+)", " ".join(argv))
+    return any(int(number[1]) > 1 for number in found)
 
 
 def failure_of(exitcode: int, log: Path) -> RankError:

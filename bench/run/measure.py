@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +19,12 @@ from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans
 from bench.record import RunRecord
-from bench.redact import redact
+from bench.redact import redact_argv
 from bench.run.collect import Context, collect
 from bench.run.command import execute, leave
 from bench.schema import COMMAND, MEASURE, Machine, RunSpec, Site
+from bench.workloads.command import printed
+from bench.workloads.printed import check_pattern
 
 EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
 """Exit codes of a shell for a command that it cannot start."""
@@ -31,24 +32,23 @@ EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What to measure, and how. `pattern` matches steps in the output, which goes to `output` or else to the terminal."""
+    """What to measure, and how. `printed` says how it prints its steps. Output goes to `output`, or else to the terminal."""
 
     argv: list[str]
-    meters: Sequence[str] = tuple(RunSpec.model_fields["meters"].default)
+    meters: Sequence[str] | None = None
     site: Site = field(default_factory=Site)
     warmup_steps: int = 3
     idle_seconds: float = 3.0
-    pattern: str | None = None
+    printed: Mapping[str, str | int] = field(default_factory=dict)
     output: IO[bytes] | None = None
 
 
 def step_pattern(text: str) -> str:
-    """Return a regular expression as it was given. Raises BadValue where it is not one."""
+    """Return a step pattern as it was given. Raises BadValue where it cannot be one."""
     try:
-        re.compile(text)
-    except re.error as error:
-        raise BadValue(f"{text!r} is not a regular expression: {error}") from error
-    return text
+        return check_pattern(text)
+    except ValueError as error:
+        raise BadValue(f"{text!r}: {error}") from error
 
 
 def _gpus(machine: Machine) -> list[str]:
@@ -57,14 +57,14 @@ def _gpus(machine: Machine) -> list[str]:
 
 def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
     """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
-    text = redact(shlex.join(options.argv)).replace("{", "{{").replace("}", "}}")
+    text = shlex.join(redact_argv(options.argv)).replace("{", "{{").replace("}", "}}")
     return RunSpec(
         workload=COMMAND,
-        workload_args={"argv": text} | ({"step_pattern": options.pattern} if options.pattern else {}),
-        device_type="cuda" if _gpus(machine) else "cpu",
+        workload_args={"argv": text, **options.printed},
+        device_type="gpu" if _gpus(machine) else "cpu",
         devices_per_node=max(1, len(_gpus(machine))),
         warmup_steps=options.warmup_steps,
-        meters=list(options.meters),
+        meters=machine.meters if options.meters is None else list(options.meters),
         timeout_seconds=2_000_000,
     )
 
@@ -88,7 +88,7 @@ def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunR
             f"cannot make the folder {execution} ({problem.strerror}); choose another one with --runs"
         ) from problem
     files.SPEC.write(folder, spec)
-    sidecar = Sidecar(options.meters, gpus).start() if options.meters else None
+    sidecar = Sidecar(spec.meters, gpus).start() if spec.meters else None
     try:
         if sidecar is not None:
             _ready(sidecar, options.idle_seconds, execution)
@@ -129,7 +129,7 @@ def _execute(options: MeasureOptions, spec: RunSpec, folder: Path) -> files.Exit
 
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command, too
     try:
-        ended = execute(options.argv, steps, pattern=options.pattern, output=options.output, started=forward)
+        ended = execute(options.argv, steps, how=printed(spec), output=options.output, started=forward)
     except OSError as error:
         return error
     finally:

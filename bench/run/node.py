@@ -35,7 +35,7 @@ from typing import Any, Literal
 import psutil
 
 from bench import folder as files
-from bench import registry
+from bench import registry, vendors
 from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
 from bench.meters.windows import CODECARBON_SECONDS
@@ -51,7 +51,6 @@ EXIT_CODES = {"timeout": 124, "cancelled": 130}
 _POLL_SECONDS = 0.02
 """Seconds between two checks of whether the ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass
@@ -127,7 +126,7 @@ def _span(seconds: float) -> tuple[int, int]:
 def _hold_contexts(sender: Connection, gpus: list[str]) -> None:
     """Make a context on each GPU, report it, and wait to be killed."""
     die_with_parent()
-    os.environ[_VISIBLE] = ",".join(gpus)
+    os.environ |= vendors.visible(gpus)
     import torch
 
     try:
@@ -157,10 +156,8 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.dup2(log, 2)
     os.chdir(folder)
     (folder / files.SCRATCH).mkdir()
-    os.environ |= {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        _VISIBLE: ",".join(gpus[: spec.devices_per_node]) if spec.device_type == "cuda" else "",
-    }
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    os.environ |= vendors.visible(gpus[: spec.devices_per_node] if spec.device_type == "gpu" else [])
     if spec.workload == COMMAND:
         sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
     os.environ |= {
@@ -309,23 +306,26 @@ def _import(workloads: list[str]) -> dict[str, Any]:
     """Import torch and what the workloads need, and return the versions. Commands of the user need nothing.
 
     No GPU is visible meanwhile. Some libraries ask GPUs for their abilities when they are imported, and a process that has
-    initialised a GPU cannot fork others that use it.
+    initialised a GPU cannot fork others that use it. What torch remembers about GPUs from this time is forgotten.
     """
     facts: dict[str, Any] = {"pid": os.getpid()}
     workloads = [name for name in workloads if name != COMMAND]
     if workloads:
-        visible = {name: os.environ[name] for name in (_VISIBLE,) if name in os.environ}
-        os.environ[_VISIBLE] = ""
+        visible = {name: os.environ[name] for name in vendors.HIDDEN if name in os.environ}
+        os.environ |= vendors.HIDDEN
         import torch
         import torch.distributed.elastic.multiprocessing
+        from torch.utils import _triton as triton
 
         import bench.train.worker  # noqa: F401
 
         for name in workloads:
             registry.preload(name)
-        del os.environ[_VISIBLE]
+        for name in vendors.HIDDEN:
+            del os.environ[name]
         os.environ |= visible
-        facts |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+        triton.has_triton.cache_clear()
+        facts |= {"torch": torch.__version__}
     return facts
 
 
@@ -340,7 +340,7 @@ def run_one(folder: Path, gpus: list[str]) -> int:
     files.clear_results(folder)
     if CHANGED not in os.environ:
         os.environ |= node_variables(spec.threads_per_device)
-    if spec.device_type == "cuda":
+    if spec.device_type == "gpu":
         gpus = gpus or [gpu.uuid for gpu in find_machine()[0].free_gpus]
         if len(gpus) < spec.devices_per_node:
             sys.exit(

@@ -234,7 +234,7 @@ def surroundings(plan: Expansion, machine: Machine) -> Environment:
     """Return the environment of the runs. Raises EnvironmentProblem where torch cannot do them."""
     trained = [run for run in plan.to_do if run.workload != COMMAND]
     if trained:
-        check_torch(machine, for_gpus=any(run.device_type == "cuda" for run in trained))
+        check_torch(machine, for_gpus=any(run.device_type == "gpu" for run in trained))
     return describe(machine)
 
 
@@ -243,9 +243,17 @@ def locked(folder: Path) -> AbstractContextManager[None]:
     return held(folder / files.LOCK, f"another process runs this execution: {folder}")
 
 
+def resume(*, new: bool = False) -> str:
+    """Say how an execution is resumed; with `new` the same command would start another one."""
+    return f"Run the same command again{', without --new,' * new} to resume."
+
+
 @contextmanager
-def terminable(advice: str = "") -> Iterator[None]:
-    """Handle SIGTERM as Ctrl-C: raise Stopped, with further advice, once a suite or a search has ended in good order."""
+def terminable(advice: str = "", *, new: bool = False) -> Iterator[None]:
+    """Handle SIGTERM as Ctrl-C: raise Stopped, with further advice, once a suite or a search has ended in good order.
+
+    With `new` the same command would start anew.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -254,7 +262,7 @@ def terminable(advice: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Stopped(f"Stopped. Run the same command again to resume.{advice}") from error
+        raise Stopped(f"Stopped. {resume(new=new)}{advice}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -277,7 +285,7 @@ class Runner:
         """Assemble the parts; nothing is started."""
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
-        uses_gpus = any(run.device_type == "cuda" for run in plan.to_do)
+        uses_gpus = any(run.device_type == "gpu" for run in plan.to_do)
         options = LaunchOptions(
             execution.folder,
             meters=sorted({meter for run in plan.to_do for meter in run.meters}),
@@ -296,7 +304,7 @@ class Runner:
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that the runs need."""
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
-        needed = max((run.world_size for run in runs if run.device_type == "cuda"), default=0)
+        needed = max((run.world_size for run in runs if run.device_type == "gpu"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
         seen = facts.get("gpus")
         if needed and seen is not None and seen["count"] < needed:
@@ -305,7 +313,7 @@ class Runner:
             if seen["spoiled"]:
                 remedy = "Remove or update the library that initialises the GPUs when it is imported"
             raise EnvironmentProblem(
-                f"NVML sees {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"
+                f"the driver lists {len(self.context.gpus)} GPU(s), but torch {facts['torch']} cannot use them: {reason}\n"
                 f"{remedy}, or measure the CPU on purpose: --set device_type=cpu"
             )
 
@@ -392,7 +400,7 @@ def run_suite(
     progress = progress or Progress()
     environment = surroundings(plan, machine)
     execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry)
-    with locked(execution.folder), terminable():
+    with locked(execution.folder), terminable(new=new):
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.records))
         runner, to_do = Runner.make(execution, machine, environment, store, progress), len(chosen)

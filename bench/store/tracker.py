@@ -13,7 +13,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -27,7 +27,7 @@ from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.schema import Scalar
 from bench.store import sqlite as database
-from bench.store.progress import Flight
+from bench.store.progress import Flight, Seen, in_flight
 from bench.store.sqlite import News as News
 from bench.store.sqlite import StoredRow
 from bench.store.sqlite import StoreError as StoreError
@@ -488,3 +488,10 @@ def _pages(fetch: Any, take: Callable[[list[Any]], None] = lambda page: None) ->
 
 def _row(run: Any) -> dict[str, Scalar] | None:
     return database.whole(run.data.tags.get("bench.row"), run.data.metrics)
+
+
+def unfinished(uri: str | None = None) -> list[Seen]:
+    """Return the executions that are not complete, by the folder `runs` and the store; none where it cannot be read."""
+    with suppress(StoreError):
+        return in_flight(Path("runs"), flights(uri), datetime.now(UTC))
+    return []

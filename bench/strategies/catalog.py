@@ -63,8 +63,9 @@ class ParallelismOptions(Options, axis="parallelism"):
     """Traits: `whole_model`: each rank holds the whole model; `cuts_layers`: ranks hold parts of layers, or some layers.
 
     `cuts_matrices`: each rank holds a part of each matrix. `shares_copy`: devices train one copy of the model together,
-    `size` of them. `shards`: weights are gathered block by block. `graph_safe`: a CUDA graph can capture its step. `divides`
-    are the parts of memory that `ways` devices share; `buckets`: gradients travel in buffers of their own.
+    `size` of them. `shards`: weights are gathered block by block. `graph_safe`: a CUDA graph can capture its step. `stages`:
+    layers are divided in order, and activations travel. `divides` are the parts of memory that `ways` devices share;
+    `buckets`: gradients travel in buffers of their own.
     """
 
     whole_model: ClassVar[bool] = True
@@ -74,6 +75,7 @@ class ParallelismOptions(Options, axis="parallelism"):
     shards: ClassVar[bool] = False
     graph_safe: ClassVar[bool] = False
     buckets: ClassVar[bool] = False
+    stages: ClassVar[bool] = False
     divides: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -194,6 +196,7 @@ class PpOptions(_Split, _Shared, name="pp", code="pipeline:Pp"):
     """Pipeline parallelism: each device holds some layers, and micro-batches pass through them."""
 
     cuts_layers = True
+    stages = True
     divides = ("weights", "gradients", "optimizer", "activations")
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of forward and backward passes")
     microbatches: Annotated[int, Field(ge=0)] = Field(0, description="micro-batches per batch; 0 chooses")

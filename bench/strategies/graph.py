@@ -95,7 +95,7 @@ def needs_compilers(device: torch.device) -> None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        needs_capability(device, (7, 0), "compile")
+        needs_capability(device, (7, 0), "compile", amd=None)
         if not has_triton():
             raise Unsupported("compile needs triton on a GPU: pip install triton")
         if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

@@ -22,10 +22,21 @@ class Unsupported(Exception):
     """Hardware, a library or the built model does not support the run: it is skipped with this reason, it does not fail."""
 
 
-def needs_capability(device: torch.device, needed: tuple[int, int], what: str) -> None:
-    """Raise Unsupported on a GPU that is too old for `what`."""
-    if torch.cuda.get_device_capability(device) < needed:
-        name = torch.cuda.get_device_name(device)
+def needs_capability(
+    device: torch.device, needed: tuple[int, int], what: str, *, amd: tuple[str, ...] | None = ()
+) -> None:
+    """Raise Unsupported on a GPU that cannot do `what`.
+
+    It is done by NVIDIA GPUs of the capability `needed` or newer, and by AMD GPUs of the architectures `amd` (None: all).
+    Torch's capability of an AMD GPU is part of the number of its architecture: gfx90a has 9.0, and no 8-bit floats.
+    """
+    name = torch.cuda.get_device_name(device)
+    if torch.version.hip:
+        architecture = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+        if amd is not None and architecture not in amd:
+            allowed = f"AMD GPUs of {' or '.join(amd)}" if amd else "NVIDIA GPUs"
+            raise Unsupported(f"{what} is supported on {allowed}, not on {name} ({architecture})")
+    elif torch.cuda.get_device_capability(device) < needed:
         raise Unsupported(f"{what} needs compute capability {needed[0]}.{needed[1]} or newer, not {name}")
 
 

@@ -49,6 +49,21 @@ class Nothing(torch.nn.Module):  # type: ignore[misc]
         return torch.zeros((), device=indices.device)
 
 
+def cut(decoder: Decoder, stages: int, index: int) -> int:
+    """Leave the part of one stage of a decoder; return the number of its first layer."""
+    names, layers = decoder.architecture, decoder.layers
+    begin, end = (len(layers) * place // stages for place in (index, index + 1))
+    setattr(decoder.base, names.layers, layers[begin:end])
+    if index > 0:
+        setattr(decoder.base, names.embedding, torch.nn.Identity())
+        if names.positions is not None:
+            setattr(decoder.base, names.positions, Nothing())
+    if index < stages - 1:
+        setattr(decoder.base, names.norm, torch.nn.Identity())
+        setattr(decoder.model, names.head, torch.nn.Identity())
+    return int(begin)
+
+
 class Pp(Parallelism):
     """Pipeline parallelism: stages with equal numbers of layers, the embedding on the first, norm and head on the last.
 
@@ -96,17 +111,8 @@ class Pp(Parallelism):
     def _cut(self, *, meta: bool) -> int:
         """Reduce the model to this stage's part and fill it if it is on `meta`; return the number of its first layer."""
         decoder = Decoder(self.parts.model)
-        names, layers = decoder.architecture, decoder.layers
-        begin, end = (len(layers) * place // self.stages for place in (self.index, self.index + 1))
         shared = decoder.tied and (self.first or self.last)
-        setattr(decoder.base, names.layers, layers[begin:end])
-        if not self.first:
-            setattr(decoder.base, names.embedding, torch.nn.Identity())
-            if names.positions is not None:
-                setattr(decoder.base, names.positions, Nothing())
-        if not self.last:
-            setattr(decoder.base, names.norm, torch.nn.Identity())
-            setattr(decoder.model, names.head, torch.nn.Identity())
+        begin = cut(decoder, self.stages, self.index)
         if meta:
             decoder.model.all_tied_weights_keys = {}  # one of the two may be on another stage
             materialize(self.parts, self.index)
@@ -114,13 +120,13 @@ class Pp(Parallelism):
             self.shared = weight = (decoder.embedding if self.first else decoder.head).weight
             if meta:
                 dist.broadcast(weight.detach(), group=self.pair, group_src=0)
-        return int(begin)
+        return begin
 
     def _loss(self, logits: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         """Return this micro-batch's share of the loss of a step, computed by the workload."""
         parts = self.parts
         with parts.precision.context():
-            loss = parts.loss(_model_of(logits), (samples,)) / self.microbatches
+            loss = parts.loss(model_of(logits), (samples,)) / self.microbatches
         self.losses.append(loss.detach())
         loss = loss / self.data_ranks  # gradients of the copies are added up
         scaled: torch.Tensor = loss if parts.precision.scaler is None else parts.precision.scaler.scale(loss)
@@ -168,7 +174,7 @@ class Pp(Parallelism):
             dist.recv(data, group=self.group, group_src=self.index - 1)
         out = self.stage(data)
         if self.last:
-            return self.parts.workload.score(_model_of(out), batch)
+            return self.parts.workload.score(model_of(out), batch)
         dist.send(out.contiguous(), group=self.group, group_dst=self.index + 1)
         zero = torch.zeros((), device=self.parts.device)
         return zero, zero, zero
@@ -201,7 +207,7 @@ class Pp(Parallelism):
         return f"{prefix}{int(layer) + self.offset}.{rest}"
 
 
-def _model_of(logits: torch.Tensor) -> Any:
+def model_of(logits: torch.Tensor) -> Any:
     """Return a stand-in for a model whose logits were already computed."""
     return lambda **_: SimpleNamespace(logits=logits)
 

@@ -93,7 +93,8 @@ def fp8(device: torch.device, *, recipe: str) -> Precision:
     Parameters have 32 bits. The time for scaling is hidden only by compile: eager, fp8 is often slower than bf16. The output
     layer and the attention stay in bfloat16.
     """
-    needs_capability(device, (8, 9) if recipe == "tensorwise" else (9, 0), f"precision fp8 with recipe {recipe}")
+    needed = (8, 9) if recipe == "tensorwise" else (9, 0)
+    needs_capability(device, needed, f"precision fp8 with recipe {recipe}", amd=("gfx942", "gfx950"))
     recipes = import_module("torchao.float8").Float8LinearConfig
     # Sizes that are not multiples of 16, such as an odd number of tokens, are padded.
     config = replace(recipes.from_recipe_name(recipe), pad_inner_dim=True)
@@ -101,7 +102,8 @@ def fp8(device: torch.device, *, recipe: str) -> Precision:
     def convert(parts: Parts) -> None:
         linear_to_fp8(parts, config)
 
-    return Precision((device.type, torch.bfloat16), convert=convert, products=torch.float8_e4m3fn)
+    kind = import_module("torchao.float8.config").e4m3_dtype  # gfx942 has a format of its own
+    return Precision((device.type, torch.bfloat16), convert=convert, products=kind)
 
 
 def linear_to_fp8(parts: Parts, config: Any) -> None:

@@ -10,7 +10,7 @@ All of it depends on what a run asks for (and on installed packages), never on h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def _each(row: str, reason: str, *values: str) -> list[Rule]:
 
 _CONDITION = re.compile(r"(\w+)(?:\.(\w+)|:(!?)(\w+))?(?:(!?)=(.+))?")
 _WEIGHTS = ("finetune!=full", "pruning!=none", "quantization!=none", "distillation!=none")
-_GPU = "it needs an NVIDIA GPU"
+_GPU = "it needs a GPU"
 ROWS = (
     *_each("parallelism:cuts_layers & {}", "no device holds complete layers: choose ddp", *_WEIGHTS),
     *_each("parallelism=cp & {}", "the loss is computed on parts of sequences: choose ddp", *_WEIGHTS),
@@ -75,12 +75,12 @@ ROWS = (
     Rule("memory=offload & device_type=cpu", "the activations are already in the memory of the host"),
     Rule("memory=offload & compile!=eager", "a compiled step does not move activations: choose compile eager"),
     Rule("precision=tf32 & device_type=cpu", "TF32 exists on NVIDIA GPUs only"),
-    Rule("precision=fp8 & device_type=cpu", f"{_GPU} of compute capability 8.9 or newer; a CPU can only emulate it"),
+    Rule("precision=fp8 & device_type=cpu", f"{_GPU} with products of 8-bit floats; a CPU can only emulate it"),
     *_each("precision=fp8 & {}", "both replace the linear layers", *_WEIGHTS[:3]),
     Rule("precision=fp8 & parallelism:cuts_layers", "both replace the linear layers: choose ddp or fsdp2"),
     Rule("attention=efficient,cudnn & device_type=cpu", "this kernel exists on GPUs only"),
-    Rule("quantization=int4 & device_type=cpu", f"{_GPU} of compute capability 8.0 or newer"),
-    Rule("pruning=semi_structured & device_type=cpu", f"{_GPU} of compute capability 8.0 or newer for 2:4 sparsity"),
+    Rule("quantization=int4 & device_type=cpu", f"{_GPU}"),
+    Rule("pruning=semi_structured & device_type=cpu", f"{_GPU} with 2:4 sparsity"),
     Rule("pruning=semi_structured & quantization!=none,fp16", "2:4 sparsity is served in 16 bits"),
     Rule("pruning=magnitude,semi_structured & quantization=qat", "only one of them can change the weights in a step"),
     Rule("finetune!=full & distillation!=none", "the student starts at random, so all of it must be trained"),
@@ -94,21 +94,41 @@ ROWS = (
 )
 
 
-def why_impossible(spec: RunSpec, giver: RunSpec | None = None, find: Callable[[str], Any] = find_spec) -> str | None:
-    """Return why a run is impossible wherever it runs; None if nothing is known against it.
+VENDOR_ROWS = {
+    "amd": (
+        Rule("precision=tf32", "TF32 exists on NVIDIA GPUs only"),
+        Rule("attention=cudnn", "cuDNN exists for NVIDIA GPUs only"),
+        Rule("quantization=int4", "its packed weights are those of NVIDIA GPUs"),
+        Rule("pruning=semi_structured", "its kernels for 2:4 sparsity are those of NVIDIA GPUs"),
+    )
+}
+"""What the GPUs of a vendor cannot do."""
 
-    `giver` is the run whose weights it needs. `find` returns None for a package that is not installed. What a command does is
-    its own business.
+
+def why_impossible(
+    spec: RunSpec,
+    giver: RunSpec | None = None,
+    find: Callable[[str], Any] = find_spec,
+    *,
+    vendor: str | None = None,
+) -> str | None:
+    """Return why a run is impossible; None if nothing is known against it.
+
+    `vendor` is that of the GPUs of the machine; without it, the answer holds wherever the run is done. `giver` is the run
+    whose weights it needs. `find` returns None for a package that is not installed. What a command does is its own business.
     """
-    return None if spec.workload == COMMAND else next(_reasons(spec, giver, find), None)
+    rows = (*ROWS, *VENDOR_ROWS.get(vendor or "", ()))
+    return None if spec.workload == COMMAND else next(_reasons(spec, giver, find, rows), None)
 
 
-def _reasons(spec: RunSpec, giver: RunSpec | None, find: Callable[[str], Any]) -> Iterator[str]:
+def _reasons(
+    spec: RunSpec, giver: RunSpec | None, find: Callable[[str], Any], rows: Iterable[Rule] = ROWS
+) -> Iterator[str]:
     chosen: dict[str, Any] = {axis: catalog.options(axis, getattr(spec, axis)) for axis in AXES}
     parallelism = chosen["parallelism"]
     if why := parallelism.why_not(spec.world_size):
         yield why
-    for conditions, why in ROWS:
+    for conditions, why in rows:
         if _hold(conditions, spec, chosen):
             yield f"{_words(conditions, spec)}: {why}"
     for axis, options in chosen.items():

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.figures.metrics import parameters
 from bench.meters.meter import check_meter
+from bench.renamed import current_machine
 from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy
 from bench.strategies import catalog
 from bench.suites import combine, needs
@@ -67,8 +68,8 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
     mistakes: list[str] = []
     notes: list[str] = []
     specs: dict[str, RunSpec] = {}
-    for device_type in device_types if isinstance(device_types, list) else [device_types]:
-        for cell in _cells(suite, str(device_type), machine, notes):
+    for name in device_types if isinstance(device_types, list) else [device_types]:
+        for cell in _cells(suite, current_machine(str(name)), machine, notes):
             try:
                 spec = _run_spec(cell)
             except SuiteError as error:
@@ -99,7 +100,7 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
 
 def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Yield all cells of one device type: the matrix without `exclude`, then `include`; or the ladder."""
-    defaults = for_device_type(suite.defaults, device_type) | {"device_type": device_type}
+    defaults = {"meters": machine.meters, **for_device_type(suite.defaults, device_type), "device_type": device_type}
     if suite.ladder:
         yield from _rungs(suite, defaults, machine, notes)
         return
@@ -165,7 +166,7 @@ def _matches(cell: dict[str, Any], rule: dict[str, Any]) -> bool:
 
 def available_devices(machine: Machine, device_type: str, threads_per_device: int) -> int:
     """Return the number of free devices: GPUs without other users, or processors divided by threads per device."""
-    return len(machine.free_gpus) if device_type == "cuda" else machine.cpu_count // threads_per_device
+    return len(machine.free_gpus) if device_type == "gpu" else machine.cpu_count // threads_per_device
 
 
 def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -269,17 +270,17 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
 
 def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
     """Return why this machine cannot do a run; None if nothing is known against it without touching the hardware."""
-    if spec.device_type == "cuda" and not machine.gpus:
-        return "needs an NVIDIA GPU; none is visible here (bench doctor says more)"
+    if spec.device_type == "gpu" and not machine.gpus:
+        return "needs a GPU; none is visible here (bench doctor says more)"
     free = available_devices(machine, spec.device_type, spec.threads_per_device)
-    if spec.world_size > free and spec.device_type == "cuda":
+    if spec.world_size > free and spec.device_type == "gpu":
         why = [f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by]
-        why += [f"GPU {g.index} is cut into slices (MIG), which runs cannot use" for g in machine.gpus if g.mig]
+        why += [f"GPU {g.index} is cut into slices, which runs cannot use" for g in machine.gpus if g.mig]
         reasons = f": {'; '.join(why)}" if why else ""
         return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.world_size > free:
         return f"needs {spec.world_size} × {spec.threads_per_device} threads; this machine has {machine.cpu_count} processors"
-    return combine.why_impossible(spec, giver)
+    return combine.why_impossible(spec, giver, vendor=machine.vendor if spec.device_type == "gpu" else None)
 
 
 def _interleave(specs: list[RunSpec], repeats: int) -> list[RunSpec]:
@@ -308,6 +309,7 @@ def only(plan: Expansion, filters: Iterable[str]) -> Expansion:
         if not equals or full not in fields:
             raise SuiteError([f"--only {text!r}: give field=value[,value]; {registry.did_you_mean(name, fields)}"])
         values = {value.strip() for value in listed.split(",")}
+        values = {current_machine(value) for value in values} if name == "device_type" else values
         existing = {str(row.get(full)) for row in flat}
         if any("=" in value for value in values):
             raise SuiteError([f"--only {text!r}: use a separate --only for each field"])

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from bench import registry
 from bench.errors import UserError
+from bench.renamed import MACHINES as FORMER_MACHINES
+from bench.renamed import current_machine
 from bench.schema import RunSpec, Site, Suite
 from bench.suites import yaml as yamlfile
 
@@ -96,8 +98,8 @@ def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[st
                 text = _PREFIX + " or ".join(alternatives[where])
             # A mapping would be long, and our own validators say what was given.
             rest = "" if isinstance(value, dict) or mistake["type"] == "value_error" else f", not {reprlib.repr(value)}"
-            if isinstance(value, dict) and set(value) & {"cpu", "cuda"}:
-                rest = "; a value that differs by machine is written {on: {cpu: ..., cuda: ...}}"
+            if isinstance(value, dict) and set(value) & {*MACHINES, *FORMER_MACHINES}:
+                rest = "; a value that differs by machine is written {on: {cpu: ..., gpu: ...}}"
             yield f"{where + ': ' if where else ''}{text}{rest}"
 
 
@@ -120,13 +122,17 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
                 if branch == "auto" and name != "devices":
                     yield f"{where}: 'auto' is allowed for devices only, not for {name!r}"
             if isinstance(value, dict) and "on" in value and (set(value) != {"on"} or not is_by_machine(value)):
-                yield f"{where}: {name!r}: 'on' takes a mapping with cpu and/or cuda, and stands alone"
+                yield f"{where}: {name!r}: 'on' takes a mapping with cpu and/or gpu, and stands alone"
+
+
+MACHINES = ("cpu", "gpu")
+"""Kinds of machines for which a suite may have values of its own."""
 
 
 def is_by_machine(value: Any) -> bool:
-    """Whether a value differs by machine: `{on: {cpu: ..., cuda: ...}}`."""
+    """Whether a value differs by machine: `{on: {cpu: ..., gpu: ...}}`."""
     inner = value.get("on") if isinstance(value, dict) else None
-    return isinstance(inner, dict) and bool(inner) and set(inner) <= {"cpu", "cuda"}
+    return isinstance(inner, dict) and bool(inner) and set(inner) <= {*MACHINES, *FORMER_MACHINES}
 
 
 def branches(value: Any) -> list[Any]:
@@ -135,9 +141,17 @@ def branches(value: Any) -> list[Any]:
 
 
 def for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
-    """Resolve `on: {cpu: ..., cuda: ...}`. A field without a value for this device type is left out."""
-    values = {name: value["on"] if is_by_machine(value) else {device_type: value} for name, value in cell.items()}
-    return {name: value[device_type] for name, value in values.items() if device_type in value}
+    """Resolve `on: {cpu: ..., gpu: ...}`. A field without a value for this device type is left out."""
+    out = {}
+    for name, value in cell.items():
+        if name == "device_type":
+            out[name] = [current_machine(kind) for kind in value] if isinstance(value, list) else current_machine(value)
+        elif not is_by_machine(value):
+            out[name] = value
+        else:
+            parts = {current_machine(kind): part for kind, part in value["on"].items()}
+            out |= {name: parts[device_type]} if device_type in parts else {}
+    return out
 
 
 def override(suite: Suite, settings: Iterable[str]) -> Suite:

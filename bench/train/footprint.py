@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -131,6 +132,10 @@ def _forgotten(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
 
+def _same(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    return module
+
+
 def _build(spec: RunSpec, options: Any) -> Parts:
     """Assemble the parts of a training as far as they affect memory."""
     for axis, none in _UNKNOWN.items():
@@ -140,7 +145,10 @@ def _build(spec: RunSpec, options: Any) -> Parts:
     workload = registry.load("workload", spec.workload)(spec.workload_args)
     cast = _CASTS.get(spec.precision.name)
     parts = Parts(spec, device, workload, workload.build().train(), Precision((device.type, cast) if cast else None))
-    catalog.load("finetune", spec.finetune)(parts)
+    with patch.object(
+        torch.nn.Module, "to", _same
+    ):  # additions have their type already; torch cannot move fake weights
+        catalog.load("finetune", spec.finetune)(parts)
     if options.cuts_matrices:
         if options.sequence or not options.loss_parallel:
             raise Unknown(f"{options.name} is counted without sequence and with loss_parallel only")
@@ -188,8 +196,11 @@ def estimate(spec: RunSpec) -> Footprint:
 @cache
 def _estimate(text: str) -> Footprint:
     spec = RunSpec.model_validate_json(text)
+    options: Any = catalog.options("parallelism", spec.parallelism)
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-        return _played(spec, catalog.options("parallelism", spec.parallelism))
+        if options.stages:
+            return _pipeline(spec, options)
+        return _played(spec, options)
 
 
 def computed() -> int:
@@ -210,9 +221,15 @@ def _played(spec: RunSpec, options: Any) -> Footprint:
         round(share["optimizer"] * optimizer_bytes(spec, trained)),
     )
     arriving = {id(p): _bytes([p]) * share["gradients"] for p in trained}
+    # The gradient of a divided embedding is whole on each rank: torch divides it when the optimizer reads it.
+    embedding = Decoder(parts.model).embedding.weight if options.cuts_matrices else None
+    if embedding is not None:
+        arriving[id(embedding)] = _bytes([embedding]) * spec.devices_per_copy
     exchange, end = _bytes(trained) if options.buckets else 0, 0
     if options.shards:
-        exchange, end = _gathered(parts, options, arriving)
+        exchange, end = _gathered(parts, options, arriving, embedding)
+    elif embedding is not None:
+        gradients = sum(arriving.values())
     live = _Live([*parameters, *parts.model.buffers()])
     once = spec.gradient_accumulation_steps == 1
     if not once:
@@ -226,10 +243,8 @@ def _played(spec: RunSpec, options: Any) -> Footprint:
         parameter.register_post_accumulate_grad_hook(arrived)
     sample = parts.workload.train.__getitems__([0])
     batch = tuple(torch.empty((spec.batch_size_per_device, *t.shape[1:]), dtype=t.dtype) for t in sample)
-    # Whatever kernel the process has forced: only `attention: math` stores the matrix of scores.
-    kernels = [SDPBackend.MATH, *([SDPBackend.FLASH_ATTENTION] if spec.attention.name != "math" else [])]
-    on_gpu = spec.device_type == "cuda"
-    with sdpa_kernel(kernels), live, _AsOnGpu() if on_gpu else nullcontext():
+    on_gpu = spec.device_type == "gpu"
+    with _kernels(spec), live, _AsOnGpu() if on_gpu else nullcontext():
         with parts.precision.context():
             loss = parts.loss(parts.model, batch)
         activations = live.now
@@ -241,7 +256,74 @@ def _played(spec: RunSpec, options: Any) -> Footprint:
     return Footprint(weights, round(gradients), optimizer, exchange, round(activations * stored), peak)
 
 
-def _gathered(parts: Parts, options: Any, arriving: dict[int, float]) -> tuple[int, int]:
+def _kernels(spec: RunSpec) -> AbstractContextManager[Any]:
+    """Choose the kernel, whatever the process has forced: only `attention: math` stores the matrix of scores."""
+    flash = [SDPBackend.FLASH_ATTENTION] if spec.attention.name != "math" else []
+    chosen: AbstractContextManager[Any] = sdpa_kernel([SDPBackend.MATH, *flash])
+    return chosen
+
+
+def _pipeline(spec: RunSpec, options: Any) -> Footprint:
+    """Return the larger footprint of the first stage, which holds most micro-batches, and the last, which has the head."""
+    arrives, found = None, []
+    for index in (0, spec.devices_per_copy - 1):
+        footprint, arrives = _stage(spec, options, index, arrives)
+        found.append(footprint)
+    return max(found, key=lambda footprint: footprint.peak)
+
+
+def _without_gradient(parameter: torch.nn.Parameter) -> None:
+    parameter.grad = None
+
+
+def _stage(spec: RunSpec, options: Any, index: int, arrives: torch.Tensor | None) -> tuple[Footprint, torch.Tensor]:
+    """Return the footprint of a stage and one of its outputs; `arrives` is the output of the stage before.
+
+    All forward passes that are in progress at the same time run first, then their backward passes.
+    """
+    from bench.strategies.pipeline import Stage, cut, model_of
+
+    parts, stages = _build(spec, options), spec.devices_per_copy
+    cut(Decoder(parts.model), stages, index)
+    batch = int(spec.batch_size_per_device or 1)
+    per_batch = options.count(batch, stages)
+    total = per_batch * spec.gradient_accumulation_steps
+    tokens = parts.workload.train.__getitems__([0])[0]
+    samples = torch.empty((batch // per_batch, *tokens.shape[1:]), dtype=tokens.dtype)
+    parameters = list(parts.model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    weights, gradients = _bytes([*parameters, *parts.model.buffers()]), _bytes(trained)
+    optimizer, stage, outputs = optimizer_bytes(spec, trained), Stage(parts, first=index == 0), []
+    live = _Live([*parameters, *parts.model.buffers()])
+    on_gpu, in_progress = (
+        spec.device_type == "gpu",
+        total if options.schedule == "gpipe" else min(total, stages - index),
+    )
+    if in_progress < total:  # the gradients of earlier micro-batches are there all the time
+        live.add(gradients)
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(_without_gradient)
+    with _kernels(spec), live, _AsOnGpu() if on_gpu else nullcontext():
+        for _ in range(in_progress):
+            data = samples if arrives is None else torch.empty_like(arrives).requires_grad_()
+            out = stage(data)
+            if index == stages - 1:
+                with parts.precision.context():
+                    out = parts.loss(model_of(out), (samples,))
+            outputs.append(out)
+        activations = live.now
+        for out in outputs:
+            out.backward(torch.empty_like(out))
+    between = arrives if arrives is not None else outputs[0].detach()
+    exchange = total * _bytes([between])  # what arrives from the neighbour has a place for each micro-batch
+    update = gradients * (2 if spec.optimizer.options.get("implementation") == "foreach" else 1)
+    peak = weights + optimizer + exchange + max(live.peak, update) + _WORKSPACES * on_gpu
+    return Footprint(weights, gradients, optimizer, exchange, activations, peak), between
+
+
+def _gathered(
+    parts: Parts, options: Any, arriving: dict[int, float], embedding: torch.Tensor | None
+) -> tuple[int, int]:
     """Return the bytes that sharding adds to a step: all the time, and in place of activations at the end of the step.
 
     Weights outside the blocks stay gathered, and their gradients stay whole until they are added up in 32 bits at the end.
@@ -252,7 +334,8 @@ def _gathered(parts: Parts, options: Any, arriving: dict[int, float]) -> tuple[i
     blocks = [list(block.parameters()) for block in dict.fromkeys(parts.blocks)]
     inside = {id(p) for block in blocks for p in block}
     outside = [p for p in parts.model.parameters() if id(p) not in inside]
-    arriving |= {id(p): _bytes([p]) for p in outside if id(p) in arriving}
+    whole = 0 if embedding is None else parts.spec.devices_per_copy - 1  # further parts of the embedding's gradient
+    arriving |= {id(p): _bytes([p]) * (1 + whole * (p is embedding)) for p in outside if id(p) in arriving}
     largest = max(blocks, key=_bytes)
     reduced = sum(_bytes([p]) + 4 * p.numel() for p in largest if id(p) in arriving)
     gathered = 2 * _bytes(largest) if options.reshard else sum(map(_bytes, blocks))

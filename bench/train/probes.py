@@ -21,7 +21,7 @@ PROFILED_STEPS = 3
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that memory ran out."""
-    no_memory = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    no_memory = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "miopenStatusAllocFailed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in no_memory)
 
 
@@ -58,7 +58,7 @@ def matmul_speeds(device: torch.device, dtype: torch.dtype) -> list[float]:
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
     """Return a function that multiplies two matrices into allocated memory; 8-bit floats give bfloat16."""
-    if a.dtype != torch.float8_e4m3fn:
+    if a.dtype not in (torch.float8_e4m3fn, torch.float8_e4m3fnuz):
         out = torch.empty_like(a)
         return lambda: torch.mm(a, b, out=out)
     out, one = torch.empty_like(a, dtype=torch.bfloat16), torch.ones((), device=a.device)

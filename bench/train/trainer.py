@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bench import registry
+from bench.figures.flags import loss_medians
 from bench.record import Phase, Quality
 from bench.schema import RunSpec
 from bench.strategies import catalog
@@ -170,8 +171,16 @@ class Trainer:
 
     def mean_loss(self, step: int) -> float:
         """Return the mean loss of a step over all ranks. All ranks call it."""
+        return self._mean(float(self.losses[step]))
+
+    def median_losses(self) -> tuple[float, float]:
+        """Return the medians of the first and the last losses, as means over all ranks. All ranks call it."""
+        first, last = loss_medians([value for value in map(float, self.losses) if math.isfinite(value)])
+        return self._mean(first), self._mean(last)
+
+    def _mean(self, loss: float) -> float:
         ranks: int = self.parallel.loss_ranks
-        return agree(float(self.losses[step]), self.device, dist.ReduceOp.SUM) / ranks
+        return agree(loss, self.device, dist.ReduceOp.SUM) / ranks
 
     def evaluate(self, context: AbstractContextManager[Any]) -> tuple[float, float] | None:
         """Return loss and accuracy on held-out samples, equal on all ranks; None without held-out samples."""

@@ -61,17 +61,23 @@ def gather(mine: Rank) -> list[Rank]:
 
 
 def device_id(device: torch.device) -> str:
-    """UUID of the GPU as NVML writes it, or `cpu`."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "cpu"
+    """UUID of the GPU as its meter writes it, or `cpu`.
+
+    The 16 bytes of HIP are the letters of a number in hexadecimal, which torch writes as if they were a UUID.
+    """
+    if device.type != "cuda":
+        return "cpu"
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return f"GPU-{bytes.fromhex(uuid.replace('-', '')).decode() if torch.version.hip else uuid}"
 
 
 def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     """Select this rank's device and join the process group."""
     torch.set_num_threads(spec.threads_per_device)
-    device = torch.device("cuda", local_rank) if spec.device_type == "cuda" else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if spec.device_type == "gpu" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" else "gloo"  # RCCL has this name too
     if spec.cold:
         dist.init_process_group(backend)
     else:
@@ -125,6 +131,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     losses = trainer.mean_loss(0), trainer.mean_loss(-1)
     if not all(math.isfinite(loss) for loss in losses):
         raise InvalidResult(f"the loss went from {losses[0]} to {losses[1]} in {trained} steps")
+    medians = trainer.median_losses()
     served = _finish(trainer, clock, folder)
     now = time.monotonic_ns()
     speeds.append(matmul_speeds(device, dtype))
@@ -145,7 +152,7 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     ranks = gather(mine)
     _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
     if rank == 0:
-        files.RESULT.write(folder, _result(window, ranks, losses, served, folder))
+        files.RESULT.write(folder, _result(window, ranks, losses, medians, served, folder))
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
@@ -169,7 +176,12 @@ def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:
 
 
 def _result(
-    window: Window, ranks: list[Rank], losses: tuple[float, float], served: Inference | None, folder: Path
+    window: Window,
+    ranks: list[Rank],
+    losses: tuple[float, float],
+    medians: tuple[float, float],
+    served: Inference | None,
+    folder: Path,
 ) -> Measurement:
     trainer, clock = window.trainer, window.clock
     workload = trainer.parts.workload
@@ -190,6 +202,7 @@ def _result(
         flops_per_sample=workload.flops_per_sample() * trainer.parts.flops_share,
         loss_first=losses[0],
         loss_last=losses[1],
+        loss_medians=medians,
         quality=trainer.quality,
         stopped_by=window.stopped_by,
         inference=served,

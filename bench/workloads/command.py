@@ -11,27 +11,32 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bench.figures.metrics import names_in_braces, parameters
 from bench.registry import did_you_mean
 from bench.schema import RunSpec
+from bench.workloads.printed import Printed, check_pattern
+
+_COUNTS = ("steps_per_line", "samples_per_step", "tokens_per_step")
 
 
 class CommandArgs(BaseModel):
-    """Arguments: the three below, and any custom ones for `{name}` in `argv`.
+    """Arguments: those below, and any custom ones for `{name}` in `argv`.
 
-    `folder` is the working directory of the command, by default that of `bench`.
+    `folder` is the working directory of the command, by default that of `bench`; the others are those of `Printed`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     argv: str
     step_pattern: str | None = None
+    steps_per_line: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    samples_per_step: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    tokens_per_step: Annotated[int, Field(ge=1, le=10**15)] | None = None
     folder: str | None = None
 
     @field_validator("argv")
@@ -44,16 +49,12 @@ class CommandArgs(BaseModel):
     @field_validator("step_pattern")
     @classmethod
     def _is_a_pattern(cls, value: str | None) -> str | None:
-        try:
-            groups = set(re.compile(value or "").groupindex)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        if groups - {"samples", "tokens", "loss"}:
-            raise ValueError(f"groups are samples, tokens and loss, not {', '.join(sorted(groups))}")
-        return value
+        return None if value is None else check_pattern(value)
 
     @model_validator(mode="after")
     def _own_names(self) -> Self:
+        if self.step_pattern is None and (lost := [name for name in _COUNTS if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(lost)}: needs step_pattern, which says what a line of a step looks like")
         taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another name")
@@ -73,6 +74,13 @@ class Command:
         used = names_in_braces(str(spec.workload_args["argv"])) | set(CommandArgs.model_fields)
         for name in sorted(set(spec.workload_args) - used):
             raise ValueError(f"argv does not use {name!r}, so all its values run the same command; write {{{name}}}")
+
+
+def printed(spec: RunSpec) -> Printed | None:
+    """Return how the command of a run prints its steps; None where nothing says so."""
+    known = CommandArgs.model_validate(spec.workload_args)
+    counts = {name: getattr(known, name) for name in _COUNTS}
+    return None if known.step_pattern is None else Printed(known.step_pattern, **counts)
 
 
 def fill(spec: RunSpec) -> list[str]:

@@ -90,7 +90,7 @@ def bench_run(settings, seconds, suite="scaling", verb=("run",)):
     """Run a suite, or another verb on its file, through the command line. Returns the process and the records."""
     if missing := absent(NEEDED):
         raise Skipped(f"not installed: {', '.join(missing)}")
-    suite = ROOT / "suites" / f"{suite}.yaml"
+    suite = suite if isinstance(suite, Path) else ROOT / "suites" / f"{suite}.yaml"
     command = [sys.executable, "-P", "-c", "from bench.cli import main; main()", verb[0], str(suite), *verb[1:]]
     for setting in settings:
         command += ["--set", setting]
@@ -121,7 +121,7 @@ def _ended(out, name, done, records):
 def main_job(session, seconds):
     """The main job, one run a precision: ranks forked warm can use the device, energy is measured, MFU is possible."""
     out = Outcome()
-    settings = ("devices=1", "repeats=1", "workload_args.preset=gpt2-124m", "measure_seconds=5", "device_type=cuda")
+    settings = ("devices=1", "repeats=1", "workload_args.preset=gpt2-124m", "measure_seconds=5", "device_type=gpu")
     if session.no_load:
         raise Skipped(session.no_load)
     done, records = bench_run(settings, seconds)
@@ -162,7 +162,7 @@ def two_gpus(session, seconds):
     out = Outcome()
     settings = ("devices=2", "repeats=1", "precision=[bf16]", "workload_args.preset=gpt2-124m", "measure_seconds=5")
     before = _counters(free)
-    done, records = bench_run((*settings, "device_type=cuda"), seconds)
+    done, records = bench_run((*settings, "device_type=gpu"), seconds)
     raw = {uuid: e - before[uuid] for uuid, e in _counters(free).items()}
     _ended(out, "DDP on two GPUs", done, records)
     for run in records:

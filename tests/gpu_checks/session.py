@@ -39,6 +39,8 @@ class Outcome:
 
     lines: list[Check] = field(default_factory=list)
     figures: dict = field(default_factory=dict)
+    unreached: list[str] = field(default_factory=list)
+    """Parts that did not fit into the time."""
 
     def add(self, check, found, ok=None, expected=""):
         self.lines.append(Check(check=check, found=found, expected=expected, ok=ok))
