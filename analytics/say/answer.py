@@ -28,9 +28,13 @@ class Found:
     """
 
     runs: pd.DataFrame
-    law: ScalingFit
     steps: tuple[Comparison, ...]
     probes: int = 0
+
+    @cached_property
+    def law(self) -> ScalingFit:
+        """The fitted law, which takes a while."""
+        return fit(self.runs)
 
     @cached_property
     def others(self) -> tuple[Comparison, ...]:
@@ -66,7 +70,7 @@ class Found:
 def find(df: pd.DataFrame) -> list[Found]:
     """Return what each execution in a frame of runs says."""
     found = (without_probes(part.reset_index(drop=True)) for _, part in df.groupby(["suite", "execution"], sort=False))
-    return [Found(part, fit(part), tuple(ladder(part)), probes) for part, probes in found]
+    return [Found(part, tuple(ladder(part)), probes) for part, probes in found]
 
 
 def document(df: pd.DataFrame) -> dict[str, Any]:

@@ -181,8 +181,12 @@ def lines(reason: Any) -> list[str]:
 
 
 def answer(newest: Any, first: str) -> list[Block]:
-    """Return the `first` sentence of the answer of the newest suite, a row of `suites`, and when and where it ran."""
-    fastest = "" if newest.best is None else f" Fastest: {newest.fastest}, {newest.best} samples/s."
+    """Return the `first` sentence of the answer of the newest suite, a row of `suites`, and when and where it ran.
+
+    Without such a sentence it is how fast the fastest is, or how the runs ended.
+    """
+    speed = "" if newest.best is None else f"{newest.fastest}, {newest.best} samples/s."
+    first, fastest = first or speed or f"{newest.runs}.", f" Fastest: {speed}" * bool(first and speed)
     where = f"began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})"
     return [
         Sentence(f"{newest.suite}: {first}", "answer"),
@@ -192,8 +196,8 @@ def answer(newest: Any, first: str) -> list[Block]:
 
 @st.cache_data(show_spinner=False, max_entries=20)  # type: ignore[untyped-decorator]
 def _first(key: str, _runs: pd.DataFrame) -> str:
-    """Return the first sentence of the answer of an execution; `key` tells its runs from others."""
-    return next((next(answers(one)) for one in find(_runs)), "its runs have no suite, so they are not compared.")
+    """Return the first sentence of the answer of an execution of several configurations; `key` tells its runs from others."""
+    return next((next(answers(one)) for one in find(_runs)), "") if _runs["config_id"].nunique() > 1 else ""
 
 
 def _tiles(df: pd.DataFrame) -> None:
