@@ -195,9 +195,9 @@ def effect_of(metric: str, candidate: Repeats, baseline: Repeats, *, constant: b
     contrast = stats.contrast(new, old, paired=pairs is not None)
     way, more, found = quantity(metric).better, contrast.probability_more, contrast.found
     chance = None if more is None or way is None else more if way == "more" else 1 - more
-    ends, values = (found.value, found.low, found.high, found.n), (candidate.pooled(metric), baseline.pooled(metric))
+    ends, figures = (found.value, found.low, found.high, found.n), (candidate.pooled(metric), baseline.pooled(metric))
     shared = {name: getattr(contrast, name) for name in ("p_value", "spread", "error", "degrees")}
-    return Effect(metric, *ends, *values, pairs is not None, way, chance, **shared)
+    return Effect(metric, *ends, *figures, pairs is not None, way, chance, **shared)
 
 
 def _side_by_side(metric: str, *sides: Repeats) -> list[list[float]] | None:

@@ -263,9 +263,9 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path)
 def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
     """Write `result.json` of a command that has ended, or how it failed."""
     if ended.exitcode == 0:
-        steps = STEPS.path(folder, COMMAND_STEPS)
-        result = measurement(steps, ended, spec.warmup_steps, spec.device_type, printed(spec))
-        if printed(spec) is not None and _several_nodes(fill(spec)):
+        steps, how = STEPS.path(folder, COMMAND_STEPS), printed(spec)
+        result = measurement(steps, ended, spec.warmup_steps, spec.device_type, how)
+        if how is not None and _several_nodes(fill(spec)):
             result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
         RESULT.write(folder, result)
     else:

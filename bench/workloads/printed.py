@@ -126,8 +126,6 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     a finite number is None: lines of two processes may be mixed.
     """
     text = (text or "").strip()
-    if text.lower() in ("nan", "inf", "-inf", "+inf", "infinity", "-infinity"):
-        return None
     found = _NUMBER.match(text)
     if found is None:
         return None
@@ -135,10 +133,11 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     rest = rest.rstrip(",;:|)]}'\"")
     if rest not in _SCALES:
         return None
-    digits, _, power = found[0].replace(",", "").replace("_", "").lower().partition("e")
+    plain, scale = found[0].replace(",", "").replace("_", "").lower(), _SCALES[rest]
+    digits, _, power = plain.partition("e")
     if whole and "." in digits and not rest and not power:
         return None
-    value, scale = float(found[0].replace(",", "").replace("_", "")) * _SCALES[rest], _SCALES[rest]
+    value = float(plain) * scale
     last = 0.5 * scale * 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) if rest or power else 0.0
     return (value, last) if math.isfinite(value) else None
 
