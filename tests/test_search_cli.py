@@ -322,7 +322,11 @@ def test_ctrl_c_ends_in_order_and_says_so_in_the_index(tmp_path: Path) -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two processors")
 def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
     numbers = sorted(os.sched_getaffinity(0))[:2]
-    path = written(tmp_path, **SCRIPTS, budget={"trials": 6})
+    both = 'len(set(p.parts[2] for p in pathlib.Path().glob("runs/small/*/*/spec.json"))) == 2'
+    wait = f"import pathlib, time\nwhile not {both}: time.sleep(0.05)\n"  # however late the other worker comes
+    gated = f"{sys.executable} -c '{wait}{SCRIPT}' {{hundredths}}"
+    asks = SCRIPTS | {"defaults": SCRIPTS["defaults"] | {"workload_args.argv": gated}, "budget": {"trials": 6}}
+    path = written(tmp_path, **asks)
     empty_store(tmp_path)
     workers = [
         subprocess.Popen(
@@ -335,7 +339,7 @@ def test_two_workers_share_a_study_on_disjoint_devices(tmp_path: Path) -> None:
         for number in numbers
     ]
     until(lambda: len(list(tmp_path.glob("runs/small/*/execution.json"))) == 2 or any(w.poll() for w in workers))
-    third = asked(tmp_path, **SCRIPTS, budget={"trials": 6})
+    third = asked(tmp_path, **asks)
     assert third.exit_code == 2
     assert "held by another search or worker" in third.stderr
     told = [worker.communicate(timeout=PATIENCE) for worker in workers]
