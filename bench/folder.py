@@ -135,6 +135,8 @@ ERRORS = NumberedFiles("error-*.json")
 """A RankError for each rank that failed."""
 STEPS = NumberedFiles("steps-*.jsonl")
 """Steps by rank; those of a user's command have `command` in place of a rank."""
+SEEN = NumberedFiles("seen-*.jsonl")
+"""What hooks saw, one file a process of a user's command."""
 METERS = NumberedFiles("meters-*.parquet")
 RAW_METERS = NumberedFiles("meters-*.jsonl")
 """Readings of the meters by node, as they are written and as they are kept."""

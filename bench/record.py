@@ -213,6 +213,28 @@ class Inference(Model):
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
+class SeenFacts(Model):
+    """What hooks in torch saw of a command (`bench.hooks`): its training processes on this node. Unknown values are absent.
+
+    `devices` are those of the ranks on this node, in order: GPU UUIDs, or `cpu`. `world_size` counts ranks of all nodes.
+    `precision` is that of autocast, else that of the parameters; `parallelism` is `ddp`, `fsdp`, `fsdp2` or `data_parallel`;
+    `optimizer` the name of its class. `batch_size` is the first dimension of the input of a pass, where all are equal.
+    """
+
+    processes: Count
+    world_size: Count | None = None
+    devices: list[str] = []
+    precision: Slug | None = None
+    gradient_scaler: bool | None = None
+    parallelism: Slug | None = None
+    optimizer: str | None = None
+    compiled: bool | None = None
+    threads: Count | None = None
+    batch_size: Count | None = None
+    torch: str | None = None
+    python: str | None = None
+
+
 class Measurement(Model):
     """Raw quantities of the measured window; `bench.figures.metrics` derives all other numbers.
 
@@ -220,7 +242,8 @@ class Measurement(Model):
     `samples` and `tokens` are those of all ranks, `step_seconds` the optimizer steps of rank 0. `peak_memory_bytes`, by
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
     shapes. A command of the user may report less; without steps the window is the whole command. `step_flags` say what in
-    its printed steps could not be counted. `compile_seconds` is the
+    its steps could not be counted, `step_source` where they come from, `seen` what hooks saw, and `own` holds the last values
+    of the user's own metrics. `compile_seconds` is the
     excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
     energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three each),
     which one unusual batch does not move. `notes` are facts about a strategy or workload.
@@ -228,6 +251,9 @@ class Measurement(Model):
 
     step_seconds: list[Positive] = []
     step_flags: list[Slug] = []
+    step_source: Literal["script", "hooks", "output"] | None = None
+    seen: SeenFacts | None = None
+    own: dict[str, float] = {}
     window_seconds: Positive
     steps: Annotated[int, Field(ge=0)] = 0
     samples: Count | None = None

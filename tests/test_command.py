@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from bench import steps as reporter
 from bench.figures.metrics import parameters
 from bench.record import Measurement
-from bench.run.command import Ended, execute, failure_of, measurement, run
+from bench.run.command import execute, failure_of, run
 from bench.run.launcher import CHANGED, STARTED_IN, LaunchOptions, LocalLauncher
 from bench.run.node import user_environment
+from bench.run.own_steps import Ended, measurement
 from bench.schema import Machine, RunSpec
 from bench.steps import VARIABLE, phase, step
 from bench.suites import yaml as yamlfile

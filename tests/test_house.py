@@ -28,14 +28,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 948,
+    "bench": 972,
     "bench/suites": 754,
     "bench/machine": 512,
     "bench/meters": 1_686,
     "bench/workloads": 1_536,
     "bench/strategies": 1_899,
     "bench/train": 1_071,
-    "bench/run": 1_401,
+    "bench/run": 1_420,
     "bench/figures": 754,
     "bench/store": 645,
     "bench/cli": 1_153,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from analytics.say.blocks import Table
 from analytics.say.measure import blocks
 from bench.figures.flags import FLAGS
-from bench.run.command import Ended, measurement
+from bench.run.own_steps import Ended, measurement
 from bench.workloads import printed
 from bench.workloads.printed import BadPattern, Printed, Reader, check_pattern, count
 from tests import rows
