@@ -65,7 +65,10 @@ rehearsal: $(VENV)/.wattbench-dev
 benchmarks: $(VENV)/.wattbench-dev
 	$(BIN)/python -m tests.benchmarks.warm_start
 	$(BIN)/python -m tests.benchmarks.observer
+	$(BIN)/python -m tests.benchmarks.signals
 	$(BIN)/python -m tests.benchmarks.loop
+	$(BIN)/python -m tests.benchmarks.hooks
+	$(BIN)/python -m tests.benchmarks.own_scripts
 	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.frame
 	$(BIN)/python -m tests.benchmarks.laws

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from bench.figures.metrics import OWN
+
 Better = Literal["more", "less"]
 Pooled = Literal["geometric", "median", "largest"]
 Basis = Literal["work", "run", "target"]
@@ -104,14 +106,15 @@ def quantity(name: str) -> Quantity:
     """Return what a column is: as listed, or else what its name says."""
     if name in CATALOGUE:
         return CATALOGUE[name]
-    factor, unit = 1.0, ""
-    for pattern, times, text in _UNITS:
+    factor, unit, own = 1.0, "", name.startswith(OWN)  # the unit of a user's own metric is not known
+    for pattern, times, text in () if own else _UNITS:
         if found := re.search(pattern, name.removesuffix(ESTIMATED)):
             factor, unit = times, text.format(*found.groups())
             break
     better: Better | None = "more" if _MORE.search(name) else "less" if _LESS.search(name) else None
     basis = "cost_basis" if name.startswith("cost") else "emissions_basis" if name.startswith("emissions") else None
-    return Quantity(name, name, unit, factor, better, quality=bool(_QUALITY.search(name)), rests_on=basis)
+    title, quality = name.removeprefix(OWN), own or bool(_QUALITY.search(name))
+    return Quantity(name, title, unit, factor, better, quality=quality, rests_on=basis)
 
 
 def pooled_by(how: Pooled) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from analytics.text import counted, printable
+from analytics.text import counted, number, printable
 from app import data
 from app.serve import RUNS
 from bench.store import tracker as tracking
@@ -86,6 +86,9 @@ def words(flight: Flight, now: datetime) -> list[str]:
     failed = f", {flight.failed} run{'s' * (flight.failed != 1)} failed" if flight.failed else ""
     since = (now - (flight.run_began_at or now)).total_seconds()
     current = "starting" if flight.current is None else f"{printable(flight.current, 200)}, for {duration(since)}"
+    if flight.steps:
+        rate = f" at {number(flight.steps_per_second)} steps/s" if flight.steps_per_second else ""
+        current += f", {counted(flight.steps, 'step')}{rate}"
     times = f"Began {duration((now - flight.began_at).total_seconds())} ago"
     if flight.remaining_seconds is not None:
         left = flight.remaining_seconds - since

@@ -14,8 +14,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from pydantic import TypeAdapter
 
 from bench.files import write_bytes
-from bench.record import Measurement, RunRecord
-from bench.schema import Model, RunSpec
+from bench.record import Environment, Measurement, RunRecord
+from bench.schema import Model, RunSpec, Site
 
 T = TypeVar("T")
 ErrorKind = Literal["out_of_memory", "unsupported", "invalid", "failed", "peer"]
@@ -26,11 +26,11 @@ ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 class Exit(Model):
     """How the processes of a run ended; times are CLOCK_MONOTONIC in nanoseconds.
 
-    `ended`: the run ended by itself; `gone`: the runner disappeared. `exitcode` is negative for a signal, and None where no
-    process reported it. `sidecar_error` says why the meters failed.
+    `ended`: the run ended by itself; `stopped`: a user or a limit ended it; `gone`: the runner disappeared. `exitcode` is
+    negative for a signal, and None where no process reported it. `sidecar_error` says why the meters failed.
     """
 
-    how: Literal["ended", "timeout", "cancelled", "gone", "node_died"] = "node_died"
+    how: Literal["ended", "stopped", "timeout", "cancelled", "gone", "node_died"] = "node_died"
     exitcode: int | None = None
     start_ns: int = 0
     end_ns: int = 0
@@ -59,6 +59,18 @@ class IdleTimes(Model):
 
     idle: tuple[int, int]
     context: tuple[int, int] | None = None
+
+
+class Beginning(Model):
+    """What the record of a command needs besides its other files, written before it starts: `bench` may be killed."""
+
+    suite: str
+    execution: str
+    site: Site
+    environment: Environment
+    gpus: list[str]
+    started_at: datetime
+    start_ns: int
 
 
 class Needs(Model):
@@ -101,7 +113,8 @@ class JsonFile(Generic[T]):
             return None
 
     def write(self, folder: Path, value: T) -> None:
-        """Write the content whole or not at all."""
+        """Write the content whole or not at all. A folder that a program of the user has removed is made again."""
+        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / self.name, self._adapter.dump_json(value, indent=1) + b"\n")
 
 
@@ -123,10 +136,15 @@ class NumberedFiles:
 SPEC = JsonFile("spec.json", RunSpec)
 EXIT = JsonFile("exit.json", Exit)
 RESULT = JsonFile("result.json", Measurement)
+PARTIAL = JsonFile("partial.json", Measurement)
+"""What was seen of a command until it failed."""
+BEGINNING = JsonFile("begin.json", Beginning)
 RECORD = JsonFile("record.json", RunRecord)
 NEEDS = JsonFile("needs.json", Needs)
 RANK_EXITS = JsonFile("ranks.json", list[RankExit])
 EXECUTION = JsonFile("execution.json", ExecutionFacts)
+PROGRAMS = JsonFile("programs.json", dict[str, str])
+"""Hashes of what the commands of a measurement run, by their words."""
 IDLE_TIMES = JsonFile("idle.json", IdleTimes)
 FOOTPRINTS = JsonFile("footprints.json", dict[str, int | None])
 """Estimated memory of a rank in bytes by configuration; None where it cannot be estimated."""
@@ -143,6 +161,9 @@ RAW_METERS = NumberedFiles("meters-*.jsonl")
 STACKS = NumberedFiles("stack-*.txt")
 """Where each rank was at its time limit."""
 
+RUNS, OWN_RUNS = "runs", ".wattbench"
+"""Folders of runs: of suites, and of `bench measure`, which runs in folders where `runs` belongs to others."""
+IGNORE = ".gitignore"
 COMMAND_STEPS = "command"
 WORKER_LOG = "worker.log"
 CHECKPOINT = "checkpoint"

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 
+SCRIPT = Path(__file__).parent / "script"
+"""The folder of the import `wattbench`."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -23,6 +30,11 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the request took effect
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of wattbench as a process, whatever modules PYTHONPATH leads to."""
+    return [sys.executable, "-P", str(SCRIPT / "wattbench_command.py"), module, *arguments]
 
 
 def signal_name(number: int) -> str:
@@ -49,3 +61,62 @@ def descends_from(pid: int, root: int) -> bool | None:
         if pid <= 1:
             return root == pid
     return True
+
+
+class GroupListener:
+    """A child that notes which signals the whole process group gets, as by Ctrl-C in a terminal or from `timeout`.
+
+    A command in the group has got these itself. Only Linux ends the child with this process, so there is none elsewhere:
+    there Ctrl-C counts as sent to the group, and nothing else.
+    """
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self._times: dict[int, float] = {}
+        self._reader: int | None = None
+        if not sys.platform.startswith("linux"):
+            return
+        self._reader, writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, numbers
+        )  # so that the child gets each, from its first moment on
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _listen(writer, set(numbers))
+            finally:
+                os._exit(0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(writer)
+
+    def got(self, number: int) -> bool:
+        """Return whether the group got a signal in the last second; one that is just on its way is waited for."""
+        if self._reader is None:
+            return number == signal.SIGINT
+        end = time.monotonic() + 0.1
+        while time.monotonic() - self._times.get(number, -inf) > 1.0:
+            if not select.select([self._reader], [], [], max(0.0, end - time.monotonic()))[0]:
+                return False
+            with suppress(BlockingIOError):  # a signal within the handler of another one has read it
+                numbers = os.read(self._reader, 64)
+                if not numbers:
+                    return False
+                self._times |= dict.fromkeys(numbers, time.monotonic())
+        return True
+
+    def close(self) -> None:
+        """End the child."""
+        if self._reader is not None:
+            os.close(self._reader)
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._reader = None
+
+
+def _listen(writer: int, numbers: set[signal.Signals]) -> None:
+    """Write the number of each signal that arrives; hold nothing else open that others wait for."""
+    die_with_parent()
+    os.dup2(writer, 0)
+    os.closerange(1, 65_536)
+    while True:
+        os.write(0, bytes([signal.sigwait(numbers)]))

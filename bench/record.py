@@ -13,8 +13,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bench.renamed import current_record
-from bench.schema import MEASURE, Count, Machine, Model, NonNegative, Positive, RunSpec, Scalar, Site, Slug, Target
+from bench.renamed import current_flags, current_record, current_request
+from bench.schema import (
+    COMMAND,
+    MEASURE,
+    Count,
+    Machine,
+    Model,
+    NonNegative,
+    Positive,
+    RunSpec,
+    Scalar,
+    Site,
+    Slug,
+    Target,
+)
 from bench.vendors import FILTERS
 
 
@@ -241,7 +254,8 @@ class Measurement(Model):
     The window extends from synchronise + barrier to synchronise + barrier; `window_seconds` is the longest over ranks.
     `samples` and `tokens` are those of all ranks, `step_seconds` the optimizer steps of rank 0. `peak_memory_bytes`, by
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
-    shapes. A command of the user may report less; without steps the window is the whole command. `step_flags` say what in
+    shapes. A command of the user may report less; without steps the window is the whole command, and `cpu_seconds` are those
+    of the whole command in any case. `step_flags` say what in
     its steps could not be counted, `step_source` where they come from, `seen` what hooks saw, and `own` holds the last values
     of the user's own metrics. `compile_seconds` is the
     excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
@@ -254,6 +268,7 @@ class Measurement(Model):
     step_source: Literal["script", "hooks", "output"] | None = None
     seen: SeenFacts | None = None
     own: dict[str, float] = {}
+    cpu_seconds: NonNegative | None = None
     window_seconds: Positive
     steps: Annotated[int, Field(ge=0)] = 0
     samples: Count | None = None
@@ -263,7 +278,7 @@ class Measurement(Model):
     peak_memory_bytes: list[Count] = []
     batch_size_per_device: Count | None = None
     parameters: Count | None = None
-    trainable_parameters: Count | None = None
+    trainable_parameters: Annotated[int, Field(ge=0)] | None = None
     memory_estimated_bytes: Count | None = None
     flops_per_sample: Positive | None = None
     loss_first: float | None = None
@@ -394,8 +409,8 @@ class Trial(Model):
 class Observation(Model):
     """The part of a record from which figures and flags are computed: what was asked (`spec`), and what was seen.
 
-    `devices` are those that the ranks used: GPU UUIDs, or `cpu` once for each process. A command may use fewer devices than
-    its spec asks for. `idle` is the idle power of the node, measured before the runs.
+    `devices` are those that the ranks used: GPU UUIDs, or `cpu` once for each process. A command may use others than its
+    spec asks for. `idle` is the idle power of the node, measured before the runs.
     """
 
     suite: Slug
@@ -407,16 +422,34 @@ class Observation(Model):
 
     @property
     def device_count(self) -> int:
-        """Number of devices that figures and cost count: those that the spec asks for, as they are allocated to the run.
+        """Number of devices that figures count: of a command those that it used, else those that the spec asks for."""
+        return len(self.devices) if self.spec.workload == COMMAND and self.devices else self.spec.world_size
 
-        `bench measure` asks for none: its runs count the devices that were used, if they are known.
-        """
-        return len(self.devices) if self.suite == MEASURE and self.devices else self.spec.world_size
+    @property
+    def open_devices(self) -> bool:
+        """Whether the command decided on its devices itself; earlier versions told that by the name of the suite."""
+        return self.spec.open_devices or self.suite == MEASURE
+
+    @property
+    def billed_devices(self) -> int:
+        """Number of devices that cost counts: those that a suite asks for are allocated, whether they are used or not."""
+        return self.device_count if self.open_devices else max(self.device_count, self.spec.world_size)
+
+    @property
+    def devices_differ(self) -> bool:
+        """Whether a command used more or fewer devices than its suite asks for; `bench measure` asks for none."""
+        other = self.device_count != self.spec.world_size or (self.on_cpu and self.spec.device_type == "gpu")
+        return not self.open_devices and other
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the run trained on processors: asked to, or seen to on a machine with GPUs."""
+        return self.spec.device_type == "cpu" or (bool(self.devices) and {*self.devices} == {"cpu"})
 
     @property
     def gpus(self) -> list[str]:
         """UUIDs of the GPUs that were used."""
-        return self.devices if self.spec.device_type == "gpu" else []
+        return [] if self.on_cpu else self.devices
 
 
 class RunRecord(Observation):
@@ -424,7 +457,8 @@ class RunRecord(Observation):
 
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `unused` is the
     energy of GPUs that were allocated and idle during the run. `carbon` and `cost` follow from `site`. `grade` is that of
-    the measurement, by its flags (bench.figures.flags). `trial` is set where a search made the run.
+    the measurement, by its flags (bench.figures.flags). `trial` is set where a search made the run. `partial` is what was
+    seen of a command that failed, until then; it enters no comparison.
     """
 
     schema_version: Literal[2] = 2
@@ -443,11 +477,15 @@ class RunRecord(Observation):
     cost: Cost | None = None
     flags: list[str] = []
     grade: Literal["A", "B", "C"] | None = None
+    partial: Measurement | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _today(cls, value: Any) -> Any:
-        return current_record(value) if isinstance(value, dict) and value.get("schema_version") == 1 else value
+        if not isinstance(value, dict):
+            return value
+        value = current_record(value) if value.get("schema_version") == 1 else value
+        return {**value, "flags": current_flags(value.get("flags") or ()), "spec": current_request(value.get("spec"))}
 
     @model_validator(mode="after")
     def _measurement_only_if_ok(self) -> Self:

@@ -27,6 +27,7 @@ _OPTION = re.compile(
     r"(?i)--?[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|private[_-]?key|access[_-]?key|auth|credential)s?"
 )
 """An option whose value, the next word, is secret."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def redact_argv(argv: Sequence[str]) -> list[str]:
@@ -41,7 +42,11 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 
 def redact(text: str) -> str:
-    """Return the text with user parts of URLs, tokens, keys and passwords replaced by `***`."""
+    """Return the text with user parts of URLs, tokens, keys and passwords replaced by `***`, and without odd bytes.
+
+    Words of a command line and names of files may hold bytes that are not UTF-8, which no JSON can.
+    """
+    text = _SURROGATES.sub("\ufffd", text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

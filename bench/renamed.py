@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _ESTIMATED = re.compile(r"_estimated_(joules|watts)(_[a-z]+)?$")
 _NAMES = {"quality": "grade", "workload_args.checkpoint": "workload_args.pretrained"}
 _MEMORY = {"checkpoint": "recompute"}
+_FLAGS = {"fewer_devices": "devices_differ"}
 MACHINES = {"cuda": "gpu"}
 """Former names of kinds of machines, and today's."""
 
@@ -26,6 +27,11 @@ def former_machine(spec: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def current_flags(flags: Iterable[str]) -> list[str]:
+    """Return flags under today's names, each once."""
+    return list(dict.fromkeys(_FLAGS.get(flag, flag) for flag in flags))
+
+
 def current_name(name: str) -> str:
     """Return today's name of a column: `energy_estimated_joules` -> `energy_joules_estimated`."""
     return _NAMES.get(name) or _ESTIMATED.sub(r"_\1\2_estimated", name)
@@ -36,10 +42,20 @@ def current_row(row: Mapping[str, Any]) -> dict[str, Any]:
     out = {current_name(name): value for name, value in row.items()}
     if "device_type" in out:
         out["device_type"] = current_machine(out["device_type"])
+    if out.get("workload") == "command":
+        out.pop("batch_size_cap", None)  # nobody asked for it
+    if isinstance(flags := out.get("flags"), str):
+        out["flags"] = " ".join(current_flags(flags.split()))
     if (memory := out.get("memory")) in _MEMORY:
         out["memory"] = _MEMORY[memory]
         out["label"] = re.sub(rf" {memory}\b", f" {_MEMORY[memory]}", str(out.get("label", "")))
     return out
+
+
+def current_request(spec: Any) -> Any:
+    """Return the content of a spec without the threads of a command for which nobody asked: earlier versions wrote them."""
+    earlier = isinstance(spec, dict) and spec.get("workload") == "command" and "batch_size_cap" in spec
+    return {name: spec[name] for name in spec if name != "threads_per_device"} if earlier else spec
 
 
 def current_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,18 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
+from pathlib import PurePosixPath
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from bench import registry
 from bench.renamed import current_machine, former_machine, former_spec
 from bench.vendors import VENDORS, Vendor
 
 Scalar = bool | int | float | str
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+SLUG = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Slug = Annotated[str, StringConstraints(pattern=SLUG)]
 """A name that is also a folder: lower-case letters, digits, - and _, so that it stays inside its parent folder."""
 METERS = r"^[a-z0-9][a-z0-9_-]{0,63}(:/[^,]+)?$"
 """Names of meters in `bench.registry`; `replay:/path` plays a recorded trace instead of reading hardware."""
@@ -74,7 +89,7 @@ class Choice(Model):
 
 
 MEASURE = "measure"
-"""The suite of the commands that `bench measure` runs."""
+"""The suite of the commands that `bench measure` runs without a name."""
 COMMAND = "command"
 """The workload that runs a command of the user, which decides on its batch and its length."""
 
@@ -84,6 +99,19 @@ AXES = (
     *("finetune", "pruning", "quantization", "distillation"),
 )
 """Fields of RunSpec that hold a Choice: how the model is trained. Each axis has a registry of names."""
+UNKNOWN_OF_COMMANDS = (
+    *AXES,
+    *("gradient_accumulation_steps", "seed", "cold", "warmup_seconds", "memory_limit_bytes", "batch_size_cap"),
+    *("batch_size_per_device", "validation", "target", "inference_seconds"),
+)
+"""Fields that a command of the user does not follow unless its text names them: nobody asked for their values."""
+
+
+def names_in_braces(text: str) -> set[str]:
+    """Return the names that `str.format` would look up in a text; none where its braces do not match."""
+    with suppress(ValueError):
+        return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}
+    return set()
 
 
 def devices_per_copy(parallelism: Choice, devices: int) -> int:
@@ -119,11 +147,23 @@ class Target(Model):
     value: float
 
 
+def program_name(argv: str) -> str:
+    """Name what a command line runs: its first script (`train.py`), its module (`-m pkg.train`), or its program."""
+    words = [argv]
+    with suppress(ValueError):
+        words = shlex.split(argv) or words
+    names = [PurePosixPath(word).name for word in words]
+    module = [after for before, after in pairwise(words) if before == "-m"]
+    scripts = [name for name in names if re.fullmatch(r"[\w.-]+\.(py|sh|R|jl|js)", name)]
+    name = next(iter((*scripts, *[m for m in module if not m.startswith("torch.distributed")], *names)), argv)
+    return name.replace("{", "").replace("}", "")[:40] or COMMAND
+
+
 def _hash(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
 
 
-_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder"})
+_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder", "work"})
 """Fields of RunSpec in which runs of the same configuration may differ."""
 _CACHED = ("config_id", "label")
 
@@ -136,11 +176,16 @@ class RunSpec(Model):
     `batch_size_cap`. `gradient_accumulation_steps` such batches make one step of the optimizer. `memory_limit_bytes` is the
     limit of a rank: torch enforces it on a GPU (default: none); on a CPU, `max` fills it (default: 80 % of free memory /
     ranks). A run that `saves` weights under a name provides them to runs of the same repeat that `needs` the name. The
-    workload `command` ends by itself, and may leave the batch open.
+    workload `command` ends by itself, or after `measure_steps` or `measure_seconds`, and may leave the batch and the threads
+    open; with `open_devices` (`bench measure`) it decides on its devices too, of which `devices_per_node` are the most.
+    `words` are what stands for some `{name}` in its text, where that is not the value; `work` names the arguments that say
+    what it trains, not how.
     """
 
     workload: Slug
     workload_args: dict[str, Scalar] = {}
+    words: dict[str, list[str]] = {}
+    work: list[str] = []
     parallelism: Choice = Choice(name="ddp")
     precision: Choice = Choice(name="fp32")
     optimizer: Choice = Choice(name="adamw")
@@ -162,7 +207,8 @@ class RunSpec(Model):
     device_type: Annotated[Literal["cpu", "gpu"], BeforeValidator(current_machine)]
     num_nodes: Literal[1] = 1
     devices_per_node: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    threads_per_device: _Whole = 1
+    open_devices: bool = False
+    threads_per_device: _Whole | None = 1
     batch_size_per_device: _Whole | Literal["max"] | None = None
     memory_limit_bytes: Annotated[int, Field(ge=1, le=2**50)] | None = None
     batch_size_cap: _Whole = 1024
@@ -177,12 +223,38 @@ class RunSpec(Model):
     repeat: Annotated[int, Field(ge=0, lt=1000)] = 0
     timeout_seconds: Annotated[float, Field(gt=0, le=2_000_000)] = 600.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _threads_of_a_command(cls, value: Any) -> Any:
+        open_ = isinstance(value, dict) and value.get("workload") == COMMAND
+        return {"threads_per_device": None, **value} if open_ else value
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        if self.workload != COMMAND:
+            return fields
+        named = self.placeholders | ({"batch_size_per_device"} if "global_batch_size" in self.placeholders else set())
+        return {name: fields[name] for name in fields if name not in UNKNOWN_OF_COMMANDS or name in named}
+
+    @property
+    def placeholders(self) -> set[str]:
+        """Names that the text of a command has in braces."""
+        return names_in_braces(str(self.workload_args.get("argv")))
+
+    @property
+    def threads(self) -> int:
+        """Threads of a rank; 1 where they are left open."""
+        return self.threads_per_device or 1
+
     @model_validator(mode="after")
     def _one_way_to_measure(self) -> Self:
         if self.workload == COMMAND:
-            if self.measure_steps is not None or self.measure_seconds is not None:
-                raise ValueError("a command ends by itself: leave measure_steps and measure_seconds out")
+            if self.measure_steps is not None and self.measure_seconds is not None:
+                raise ValueError("give measure_steps or measure_seconds, not both")
             return self
+        if self.threads_per_device is None:
+            raise ValueError("'threads_per_device' is missing")
         if self.batch_size_per_device is None:
             raise ValueError("'batch_size_per_device' is missing (or global_batch_size)")
         if (self.measure_steps is None) == (self.measure_seconds is None):
@@ -224,6 +296,7 @@ class RunSpec(Model):
     def config_id(self) -> str:
         """Hash of the configuration: everything but seed, repeat and its place on a ladder, where it is not the default.
 
+        For how long `bench measure` looks at a command makes no other configuration of it.
         A plan of 10,000 runs asks for it several times a run, so it is computed once. A GPU is hashed by its former name,
         so that stored runs keep their configuration.
         """
@@ -235,17 +308,18 @@ class RunSpec(Model):
         return _hash(former_spec(self._configuration()))
 
     def _configuration(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
+        fields = self.model_dump(mode="json", exclude=set(_NOT_CONFIGURATION), exclude_defaults=True)
+        if self.workload != COMMAND:
+            return fields
+        left = {"threads_per_device", *(("measure_steps", "measure_seconds") if self.open_devices else ())}
+        open_ = {name: fields[name] for name in fields if name not in left}
+        return open_ if self.threads_per_device is None else open_ | {"threads_per_device": self.threads_per_device}
 
     @cached_property
     def label(self) -> str:
         """A readable name of the configuration; not unique."""
         if self.workload == COMMAND:
-            told = {"devices": self.world_size, "precision": self.precision, **self.workload_args}
-            argv = str(self.workload_args.get("argv", COMMAND))
-            filled = re.sub(r"\{(\w+)[^{}]*\}", lambda name: str(told.get(name[1], name[0])), argv)
-            own = [f"{k}={v}" for k, v in sorted(self.workload_args.items()) if f"{{{k}" in argv]
-            return " ".join([filled if len(filled) <= 60 else f"{filled[:60]} {' '.join(own)}", f"d{self.world_size}"])
+            return self._command_label()
         args = [str(v) for k, v in sorted(self.workload_args.items()) if k in ("preset", "architecture")]
         batch = f"b{self.global_batch_size or self.batch_size_per_device}"
         plain = ("parallelism", "precision")
@@ -255,6 +329,16 @@ class RunSpec(Model):
         axes = [str(self.precision), str(self.parallelism), *(str(getattr(self, axis)) for axis in rest)]
         names = [f"{word}-{name}" for word, name in (("from", self.needs), ("saves", self.saves)) if name is not None]
         return " ".join([self.workload, *args, f"d{self.world_size}", batch, *axes, *names])
+
+    def _command_label(self) -> str:
+        """Name a command by its program, its own arguments and the axes that it is told of."""
+        argv, named = str(self.workload_args.get("argv", COMMAND)), self.placeholders
+        arguments = sorted((name, value) for name, value in self.workload_args.items() if name in named)
+        own = [f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in arguments]
+        axes = [str(getattr(self, axis)) for axis in AXES if axis in named]
+        size = self.global_batch_size or self.batch_size_per_device
+        batch = [f"b{size}"] if named & {"batch_size_per_device", "global_batch_size"} else []
+        return " ".join([program_name(argv), *own, f"d{self.world_size}", *batch, *axes])
 
     @property
     def run_id(self) -> str:
@@ -291,16 +375,65 @@ class Site(Model):
         return self
 
 
+def word_key(value: Any) -> str:
+    """Return a value as the key of a map of words: `true`, `2`, `bf16`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def with_words(document: Any, axes: str) -> Any:
+    """Move the maps `{value: [words]}` of the fields of a suite, or of a search, to its key `words`.
+
+    In the part with its `axes` the values remain; in the defaults nothing does, and the axes list the values.
+    """
+    if not isinstance(document, dict):
+        return document
+    words, parts = dict(document.get("words") or {}), {}
+    for part in ("defaults", axes):
+        fields = document.get(part)
+        if not isinstance(fields, dict):
+            continue
+        inner = fields.get("workload_args")
+        if isinstance(inner, dict) and any(_are_words(entry) for entry in inner.values()):
+            rest = {name: entry for name, entry in inner.items() if not _are_words(entry)}
+            dotted = {f"workload_args.{name}": entry for name, entry in inner.items() if _are_words(entry)}
+            fields = {**fields, "workload_args": rest, **dotted}
+        parts[part] = kept = dict[str, Any]()
+        for name, entry in fields.items():
+            if _are_words(entry):
+                lists = {word_key(key): [str(word) for word in listed or []] for key, listed in entry.items()}
+                words[str(name).removeprefix("workload_args.")] = lists
+                kept |= {name: list(entry)} if part == axes else {}
+            else:
+                kept[name] = entry
+    return {**document, **parts, **({"words": words} if words else {})}
+
+
+def _are_words(entry: Any) -> bool:
+    """Whether an entry is a map of values to lists of words: `{fp32: [], bf16: [--amp]}`."""
+    reserved = {"on", "choices"}
+    return (
+        isinstance(entry, dict)
+        and bool(entry)
+        and not reserved & set(entry)
+        and all(listed is None or isinstance(listed, list) for listed in entry.values())
+    )
+
+
 class Suite(Site):
     """A file of experiments, as written. `defaults`, `matrix`, `include` and `exclude` hold fields of RunSpec.
 
     They also understand `devices` (a count, or `auto`) and `global_batch_size`, and a dotted name sets one entry of a
     mapping (`workload_args.preset`). A value may depend on the machine: `{on: {cpu: 4, gpu: 16}}`. The steps of a `ladder`
     are added one by one to the defaults, which are its first step.
+
+    Of commands, a map `{fp32: [], bf16: [--amp]}` names the values of a field and the words that stand for them in the text:
+    `words` has these by the `{name}`. `work` names the own arguments that say what is trained; the others say how.
     """
 
     name: Slug
     description: Annotated[str, Field(max_length=2000)] = ""
+    work: list[str] = []
+    words: dict[str, dict[str, list[str]]] = {}
     defaults: dict[str, Any] = {}
     matrix: dict[str, Any] = {}
     include: list[dict[str, Any]] = []
@@ -309,6 +442,11 @@ class Suite(Site):
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 3.0
     """How long idle power is measured before the runs, without and with a context of torch on the GPUs; 0: not at all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _maps_are_words(cls, value: Any) -> Any:
+        return with_words(value, "matrix")
 
     @property
     def site(self) -> Site:

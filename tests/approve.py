@@ -222,10 +222,9 @@ def command_record(argv: str, readings: str, **changed: Any) -> RunRecord:
 
 def imports() -> str:
     """A table of which one row is of no use: first as it would be imported, then imported."""
-    text = "model,gpus,tok_s,step_ms,precision,node\n7B,8,24000,340,bfloat16,a\n7B,16,46500,352,bfloat16,a\n"
-    text += "7B,16,45900,354,bfloat16,b\n7B,32,86k,380,bfloat16,a\n"
-    named = ("--map", "model=workload_args.model", "--map", "gpus=devices", "--map", "tok_s=tokens_per_second")
-    named += ("--map", "step_ms=step_seconds:0.001")
+    text = "model,gpus,speed,step_ms,precision,node\n7B,8,24000,340,bfloat16,a\n7B,16,46500,352,bfloat16,a\n"
+    text += "7B,16,45900,354,bfloat16,b\n7B,32,86q,380,bfloat16,a\n7B,64,OOM,,bfloat16,a\n"
+    named = ("--map", "speed=tokens_per_second")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("theirs.csv").write_text(text)
         empty_store(Path(folder))

@@ -489,3 +489,13 @@ def test_planted_causes_in_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["memory to spare"]["action"] == "batch_size_per_device: max"
     assert "does not fit into memory" in found["out of memory"]["sentence"]
     assert not {"throttled", "shared", "failures"} & set(found)
+
+
+def test_advice_on_a_measured_command_is_in_the_options_of_bench_measure() -> None:
+    busy = [row | {"open_devices": True, "flags": "noisy_host"} for row in runs()]
+    found = advised(busy)
+    assert "next" not in found, "one measurement has nothing to vary"
+    assert found["steadiness"].action.startswith(("--seconds ", "--steps "))
+    failed = rows.make(repeat=9, status=Status.FAILED, message="no file") | {"open_devices": True}
+    assert "failed command" in advised(busy, [failed])
+    assert "next" in advised(runs())

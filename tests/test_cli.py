@@ -135,6 +135,8 @@ def test_show_as_json() -> None:
         (["show"], "Missing argument"),
         (["help", "flag"], "no topic 'flag': did you mean 'flags'?"),
         (["show", "none.yaml"], "none.yaml: no such file"),
+        (["run", SCALING.removesuffix(".yaml")], f"no such file; did you mean {SCALING}?"),
+        (["show", SCALING, "--set", "repeat=5"], "did you mean 'repeats'"),
         (["show", SCALING, "--set", "precision=fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
         (["show", SCALING, "--only", "precision=fp31"], "no run has precision=fp31; allowed: bf16, fp32"),
         (["show", SCALING, "--region", "Narnia"], "region 'Narnia' is not known"),
@@ -143,7 +145,7 @@ def test_show_as_json() -> None:
         (["show", SCALING, "--price", "1", "--capital-price", "1"], "give --price (rented) or --capital-price (owned)"),
         (
             ["show", SCALING, "--capital-price", "-1"],
-            "bench: --capital-price: Input should be greater than or equal to 0",
+            "bench: --capital-price: '-1' is no number above 0",
         ),
         (
             ["show", SCALING, "--price-note", "x" * 201],

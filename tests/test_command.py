@@ -7,13 +7,13 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from bench import steps as reporter
 from bench.figures.metrics import parameters
 from bench.record import Measurement
 from bench.run.command import execute, failure_of, run
@@ -82,7 +82,7 @@ def test_a_mistake_in_braces_is_told_and_is_no_traceback(argv: str, message: str
         ({"argv": "  "}, "argv is empty"),
         ({"argv": "echo 'open"}, "No closing quotation"),
         ({"argv": "x", "step_pattern": "("}, "not a regular expression"),
-        ({"argv": "x", "step_pattern": "(?P<lost>.)"}, "groups are step, .* and loss, not lost"),
+        ({"argv": "x", "step_pattern": "(?P<sampels>.)"}, "unknown group 'sampels': did you mean 'samples'"),
         ({"argv": "x", "devices": 3}, "devices: a run has a field of this name"),
         ({"argv": "x", "precision": "bf16"}, "precision: a run has a field of this name"),
     ],
@@ -126,8 +126,7 @@ def test_a_suite_of_commands_is_multiplied_out(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"workload_args.argv": "train {layer}"}, "workload_args: argv: {layer} is not known"),
-        ({"measure_seconds": 3.0}, "a command ends by itself"),
-        ({"measure_steps": 3}, "a command ends by itself"),
+        ({"measure_seconds": 3.0, "measure_steps": 3}, "give measure_steps or measure_seconds, not both"),
         ({"workload_args.list": [1, 2]}, "workload_args.list"),
     ],
 )
@@ -169,7 +168,7 @@ def test_the_exit_code_is_that_of_the_command(tmp_path: Path, code: int) -> None
 def test_a_signal_is_named_even_if_it_has_no_name(tmp_path: Path, number: int, said: str) -> None:
     ended = execute(python(f"import os; os.kill(os.getpid(), {int(number)})"), tmp_path / "steps")
     assert ended.exitcode == -number
-    failure = failure_of(ended.exitcode, tmp_path / "none.log")
+    failure = failure_of(ended, tmp_path / "none.log")
     assert (failure.kind, failure.message.endswith(said)) == ("failed", True)
 
 
@@ -197,9 +196,11 @@ def test_what_all_nodes_print_is_not_the_work_of_one(tmp_path: Path, words: str,
 def test_memory_that_ran_out_is_read_off_the_log(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n")
-    assert failure_of(1, log).kind == "out_of_memory"
+    ended = Ended(1, 0, S, 0.0)
+    assert failure_of(ended, log).kind == "out_of_memory"
     log.write_text("ValueError: no\n")
-    assert (failure_of(1, log).kind, failure_of(1, log).type) == ("failed", "ExitCode")
+    assert (failure_of(ended, log).kind, failure_of(ended, log).type) == ("failed", "ExitCode")
+    assert failure_of(replace(ended, killed_for_memory=True), log).kind == "out_of_memory"
 
 
 def test_a_command_that_is_not_there_is_a_failure_with_its_reason(tmp_path: Path) -> None:
@@ -305,10 +306,11 @@ def test_numbers_of_other_libraries_and_odd_ranks_are_taken(tmp_path: Path, monk
     import torch
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "steps"))
-    monkeypatch.setattr(reporter, "_RANK", "none")
+    monkeypatch.setenv("RANK", "none")
     step(samples=np.int64(3), tokens=torch.tensor(4), loss=torch.tensor(2.5))  # type: ignore[arg-type]
     (line,) = [json.loads(text) for text in (tmp_path / "steps").read_text().splitlines()]
-    assert {name: line[name] for name in line if name != "t_ns"} == {"rank": 0, "samples": 3, "tokens": 4, "loss": 2.5}
+    assert line.pop("t_ns") > 0
+    assert line == {"rank": 0, "pid": os.getpid(), "samples": 3, "tokens": 4, "loss": 2.5}
 
 
 def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
@@ -393,6 +395,25 @@ def test_a_pause_within_a_pause_is_counted_once(tmp_path: Path) -> None:
     assert names(found)[1:] == [("steady", 1, 1.1), ("eval", 1.1, 1.9), ("steady", 1.9, 3)]
 
 
+def test_a_pause_within_one_of_its_own_name_is_part_of_it(tmp_path: Path) -> None:
+    edges = [(1.1, True), (1.3, True), (1.5, False), (1.9, False)]
+    pauses = [mark(t, phase="eval", begin=begin) for t, begin in edges]
+    found = told(tmp_path, *[mark(t) for t in (1, 2, 3)], *pauses)
+    assert found.step_seconds == pytest.approx([0.2, 1])
+    stale = [mark(1.1, phase="eval", begin=True), mark(2.5, phase="eval", begin=False)]  # nothing ends it before a step
+    assert told(tmp_path, *[mark(t) for t in (1, 2, 3)], *stale).window_seconds == 2
+
+
+@pytest.mark.parametrize("apart", [0.5, 10])
+def test_of_two_processes_with_one_rank_the_first_counts(tmp_path: Path, apart: float) -> None:
+    lines = [mark(t + 1 + late, pid=pid, samples=8) for pid, late in ((7, 0), (6, apart)) for t in range(6)]
+    found = told(tmp_path, *lines)
+    assert (found.steps, found.samples, found.window_seconds) == (5, 40, 5)
+    assert found.step_flags == ["separate_trainings"]
+    ranks = [mark(t + 1, rank, pid=rank, samples=8) for rank in range(2) for t in range(6)]
+    assert told(tmp_path, *ranks).step_flags == []
+
+
 def test_time_in_which_steps_end_is_no_pause(tmp_path: Path) -> None:
     inside = [mark(1.5, phase="train", begin=True), mark(3.5, phase="train", begin=False)]
     found = told(tmp_path, *[mark(t) for t in (1, 2, 3, 4)], *inside)
@@ -444,7 +465,16 @@ def test_without_steps_beyond_the_warmup_the_window_is_all_of_the_command(tmp_pa
 
 
 def test_steps_of_the_script_go_before_those_in_the_output(tmp_path: Path) -> None:
-    line = {"text": 0, "integers": []}
+    line = {"text": 0, "integers": [], "kind": "", "total": "", "words": 0}
     output = [mark(t / 10, -1, read=t, **line) for t in range(10, 40)]
     assert told(tmp_path, *output, how=Printed("x", steps_per_line=2)).steps == 58
     assert told(tmp_path, *output, *[mark(t) for t in (1, 2, 3)], how=Printed("x")).steps == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is no number")
+def test_a_report_that_is_no_number_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "steps"))
+    step(samples=float("nan"), loss=[1.0, 2.0], accuracy="n/a", tokens=8)  # type: ignore[arg-type]
+    (line,) = map(json.loads, (tmp_path / "steps").read_text().splitlines())
+    assert line["tokens"] == 8
+    assert not {"samples", "loss", "own"} & set(line)

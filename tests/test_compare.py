@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analytics.judge import stats
-from analytics.judge.comparable import LOST, VANISHED, Repeats, metric_names, unequal_training, usual_metrics
+from analytics.judge.comparable import CONSTANT, LOST, VANISHED, Repeats, metric_names, unequal_training, usual_metrics
 from analytics.judge.compare import Comparison, Effect, costs, effect_of, judged, ladder, match, within
 from analytics.quantities import quantity
 from analytics.runs.frame import frame, summary
@@ -397,7 +397,7 @@ def test_the_same_runs_on_both_sides_are_told() -> None:
 
 def test_what_is_compared_unless_it_is_said() -> None:
     both, estimated = frame(runs(1, 2, 0.01)), frame(runs(1, 2, 0.01, readings="e"))
-    assert usual_metrics(both) == ["tokens_per_second", "joules_per_sample", "peak_memory_bytes"]
+    assert usual_metrics(both) == ["samples_per_second", "joules_per_sample", "peak_memory_bytes"]
     assert usual_metrics(both, estimated)[1] == "joules_per_sample_estimated"
     command = frame([{"config_id": "a", "status": "ok", "duration_seconds": 3.0, "run_id": "r"}])
     assert usual_metrics(command) == ["duration_seconds"]
@@ -434,3 +434,14 @@ def test_within_a_suite_any_configuration_is_the_baseline() -> None:
     assert {c.baseline for c in found.comparisons} == {"preset=tiny bf16"}
     (note,) = found.notes
     assert note.startswith("not compared with preset=tiny bf16, as they did other work: preset=small ")
+
+
+def test_energy_that_rests_on_one_estimated_power_is_not_compared_between_sides() -> None:
+    base, new = (frame([rows.make(d, repeat=r, v=v, readings="e") for r in range(3)]) for d, v in ((1, 2e9), (2, 1e9)))
+    metric = "joules_per_sample_estimated"
+    same = {"config_id": "one"}
+    equal = [side.assign(**same, power_watts_estimated=28.0) for side in (new, base)]
+    (comparison,) = match(*equal, "base", [metric]).comparisons
+    assert comparison.not_compared == {metric: CONSTANT}
+    (comparison,) = match(equal[0].assign(power_watts_estimated=30.0), equal[1], "base", [metric]).comparisons
+    assert comparison.effect(metric) is not None

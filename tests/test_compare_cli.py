@@ -281,8 +281,12 @@ def test_failures_of_half_the_runs_fail_the_gate_where_base_had_none(store: Call
     assert len(gate(1)["broken"]) == 1
     store(runs(), [*bad[:2], *later()[2:]])
     assert gate(0)["broken"] == []
-    store([*runs()[1:], runs()[0] | {"status": "failed"}], [*bad[:3], *later()[3:]])
-    gate(0)
+    once = [*runs()[1:], runs()[0] | {"status": "failed"}]
+    store(once, [*bad[:3], *later()[3:]])
+    assert len(gate(1)["broken"]) == 1, "one failure of BASE excuses no three of NEW"
+    assert "runs of new did not end well, and 1 of" in bench("compare", f"mine@{OLD}", "mine", *GATE).output
+    store([row | {"status": "failed"} for row in runs()[:3]] + runs()[3:], [*bad[:3], *later()[3:]])
+    assert gate(0)["broken"] == [], "as many as before"
 
 
 def decided(condition: str, old: list[Row], *new: list[Row]) -> list[Outcome]:
@@ -343,6 +347,19 @@ def test_a_gate_that_could_compare_nothing_is_wrong_use(store: Callable[..., Non
     assert done.exit_code == 2
     assert "measured and estimated energy are never compared" in done.output
     assert "no configuration could be compared by joules_per_sample" in done.output
+    assert done.stdout.startswith("The gate cannot decide.")
+    assert "passes" not in done.output
+
+
+def test_energy_of_nothing_passes_no_gate(store: Callable[..., None]) -> None:
+    """A meter that reads 0 J has failed; no speed at all is a figure."""
+    store(runs(), [row | {"joules_per_sample": 0.0} for row in later()])
+    condition = ("--fail-if", "joules_per_sample > 1.05")
+    made = document(f"mine@{OLD}", "mine", *condition, code=2)
+    assert states(made) == ["cannot tell"]
+    assert (made["failed"], made["not_compared"]) == (False, ["joules_per_sample > 1.05"])
+    assert bench("compare", f"mine@{OLD}", "mine", *condition).stdout.startswith("The gate cannot decide.")
+    document(f"mine@{OLD}", "mine", *condition, "--fail-if-unsure", code=1)
 
 
 def test_a_gate_on_figures_without_a_ratio_cannot_tell() -> None:
@@ -530,11 +547,11 @@ def test_the_answer_comes_first_and_evidence_only_for_those_who_ask(store: Calla
     assert [getattr(block, "role", "") for block in made[:3]] == ["title", "answer", "answer"]
     assert "against fp32" in title
     assert "5 runs each" in title
-    assert better.startswith("Better: tokens/s with bf16 1.50 (")
-    assert worse.startswith("Worse: tokens/s with fp16 0.50")
+    assert better.startswith("Better: samples/s with bf16 1.50 (")
+    assert worse.startswith("Worse: samples/s with fp16 0.50")
     tables = [block for block in made if isinstance(block, Table)]
     assert [table.detail for table in tables] == [False, True]
-    assert tables[0].columns[:2] == ("change", "tokens/s")
+    assert tables[0].columns[:2] == ("change", "samples/s")
     assert [row[0] for row in tables[0].rows] == ["bf16", "fp16"]
     assert len(tables[1].rows) == len(tables[0].rows) * (len(tables[0].columns) - 1)
 
@@ -544,7 +561,7 @@ def test_an_open_comparison_says_how_many_repeats_would_tell(store: Callable[...
     effect = document("mine")["comparisons"][0]["effects"][0]
     made = answer("mine")
     table = next(block for block in made if isinstance(block, Table))
-    (cell, *_) = [row[table.columns.index("tokens/s")] for row in table.rows]
+    (cell, *_) = [row[table.columns.index("samples/s")] for row in table.rows]
     assert effect["verdict"] == "cannot tell"
     assert cell.endswith(f"?+{effect['more_repeats']}")
     Path("suites").mkdir()

@@ -287,7 +287,7 @@ def test_where_the_packages_are(monkeypatch: pytest.MonkeyPatch, no_estimate: No
 
 
 def test_a_machine_is_watched_for_a_second(clock: Ticking) -> None:
-    watch = doctor.Watch(Machine(cpu_model="x", cpu_count=1))
+    watch = doctor.Survey(Machine(cpu_model="x", cpu_count=1))
     assert watch.seconds == pytest.approx(1.0, abs=2 * doctor.READING_INTERVAL)
 
 

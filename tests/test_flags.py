@@ -109,7 +109,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("noisy_host", "B", probes(1e15, 0.97e15)),
     ("straggler", "B", ranks(0.10, 0.10, 0.12)),
     ("straggler", "B", ranks(0.10, 0.12)),
-    *((flag, FLAGS[flag].grade, {"step_flags": [flag]}) for flag in OF_STEPS),
+    *((flag, FLAGS[flag].grade, {"step_flags": [flag]}) for flag in (*OF_STEPS, "ended_early")),
 ]
 
 
@@ -155,10 +155,10 @@ def test_memory_of_others_before_the_run_makes_a_gpu_shared(monkeypatch: pytest.
 def test_every_flag_but_that_of_repeats_can_be_set() -> None:
     elsewhere = {"meter_failed", "pue_unknown", "unvalidated_sensor", "no_steps", "steady_unknown", "module_scope"}
     elsewhere |= {
-        "energy_components_differ",
+        *("energy_components_differ", "lengths_differ"),
         "wide_edges",
         "electricity_unknown",
-        "fewer_devices",
+        *("devices_differ", "precision_differs"),
         "imported",
         *("board_scope", "unverified_meter"),
     }  # by analytics, trace, cost

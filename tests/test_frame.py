@@ -82,6 +82,21 @@ def test_repeats_that_measured_different_components_are_flagged() -> None:
     assert table["flags"].tolist() == ["hot noisy energy_components_differ"]
 
 
+@pytest.mark.parametrize(
+    ("first", "other", "flags"),
+    [(9.0, 9.0, ""), (None, None, ""), (9.0, 5.0, "lengths_differ"), (None, 5.0, "lengths_differ")],
+)
+def test_whole_runs_of_different_lengths_are_flagged(first: float | None, other: float | None, flags: str) -> None:
+    """Speeds of steps do not depend on the length, so they need no flag."""
+    for rate, expected in ((None, flags), (20.0, "")):
+        fixed = {"flags": "", "samples_per_second": rate, "tokens_per_second": None}
+        runs = [
+            rows.make(repeat=repeat) | fixed | {"measure_seconds": length}
+            for repeat, length in enumerate((first, other))
+        ]
+        assert summary(frame(runs))["flags"].fillna("").tolist() == [expected]
+
+
 def test_failures_are_counted_and_not_summarised() -> None:
     given = [rows.make(), rows.make(repeat=1, status=Status.FAILED), rows.make(2, status=Status.TIMEOUT)]
     table = summary(frame(given))

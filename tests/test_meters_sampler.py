@@ -243,9 +243,9 @@ def test_a_hung_sidecar_is_given_up(tmp_path, monkeypatch):
 
 
 def test_a_sidecar_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr("bench.meters.sidecar.sys.executable", "/nowhere/python")
+    monkeypatch.setattr("bench.process.sys.executable", "/nowhere/python")
     assert "did not start" in Sidecar(["nvml"]).start().error
-    monkeypatch.setattr("bench.meters.sidecar.sys.executable", "/bin/false")
+    monkeypatch.setattr("bench.process.sys.executable", "/bin/false")
     sidecar = Sidecar(["nvml"])
     sidecar.start()
     assert "did not start" in sidecar.error

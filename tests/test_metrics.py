@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bench.figures.carbon import carbon, intensity
+from bench.figures.carbon import carbon
 from bench.figures.cost import cost, recost
 from bench.figures.metrics import headline, labels, metrics, missing_components, parameters, peak_flops, row, systematic
+from bench.figures.regions import intensity
 from bench.record import (
     GpuConditions,
     IdlePower,

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.process import module_command
 from bench.record import Status
 from bench.run.collect import Context, collect
 from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, make_launcher
@@ -18,7 +18,7 @@ from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu
 from tests.processes import PATIENCE, Finished, records, run, until
 
-NODE = [sys.executable, "-P", "-m", "bench.run.node"]
+NODE = module_command("bench.run.node")
 
 
 def command(argv: str, **more: Any) -> RunSpec:

@@ -52,7 +52,7 @@ def test_devices_that_the_machine_lacks_are_flagged_everywhere() -> None:
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Scalar]]:
     made = rows.grid(tuple(LOSS), loss=LOSS)
-    monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
+    monkeypatch.setattr("analytics.runs.selection.select", lambda *_, **__: made)
     return made
 
 
@@ -73,7 +73,7 @@ def test_fit_predicts_what_is_asked_for() -> None:
 
 def test_a_host_of_two_cores_has_no_eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     made = rows.grid((1, 2), cores=2)
-    monkeypatch.setattr("analytics.runs.selection.select", lambda **_: made)
+    monkeypatch.setattr("analytics.runs.selection.select", lambda *_, **__: made)
     four, eight = json.loads(bench("fit", "--devices", "4,8", "--json").stdout)["predictions"][:2]
     assert "beyond_this_machine" in four["flags"]
     assert "beyond_this_machine" in eight["flags"]

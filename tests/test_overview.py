@@ -88,6 +88,9 @@ def test_runs_that_failed_alike_are_one_reason() -> None:
     assert "batch_size_per_device: 4" in memory.remedy
     assert other.reason == "SyntheticError: another cause"
     assert "--retry" in other.remedy
+    (measured,) = overview.reasons(frame(given[3:4]).assign(open_devices=True)).itertuples()
+    assert "measure it again" in measured.remedy
+    assert "--retry" not in measured.remedy
     assert other.newest > memory.newest
     assert overview.lines(skip) == ["skipped: 1 run (synthetic): needs a GPU"]
     assert overview.lines(memory)[0].startswith("out of memory: 3 runs, the newest 2026-01-02 03:06:05 UTC")

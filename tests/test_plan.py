@@ -17,9 +17,10 @@ from analytics.plan.plan import Plan, Question, best, next_runs
 from analytics.plan.speed import SIZE, GivenSpeed, OwnSpeed, PriorSpeed, own_speed, priors
 from analytics.runs.frame import frame
 from analytics.runs.imported import imported
+from analytics.say.plan import answer
 from analytics.work import implied_mfu, language_model, sample_work
-from bench.figures.carbon import intensity
 from bench.figures.cost import cost
+from bench.figures.regions import intensity
 from bench.schema import Choice, Site
 from tests import published_plan
 from tests.rows import V, energy, grid
@@ -454,6 +455,19 @@ def test_the_same_model_takes_its_tokens_over_tokens_a_second(
     option = Plan(question(work=work, speed=speed, devices=(8,))).options[0]
     assert option.duration_seconds.value / DAY == pytest.approx(1e12 / 80e3 / DAY, rel=0.02)
     assert option.flags == ()
+
+
+def test_runs_of_others_are_less_sure_than_ones_own(tmp_path: Path) -> None:
+    """Three rows of one source agree with each other; that another machine does the same, nothing shows."""
+    work = language_model(7e9, 1e12, sequence=2048)
+    speed, _ = own_speed(theirs(tmp_path), find("H100-SXM"), "bf16", work)
+    assert speed is not None
+    plans = [Plan(question(work=work, speed=one, devices=(8, 32))) for one in (speed, replace(speed, imported=False))]
+    for foreign, own in zip(*(plan.options for plan in plans), strict=True):
+        wide, narrow = foreign.duration_seconds, own.duration_seconds
+        assert wide.value == pytest.approx(narrow.value, rel=0.02)
+        assert wide.high / wide.low > 1.4 > 1.2 > narrow.high / narrow.low
+    assert "intervals are wider" in " ".join(str(block) for block in answer(plans[0])[1])
 
 
 def test_another_model_is_counted_by_the_same_rule(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def published(suite: Suite, machine: Machine = CPU) -> list[RunSpec]:
             {"warmup_steps": 12, "measure_steps": None, "measure_seconds": 60.0},
         ),
         (
-            {"workload": "command", "workload_args.argv": "true", "workload_args.preset": None},
+            {"workload": "command", "workload_args.argv": "true {batch_size_per_device}", "workload_args.preset": None},
             {**SHORT, "measure_steps": None, "measure_seconds": None},
             {},
         ),

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from bench.figures.carbon import intensity
 from bench.figures.cost import recost
+from bench.figures.regions import intensity
 from bench.record import RunRecord, Status
 from bench.schema import Site
 from bench.store import tracker as tracking

@@ -60,7 +60,7 @@ def test_ratios_have_their_intervals_and_verdicts() -> None:
 
 def test_what_is_compared_by_default() -> None:
     given = grid()
-    assert strategies.metrics(frame(given))[1] == ["tokens_per_second", ENERGY, "peak_memory_bytes"]
+    assert strategies.metrics(frame(given))[1] == ["samples_per_second", ENERGY, "peak_memory_bytes"]
     reached = [row | {"seconds_to_target": 4.0, "target_reached": 1.0} for row in given]
     assert strategies.metrics(frame(reached))[1][0] == "seconds_to_target"
     silent = [row | {"samples_per_second": None, "tokens_per_second": None} for row in given]
@@ -159,7 +159,7 @@ def test_candidates_and_what_the_address_keeps(open_page: Open) -> None:
     app = open_page(grid())
     found = table(app, "change")
     assert found["change"].tolist() == ["bf16", "fp16"]
-    assert found["tokens/s"].str.contains(r"^2\.0.* better$").tolist() == [True, False]
+    assert found["samples/s"].str.contains(r"^2\.0.* better$").tolist() == [True, False]
     app.selectbox(key="baseline").select("bf16").run()
     assert not app.exception
     assert table(app, "change")["change"].tolist() == ["fp32", "fp16"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from bench.process import module_command
 from bench.run import launcher
 from tests.processes import PATIENCE
 
@@ -76,7 +77,7 @@ def _node(
             os.dup2(new, old)
     stdin.close()
     stdout.close()
-    assert command[:4] == [sys.executable, "-P", "-m", "bench.run.node"]
+    assert command[:4] == module_command("bench.run.node")
     sys.argv = command[3:]
     from bench.run import node
 

@@ -13,6 +13,7 @@ from analytics.quantities import quantity
 from analytics.runs.frame import COUNTS, asked, values
 from analytics.text import number, printable
 from bench.record import Provenance, Status
+from bench.schema import COMMAND
 
 _WORK = {"workload": "workload", "dataset_digest": "data", "global_batch_size": "batch"}
 _WORK |= {"device_name": "device", "region": "region"}
@@ -34,7 +35,7 @@ def usual_metrics(*frames: pd.DataFrame) -> list[str]:
     """Choose the metrics of a comparison by default: speed, energy of a sample, memory and loss, where all know them."""
     known = set(metric_names(frames[0])).intersection(*(metric_names(df) for df in frames))
     usual = (
-        ("tokens_per_second", "samples_per_second", "duration_seconds"),
+        ("samples_per_second", "tokens_per_second", "duration_seconds"),
         ("joules_per_sample", "joules_per_sample_estimated"),
         ("peak_memory_bytes",),
         ("validation_loss",),
@@ -167,13 +168,19 @@ def equal_power(*sides: Repeats) -> bool:
     return bool(watts) and max(watts) <= 1.01 * min(watts)
 
 
-def constant_power(df: pd.DataFrame) -> bool:
-    """Whether the estimated power is one within 1 % in all runs on as many devices, of two or more configurations each."""
-    ok = df.loc[df["status"] == Status.OK, ["config_id", "devices", "power_watts_estimated"]].dropna()
-    groups = ok.groupby("devices")
-    watts = groups["power_watts_estimated"]
-    same = (watts.max() <= 1.01 * watts.min()) & (groups["config_id"].nunique() > 1)
-    return bool(len(ok)) and bool(same.all())
+def constant_power(*sides: pd.DataFrame) -> bool:
+    """Whether the estimated power is one within 1 % in all runs, or in all on as many devices.
+
+    Two or more configurations share it, where each side of a comparison has its own.
+    """
+    ok = pd.concat([side.assign(side=place) for place, side in enumerate(sides)], ignore_index=True)
+    ok = ok.loc[ok["status"] == Status.OK, ["side", "config_id", "devices", "power_watts_estimated"]].dropna()
+    for whose in (ok["devices"], pd.Series(0, index=ok.index)):
+        watts = ok.groupby(whose)["power_watts_estimated"]
+        several = ok.drop_duplicates(["side", "config_id"]).groupby(whose).size() > 1
+        if len(ok) and bool(((watts.max() <= 1.01 * watts.min()) & several).all()):
+            return True
+    return False
 
 
 def _other_energy(candidate: Repeats, baseline: Repeats) -> str | None:
@@ -192,7 +199,8 @@ def _kind(label: str) -> str:
 
 
 def _training(runs: pd.DataFrame) -> tuple[float, float, bool]:
-    seen = (runs["trained_steps"] * runs["global_batch_size"]).astype("float64")
+    steps = runs["trained_steps"].fillna(runs["steps"].where(runs["workload"] == COMMAND))
+    seen = (steps * runs["global_batch_size"]).astype("float64")
     return float(seen.min()), float(seen.max()), bool(runs["target_reached"].notna().any())
 
 

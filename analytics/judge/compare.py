@@ -29,10 +29,10 @@ from analytics.judge.comparable import (
     metric_names,
 )
 from analytics.quantities import Better, quantity
-from analytics.runs.frame import COUNTS, IDENTITY, asked, configurations, names, values
+from analytics.runs.frame import COUNTS, IDENTITY, asked, configurations, names, values, varied, work_arguments
 from analytics.text import printable
 from bench.record import Status
-from bench.schema import AXES, COMMAND, RunSpec
+from bench.schema import AXES, COMMAND, MEASURE, RunSpec
 
 PAIRS_FROM = 3
 """Launches are paired from this many pairs on: with two, Student's t has one degree of freedom and tells nothing."""
@@ -41,8 +41,6 @@ COSTS = (
     *("seconds_to_target", "energy_to_target_joules", "energy_to_target_joules_estimated", "cost_to_target_usd"),
 )
 """Metrics of what the same work takes, or the way to the target."""
-LOADER = ("workload_args.workers", "workload_args.pin_memory")
-"""Arguments of a workload that change neither its model nor its data."""
 BESIDE = ("timeout_seconds", "batch_size_cap", "saves")
 """What configurations may differ in besides the compared thing: it does not change the steady speed."""
 _BATCH = ("batch_size_per_device", "global_batch_size")
@@ -274,7 +272,8 @@ class Configurations:
         table = _in_order(self.df)
         self.rows = {str(row["config_id"]): row for _, row in table.iterrows()}
         self.names = {config: str(row["name"]) for config, row in self.rows.items()}
-        own = [c for c in asked(table) if c not in BESIDE and (c in LOADER or c.split(".")[0] not in _KIND)]
+        kinds = {"workload", *work_arguments(table)}
+        own = [c for c in varied(table) if c not in BESIDE and c not in kinds]
         cells = {name: values(table[name]) for name in own}
         self._options = [
             dict(zip(self.rows, zip(*(cells[name] for name in options), strict=True), strict=True))
@@ -389,7 +388,8 @@ def match(
     known = known.where(~twice, known.replace("plain", "") + " " + table["config_id"]).str.strip()
     called = dict(zip(table["config_id"], known, strict=True))
     both, gone = ([config for config in old if (config in new) is there] for there in (True, False))
-    plain = {m: {c: effect_of(m, new[c], old[c]) for c in both} for m in metrics}
+    constant = constant_power(*newest)
+    plain = {m: {c: effect_of(m, new[c], old[c], constant=constant) for c in both} for m in metrics}
     outcomes = {metric: {**effects, **judged(effects, equivalence)} for metric, effects in plain.items()}
     comparisons = [
         compare(new[config], old[config], called[config], baseline_name, {m: outcomes[m][config] for m in metrics})
@@ -476,20 +476,23 @@ def within(
     return Matched(comparisons, [], [], [], [*notes, *_older("BASE", df, found.df)])
 
 
-_KIND = ("workload", "workload_args")
-
-
 def _same_work(one: pd.Series, other: pd.Series) -> bool:
     """Whether a sample is the same work: the workload with the same arguments, or as much FLOP within 1 %.
 
-    What a command does is its own affair.
+    Of a command those arguments count that say what is trained.
     """
     if str(one["workload"]) != str(other["workload"]):
         return False
-    arguments = [name for name in other.index if str(name).startswith("workload_args.")]
-    if other["workload"] == COMMAND or all(str(one[name]) == str(other[name]) for name in arguments):
+    command = other["workload"] == COMMAND
+    arguments = [name for name in map(str, other.index) if name.startswith("workload_args.")]
+    if command:
+        named = str(other["work"]).split()
+        own = other["suite"] == MEASURE  # there the command itself says what it trains
+        arguments = [name for name in arguments if name in named or (own and name == "workload_args.argv")]
+    if all(str(one[name]) == str(other[name]) for name in arguments):
         return True
-    return bool(abs(one["flops_per_sample"] - other["flops_per_sample"]) <= 0.01 * other["flops_per_sample"])
+    near = abs(one["flops_per_sample"] - other["flops_per_sample"]) <= 0.01 * other["flops_per_sample"]
+    return not command and bool(near)
 
 
 def ladder(df: pd.DataFrame) -> list[Comparison]:

@@ -17,13 +17,13 @@ import pandas as pd
 
 from analytics.interval import Interval, geometric_mean
 from analytics.judge.comparable import unequal_training
-from analytics.judge.compare import LOADER
-from analytics.judge.objectives import REMEDIES, Objective, Per, columns, estimated, mixed, unequal_terms
-from analytics.runs.frame import IDENTITY, names, summary, telling
+from analytics.judge.objectives import Objective, Per, columns, estimated, mixed, remedy, unequal_terms
+from analytics.runs.frame import IDENTITY, names, summary, telling, work_arguments
 from analytics.text import number, printable
 from analytics.work import short
 from bench.errors import BadValue
 from bench.record import Status
+from bench.schema import COMMAND
 
 if TYPE_CHECKING:
     from analytics.judge.objectives import Amount
@@ -68,7 +68,8 @@ def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 10
     if unknown or not objectives:
         raise BadValue(f"objective {', '.join(unknown) or 'missing'}: allowed are {', '.join(OBJECTIVES)}")
     trained, _ = without_probes(df)
-    objectives = list(dict.fromkeys(objectives))
+    command = tuple(objectives) == DEFAULT and trained["workload"].eq(COMMAND).all()  # it has no held-out samples here
+    objectives = [name for name in dict.fromkeys(objectives) if not (command and name == "quality")]
     return [front_of(work, runs, objectives, draws=draws, seed=seed) for work, runs in works(trained)]
 
 
@@ -81,11 +82,10 @@ def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 def works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Split the runs that ended well into those that do the same work, each with a name.
 
-    That is: the same workload, data, model and FLOP of a sample.
+    That is: the same workload, data, model and FLOP of a sample. Of a command, its suite says what is its model.
     """
     df = df[df["status"] == Status.OK]
-    arguments = [name for name in df.columns if name.startswith("workload_args.") and name not in LOADER]
-    shared = ["workload", "dataset", "dataset_digest", *arguments]
+    shared = ["workload", "dataset", "dataset_digest", *work_arguments(df)]
     methods = [name for name in df.columns if name.split(".")[0] in _LIGHTER]
     texts = df[[*shared, *methods]].astype("str").fillna("")
     sizes = df["flops_per_sample"].groupby([texts[name] for name in texts]).transform(_sizes)
@@ -135,7 +135,7 @@ def known(
     for name in wanted:
         told = [c for c in columns(name, per) if c in runs and runs[c].notna().any()]
         complete = [Objective(name, c, size) for c in told if np.isfinite(runs[c]).all()]
-        why = REMEDIES[name] if not told else _incomplete(name, told) if not complete else ""
+        why = remedy(name, runs) if not told else _incomplete(name, told) if not complete else ""
         if name != "quality" and complete and not (runs[complete[0].column] > 0).all():
             why = "some figures are not above 0"
         why = why or (_unequal(runs) if name == "quality" and per != "target" else "") or mixed(runs, complete[0])

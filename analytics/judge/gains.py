@@ -10,6 +10,7 @@ import pandas as pd
 from analytics.judge.advice import Advice, Case, Evidence, weighed
 from analytics.judge.matched import Change, flagged
 from analytics.judge.stats import LOSS, SAME
+from bench.schema import COMMAND
 
 _TIMES = ("time", "time in use")
 _REASONS = {
@@ -93,7 +94,8 @@ def _quality(change: Change) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the measure of quality that has a verdict, or else the limit that it has none."""
     measure = change.quality
     if change.metric(measure) is None:
-        return (), ("quality_unknown",)
+        command = any(side["workload"].eq(COMMAND).any() for side in change.runs)
+        return (), ("quality_of_command" if command else "quality_unknown",)
     if change.refusal(measure) is not None:
         return (), ("quality_not_compared",)
     return ((), ("quality_unclear",)) if change.verdict(measure) == "cannot tell" else ((measure,), ())

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from analytics.judge import stats
 from analytics.judge.comparable import LOST, VANISHED
 from analytics.judge.compare import Comparison
+from analytics.quantities import quantity
 from bench.errors import BadValue
 
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -93,7 +94,10 @@ def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
     effect = comparison.effect(condition.metric)
     if effect is None:
         reason = comparison.not_compared.get(condition.metric, "it is not known")
-        states: dict[str, State] = {VANISHED: condition.state(0.0, 0.0), LOST: "fails"}
+        # No training costs nothing: a figure of 0 is no measurement. No speed at all is one.
+        gone = condition.state(0.0, 0.0)
+        gone = "cannot tell" if gone == "holds" and _never_zero(condition.metric) else gone
+        states: dict[str, State] = {VANISHED: gone, LOST: "fails"}
         return replace(found, reason=reason, state=states.get(reason, "cannot tell"))
     found = replace(found, ratio=effect.ratio, low=effect.low, high=effect.high, repeats=effect.repeats)
     if effect.low is None or effect.high is None or effect.repeats < REPEATS:
@@ -101,6 +105,10 @@ def _outcome(condition: Condition, comparison: Comparison) -> Outcome:
     distance = math.log(effect.ratio / condition.ratio) * (-1 if "<" in condition.operator else 1)
     p_value = stats.p_beyond(distance, effect.error or 0.0, effect.degrees or math.inf)
     return replace(found, state=condition.state(effect.low, effect.high), p_adjusted=p_value)
+
+
+def _never_zero(metric: str) -> bool:
+    return quantity(metric).better == "less" and re.search("share|bubble|loss", metric) is None
 
 
 def _among(tests: int, found: Outcome, condition: Condition, comparison: Comparison) -> Outcome:
@@ -116,16 +124,24 @@ def _among(tests: int, found: Outcome, condition: Condition, comparison: Compari
 def broken(comparisons: Sequence[Comparison], *, skipped: bool) -> list[tuple[str, str]]:
     """Return the configurations that ended well in the baseline and not in the candidate, and how they ended.
 
-    Those whose every second run failed count where none of the baseline did; those `skipped` only if asked.
+    Those count too of which every second run failed, if twice as many of the baseline ended well; those `skipped` only if
+    asked.
     """
     out = []
     for c in comparisons:
         (good, every), (good_before, every_before) = c.ended, c.baseline_ended
         if c.baseline_status == "ok" and c.status != "ok" and (skipped or c.status != "skipped"):
             out.append((c.name, f"it ended well in BASE, but not in NEW: {c.status}: {c.reason}"))
-        elif _ran(c) and good_before == every_before and 2 * good <= every:
-            out.append((c.name, f"{every - good} of {every} runs of NEW did not end well, and none of BASE"))
+        elif _ran(c) and 2 * good <= every and 2 * good * every_before <= good_before * every:
+            before = f"{every_before - good_before} of {every_before}" if good_before < every_before else "none"
+            out.append((c.name, f"{every - good} of {every} runs of NEW did not end well, and {before} of BASE"))
     return out
+
+
+def incomparable_conditions(conditions: Sequence[Condition], decided: Sequence[Outcome]) -> list[Condition]:
+    """Return the conditions by which no configuration could be compared: the gate decides nothing about them."""
+    compared = {one.condition for one in decided if one.state != "cannot tell" or one.ratio is not None}
+    return [condition for condition in conditions if str(condition) not in compared]
 
 
 def _ran(comparison: Comparison) -> bool:

@@ -16,7 +16,7 @@ from scipy import special
 from analytics.interval import Interval, exponential, t_quantile
 from analytics.judge import stats
 from analytics.judge.compare import BESIDE, Configurations, Effect, Verdict, judged
-from analytics.runs.frame import IDENTITY, asked, names, values
+from analytics.runs.frame import IDENTITY, LOADER, asked, names, values, varied, work_arguments
 from analytics.text import printable
 from bench.record import Status
 from bench.schema import RunSpec
@@ -347,7 +347,7 @@ class Changes(Sequence[Change]):
     def __init__(self, df: pd.DataFrame) -> None:
         self.judge = Configurations(df)
         ok = df[(df["status"] == Status.OK) & df["config_id"].notna()]
-        table = ok[~ok[[*IDENTITY]].duplicated()][[*IDENTITY, "host", "device_name", *asked(ok)]]
+        table = ok[~ok[[*IDENTITY]].duplicated()][[*IDENTITY, "host", "device_name", "work", *asked(ok)]]
         self.table = table.assign(name=names(table)).reset_index(drop=True)
         disturbed = set(ok["config_id"][flagged(ok, *DISTURBED)])
         table = self.table[~self.table["config_id"].isin(disturbed)]
@@ -397,10 +397,10 @@ class Changes(Sequence[Change]):
 
     def _changes(self, table: pd.DataFrame) -> list[Change]:
         several = table.loc[table["devices"] > 1, "parallelism"].nunique() > 1
-        texts = {c: values(table[c]) for c in [*asked(table), "environment", "host", "device_name"]}
+        texts = {c: values(table[c]) for c in [*varied(table), "environment", "host", "device_name"]}
         varying = [c for c in texts if len(set(texts[c])) > 1]
         parts: list[list[Change]] = []
-        for topic in TOPICS:
+        for topic in (*TOPICS, *self._own_topics(varying)):
             same = [c for c in varying if c not in BESIDE and not topic.covers(c)]
             cells: dict[tuple[str, str], list[tuple[pd.Series, pd.Series]]] = {}
             compared = len(same) < len(varying) and topic.columns[0] in texts
@@ -412,6 +412,13 @@ class Changes(Sequence[Change]):
         weak, strong, *rest = parts
         counts = [sum(len(change.pairs) for change in part) for part in (weak, strong)]
         return [change for part in ([weak, strong][counts[1] > counts[0]], *rest) for change in part]
+
+    def _own_topics(self, varying: Sequence[str]) -> Iterator[Topic]:
+        """Yield a topic for each argument of the user's own that says how a command trains."""
+        kinds = {*work_arguments(self.table), *LOADER}
+        for column in varying:
+            if column.startswith("workload_args.") and column not in kinds:
+                yield Topic(column.partition(".")[2], (column,))
 
     def _change(self, topic: Topic, option: str, baseline: str, rows: list[tuple[pd.Series, pd.Series]]) -> Change:
         row, base = rows[0]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
+from pydantic import StringConstraints, model_validator
 
 from analytics.quantities import quantity
 from analytics.runs.recost import rent
 from analytics.text import number, printable
 from bench.record import Status
-from bench.schema import Model, Positive
+from bench.schema import COMMAND, Model, Positive
 
-Name = Literal["time", "cost", "energy", "carbon", "memory", "loss", "accuracy"]
+NAMES = ("time", "cost", "energy", "carbon", "memory", "loss", "accuracy")
+OWN = "own."
+"""Beginning of the names of the user's own metrics."""
+Name = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(NAMES)}|own\.[A-Za-z_]\w{{0,63}})$")]
 Per = Literal["samples", "tokens", "target"]
 """What the figures of a run are counted for: work, or the way to its target."""
 UNITS = {"time": "s", "energy": "J", "cost": "USD", "carbon": "kg CO2e", "memory": "bytes"}
@@ -32,6 +35,8 @@ _COLUMNS = {
     "accuracy": ("validation_accuracy",),
 }
 """The column that tells of an objective for samples or tokens, and that for the way to a target if it is another."""
+_OF_COMMANDS = {"loss": ("loss_median", "loss_last")}
+"""The columns of runs of the user's own commands, where those are others."""
 REMEDIES = {
     "time": "the runs tell no throughput",
     "energy": "no energy is known: bench doctor says what can be measured",
@@ -43,11 +48,25 @@ REMEDIES = {
 }
 
 
+def remedy(name: str, rows: pd.DataFrame) -> str:
+    """Say what to do where no run tells an objective."""
+    if name.startswith(OWN):
+        return f"no run tells it: a step pattern may have a group (?P<{name.removeprefix(OWN)}>...)"
+    if name in ("loss", "quality") and len(rows) and rows["workload"].eq(COMMAND).all():
+        return "no step tells a loss: step(loss=...), or a step pattern with a group (?P<loss>...)"
+    return REMEDIES[name]
+
+
 class Goal(Model):
     """An objective: what counts, and whether less or more of it is better."""
 
     name: Name
     direction: Literal["minimize", "maximize"]
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return self.name.removeprefix(OWN)
 
 
 class Amount(Model):
@@ -66,7 +85,7 @@ class Amount(Model):
 
 @dataclass(frozen=True)
 class Objective:
-    """One thing to be small (accuracy: large), and the column of the frame that it follows from.
+    """One thing to be small (accuracy, and what is `maximized`: large), and the column of the frame that it follows from.
 
     `amount` is the number of samples or tokens, whichever the column speaks of, that time, energy, cost and carbon are for.
     """
@@ -74,17 +93,23 @@ class Objective:
     name: str
     column: str
     amount: float = 1e6
+    maximized: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return self.name.removeprefix(OWN)
 
     @property
     def unit(self) -> str:
         """Unit of `values`, and whether they are estimated."""
-        unit = UNITS.get(self.name, self.column.removeprefix("validation_"))
+        unit = UNITS.get(self.name, self.column.removeprefix("validation_").removeprefix(OWN))
         return f"{unit}, estimated" if "estimated" in self.column else unit
 
     @property
     def rising(self) -> bool:
         """Whether less is better."""
-        return self.column != "validation_accuracy"
+        return not self.maximized and self.column != "validation_accuracy"
 
     def rank(self, values: Mapping[str, float]) -> float:
         """Return the value of this objective, the smaller the better."""
@@ -103,6 +128,8 @@ class Objective:
 
 def columns(name: str, per: Per) -> tuple[str, ...]:
     """Name the columns that tell of an objective for samples, tokens or the way to a target, the better ones first."""
+    if name.startswith(OWN):
+        return (name,)
     column = _COLUMNS[name][-1 if per == "target" else 0].format(work=per.removesuffix("s"))
     other = "validation_accuracy" if name == "quality" else quantity(column).twin
     return (column, other) if other else (column,)
@@ -116,7 +143,9 @@ def column(name: str, work: Amount, rows: pd.DataFrame) -> str | None:
     """
     ok = rows[rows["status"] == Status.OK]
     per: Per = "target" if work.target else "tokens" if work.tokens else "samples"
-    known = {one: int(ok[one].notna().sum()) for one in columns(name, per) if one in ok}
+    commands = len(ok) and ok["workload"].eq(COMMAND).all()
+    names = _OF_COMMANDS.get(name, columns(name, per)) if commands else columns(name, per)
+    known = {one: int(ok[one].notna().sum()) for one in names if one in ok}
     best = max(known, key=known.__getitem__, default=None)
     return best if best is not None and known[best] else None
 
@@ -124,7 +153,8 @@ def column(name: str, work: Amount, rows: pd.DataFrame) -> str | None:
 def objective(goal: Goal, work: Amount, rows: pd.DataFrame) -> Objective | None:
     """Return a goal of a search as its runs can tell it, for the work asked for; None where no run can."""
     found = column(goal.name, work, rows)
-    return None if found is None else Objective(goal.name, found, work.samples or work.tokens or 1.0)
+    amount = work.samples or work.tokens or 1.0
+    return None if found is None else Objective(goal.name, found, amount, goal.direction == "maximize")
 
 
 def _basis(column: str) -> str | None:

@@ -23,18 +23,24 @@ from analytics.runs.selection import suite_name
 from analytics.runs.store import load
 from bench.errors import UserError
 from bench.registry import did_you_mean
+from bench.schema import COMMAND
 from bench.store.tracker import StoreError
+from bench.workloads.command import CommandArgs
 
 KINDS = ("suite", "commit", "host", "file", "baseline")
 
 
 @dataclass(frozen=True)
 class Side:
-    """The runs that a name means, one row each: of the newest execution of each suite unless one is named."""
+    """The runs that a name means, one row each: of the newest execution of each suite unless one is named.
+
+    `typed` is the name as a command takes it.
+    """
 
     kind: str
     name: str
     df: pd.DataFrame
+    typed: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -81,7 +87,7 @@ class Sources:
             options = " or ".join(f"{each}:{text}" for each in matching)
             raise UserError(f"{text!r} is a {' and a '.join(matching)}: write {options}")
         ((kind, df),) = matching.items()
-        return Side(kind, name, df if kind in ("file", "baseline") else tidy(latest_execution(df)))
+        return Side(kind, name, df if kind in ("file", "baseline") else tidy(latest_execution(df)), text)
 
     def _instead(self, kind: str, name: str) -> str:
         """What there is instead, for a message."""
@@ -159,7 +165,7 @@ def compared(sides: Sequence[Side], metrics: Sequence[str], equivalence: float) 
         reason = f"{sides[0]} alone has nothing to compare: give two configurations of the same work, or BASE and NEW"
     else:
         base, new = sides
-        matched = match(new.df, base.df, str(base), metrics, equivalence)
+        matched = match(_as_asked(new.df, base.df), base.df, str(base), metrics, equivalence)
         reason = f"{base} and {new} have no configuration in common (config_id)"
     if not matched.comparisons:
         raise UserError(reason)
@@ -167,6 +173,31 @@ def compared(sides: Sequence[Side], metrics: Sequence[str], equivalence: float) 
         names = " and ".join(map(str, sides))
         raise UserError(f"{names} have no metric in common that can be compared; name one with --metric")
     return matched
+
+
+def _as_asked(new: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Return runs of commands under the `config_id` of their counterparts in `base`, where no configuration is in both.
+
+    The counterpart has the same arguments of the user's own (`--set`), or both are the only ones: then the commands differ.
+    """
+    commands = all((df["workload"] == COMMAND).all() for df in (new, base))
+    if not commands or set(new["config_id"]) & set(base["config_id"]):
+        return new
+    theirs, ours = _own_arguments(base), _own_arguments(new)
+    if len(theirs) == len(ours) == 1:
+        pairs = dict(zip(ours, theirs, strict=True))
+    else:
+        alike = ((one, [other for other in theirs if theirs[other] == ours[one]]) for one in ours)
+        pairs = {one: others[0] for one, others in alike if len(others) == 1}
+    return new.assign(config_id=new["config_id"].replace(pairs))
+
+
+def _own_arguments(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return by `config_id` the arguments of commands that are the user's own."""
+    ours = {f"workload_args.{name}" for name in CommandArgs.model_fields}
+    names = [name for name in map(str, df) if name.startswith("workload_args.") and name not in ours]
+    rows = df.drop_duplicates("config_id").set_index("config_id")[names].to_dict("index")
+    return {str(config): {str(k): v for k, v in row.items() if pd.notna(v)} for config, row in rows.items()}
 
 
 def compared_metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence[Condition]) -> list[str]:

@@ -13,10 +13,11 @@ from analytics.judge.advice import Advice, Case, Evidence, weighed
 from analytics.judge.gains import differs, undecided
 from analytics.judge.matched import Change, flagged, plain
 from analytics.judge.stats import LOSS, SAME
-from analytics.runs.frame import asked
+from analytics.runs.frame import asked, measured_commands
 from analytics.text import printable
 from bench.figures.flags import STRAGGLER_RATIO
 from bench.record import Status
+from bench.schema import COMMAND
 
 WAITS = 0.1
 """Share of a step from which on waiting is worth a sentence."""
@@ -52,6 +53,13 @@ def disturbed(case: Case) -> Iterator[Advice]:
         runs = case.ok[flagged(case.ok, flag)]
         if len(runs):
             yield Advice(flag.removesuffix("_gpu"), _evidence(runs, measure), limits=("excluded",), first=True)
+
+
+def unlike(case: Case) -> Iterator[Advice]:
+    """Commands that did not use the devices, or the precision, that they were asked to use."""
+    runs = case.ok[flagged(case.ok, "devices_differ", "precision_differs")]
+    if len(runs):
+        yield Advice("unlike", _evidence(runs, "runs unlike the suite"), first=True)
 
 
 def waiting(case: Case) -> Iterator[Advice]:
@@ -140,6 +148,7 @@ def failing(case: Case) -> Iterator[Advice]:
     lost = case.df[case.df["status"].isin(bad)]
     if len(lost):
         topic = "skipped" if (lost["status"] == Status.SKIPPED).all() else "failures"
+        topic = "failed command" if topic == "failures" and measured_commands(lost) else topic
         facts = {"message": printable(lost.iloc[-1]["error_message"], 160)}
         yield Advice(topic, replace(_evidence(lost, "failed runs"), n=len(lost)), facts=facts)
 
@@ -158,9 +167,9 @@ def uncertain(case: Case) -> Iterator[Advice]:
     evidence = Evidence(sum(map(len, sides)), tuple(configurations), "spread of repeats", noise, n=fewest)
     more = [change.more_repeats(measure) or 0 for change, (measure,) in waiting.items()]
     few = max((count for count in more if count <= MANY), default=None)
-    action = _longer(case) if few is None else f"repeats: {max(3, fewest + few)}"
+    action = _longer(case) if few is None else _repeats(case, max(3, fewest + few), fewest)
     if not degrees:
-        evidence, action = replace(evidence, measure="one repeat each", ratio=None), "repeats: 3"
+        evidence, action = replace(evidence, measure="one repeat each", ratio=None), _repeats(case, 3)
     yield Advice("repeats", evidence, action, changes=waiting, claim="measure longer" * (degrees > 0 and few is None))
 
 
@@ -169,9 +178,17 @@ def _open(change: Change) -> str:
     return "time" if change.topic.name == "devices" and change.verdict("time") == "cannot tell" else change.main
 
 
+def _repeats(case: Case, count: int, made: int = 1) -> str:
+    """So many repeats, as a suite says it; `bench measure` adds to those that were made."""
+    return f"--repeats {count - made}" if measured_commands(case.ok) else f"repeats: {count}"
+
+
 def _longer(case: Case) -> str:
-    """A window five times as long, as a suite says it; nothing of runs that do not tell theirs."""
+    """A window five times as long, as a suite or `bench measure` says it; nothing of runs that do not tell theirs."""
     steps, seconds = case.ok["measure_steps"].median(), case.ok["window_seconds"].median()
+    if measured_commands(case.ok):
+        longer = "" if pd.isna(seconds) else f"--seconds {math.ceil(5 * seconds)}"
+        return longer if pd.isna(steps) else f"--steps {5 * int(steps)}"
     longer = "" if pd.isna(seconds) else f"measure_seconds: {math.ceil(5 * seconds)}"
     return longer if pd.isna(steps) else f"measure_steps: {5 * int(steps)}"
 
@@ -194,11 +211,14 @@ def starting(case: Case) -> Iterator[Advice]:
 
 def nothing_compared(case: Case) -> Iterator[Advice]:
     """What to run where no two configurations can be compared."""
+    if measured_commands(case.ok) and case.ok["config_id"].nunique() == 1:
+        return  # one measurement has nothing to vary
     if len(case.ok) and not case.changes:
-        action = "matrix: {precision: [fp32, bf16]}, repeats: 3"
+        command = case.ok["workload"].eq(COMMAND).all()  # what it can vary is not known here
+        action = _repeats(case, 3) if command else "matrix: {precision: [fp32, bf16]}, repeats: 3"
         yield Advice("next", _evidence(case.ok, "configurations"), action)
 
 
-BEFORE = (disturbed, too_large, failing)
+BEFORE = (disturbed, unlike, too_large, failing)
 AFTER = (waiting, straggling, communicating, spare, nothing_compared, uncertain, unsteady, starting)
 """Rules in the order in which they count where nothing is known to be saved, before and after those of `gains`."""

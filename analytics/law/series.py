@@ -3,7 +3,8 @@
 T is time in seconds, n work in FLOP, d the number of devices and v the measured FLOP/s of one device. The plain law says
 that v is constant. The figures here show how far that holds: the spread of the runs around one v, the error for unseen
 configurations, and how v falls with d (the efficiency E). T is the steady time of training, without start-up, compilation
-and saving.
+and saving. Of a command whose FLOP are not known, n is counted in samples, or else in tokens: each thing that it trains is
+a series then.
 
 Fits are made on logarithms, since errors of times are factors, and on configurations: repeats are pooled first, so that
 a configuration that was repeated more often does not count more.
@@ -12,7 +13,7 @@ a configuration that was repeated more often does not count more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from analytics.interval import Interval, geometric_mean, plain
 from analytics.judge import stats
 from analytics.judge.stats import LOSS
 from analytics.law import law as laws
-from analytics.runs.frame import IDENTITY, asked, summary, values
+from analytics.runs.frame import IDENTITY, LOADER, summary, values, varied, work_arguments
 from analytics.text import printable
 from bench.record import Status
-from bench.schema import AXES
+from bench.schema import AXES, COMMAND
 
+Unit = Literal["FLOP", "samples", "tokens"]
 RATE = "flops_per_second_per_device"
 SERIES = ("suite", "execution", "environment", "host", "device_type", "device_name", "workload", "threads_per_device")
 SIZES = (
@@ -61,12 +63,12 @@ class Efficiency(Interval):
     """E = v(devices) / v(baseline_devices) of one curve, configurations that differ in devices only; 95 % interval.
 
     `curve` names what its configurations share, `flops_per_sample` is their work. On `weak` curves the batch per device stays
-    the same, on `strong` curves the batch of all devices together.
+    the same, on `strong` curves the batch of all devices together; on those of `own` batches a command tells none.
     """
 
     curve: str
     flops_per_sample: float
-    scaling: Literal["weak", "strong"]
+    scaling: Literal["weak", "strong", "own"]
     devices: int
     baseline_devices: int
 
@@ -103,8 +105,10 @@ class SeriesFit:
     """The law fitted to one series: configurations that share workload, strategy, precision, devices and execution.
 
     `v` [FLOP/s per device] is the geometric mean over configurations with Student's 95 % interval on logarithms: their
-    spread around one law, so what the law leaves out as well as noise. `plain_v` is the same law in parameters × samples per
-    second and device. `error_*` and `left_out_*` are medians and maxima of |T_law / T - 1| over `points`.
+    spread around one law, so what the law leaves out as well as noise. Where work is counted in another `unit`, that takes
+    the place of FLOP everywhere, and that of samples where it is tokens; the work of a sample is 1. `plain_v` is the same law
+    in parameters × samples per second and device. `error_*` and `left_out_*` are medians and maxima of |T_law / T - 1| over
+    `points`.
     """
 
     name: str
@@ -123,6 +127,7 @@ class SeriesFit:
     by_work: tuple[WorkPoint, ...]
     size_effect: Interval | None
     flags: tuple[str, ...]
+    unit: Unit = "FLOP"
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -184,18 +189,35 @@ def fit(df: pd.DataFrame) -> ScalingFit:
     Runs that did not end well or lack v are left out. Executions, hosts and environments become series of their own:
     pass `latest_execution(df)` for one of each suite. A frame without usable runs gives a fit without series.
     """
-    usable = df[(df["status"] == Status.OK) & (df[RATE] > 0) & (df["flops_per_sample"] > 0)]
-    table = summary(usable).copy()  # in one block of memory
-    if table.empty:
-        return ScalingFit(())
-    options = [c for c in asked(table) if c.split(".")[0] in AXES]
-    columns = [*SERIES, *options]
-    runs = {_key(part.iloc[0], IDENTITY): part for part in _split(usable, list(IDENTITY))}
-    table["_runs"] = pd.Series([runs[_key(row, IDENTITY)] for _, row in table.iterrows()], dtype=object)
-    parts = _split(table, columns)
-    labels = _series_names([part.iloc[0] for part in parts], columns)
-    series = [_fit_series(part, columns, label) for part, label in zip(parts, labels, strict=True)]
-    return ScalingFit(tuple(series))
+    parts: list[tuple[pd.DataFrame, list[str], Unit]] = []
+    for unit, usable in _counted(df):
+        table = summary(usable).copy()  # in one block of memory
+        kinds = {*work_arguments(table), *LOADER} if unit == "FLOP" else {}
+        own = [c for c in varied(table) if c.startswith("workload_args.") and c not in kinds]
+        columns = [*SERIES, *(c for c in varied(table) if c.split(".")[0] in AXES), *own]
+        runs = {_key(part.iloc[0], IDENTITY): part for part in _split(usable, list(IDENTITY))}
+        table["_runs"] = pd.Series([runs[_key(row, IDENTITY)] for _, row in table.iterrows()], dtype=object)
+        parts += [(part, columns, unit) for part in _split(table, columns)]
+    every = list(dict.fromkeys(column for _, columns, _ in parts for column in columns))
+    labels = _series_names([part.iloc[0].reindex(list(dict.fromkeys([*part, *every]))) for part, *_ in parts], every)
+    return ScalingFit(tuple(_fit_series(*part, label) for part, label in zip(parts, labels, strict=True)))
+
+
+def _counted(df: pd.DataFrame) -> Iterator[tuple[Unit, pd.DataFrame]]:
+    """Yield the runs that ended well by the unit in which their work is known, as if that were FLOP: only of commands."""
+    ok = df[df["status"] == Status.OK]
+    known = (ok[RATE] > 0) & (ok["flops_per_sample"] > 0)
+    if known.any():
+        yield "FLOP", ok[known]
+    left = ok[~known & ok["workload"].eq(COMMAND)]
+    units: tuple[Unit, ...] = ("samples", "tokens")
+    for unit in units:
+        speed = left[f"{unit}_per_second"]
+        here, left = left[speed > 0], left[~(speed > 0)]
+        if len(here):
+            here = here.assign(samples_per_second=speed, flops_per_sample=1.0)
+            here[RATE] = speed / here["devices"].astype(float)
+            yield unit, here
 
 
 def _series_names(rows: list[pd.Series], columns: list[str]) -> list[str]:
@@ -207,10 +229,11 @@ def _series_names(rows: list[pd.Series], columns: list[str]) -> list[str]:
         groups = len({_key(row, [*shown, column]) for row in rows})
         if groups > apart:
             shown, apart = [*shown, column], groups
-    return [" ".join(printable(row[c], 40) for c in shown if pd.notna(row[c])) for row in rows]
+    texts = (" ".join(printable(row[c], 40) for c in shown if pd.notna(row[c])) for row in rows)
+    return [text or str(row["workload"]) for text, row in zip(texts, rows, strict=True)]
 
 
-def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit:
+def _fit_series(table: pd.DataFrame, columns: list[str], unit: Unit, name: str) -> SeriesFit:
     logs = np.log(table[RATE].to_numpy(dtype=float))
     errors = np.expm1(logs - logs.mean())
     left = np.expm1((logs - logs.mean()) * len(logs) / (len(logs) - 1)) if len(logs) > 1 else None
@@ -238,7 +261,7 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
         keys={column: table.iloc[0][column] for column in columns if pd.notna(table.iloc[0][column])},
         host=_host(table),
         v=geometric_mean(table[RATE]),
-        plain_v=geometric_mean(rate).value if (rate > 0).all() else None,
+        plain_v=geometric_mean(rate).value if (rate > 0).all() and unit == "FLOP" else None,
         error_median=float(np.median(np.abs(errors))),
         error_max=float(np.abs(errors).max()),
         left_out_median=float(np.median(np.abs(left))) if left is not None else None,
@@ -250,6 +273,7 @@ def _fit_series(table: pd.DataFrame, columns: list[str], name: str) -> SeriesFit
         by_work=tuple(_by_work(table)),
         size_effect=_size_effect(table),
         flags=_series_flags(table),
+        unit=unit,
     )
 
 
@@ -277,8 +301,11 @@ def _series_flags(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _efficiency(table: pd.DataFrame) -> list[Efficiency]:
-    """Compare device counts in configurations that are otherwise the same: weak or strong curves, what covers more."""
-    same = [column for column in asked(table) if column not in SIZES]
+    """Compare device counts in configurations that are otherwise the same: weak or strong curves, what covers more.
+
+    A command whose batches are not known has curves too.
+    """
+    same = [column for column in varied(table) if column not in SIZES]
     ways: list[tuple[Literal["weak", "strong"], list[str]]] = [
         ("weak", ["batch_size_per_device", "gradient_accumulation_steps"]),
         ("strong", ["global_batch_size", "gradient_accumulation_steps"]),
@@ -287,22 +314,30 @@ def _efficiency(table: pd.DataFrame) -> list[Efficiency]:
     found = []
     for group in _split(table, same):
         best: list[pd.DataFrame] = []
-        kind: Literal["weak", "strong"] = "weak"
+        kind: Literal["weak", "strong", "own"] = "weak"
         for way, columns in ways:
             known = group[group[columns[0]].notna()]  # an imported run may not tell its batch
             curves = [part for part in _split(known, columns) if part["devices"].nunique() > 1]
             if sum(map(len, curves)) > sum(map(len, best)):
                 best, kind = curves, way
+        unknown = group[["batch_size_per_device", "global_batch_size"]].isna().all(axis=None)
+        if unknown and group["workload"].eq(COMMAND).all() and group["devices"].nunique() > 1:
+            best, kind = [group], "own"
         for curve in best:
             found += _curve(curve.sort_values("devices"), kind, table)
     return found
 
 
-def _curve(curve: pd.DataFrame, kind: Literal["weak", "strong"], table: pd.DataFrame) -> list[Efficiency]:
+def _curve(curve: pd.DataFrame, kind: Literal["weak", "strong", "own"], table: pd.DataFrame) -> list[Efficiency]:
     batch = "batch_size_per_device" if kind == "weak" else "global_batch_size"
-    varying = [c for c in asked(table) if c not in SIZES and len(set(values(table[c]))) > 1]
+    varying = [c for c in varied(table) if c not in SIZES and len(set(values(table[c]))) > 1]
     pieces = [f"{c.split('.')[-1]}={printable(curve.iloc[0][c], 40)}" for c in varying if pd.notna(curve.iloc[0][c])]
-    name = ", ".join([*pieces, f"batch {curve.iloc[0][batch]}{' a device' if kind == 'weak' else ' in all'}"])
+    size = (
+        "its own batch"
+        if kind == "own"
+        else f"batch {curve.iloc[0][batch]}{' a device' if kind == 'weak' else ' in all'}"
+    )
+    name = ", ".join([*pieces, size])
     base = curve.iloc[0]
     points = []
     for _, row in curve.iloc[1:].iterrows():

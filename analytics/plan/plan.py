@@ -23,7 +23,7 @@ from analytics.plan.device import Device
 from analytics.plan.speed import LEVEL, SIZE, Draws, OwnSpeed, Speed, priors
 from analytics.work import Work, implied_mfu
 from bench.errors import BadValue
-from bench.figures.carbon import intensity
+from bench.figures.regions import intensity
 from bench.schema import Site
 
 MOST_DEVICES = 1_000_000

@@ -89,7 +89,8 @@ def question(given: Given, load: Callable[[], pd.DataFrame], own: Own = own_spee
     _check(given)
     work = work_of(given)
     if given.devices is None and not given.rates:
-        raise BadValue("on how many devices? give --devices 8,64,512")
+        named = given.device is not None or given.peak_flops is not None
+        raise BadValue(f"on how many devices? give {'' if named else '--device H100-SXM and '}--devices 8,64,512")
     runs = None if given.rates or given.priors else load()
     device, notes = _device(given, runs)
     if device is None or given.rates:

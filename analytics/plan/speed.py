@@ -31,6 +31,9 @@ LEVEL = 0.8
 _SEED = 5
 _SIZE_SPREAD = 0.2
 """Standard deviation of the logarithm of MFU that each doubling beyond the sizes of the published trainings adds: assumed."""
+ELSEWHERE_SPREAD = 0.15
+"""Standard deviation of the logarithm of the speed that the same devices reach on another machine: half of that between
+published trainings, assumed."""
 _CHANGES = ("finetune", "pruning", "quantization", "distillation")
 
 
@@ -157,6 +160,9 @@ class OwnSpeed:
         at = self.at([*devices, node])
         fit = self.fit()
         rate = fit.draws(at, SIZE, seed=_SEED)
+        if self.imported:  # the machine that is planned for is not the one that was measured
+            apart = np.random.default_rng(_SEED + 1).standard_normal((SIZE, 1))
+            rate = rate * np.exp(ELSEWHERE_SPREAD * (apart - np.median(apart)))
         each = rate / at["devices"].to_numpy(dtype=float)
         limits = zip(devices, fit.predict(at, LEVEL)["flags"], strict=False)  # without the node, which comes last
         flags = tuple((*str(text).split(), *self.host.flags(count)) for count, text in limits)

@@ -20,7 +20,7 @@ from analytics.text import printable
 from bench.figures.flags import grade
 from bench.figures.metrics import TEXT_COLUMNS
 from bench.record import Provenance, Status
-from bench.schema import AXES, RunSpec, Scalar
+from bench.schema import AXES, COMMAND, MEASURE, RunSpec, Scalar, names_in_braces
 
 IDENTITY = ("suite", "execution", "environment", "config_id")
 """What repeats of one configuration share. Runs of other executions, hosts, drivers or commits are never pooled."""
@@ -130,8 +130,48 @@ def tidy(given: pd.DataFrame) -> pd.DataFrame:
 
 def asked(df: pd.DataFrame) -> list[str]:
     """Name the columns that hold what was asked of a run (fields of RunSpec, flat), without seed and repeat."""
-    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat", "ladder"}
+    fields = {*RunSpec.model_fields, "devices", "global_batch_size"} - {"seed", "repeat", "ladder", "words", "work"}
     return [name for name in df.columns if name in fields or name.split(".")[0] in fields]
+
+
+def measured_commands(df: pd.DataFrame) -> bool:
+    """Whether all runs are those of `bench measure`."""
+    return "open_devices" in df and bool(df["open_devices"].notna().all())
+
+
+LOADER = ("workload_args.workers", "workload_args.pin_memory")
+"""Arguments of a workload that change neither its model nor its data."""
+_COUNTING = tuple(
+    f"workload_args.{name}" for name in ("step_pattern", "steps_per_line", "samples_per_step", "tokens_per_step")
+)
+"""Arguments of a command that say how its output is read."""
+_SEEN = ("precision", "parallelism", "optimizer", "compile", "batch_size_per_device", "global_batch_size")
+"""Columns of commands that hold what was seen, unless the text of the command asks for it."""
+
+
+def varied(df: pd.DataFrame) -> list[str]:
+    """Name those columns of `asked` in which configurations may differ: of commands not those that were only seen."""
+    columns = asked(df)
+    if "workload" not in df or "workload_args.argv" not in df or not df["workload"].eq(COMMAND).all():
+        return columns
+    named = set().union(*map(names_in_braces, df["workload_args.argv"].dropna().unique()))
+    named |= set(_SEEN[-2:]) if named & set(_SEEN[-2:]) else set()
+    return [name for name in columns if name not in _COUNTING and (name in named or name not in _SEEN)]
+
+
+def work_arguments(df: pd.DataFrame) -> list[str]:
+    """Name the arguments of workloads that say what is trained, not how: of commands those that their suite names.
+
+    What `bench measure` runs is told by the command itself.
+    """
+    own = [name for name in map(str, df) if name.startswith("workload_args.") and name not in LOADER]
+    if "workload" not in df:
+        return own
+    commands = df["workload"].eq(COMMAND)
+    named = {name for text in df.get("work", pd.Series(dtype=str)).dropna() for name in str(text).split()}
+    named |= {"workload_args.argv"} if "suite" in df and df["suite"].eq(MEASURE).any() else set()
+    others = df[~commands]
+    return [name for name in own if name in named or (len(others) and others[name].notna().any())]
 
 
 def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +181,7 @@ def latest_execution(df: pd.DataFrame) -> pd.DataFrame:
     return df.merge(last[["suite", "execution"]], on=["suite", "execution"])
 
 
-_ABOUT = ("host", "device_name", "label", "ladder")
+_ABOUT = ("host", "device_name", "label", "ladder", "work")
 
 
 def _estimate(values: np.ndarray) -> tuple[float, float | None, float | None]:
@@ -170,10 +210,15 @@ def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
     row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
     row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
     mixed = ["energy_components_differ"] if len(set(of["energy_components"])) > 1 else []
+    if not any(pd.notna(rate) for name in _RATES for rate in of[name]):
+        different = any(len({length for length in of[name] if pd.notna(length)}) > 1 for name in _LENGTHS)
+        some = any(0 < sum(map(pd.notna, of[name])) < len(of[name]) for name in _LENGTHS)
+        mixed += ["lengths_differ"] * (different or some)
     grades = [*filter(pd.notna, of["grade"]), *([grade(mixed)] if mixed else [])]
     return row | {"flags": " ".join([*_union(of["flags"]).split(), *mixed]), "grade": max(grades, default=None)}
 
 
+_RATES, _LENGTHS = ("samples_per_second", "tokens_per_second"), ("measure_steps", "measure_seconds")
 _TEXTS = ("energy_provenance", "energy_missing", "emissions_basis", "cost_basis", "flags", "grade")
 
 
@@ -188,8 +233,9 @@ def _ended(df: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     well = np.flatnonzero(df["status"] == Status.OK)
     of, first, repeats = np.unique(number[well], return_index=True, return_counts=True)
     flops = df["flops_per_sample"].iloc[well].groupby(number[well]).median().to_numpy()
-    keys = df[_ORDER].iloc[well[first]].reset_index(drop=True).assign(flops_per_sample=flops)
-    order = keys.sort_values(_ORDER, kind="stable").index.to_numpy()
+    kinds = [name for name in work_arguments(df) if df["workload"].eq(COMMAND).all()]
+    keys = df[[*_ORDER, *kinds]].iloc[well[first]].reset_index(drop=True).assign(flops_per_sample=flops)
+    order = keys.sort_values([*_ORDER[:5], *kinds, *_ORDER[5:]], kind="stable").index.to_numpy()
     table = df[[*IDENTITY, *_ABOUT, *asked(df)]].iloc[well[first][order]].reset_index(drop=True)
     table = table.assign(flops_per_sample=flops[order], name=names(table))
     place = np.full(len(numbers), -1)
@@ -227,7 +273,8 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     of_each = df[[*MEDIANS, "peak_memory_bytes"]].iloc[well].groupby(place[well])
     columns |= dict(of_each[list(MEDIANS)].median())
     columns["peak_memory_bytes"] = of_each["peak_memory_bytes"].max().to_numpy()
-    lists = {name: df[name].iloc[well].tolist() for name in (*_TEXTS, "energy_components")}
+    inner = (*_TEXTS, "energy_components", *_RATES, *_LENGTHS)
+    lists = {name: df[name].iloc[well].tolist() if name in df else [None] * len(well) for name in inner}
     told = [_texts({name: cells[start:end] for name, cells in lists.items()}) for start, end in spans]
     columns |= {name: pd.array([one[name] for one in told], dtype="str") for name in _TEXTS}
     return pd.DataFrame(columns)
@@ -265,7 +312,7 @@ def piece(column: str, value: Any) -> str:
 
 def telling(table: pd.DataFrame) -> list[str]:
     """Return the columns that tell the configurations of a table apart, as `names` uses them; [] for a single one."""
-    own = {column: values(table[column]) for column in asked(table)}
+    own = {column: values(table[column]) for column in varied(table)}
     varying = [column for column, cells in own.items() if len(set(cells)) > 1]
     # An argument that one workload has and another has not tells nothing that the workload's name does not.
     kinds = set(own["workload"])
@@ -276,7 +323,8 @@ def telling(table: pd.DataFrame) -> list[str]:
     core = [column for column in ("workload", *arguments, "devices", "precision") if column in varying]
     rest = [column for column in _SHOWN if column in varying and column not in core]
     rest += [column for column in varying if column not in (*core, *rest)]
-    others = [column for column in ("host", "environment", "execution", "suite") if column in table]
+    others = [column for column in asked(table) if column not in own]  # that were seen alone
+    others += [column for column in ("host", "environment", "execution", "suite") if column in table]
     own |= {column: values(table[column]) for column in others}
     rest += others
     chosen, apart = list(core), len(set(zip(*(own[c] for c in core), strict=True))) if core else min(len(table), 1)

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from analytics.runs.hourly import Hourly
-from bench.figures.carbon import basis, intensity
+from bench.figures.carbon import basis
 from bench.figures.cost import recost
 from bench.figures.metrics import missing_components
+from bench.figures.regions import intensity
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
 from bench.suites.load import with_site
 
@@ -78,5 +79,6 @@ def _factors(record: RunRecord) -> dict[str, dict[str, Any]]:
 
 def rent(runs: pd.DataFrame) -> pd.Series:
     """Price of an hour of a device that was rented, which follows from what a run cost; NaN for others."""
-    prices = runs["cost_usd"] * 3600 / (runs["duration_seconds"] * runs["devices"]).astype("float64")
+    devices = runs.get("billed_devices", runs["devices"]).fillna(runs["devices"])
+    prices = runs["cost_usd"] * 3600 / (runs["duration_seconds"] * devices).astype("float64")
     return prices.where(runs["cost_basis"] == "rental")

@@ -21,7 +21,7 @@ from bench.schema import AXES, RunSpec, Suite
 _ELSEWHERE = {"repeat", "ladder", "num_nodes", "devices_per_node", "device_type"}
 _MOST = 4096
 """Readings of a row that are tried."""
-_REGION = re.compile(r"[A-Z]{3}|US-[A-Z]{2}")
+_REGION = re.compile(r"[A-Z]{3}|[A-Z]{2}-[A-Z]{2}|[A-Z]{2}\d|[a-z]+-[a-z]+\d+|[\d.]+ g/kWh")
 _IMPORTED = re.compile(r"\bimported\b")
 
 

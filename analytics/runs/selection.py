@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analytics.runs.frame import declared, frame, latest_execution, tidy
+from analytics.runs.frame import declared, frame, latest_execution, measured_commands, tidy
 from analytics.runs.hourly import Hourly
 from analytics.runs.recost import reprice
 from analytics.runs.store import load
@@ -47,6 +48,23 @@ def select(
     return tidy(df)  # without the columns of other suites
 
 
+TOGETHER = " and "
+"""Between the names of suites that are looked at as one."""
+
+
+def together(suites: Sequence[str], execution: str | None, store: str | None, **how: bool) -> pd.DataFrame:
+    """Return the selected runs of several suites. Names of `bench measure` become one suite of one command.
+
+    So a law spans the numbers of devices of `python train.py` and `torchrun train.py`.
+    """
+    parts = [select(suite, execution, store, **how) for suite in suites] or [select(None, execution, store, **how)]
+    df = parts[0] if len(parts) == 1 else tidy(pd.concat(parts, ignore_index=True))
+    if len(parts) == 1 or not measured_commands(df):
+        return df
+    one = {name: TOGETHER.join(dict.fromkeys(df[name])) for name in ("suite", "execution")}
+    return df.assign(**one, **{"workload_args.argv": one["suite"]})
+
+
 def repriced(
     runs: pd.DataFrame, store: str | None, site: dict[str, Any], rates: Hourly | None = None
 ) -> tuple[list[RunRecord], pd.DataFrame, list[str]]:
@@ -74,3 +92,8 @@ def own_runs(store: str | None) -> pd.DataFrame:
     if store is None and location.startswith("sqlite:///") and not Path(location.removeprefix("sqlite:///")).exists():
         return frame([])
     return load(store)
+
+
+def of_configuration(runs: pd.DataFrame, record: RunRecord) -> pd.DataFrame:
+    """Return the runs of the execution and configuration of a record."""
+    return tidy(runs[(runs["execution"] == record.execution) & (runs["config_id"] == record.config_id)])

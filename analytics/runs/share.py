@@ -87,6 +87,7 @@ def _last_part(found: re.Match[str]) -> str:
 def _texts(record: RunRecord) -> Iterator[str]:
     yield from record.environment.argv
     yield from map(str, record.spec.workload_args.values())
+    yield from (word for words in record.spec.words.values() for word in words)
     yield from record.spec.meters
     if record.error is not None:
         yield record.error.message
@@ -102,6 +103,7 @@ def _clean_spec(spec: RunSpec, clean: Callable[[str], str]) -> RunSpec:
         axis: Choice(name=choice.name, options=_values(choice.options, clean)) for axis, choice in choices.items()
     }
     changed["workload_args"] = _values(spec.workload_args, clean)
+    changed["words"] = {name: [clean(word) for word in words] for name, words in spec.words.items()}
     changed["meters"] = [clean(meter) for meter in spec.meters]
     return spec.changed(**changed)
 

@@ -153,7 +153,7 @@ def blocks(df: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
         if found:
             rows = tuple((str(n), *_evidence(each.advice.evidence, names)) for n, each in enumerate(found, 1))
             yield Table("Evidence", ("advice", "figure", "runs", "configurations"), rows, figures=False, detail=True)
-            settings = next((each.advice.action for each in found if each.advice.action), "")
+            settings = next((one for each in found if ": " in (one := each.advice.action)), "")
             words = [word for part in settings.split(", ") if part for word in ("--set", part.replace(": ", "="))]
             again = repeat_command(suite, *words, store=store)
             explain = f"{command('advise', printable(suite), store=store)} --explain"

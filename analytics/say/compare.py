@@ -11,16 +11,31 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from analytics.judge.compare import Comparison, Effect, Matched
-from analytics.judge.gate import Outcome
+from analytics.judge.gate import Outcome, State
 from analytics.judge.sides import Side
 from analytics.quantities import quantity
-from analytics.runs.frame import asked, names, summary
+from analytics.runs.frame import asked, measured_commands, names, summary
 from analytics.say.blocks import Block, Commands, Lines, Note, Sentence, Table, command, unnamed
-from analytics.say.names import START, UP_TO, grouped, metric_name, named, plain, ranged, repeat_command, why_ended
+from analytics.say.names import (
+    START,
+    UP_TO,
+    grouped,
+    measure_commands,
+    measured_again,
+    metric_name,
+    named,
+    plain,
+    ranged,
+    repeat_command,
+    spoken,
+    why_ended,
+)
 from analytics.say.table import MANY, blanked, marks, verdict, verdict_cell
 from analytics.text import counted, interval, percent, printable, written
 from bench.figures.flags import meaning
+from bench.schema import COMMAND
 
+SPEEDS = ("samples_per_second", "tokens_per_second", "duration_seconds")
 _FEW = 2
 """As many configurations are named in a sentence; of more, the one that differs most."""
 
@@ -41,7 +56,7 @@ class Label:
 
 class _Labels(dict[str, Label]):
     def __missing__(self, name: str) -> Label:
-        return Label("", printable(name, 80))
+        return Label("", printable(spoken(name), 80))
 
 
 _OTHER = re.compile(r"other (\w+): (.*) against (.*)")
@@ -53,7 +68,7 @@ def labels(sides: Sequence[Side], matched: Matched) -> dict[str, Label]:
     """Return the labels of all configurations by the names that comparisons and lists have for them."""
     runs = pd.concat([side.df for side in sides]).sort_values("started_at", kind="stable", na_position="first")
     runs = runs.drop_duplicates("config_id", keep="last").reset_index(drop=True)
-    table, bases = runs[["config_id", "ladder", *asked(runs)]], dict[str, str]()
+    table, bases = runs[["config_id", "ladder", "work", *asked(runs)]], dict[str, str]()
     if len(sides) == 1:
         short = table["config_id"].map(summary(sides[0].df).drop_duplicates("config_id").set_index("config_id")["name"])
         keys = short.fillna(runs["label"]).astype(str).tolist()
@@ -67,12 +82,28 @@ def labels(sides: Sequence[Side], matched: Matched) -> dict[str, Label]:
     works = words["work"].tolist() if words["work"].nunique() > 1 else [""] * len(keys)
     base = pd.Series([keys.index(bases[k]) if bases.get(k) in keys else None for k in keys], dtype="Int64")
     changes = named(table, base)["change"]
+    apart = _command_label(sides, matched)
     return _Labels(
-        {
+        apart
+        | {
             key: Label(work, whole, "") if pd.isna(place) else Label(work, change or whole, full[place])
             for key, work, whole, change, place in zip(keys, works, full, changes, base, strict=True)
         }
     )
+
+
+def _command_label(sides: Sequence[Side], matched: Matched) -> dict[str, Label]:
+    """Label the only configuration of one name against that of another, whose commands differ."""
+    tables = [side.df.drop_duplicates("config_id", keep="last") for side in sides]
+    if [len(table) for table in tables] != [1, 1] or len(matched.comparisons) != 1:
+        return {}
+    table = pd.concat(tables, ignore_index=True)
+    if not table["workload"].eq(COMMAND).all() or table["config_id"].nunique() == 1:
+        return {}
+    words = named(table[["config_id", "ladder", "work", *asked(table)]].assign(**{"workload_args.argv": COMMAND}))
+    base, new = words["change"]
+    base, new = (base, new) if base != new else (str(sides[0].typed), str(sides[1].typed))
+    return {matched.comparisons[0].name: Label("", new, base)}
 
 
 def blocks(sides: Sequence[Side], matched: Matched, equivalence: float, store: str | None = None) -> Iterator[Block]:
@@ -95,9 +126,8 @@ def blocks(sides: Sequence[Side], matched: Matched, equivalence: float, store: s
         for name in sorted(filter(lambda name: "=" in name, by_name), key=len, reverse=True):
             note = note.replace(name, by_name[name].title)
         yield Note(f"{note[:1].upper()}{plain(note[1:])}.")
-    one = len(sides) == 1 and sides[0].kind == "suite"
-    names_ = [side.name if one else f"{side.kind}:{side.name}" for side in sides]
-    yield Commands((command("compare", *names_, "--explain", store=store),))
+    typed = (side.typed or (side.name if side.kind == "suite" else f"{side.kind}:{side.name}") for side in sides)
+    yield Commands((command("compare", *typed, "--explain", store=store),))
     yield from unnamed(store)
     yield from _evidence(sides, rows, equivalence)
 
@@ -117,10 +147,14 @@ def _title(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> str
 
 
 def _answer(rows: _Rows, effects: Sequence[Effect], equivalence: float) -> Iterator[str]:
-    """Say what is better and what is worse, metric by metric, and what is open."""
-    for told in ("better", "worse", "less", "more"):
+    """Say what is better and what is worse, speed first, metric by metric, and what is open."""
+    yield from _speed(rows, equivalence)
+    order = sorted(dict.fromkeys(effect.metric for effect in effects), key=lambda metric: metric not in SPEEDS)
+    verdicts = [effect.verdict for effect in sorted(effects, key=lambda effect: effect.metric not in SPEEDS)]
+    for told in dict.fromkeys(one for one in verdicts if one not in ("equivalent", "cannot tell")):
         pairs = [(label, e) for label, comparison in rows for e in comparison.effects if e.verdict == told]
-        metrics = dict.fromkeys(effect.metric for _, effect in pairs)
+        own = {effect.metric for _, effect in pairs}
+        metrics = [metric for metric in order if metric in own]
         parts = (
             f"{metric_name(m)} {_most([pair for pair in pairs if pair[1].metric == m], len(rows))}" for m in metrics
         )
@@ -134,6 +168,27 @@ def _answer(rows: _Rows, effects: Sequence[Effect], equivalence: float) -> Itera
         yield "Nothing could be compared."
     elif texts:
         yield f"Of {counted(len(effects), 'comparison')}: {', '.join(texts)}."
+
+
+def _speed(rows: _Rows, equivalence: float) -> Iterator[str]:
+    """Say how fast the sides are where no difference of speed is decided."""
+    pairs = [(label, e) for label, comparison in rows for e in comparison.effects if e.metric in SPEEDS]
+    if not pairs or any(effect.verdict in ("better", "worse") for _, effect in pairs):
+        return
+    if len(pairs) > 2 * _FEW and all(effect.interval.low is None for _, effect in pairs):
+        return  # single runs of many configurations: the table has them
+    unsure = [(label, effect) for label, effect in pairs if effect.verdict == "cannot tell"]
+    if not unsure:
+        yield f"Equally fast, within {percent(equivalence)}."
+        return
+    unsure.sort(key=lambda pair: -abs(math.log(pair[1].ratio)))
+    texts = []
+    for label, effect in unsure:
+        factor, _, ends = written(effect.cost.inverse()).partition(" (")
+        base = f" as fast as {label.base}" if label.base else " the speed"
+        texts.append(f"{label.title} {factor}x{base}{f' ({ends}' if ends else ''}")
+    more = f"; and {len(texts) - _FEW} more" if len(texts) > _FEW else ""
+    yield f"Not decided: {'; '.join(texts[:_FEW])}{more}."
 
 
 def _most(pairs: Sequence[tuple[Label, Effect]], count: int) -> str:
@@ -154,7 +209,11 @@ def _decide(
         repeats = f"repeats={max(few) + max(effect.repeats for effect in effects)}"
         some = f" {len(few)} of {len(counts)}" * (len(few) < len(counts))
         own = len(sides) == 1 and sides[0].kind == "suite"
-        yield f"To decide{some}: {repeat_command(sides[0].name if own else '', '--set', repeats, store=store)}"
+        how = repeat_command(sides[0].name if own else "", "--set", repeats, store=store)
+        again = all(measured_commands(side.df) for side in sides)
+        lines = measure_commands([side.df for side in sides], max(few), store) if again else []
+        lines = lines or [measured_again(max(few)) if again else how]
+        yield from (f"{f'To decide{some}' if place == 0 else 'And'}: {line}" for place, line in enumerate(lines))
     elif counts:
         yield f"They need more than {MANY} repeats more: measure longer, or on a quieter machine."
 
@@ -247,6 +306,11 @@ def _figures(effect: Effect) -> tuple[str, ...]:
 
 
 _STATES = {"fails": "failed", "cannot tell": "undecided", "holds": "passed"}
+_GATE: dict[State, str] = {
+    "fails": "The gate fails.",
+    "holds": "The gate passes.",
+    "cannot tell": "The gate cannot decide.",
+}
 _WHY = {
     "few_repeats": "{repeats} only, it takes 3 of each",
     "chance": "alone it would fail, among {among} that may be chance",
@@ -262,11 +326,13 @@ def gate_blocks(
     broken: Sequence[tuple[str, str]],
     missing: Sequence[str],
     equivalence: float,
-    store: str | None = None,
-    *,
-    failed: bool,
+    store: str | None,
+    state: State,
 ) -> Iterator[Block]:
-    """Yield what --fail-if decides: the verdict, then what fails or cannot be told; as detail what passes and is compared."""
+    """Yield what --fail-if decides: the verdict by the `state` of the gate, then what fails or cannot be told.
+
+    As detail what passes and is compared.
+    """
     by_name = labels(sides, matched)
     cells = [(outcome.state, by_name[outcome.name].title, *_outcome(outcome)) for outcome in outcomes]
     cells += [("fails", by_name[name].title, "", plain(printable(why, 300))) for name, why in broken]
@@ -275,9 +341,9 @@ def gate_blocks(
     cells.sort(key=lambda row: [*_STATES].index(row[0]))
     states = [str(row[0]) for row in cells]
     counts = [f"{states.count(state)} {text}" for state, text in _STATES.items() if state in states]
-    first = [f"{row[1]}: {row[2] or row[3]}." for row in cells[:1] if failed]
-    verdict_ = f"The gate {'fails' if failed else 'passes'}."
-    yield Sentence(" ".join([verdict_, *first, f"Checks: {', '.join(counts)}."]), "title")
+    first = [f"{row[1]}: {row[2] or row[3]}." for row in cells[:1] if state == "fails"]
+    checks = [f"Checks: {', '.join(counts)}."] if counts else ["Nothing was compared."]
+    yield Sentence(" ".join([_GATE[state], *first, *checks]), "title")
     others = blocks(sides, matched, equivalence, store)
     yield Sentence(getattr(next(others), "text", ""), "answer")
     more = [outcome.more_repeats for outcome in outcomes if outcome.state == "cannot tell" and outcome.more_repeats]

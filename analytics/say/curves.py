@@ -14,7 +14,7 @@ from analytics.law.series import SIZES, Point, ScalingFit, SeriesFit
 from analytics.runs.frame import telling
 from analytics.say.blocks import Figure, Group, Mark
 from analytics.say.law import same_work
-from analytics.say.names import is_work, named, word
+from analytics.say.names import named, word, work_fields
 from analytics.text import devices_words
 
 
@@ -50,7 +50,7 @@ def counts(series: SeriesFit, devices: Sequence[int] | None = ()) -> list[int]:
 
 def curves(law: ScalingFit, table: pd.DataFrame, devices: Sequence[int] | None = ()) -> list[Curve]:
     """Return a curve for each series and size of model; `table` is the summary of the configurations."""
-    columns = [name for name in telling(table) if name not in SIZES and not is_work(name)]
+    columns = [name for name in telling(table) if name not in {*SIZES, *work_fields(table)}]
     rows = table.assign(work=named(table)["work"]).drop_duplicates("config_id").set_index("config_id")
     found: list[Curve] = []
     for series in law.series:
@@ -89,7 +89,8 @@ def speed_figure(found: Sequence[Curve]) -> Figure:
             if not curve.measured(d)
         ]
         groups.append(Group(curve.name, (*runs, *beyond), tuple((float(d), rate.value) for d, rate in law)))
-    return Figure("Speed by devices", "samples/s", tuple(groups), "devices", log=True)
+    units = dict.fromkeys("tokens/s" if curve.series.unit == "tokens" else "samples/s" for curve in found)
+    return Figure("Speed by devices", " or ".join(units) or "samples/s", tuple(groups), "devices", log=True)
 
 
 def efficiency_figure(found: Sequence[Curve]) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 from analytics.runs.hourly import Hourly, Starts
 from analytics.runs.recost import factors as factors
 from analytics.text import counted, number, printable
-from bench.figures.carbon import region_name
+from bench.figures.regions import region_name
 from bench.record import RunRecord
 
 _VARIES = {"intensity": "kg_per_kwh", "price": "usd_per_kwh"}

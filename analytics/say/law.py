@@ -9,7 +9,7 @@ import pandas as pd
 from analytics.judge.stats import LOSS, REACH
 from analytics.law import law as laws
 from analytics.law.outlook import PARTS, Outlook, outlook
-from analytics.law.series import SERIES, Host, SeriesFit
+from analytics.law.series import SERIES, Host, SeriesFit, Unit
 from analytics.say.blocks import Block, Note, Sentence, Table
 from analytics.say.names import spoken, word
 from analytics.text import devices_words, number, percent, scale, written
@@ -26,6 +26,7 @@ FLAGS = {
     "one_configuration": "only one configuration was measured, so the error of the law is unknown",
     "work_and_devices_confounded": "larger models ran on more devices, so the effects of size and of devices on v cannot be "
     "separated",
+    "law_misses_measured": "the runs vary so much that the law misses their mean by more than 15 %: it is mostly assumed",
     "some_without_repeats": "some configurations ran only once, so their noise is unknown",
 }
 
@@ -43,6 +44,8 @@ def series_names(series: Sequence[SeriesFit]) -> list[str]:
         column for column in map(str, keys) if keys[column].astype("str").nunique() > 1 and column not in SERIES[:4]
     ]
     columns = [c for c in varying or ["precision"] if c in keys]
+    if len(series) == 1 and keys.get("precision", pd.Series([None])).isna().all():
+        return ["all runs"]
     names = [", ".join(filter(None, (word(c, row[c]) for c in columns))) for _, row in keys.iterrows()]
     return names if len({*names}) == len(names) else [one.name for one in series]
 
@@ -53,7 +56,7 @@ def law_blocks(series: Sequence[SeriesFit], models: Mapping[float, str]) -> Iter
     `models` are the names of kinds of work by FLOP of a sample.
     """
     counts = sorted({point.devices for one in series for point in one.efficiency})
-    names, several = series_names(series), len({*models.values()}) > 1
+    names, several = series_names(series), _several(series, models)
     if several and not counts:
         wide = [{model_of(size.flops_per_sample, models): size.v for size in one.by_work} for one in series]
         heads = tuple(dict.fromkeys(model for speeds in wide for model in speeds))
@@ -63,18 +66,30 @@ def law_blocks(series: Sequence[SeriesFit], models: Mapping[float, str]) -> Iter
         ]
         yield Table("How it scales: GFLOP/s of one device", ("series", *heads), tuple(rows))
         return
-    rows = []
+    rows, units = [], {rate_unit(one.unit)[1]: None for one in series}
     for name, one in zip(names, series, strict=True):
         for place, size in enumerate(one.by_work):
             here = [point for point in one.efficiency if same_work(point.flops_per_sample, size.flops_per_sample)]
             shares = [[written(p.times(100), "%") for p in here if p.devices == count] for count in counts]
             work = [model_of(size.flops_per_sample, models)] if several else []
-            cells = (written(size.v.times(1e-9)), *(", ".join(texts) or "-" for texts in shares))
+            divisor, unit = rate_unit(one.unit)
+            speed = written(size.v.times(1 / divisor)) + f" {unit}" * (len(units) > 1)
+            cells = (speed, *(", ".join(texts) or "-" for texts in shares))
             rows.append((name * (place == 0), *work, *cells))
-    heads = ("series", *(["model"] if several else []), "GFLOP/s of one device")
+    heads = ("series", *(["model"] if several else []), f"{' or '.join(units)} of one device")
     caption = "How it scales: time = work / (devices x speed of one device x efficiency)"
     yield Table(caption, (*heads, *(f"efficiency on {count}" for count in counts)), tuple(rows), words=heads[1:-1])
     yield from map(Note, unseen(series))
+
+
+def rate_unit(unit: Unit) -> tuple[float, str]:
+    """Return by what to divide the speed of a series for people, and its unit."""
+    return (1e9, "GFLOP/s") if unit == "FLOP" else (1.0, f"{unit}/s")
+
+
+def _several(series: Sequence[SeriesFit], models: Mapping[float, str]) -> bool:
+    """Whether kinds of work have to be named: series that are not counted in FLOP are of one kind each."""
+    return len({*models.values()}) > 1 and any(one.unit == "FLOP" for one in series)
 
 
 def model_of(flops: float, models: Mapping[float, str]) -> str:
@@ -97,7 +112,7 @@ def prediction_blocks(
     rows, limits, details = [], dict[str, None](), list[str]()
     sizes = [
         (
-            ", ".join(filter(None, (model_of(size.flops_per_sample, models) * (len({*models.values()}) > 1), name))),
+            ", ".join(filter(None, (model_of(size.flops_per_sample, models) * _several(series, models), name))),
             one,
             size,
         )
@@ -115,8 +130,9 @@ def prediction_blocks(
             rows.append((name, f"{prediction.devices:,}", *figures, f"({marks})" if marks else ""))
     if rows:
         first = int(len(sizes) == 1)  # a single series needs no name
+        speed = " or ".join(dict.fromkeys("tokens/s" if one.unit == "tokens" else "samples/s" for one in series))
         columns, cells = (
-            ("series", "devices", "samples/s", "efficiency", "limits")[first:],
+            ("series", "devices", speed, "efficiency", "limits")[first:],
             tuple(r[first:] for r in rows),
         )
         yield Table("Predicted by the law of scaling, 80 % intervals", columns, cells, words=("limits",))
@@ -128,7 +144,7 @@ def prediction_blocks(
 def series_sentences(fit: SeriesFit) -> list[str]:
     """Say what v of a series is, how well the law holds, where it breaks, and what cannot be said."""
     count = len(fit.points)
-    divisor, unit = scale(fit.v.value, "FLOP/s")
+    divisor, unit = scale(fit.v.value, "FLOP/s") if fit.unit == "FLOP" else rate_unit(fit.unit)
     over = f"over {count} configurations" if count > 1 else "from one configuration, so without an interval"
     first = f"The speed of one device is v = {written(fit.v.times(1 / divisor), unit)}, {over}"
     if fit.plain_v is not None:
@@ -163,7 +179,7 @@ def _losses(fit: SeriesFit) -> Iterator[str]:
         here = [point for point in fit.efficiency if (point.devices, point.baseline_devices) == (devices, base)]
         shares = ", ".join(f"{written(point.times(100), '%')} ({spoken(point.curve)})" for point in here)
         keeps = f"each keeps this share of its speed on {devices_words(base)} ({kinds} scaling)"
-        yield f"On {devices_words(devices)} {keeps}: {shares}."
+        yield f"On {devices_words(devices)} {keeps.replace('own scaling', 'unknown batches')}: {shares}."
     if fit.breaks_at is not None:
         yield f"The law breaks at {devices_words(fit.breaks_at)}: more than {percent(LOSS)} of the speed is lost."
     elif fit.loss == "none visible":

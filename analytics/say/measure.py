@@ -5,31 +5,47 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from analytics.say.blocks import Block, Note, Sentence, Table
+import pandas as pd
+
+from analytics.runs.frame import latest_execution
+from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.text import interval, number, percent, printable, scale
-from bench.figures.carbon import region_name
 from bench.figures.flags import COVERED, grade, meaning
-from bench.figures.metrics import metrics, missing_components, split_energy, systematic
-from bench.record import EnergyReading, RunRecord, Status
+from bench.figures.metrics import OWN, metrics, missing_components, split_energy, systematic, window
+from bench.figures.regions import region_name
+from bench.record import EnergyReading, Observation, RunRecord, Status
+from bench.schema import MEASURE, program_name
+from bench.workloads.formats import TITLES
 from bench.workloads.printed import FLAGS as STEPS
 
 _COMPONENTS = {"gpu": "GPU", "cpu": "CPU", "dram": "memory", "node": "machine"}
 _PHASES = {"start": "start-up", "warmup": "warm-up", "steady": "measured steps", "tail": "end"}
+_NO_STEPS = (
+    "Throughput is unknown: no steps of torch were seen. Call step() in the loop of the script, or give --step-pattern "
+    "(docs/own-scripts.md)."
+)
+_SOURCES = {"script": ", reported by the script", "hooks": ", seen in torch", "output": ", read from the output"}
 _NAMED = 2
 """So many limits of a run are named in the answer; `--explain` has all of them."""
 
 
 def blocks(record: RunRecord) -> Iterator[Block]:
     """Yield what a command took, how sure that is, and a table of its figures with what each rests on."""
-    figures = metrics(record)
+    figures = metrics(record) | _until_failure(record)
     yield Sentence(_title(record), "title")
+    if record.partial is not None:
+        yield Sentence("Figures are of what it did until then.", "answer")
     if record.grade is not None:
         flags = sorted(record.flags, key=lambda flag: (flag in STEPS, grade([flag])), reverse=True)
         limits = [re.split("[:;]", meaning(flag))[0] for flag in flags]
         more = [f"and {len(limits) - _NAMED} more (--explain)"] if len(limits) > _NAMED else []
         text = "; ".join([*limits[:_NAMED], *more])
         yield Sentence(f"Grade {record.grade}: {text}." if text else f"Grade {record.grade}.", "answer")
-    rows = (*_energy(record), *_place(record), *_steps(figures))
+    source = record.measurement.step_source if record.measurement is not None else None
+    if record.measurement is not None and not record.measurement.steps:
+        yield Sentence(_NO_STEPS, "answer")
+    yield from _unmatched(record)
+    rows = (*_energy(record), *_place(record), *_steps(record, figures, _SOURCES.get(source or "", "")))
     if rows:
         yield Table("", ("", "value", "rests on"), rows, figures=False)
     if not record.energy:
@@ -41,6 +57,50 @@ def blocks(record: RunRecord) -> Iterator[Block]:
                 f"{which} was read for {percent(reading.coverage)} of the time: all sums are too low.", "Careful"
             )
     yield from (Sentence(meaning(flag), detail=True) for flag in record.flags)
+
+
+def next_steps(record: RunRecord, runs: pd.DataFrame, store: str | None) -> Iterator[Block]:
+    """Yield the commands to go on with. `runs` are those of the store.
+
+    Another name is compared if both have one command each, of one program, on other devices or with other arguments.
+    """
+    suite = record.suite
+    lines: list[tuple[str, ...]] = [("report", suite, "-o", f"{suite}.html")]
+    names = runs[(runs["status"] == Status.OK) & (runs["suite"] != MEASURE)]
+    names = latest_execution(names[names["open_devices"].notna()] if "open_devices" in names else names[:0])
+    alone = names.groupby("suite")["config_id"].nunique() == 1
+    several = suite in alone and not alone[suite]
+    last = names.sort_values("started_at", kind="stable").drop_duplicates("suite", keep="last").set_index("suite")
+    last = last[[bool(alone[name]) for name in last.index]]
+    others = last.drop(index=suite, errors="ignore")
+    if suite in last.index:
+        same = others["workload_args.argv"].map(program_name) == program_name(last["workload_args.argv"][suite])
+        others = others[same.astype(bool) & (others["config_id"] != last["config_id"][suite])]
+        lines.insert(0, ("compare", str(others.index[-1]), suite) if len(others) else ("fit", suite))
+    elif several:
+        lines.insert(0, ("compare", suite))
+    if record.status is Status.OK and not several and (suite not in last.index or others.empty):
+        other = "two devices" if record.device_count < 2 else "one device"
+        yield Note(
+            f"measure it on {other}, or with other arguments: bench measure --name NAME -- COMMAND", "To compare"
+        )
+    yield Commands(tuple(command(*line, store=store) for line in lines))
+    yield from unnamed(store)
+
+
+def _unmatched(record: RunRecord) -> Iterator[Note]:
+    """Yield the line of the output that came nearest to a step pattern that no line matches."""
+    measured = record.measurement
+    if measured is not None and "no_line_matched" in measured.step_flags:
+        nearest = printable(measured.notes.get("nearest_line", ""), 120)
+        pattern = printable(record.spec.workload_args.get("step_pattern", ""), 120)
+        yield Note(f"No line matches {pattern}" + (f"; nearest is: {nearest}" if nearest else "."), "Careful")
+
+
+def _until_failure(record: RunRecord) -> dict[str, float]:
+    """Return the figures of what a failed command did until its failure."""
+    seen = {name: getattr(record, name) for name in Observation.model_fields}
+    return window(Observation(**(seen | {"measurement": record.partial})))
 
 
 def _title(record: RunRecord) -> str:
@@ -104,10 +164,16 @@ def _place(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "peak memory", f"{interval(peak / divisor)} {unit}", owner
 
 
-def _steps(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+def _steps(record: RunRecord, figures: Mapping[str, float], source: str) -> Iterator[tuple[str, str, str]]:
     if not figures.get("steps"):
         return
-    window = f"{number(figures['steps'])} steps in {number(figures['window_seconds'])} s"
+    measured = record.measurement
+    each = (
+        f" of {number(measured.samples / measured.steps)} samples" if measured is not None and measured.samples else ""
+    )
+    window = f"{number(figures['steps'])} steps{each} in {number(figures['window_seconds'])} s{source}"
+    if record.measurement is not None and (known := record.measurement.notes.get("output_format")):
+        yield "steps", number(figures["steps"]), f"read from the output, format of {TITLES.get(str(known), known)}"
     units = [unit for unit in ("samples", "tokens") if f"{unit}_per_second" in figures]
     if units:
         yield "throughput", ", ".join(f"{number(figures[f'{unit}_per_second'])} {unit}/s" for unit in units), window
@@ -117,6 +183,8 @@ def _steps(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
         for end, mark in (("", ""), ("_estimated", "~")):
             if (name := f"joules_per_{unit}{end}") in figures:
                 yield f"energy per {unit}{mark}", f"{mark}{number(figures[name])} J", "energy of the measured steps"
+    for name in (name for name in figures if name.startswith(OWN)):
+        yield name.removeprefix(OWN), number(figures[name]), "last value of the script"
     phases = {
         name.removeprefix("phase_").removesuffix("_seconds"): seconds
         for name, seconds in figures.items()

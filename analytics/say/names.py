@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from analytics.quantities import CATALOGUE, quantity
-from analytics.runs.frame import piece, telling
+from analytics.runs.frame import piece, telling, work_arguments
+from analytics.runs.selection import TOGETHER
 from analytics.say.blocks import command
 from analytics.text import interval, printable, scale
+from bench.figures.flags import PUBLISH_REPEATS, PUBLISH_SECONDS
 from bench.record import Status
-from bench.schema import AXES
+from bench.schema import AXES, COMMAND, MEASURE, program_name
+from bench.workloads.command import CommandArgs
 
-_LOADER = ("workload_args.workers", "workload_args.pin_memory")
-"""Arguments of a workload that change neither its model nor its data."""
 _NAMED = ("preset", "architecture", "pretrained", "objective", "data", "text", "mix", "argv", "name")
 """Last parts of fields whose values go without the name of the field."""
 _WORKLOADS = {"decoder_lm": "decoder LM", "lstm_lm": "LSTM", "text_cnn": "text CNN"}
@@ -72,6 +73,15 @@ _CODE = re.compile(
 _RANGE = re.compile(r"([\d,.]*\d) to ([\d,.]*\d)")
 _ABSENT = {"needs": "from scratch", "batch_size_per_device": "batch left open"}
 """What it means that a field has no value, where others have one."""
+_MEASURE_FLAGS = {"measure_seconds": "--seconds", "measure_steps": "--steps", "warmup_steps": "--warmup-steps"}
+_MEASURE_FLAGS |= {
+    f"workload_args.{name}": f"--{name.replace('_', '-')}"
+    for name in ("step_pattern", "steps_per_line", "samples_per_step", "tokens_per_step")
+}
+_COMMAND_FIELDS = {f"workload_args.{name}" for name in CommandArgs.model_fields}
+_USUAL = {"--warmup-steps": 3}
+_COMMANDS = 3
+"""So many commands are printed to be pasted."""
 START, UP_TO = "start", "… + "
 _SHORT = {"d": "devices", "b": "batch_size_per_device", "batch": "global_batch_size"}
 _SHORT |= {"accumulation": "gradient_accumulation_steps", "threads": "threads_per_device"}
@@ -125,9 +135,9 @@ def word(column: str, value: Any) -> str:
     return f"{name} {text}"
 
 
-def is_work(column: str) -> bool:
-    """Return whether a field says what is trained, not how."""
-    return column in ("workload", "dataset") or (column.startswith("workload_args.") and column not in _LOADER)
+def work_fields(table: pd.DataFrame) -> set[str]:
+    """Return the fields of a table that say what is trained, not how."""
+    return {"workload", "dataset", *work_arguments(table)}
 
 
 def named(table: pd.DataFrame, bases: pd.Series | None = None) -> pd.DataFrame:
@@ -139,15 +149,19 @@ def named(table: pd.DataFrame, bases: pd.Series | None = None) -> pd.DataFrame:
     adds: `start`, `… + bf16`.
     """
     columns, steps = telling(table), "ladder" in table and table["ladder"].nunique() == len(table) > 1
-    works = [c for c in columns if is_work(c)] or [c for c in ("workload", "workload_args.preset") if c in table]
+    kinds = work_fields(table)
+    works = [c for c in columns if c in kinds] or [c for c in ("workload", "workload_args.preset") if c in table]
     others = [c for c in columns if c not in works] or ["devices"]
     if steps:
         order = table["ladder"].sort_values().index
         bases = pd.Series([pd.NA, *order[:-1]], index=order, dtype="object").reindex(table.index)
     pairs, rows = [], table[[*works, *others]].to_dict("records")
     places = {label: place for place, label in enumerate(table.index)}
+    programs = table["workload_args.argv"] if "workload_args.argv" in table else pd.Series(index=table.index, dtype=str)
     for place, row in enumerate(rows):
         work = ", ".join(filter(None, (word(c, row[c]) for c in works)))
+        if work == COMMAND and pd.notna(argv := programs.iloc[place]):
+            work = printable(program_name(str(argv)), 40)
         change = [word(c, row[c]) for c in others if piece(c, row[c])]
         if bases is not None and pd.notna(bases.iloc[place]):
             base = rows[places[bases.iloc[place]]]
@@ -189,9 +203,51 @@ def spoken(text: str) -> str:
 
 
 def repeat_command(suite: object, *options: str, store: str | None = None, file: str | None = None) -> str:
-    """Return the command that runs a suite with options, or say so where its file does not lie in its place."""
+    """Return the command that runs a suite with options, or say so where its file does not lie in its place.
+
+    Suites of `bench measure` have no file: see `measured_again`.
+    """
     path = Path(file or f"suites/{suite}.yaml")
     return command("run", str(path), *options, store=store) if path.is_file() else f"run it with {' '.join(options)}"
+
+
+def measured_again(repeats: int | None = None) -> str:
+    """Say how a command is measured again: so many times more, or well enough to be published."""
+    if repeats is not None:
+        return f"repeat the bench measure command with --repeats {repeats}; it adds to the name"
+    return f"let it run for {PUBLISH_SECONDS:g} s or longer, with --repeats {PUBLISH_REPEATS}"
+
+
+def measure_commands(sides: Iterable[pd.DataFrame], repeats: int, store: str | None = None) -> list[str]:
+    """Return the commands that add so many repeats to names of `bench measure`; nothing where one is unknown, or of many."""
+    rows = [row for side in sides for _, row in side.drop_duplicates(["suite", "config_id"], keep="last").iterrows()]
+    lines = [_measure_command(row, repeats, store) for row in rows]
+    return list(dict.fromkeys(lines)) if len(lines) <= _COMMANDS and all(lines) else []
+
+
+def _measure_command(row: pd.Series, repeats: int, store: str | None) -> str:
+    """Return the command that measured a run; nothing for one without a name, or with words that were not kept."""
+    argv, suite = str(row["workload_args.argv"]), str(row["suite"])
+    fields = {flag: row.get(name) for name, flag in _MEASURE_FLAGS.items()}
+    own = [name for name in map(str, row.index) if name.startswith("workload_args.") and name not in _COMMAND_FIELDS]
+    words = ["--name", suite, "--repeats", str(repeats)]
+    words += [
+        word
+        for flag, value in fields.items()
+        if pd.notna(value) and value != _USUAL.get(flag)
+        for word in (flag, _typed(value))
+    ]
+    words += ["--no-hooks"] * (str(row.get("workload_args.hooks")) == "False")
+    for name in own:
+        words += ["--set", f"{name.partition('.')[2]}={_typed(row[name])}"] if pd.notna(row[name]) else []
+    known = suite != MEASURE and TOGETHER not in suite and printable(argv, 1000) == argv
+    if not known or "***" in " ".join((argv, *words)):
+        return ""
+    return f"{command('measure', *words, store=store)} -- {argv.replace('{{', '{').replace('}}', '}')}"
+
+
+def _typed(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def why_ended(status: str, reasons: Iterable[str | float]) -> str:

@@ -11,15 +11,16 @@ from typing import Any
 
 from analytics.interval import Interval, plain
 from analytics.plan.plan import MOST_DEVICES, Plan, PlanOption, Question, Step
-from analytics.plan.speed import LEVEL, SIZE, OwnSpeed, PriorSpeed, priors
+from analytics.plan.speed import ELSEWHERE_SPREAD, LEVEL, SIZE, OwnSpeed, PriorSpeed, priors
 from analytics.plan.tipping import Tip
 from analytics.say.blocks import Block, Lines, Note, Sentence, Table
 from analytics.say.law import FLAGS as LAW_FLAGS
 from analytics.say.names import joined
-from analytics.text import devices_words, number, printable, scale, written
+from analytics.text import devices_words, number, percent, printable, scale, written
 from analytics.work import IMPLAUSIBLE, scaled, short
 from bench.errors import UserError
-from bench.figures.carbon import intensity, region_name
+from bench.figures.regions import intensity, region_name
+from bench.record import Provenance
 
 FLAGS = {
     "memory_tight": "the training state alone takes more than half of the memory",
@@ -299,7 +300,9 @@ def _speed(question: Question) -> str:
         counts = sorted(set(map(int, speed.table["devices"])))
         many = f"{len(speed.table)} configuration{'s' if len(speed.table) > 1 else ''}"
         whose = "imported" if speed.imported else "your"
-        return f"{many} of {whose} runs on {listed(counts)} ({printable(speed.name, 120)})"
+        text = f"{many} of {whose} runs on {listed(counts)} ({printable(speed.name, 120)})"
+        apart = percent(round(ELSEWHERE_SPREAD, 2))
+        return text + (f"; other machines differ by about {apart}, so intervals are wider" if speed.imported else "")
     return f"the given speed: {', '.join(map(printable, speed.says))}"
 
 
@@ -323,7 +326,10 @@ def _given(question: Question) -> str:
         given.append(f"{question.watts:,.4g} W a device" + (f" ({getattr(speed, 'watts_label', '')})" if own else ""))
     if site.region is not None:
         factor = intensity(site.region)
-        given.append(f"{region_name(factor.region)} {factor.kg_per_kwh:.3f} kg/kWh ({factor.year})")
+        of_year = f" ({factor.year})" if factor.year else ""
+        own = factor.source == Provenance.USER_SUPPLIED
+        grid = factor.region if own else f"{region_name(factor.region)} {factor.kg_per_kwh:.3f} kg/kWh{of_year}"
+        given.append(grid)
     return ", ".join(given)
 
 
@@ -383,7 +389,8 @@ def computed(plan: Plan) -> Iterator[Note]:
         model = "the devices' limits × a factor from measured nodes, host included"
         said["Energy"] = f"{model if question.watts is None else 'power of a device × device-hours'}, times PUE"
     if site.region is not None:
-        said["CO2e"] = f"energy × intensity of the grid, location-based ({intensity(site.region).source})"
+        source = intensity(site.region).source.replace("user_supplied", "given")
+        said["CO2e"] = f"energy × intensity of the grid, location-based ({source})"
     if option.cost_usd is not None:
         owned = site.usd_per_device_hour is None
         price = "cost of the device, and electricity with PUE" if owned else "the price, which includes power"

@@ -11,16 +11,28 @@ import pandas as pd
 from analytics.interval import Interval
 from analytics.judge.comparable import unequal_training
 from analytics.judge.compare import COSTS, Comparison
-from analytics.judge.matched import Change
+from analytics.judge.matched import Change, flagged
 from analytics.law.outlook import outlook
 from analytics.law.series import fit
 from analytics.quantities import quantity
+from analytics.runs.frame import measured_commands
+from analytics.runs.selection import TOGETHER
 from analytics.say import answer
 from analytics.say.advice import option_words
 from analytics.say.answer import Found
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.say.law import law_blocks, prediction_blocks, series_names, series_sentences
-from analytics.say.names import START, full_names, grouped, metric_name, named, repeat_command, spoken, why_ended
+from analytics.say.names import (
+    START,
+    full_names,
+    grouped,
+    measured_again,
+    metric_name,
+    named,
+    repeat_command,
+    spoken,
+    why_ended,
+)
 from analytics.say.table import (
     FIGURES,
     MANY,
@@ -52,6 +64,8 @@ _PHRASES = {
     "meter_failed": "a failed meter",
     "unvalidated_sensor": "an unchecked sensor",
     "above_matmul_peak": "an impossible speed",
+    "devices_differ": "other devices than asked for",
+    "precision_differs": "another precision than asked for",
     "no_steps": "no reported steps",
     "imported": "imported figures",
 }
@@ -121,6 +135,9 @@ def _title(found: Found) -> str:
     times = f" x {repeats[0]}" if len(repeats) == 1 and repeats[0] > 1 else ""
     well = int((runs["status"] == Status.OK).sum())
     ended = "all ended well" if well == len(runs) else f"{well} ended well"
+    if early := int(flagged(runs[runs["status"] == Status.OK], "ended_early").sum()):
+        asked = [f"{well - early} ended as asked"] if well > early else []
+        ended = ", ".join([*asked, f"{early} {'was' if early == 1 else 'were'} ended early"])
     count = f"{len(own)} configuration{'s' * (len(own) != 1)}{times}"
     where = f" on {machines}{share}" if machines else ""
     return f"{printable(runs['suite'].iloc[0])}: {len(runs)} run{'s' * (len(runs) != 1)}{where}, {count}, {ended}"
@@ -186,6 +203,9 @@ def _climbed(found: Found) -> Iterator[str]:
 
 def _alone(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
     """Yield the figures of the only configuration, or what is missing for a comparison."""
+    if len(own) > 1 and flagged(own, "devices_differ", "precision_differs").any():
+        yield "The command did not use what it was asked to use, so no change is compared (bench advise)."
+        return
     if len(own) > 1:
         yield "These configurations differ in several things at once, so no single change is compared."
         return
@@ -277,7 +297,8 @@ def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterat
     if few or quick:
         aim, options = "To decide" if few else "To publish", ["--publish"]
         options = ["--set", f"repeats={own['repeats'].max() + max(few)}"] if few else options
-        yield f"{aim}: {repeat_command(found.runs['suite'].iloc[0], *options, store=store, file=suite_file)}"
+        how = repeat_command(found.runs["suite"].iloc[0], *options, store=store, file=suite_file)
+        yield f"{aim}: {measured_again(max(few, default=None)) if measured_commands(found.runs) else how}"
 
 
 def _marks(found: Found) -> str:
@@ -295,7 +316,11 @@ def _under(own: pd.DataFrame) -> Iterator[str]:
     measured, estimated = own["energy_joules"].notna(), own["run_energy_joules_estimated"].notna()
     theirs = bool(imported(own).all())
     if (~measured & estimated).any():
-        yield "~ estimated by CodeCarbon; no meter could be read (bench doctor)"
+        yield (
+            "~ estimated, as the file says"
+            if theirs
+            else "~ estimated by CodeCarbon; no meter could be read (bench doctor)"
+        )
     elif not measured.all() and not theirs:
         yield "no energy: no meter could be read (bench doctor)"
     missing_parts = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})
@@ -409,7 +434,12 @@ def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Comm
         return
     suite = printable(suites[0], 100)
     most = int(df["devices"].max()) if df["devices"].notna().any() else 1
-    more = ("fit", suite, "--devices", f"{2 * most},{4 * most}")
+    names = suite.split(TOGETHER)
+    more = ("fit", *names, "--devices", f"{2 * most},{4 * most}")
+    if len(names) > 1:
+        both = [("compare", *names)] if len(names) == 2 else []
+        yield Commands(tuple(command(*line, store=store) for line in ([more] if fitted else []) + both))
+        return
     several = ("compare" if df["config_id"].nunique() > 1 else "fit", suite)
     lines = [more if df["devices"].nunique() > 1 and fitted else several, ("advise", suite)]
     yield Commands(tuple(command(*line, store=store) for line in (*lines, ("report", suite, "-o", f"{suite}.html"))))

@@ -19,6 +19,7 @@ _SCALING = {
     "weak": "Weak scaling: each device keeps its batch, so the ideal step time stays the same.",
     "strong": "Strong scaling: all devices share one batch, so the ideal step time falls.",
     "mixed": "Neither weak nor strong scaling: batches differ by more than the number of devices.",
+    "own": "The command decides on its batches: whether that is weak or strong scaling, its samples will tell.",
     "none": "One number of devices: scaling is not measured.",
 }
 
@@ -28,7 +29,8 @@ def run_names(runs: Iterable[RunSpec]) -> dict[str, str]:
     specs = {run.config_id: run for run in runs}
     if not specs:
         return {}
-    pairs = named(pd.DataFrame([parameters(spec) for spec in specs.values()], index=list(specs))).replace("default", "")
+    rows = [parameters(spec) | {"work": " ".join(spec.work)} for spec in specs.values()]
+    pairs = named(pd.DataFrame(rows, index=list(specs))).replace("default", "")
     if pairs["work"].nunique() == 1:
         pairs["work"] = pairs["work"].where(pairs["change"] == "", "")
     return {config: ", ".join(filter(None, pair)) for config, *pair in pairs.itertuples()}

@@ -75,7 +75,7 @@ def figures(result: SearchResult, trial: Tried, *, ends: bool = False) -> str:
     for one in result.objectives:
         divisor, unit = unit_of(one.name, trial.values[one.name])
         text = "~" * ("estimated" in one.column) + figure(one, trial, divisor, unit)
-        texts.append(f"{one.name} " * (not unit or unit == "%") + (text if ends else text.partition(" (")[0]))
+        texts.append(f"{one.title} " * (not unit or unit == "%") + (text if ends else text.partition(" (")[0]))
     return joined(texts)
 
 
@@ -100,7 +100,7 @@ def headline(result: SearchResult) -> str:
     titles: dict[int, list[str]] = {}
     for one in result.objectives:
         best = min(result.points, key=lambda point: one.rank(point.values))
-        titles.setdefault(best.number, []).append(one.name)
+        titles.setdefault(best.number, []).append(one.title)
     if len(titles) > 1:
         titles.setdefault(result.points[0].number, []).append("balance")
     points = {point.number: point for point in result.points}
@@ -160,7 +160,7 @@ def title(result: SearchResult) -> str:
     amount = f"{number(work.samples or work.tokens or 0)} {'samples' if work.samples else 'tokens'}"
     ran = {tuple(trial.params.items()) for trial in result.trials if trial.runs}
     size = "" if result.space_size is None else f" of {result.space_size:,}"
-    goals = joined([goal.name for goal in result.space.search.objectives])
+    goals = joined([goal.title for goal in result.space.search.objectives])
     what = f"{goals} {'to the target' if work.target else f'for {amount}'}"
     return f"{printable(result.study, 80)}: {what}; {len(ran)}{size} configurations measured"
 
@@ -172,7 +172,7 @@ def front_table(result: SearchResult, *, detail: bool = False) -> Table:
     shown = [*result.front, *likely]
     units = [unit_of(one.name, max(abs(point.values[one.name]) for point in result.front)) for one in result.objectives]
     heads = [
-        f"{one.name}{'~' * ('estimated' in one.column)}{f', {unit}' * bool(unit)}"
+        f"{one.title}{'~' * ('estimated' in one.column)}{f', {unit}' * bool(unit)}"
         for one, (_, unit) in zip(result.objectives, units, strict=True)
     ]
     rows = []
@@ -250,7 +250,7 @@ def details(result: SearchResult) -> Iterator[Note]:
     front = result.front
     if len(front) > 1:
         a, b = front[0], next((trial for trial in front[1:] if trial.knee), front[-1])
-        pairs = [(one.name, a.values[one.name], b.values[one.name]) for one in result.objectives]
+        pairs = [(one.title, a.values[one.name], b.values[one.name]) for one in result.objectives]
         changes = joined([change(name, new / old) for name, new, old in pairs if new > 0 and old > 0])
         yield Note(f"{changes}.", f"Trial {a.number} instead of {b.number}", detail=True)
     yield from _mattered(result)
@@ -273,7 +273,7 @@ def _mattered(result: SearchResult) -> Iterator[Note]:
     for one in result.objectives:
         values = sorted(point.values[one.name] for point in result.points)
         if result.importance.get(one.name) and values and not math.isclose(values[0], values[-1]):
-            shares[one.name] = result.importance[one.name]
+            shares[one.title] = result.importance[one.name]
     tops = [(name, *max(each.items(), key=lambda item: item[1])) for name, each in shares.items()]
     tops = [(name, param, share) for name, param, share in tops if share * len(shares[name]) > _CLEAR]
     params = dict.fromkeys(param for each in shares.values() for param in each)

@@ -13,7 +13,7 @@ from analytics.judge.symptoms import MANY as MANY
 from analytics.quantities import quantity
 from analytics.runs.frame import telling
 from analytics.say.blocks import Table
-from analytics.say.names import UP_TO, is_work, metric_name, spoken, word
+from analytics.say.names import UP_TO, metric_name, spoken, word, work_fields
 from analytics.text import interval, number, printable, written
 from bench.record import Status
 
@@ -61,7 +61,8 @@ def results_table(own: pd.DataFrame, names: pd.DataFrame, *, unequal: bool, step
     columns: dict[str, list[str]] = {}
     if names["work"].nunique() > 1 or not any(names["change"]):
         columns["model"] = list(names["work"])
-    fields = [name for name in telling(own) if not is_work(name)]
+    kinds = work_fields(own)
+    fields = [name for name in telling(own) if name not in kinds]
     if steps:
         columns["step"] = [text.replace(UP_TO, "+ ") for text in names["change"]]
     elif len(fields) <= _MOST_FIELDS:
@@ -160,7 +161,9 @@ def _short(column: str, value: Any) -> str:
     if pd.isna(value):
         return "-"
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:g}" if numeric or hasattr(value, "item") else word(column, value) or "-"
+    if numeric or hasattr(value, "item"):
+        return f"{value:g}"
+    return (word(column, value) or "-").removeprefix(f"{_heading(column)} ")
 
 
 def _known(own: pd.DataFrame, group: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ precision: [fp32, bf16]                          # choices
 batch_size_per_device: {low: 1, high: 64, log: true}
 parallelism: [ddp, tp]
 parallelism.size: {choices: [2, 4], when: {parallelism: tp}}
-objectives: [time, cost]                           # for `work`: {samples: ...}, {tokens: ...} or target
+objectives: [time, {minimize: own.val_bpb}]        # for `work`: {samples: ...}, {tokens: ...} or target
 constraints: {memory: {max: 2.0e+9}}
 budget: {trials: 30, minutes: 8}
 """
@@ -17,18 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analytics.judge.objectives import Amount, Goal, Name
+from analytics.judge.objectives import NAMES, OWN, Amount, Goal, Name
 from bench.registry import did_you_mean
-from bench.schema import COMMAND, Choice, Count, Model, Positive, Scalar, Site, Slug, Suite
+from bench.schema import COMMAND, Choice, Count, Model, Positive, Scalar, Site, Slug, Suite, with_words
 from bench.suites import yaml as yamlfile
 from bench.suites.load import FIELDS, SuiteError, branches, messages
 
-OBJECTIVES = {name: "maximize" if name == "accuracy" else "minimize" for name in get_args(Name)}
-"""What a search can go for, and the way that is better."""
+OBJECTIVES = {name: "maximize" if name == "accuracy" else "minimize" for name in NAMES}
+"""What a search can go for, and the way that is better. Of the user's own metrics (`own.NAME`) the file says it."""
+_WAYS = {"minimise": "minimize", "maximise": "maximize", "minimize": "minimize", "maximize": "maximize"}
 QUALITY = ("loss", "accuracy")
 MOST_LISTED = 20_000
 """Spaces with at most so many configurations are listed, so that it is known when all were tried."""
@@ -114,6 +115,17 @@ class Budget(Model):
         return self
 
 
+def _goals(entry: str | dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return objectives with their directions: of `time`, `{own.x: maximize}` or `{maximize: own.x}`."""
+    if isinstance(entry, str):
+        return [(entry, OBJECTIVES.get(entry))]
+    out: list[tuple[str, Any]] = []
+    for key, value in entry.items():
+        listed = value if isinstance(value, list) else [value]
+        out += [(str(name), key) for name in listed] if key in _WAYS else [(str(key), value)]
+    return out
+
+
 class Search(Site):
     """A search file, as written. `defaults` and `exclude` are those of a suite, `space` maps fields of a run to values.
 
@@ -123,6 +135,7 @@ class Search(Site):
 
     name: Slug
     description: Annotated[str, Field(max_length=2000)] = ""
+    words: dict[str, dict[str, list[str]]] = {}
     defaults: dict[str, Any] = {}
     space: Annotated[dict[str, Any], Field(min_length=1)]
     exclude: list[dict[str, Any]] = []
@@ -139,21 +152,30 @@ class Search(Site):
     @field_validator("objectives", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-            if len(set(value)) < len(value):
-                raise ValueError(f"an objective stands twice in {', '.join(value)}")
-            value = {name: OBJECTIVES.get(name, "minimize") for name in value}
-        if not isinstance(value, dict):
+        entries = [value] if isinstance(value, (str, dict)) else value
+        if not isinstance(entries, (list, tuple)) or any(
+            not isinstance(e, (str, dict)) or "direction" in e for e in entries
+        ):
             return value
-        if not 1 <= len(value) <= 4:
-            raise ValueError(f"give one to four of {', '.join(OBJECTIVES)}, not {len(value)}")
-        for name, direction in value.items():
-            if name not in OBJECTIVES:
-                raise ValueError(f"no objective {name!r}: {did_you_mean(str(name), OBJECTIVES)}")
-            if direction != OBJECTIVES[name]:
+        pairs = [pair for entry in entries for pair in _goals(entry)]
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"an objective stands twice in {', '.join(names)}")
+        if not 1 <= len(names) <= 4:
+            raise ValueError(f"give one to four of {', '.join(OBJECTIVES)}, not {len(names)}")
+        for name, direction in pairs:
+            if name.startswith(OWN) and direction not in _WAYS:
+                raise ValueError(f"{name}: say which way is better: {{minimize: {name}}} or {{maximize: {name}}}")
+            if not name.startswith(OWN) and name not in OBJECTIVES:
+                raise ValueError(f"no objective {name!r}: {did_you_mean(name, OBJECTIVES)}, or own.NAME")
+            if name in OBJECTIVES and _WAYS.get(str(direction)) != OBJECTIVES[name]:
                 raise ValueError(f"{name}: {OBJECTIVES[name]}, not {direction!r}")
-        return tuple({"name": name, "direction": direction} for name, direction in value.items())
+        return tuple({"name": name, "direction": _WAYS[str(direction)]} for name, direction in pairs)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _maps_are_words(cls, value: Any) -> Any:
+        return with_words(value, "space")
 
     @field_validator("work", mode="before")
     @classmethod
@@ -167,12 +189,21 @@ class Search(Site):
 
     @property
     def trains_to_the_end(self) -> bool:
-        """Whether each run trains for all of `work`, since what counts is how good the model is then."""
-        return bool(set(QUALITY) & set(self.judged)) and not self.work.target
+        """Whether each run trains for all of `work`, since what counts is how good the model is then.
+
+        A command of the user decides on its length itself.
+        """
+        return self.for_quality and not self.work.target and self.defaults.get("workload") != COMMAND
+
+    @property
+    def for_quality(self) -> bool:
+        """Whether it counts how good the model is, so that runs of unequal length are not compared."""
+        return any(name in QUALITY or name.startswith(OWN) for name in self.judged)
 
     def suite(self, name: str | None = None, **fields: Any) -> Suite:
         """Return a suite at the same place and prices, with the same defaults."""
-        shared = {key: getattr(self, key) for key in ("description", "defaults", "idle_seconds", *Site.model_fields)}
+        kept = ("description", "defaults", "words", "idle_seconds", *Site.model_fields)
+        shared = {key: getattr(self, key) for key in kept}
         return Suite.model_validate({"name": name or self.name, **shared, **fields})
 
 
@@ -306,15 +337,17 @@ def _mistakes(search: Search) -> Iterator[str]:
     asked = {*search.defaults, *search.space}
     if twice := set(search.defaults) & set(search.space):
         yield f"{', '.join(sorted(twice))} stands in defaults and in space: leave it out of the defaults"
-    if search.defaults.get("workload") == COMMAND and search.trains_to_the_end:
-        yield "loss and accuracy of a command are not known"
+    if search.defaults.get("workload") == COMMAND and "accuracy" in search.judged:
+        yield "the accuracy of a command is one of its own metrics: {maximize: own.accuracy}"
+    if search.defaults.get("workload") != COMMAND and any(name.startswith(OWN) for name in search.judged):
+        yield "own metrics are those of the workload command: use loss or accuracy"
     if search.work.target and not any(name.partition(".")[0] == "target" for name in asked):
         yield "work: target needs defaults with target: {metric: ..., value: ...}, and validation: {every_steps: ...}"
     if search.trains_to_the_end and {"measure_steps", "measure_seconds"} & asked:
         yield "loss and accuracy are those after `work`: leave measure_steps and measure_seconds out of the defaults"
     if search.trains_to_the_end and search.work.samples is None:
         yield "loss and accuracy are those after `work`, which is counted in samples here: work: {samples: NUMBER}"
-    if search.probe and (search.work.target or search.trains_to_the_end):
+    if search.probe and (search.work.target or search.for_quality):
         yield "probe: a shorter training tells nothing of the loss, the accuracy or the way to a target: leave probe out"
     for rule in search.exclude:
         for name in {name for name in rule if name.partition(".")[0] not in FIELDS}:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analytics.judge.front import hypervolume, judged
-from analytics.judge.objectives import REMEDIES, Objective, mixed, objective
+from analytics.judge.objectives import Objective, mixed, objective, remedy
 from bench.record import Status
 from bench.schema import Scalar
 
@@ -143,7 +143,7 @@ def result(
     absent: dict[str, str] = {}
     for goal in space.search.objectives if len(pool) else ():
         one = objective(goal, space.search.work, pool)
-        why = mixed(pool, one) if one else REMEDIES[goal.name]
+        why = mixed(pool, one) if one else remedy(goal.name, pool)
         absent |= {goal.name: why} if why else {}
         found += [one] if one and not why else []
     parts = {trial.number: runs[trial.number] for trial in tried if found and trial.state == "complete"}

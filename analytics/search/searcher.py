@@ -44,7 +44,7 @@ _KILLED = 2
 """A configuration in which the search was killed so often is given up."""
 _MARGIN = 300.0
 _COLUMNS = "columns"
-_JUDGED = [*TEXT_COLUMNS, *NUMBERS]
+_JUDGED = ["workload", *TEXT_COLUMNS, *NUMBERS]
 _RAN = "runs"
 """Name of the constraint that a configuration can run."""
 
@@ -84,7 +84,8 @@ class Scores:
 
         A configuration of which one run does not end well, or misses the target, is none to be recommended.
         """
-        ok = pd.DataFrame([dict(row) for row in rows]).reindex(columns=_JUDGED)
+        own = [name for name in self.search.judged if name.startswith(objectives.OWN)]
+        ok = pd.DataFrame([dict(row) for row in rows]).reindex(columns=[*_JUDGED, *own])
         lost = ok[ok["status"] != Status.OK]
         if len(lost):
             return Scored({}, _failure(lost.iloc[0]), failed=bool((lost["status"] == Status.FAILED).all()))
@@ -94,7 +95,7 @@ class Scores:
         for name in self.search.judged:
             column = self.columns.get(name) or objectives.column(name, self.search.work, ok)
             if column is None:
-                return Scored({}, f"{name} is not known: {objectives.REMEDIES[name]}", absent=True)
+                return Scored({}, f"{name} is not known: {objectives.remedy(name, ok)}", absent=True)
             self.columns[name] = column
             known = objectives.Objective(
                 name, column, self.search.work.samples or self.search.work.tokens or 1.0

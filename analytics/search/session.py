@@ -39,9 +39,9 @@ from analytics.search.study import (
 )
 from analytics.text import counted
 from bench.errors import FAILED, FAULT, UserError
-from bench.figures.carbon import intensity
 from bench.figures.cost import recost
 from bench.figures.metrics import row
+from bench.figures.regions import intensity
 from bench.files import read_json, write_text
 from bench.folder import EXECUTION, RECORD, SEARCH
 from bench.machine.environment import check_no_gpu_is_hidden, describe, find_machine

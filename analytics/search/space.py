@@ -163,7 +163,7 @@ class Space:
     @cached_property
     def quality(self) -> bool:
         """Whether what counts depends on how long is trained."""
-        return self.search.trains_to_the_end or self.search.work.target
+        return self.search.for_quality or self.search.work.target
 
     def key(self, told: Mapping[str, Any]) -> Key:
         """Return what makes a configuration, of `metrics.parameters` or those columns of a row: equal for equal ones.

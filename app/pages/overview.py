@@ -11,7 +11,7 @@ import streamlit as st
 from pandas.util import hash_pandas_object
 
 from analytics.interval import Interval, geometric_mean
-from analytics.runs.frame import latest_execution
+from analytics.runs.frame import latest_execution, measured_commands
 from analytics.say.advice import listed, remedy
 from analytics.say.answer import find, totals
 from analytics.say.blocks import Block, Figure, Group, Mark, Sentence
@@ -167,6 +167,9 @@ def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
         there = df[(df["suite"] == last["suite"]) & (df["execution"] == last["execution"])]
         if text := remedy(same.loc[[last.name]], there[there["status"] == Status.OK]):
             return plain(text)
+    again = "Mend that, then measure it again."
+    if last["status"] == Status.FAILED and measured_commands(same):
+        return f"{_REMEDIES[Status.FAILED].partition(' Mend')[0]} {again}"
     return _REMEDIES.get(last["status"], "")
 
 

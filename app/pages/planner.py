@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from analytics.amounts import amount as quantity
-from analytics.amounts import counts, seconds
+from analytics.amounts import counts, length, seconds, usd, usd_per
 from analytics.interval import Interval
 from analytics.plan import tipping
 from analytics.plan.device import PRECISIONS, Device, devices
@@ -30,7 +30,7 @@ from app import data, page
 from app.charts.base import COLOURS, FRONT, KNEE, OTHERS
 from app.charts.curves import Spot, extent, front_chart
 from bench.errors import UserError
-from bench.figures.carbon import intensity
+from bench.figures.regions import intensity
 from bench.schema import Site
 from bench.store import tracker as tracking
 from bench.suites.load import SITE_OPTIONS, with_site
@@ -57,7 +57,7 @@ FIELDS = {
     "region": (
         "Region",
         "FR SE NO DE PL GB ES IN CN JP CA US-CA US-TX US-VA",
-        "A country (FR, FRA) or US state (US-CA).",
+        "A country (FR, UK), a state or province (US-CA, CA-QC) or a cloud region (us-west-2).",
     ),
 }
 """Label, examples and help of what can be given, by its option of `bench plan`; each is also its name in the address."""
@@ -86,6 +86,8 @@ def command(given: Mapping[str, str | bool | None]) -> str:
 NAMES = {f"--{name}": f"“{label}”" for name, (label, *_) in FIELDS.items()} | {"--device": "“Device”"}
 READ: dict[str, Callable[[Any], Any]] = {"devices": counts, "deadline": seconds, "recompute": bool, "priors": bool}
 READ |= dict.fromkeys(("device", "precision", "region"), str)
+READ |= {"budget": usd, "sequence": length, "price": usd_per("hour"), "capital-price": usd_per("hour")}
+READ |= {"electricity-price": usd_per("kWh")}
 COUNTS = [2**k for k in range(14)]
 KINDS, SPEEDS = ("Language model", "Other work"), ("My own runs, where they apply", "Published trainings only")
 PAID = {"Not given": (), "Rented": ("price",), "Owned": ("capital-price", "electricity-price")}

@@ -60,13 +60,13 @@ def compare(
 ) -> None:
     """Compare NEW with BASE, or the configurations of BASE with the first one that does the same work.
 
-    BASE and NEW are each a suite (its newest execution, or SUITE@EXECUTION), a git commit (of the folder where the runs
-    were made, or of wattbench), a host, a file (CSV, Parquet, or JSON of `bench fit --json`) or a saved baseline. For a
-    name that could be several, write suite:NAME, commit:NAME, host:NAME, file:NAME or baseline:NAME.
+    BASE and NEW are each a suite or a name of `bench measure` (its newest execution, or SUITE@EXECUTION), a git commit (of
+    the runs' folder, or of wattbench), a host, a file (CSV, Parquet, or JSON of `bench fit --json`) or a saved baseline.
+    For a name that could be several, write suite:NAME, commit:NAME, host:NAME, file:NAME or baseline:NAME.
     """
     import pandas as pd
 
-    from analytics.judge.gate import Condition, broken, outcomes
+    from analytics.judge.gate import Condition, State, broken, incomparable_conditions, outcomes
     from analytics.judge.sides import Sources, compared, compared_metrics
     from analytics.say.compare import blocks, gate_blocks
 
@@ -80,6 +80,7 @@ def compare(
     missing = matched.lost if conditions and not gate["allow_missing"] else []
     bad = {"fails", "cannot tell"} if gate["fail_if_unsure"] else {"fails"}
     failed = bool(broke or missing) or any(outcome.state in bad for outcome in decided)
+    void = [] if failed else incomparable_conditions(conditions, decided)
     if as_json:
         document: dict[str, Any] = {
             **{name: side.to_dict() for name, side in zip(("base", "new"), sides, strict=False)},
@@ -93,14 +94,15 @@ def compare(
             "missing": missing,
             "notes": matched.notes,
             "failed": failed,
+            "not_compared": [str(condition) for condition in void],
         }
         print_json(document)
     else:
-        gated = gate_blocks(sides, matched, decided, broke, missing, equivalence, store, failed=failed)
+        state: State = "fails" if failed else "cannot tell" if void else "holds"
+        gated = gate_blocks(sides, matched, decided, broke, missing, equivalence, store, state)
         answer = gated if conditions else blocks(sides, matched, equivalence, store)
         print_answer(answer, pd.concat([side.df for side in sides]), store, explain=explain)
-    for condition in conditions:
-        own = [outcome for outcome in decided if outcome.condition == str(condition)]
-        if not failed and all(outcome.state == "cannot tell" and outcome.ratio is None for outcome in own):
-            raise UserError(f"--fail-if {str(condition)!r}: no configuration could be compared by {condition.metric}")
+    if void:
+        what = "no configuration could be compared by"
+        raise UserError(*(f"--fail-if {str(condition)!r}: {what} {condition.metric}" for condition in void))
     sys.exit(FAILED if failed else 0)

@@ -22,6 +22,11 @@ from bench.errors import UserError
     help="Map a column of FILE to a name of wattbench; step_ms=step_seconds:0.001 also converts it. Can be repeated.",
 )
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a value for all rows.")
+@click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="The mark before fractions: 11.216 is eleven with . and eleven thousand with , here. Default: as FILE shows.",
+)
 @click.option("--suite", help="Name of the suite. Default: the name of the file.")
 @runs_option
 @store_option
@@ -30,10 +35,10 @@ from bench.errors import UserError
 def import_(
     file: Path, suite: str | None, runs: Path, store: str | None, dry_run: bool, as_json: bool, **naming: Any
 ) -> None:
-    """Import a table of results that others measured: CSV, JSON lines or Parquet, one run a row.
+    """Import a table of results that others measured: CSV, Markdown, JSON or Parquet; exports of codecarbon, MLflow or W&B.
 
-    Columns with a name of wattbench (devices, samples_per_second, workload_args.layers ...) are used; map others with --map.
-    Each row needs devices, and samples_per_second or tokens_per_second. Other rows are left out and listed.
+    Columns are used by their names and units: devices, GPUs, tok/s, step time (ms). What is not sure is listed: map it with
+    --map. Each row needs devices, and a speed, a duration or an energy. Other rows are left out and listed.
     """
     from analytics.runs.imported import imported, keep, suite_of
     from analytics.say.blocks import Commands, command, unnamed
@@ -48,6 +53,7 @@ def import_(
         print_json({**asdict(table), "logged": logged})
     else:
         pairs = [("--map", text) for text in naming["maps"]] + [("--set", text) for text in naming["settings"]]
+        pairs += [("--decimal", naming["decimal"])] * (naming["decimal"] is not None)
         pairs += [("--suite", suite)] * (suite is not None) + [("--runs", str(runs))] * (runs != Path("runs"))
         really = command("import", str(file), *(word for pair in pairs for word in pair), store=store)
         following = really if logged is None else command("fit", table.suite, store=store)

@@ -8,12 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from analytics.amounts import counts
-from bench.errors import BadValue, located
+from analytics.amounts import amount, budget, counts, usd_per
+from bench.errors import BadValue, UserError, located
+from bench.folder import OWN_RUNS, RUNS
 from bench.suites.load import SITE_OPTIONS
 
 if TYPE_CHECKING:
@@ -37,6 +38,21 @@ class Read(click.ParamType):  # type: ignore[type-arg]  # older versions are not
         """Return the value of a text. Raises UserError."""
         with located(param.opts[0] if param is not None else str(value)):
             return self._read(value) if isinstance(value, str) else value
+
+
+class Sections(click.Command):
+    """A command whose help lists its options in sections: `sections` has the names of parameters by heading."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of no section first, then the sections."""
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        rows = {option.name: row for option in options if (row := option.get_help_record(ctx)) is not None}
+        parts = {heading: [rows.pop(name) for name in names] for heading, names in self.sections.items()}
+        for heading, lines in {"Options": list(rows.values()), **parts}.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines)
 
 
 device_counts = Read(counts)
@@ -65,33 +81,81 @@ def _address(text: str) -> str:
     return text
 
 
+def _own_factor(text: str) -> str:
+    from bench.figures.regions import own_factor
+
+    return own_factor(text)
+
+
 _STORE = "MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
 store_option = click.option("--store", metavar="URI", type=Read(_address), help=_STORE)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 explain_option = click.option("--explain", is_flag=True, help="Add definitions, limits and evidence.")
 baselines_option = _folder("--folder", "baselines", "Folder of the baselines.")
-runs_option = _folder("--runs", "runs", "Folder of the runs.")
+runs_option = _folder("--runs", RUNS, "Folder of the runs.")
+own_runs_option = _folder("--runs", OWN_RUNS, "Folder of the runs.")
 gpus_option = click.option(
     "--gpus", metavar="0,1", help="Use only these GPUs (indices or UUIDs), even if other processes use them."
 )
 execution_option = click.option("--execution", help="One execution, by name. Default: the newest of each suite.")
 
 site_options = _all(
-    click.option("--region", help="Region of the power grid: FR, FRA, US-CA. Default for new runs: WATTBENCH_REGION."),
+    click.option(
+        "--region", help="Region of the power grid: FR, UK, US-CA, us-west-2. Default for new runs: WATTBENCH_REGION."
+    ),
+    click.option(
+        "--carbon-intensity",
+        type=Read(_own_factor),
+        metavar="30g",
+        help="CO2e per kWh of your own, instead of --region.",
+    ),
     click.option("--pue", type=float, help="Power usage effectiveness of the data centre, 1 or more."),
     click.option(
-        "--price", type=float, metavar="USD", help="Price of renting one device for one hour, power included."
+        "--price",
+        type=Read(usd_per("hour")),
+        metavar="USD",
+        help="Price of renting one device for one hour, power included.",
     ),
-    click.option("--electricity-price", type=float, metavar="USD", help="Price of one kWh, for devices you own."),
+    click.option(
+        "--electricity-price", type=Read(usd_per("kWh")), metavar="USD", help="Price of one kWh, for devices you own."
+    ),
     click.option(
         "--capital-price",
-        type=float,
+        type=Read(usd_per("hour")),
         metavar="USD",
         help="Cost of one hour of a device you own, without power: its price divided by its hours of use.",
     ),
     click.option("--price-note", metavar="TEXT", help="Source of the price: provider, date, spot or list price."),
 )
 """Region, PUE and prices; `site_fields` takes their values."""
+
+
+def _budget(text: str) -> tuple[str, str, float]:
+    return (text.strip(), *budget(text))
+
+
+forecast_options = _all(
+    click.option("--total-steps", type=Read(amount), metavar="N", help="Forecast a training of N steps: 5000, 100k."),
+    click.option("--total-samples", type=Read(amount), metavar="N", help="Forecast a training of N samples."),
+    click.option("--total-tokens", type=Read(amount), metavar="N", help="Forecast a training of N tokens."),
+    click.option(
+        "--budget",
+        "budgets",
+        type=Read(_budget),
+        multiple=True,
+        metavar="LIMIT",
+        help="Say whether the whole training stays within 50usd, 10kWh, 5kg (of CO2e) or 12h. Can be repeated.",
+    ),
+    click.option(
+        "--enforce", is_flag=True, help="End COMMAND when its runs have used up a budget, as far as measured."
+    ),
+    click.option(
+        "--live",
+        is_flag=True,
+        help="Show steps, speed, power and time left on one line of the terminal, which the output of COMMAND may break.",
+    ),
+)
+"""The length of a whole training, and budgets for it, as (text, quantity, amount)."""
 
 _SET = "Set a field for all runs, or vary it: KEY=[a, b]. Can be repeated."
 _ONLY = "Select only runs with these values. Can be repeated."
@@ -109,19 +173,25 @@ suite_options = _all(
 )
 """A suite, and how it is adapted to this machine; `read_suite` takes their values."""
 
-selection_options = _all(
-    click.argument("suite", required=False),
+_selection = _all(
     execution_option,
     click.option("--all", "everything", is_flag=True, help="All executions, not only the newest."),
     store_option,
     click.option("--refresh", is_flag=True, help="Read the whole store again, not only what is new in it."),
 )
+selection_options = _all(click.argument("suite", required=False), _selection)
 """The arguments of `analytics.runs.selection.select`."""
+several_selection_options = _all(click.argument("suites", nargs=-1, metavar="[SUITE]..."), _selection)
+"""The arguments of `analytics.runs.selection.together`."""
 
 
 def site_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Take the values of `site_options` out of the options of a command; return those given, by field of Site."""
+    factor = options.pop("carbon_intensity", None)
     values = {field: options.pop(option.removeprefix("--").replace("-", "_")) for field, option in SITE_OPTIONS.items()}
+    if factor is not None and values["region"] is not None:
+        raise UserError("give --region or --carbon-intensity, not both")
+    values["region"] = values["region"] or factor
     return {field: value for field, value in values.items() if value is not None}
 
 
@@ -136,7 +206,7 @@ def read_suite(
 ) -> Preview:
     """Read a suite, apply the options, and expand it for this machine. Raises UserError with all mistakes."""
     from analytics.plan.preview import Preview
-    from bench.figures.carbon import intensity
+    from bench.figures.regions import intensity
     from bench.machine.environment import check_no_gpu_is_hidden, find_machine
     from bench.suites.expand import expand, only
     from bench.suites.load import load_suite, override, with_site

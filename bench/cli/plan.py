@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from analytics.amounts import amount, known_training, seconds
-from bench.cli.options import Read, device_counts, json_option, print_json, site_fields, site_options, store_option
+from analytics.amounts import amount, counts_on, hardware, known_training, length, seconds, usd
+from bench.cli.options import Read, json_option, print_json, site_fields, site_options, store_option
 from bench.errors import UserError
 from bench.schema import Site
 
 _number, _time = Read(amount), Read(seconds)
+_watts = Read(partial(amount, units={"w": 1.0, "kw": 1e3}))
+_flops = Read(partial(amount, units={"flop/s": 1.0, "flops": 1.0, "tflop/s": 1e12, "tflops": 1e12, "pflops": 1e15}))
 _OPTIONS = (
     ("--params", _number, "N", "Parameters of a language model: 7e9, 7B."),
     ("--tokens", _number, "D", "Tokens to train on: 1e12, 1T."),
     ("--active-params", _number, "N", "Parameters used per token, for a mixture of experts."),
     ("--layers", _number, "L", "Layers, together with --hidden. Default: a typical shape, which is stated."),
     ("--hidden", _number, "H", "Hidden size."),
-    ("--sequence", _number, "S", "Tokens per sequence."),
+    ("--sequence", Read(length), "S", "Tokens per sequence."),
     ("--flops-per-sample", _number, "FLOP", "Other work: FLOP of one sample, forward and backward."),
     ("--samples", _number, "N", "Number of samples, for --flops-per-sample."),
     ("--device", str, "NAME", "H100-SXM, A100-80GB, RTX-4090 ..., or the name that its driver gives."),
-    ("--devices", device_counts, "N,N", "Numbers of devices: 8,64,512 or 8-512 (doubling)."),
-    ("--peak-flops", _number, "FLOP/S", "Dense peak of a device that is not in the table."),
-    ("--power-watts", _number, "W", "Power of one device with its share of the node. Default: estimated."),
+    ("--devices", Read(counts_on), "N,N", "Numbers of devices: 8,64,512 or 8-512 (doubling); also 8xH100-SXM."),
+    ("--peak-flops", _flops, "FLOP/S", "Dense peak of a device that is not in the table."),
+    ("--power-watts", _watts, "W", "Power of one device with its share of the node. Default: estimated."),
     ("--batch", _number, "N", "Sequences in the global batch, which limits the number of devices."),
-    ("--deadline", _time, "TIME", "Time limit: 30d, 12h, 45m."),
-    ("--budget", _number, "USD", "Cost limit."),
+    ("--deadline", _time, "TIME", "Time limit: 30d, 3 weeks, 1d12h, 45m."),
+    ("--budget", Read(usd), "USD", "Cost limit: 20000, $20k."),
     ("--embodied", _number, "KG", "Embodied kg CO2e of a device per hour of use (164 kg / 26280 h: 0.00624)."),
     ("--tokens-per-second", _number, "X", "Known tokens per second, of all devices together."),
     ("--tokens-per-second-per-device", _number, "X", "Known tokens per second, of one device."),
@@ -69,6 +73,7 @@ def plan(as_json: bool, explain: bool, **options: Any) -> None:
 
     Speeds come from your own runs where they apply, else from published trainings, or are given.
     """
+    options["devices"], options["device"] = _on(options["devices"], options["device"])
     document, blocks = _scaled(options) if options["known"] else _planned(options, explain=explain)
     if as_json:
         print_json(document)
@@ -76,6 +81,19 @@ def plan(as_json: bool, explain: bool, **options: Any) -> None:
         from bench.cli.options import print_blocks
 
         print_blocks(blocks, explain=explain)
+
+
+def _on(several: tuple[tuple[int, ...], str] | None, device: str | None) -> tuple[tuple[int, ...] | None, str | None]:
+    """Return numbers of devices and their name, which either option may give: 8xH100-SXM."""
+    numbers, name = several or (None, "")
+    parts = hardware(device) if device is not None and re.match(r"\d+\s*[x×*]", device) else None
+    if parts is None:
+        if name and device is not None:
+            raise UserError(f"--device {device} and the {name} of --devices are given: name the device once")
+        return numbers, name or device
+    if name or numbers not in (None, (parts.devices,)):
+        raise UserError(f"--device {device} and --devices are both numbers of devices: give one of them")
+    return (parts.devices,), parts.name or None
 
 
 def _scaled(options: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

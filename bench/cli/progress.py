@@ -18,6 +18,10 @@ from bench.schema import RunSpec
 if TYPE_CHECKING:
     import rich.console
 
+    from bench.run.course import Course
+
+LAST_LINES = 5
+"""Lines of the log of a failed run that are shown."""
 _CLEAR = "\r\x1b[2K"
 
 
@@ -89,7 +93,8 @@ class Lines(Progress):
         self.note(f"{self._head()} {self._name(record.spec)}: {headline(record)}{left}")
         log = self.folder / record.run_id / WORKER_LOG
         if record.status not in (Status.OK, Status.SKIPPED, Status.OUT_OF_MEMORY) and log.exists():
-            self.note(f"  its output: {log}")
+            last = record.error.log_tail.splitlines()[-LAST_LINES:] if record.error is not None else []
+            self.note("\n".join([*(f"  | {line[:200]}" for line in last), f"  its output: {log}"]))
 
     def skipped(self, reasons: Mapping[str, str]) -> None:
         """Print how many configurations cannot run here, by reason."""
@@ -104,6 +109,35 @@ class Lines(Progress):
 
     def _head(self) -> str:
         return f"[{self._finished}/{self._to_do}]"
+
+
+class LiveLine:
+    """How a command goes, on one line of the terminal that is drawn anew on stderr; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+
+    def draw(self, course: Course) -> None:
+        """Draw the line: steps, speed, power, energy and cost so far, and the time left."""
+        from analytics.text import counted, interval, number
+
+        if not self._live:
+            return
+        rate, joules, usd = (course.tally.steps_per_second, *map(course.used.get, ("energy_joules", "cost_usd")))
+        texts = [counted(course.tally.seen, "step")] if course.tally.seen else [_clock(course.seconds)]
+        texts += [f"{number(rate)} steps/s"] if rate else []
+        texts += [f"{interval(course.watts)} W"] if course.watts is not None else []
+        texts += [f"{interval(joules / 3.6e6)} kWh"] if joules else []
+        texts += [f"{interval(usd)} USD"] if usd else []
+        texts += [f"about {_clock(course.left)} left"] if course.left is not None else []
+        sys.stderr.write(f"{_CLEAR}{', '.join(texts)[:150]}")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Clear the line."""
+        if self._live:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

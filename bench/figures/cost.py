@@ -68,7 +68,7 @@ def price(
         flags.add("pue_unknown")
     if site.usd_per_kwh is not None and basis(energy) is None:
         flags.add("electricity_unknown")
-    amount = cost(site, run.device_count, seconds, energy, run.gpus)
+    amount = cost(site, run.billed_devices, seconds, energy, run.gpus)
     return Price(carbon(energy, site, run.gpus, factor), amount, flags)
 
 

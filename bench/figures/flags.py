@@ -12,7 +12,7 @@ from math import nan
 from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
-from bench.figures.metrics import SLOWDOWNS, missing_components, split_energy
+from bench.figures.metrics import SLOWDOWNS, missing_components, precision_of, split_energy
 from bench.figures.sensors import fresh
 from bench.record import Measurement, Observation
 from bench.schema import Gpu, Site
@@ -56,6 +56,7 @@ FLAGS = {
     "window_too_short": Flag("C", "the window is too short for the meter (at least 2 s): measure longer"),
     "energy_partly_covered": Flag("C", "the meters' readings do not cover the whole window"),
     "energy_components_differ": Flag("C", "repeats measured different components"),
+    "lengths_differ": Flag("C", "repeats were measured for different lengths, and only their whole runs are compared"),
     "meter_failed": Flag("C", "the process of the meters failed during the run"),
     "mig_shared": Flag("C", "the GPU is split into slices (MIG): its energy is that of the whole board"),
     "board_scope": Flag("C", "the sensor spans both dies of its board, and the run may have used one of them"),
@@ -82,14 +83,54 @@ FLAGS = {
     "counter_restarts": Flag(
         "B", "the counter of steps began anew: the time between is left out, and lines of a validation count as steps"
     ),
+    "passes_differ": Flag(
+        "C", "lines of a validation may count as steps: let the step pattern match those of the training alone"
+    ),
+    "validation_left_out": Flag(
+        "B", "lines of a validation match the step pattern: they and the steps around are left out"
+    ),
+    "bar_unchecked": Flag(
+        "C", "the steps are those of a progress bar, which may count something else: give --step-pattern"
+    ),
+    "batches_are_steps": Flag("B", "the bar counts batches: with gradient accumulation, a step consumes several"),
+    "times_differ": Flag(
+        "C",
+        "the script's own times of steps do not add up to the clock: check their unit, and mark evaluation as a phase",
+    ),
+    "times_of_script": Flag(
+        "B", "the output came in blocks: times of steps are the script's own, whose sum agrees with the clock"
+    ),
     "counts_missing": Flag("C", "some lines lack their samples or tokens, so these are left out"),
     "totals_fall": Flag("C", "a total of samples or tokens does not grow: it is left out"),
     "totals_are_rounded": Flag("C", "totals such as 12.3k are rounded too much: they are left out"),
-    "partial_world": Flag(
-        "C", "other nodes take part, which are not measured here: samples in the output are left out"
+    "partial_world": Flag("C", "processes take part that are not measured here: samples are left out"),
+    "samples_unclear": Flag(
+        "C",
+        "the samples of a step are not sure, so they are left out: give --samples-per-step, or call step(samples=...)",
     ),
+    "samples_from_input": Flag(
+        "B", "samples are read from the model's input, not stated: --samples-per-step confirms them"
+    ),
+    "much_left_out": Flag(
+        "B", "passes without gradients (validation, rollouts) took more than a fifth of the time: it is left out"
+    ),
+    "sources_differ": Flag("C", "two sources of steps or samples disagree by more than 2 %: one of them is wrong"),
+    "separate_trainings": Flag(
+        "C", "several trainings ran side by side or one after another: steps are those of the first alone"
+    ),
+    "phases_of_training": Flag("C", "other parameters were trained later in the run: parameters and FLOP are left out"),
+    "hooks_failed": Flag("C", "the hooks failed during the run: what came later was not seen"),
+    "steps_captured": Flag("C", "steps ran inside CUDA graphs and cannot be seen: call wattbench.step()"),
+    "this_node_only": Flag("B", "other nodes take part: samples, devices and energy are those of this node"),
+    "flops_estimated": Flag("B", "the FLOP of a sample are estimated: 6 for each parameter and token"),
     "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
-    "fewer_devices": Flag("C", "the command used fewer devices than its suite asks for; figures count all of these"),
+    "ended_early": Flag("B", "the command was ended before its end: figures are of what it did until then"),
+    "devices_differ": Flag(
+        "C", "the command used more or fewer devices than its suite asks for; figures count those that it used"
+    ),
+    "precision_differs": Flag(
+        "C", "the command trained in another precision than its suite asks for; figures are those of the one it used"
+    ),
     "unvalidated_sensor": Flag("B", "this GPU's sensor was not checked within 30 days (python -m tests.gpu_check)"),
     "sampled_power": Flag("B", "GPU energy is integrated from power samples: a load in step with them can be far off"),
     "wide_edges": Flag("B", "the edges of the window leave more than 10 % of its energy uncertain: measure longer"),
@@ -136,7 +177,21 @@ def judge(run: Observation, figures: dict[str, float], *, meter_failed: bool = F
     if measured is None:
         return set()
     flags = {*_energy_flags(run, measured), *_condition_flags(run, measured), *_speed_flags(run, measured, figures)}
+    flags |= {*_request_flags(run)}
     return flags | ({"meter_failed"} if meter_failed else set())
+
+
+_SAME_PRECISION = {"tf32": "fp32", "bf16_params": "bf16"}
+"""Precisions that look like others from outside: the types of numbers are the same."""
+
+
+def _request_flags(run: Observation) -> Iterator[str]:
+    """Yield flags of a command that did something else than it was asked for."""
+    if run.devices_differ:
+        yield "devices_differ"
+    asked, used = run.spec.precision.name, precision_of(run)
+    if "precision" in run.spec.placeholders and used not in (asked, _SAME_PRECISION.get(asked)):
+        yield "precision_differs"
 
 
 def _energy_flags(run: Observation, measured: Measurement) -> Iterator[str]:
@@ -220,6 +275,18 @@ def loss_medians(losses: Sequence[float]) -> tuple[float, float]:
     return median(losses[:few]), median(losses[-few:])
 
 
+def steps_in_blocks(step_seconds: Sequence[float]) -> list[float]:
+    """Return the mean seconds of a step in 6 to 12 blocks of a window, of 5 s where it is long enough.
+
+    Return [] for fewer than 12 steps.
+    """
+    if len(step_seconds) < 12:
+        return []
+    blocks = min(12, max(6, int(sum(step_seconds) / 5)), len(step_seconds) // 2)
+    borders = [round(i * len(step_seconds) / blocks) for i in range(blocks + 1)]
+    return [mean(step_seconds[a:b]) for a, b in pairwise(borders)]
+
+
 def steady(step_seconds: Sequence[float]) -> bool | None:
     """Return whether the speed of a window was steady; None for fewer than 12 steps, which are too few to tell.
 
@@ -231,9 +298,8 @@ def steady(step_seconds: Sequence[float]) -> bool | None:
         return None
     from scipy.stats import theilslopes
 
-    blocks = min(12, max(6, int(sum(step_seconds) / 5)), len(step_seconds) // 2)
-    borders = [round(i * len(step_seconds) / blocks) for i in range(blocks + 1)]
-    means = [mean(step_seconds[a:b]) for a, b in pairwise(borders)]
+    means = steps_in_blocks(step_seconds)
+    blocks = len(means)
     slope, _, low, high = theilslopes(means, range(blocks), alpha=0.95)
     drift = abs(slope) * (blocks - 1) / median(means)
     return bool(stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2))

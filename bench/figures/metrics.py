@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from importlib import resources
 from statistics import mean, median, quantiles
-from string import Formatter
 
 from bench.record import EnergyReading, Measurement, Observation, Provenance, Rank, RunRecord, Status
 from bench.schema import AXES, COMMAND, RunSpec, Scalar
@@ -24,19 +21,17 @@ TEXT_COLUMNS = (
     *("run_id", "config_id", "suite", "execution", "status", "label", "started_at", "device_name", "dataset"),
     *("dataset_digest", "energy_provenance", "energy_components", "energy_missing", "energy_total", "emissions_basis"),
     *("cost_basis", "region", "flags", "grade", "straggler_device", "error_type", "error_message", "host"),
-    *("environment", "commit", "study", "trial", "stage"),
+    *("environment", "commit", "study", "trial", "stage", "work", "script_torch", "script_python"),
 )
 """Columns of a row that hold text."""
-UNKNOWN_OF_COMMANDS = (
-    *AXES,
-    *("threads_per_device", "gradient_accumulation_steps", "seed", "cold", "warmup_seconds"),
-    *("validation", "inference_seconds"),
-)
-"""Parameters that a command of the user does not use unless its text names them."""
 STARTUP_PHASES = ("launch", "start", "find_batch", "build", "warmup")
 """Phases that a run pays for once."""
+OWN = "own."
+"""Start of the names of columns with metrics of the user."""
 _PEAK_OF = {"bf16_params": "bf16"}
 """Precisions whose matrix products have the peak of another precision."""
+_PLAIN_OPTIMIZERS = {"AdamW": "adamw", "Adam": "adam", "SGD": "sgd"}
+"""Classes of torch whose names an axis has, too."""
 _AS_MEASURED = (
     *("parameters", "trainable_parameters", "flops_per_sample", "loss_first", "loss_last"),
     *("compile_seconds", "memory_estimated_bytes"),
@@ -89,7 +84,7 @@ def missing_components(readings: Iterable[EnergyReading], gpus: Iterable[str]) -
 
 def device_name(record: Observation) -> str:
     """Return the name of the devices that the run used; several names are joined."""
-    if record.spec.device_type == "cpu":
+    if record.on_cpu:
         return record.environment.machine.cpu_model
     names = {gpu.uuid: gpu.name for gpu in record.environment.machine.gpus}
     return " + ".join(sorted({names[uuid] for uuid in record.devices if uuid in names})) or "unknown"
@@ -98,12 +93,10 @@ def device_name(record: Observation) -> str:
 def parameters(spec: RunSpec) -> dict[str, Scalar]:
     """Return what was asked, flat: one entry per field, dotted names for mappings, `devices` for the number of ranks."""
     flat: dict[str, Scalar] = {"devices": spec.world_size}
-    if spec.global_batch_size is not None:
+    fields = spec.model_dump(mode="json", exclude={"meters", "words", "work", "open_devices"})
+    if spec.global_batch_size is not None and "batch_size_per_device" in fields:
         flat["global_batch_size"] = spec.global_batch_size
-    named = names_in_braces(str(spec.workload_args.get("argv")))
-    for name, value in spec.model_dump(mode="json", exclude={"meters"}).items():
-        if spec.workload == COMMAND and name in UNKNOWN_OF_COMMANDS and name not in named:
-            continue
+    for name, value in fields.items():
         if name in AXES:
             choice = getattr(spec, name)
             flat[name] = choice.name
@@ -112,15 +105,40 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
             flat |= {f"{name}.{key}": entry for key, entry in value.items() if entry is not None}
         elif value is not None:
             flat[name] = value
+    flat |= {"open_devices": True} if spec.open_devices else {}
     flat["meters"] = " ".join(spec.meters)
     return flat
 
 
-def names_in_braces(text: str) -> set[str]:
-    """Return the names that `str.format` would look up in a text; none where its braces do not match."""
-    with suppress(ValueError):
-        return {re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(text) if name}
-    return set()
+def configured(record: RunRecord) -> dict[str, Scalar]:
+    """Return what was asked, flat, with what hooks saw of a command in its place.
+
+    Text alone; numbers that were seen are in `metrics`.
+    """
+    asked = parameters(record.spec) | ({"device_type": "cpu"} if record.on_cpu else {})
+    seen = record.measurement.seen if record.measurement is not None else None
+    if seen is None:
+        return asked
+    compiled = None if seen.compiled is None else "default" if seen.compiled else "eager"
+    optimizer = None if seen.optimizer is None else _PLAIN_OPTIMIZERS.get(seen.optimizer, seen.optimizer)
+    facts = {"precision": seen.precision, "parallelism": seen.parallelism, "optimizer": optimizer, "compile": compiled}
+    return asked | {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _work_of_steps(measured: Measurement, devices: int) -> dict[str, float]:
+    """Return the batch of a command, where all steps had one: seen in its passes, or its samples / its steps."""
+    out: dict[str, float] = {}
+    whole, rest = divmod(measured.samples or 0, measured.steps) if measured.steps else (0, 0)
+    if whole and not rest:
+        out["global_batch_size"] = whole
+        if not whole % devices:
+            out["batch_size_per_device"] = whole // devices
+    seen = measured.seen
+    if seen is not None and seen.batch_size is not None:
+        out["batch_size_per_device"] = seen.batch_size
+    if seen is not None and seen.threads is not None:
+        out["threads_seen"] = seen.threads
+    return out
 
 
 def _seen(record: Observation) -> RunSpec:
@@ -139,6 +157,9 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
     steps = sorted(measured.step_seconds)
     out: dict[str, float] = {"window_seconds": seconds, "steps": measured.steps}
     out |= {name: value for name in _AS_MEASURED if (value := getattr(measured, name)) is not None}
+    if measured.loss_medians is not None:
+        out["loss_median"] = measured.loss_medians[1]
+    out |= {f"own.{name}": value for name, value in measured.own.items()}
     if steps:
         out["step_seconds_median"] = median(steps)
         out["step_seconds_p95"] = quantiles(steps, n=20, method="inclusive")[-1] if len(steps) > 1 else steps[0]
@@ -156,7 +177,7 @@ def _throughput(measured: Measurement, devices: int) -> dict[str, float]:
             out["memory_estimate_error"] = measured.memory_estimated_bytes / max(measured.peak_memory_bytes) - 1
     if measured.data_wait_seconds is not None:
         out["data_wait_share"] = measured.data_wait_seconds / seconds
-    return out
+    return out | {f"{OWN}{name}": value for name, value in measured.own.items()}
 
 
 def _ranks(measured: Measurement) -> dict[str, float]:
@@ -196,7 +217,7 @@ def _available(record: Observation) -> dict[str, float]:
     machine, spec = record.environment.machine, record.spec
     gpus = [gpu.memory_bytes for gpu in machine.gpus if gpu.uuid in record.gpus]
     sizes = [size for size in (*gpus, spec.memory_limit_bytes) if size is not None]
-    devices: float = len(machine.gpus) if spec.device_type == "gpu" else machine.cpu_count // spec.threads_per_device
+    devices: float = len(machine.gpus) if spec.device_type == "gpu" else machine.cpu_count // spec.threads
     return {"machine_devices": devices} | ({"memory_available_bytes": min(sizes)} if sizes else {})
 
 
@@ -285,11 +306,14 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["emissions_kg"] = record.carbon.emissions_kg
     if record.cost is not None:
         out["cost_usd"] = record.cost.cost_usd
+        out |= {"billed_devices": record.cost.devices} if record.cost.devices > record.device_count else {}
     if record.error is not None and record.error.attempted_bytes is not None:
         out["attempted_bytes"] = record.error.attempted_bytes
     asked, seen = record.spec, _seen(record)
     if seen.world_size != asked.world_size:
-        out["devices"] = seen.world_size
+        out |= {"devices": seen.world_size, "devices_per_node": seen.world_size}
+    if record.measurement is not None and asked.workload == COMMAND:
+        out |= _work_of_steps(record.measurement, record.device_count)
     if isinstance(seen.batch_size_per_device, int) and seen.batch_size_per_device != asked.batch_size_per_device:
         out["batch_size_per_device"] = seen.batch_size_per_device
         out["global_batch_size"] = seen.global_batch_size or 0
@@ -356,8 +380,9 @@ def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, fl
     out: dict[str, float] = {}
     if "matmul_flops_per_second" in figures:
         out["matmul_utilization"] = speed / figures["matmul_flops_per_second"]
-    precision = _PEAK_OF.get(record.spec.precision.name, record.spec.precision.name)
-    peak = peak_flops(device_name(record), precision) if record.spec.device_type == "gpu" else None
+    used = precision_of(record)
+    precision = _PEAK_OF.get(used, used) if used is not None else ""
+    peak = None if record.on_cpu else peak_flops(device_name(record), precision)
     if peak is None:
         return out
     out["model_flops_utilization"] = speed / peak
@@ -369,7 +394,16 @@ def _utilization(record: Observation, figures: dict[str, float]) -> dict[str, fl
     return out
 
 
-def _price(record: RunRecord, seconds: float, joules: dict[str, float | None]) -> dict[str, float]:
+def precision_of(record: Observation) -> str | None:
+    """Return the precision that a run trained in: seen in a command, else asked for; None where it is neither."""
+    seen = record.measurement.seen if record.measurement is not None else None
+    if seen is not None and seen.precision is not None:
+        return seen.precision
+    asked = record.spec.workload != COMMAND or "precision" in record.spec.placeholders
+    return record.spec.precision.name if asked else None
+
+
+def priced(record: RunRecord, seconds: float, joules: dict[str, float | None]) -> dict[str, float]:
     """Return carbon and cost of a part of a run, from its seconds and its joules by basis; unknown ones are absent."""
     out: dict[str, float] = {}
     if record.carbon is not None and (drawn := joules[record.carbon.energy_basis]) is not None:
@@ -393,7 +427,7 @@ def _per_million(record: RunRecord, figures: dict[str, float]) -> dict[str, floa
         if rate is not None:
             names = {"measured": f"joules_per_{unit}", "estimated": f"joules_per_{unit}_estimated"}
             joules = {basis: figures[name] * 1e6 if name in figures else None for basis, name in names.items()}
-            out |= {f"{name}_per_million_{unit}s": value for name, value in _price(record, 1e6 / rate, joules).items()}
+            out |= {f"{name}_per_million_{unit}s": value for name, value in priced(record, 1e6 / rate, joules).items()}
     return out
 
 
@@ -416,7 +450,7 @@ def _quality(record: RunRecord, measured: Measurement) -> dict[str, float]:
     for basis, name in (("measured", "energy_to_target_joules"), ("estimated", "energy_to_target_joules_estimated")):
         if (drawn := joules[basis]) is not None:
             out[name] = drawn
-    for name, value in _price(record, reached.seconds, joules).items():
+    for name, value in priced(record, reached.seconds, joules).items():
         quantity, unit = name.split("_")
         out[f"{quantity}_to_target_{unit}"] = value
     return out
@@ -439,6 +473,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         "flags": " ".join(record.flags),
         "grade": record.grade or "",
     }
+    out["work"] = " ".join(record.spec.work)
     if record.trial is not None:
         out |= {"study": record.trial.study, "trial": str(record.trial.number), "stage": record.trial.stage}
     if record.measurement is not None:
@@ -451,6 +486,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         out["energy_total"] = "" if not hardware else "partial_total" if missing else "total"
         if "straggler_rank" in _ranks(record.measurement):
             out["straggler_device"] = _slowest(record.measurement).device
+        seen = record.measurement.seen
+        out |= {f"script_{name}": getattr(seen, name, None) or "" for name in ("torch", "python")}
         out["dataset"] = record.measurement.dataset or ""
         out["dataset_digest"] = record.measurement.dataset_digest or ""
     if record.carbon is not None:
@@ -467,7 +504,7 @@ def labels(record: RunRecord) -> dict[str, str]:
 
 def row(record: RunRecord) -> dict[str, Scalar]:
     """Return one flat mapping of a run: its parameters, metrics and labels."""
-    return {**parameters(record.spec), **metrics(record), **labels(record)}
+    return {**configured(record), **metrics(record), **labels(record)}
 
 
 def headline(record: RunRecord) -> str:

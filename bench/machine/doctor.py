@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from bench.meters.conditions import REASON_BITS, host_facts, open_host_files, se
 from bench.meters.meter import Meter, Reading, meter_classes
 from bench.meters.rapl import RaplMeter, powercap, zone_names
 from bench.meters.trace import MAX_ERROR_SHARE, Trace
+from bench.process import module_command
 from bench.schema import Gpu, Machine
 from bench.vendors import VENDORS
 
@@ -61,7 +61,7 @@ class Finding:
 def findings() -> list[Finding]:
     """Return what can be measured here, by which source, and how to get what cannot."""
     machine, no_gpu = find_machine()
-    watch = Watch(machine)
+    watch = Survey(machine)
     return [
         Finding("processors", "ok", f"{machine.cpu_count} usable, {machine.cpu_model}"),
         _host(watch, machine),
@@ -74,7 +74,7 @@ def findings() -> list[Finding]:
     ]
 
 
-class Watch:
+class Survey:
     """The rows of all hardware meters during a second, and the load of the host before and after it."""
 
     def __init__(self, machine: Machine, seconds: float = READING_SECONDS) -> None:
@@ -174,7 +174,7 @@ def _figures(**values: float | None) -> dict[str, float]:
 # --- the host
 
 
-def _host(watch: Watch, machine: Machine) -> Finding:
+def _host(watch: Survey, machine: Machine) -> Finding:
     before, after = watch.host_before, watch.host_after
     passed = {name: after[name] - before[name] for name in before.keys() & after.keys()}
     if not passed.get("all"):
@@ -197,7 +197,7 @@ def in_container() -> bool:
 # --- GPUs
 
 
-def _gpus(watch: Watch, machine: Machine, no_gpu: str | None) -> Iterator[Finding]:
+def _gpus(watch: Survey, machine: Machine, no_gpu: str | None) -> Iterator[Finding]:
     if no_gpu or not machine.gpus:
         detail = no_gpu or "no GPU is visible: none is installed, or a variable such as CUDA_VISIBLE_DEVICES hides them"
         try:
@@ -316,7 +316,7 @@ def _gpu_clocks(name: str, facts: dict[str, Any], tool: str) -> Finding:
     return Finding(f"{name} clocks", state, ", ".join(parts) or "this GPU does not report them", remedy, values)
 
 
-def _processes(watch: Watch) -> Finding:
+def _processes(watch: Survey) -> Finding:
     """Say whether the driver's list of processes can be trusted: NVML's has ids of the host, even inside a container."""
     unknown = sum(facts.get("unknown", 0) for facts in watch.gpu_facts.values())
     if sees_all_processes():
@@ -331,7 +331,7 @@ def _processes(watch: Watch) -> Finding:
 # --- CPU, memory, and meters without a section of their own
 
 
-def _rapl(watch: Watch) -> Iterator[Finding]:
+def _rapl(watch: Survey) -> Iterator[Finding]:
     root, reason = powercap(), watch.meters[RaplMeter.source].reason
     zones = zone_names(root)
     if reason and zones and not any(zones.values()):
@@ -355,7 +355,7 @@ def _rapl(watch: Watch) -> Iterator[Finding]:
         yield Finding("RAPL not added", "ok", "; ".join(not_added))
 
 
-def _other_meters(watch: Watch) -> Iterator[Finding]:
+def _other_meters(watch: Survey) -> Iterator[Finding]:
     for source, meter in watch.meters.items():
         if source == RaplMeter.source or "gpu" in meter.components:
             continue
@@ -403,7 +403,7 @@ def _estimate() -> Finding:
         version = metadata.version("codecarbon")
     except metadata.PackageNotFoundError:
         return Finding(subject, "absent", "codecarbon is not installed", "pip install codecarbon")
-    command = [sys.executable, "-P", "-m", "bench.meters.estimate"]
+    command = module_command("bench.meters.estimate")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ESTIMATE_SECONDS, check=True)
         answer = json.loads(done.stdout.splitlines()[-1])

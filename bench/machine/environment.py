@@ -135,7 +135,8 @@ def commit(folder: Path | None = None) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder or root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         if folder is None and Path(git("rev-parse", "--show-toplevel")).resolve() != root:

@@ -76,7 +76,8 @@ class Recorder:
             else:
                 error = self.obey(request)
                 pipe.send(**({"error": error} if error else {"ok": True}))
-        self._flush()
+        if self._file is not None:  # the parent was killed: what it ran is measured until now
+            self.obey({"close": True})
 
     def obey(self, request: Mapping[str, Any]) -> str:
         """Carry out a request and return what went wrong. The last reading of a file is also the first of the next one."""
@@ -192,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--meters", required=True, help="names of meters, separated by commas")
     parser.add_argument("--gpus", help="UUIDs, separated by commas; default: all visible GPUs")
     options = parser.parse_args(arguments)
-    # Ctrl-C and a closed terminal reach the whole process group: the parent decides, and closes the input.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Ctrl-C, a closed terminal and `timeout` reach the whole process group: the parent decides, and closes the input.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     # Libraries and their child processes must not read requests or print between answers.

@@ -7,13 +7,13 @@ not start, dies or hangs is given up, and `error` says why; the runs continue wi
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from bench.meters.meter import INTERVAL, Component, meter_class
 from bench.pipe import Pipe
+from bench.process import module_command
 
 START_SECONDS = 30.0
 """Loading NVML takes seconds on a machine with many GPUs and no persistence mode."""
@@ -39,8 +39,8 @@ class Sidecar:
         self.starting: list[str] = []
         self.absent: dict[str, str] = {}
         self._meters = meters
-        self._command = [sys.executable, "-P", "-m", "bench.meters.sampler"]
-        self._command += ["--interval", str(interval), "--meters", ",".join(meters)]
+        self._command = module_command("bench.meters.sampler", "--interval", str(interval))
+        self._command += ["--meters", ",".join(meters)]
         if gpus is not None:
             self._command += ["--gpus", ",".join(gpus)]
         self._answer_seconds = answer

@@ -235,7 +235,8 @@ class Trace:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return cls(Reading(**values) for values in pq.read_table(path).to_pylist())
+            with path.open("rb") as file:  # its name may be more than UTF-8, which pyarrow refuses
+                return cls(Reading(**values) for values in pq.read_table(file).to_pylist())
         rows, damaged = [], 0
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -255,9 +256,9 @@ class Trace:
         schema = pa.schema([(f.name, pa.int64() if f.name in INTEGERS else pa.string()) for f in fields(Reading)])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            pq.write_table(
-                pa.Table.from_pylist([asdict(row) for row in self.rows], schema), temporary, compression="zstd"
-            )
+            table = pa.Table.from_pylist([asdict(row) for row in self.rows], schema)
+            with temporary.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

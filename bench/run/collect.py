@@ -34,7 +34,9 @@ from bench.record import (
     Trial,
 )
 from bench.redact import redact
-from bench.schema import COMMAND, MEASURE, RunSpec, Site
+from bench.run.own_steps import LEAST_STEPS, Ended, measurement
+from bench.schema import COMMAND, RunSpec, Site
+from bench.workloads.command import printed
 
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
 _TAIL_LINES = 40
@@ -149,7 +151,7 @@ def skipped(context: Context, spec: RunSpec, reason: str) -> RunRecord:
 
 
 class _Outcome(NamedTuple):
-    """How a run ended: a measurement, or an error."""
+    """How a run ended: a measurement, or an error with what was measured until then, if anything."""
 
     status: Status
     error: Failure | None
@@ -157,13 +159,41 @@ class _Outcome(NamedTuple):
 
 
 def _outcome(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory: bool) -> _Outcome:
-    if end.how != "ended" or end.exitcode != 0 or not (folder / files.RESULT.name).exists():
-        return _Outcome(*_failure(folder, spec, end, killed_for_memory=killed_for_memory))
+    if spec.workload == COMMAND and end.how in ("timeout", "gone", "node_died"):
+        return _of_files(folder, spec, end)
+    if not (folder / files.RESULT.name).exists() or not (
+        end.how == "stopped" or (end.how, end.exitcode) == ("ended", 0)
+    ):
+        failure = _failure(folder, spec, end, killed_for_memory=killed_for_memory)
+        return _Outcome(*failure, files.PARTIAL.find(folder))
     try:
         return _Outcome(Status.OK, None, files.RESULT.read(folder))
     except ValidationError as error:
         message = f"{files.RESULT.name} is not valid: {error.errors()[0]['msg']}"
         return _Outcome(Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder)))
+
+
+def _of_files(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
+    """Return what is known of a command whose runner has left no end of it: it is ok if it made steps until it was ended."""
+    if (result := files.RESULT.find(folder)) is not None:
+        return _Outcome(Status.OK, None, result)
+    ended = Ended(exitcode=-signal.SIGKILL, start_ns=end.start_ns, end_ns=end.end_ns, cpu_seconds=0.0)
+    steps = files.STEPS.path(folder, files.COMMAND_STEPS)
+    measured = measurement(steps, ended, spec.warmup_steps, spec.device_type, printed(spec))
+    seen = measured.changed(step_flags=[*measured.step_flags, "ended_early"]) if measured.steps >= LEAST_STEPS else None
+    failed = bool(files.read_errors(folder))
+    if seen is not None and not failed and end.how != "node_died" and not stalled(seen, end.end_ns):
+        return _Outcome(Status.OK, None, seen)
+    if end.how == "gone" and not failed:
+        message = f"bench was killed, and the command made fewer than {LEAST_STEPS} steps, or none for long, until then"
+        return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message, log_tail=log_tail(folder)), seen)
+    return _Outcome(*_failure(folder, spec, end, killed_for_memory=False), files.PARTIAL.find(folder) or seen)
+
+
+def stalled(measured: Measurement, end_ns: int) -> bool:
+    """Return whether a command made no step for long before it was ended: more than 10 s, and than ten of its longest."""
+    last = max(phase.end_ns for phase in measured.phases if phase.name == "steady")
+    return end_ns - last > 1e10 * max(1.0, *measured.step_seconds, measured.window_seconds / max(1, measured.steps))
 
 
 def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
@@ -181,11 +211,13 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
     except ValueError as impossible:
         status, error = Status.INVALID, Failure(type="ImpossibleFigure", message=str(impossible))
         run = run.changed(measurement=None)
+    partial = run.measurement if error is not None else None
+    run = run.changed(measurement=None) if partial is not None else run
     seconds = (end.end_ns - end.start_ns) / 1e9
     worth = price(run, energy, seconds, context.site)
     flags = worth.flags | judge(run, figures, meter_failed=bool(end.sidecar_error))
-    if len(run.devices) < spec.world_size and context.suite != MEASURE:
-        flags.add("fewer_devices")
+    if run.devices_differ:
+        flags.add("devices_differ")
     record = RunRecord(
         **_identity(context, spec),
         **dict(run),
@@ -200,6 +232,7 @@ def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory:
         cost=worth.cost,
         flags=sorted(flags),
         grade=grade(flags) if run.measurement is not None else None,
+        partial=partial,
     )
     return save_record(record, folder)
 
@@ -215,9 +248,9 @@ def observe(
     """Return what was seen of a run: its devices, its idle power, and its measurement with energy and conditions."""
     events = trace.events if trace is not None else []
     devices = _devices(measured) or context.devices(spec)
-    if spec.workload == COMMAND and spec.device_type == "gpu":  # where its processes cannot be seen: all it could use
-        used = [uuid for uuid in devices if used_by_run(events, uuid, end.start_ns, end.end_ns)]
-        devices = used or devices
+    if spec.workload == COMMAND:
+        used = [uuid for uuid in context.gpus if used_by_run(events, uuid, end.start_ns, end.end_ns)]
+        devices = _used(measured, used, on_cpu=spec.device_type == "cpu") or devices
     run = Observation(
         suite=context.suite,
         spec=spec,
@@ -228,8 +261,23 @@ def observe(
     return run if measured is None else run.changed(measurement=_accounted(measured, run, trace, end))
 
 
+def _used(measured: Measurement | None, gpus: list[str], *, on_cpu: bool) -> list[str]:
+    """Return the devices that a command used, on a CPU one for each process; nothing where that cannot be seen.
+
+    GPUs are those that its processes were seen on by their driver, by hooks, or both. Without hooks the processes of a CPU
+    are the ranks that report steps: a printed line does not say how many there are.
+    """
+    seen = measured.seen.devices if measured is not None and measured.seen is not None else []
+    found = dict.fromkeys([*gpus, *(device for device in seen if device != "cpu")])
+    if found or seen or measured is None or not on_cpu or measured.step_source == "output":
+        return list(found) or seen
+    return ["cpu"] * len(measured.ranks) if measured.steps else []
+
+
 def _devices(measured: Measurement | None) -> list[str]:
-    """Return the devices that the ranks reported; none unless all did."""
+    """Return the devices that hooks saw, or that the ranks reported; none unless all did."""
+    if measured is not None and measured.seen is not None and measured.seen.devices:
+        return measured.seen.devices
     devices = [rank.device for rank in measured.ranks] if measured is not None else []
     return devices if all(devices) else []
 
@@ -256,6 +304,9 @@ def _accounted(measured: Measurement, run: Observation, trace: Trace | None, end
     inference = measured.inference
     if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
         inference = inference.changed(energy=energy(inference.start_ns, inference.end_ns))
+    host = host_conditions(events, *edges, sum(cpu) if cpu else None)
+    if measured.cpu_seconds is not None:  # of a command it is known for its whole length only
+        host = host_conditions(events, end.start_ns, end.end_ns, measured.cpu_seconds)
     memory = [gpu.memory_used_bytes_max for gpu in conditions if gpu.memory_used_bytes_max]
     return measured.changed(
         energy=energy(*edges, pauses) if steady else [],
@@ -266,7 +317,7 @@ def _accounted(measured: Measurement, run: Observation, trace: Trace | None, end
         ],
         inference=inference,
         gpus=conditions,
-        host=host_conditions(events, *edges, sum(cpu) if cpu else None),
+        host=host,
         peak_memory_bytes=measured.peak_memory_bytes or memory,
     )
 

@@ -1,32 +1,57 @@
 """Run a command of the user, and read its steps.
 
-Steps come from `bench.steps` in the script or from `step_pattern`, a regular expression for the lines that it prints
-(`bench.workloads.printed`). Without steps the window is the whole command.
+Steps come from `wattbench` in the script, from hooks in torch (`bench/hooks`), or from the lines that it prints: those of
+`step_pattern`, a regular expression, or of a known format (`bench.workloads.printed`). Without steps the window is the whole
+command.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
-from bench.folder import COMMAND_STEPS, RESULT, STEPS, WORKER_LOG, RankError, write_error
-from bench.process import die_with_parent, signal_name
-from bench.run.own_steps import Ended, measurement
+import psutil
+
+from bench.folder import COMMAND_STEPS, PARTIAL, RESULT, STEPS, WORKER_LOG, RankError, write_error
+from bench.process import SCRIPT, die_with_parent, signal_name
+from bench.record import Measurement
+from bench.redact import redact
+from bench.run.collect import oom_kills
+from bench.run.ending import NO_LIMIT, Ending, Processes, Signals, WindowLength
+from bench.run.own_steps import LEAST_STEPS, Ended, measurement
+from bench.run.streams import Streams
+from bench.run.watch import Tally, Watch
 from bench.schema import RunSpec
 from bench.steps import VARIABLE
-from bench.workloads.command import fill, printed
-from bench.workloads.printed import LONGEST_LINE, Printed, Reader
+from bench.workloads.command import fill, hooked, printed
+from bench.workloads.printed import Printed
 
+HOOKS = str(Path(__file__).parent.parent / "hooks")
+"""Folder of the `sitecustomize` that puts hooks into torch."""
+SEEN_VARIABLE = "WATTBENCH_SEEN"
 NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|BLAS_STATUS_ALLOC_FAILED|can't allocate memory")
 """What the log of a process says whose memory ran out."""
+TICK_SECONDS, POLL_SECONDS = 0.2, 0.02
+"""Time between two looks at the steps of a command, and at its end where the kernel does not tell of it."""
+
+
+def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool) -> dict[str, str]:
+    """Return the environment of a command: where steps are written, and where Python finds the hooks and `wattbench`."""
+    env = {**(os.environ if base is None else base), VARIABLE: str(steps)}
+    if hooks:
+        env[SEEN_VARIABLE] = str(steps.parent.absolute())
+    folders = (HOOKS if hooks else None, env.get("PYTHONPATH"), str(SCRIPT))
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def execute(
@@ -34,82 +59,154 @@ def execute(
     steps: Path,
     *,
     how: Printed | None = None,
+    hooks: bool = True,
     folder: str | None = None,
     environment: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
-    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    signals: Signals | None = None,
+    limit: WindowLength = NO_LIMIT,
+    warmup_steps: int = 0,
+    tick: Callable[[Tally], object] | None = None,
     first: Callable[[], None] | None = None,
 ) -> Ended:
     """Run a command and wait for its end; its steps go to the file `steps`. Raises OSError if it cannot be started.
 
     Output goes to that of this process, or to `output`. Where it prints its steps, each line is searched on its way;
-    lines that a progress bar overwrites count too.
+    lines that a progress bar overwrites count too. Signals in the block `signals` go to the command; at the `limit`, which
+    counts from the end of the warm-up, it is ended. `tick` gets its progress a few times a second; True ends it too. With
+    `hooks`, what these see of torch goes to the folder of `steps`.
     """
-    env = {**(os.environ if environment is None else environment), VARIABLE: str(steps)}
-    piped = subprocess.PIPE if how else output
+    env = _environment(environment, steps, hooks=hooks)
+    streams = Streams(how.pattern, steps, output) if how else None
     if how:
         env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines arrive in batches
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, kills = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, oom_kills()
     start = time.monotonic_ns()
-    process = subprocess.Popen(
-        argv, cwd=folder, env=env, stdout=piped, stderr=subprocess.STDOUT if how else None, preexec_fn=first
-    )
-    started(process)
-    if how:
-        _watch(process, Reader(how.pattern), steps, output or sys.stdout.buffer)
+    try:
+        ends = (output, None) if streams is None else (streams.stdout, streams.stderr)
+        process = subprocess.Popen(argv, cwd=folder, env=env, stdout=ends[0], stderr=ends[1], preexec_fn=first)
+    finally:
+        if streams is not None:
+            streams.started()
+    processes, ending = Processes(process.pid), None
+    if signals is not None:
+        signals.attach(processes, streams.resize if streams is not None else None)
+    watch = Watch(steps.parent, warmup_steps, (how.steps_per_line if how else None) or 1)
+    watched = tick is not None or limit != NO_LIMIT
+    with _Exit(process.pid) as end:
+        while not end.wait(TICK_SECONDS if watched else None, streams):
+            progress = watch.update() if watched else Tally()
+            enough = tick is not None and tick(progress) is True
+            if ending is None and (enough or limit.reached(progress, start, time.monotonic_ns())):
+                ending = Ending(processes)
+            if ending is not None:
+                ending.go_on()
+        stop = time.monotonic_ns()
+    asked = signals.detach() if signals is not None else None
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    processes.release()
+    if streams is not None:
+        streams.drain()
+    grown = kills is not None and (oom_kills() or 0) > kills
     return Ended(
         exitcode=process.returncode,
         start_ns=start,
-        end_ns=time.monotonic_ns(),
+        end_ns=stop,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         peak_memory_bytes=usage.ru_maxrss * 1024 if usage.ru_maxrss > before else None,
+        by="limit" if ending is not None else "signal" if asked is not None else None,
+        signal="" if asked is None else signal_name(asked),
+        killed_for_memory=grown and process.returncode != 0,
+        tail=b"" if streams is None else streams.tail,
     )
 
 
-def _watch(process: subprocess.Popen[bytes], reader: Reader, steps: Path, output: IO[bytes]) -> None:
-    """Pass the output on as it arrives, and write a line for each one that matches.
+class _Exit:
+    """The end of a child of this process, which stays to be reaped."""
 
-    Neither a closed reader nor a full disk ends the command.
-    """
-    assert process.stdout is not None  # noqa: S101  requested above
-    with process.stdout, steps.open("ab", buffering=0) as file:
-        while chunk := os.read(process.stdout.fileno(), LONGEST_LINE):
-            with suppress(OSError):
-                output.write(chunk)
-                output.flush()
-            with suppress(OSError):
-                file.writelines(reader.read(chunk))
-        with suppress(OSError):
-            file.writelines(reader.read(b""))
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._file: int | None = None
+        with suppress(AttributeError, OSError):  # only Linux has it, from 5.3
+            self._file = os.pidfd_open(pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def wait(self, seconds: float | None, streams: Streams | None) -> bool:
+        """Return whether the child has ended; wait for that or for its output, which is passed on."""
+        places = [] if streams is None else streams.open
+        ready = wait(places, POLL_SECONDS) if self._file is None else wait([*places, self._file], seconds)
+        for place in places:
+            if streams is not None and place in ready:
+                streams.read(place)
+        if self._file is not None:
+            return self._file in ready
+        return psutil.Process(self._pid).status() == psutil.STATUS_ZOMBIE
 
 
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
     """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
     steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
+    how, limit = printed(spec), WindowLength(spec.measure_steps, spec.measure_seconds)
+    more: dict[str, Any] = {"limit": limit, "warmup_steps": spec.warmup_steps, "environment": environment}
     try:
-        ended = execute(
-            fill(spec), steps, how=printed(spec), folder=str(where), environment=environment, first=die_with_parent
-        )
+        ended = execute(fill(spec), steps, how=how, hooks=hooked(spec), folder=str(where), first=_first, **more)
     except OSError as error:
-        message = f"the command cannot be started: {error}"
+        message = redact(f"the command cannot be started: {error.filename}: {why_not_started(error)}")
         write_error(folder, RankError(kind="failed", type=type(error).__name__, message=message))
         return 1
-    leave(spec, ended, folder)
-    return 0 if ended.exitcode == 0 else 1
+    return 0 if leave(spec, ended, folder) else 1
 
 
-def leave(spec: RunSpec, ended: Ended, folder: Path) -> None:
-    """Write `result.json` of a command that has ended, or how it failed."""
-    if ended.exitcode == 0:
-        steps, how = STEPS.path(folder, COMMAND_STEPS), printed(spec)
-        result = measurement(steps, ended, spec.warmup_steps, spec.device_type, how)
-        if how is not None and _several_nodes(fill(spec)):
-            result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
+def _first() -> None:
+    """Make a command end with the agent of its run, and by SIGINT, which an agent ignores."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def why_not_started(error: OSError) -> str:
+    """Return why a command cannot be started, with the remedy where there is one."""
+    if error.errno == errno.ENOEXEC:
+        return "it has no first line that names its program: add #!/bin/sh, or run it by sh"
+    return error.strerror or str(error)
+
+
+def leave(spec: RunSpec, ended: Ended, folder: Path) -> bool:
+    """Write `result.json` of a command that has ended; or how it failed, with what was seen of it until then.
+
+    Return whether there is a result: also for a command that was ended before its time, where two steps were seen.
+    """
+    steps, how = STEPS.path(folder, COMMAND_STEPS), printed(spec)
+    result = measurement(steps, ended, spec.warmup_steps, spec.device_type, how)
+    if _partial(result, fill(spec)):
+        result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
+    if ended.by == "signal":
+        result = result.changed(step_flags=[*result.step_flags, "ended_early"])
+    log = folder / WORKER_LOG
+    failure = failure_of(ended, log)
+    stopped = ended.by == "signal" and result.steps >= LEAST_STEPS and failure.kind != "out_of_memory"
+    if ended.exitcode == 0 or ended.by == "limit" or stopped:
         RESULT.write(folder, result)
-    else:
-        write_error(folder, failure_of(ended.exitcode, folder / WORKER_LOG))
+        return True
+    write_error(folder, failure)
+    if ended.tail and not log.exists():
+        log.write_bytes(ended.tail)
+    if result.steps >= LEAST_STEPS:
+        PARTIAL.write(folder, result)
+    return False
+
+
+def _partial(result: Measurement, argv: Sequence[str]) -> bool:
+    """Return whether printed steps count the work of several nodes, of which one is measured here."""
+    seen = result.seen
+    beyond = seen is not None and (seen.world_size or 0) > seen.processes
+    return result.step_source in (None, "output") and (beyond or _several_nodes(argv))
 
 
 def _several_nodes(argv: Sequence[str]) -> bool:
@@ -119,10 +216,13 @@ def _several_nodes(argv: Sequence[str]) -> bool:
     return any(int(number[1]) > 1 for number in found)
 
 
-def failure_of(exitcode: int, log: Path) -> RankError:
-    """Describe how a command failed as a rank would; it is out of memory if the end of its log says so."""
-    text = log.read_bytes()[-16_384:].decode(errors="replace") if log.exists() else ""
-    how = f"exit code {exitcode}" if exitcode >= 0 else signal_name(-exitcode)
-    if NO_MEMORY.search(text):
+def failure_of(ended: Ended, log: Path) -> RankError:
+    """Describe how a command failed as a rank would; it is out of memory if the end of its output, or the kernel, says so."""
+    text = (log.read_bytes()[-16_384:] if log.exists() else ended.tail).decode(errors="replace")
+    how = f"exit code {ended.exitcode}" if ended.exitcode >= 0 else signal_name(-ended.exitcode)
+    if NO_MEMORY.search(text) or ended.killed_for_memory:
         return RankError(kind="out_of_memory", type="OutOfMemory", message=f"the command ran out of memory ({how})")
+    if ended.by == "signal":
+        message = f"the command was ended by {ended.signal} before {LEAST_STEPS} steps after its warm-up were seen"
+        return RankError(kind="failed", type="EndedEarly", message=message)
     return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bench import registry
 from bench.errors import FAILED, WRONG_USE, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
 from bench.pipe import Pipe
-from bench.process import signal_name
+from bench.process import module_command, signal_name
 from bench.schema import RunSpec
 
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
@@ -119,7 +118,7 @@ class LocalLauncher(Launcher):
     def __init__(self, options: LaunchOptions) -> None:
         self.folder = options.folder
         self._start_seconds = START_SECONDS + 2 * options.idle_seconds
-        self._command = [sys.executable, "-P", "-m", "bench.run.node", "--idle-seconds", str(options.idle_seconds)]
+        self._command = module_command("bench.run.node", "--idle-seconds", str(options.idle_seconds))
         for name in ("meters", "workloads", "gpus"):
             self._command += [f"--{name}", ",".join(getattr(options, name))]
         self._environment = os.environ | node_variables(options.threads)

@@ -40,7 +40,7 @@ from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
 from bench.meters.windows import CODECARBON_SECONDS
 from bench.pipe import Pipe
-from bench.process import adopt_orphans, die_with_parent
+from bench.process import adopt_orphans, die_with_parent, module_command
 from bench.run.command import run as run_command
 from bench.run.launcher import CHANGED, STARTED_IN, node_variables
 from bench.schema import COMMAND, RunSpec
@@ -48,6 +48,11 @@ from bench.suites.combine import why_impossible
 
 EXIT_CODES = {"timeout": 124, "cancelled": 130}
 """Exit codes of the process after one run that did not end by itself."""
+THREADS = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "RAYON_NUM_THREADS"),
+)
+"""Variables by which libraries are told how many threads to use."""
 _POLL_SECONDS = 0.02
 """Seconds between two checks of whether the ranks have ended."""
 _FORK = multiprocessing.get_context("fork")
@@ -146,6 +151,11 @@ def user_environment() -> dict[str, str]:
     return environment | {name: value for name, value in changed.items() if value is not None}
 
 
+def thread_variables(spec: RunSpec) -> dict[str, str]:
+    """Return the variables that fix the threads of a command; none where its suite leaves them open."""
+    return {} if spec.threads_per_device is None else dict.fromkeys(THREADS, str(spec.threads_per_device))
+
+
 def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     """Lead one run in a session of its own, with its log and environment: fork the ranks, or use torchrun if cold."""
     os.setsid()
@@ -159,9 +169,9 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     os.environ |= vendors.visible(gpus[: spec.devices_per_node] if spec.device_type == "gpu" else [])
     if spec.workload == COMMAND:
-        sys.exit(run_command(spec, folder, user_environment(), Path(os.environ[STARTED_IN])))
+        sys.exit(run_command(spec, folder, user_environment() | thread_variables(spec), Path(os.environ[STARTED_IN])))
     os.environ |= {
-        "OMP_NUM_THREADS": str(spec.threads_per_device),
+        "OMP_NUM_THREADS": str(spec.threads),
         "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "WATTBENCH_PROCESSORS": json.dumps(psutil.Process().cpu_affinity() if psutil.LINUX else []),
@@ -174,8 +184,8 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun.append(f"--log-dir={folder / files.SCRATCH}")
-        worker = [f"--nproc-per-node={spec.devices_per_node}", "-m", "bench.train.worker", str(folder)]
-        command = [*torchrun, *worker]
+        torchrun.append(f"--nproc-per-node={spec.devices_per_node}")
+        command = [*torchrun, *module_command("bench.train.worker", str(folder))[2:]]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
     if failures := train(spec, folder):
         files.RANK_EXITS.write(folder, failures)
@@ -339,7 +349,7 @@ def run_one(folder: Path, gpus: list[str]) -> int:
         sys.exit(f"{folder} cannot be done: {reason}")
     files.clear_results(folder)
     if CHANGED not in os.environ:
-        os.environ |= node_variables(spec.threads_per_device)
+        os.environ |= node_variables(spec.threads)
     if spec.device_type == "gpu":
         gpus = gpus or [gpu.uuid for gpu in find_machine()[0].free_gpus]
         if len(gpus) < spec.devices_per_node:

@@ -179,7 +179,7 @@ def load_records(folder: Path) -> dict[str, RunRecord]:
 
 def estimate_seconds(spec: RunSpec) -> float | None:
     """Estimate how long a run takes from what its spec asks for; None if unknown."""
-    if spec.measure_seconds is None:  # so many steps, or a command
+    if spec.measure_seconds is None or spec.workload == COMMAND:  # so many steps; or a start of which nothing is known
         return None
     start = RUN_OVERHEAD_SECONDS + (START_SECONDS if spec.cold else 0)
     return start + spec.warmup_seconds + 1.2 * spec.measure_seconds
@@ -291,7 +291,7 @@ class Runner:
             meters=sorted({meter for run in plan.to_do for meter in run.meters}),
             workloads=sorted({run.workload for run in plan.to_do}),
             gpus=gpus if uses_gpus else [],
-            threads=max((run.threads_per_device for run in plan.to_do), default=1),
+            threads=max((run.threads for run in plan.to_do), default=1),
             idle_seconds=plan.suite.idle_seconds,
         )
         launcher = make_launcher(plan.to_do, options)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from bench.files import is_held
-from bench.folder import LOCK, PROGRESS
+from bench.folder import LOCK, OWN_RUNS, PROGRESS
 from bench.schema import Model
 
 PATIENCE_SECONDS = 300.0
@@ -30,6 +30,7 @@ class Flight(Model, extra="ignore"):
     `done` of `to_do` (None: unknown) runs or trials (`unit`) have ended since the command began; `failed` counts failed
     runs. `current` is the run in progress. `remaining_seconds` count from `run_began_at`. The next update is due within
     `silent_seconds`. `stopped` marks a search that was interrupted. Servers are not sent the `folder`.
+    `steps` and their rate are those of a command so far, where they are seen.
     """
 
     suite: str
@@ -48,6 +49,8 @@ class Flight(Model, extra="ignore"):
     updated_at: AwareDatetime
     ended: bool = False
     stopped: bool = False
+    steps: _Count | None = None
+    steps_per_second: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def finished(self) -> bool:
@@ -75,11 +78,11 @@ class Seen:
 def in_flight(runs: Path, indexed: Iterable[Flight], now: datetime) -> list[Seen]:
     """Return the executions in progress in a folder of runs and in an index (`bench.store.tracker.flights`), newest first.
 
-    The folder takes precedence over the index. An execution that does not run any more is listed if it is the newest of
-    its suite.
+    The folder of `bench measure` beside that of the runs is read too. Folders take precedence over the index. An execution
+    that does not run any more is listed if it is the newest of its suite.
     """
     states: dict[tuple[str, str], tuple[Flight, State | None]] = {}
-    for path in runs.glob(f"*/*/{PROGRESS}"):
+    for path in (path for folder in (runs, runs.parent / OWN_RUNS) for path in folder.glob(f"*/*/{PROGRESS}")):
         if (flight := _read(path)) is not None:
             states[flight.suite, flight.execution] = flight, _state(flight, path.parent, now)
     for flight in indexed:

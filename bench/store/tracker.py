@@ -1,4 +1,4 @@
-"""MLflow as the index of the records; no other module imports mlflow. The run folders suffice to rebuild it.
+"""MLflow as the index of the records; no other module but `script_run` imports mlflow. The run folders suffice to rebuild it.
 
 Only the process that runs a suite writes, one batch per run. Reading never creates a store: one that does not exist is an
 error.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from bench.figures.metrics import TEXT_COLUMNS, labels, metrics, parameters
+from bench.figures.metrics import TEXT_COLUMNS, configured, labels, metrics
 from bench.files import held
 from bench.folder import METERS, RECORD, SEARCH, STEPS, WORKER_LOG
 from bench.record import RunRecord, Status
@@ -105,9 +105,12 @@ class Tracker:
         """Find the store, the experiment and the parent run of this execution, or create them."""
         self._guarded(self._open)
 
-    def log(self, record: RunRecord, folder: Path) -> bool:
-        """Log one record with its artifacts, unless the store has it; return whether it was logged now."""
-        return self._once(record.run_id, record.started_at.isoformat(), lambda: self._log(record, folder))
+    def log(self, record: RunRecord, folder: Path, script_run: str | None = None) -> bool:
+        """Log one record with its artifacts, unless the store has it; return whether it was logged now.
+
+        `script_run` is the run in MLflow that the script has made itself.
+        """
+        return self._once(record.run_id, record.started_at.isoformat(), lambda: self._log(record, folder, script_run))
 
     def log_row(self, row: Mapping[str, Scalar]) -> bool:
         """Log the row of an imported run, unless the store has it; return whether it was logged now."""
@@ -205,11 +208,13 @@ class Tracker:
                     raise
         return str(experiment.experiment_id)
 
-    def _log(self, record: RunRecord, folder: Path) -> None:
+    def _log(self, record: RunRecord, folder: Path, script_run: str | None) -> None:
         started = int(record.started_at.timestamp() * 1000)
         text = labels(record)
         text["error_message"] = text.get("error_message", "")[:1000]
-        run = self._create(started, parameters(record.spec), text, metrics(record), _history(folder, record))
+        run = self._create(started, configured(record), text, metrics(record), _history(folder, record))
+        if script_run is not None:
+            self._client.set_tag(run, "bench.script_run", script_run)
         for pattern in _ARTIFACTS:
             for path in sorted(folder.glob(pattern)):
                 self._client.log_artifact(run, str(path))

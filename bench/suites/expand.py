@@ -14,11 +14,12 @@ from bench import registry
 from bench.figures.metrics import parameters
 from bench.meters.meter import check_meter
 from bench.renamed import current_machine
-from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy
+from bench.schema import AXES, COMMAND, Choice, Machine, RunSpec, Suite, devices_per_copy, word_key
 from bench.strategies import catalog
 from bench.suites import combine, needs
 from bench.suites.load import FIELDS, SuiteError, for_device_type, messages
 from bench.suites.publish import publishable
+from bench.workloads import command
 
 MAX_RUNS, MAX_DEVICES = 10_000, 1_000_000
 
@@ -28,7 +29,8 @@ class Expansion:
     """The runs of a suite on a machine, in order of execution; some configurations are skipped.
 
     `skipped` maps the config_id of a skipped configuration to the reason. `scaling` says what stays constant as devices are
-    added: the work per device (`weak`), the total work (`strong`), or neither (`mixed`); `none` for one device count.
+    added: the work per device (`weak`), the total work (`strong`), or neither (`mixed`); `none` for one device count, `own`
+    where commands decide on their batches themselves.
     """
 
     suite: Suite
@@ -37,10 +39,12 @@ class Expansion:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def scaling(self) -> Literal["weak", "strong", "mixed", "none"]:
+    def scaling(self) -> Literal["weak", "strong", "mixed", "none", "own"]:
         """Weak or strong scaling, derived from the batch sizes."""
         if len({run.world_size for run in self.runs}) < 2:
             return "none"
+        if any(run.batch_size_per_device is None for run in self.runs):
+            return "own"
         strong = len({run.global_batch_size for run in self.runs}) == 1
         weak = len({(run.global_batch_size or 0) / run.world_size for run in self.runs}) == 1
         return "weak" if weak else "strong" if strong else "mixed"
@@ -71,14 +75,17 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
     for name in device_types if isinstance(device_types, list) else [device_types]:
         for cell in _cells(suite, current_machine(str(name)), machine, notes):
             try:
-                spec = _run_spec(cell)
+                spec = _run_spec(cell, suite)
             except SuiteError as error:
                 mistakes += error.messages
                 continue
-            if spec.config_id in specs:
+            wrong = list(_workload_mistakes(spec))
+            mistakes += wrong
+            if spec.config_id in specs and not wrong:
                 mistakes.append(f"duplicate runs: {spec.label} appears twice in matrix and include")
             specs[spec.config_id] = spec
-    mistakes = mistakes or list(needs.mistakes(specs.values()))
+    mistakes += command.same_commands(spec for spec in specs.values() if spec.workload == COMMAND)
+    mistakes = list(dict.fromkeys(mistakes)) or list(needs.mistakes(specs.values()))
     if mistakes:
         raise SuiteError(mistakes)
     if not specs:
@@ -196,9 +203,39 @@ def _copies(cell: dict[str, Any], devices: int) -> int:
         return devices
 
 
-def _run_spec(cell: dict[str, Any]) -> RunSpec:
+def _words(cell: dict[str, Any], suite: Suite, mistakes: list[str]) -> dict[str, Any]:
+    """Return what a cell has of the words of a suite, and of its kinds of work; append errors to `mistakes`."""
+    if not suite.words and not suite.work:
+        return {}
+    if cell.get("workload") != COMMAND:
+        mistakes.append("words and work are for the workload command: name the values of a field in a list")
+        return {}
+    arguments, words = cell.get("workload_args", {}), dict[str, list[str]]()
+    arguments = arguments if isinstance(arguments, dict) else {}
+    for name, listed in suite.words.items():
+        field = name if name in FIELDS else f"workload_args.{name}"
+        value = cell.get(name) if name in FIELDS else arguments.get(name)
+        key = word_key(value["name"] if isinstance(value, dict) and "name" in value else value)
+        if value is None:
+            mistakes.append(
+                f"{field}: its values have words; give one of {', '.join(listed)}, or list them in the matrix"
+            )
+        elif key not in listed:
+            mistakes.append(f"{field}: there are no words for {key!r}; {registry.did_you_mean(key, listed)}")
+        else:
+            words[name] = listed[key]
+    for name in suite.work:
+        outer, _, inner = name.partition(".")
+        if outer != "workload_args" or inner not in arguments:
+            known = [f"workload_args.{argument}" for argument in arguments]
+            mistakes.append(f"work: {name!r} is no argument of the command: {registry.did_you_mean(name, known)}")
+    return {"words": words, "work": suite.work}
+
+
+def _run_spec(cell: dict[str, Any], suite: Suite) -> RunSpec:
     """Check one cell and build its spec (repeat 0). Raises SuiteError with all mistakes of the cell."""
-    cell, mistakes = dict(cell), []
+    cell, mistakes = dict(cell), list[str]()
+    cell |= _words(cell, suite, mistakes)
     devices = cell.pop("devices", 1)
     if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= MAX_DEVICES:
         mistakes.append(f"devices: must be a whole number from 1 to {MAX_DEVICES:,}, or auto, not {devices!r}")
@@ -242,12 +279,15 @@ def _run_spec(cell: dict[str, Any]) -> RunSpec:
             check_meter(name)
     except ValueError as error:
         raise SuiteError([str(error)]) from error
-    spec = spec.changed(workload_args=arguments)
+    return spec.changed(workload_args=arguments)
+
+
+def _workload_mistakes(spec: RunSpec) -> Iterator[str]:
+    """Yield what the workload of a run says against it."""
     try:
         getattr(registry.load("workload", spec.workload), "check", lambda spec: None)(spec)
     except ValueError as error:
-        raise SuiteError([f"workload_args: {error}"]) from error
-    return spec
+        yield from (f"workload_args: {line}" for line in str(error).splitlines())
 
 
 def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
@@ -272,14 +312,14 @@ def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | No
     """Return why this machine cannot do a run; None if nothing is known against it without touching the hardware."""
     if spec.device_type == "gpu" and not machine.gpus:
         return "needs a GPU; none is visible here (bench doctor says more)"
-    free = available_devices(machine, spec.device_type, spec.threads_per_device)
+    free = available_devices(machine, spec.device_type, spec.threads)
     if spec.world_size > free and spec.device_type == "gpu":
         why = [f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by]
         why += [f"GPU {g.index} is cut into slices, which runs cannot use" for g in machine.gpus if g.mig]
         reasons = f": {'; '.join(why)}" if why else ""
         return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.world_size > free:
-        return f"needs {spec.world_size} × {spec.threads_per_device} threads; this machine has {machine.cpu_count} processors"
+        return f"needs {spec.world_size} × {spec.threads} threads; this machine has {machine.cpu_count} processors"
     return combine.why_impossible(spec, giver, vendor=machine.vendor if spec.device_type == "gpu" else None)
 
 

@@ -28,7 +28,8 @@ SITE_OPTIONS = {
 _RENTED, _OWNED = {"usd_per_device_hour"}, {"usd_per_kwh", "usd_capital_per_device_hour"}
 _AnySite = TypeVar("_AnySite", bound=Site)
 _PARTS = ("defaults", "matrix", "include", "exclude", "ladder")
-_SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder"}
+_SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder", "open_devices", "words", "work"}
+_INSTEAD = {"repeat": "did you mean 'repeats', of the whole suite?", "num_nodes": "it follows from devices"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
 
 
@@ -113,7 +114,8 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
     for where, cell in parts:
         for name, value in cell.items():
             if name.partition(".")[0] not in FIELDS:
-                yield f"{where}: unknown field {name!r}: {registry.did_you_mean(name, FIELDS)}"
+                hint = _INSTEAD.get(name) or registry.did_you_mean(name, FIELDS)
+                yield f"{where}: unknown field {name!r}: {hint}"
             for branch in branches(value):
                 if where == "matrix" and branch != "auto" and not isinstance(branch, list):
                     yield f"matrix: {name!r} must be a list of values, not {branch!r}"
@@ -194,10 +196,13 @@ def _fix(name: str, value: Any, defaults: dict[str, Any], matrix: dict[str, Any]
 
 def _argument_names(suite: Suite) -> set[str]:
     """Return the names of the workload's arguments, which may be set and filtered without their prefix."""
+    written = {name for part in (suite.defaults, suite.matrix, *suite.include) for name in part}
+    own = {name.partition(".")[2] for name in written if name.startswith("workload_args.")} | set(suite.words)
     try:
-        return set(registry.load("workload", str(suite.defaults.get("workload"))).Args.model_fields) - set(FIELDS)
+        own |= set(registry.load("workload", str(suite.defaults.get("workload"))).Args.model_fields)
     except ValueError:
         return set()
+    return own - set(FIELDS)
 
 
 def with_site(site: _AnySite, values: dict[str, Any]) -> _AnySite:

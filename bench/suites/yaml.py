@@ -6,6 +6,7 @@ Dates, `.nan`, `.inf`, `0o7` and `1_000` stay text, so a field that needs a numb
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
 from pathlib import Path
@@ -66,7 +67,7 @@ class _Composer(Composer):
 
 
 class _Constructor(SafeConstructor):
-    """Makes values of nodes: no tags but those of the core schema, and keys that are text and occur once."""
+    """Makes values of nodes: no tags but those of the core schema, and keys that occur once: text, or values of lists."""
 
     yaml_constructors = {  # noqa: RUF012  the library's own protocol
         tag: construct
@@ -79,7 +80,8 @@ class _Constructor(SafeConstructor):
 
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
         line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
+        switch = isinstance(key, (bool, int, float)) and isinstance(value, list)  # {true: [--amp], false: []}
+        if not isinstance(key, str) and not switch:
             raise YamlError(f"line {line}: a key must be text, not {key!r}")
         if key in mapping:
             raise YamlError(f"line {line}: the key {key!r} stands twice")
@@ -116,11 +118,22 @@ def parse(text: str) -> Any:
         raise YamlError(f"not YAML: {str(error).splitlines()[0][:200]}") from error
 
 
+def _near(path: Path) -> str:
+    """Suggest the file of a suite that is named without its folder or ending."""
+    folders = (path.parent, path.parent / "suites")
+    files = [folder / f"{path.name.removesuffix('.yaml')}{end}" for folder in folders for end in (".yaml", ".yml")]
+    found = next((file for file in files if file.is_file()), None)
+    others = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.yaml"))]
+    near = difflib.get_close_matches(path.stem, [file.stem for file in others], 1)
+    found = found or next((file for file in others if [file.stem] == near), None)
+    return "" if found is None else f"; did you mean {found}?"
+
+
 def read(path: Path) -> Any:
     """Read and parse a file. Raises YamlError where it is missing, not a file, too large, or not UTF-8."""
     try:
         if not path.is_file():
-            raise YamlError("is a folder, not a file" if path.is_dir() else "no such file")
+            raise YamlError("is a folder, not a file" if path.is_dir() else f"no such file{_near(path)}")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise YamlError(f"has {size} bytes; a suite has at most {MAX_BYTES}")

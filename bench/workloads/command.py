@@ -3,8 +3,12 @@
 `argv` is split as a shell would split it. Then `{name}` is replaced by a field of the run or by a custom argument:
 
     workload: command
-    workload_args.argv: torchrun --nproc-per-node={devices} train.py --precision {precision} --layers {layers}
+    workload_args.argv: torchrun --nproc-per-node={devices} train.py {amp} --layers {layers}
     workload_args.layers: 12
+
+A `{name}` for which the suite has a map of words stands for the words of its value, which may be several or none:
+
+    workload_args.amp: {fp32: [], bf16: [--amp, --dtype, bfloat16]}
 
 `bench.run.command` runs it.
 """
@@ -12,13 +16,15 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Self
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bench.figures.metrics import names_in_braces, parameters
+from bench.figures.metrics import parameters
 from bench.registry import did_you_mean
-from bench.schema import RunSpec
+from bench.schema import AXES, UNKNOWN_OF_COMMANDS, RunSpec, names_in_braces
 from bench.workloads.printed import Printed, check_pattern
 
 _COUNTS = ("steps_per_line", "samples_per_step", "tokens_per_step")
@@ -27,7 +33,8 @@ _COUNTS = ("steps_per_line", "samples_per_step", "tokens_per_step")
 class CommandArgs(BaseModel):
     """Arguments: those below, and any custom ones for `{name}` in `argv`.
 
-    `folder` is the working directory of the command, by default that of `bench`; the others are those of `Printed`.
+    `folder` is the working directory of the command, by default that of `bench`. `hooks` in torch see its steps, unless that
+    is false. The others are those of `Printed`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -38,6 +45,7 @@ class CommandArgs(BaseModel):
     samples_per_step: Annotated[int, Field(ge=1, le=10**12)] | None = None
     tokens_per_step: Annotated[int, Field(ge=1, le=10**15)] | None = None
     folder: str | None = None
+    hooks: bool | None = None
 
     @field_validator("argv")
     @classmethod
@@ -53,8 +61,7 @@ class CommandArgs(BaseModel):
 
     @model_validator(mode="after")
     def _own_names(self) -> Self:
-        if self.step_pattern is None and (lost := [name for name in _COUNTS if getattr(self, name) is not None]):
-            raise ValueError(f"{', '.join(lost)}: needs step_pattern, which says what a line of a step looks like")
+        Printed(self.step_pattern, self.steps_per_line)  # raises where they contradict each other
         taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another name")
@@ -69,28 +76,73 @@ class Command:
 
     @staticmethod
     def check(spec: RunSpec) -> None:
-        """Raise ValueError where the command cannot be filled in, or does not use a custom argument."""
-        fill(spec)
-        used = names_in_braces(str(spec.workload_args["argv"])) | set(CommandArgs.model_fields)
-        for name in sorted(set(spec.workload_args) - used):
-            raise ValueError(f"argv does not use {name!r}, so all its values run the same command; write {{{name}}}")
+        """Raise ValueError where the command cannot be filled in, or does not use what is set; a mistake a line."""
+        mistakes = list(_unused(spec))
+        try:
+            fill(spec)
+        except ValueError as error:
+            mistakes.insert(0, str(error))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
 
 
-def printed(spec: RunSpec) -> Printed | None:
-    """Return how the command of a run prints its steps; None where nothing says so."""
+def _unused(spec: RunSpec) -> Iterator[str]:
+    """Tell which arguments and fields are set, but are not in the text of a command."""
+    named = spec.placeholders
+    for name in sorted({*spec.workload_args, *spec.words} - named - set(CommandArgs.model_fields)):
+        yield f"argv does not use {name!r}, so all its values run the same command; write {{{name}}}"
+    for name in UNKNOWN_OF_COMMANDS:
+        same = named & ({name, "global_batch_size"} if name == "batch_size_per_device" else {name})
+        if name != "seed" and not same and getattr(spec, name) != RunSpec.model_fields[name].default:
+            value = f"{name} {getattr(spec, name)}" if name in AXES else name
+            yield f"argv does not use {{{name}}}, so {value} would not reach the command; write {{{name}}}, or leave it out"
+
+
+def same_commands(specs: Iterable[RunSpec]) -> Iterator[str]:
+    """Tell which configurations run the same command with the same threads, although they differ in what is set."""
+    groups: dict[Any, list[RunSpec]] = {}
+    for spec in specs:
+        with suppress(ValueError):  # told elsewhere
+            visible = spec.world_size if spec.device_type == "gpu" else None  # a command sees its own GPUs alone
+            same = (*fill(spec), visible, spec.threads_per_device, spec.workload_args.get("folder"))
+            groups.setdefault(same, []).append(spec)
+    for alike in groups.values():
+        counts = sorted({spec.world_size for spec in alike})
+        if len(counts) > 1:
+            listed = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} devices"
+            yield f"argv does not use {{devices}}, so the same command would run as {listed}; write {{devices}} into it"
+
+
+def printed(spec: RunSpec) -> Printed:
+    """Return how the command of a run prints its steps."""
     known = CommandArgs.model_validate(spec.workload_args)
-    counts = {name: getattr(known, name) for name in _COUNTS}
-    return None if known.step_pattern is None else Printed(known.step_pattern, **counts)
+    return Printed(known.step_pattern, **{name: getattr(known, name) for name in _COUNTS})
+
+
+def hooked(spec: RunSpec) -> bool:
+    """Return whether hooks in torch see the steps of a run."""
+    return CommandArgs.model_validate(spec.workload_args).hooks is not False
 
 
 def fill(spec: RunSpec) -> list[str]:
-    """Return the argument vector of a run. Raises ValueError for an unknown `{name}`."""
+    """Return the argument vector of a run. Raises ValueError for an unknown `{name}`, or words that do not stand alone."""
     values = {**parameters(spec), **{name.partition(".")[2]: v for name, v in parameters(spec).items() if "." in name}}
     values = {name: value for name, value in values.items() if name not in CommandArgs.model_fields}
+    return [filled for word in shlex.split(str(spec.workload_args["argv"])) for filled in _filled(word, values, spec)]
+
+
+def _filled(word: str, values: dict[str, Any], spec: RunSpec) -> list[str]:
+    """Return what becomes of one word: a list of words where it is a `{name}` that stands for one."""
+    lists = names_in_braces(word) & set(spec.words)
+    if lists and word in (f"{{{name}}}" for name in lists):
+        return spec.words[word[1:-1]]
+    if lists:
+        raise ValueError(f"argv: {{{min(lists)}}} stands for a list of words, so it is a word of its own, not {word!r}")
     try:
-        return [word.format_map(values) for word in shlex.split(str(spec.workload_args["argv"]))]
+        return [word.format_map(values)]
     except KeyError as error:
         name = str(error.args[0])
-        raise ValueError(f"argv: {{{name}}} is not known; {did_you_mean(name, values)}") from error
+        remedy = f"set {name} in the suite" if name in RunSpec.model_fields else did_you_mean(name, values)
+        raise ValueError(f"argv: {{{name}}} is not known; {remedy}") from error
     except (IndexError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"argv: {error}; write {{{{ and }}}} for literal braces") from error

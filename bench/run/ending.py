@@ -1,0 +1,172 @@
+"""How a command is ended before its time: signals to this process go on to it, and a limit ends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from bench.process import GroupListener
+from bench.run.watch import Tally
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+PASSED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that are passed on to a command: those that ask it to end, and those that mean what it makes of them."""
+GRACE_SECONDS = 20.0
+"""How long a command may take to end after SIGINT, and then after SIGTERM: it may write a checkpoint."""
+FIRST_STEP_SECONDS = 60.0
+"""After this time without any step, seconds to measure count from the start of the command, or from its last step."""
+
+
+@dataclass(frozen=True)
+class WindowLength:
+    """After how many steps, or seconds, of its window a command is ended; None: not at all."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def reached(self, progress: Tally, start_ns: int, now_ns: int) -> bool:
+        """Return whether it is time to end the command."""
+        if self.steps is not None and progress.began_ns is not None and progress.steps >= self.steps:
+            return True
+        if self.seconds is None:
+            return False
+        if progress.began_ns is not None:
+            return now_ns - progress.began_ns >= self.seconds * 1e9
+        if progress.last_ns is not None:  # the warm-up never ends if what made its steps makes no more
+            return now_ns - progress.last_ns >= (FIRST_STEP_SECONDS + self.seconds) * 1e9
+        return now_ns - start_ns >= max(FIRST_STEP_SECONDS, self.seconds) * 1e9
+
+
+NO_LIMIT = WindowLength()
+
+
+class Processes:
+    """A command and what it has started: signals go to the process itself, to those of its group, or to all of them.
+
+    `pid` must not be reaped while this is used: a number that is free may soon be that of a stranger.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._family: dict[int, psutil.Process] = {}
+        self._sent: int | None = None
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process itself; if it ends by that, those that it leaves behind get it from `release`."""
+        if number in ENDING:
+            self._look()
+            self._sent = number
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, number)
+
+    def send_all(self, number: int, *, group: bool) -> None:
+        """Send a signal to the command and its descendants, or to those of them that Ctrl-C would reach.
+
+        A process that ignores SIGINT, as what a shell starts with `&` does, gets SIGTERM instead.
+        """
+        self._look()
+        for process in self._family.values():
+            with suppress(psutil.Error, ProcessLookupError):
+                if not group or os.getpgid(process.pid) == os.getpgid(self._pid):
+                    deaf = number == signal.SIGINT and _ignores(process.pid, number)
+                    process.send_signal(signal.SIGTERM if deaf else number)
+
+    def release(self) -> None:
+        """Send the signal by which the command has ended to those of its group that are left: a shell passes none on."""
+        self._family.pop(self._pid, None)
+        for process in self._family.values():
+            with suppress(psutil.Error, ProcessLookupError):
+                if self._sent is not None and os.getpgid(process.pid) == os.getpgrp():
+                    process.send_signal(self._sent)
+
+    def _look(self) -> None:
+        """Find the descendants, and keep those of before, whose parent may have ended."""
+        with suppress(psutil.Error):
+            process = psutil.Process(self._pid)
+            self._family |= {each.pid: each for each in (process, *process.children(recursive=True))}
+
+
+def _ignores(pid: int, number: int) -> bool:
+    """Return whether a process ignores a signal, as far as the kernel tells."""
+    with suppress(OSError):
+        found = re.search(r"^SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    return False
+
+
+class Ending:
+    """The end of a command by a limit: SIGINT, after a grace period SIGTERM, then SIGKILL."""
+
+    def __init__(self, processes: Processes, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._processes, self._grace = processes, grace_seconds
+        self._left = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+        self._next = 0.0
+
+    def go_on(self) -> None:
+        """Send the next signal where it is time for it."""
+        if self._left and time.monotonic() >= self._next:
+            number = self._left.pop(0)
+            self._processes.send_all(number, group=number == signal.SIGINT)
+            self._next = time.monotonic() + self._grace
+
+
+class Signals:
+    """A block in which signals to this process go on to a command and end nothing else.
+
+    A signal that this process ignores, as under nohup, stays ignored. The command does not get a signal twice that its
+    whole process group has got, as by Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+        self._on_resize: Callable[[], None] | None = None
+        self._processes: Processes | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._early: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        self._listener = GroupListener([*ENDING, *PASSED])
+        for number in (*ENDING, *PASSED, signal.SIGWINCH):
+            before = signal.getsignal(number)
+            if before is not None and (before is not signal.SIG_IGN):
+                self._before[number] = before
+                signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._listener.close()
+
+    def attach(self, processes: Processes, on_resize: Callable[[], None] | None) -> None:
+        """Pass signals on to a command that has started, first those that came before."""
+        self._processes, self._on_resize = processes, on_resize
+        for number in self._early:
+            processes.send(number)
+
+    def detach(self) -> signal.Signals | None:
+        """Pass nothing on any more, as the command has ended; return the signal that asked for that."""
+        self._processes = self._on_resize = None
+        return self._asked
+
+    def _take(self, number: int, _: object) -> None:
+        name = signal.Signals(number)
+        if name == signal.SIGWINCH:
+            if self._on_resize is not None:
+                self._on_resize()
+            return
+        if name in ENDING:
+            self._asked = name
+        if self._processes is None:
+            self._early.append(name)
+        elif not self._listener.got(number):
+            self._processes.send(number)

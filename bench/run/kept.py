@@ -1,0 +1,52 @@
+"""The files of a run that grow while a command of the user runs, kept where the command removes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bench.files import write_bytes
+
+
+class KeptFiles:
+    """Holds files open, so that their content outlives their names. `renew` makes anew what a run needs in its folder.
+
+    A script may clear the folder in which its results were, and ours with it.
+    """
+
+    def __init__(self, paths: Sequence[Path], renew: Callable[[], None]) -> None:
+        self._paths, self._renew = paths, renew
+        self._held: dict[Path, list[int]] = {path: [] for path in paths}
+        self.look()
+
+    def look(self) -> None:
+        """Hold the files that are new. Where one that was there has no name any more, renew the folder."""
+        gone = False
+        for path, held in self._held.items():
+            if held and os.fstat(held[-1]).st_nlink:
+                continue
+            gone |= bool(held)
+            with suppress(OSError):
+                held.append(os.open(path, os.O_RDONLY))
+        if gone and not any(path.exists() for path in self._paths):
+            with suppress(OSError):  # as long as there is no place for it
+                self._renew()
+
+    def restore(self) -> None:
+        """Write the content of removed files before what was written under their names since."""
+        for path, held in self._held.items():
+            lost = [_content(number) for number in held if not os.fstat(number).st_nlink]
+            if lost:
+                with suppress(OSError):
+                    lost.append(path.read_bytes())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, b"".join(lost))
+            for number in held:
+                os.close(number)
+            held.clear()
+
+
+def _content(number: int) -> bytes:
+    return os.pread(number, os.fstat(number).st_size, 0)

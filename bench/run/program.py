@@ -1,0 +1,51 @@
+"""What a command runs, by hashes: its working folder, its program and its scripts. What they import is not looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bench.redact import redact
+
+FOLDER = "the working folder"
+_SCRIPTS = (".py", ".sh", ".R", ".jl", ".js")
+
+
+def program_hashes(argv: Sequence[str]) -> dict[str, str]:
+    """Return a hash of each part of a command, by its word: of the place and content of its program, of its scripts' content.
+
+    Scripts are files by their endings, or without such one, or a module, the first file. The folder is hashed by its path.
+    """
+    hashes = {FOLDER: _hash(str(Path.cwd()).encode())}
+    program = shutil.which(argv[0])
+    files = [word for word in argv[1:] if _is_file(word)]
+    scripts = [word for word in files if word.endswith(_SCRIPTS)]
+    with suppress(OSError):
+        if program is not None:
+            hashes[redact(argv[0])] = _hash(str(Path(program).absolute()).encode(), *_content(program))
+        for word in scripts or ([] if "-m" in argv else files[:1]):
+            hashes[redact(word)] = _hash(*_content(word))
+    return hashes
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _content(path: str) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            yield block
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]

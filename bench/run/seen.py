@@ -1,0 +1,290 @@
+"""Steps that hooks saw (`bench/hooks/sitecustomize.py`): from the files of a command's processes to marks by rank.
+
+A step is one of the first optimizer, and of the next one where that has ended for good. What it consumed counts only where
+it is sure; each rule leaves out what may be wrong:
+
+- each model is passed forward as often as there are backward passes (not in loops over time, or with two views of a sample);
+- all models of a step consume equally many samples (not a GAN);
+- no optimizer that calls a closure as often as it likes (LBFGS);
+- each rank has samples of its own: DDP, FSDP or FSDP2 over all ranks (not tensor or pipeline parallelism);
+- the models that pass hold all parameters of the optimizers (no part of a model is called by itself);
+- all ranks of this node are seen.
+
+Steps that a CUDA graph replays are not seen, so none count. Where optimizers lead one after another with other parameters,
+these and the FLOP are left out.
+
+The hooks judge the input of a single pass: all its tensors agree on their first dimension, and it is that of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.folder import SEEN
+from bench.record import Phase, SeenFacts
+
+_AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
+_PARAMETERS = {"float32": "fp32", "bfloat16": "bf16_params", "float16": "fp16_params", "float64": "fp64"}
+
+
+@dataclass
+class SeenSteps:
+    """Marks of steps by rank, in order of time; the pauses of the first rank; facts, and flags of what is left out."""
+
+    marks: dict[int, list[dict[str, Any]]]
+    pauses: list[Phase]
+    facts: SeenFacts
+    flags: list[str] = field(default_factory=list)
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+
+
+@dataclass(slots=True)
+class _Line:
+    """A step of an optimizer: when it ended on the device and on the host, and what came before it."""
+
+    t_ns: int
+    host_ns: int
+    optimizer: int
+    backwards: int
+    passes: tuple[tuple[Any, ...], ...]
+    evals: tuple[tuple[int, int, int, int, int], ...]
+    begun_ns: int | None
+    flops: int | None
+
+
+@dataclass
+class _Process:
+    """The lines of one process that made steps."""
+
+    facts: dict[int, dict[str, Any]]
+    """By optimizer: those at its first step."""
+    lines: list[_Line]
+    saves: list[Phase]
+    events: set[str]
+    """What befell the watch: `broken`, `captured`, `trainable`, `varied`, `crowded`."""
+
+    @property
+    def start_ns(self) -> int:
+        return self.lines[0].t_ns
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The facts at the first step."""
+        return self.facts[self.lines[0].optimizer]
+
+
+def seen_steps(folder: Path) -> SeenSteps | None:
+    """Return the steps that hooks saw in the processes of a command; None where they saw none."""
+    processes = [process for path in SEEN.paths(folder) if (process := _process(path)) is not None]
+    processes.sort(key=lambda process: process.start_ns)
+    if not processes:
+        return None
+    first = processes[0].first
+    ranks: dict[int, _Process] = {}
+    for process in processes:
+        if process is processes[0] or (first["joined"] and process.first["joined"]):
+            ranks.setdefault(process.first["rank"], process)
+    ranks = dict(sorted(ranks.items()))
+    leader = next(iter(ranks.values()))
+    flags = ["separate_trainings"] if len(ranks) < len(processes) else []
+    complete = len(ranks) == first["world_size"]
+    if not complete:
+        here = first.get("local_world_size") == len(ranks)
+        flags.append("this_node_only" if here else "partial_world")
+        complete = here
+    sure = complete and all(process.first["apart"] for process in ranks.values())
+    marks = {rank: list(_marks(process, sure=sure)) for rank, process in ranks.items()}
+    events = {event for process in ranks.values() for event in process.events}
+    flags += ["hooks_failed"] * ("broken" in events)
+    if "captured" in events:
+        marks, flags = {rank: [] for rank in ranks}, [*flags, "steps_captured"]
+    last, alike = _models(leader)
+    alike = alike and "trainable" not in events
+    flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * ("crowded" in events and not flags)
+    alike = alike and not any(each["outside"] for each in leader.facts.values())
+    if not alike or "varied" in events:
+        for mark in (mark for own in marks.values() for mark in own if "flops" in mark):
+            mark["flops"] = None  # the window begins after it, all the same
+    return SeenSteps(
+        marks=marks,
+        pauses=[*_evaluations(leader), *_between(leader), *leader.saves],
+        facts=_facts(list(ranks.values()), [mark["batch"] for own in marks.values() for mark in own]),
+        flags=flags,
+        parameters=last["parameters"] if alike else None,
+        trainable_parameters=last["trainable_parameters"] if alike else None,
+    )
+
+
+def _models(process: _Process) -> tuple[dict[str, Any], bool]:
+    """Return the facts of the last optimizer that led, and whether all leading ones trained equal parameters."""
+    leading = list(dict.fromkeys(line.optimizer for line, _ in _intervals(process)))
+    facts = [process.facts[number] for number in leading if number in process.facts]
+    sizes = {(each["parameters"], each["trainable_parameters"]) for each in facts}
+    return facts[-1], len(sizes) == 1 and len(facts) == len(leading)
+
+
+def _between(process: _Process) -> list[Phase]:
+    """Return the time from the last step of a leading optimizer to the first pass for the next one."""
+    out, before = [], None
+    for line, since in _intervals(process):
+        if before is not None and before.optimizer != line.optimizer and line.begun_ns:
+            start = since[-2].host_ns if len(since) > 1 else before.host_ns
+            out += [Phase(name="between", start_ns=start, end_ns=line.begun_ns)] if line.begun_ns > start else []
+        before = line
+    return _after(out, process.lines)
+
+
+def _process(path: Path) -> _Process | None:
+    """Return what a process has written; None where it made no step. Torn lines are left out."""
+    facts: dict[int, dict[str, Any]] = {}
+    lines: list[_Line] = []
+    saves: list[Phase] = []
+    events: set[str] = set()
+    ends: dict[int, int] = {}
+    equal: dict[Any, Any] = {}  # most steps consume the same: kept once
+    with path.open(errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            ends.update(line.get("device_ns", ()))
+            events |= {"broken", "captured", "trainable", "varied", "crowded"} & line.keys()
+            if "facts" in line:
+                facts[line.get("optimizer", 0)] = line["facts"]
+            elif "t_ns" in line:
+                passes = tuple(tuple(each) for each in line["passes"])
+                evals = tuple(tuple(each) for each in line.get("eval", ()))
+                times = line["t_ns"], line["t_ns"], line["optimizer"], line["backwards"]
+                lines.append(
+                    _Line(*times, equal.setdefault(passes, passes), evals, line.get("begun_ns"), line.get("flops"))
+                )
+            elif "phase" in line:
+                saves.append(Phase(name=line["phase"], start_ns=line["start_ns"], end_ns=line["end_ns"]))
+    if ends:
+        for number, each in enumerate(lines):
+            each.t_ns = ends.get(number, 0)
+        lines = [each for each in lines if each.t_ns]  # the device had not ended the last ones
+    if not lines or lines[0].optimizer not in facts:
+        return None
+    return _Process(facts, lines, _after(saves, lines), events)
+
+
+def _after(phases: Sequence[Phase], lines: Sequence[_Line]) -> list[Phase]:
+    """Return phases of the host as the device sees them: none begins before the step that it follows has ended."""
+    out, times = [], [line.host_ns for line in lines]
+    for phase in phases:
+        before = bisect_right(times, phase.start_ns)
+        start = max(phase.start_ns, lines[before - 1].t_ns) if before else phase.start_ns
+        if start < phase.end_ns:
+            out.append(phase.changed(start_ns=start))
+    return out
+
+
+def _intervals(process: _Process) -> Iterator[tuple[_Line, list[_Line]]]:
+    """Yield each step of the leading optimizer with all lines since the one before.
+
+    Optimizers are numbered by the line of their first step. Where the leading one has ended, the next that began later leads.
+    """
+    last = {line.optimizer: index for index, line in enumerate(process.lines)}
+    leading, since = process.lines[0].optimizer, list[_Line]()
+    for index, line in enumerate(process.lines):
+        if index > last[leading]:
+            leading = min((number for number in last if number > last[leading]), default=leading)
+        since.append(line)
+        if line.optimizer == leading:
+            yield line, since
+            since = []
+
+
+def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a process with what they consumed; `samples` and `tokens` are absent where they are not sure."""
+    sure = sure and not any(each["closures"] or each["outside"] for each in process.facts.values())
+    for line, since in _intervals(process):
+        backwards = sum(each.backwards for each in since)
+        models: dict[int, list[tuple[int, int | None, int | None]]] = defaultdict(list)
+        for each in since:
+            for model, *sums in each.passes:
+                models[model].append(tuple(sums))
+        calls = [sum(part[0] for part in parts) for parts in models.values()]
+        out: dict[str, Any] = {"t_ns": line.t_ns, "batch": None}
+        if sure and calls and all(count == backwards for count in calls):
+            samples = {_sum([part[1] for part in parts]) for parts in models.values()}
+            tokens = {_sum([part[2] for part in parts]) for parts in models.values()} - {None}
+            out |= {"samples": next(iter(samples))} if len(samples) == 1 and None not in samples else {}
+            out |= {"tokens": next(iter(tokens))} if len(tokens) == 1 else {}
+        if "samples" in out and out["samples"] % backwards == 0:
+            out["batch"] = out["samples"] // backwards
+        yield out if line.flops is None else out | {"flops": line.flops}
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    stated = [count for count in counts if count is not None]
+    return sum(stated) if len(stated) == len(counts) else None
+
+
+def _evaluations(process: _Process) -> list[Phase]:
+    """Return the passes of evaluation, without the passes in training between them.
+
+    Those of a model that trains are no part of a step where it is in evaluation and the step has not begun. Other passes are
+    part of it where they are in most steps, as those of a teacher.
+    """
+    intervals = [[span for line in since for span in _spans(line)] for _, since in _intervals(process)]
+    trains = {model for line in process.lines for model, *_ in line.passes}
+    inside = Counter(
+        model for spans in intervals for model in {span[0] for span in spans if not (span[0] in trains and span[4])}
+    )
+    phases = []
+    for spans in intervals:
+        groups = defaultdict[tuple[int, int], list[tuple[int, int]]](list)
+        for model, start, end, group, before in spans:
+            if (before and model in trains) or 2 * inside[model] < len(intervals):
+                groups[group].append((start, end))
+        for each in groups.values():
+            start, end = min(span[0] for span in each), max(span[1] for span in each)
+            phases.append(Phase(name="eval", start_ns=start, end_ns=end))
+    return _after(phases, process.lines)
+
+
+def _spans(line: _Line) -> Iterator[tuple[int, int, int, tuple[int, int], bool]]:
+    """Yield passes without gradients: model, start, end, what they follow, and whether in evaluation before all passes."""
+    for model, start, end, passes, evaluating in line.evals:
+        yield model, start, end, (line.host_ns, passes), bool(evaluating) and passes == 0
+
+
+def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> SeenFacts:
+    """Return the facts of the first rank, and the devices of all of them: GPUs once, a CPU once a rank."""
+    facts = processes[0].first
+    devices = [device for process in processes for device in process.first["devices"]]
+    gpus = list(dict.fromkeys(device for device in devices if device.startswith("GPU-")))
+    cpus = [device for device in devices if device == "cpu"]
+    whole = len(devices) == len(cpus) or all(device.startswith("GPU-") for device in devices)
+    sizes = {batch for batch in batches[1:] if batch is not None}
+    return SeenFacts(
+        processes=len(processes),
+        world_size=facts["world_size"],
+        devices=(gpus or cpus) if whole else [],
+        precision=_precision(facts),
+        batch_size=next(iter(sizes)) if len(sizes) == 1 else None,
+        **{name: facts[name] for name in ("gradient_scaler", "parallelism", "optimizer", "compiled", "threads")},
+        **{name: facts[name] for name in ("torch", "python")},
+    )
+
+
+def _precision(facts: dict[str, Any]) -> str | None:
+    """Return the precision of products: that of autocast, else of the parameters. Compiled code hides its autocast."""
+    if facts["autocast"] is not None:
+        return _AUTOCAST.get(facts["autocast"])
+    name = _PARAMETERS.get(facts["dtype"] or "")
+    if name == "fp32":
+        if facts["compiled"] is not False or (facts["device_type"] == "cuda" and facts["tf32"] is None):
+            return None
+        return "tf32" if facts["tf32"] and facts["device_type"] == "cuda" else name
+    return name

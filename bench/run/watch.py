@@ -1,0 +1,175 @@
+"""How far a command is while it runs: its steps are read from the files into which it, its hooks or `bench` write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from bench.folder import COMMAND_STEPS, SEEN, STEPS
+from bench.workloads.printed import OUTPUT
+
+_BYTES = 2**22
+"""At most so much of a file is read at a time."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Steps after the warm-up, and what they consumed over all processes where each of them says it.
+
+    `seconds` is the time from `began_ns`, the end of the warm-up, to the last of these steps. `seen` counts all steps, the
+    last of which ended at `last_ns`.
+    """
+
+    steps: int = 0
+    samples: int | None = None
+    tokens: int | None = None
+    seconds: float = 0.0
+    loss: float | None = None
+    began_ns: int | None = None
+    last_ns: int | None = None
+    seen: int = 0
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Speed in the window so far; None before its first step."""
+        return self.steps / self.seconds if self.steps and self.seconds > 0 else None
+
+
+class Watch:
+    """Reads what is new in the folder of a command that runs. Steps of the script go before those of hooks and of the output.
+
+    Lines of the output are counted by their counter `step`, or as `steps_per_line` steps each; at the end
+    `bench.workloads.printed` counts them with more care.
+    """
+
+    def __init__(self, folder: Path, warmup_steps: int, steps_per_line: int = 1) -> None:
+        self._folder, self._warmup, self._each = folder, warmup_steps, steps_per_line
+        self._read: dict[Path, int] = {}
+        self._counts: dict[tuple[int, str], _Process] = {}
+
+    def update(self) -> Tally:
+        """Read the new lines and return how far the command is. Unknown lines are ignored."""
+        for path in (STEPS.path(self._folder, COMMAND_STEPS), *SEEN.paths(self._folder)):
+            hooks = path.match(SEEN.pattern)
+            for line in self._lines(path):
+                rank = line.get("rank")
+                if type(line.get("t_ns")) is not int or {"phase", "facts"} & line.keys():
+                    continue
+                key = (1, path.name) if hooks else (2 if rank == OUTPUT else 0, f"{rank} {line.get('pid')}")
+                each = self._each if rank == OUTPUT else 1
+                self._counts.setdefault(key, _Process(_Count(self._warmup, each))).add(line)
+        counts = [self._counts[key].newest for key in sorted(self._counts) if key[0] == min(self._counts)[0]]
+        if not counts:
+            return Tally()
+        first = max(counts, key=lambda count: count.seen)
+        return Tally(
+            steps=first.steps,
+            samples=_sum([count.amounts[0] for count in counts]),
+            tokens=_sum([count.amounts[1] for count in counts]),
+            seconds=0.0 if first.began_ns is None else (first.last_ns - first.began_ns) / 1e9,
+            loss=first.loss,
+            began_ns=first.began_ns,
+            last_ns=first.last_ns or None,
+            seen=first.seen,
+        )
+
+    def _lines(self, path: Path) -> list[dict[str, Any]]:
+        """Return the whole lines that a file has got since the last call."""
+        try:
+            with path.open("rb") as file:
+                start = self._read.get(path, 0)
+                file.seek(start if start <= file.seek(0, 2) else 0)  # it may have been made anew
+                data = file.read(_BYTES)
+                self._read[path] = file.tell() - len(data) + (data.rfind(b"\n") + 1)
+        except OSError:
+            return []
+        lines = []
+        for text in data[: data.rfind(b"\n") + 1].splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            lines += [line] if isinstance(line, dict) else []
+        return lines
+
+
+class _Process:
+    """The steps of one process: those of its first optimizer, and of the next one where that has ended (`bench.run.seen`)."""
+
+    def __init__(self, count: _Count) -> None:
+        self.newest = count
+        self._leading: dict[str, _Count] = {}
+        self._others: set[str] = set()
+
+    def add(self, mark: dict[str, Any]) -> None:
+        """Count a mark if it is one of the leading optimizer.
+
+        An optimizer that begins after the last step of the leading one leads, until that makes another step.
+        """
+        optimizer = str(mark.get("optimizer", 0))
+        if optimizer in self._others:
+            return
+        if optimizer not in self._leading:
+            self._leading[optimizer] = deepcopy(self.newest)
+        while optimizer != (last := next(reversed(self._leading))):
+            self._others.add(last)
+            del self._leading[last]
+        self.newest = self._leading[optimizer]
+        self.newest.add(mark)
+
+
+class _Count:
+    """The steps of one process, or of the output."""
+
+    def __init__(self, warmup_steps: int, each: int) -> None:
+        self._warmup, self._each = warmup_steps, each
+        self._totals: dict[str, float] = {}
+        self.steps, self.seen, self.last_ns = 0, 0, 0
+        self.began_ns: int | None = None
+        self.loss: float | None = None
+        self.amounts: list[int | None] = [0, 0]
+
+    def add(self, mark: dict[str, Any]) -> None:
+        """Count a mark: steps that have ended."""
+        steps = self._grown(mark, "step") if "step" in mark else mark.get("steps", self._each)
+        amounts = [self._amount(mark, name, steps) for name in ("samples", "tokens")]
+        if not steps or not _is_number(steps) or steps < 0:
+            return
+        self.seen += int(steps)
+        if self.began_ns is None:
+            self.began_ns = mark["t_ns"] if self.seen >= self._warmup else None
+        else:
+            self.steps += int(steps)
+            self.amounts = [_sum(pair) for pair in zip(self.amounts, amounts, strict=True)]
+        self.last_ns = mark["t_ns"]
+        if _is_number(mark.get("loss")):
+            self.loss = mark["loss"]
+
+    def _grown(self, mark: dict[str, Any], name: str) -> Any:
+        """Return by how much a counter has grown since the mark before, 1 for its first value; None where it is none."""
+        value, before = mark[name], self._totals.get(name)
+        if not _is_number(value):
+            return None
+        self._totals[name] = value
+        return 1 if before is None else max(0, value - before)
+
+    def _amount(self, mark: dict[str, Any], name: str, steps: Any) -> Any:
+        """Return what the steps of a mark consumed; a line of the output says it of one step, or of all so far."""
+        value, total = mark.get(name), f"{name}_total"
+        if _is_number(value):
+            return value * (steps or 0) if mark.get("rank") == OUTPUT else value
+        return self._grown(mark, total) if total in mark else None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float)
+
+
+def _sum(amounts: Iterable[float | None]) -> int | None:
+    amounts = list(amounts)
+    stated = [amount for amount in amounts if amount is not None]
+    return round(sum(stated)) if stated and len(stated) == len(amounts) else None

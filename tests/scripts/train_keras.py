@@ -1,0 +1,14 @@
+"""Keras with accumulation, validation and checkpoints, fitted twice: 22 samples, 2 epochs each time."""
+
+import keras
+import numpy as np
+
+import wattbench
+
+keras.utils.set_random_seed(0)
+x, y = np.random.randn(22, 8).astype("float32"), np.random.randn(22, 1).astype("float32")
+model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1)])
+model.compile(optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2), loss="mse")
+callbacks = [wattbench.KerasCallback(), keras.callbacks.ModelCheckpoint("model.keras")]
+for _ in range(2):
+    model.fit(x, y, batch_size=4, epochs=2, validation_data=(x, y), callbacks=callbacks, verbose=0)
