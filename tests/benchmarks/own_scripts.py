@@ -22,7 +22,7 @@ from typing import Any
 from bench.figures.flags import FLAGS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 LARGEST = 0.02
 
 
