@@ -35,7 +35,7 @@ BUDGETS = {
     "bench/workloads": 1_933,
     "bench/strategies": 1_899,
     "bench/train": 1_071,
-    "bench/run": 2_631,
+    "bench/run": 2_639,
     "bench/figures": 918,
     "bench/store": 687,
     "bench/cli": 1_420,
