@@ -420,6 +420,7 @@ def test_odd_bytes_are_recorded_with_a_replacement(tmp_path: Path, monkeypatch: 
     odd = tmp_path / os.fsdecode(b"odd\xff")
     odd.mkdir()
     monkeypatch.chdir(odd)
+    Path(os.fsdecode(b"arg\xfe")).touch()
     tried = commands.bench("measure", "--no-store", "--idle-seconds", "0", "--", "true", os.fsdecode(b"arg\xfe"))
     assert tried.exit_code == 0
     (path,) = odd.glob(".wattbench/measure/*/*/record.json")

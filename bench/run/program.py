@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,16 +20,21 @@ def program_hashes(argv: Sequence[str]) -> dict[str, str]:
 
     Scripts are files by their endings, or without such one, or a module, the first file. The folder is hashed by its path.
     """
-    hashes = {FOLDER: _hash(str(Path.cwd()).encode())}
+    hashes = {FOLDER: _hash(os.fsencode(Path.cwd()))}
     program = shutil.which(argv[0])
     files = [word for word in argv[1:] if _is_file(word)]
     scripts = [word for word in files if word.endswith(_SCRIPTS)]
     with suppress(OSError):
         if program is not None:
-            hashes[redact(argv[0])] = _hash(str(Path(program).absolute()).encode(), *_content(program))
+            hashes[_printable(argv[0])] = _hash(os.fsencode(Path(program).absolute()), *_content(program))
         for word in scripts or ([] if "-m" in argv else files[:1]):
-            hashes[redact(word)] = _hash(*_content(word))
+            hashes[_printable(word)] = _hash(*_content(word))
     return hashes
+
+
+def _printable(word: str) -> str:
+    """Return a word without secrets, and with a replacement for bytes that are no text."""
+    return redact(os.fsencode(word).decode(errors="replace"))
 
 
 def _is_file(word: str) -> bool:
