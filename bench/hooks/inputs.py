@@ -106,11 +106,11 @@ def storage_key(tensor):
 
 
 def amounts(model, args, kwargs):
-    """Return the samples and the tokens of an input, each None where it is not sure, and its first tensor."""
-    named, clear = tensors_of(model, args, kwargs)
-    named = [(name, each) for name, each in named if each.dim()]
+    """Return the samples and the tokens of an input, each None where it is not sure, its first tensor, and all of them."""
+    everything, clear = tensors_of(model, args, kwargs)
+    named = [(name, each) for name, each in everything if each.dim()]
     if not named:
-        return None, None, None
+        return None, None, None, everything
     integers = (torch.int64, torch.int32)
     every = [each for _, each in named]
     first = dict(named).get("input_ids", every[0])
@@ -122,7 +122,7 @@ def amounts(model, args, kwargs):
     table = any(each.dim() == 2 and each.is_floating_point() and "mask" not in str(name) for name, each in named)
     words = ids and model.sequence and first.shape[1] > model.columns  # GPTs have two tables: of words and of positions
     tokens = first.numel() if words and not table else None
-    return (first.shape[0] if clear else None), tokens, first
+    return (first.shape[0] if clear else None), tokens, first, everything
 
 
 def _alone(model, named, first):

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .facts import facts, trained_by
 from .flops import flop_counter
-from .inputs import InputRules, amounts, storage_key, tensors_of, values_of
+from .inputs import InputRules, amounts, storage_key, values_of
 
 MODELS, OPTIMIZERS = 64, 64
 """So many models and optimizers are told apart at a time."""
@@ -100,12 +100,10 @@ class StepWatch:
         self.repeated |= not self.unpaired or any(count != 1 for count in self.unpaired.values())
         self.unpaired = {}
 
-    def continues(self, model, args, kwargs):
+    def continues(self, model, named):
         """Return whether an input has part of what the last pass in this step returned, as in a loop over time."""
         outputs = self.outputs.get(model.index, ())
-        return bool(outputs) and any(
-            (lies := storage_key(each)) and lies[0] in outputs for _, each in tensors_of(model, args, kwargs)[0]
-        )
+        return bool(outputs) and any((lies := storage_key(each)) and lies[0] in outputs for _, each in named)
 
     def evaluated(self, model, evaluating, start, end):
         """Note a pass without gradients: a span lasts until the next pass in training or backward."""
@@ -114,11 +112,10 @@ class StepWatch:
 
     def number(self, optimizer):
         """Return the number of an optimizer by its first step; None where there are too many."""
-        if optimizer not in self.optimizers:
-            if len(self.optimizers) >= OPTIMIZERS:
-                return None
-            self.optimizers[optimizer] = self.marks
-        return self.optimizers[optimizer]
+        number = self.optimizers.get(optimizer)
+        if number is None and len(self.optimizers) < OPTIMIZERS:
+            number = self.optimizers[optimizer] = self.marks
+        return number
 
     def write(self, text):
         """Write a line at once, so that nothing is lost however the process ends."""
@@ -293,8 +290,8 @@ class StepWatch:
             return model, None
         if self.probing:
             self.probe()
-        samples, tokens, tensor = amounts(model, args, kwargs)
-        if self.continues(model, args, kwargs):
+        samples, tokens, tensor, named = amounts(model, args, kwargs)
+        if self.continues(model, named):
             samples = tokens = None
         return model, (samples, tokens, tensor)
 
