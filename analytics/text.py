@@ -25,6 +25,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < _LARGE else f"{value:.4g}"
 
 
+def two_digits(value: float) -> str:
+    """Print a rough number: `4.9`, `1,700`."""
+    return number(float(f"{value:.2g}"))
+
+
 def interval(value: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
     """Print a figure with the digits that its interval supports: `1.75 (1.72-1.79)`, `4.2 days (2.7-6.3)`.
 
@@ -41,7 +46,9 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
     else:
         largest = max(abs(value), abs(low), abs(high))
         places = min(math.ceil(math.log10(11 / max(high - low, 1e-300))), 2 - _size(largest))
-        texts = [_fixed(x, places) for x in (value, low, high)]
+        # An end keeps its sign: -5 is not 0 where the other end is 194.
+        sizes = [max(places, -_size(x)) if abs(x) > largest / 1000 else places for x in (value, low, high)]
+        texts = [_fixed(x, own) for x, own in zip((value, low, high), sizes, strict=True)]
     return f"{texts[0]}{tail} ({texts[1]}{'-' if low >= 0 else ' to '}{texts[2]})"
 
 
@@ -80,7 +87,7 @@ def _three(value: float) -> str:
 def duration(seconds: float) -> str:
     """Print a time with two digits in the unit that suits it: `45 s`, `6.2 min`, `3.1 h`, `2.4 days`."""
     size, unit = next((pair for pair in _TIMES if seconds >= 2 * pair[0]), (1.0, "s"))
-    return f"{number(float(f'{seconds / size:.2g}'))} {unit}"
+    return f"{two_digits(seconds / size)} {unit}"
 
 
 def counted(count: int, noun: str) -> str:

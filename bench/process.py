@@ -51,6 +51,15 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def drop_lost_output() -> None:
+    """Send output to nowhere whose terminal or reader is gone: no line of it may end this process any more."""
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, 0)  # errors are always told
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def descends_from(pid: int, root: int) -> bool | None:
     """Whether a process is `root` or one of its descendants; None if there is no such process."""
     while pid != root:

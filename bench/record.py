@@ -248,6 +248,25 @@ class SeenFacts(Model):
     python: str | None = None
 
 
+WANDB = "wandb_runs"
+"""Name of the note with the ids of the runs in W&B that a command has made itself."""
+
+
+class PlannedLength(Model):
+    """How long a script states that its training is: the `steps` that it takes from its start, and those of an epoch.
+
+    `source` is the callback or the format (`bench.workloads.formats`) that states it, or `pattern`. Where it is `assumed`,
+    that may be a part: a counter of something less, or one training of several. One that was resumed had made
+    `earlier_steps` before.
+    """
+
+    steps: Count | None = None
+    earlier_steps: Annotated[int, Field(ge=0)] = 0
+    epoch_steps: Count | None = None
+    source: str
+    assumed: bool = False
+
+
 class Measurement(Model):
     """Raw quantities of the measured window; `bench.figures.metrics` derives all other numbers.
 
@@ -255,10 +274,10 @@ class Measurement(Model):
     `samples` and `tokens` are those of all ranks, `step_seconds` the optimizer steps of rank 0. `peak_memory_bytes`, by
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
     shapes. A command of the user may report less; without steps the window is the whole command, and `cpu_seconds` are those
-    of the whole command in any case. `step_flags` say what in
-    its steps could not be counted, `step_source` where they come from, `seen` what hooks saw, and `own` holds the last values
-    of the user's own metrics. `compile_seconds` is the
-    excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
+    of the whole command in any case. `step_flags` say what in its steps could not be counted, `step_source` where they come
+    from, `planned` how long the whole training is, `seen` what hooks saw, and `own` holds the last values of the user's own
+    metrics. `compile_seconds` is the excess of the first half of the warm-up steps over as many later ones, where the step
+    was compiled. `startup` is the
     energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three each),
     which one unusual batch does not move. `notes` are facts about a strategy or workload.
     """
@@ -266,6 +285,7 @@ class Measurement(Model):
     step_seconds: list[Positive] = []
     step_flags: list[Slug] = []
     step_source: Literal["script", "hooks", "output"] | None = None
+    planned: PlannedLength | None = None
     seen: SeenFacts | None = None
     own: dict[str, float] = {}
     cpu_seconds: NonNegative | None = None

@@ -159,6 +159,17 @@ def program_name(argv: str) -> str:
     return name.replace("{", "").replace("}", "")[:40] or COMMAND
 
 
+def program_of(argv: str) -> str:
+    """Return what a command line runs, by which two run the same: a script, a module, the code of -c, or a program."""
+    words = [argv]
+    with suppress(ValueError):
+        words = shlex.split(argv) or words
+    name = program_name(argv)
+    if PurePosixPath(words[0]).name == name and "-c" in words[1:-1]:
+        return words[words.index("-c") + 1]
+    return next((str(PurePosixPath(word)) for word in words if PurePosixPath(word).name == name), name)
+
+
 def _hash(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -331,14 +342,15 @@ class RunSpec(Model):
         return " ".join([self.workload, *args, f"d{self.world_size}", batch, *axes, *names])
 
     def _command_label(self) -> str:
-        """Name a command by its program, its own arguments and the axes that it is told of."""
+        """Name a command by its program, its own arguments, and the devices, batch and axes that it was asked to use."""
         argv, named = str(self.workload_args.get("argv", COMMAND)), self.placeholders
         arguments = sorted((name, value) for name, value in self.workload_args.items() if name in named)
         own = [f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in arguments]
         axes = [str(getattr(self, axis)) for axis in AXES if axis in named]
         size = self.global_batch_size or self.batch_size_per_device
         batch = [f"b{size}"] if named & {"batch_size_per_device", "global_batch_size"} else []
-        return " ".join([program_name(argv), *own, f"d{self.world_size}", *batch, *axes])
+        devices = [] if self.open_devices else [f"d{self.world_size}"]
+        return " ".join([program_name(argv), *own, *devices, *batch, *axes])
 
     @property
     def run_id(self) -> str:

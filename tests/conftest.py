@@ -1,5 +1,6 @@
 """No test reads the settings or the stores of the person who runs it. Folders of tests are in memory, where it has room."""
 
+import functools
 import gc
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from bench.files import held
+from bench.run import measure as measuring
 from tests.processes import Finished
 from tests.recorded import recorded_store
 
@@ -107,3 +109,10 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Real runs for tests that only look at them."""
     return Finished(once(tmp_path_factory, "finished", Finished.make))
+
+
+@pytest.fixture
+def no_meters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench measure` reads no meters, and its tests adopt no processes."""
+    monkeypatch.setattr(measuring, "MeasureOptions", functools.partial(measuring.MeasureOptions, meters=()))
+    monkeypatch.setattr(measuring, "adopt_orphans", lambda: None)

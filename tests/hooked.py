@@ -3,11 +3,13 @@
 Each runs in a forked process, so that torch is imported once. A line says its name, process, last loss and compiled graphs.
 """
 
+import gc
 import os
 import pickle
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -306,6 +308,37 @@ class Slow:
         return dict, ()
 
 
+class DeepSpeedEngine(nn.Module):
+    """Wraps a model and its optimizer as DeepSpeed does: each second `step` is one of the optimizer."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls, self.dp_world_size = module, 0, 1
+        self.optimizer = torch.optim.AdamW(module.parameters())
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+    def backward(self, loss):
+        (loss / 2).backward()
+
+    def step(self):
+        self.calls += 1
+        if self.calls % 2 == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def engine():
+    """Two micro-batches of 8 a step."""
+    wrapped = DeepSpeedEngine(mlp())
+    for _ in range(2 * STEPS):
+        value = wrapped(torch.randn(8, 8)).square().mean()
+        wrapped.backward(value)
+        wrapped.step()
+    return value
+
+
 def saving():
     """A checkpoint after the fifth step; a file that takes long to write."""
     model = mlp()
@@ -550,6 +583,148 @@ def evaluated_first():
         model.eval()(torch.randn(4, 8))
     model.train()
     return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def later_twice():
+    """From the 20th step on, each batch is passed twice, each time with a backward."""
+    model = mlp()
+
+    def loss(number):
+        x = torch.randn(16, 8)
+        if number >= 20:
+            model(x).square().mean().backward()
+        return model(x).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 40)
+
+
+def later_in_time():
+    """From the 20th step on, a model is passed its own output, with a backward for each pass."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def loss(number):
+        x = torch.randn(16, 8)
+        for _ in range(3 if number >= 20 else 0):
+            x = model(x)
+            x.square().mean().backward()
+            x = x.detach()
+        return model(x).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 40)
+
+
+def later_accumulated():
+    """From the 20th step on, two micro-batches make a step; one of them fails and is passed again."""
+    model = mlp()
+
+    def loss(number):
+        batches = [torch.randn(16, 8) for _ in range(2 if number >= 20 else 1)]
+        if number == 30:
+            try:
+                model(batches[0][:, :4])
+            except RuntimeError:
+                model.zero_grad()
+        for x in batches[1:]:
+            model(x).square().mean().backward()
+        return model(batches[0]).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 40)
+
+
+def grown():
+    """A layer is added to the model and to the optimizer."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters())
+
+    def loss(number):
+        if number == 10:
+            model.insert(0, nn.Linear(8, 8))
+            optimizer.add_param_group({"params": list(model[0].parameters())})
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([optimizer], loss, 20)
+
+
+def exchanged():
+    """The optimizer goes on with another model."""
+    models = [mlp()]
+    optimizer = torch.optim.SGD(models[0].parameters())
+
+    def loss(number):
+        if number == 30:
+            models[0] = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 2))
+            optimizer.param_groups[0]["params"] = list(models[0].parameters())
+        return models[0](torch.randn(16, 8)).square().mean()
+
+    return train([optimizer], loss, 40)
+
+
+def backbone_later():
+    """The first layer is trained from the fourth step on, and in bf16."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head, self.frozen = nn.Linear(8, 16), nn.Linear(16, 4), True
+
+        def forward(self, x):
+            with torch.set_grad_enabled(not self.frozen):
+                x = self.backbone(x)
+            return self.head(x)
+
+    model = Model()
+
+    def loss(number):
+        model.frozen = number < 4
+        with torch.autocast("cpu", torch.bfloat16, enabled=number >= 4):
+            return model(torch.randn(16, 8)).float().square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 20)
+
+
+class Loops(nn.Module):
+    """Calls one layer as often as it is told."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.layer, self.times = nn.Linear(8, 8), times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
+def shallower():
+    """The model calls its layer twice instead of eight times after the third step."""
+    model = Loops(8)
+
+    def loss(number):
+        model.times = 8 if number < 3 else 2
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def deeper_fold():
+    """A second training of equal parameters does more work."""
+
+    def fold(times):
+        model = Loops(times)
+        return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean(), 20)
+
+    return fold(1) + fold(8)
+
+
+def traced_and_freed():
+    """A trained model is traced with gradients, called once more and forgotten."""
+    models = [mlp()]
+    value = train([torch.optim.SGD(models[0].parameters())], lambda _: models[0](torch.randn(16, 8)).square().mean())
+    value = value + torch.jit.trace(models[0], torch.ones(2, 8))(torch.ones(2, 8)).mean()
+    models[0](torch.ones(3, 8))
+    gone = weakref.ref(models.pop())
+    gc.collect()
+    return value + (gone() is None)
 
 
 def forward_only():

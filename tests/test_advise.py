@@ -1,9 +1,12 @@
 """Advice: planted causes are found, with their evidence; clean runs and bare noise give no such sentence."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +17,9 @@ from analytics.judge.advise import advise
 from analytics.judge.compare import within
 from analytics.runs.frame import frame
 from analytics.say.advice import ratio_words, recommendations
+from analytics.say.terms import definitions
 from bench import registry
+from bench.cli import cli
 from bench.figures.metrics import row
 from bench.record import GpuConditions, Rank, Status
 from bench.schema import Gpu, Machine, Scalar
@@ -496,6 +501,70 @@ def test_advice_on_a_measured_command_is_in_the_options_of_bench_measure() -> No
     found = advised(busy)
     assert "next" not in found, "one measurement has nothing to vary"
     assert found["steadiness"].action.startswith(("--seconds ", "--steps "))
+    ended_by_itself = [row | {"workload": "command", "workload_args.argv": "x", "measure_steps": None} for row in busy]
+    assert advised(ended_by_itself)["steadiness"].action == "", "no option makes it train longer"
     failed = rows.make(repeat=9, status=Status.FAILED, message="no file") | {"open_devices": True}
     assert "failed command" in advised(busy, [failed])
     assert "next" in advised(runs())
+
+
+def test_commands_are_told_only_what_they_can_be_told() -> None:
+    """A command has no `memory`, and its batch is not searched for; it has what its text names, and own arguments."""
+
+    def of(rows_: Rows, amp: str, **more: Any) -> Rows:
+        command = {
+            "workload": "command",
+            "workload_args.argv": "train {amp}",
+            "workload_args.amp": amp,
+            "parallelism": None,
+        }
+        return [one | command | {"config_id": amp, "run_id": f"{amp}{one['repeat']}"} | more for one in rows_]
+
+    slow, fast = of(runs(), "fp32"), of(runs(1.5), "bf16")
+    room = {"memory_available_bytes": 1e11}
+    lost = of([rows.make(status=Status.OUT_OF_MEMORY, message="no room", precision="bf16")], "fp32")
+    suite = advised(of(runs(), "fp32", **room), fast)
+    assert suite["amp"].action == "workload_args.amp: bf16"
+    assert suite["memory to spare"].action == ""
+    assert advised(lost)["out of memory"].action == ""
+    measured = [[one | {"open_devices": True} for one in part] for part in (slow, fast, lost)]
+    assert advised(*measured[:2])["amp"].action == "--set amp=bf16"
+    assert advised(measured[2])["out of memory"].action == ""
+    assert advised(runs(), [rows.make(status=Status.OUT_OF_MEMORY, precision="bf16")])["out of memory"].action != ""
+
+
+def trained_by_command(loss: float | None) -> list[Rows]:
+    fields = {"workload": "command", "workload_args.argv": "train {precision}", "suite": "own", "loss_median": loss}
+    return [[one | fields for one in part] for part in (runs(), FASTER)]
+
+
+@pytest.mark.parametrize(("loss", "limit"), [(2.0, "quality_of_command"), (None, "loss_unknown")])
+def test_the_loss_of_a_command_is_compared_or_is_to_be_reported(loss: float | None, limit: str) -> None:
+    given = trained_by_command(loss)
+    assert advised(*given)["precision"].limits == (limit,)
+    (text,) = next(one.limits for one in recommendations(table(*given)) if one.advice.topic == "precision")
+    if loss is None:
+        assert "bench " not in text
+        assert "wattbench.step(loss=...)" in text
+        assert "(?P<loss>...)" in text
+    else:
+        assert text.endswith("bench compare own --metric loss_median")
+
+
+def test_every_command_in_an_advice_is_complete() -> None:
+    """A command stands at the end of a text; those that are made for the runs are made here."""
+    made = [text for one in recommendations(table(*trained_by_command(2.0))) for text in one.limits]
+    texts = [*made, *(text for part in definitions("advice").values() for text in part.values())]
+    commands = [shlex.split(text[text.index("bench ") :])[1:] for text in texts if re.search(r"\bbench [a-z]", text)]
+    assert ["compare", "own", "--metric", "loss_median"] in commands
+    for verb, *words in commands:
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None, verb
+        command.make_context(verb, words)  # it refuses what lacks an argument
+
+
+def test_a_command_that_lacks_an_argument_would_be_refused() -> None:
+    command = cli.get_command(click.Context(cli), "compare")
+    assert command is not None
+    with pytest.raises(click.MissingParameter):
+        command.make_context("compare", ["--metric", "loss_median"])

@@ -61,6 +61,12 @@ def phases(lines: Lines) -> Counter[str]:
     return Counter(line["phase"] for line in lines if line.get("begin") is False)
 
 
+def planned(lines: Lines) -> list[tuple[Any, ...]]:
+    """Return the lengths that a framework states: steps in all, in an epoch, and by what."""
+    plans = [line["planned"] for line in lines if "planned" in line]
+    return [tuple(plan.get(name) for name in ("steps", "epoch_steps", "source")) for plan in plans]
+
+
 # --- each library
 
 
@@ -71,6 +77,7 @@ def test_trainer_of_hugging_face(arguments: tuple[str, ...], tmp_path: Path) -> 
     assert list(ranks) == [0]
     assert counts(ranks[0], "samples", "tokens") == [(8, 64), (8, 64), (6, 48)] * 2
     assert phases(ranks[0]) == {"eval": 3, "checkpoint": 2}
+    assert planned(ranks[0]) == [(6, 3, "HuggingFaceCallback")]
     steps = [line for line in ranks[0] if "phase" not in line]
     assert all(3 < line["loss"] < 5 for line in steps)
     assert ["eval_loss" in line["own"] for line in steps] == [False, True] * 3
@@ -102,6 +109,7 @@ def test_lightning(tmp_path: Path) -> None:
     assert list(ranks) == [0]
     assert counts(ranks[0], "samples") == [(8,), (8,), (6,)] * 2
     assert phases(ranks[0]) == {"eval": 3, "checkpoint": 2}  # one evaluation is the check before the training
+    assert planned(ranks[0]) == [(6, 3, "LightningCallback")]
     steps = [line for line in ranks[0] if "phase" not in line]
     assert all(line["loss"] > 0 for line in steps)
     assert ["val_loss" in line.get("own", {}) for line in steps] == [False, False, True] * 2
@@ -121,7 +129,30 @@ def test_keras(tmp_path: Path) -> None:
     (lines,) = train(tmp_path, PYTHON, "train_keras.py").values()
     assert counts(lines, "samples") == [(8,), (8,), (6,)] * 4
     assert phases(lines) == {"eval": 4, "checkpoint": 4, "pause": 1}
+    assert planned(lines) == [(6, 3, "KerasCallback")] * 2
     assert ["loss" in line for line in lines if "phase" not in line] == [False, False, True] * 4
+
+
+@pytest.mark.slow
+def test_a_training_that_is_resumed_states_the_steps_that_are_left(tmp_path: Path) -> None:
+    """Of 6 steps after 3, of 9 after 6; Keras begins with its second epoch of 3 steps."""
+    places = [tmp_path / name for name in ("keras", "trainer", "lightning")]
+    for place in places:
+        place.mkdir()
+    (lines,) = train(places[0], PYTHON, "train_keras.py", "1").values()
+    assert planned(lines) == [(3, 3, "KerasCallback")] * 2
+    assert [line["planned"]["earlier_steps"] for line in lines if "planned" in line] == [3, 3]
+    train(places[1], PYTHON, "train_trainer.py")
+    (places[1] / "steps").unlink()
+    (lines,) = train(places[1], PYTHON, "train_trainer.py", "--resume", "checkpoints/checkpoint-3").values()
+    assert planned(lines) == [(3, 3, "HuggingFaceCallback")]
+    assert [line["planned"]["earlier_steps"] for line in lines if "planned" in line] == [3]
+    train(places[2], PYTHON, "train_lightning.py")
+    (places[2] / "steps").unlink()
+    (checkpoint,) = places[2].glob("**/*.ckpt")
+    (lines,) = train(places[2], PYTHON, "train_lightning.py", "1", "auto", "3", str(checkpoint)).values()
+    assert planned(lines) == [(3, 3, "LightningCallback")]
+    assert [line["planned"]["earlier_steps"] for line in lines if "planned" in line] == [6]
 
 
 def test_accelerate_knows_steps_and_what_is_logged(tmp_path: Path) -> None:

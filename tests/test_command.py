@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bench.figures.metrics import parameters
 from bench.record import Measurement
 from bench.run.command import execute, failure_of, run
+from bench.run.ending import WindowLength
 from bench.run.launcher import CHANGED, STARTED_IN, LaunchOptions, LocalLauncher
 from bench.run.node import user_environment
 from bench.run.own_steps import Ended, measurement
@@ -211,6 +212,17 @@ def test_a_command_that_is_not_there_is_a_failure_with_its_reason(tmp_path: Path
     assert "cannot be started" in json.loads((tmp_path / "error-0.json").read_text())["message"]
     assert run(command("true", folder="nowhere"), tmp_path, os.environ, tmp_path) == 1
     assert "nowhere" in json.loads((tmp_path / "error-0.json").read_text())["message"]
+
+
+def test_it_is_told_before_a_command_is_interrupted(tmp_path: Path) -> None:
+    """Its script may show a traceback then: nobody should wonder why."""
+    done = tmp_path / "interrupted"
+    loop = "for i in range(10**6): print('step', flush=True); time.sleep(0.01)"
+    code = f"import pathlib, time\ntry:\n    {loop}\nexcept KeyboardInterrupt:\n    pathlib.Path({str(done)!r}).touch()"
+    before: list[bool] = []
+    options = {"limit": WindowLength(3, None), "before_end": lambda: before.append(done.exists())}
+    ended = execute(python(code), tmp_path / "steps-command.jsonl", how=Printed("^step"), **options)
+    assert (before, done.exists(), ended.by) == ([False], True, "limit")
 
 
 def test_time_cpu_and_memory_are_those_of_the_command(tmp_path: Path) -> None:

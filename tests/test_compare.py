@@ -289,6 +289,25 @@ def test_what_else_may_make_a_difference_is_told() -> None:
     assert only(busy, [row | {"flags": "noisy_host", "grade": "C"} for row in runs(1, 3, 0.01)]).doubts == {}
 
 
+@pytest.mark.parametrize(
+    ("fields", "apart"),
+    [({}, False), ({"open_devices": True}, True), ({"stage": "full"}, True), ({"flags": "imported"}, True)],
+)
+def test_only_a_suite_repeats_its_configurations_by_turns(fields: dict[str, Any], apart: bool) -> None:
+    """Repeats of one number in a name of `bench measure` may be hours apart: they are no pairs."""
+    both = [row | fields for row in [*runs(1, 4, 0.01), *runs(2, 4, 0.01, precision="bf16")]]
+    (one,) = within(frame(both), [RATE]).comparisons
+    assert (one.apart, effect(one).paired) == (apart, not apart)
+
+
+def test_two_repeats_took_their_turns_though_they_are_no_pairs() -> None:
+    (one,) = within(frame([*runs(1, 2, 0.01), *runs(2, 2, 0.01, precision="bf16")]), [RATE]).comparisons
+    assert (one.apart, effect(one).paired) == (False, False)
+    devices = [*runs(1, 4, 0.01), *(rows.make(2, repeat=r) for r in range(4))]
+    (other,) = within(frame(devices), [RATE]).comparisons
+    assert (other.apart, effect(other).paired) == (False, False)
+
+
 def test_runs_that_are_left_out_are_counted() -> None:
     new = runs(1, 4, 0.01, execution=OTHER)
     del new[1][RATE]

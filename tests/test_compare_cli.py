@@ -162,7 +162,7 @@ def test_changes_that_were_not_committed_are_another_state(store: Callable[..., 
         (["twice", "mine"], "'twice' is a suite and a host: write suite:twice or host:twice"),
         (["mine@1999", "mine"], "no executions '1999'; there are: 2026"),
         (["mine@2026", "mine"], "2 executions"),
-        (["mine", "suite:twice"], "no configuration in common"),
+        (["mine", "suite:twice"], "no configuration in common: they differ in precision (fp32 against bf16)"),
         (["mine", "mine", "--metric", "tokens_per_secnd"], "did you mean 'tokens_per_second'"),
         (["mine", "mine", "--fail-if", "loss < 0.9"], "no run of suite mine and of suite mine has a metric 'loss'"),
         (["mine", "mine", "--metric", "devices"], "'devices'"),
@@ -397,6 +397,27 @@ def test_two_sides_that_did_not_run_side_by_side_are_compared_with_care(store: C
     assert (same.exit_code, same.output.count("the same runs stand on both sides")) == (0, 1)
 
 
+def test_configurations_of_one_name_that_did_not_run_side_by_side(store: Callable[..., None]) -> None:
+    both = [*runs(), *runs(1.2, precision="bf16")]
+    store(both)
+    assert "side by side" not in bench("compare", "mine").output
+    store([row | {"open_devices": True} for row in both])
+    assert "The configurations did not run side by side" in bench("compare", "mine").output
+
+
+def test_what_one_side_alone_has_names_the_side(store: Callable[..., None]) -> None:
+    good, bad = (
+        [row | {"grade": grade} for row in (runs(), runs(1.2, precision="bf16"))[grade == "C"]] for grade in "AC"
+    )
+    store(good, bad)
+    assert "new alone has grade C (bf16)" in bench("compare", "mine").output
+    store([row | {"grade": "C"} for row in good], [row | {"grade": "A"} for row in bad])
+    assert "base (fp32) alone has grade C (against bf16)" in bench("compare", "mine").output
+    old, new = ([row | {"grade": grade} for row in part] for part, grade in ((runs(), "C"), (later(), "A")))
+    store(old, new)
+    assert "Careful: base alone has grade C (1 device)" in bench("compare", f"mine@{OLD}", "mine").output
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -563,7 +584,7 @@ def test_an_open_comparison_says_how_many_repeats_would_tell(store: Callable[...
     table = next(block for block in made if isinstance(block, Table))
     (cell, *_) = [row[table.columns.index("samples/s")] for row in table.rows]
     assert effect["verdict"] == "cannot tell"
-    assert cell.endswith(f"?+{effect['more_repeats']}")
+    assert cell.endswith(f" undecided +{effect['more_repeats']}")
     Path("suites").mkdir()
     Path("suites/mine.yaml").touch()
     text = " ".join(block.text for block in answer("mine") if isinstance(block, Sentence))

@@ -81,18 +81,22 @@ def test_earlier_runs_count_for_a_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "left"),
+    ("fields", "left", "training_left"),
     [
-        ({"window": (60.0, None)}, 50.0),
-        ({"window": (None, 300)}, 20.0),
-        ({"total_steps": 1005.0}, 90.0),
-        ({}, None),
+        ({"window": (60.0, None)}, 50.0, None),
+        ({"window": (None, 300)}, 20.0, None),
+        ({"window": (None, 300), "total_steps": 1005.0}, 20.0, 90.0),
+        ({"window": (60.0, None), "total_steps": 1005.0}, 50.0, 90.0),
+        ({"total_steps": 1005.0}, 90.0, 90.0),
+        ({}, None, None),
     ],
 )
-def test_the_time_left_follows_from_what_ends_the_command(fields: dict[str, object], left: float | None) -> None:
+def test_the_time_left_follows_from_what_ends_the_command(
+    fields: dict[str, object], left: float | None, training_left: float | None
+) -> None:
     told: list[Course] = []
     follower(told, **fields).tick(Tally(steps=100, seconds=10.0, seen=105))
-    assert told[0].left == left
+    assert (told[0].left, told[0].training_left) == (left, training_left)
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -145,12 +149,24 @@ def test_the_dashboard_shows_a_measurement_that_runs(tmp_path: Path) -> None:
     assert in_flight(tmp_path / "runs", [], datetime.now(UTC)) == []
 
 
-def test_the_live_line_is_for_terminals_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("joules", "left", "training", "words"),
+    [
+        (7.2e4, 95.0, 95.0, "72 kJ, 0.5 USD, about 1 min 35 s of the training left"),
+        (56.2, 1.0, None, "56.2 J, 0.5 USD, about 1 s of the measurement left"),
+        (56.2, 1.0, 95.0, "56.2 J, 0.5 USD, about 1 s of the measurement and 1 min 35 s of the training left"),
+    ],
+)
+def test_the_live_line_is_for_terminals_only_and_says_of_what_the_time_is_left(
+    joules: float,
+    left: float,
+    training: float | None,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    course = Course(
-        Tally(steps=100, seconds=10.0, seen=105), 11.0, 95.0, 230.0, {"energy_joules": 7.2e4, "cost_usd": 0.5}
-    )
+    used = {"energy_joules": joules, "cost_usd": 0.5}
+    course = Course(Tally(steps=100, seconds=10.0, seen=105), 11.0, left, 230.0, used, training)
     LiveLine().draw(course)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -158,5 +174,5 @@ def test_the_live_line_is_for_terminals_only(
     line.draw(course)
     line.clear()
     text = capsys.readouterr().err
-    assert "105 steps, 10 steps/s, 230 W, 0.02 kWh, 0.5 USD, about 1 min 35 s left" in text
+    assert f"105 steps, 10 steps/s, 230 W, {words}" in text
     assert "\n" not in text

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from bench.figures import flags as quality
-from bench.figures.flags import FLAGS, grade, judge, loss_medians, meaning, site_flags, steady
+from bench.figures.flags import FLAGS, STEP_FLAGS, grade, judge, loss_medians, meaning, site_flags, steady
 from bench.figures.metrics import window
 from bench.record import EnergyReading, GpuConditions, HostConditions, IdlePower, Provenance, Rank, RunRecord, Status
 from bench.schema import Gpu, Machine, RunSpec, Site
-from bench.workloads.printed import FLAGS as OF_STEPS
 from tests import rows
 
 UUID = "GPU-0"
@@ -109,7 +108,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("noisy_host", "B", probes(1e15, 0.97e15)),
     ("straggler", "B", ranks(0.10, 0.10, 0.12)),
     ("straggler", "B", ranks(0.10, 0.12)),
-    *((flag, FLAGS[flag].grade, {"step_flags": [flag]}) for flag in (*OF_STEPS, "ended_early")),
+    *((flag, FLAGS[flag].grade, {"step_flags": [flag]}) for flag in (*STEP_FLAGS, "ended_early")),
 ]
 
 
@@ -155,13 +154,14 @@ def test_memory_of_others_before_the_run_makes_a_gpu_shared(monkeypatch: pytest.
 def test_every_flag_but_that_of_repeats_can_be_set() -> None:
     elsewhere = {"meter_failed", "pue_unknown", "unvalidated_sensor", "no_steps", "steady_unknown", "module_scope"}
     elsewhere |= {
-        *("energy_components_differ", "lengths_differ"),
+        *("energy_components_differ", "lengths_differ", "costs_differ", "carbon_differs"),
         "wide_edges",
         "electricity_unknown",
         *("devices_differ", "precision_differs"),
         "imported",
         *("board_scope", "unverified_meter"),
-    }  # by analytics, trace, cost
+        "disk_full",
+    }  # by analytics, trace, cost, a command
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
 
 

@@ -1,18 +1,22 @@
 """What a whole training takes, from windows whose truth is planted."""
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from analytics.amounts import budget
-from analytics.plan.forecast import TrainingForecast, TrainingLength, forecast
+from analytics.plan.forecast import TrainingForecast, TrainingLength, forecast, stated_length
+from analytics.say.blocks import Sentence
 from analytics.say.forecast import blocks
 from bench.errors import BadValue
-from bench.record import Phase, RunRecord, Status
+from bench.record import Phase, PlannedLength, RunRecord, Status
+from bench.run.planned import EPOCH, WHOLE
 from bench.schema import Site
 from tests import commands, rows
 from tests.approve import command_record
+from tests.test_measure import one_gpu  # noqa: F401  a fixture
 
 S = 1_000_000_000
 STEP = 0.1
@@ -67,6 +71,88 @@ def test_the_start_is_paid_once_and_each_step_after_the_warm_up_takes_its_time()
 @pytest.mark.parametrize(("unit", "amount"), [("samples", 3_200_000), ("steps", 100_000)])
 def test_the_length_may_be_given_in_samples(unit: Any, amount: float) -> None:
     assert told(record(), length=TrainingLength(amount, unit)).steps == 100_000
+
+
+PLAN = PlannedLength(steps=1000, epoch_steps=100, source="HuggingFaceCallback", assumed=True)
+
+
+def words(found: TrainingForecast | str) -> list[str]:
+    return [str(getattr(block, "text", "")) for block in blocks(found)]
+
+
+def test_the_length_may_be_that_which_the_script_states() -> None:
+    one = record(planned=PLAN)
+    length = stated_length([one])
+    assert length == TrainingLength(1000, "steps", PLAN)
+    found = told(one, length=length)
+    assert found.steps == 1000
+    assert (
+        "If the script trains once and to the end, its 1,000 steps (as the Hugging Face Trainer states)"
+        in words(found)[0]
+    )
+    assert stated_length([record()]) is None
+    assert stated_length([one, record(planned=PLAN.changed(steps=999))]) is None
+    assert stated_length([record(planned=PLAN.changed(steps=None))]) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "condition"), [("tqdm", "bar of tqdm"), ("lightning", "all its epochs"), ("pattern", "counter")]
+)
+def test_a_length_that_is_not_sure_names_its_condition(source: str, condition: str) -> None:
+    one = record(planned=PlannedLength(steps=1000, source=source, assumed=True))
+    length = stated_length([one])
+    assert length is not None
+    answer = words(told(one, length=length))[0]
+    assert answer.startswith("If ")
+    assert condition in answer
+
+
+@pytest.mark.parametrize(
+    ("source", "subject"),
+    [
+        ("megatron", "The last 200 of 1,000 steps (as Megatron-LM states) take "),
+        (
+            "KerasCallback",
+            "If the script trains once and to the end, its last 200 of 1,000 steps (as Keras states) take ",
+        ),
+        ("tqdm", "If the bar of tqdm is that of the whole training, its last 200 of 1,000 steps take "),
+    ],
+)
+def test_a_training_that_was_resumed_has_its_last_steps_left(source: str, subject: str) -> None:
+    one = record(planned=PlannedLength(steps=200, earlier_steps=800, source=source))
+    length = stated_length([one])
+    assert length is not None
+    found = told(one, length=length)
+    assert found.steps == 200
+    assert words(found)[0].startswith(subject)
+    for steps, differs in ((200, False), (1000, False), (500, True)):
+        careful = any("states 1,000 steps" in text for text in words(told(one, length=TrainingLength(steps))))
+        assert careful is differs or source == "tqdm"
+
+
+def test_the_condition_of_a_stated_length_is_that_of_its_source() -> None:
+    """Megatron-LM trains once; of Trainer, Lightning and Keras there may be several trainings in a script."""
+    for source in (*WHOLE, *EPOCH, "HuggingFaceCallback", "LightningCallback", "KerasCallback"):
+        one = record(planned=PlannedLength(steps=200, source=source))
+        answer = words(told(one, length=stated_length([one]) or TRAINING))[0]
+        assert answer.startswith("If ") is (source not in {"megatron", "llm_c", "timm"}), answer
+
+
+def test_epochs_are_as_long_as_the_script_states() -> None:
+    found = told(record(planned=PLAN), length=TrainingLength(3, "epochs"))
+    assert found.steps == 300
+    assert any("An epoch has 100 steps" in text for text in words(found))
+    for plan in (None, PLAN.changed(epoch_steps=None)):
+        assert "--total-samples" in str(forecast([record(planned=plan)], TrainingLength(3, "epochs")))
+
+
+@pytest.mark.parametrize(
+    ("steps", "source", "differs"), [(2000, PLAN.source, True), (1005, PLAN.source, False), (2000, "tqdm", False)]
+)
+def test_a_length_that_contradicts_the_script_says_so(steps: int, source: str, differs: bool) -> None:
+    found = told(record(planned=PLAN.changed(source=source)), length=TrainingLength(steps))
+    assert found.steps == steps
+    assert any("states 1,000 steps in one training, not 2,000" in text for text in words(found)) is differs
 
 
 def test_pauses_continue_at_their_share_and_the_end_is_paid_once() -> None:
@@ -129,18 +215,19 @@ def test_energy_is_uncertain_by_its_sensor() -> None:
     assert (figure.high - figure.low) / figure.value == pytest.approx(0.08, abs=0.005)  # 80 % of -5 to +5 %
 
 
-def test_estimated_energy_has_no_interval_and_no_chance() -> None:
+def test_estimated_energy_has_the_interval_of_repeats_and_no_chance() -> None:
     random = np.random.default_rng(4)
     one = record(_autoregressive(random, 600, 0.5, 0.1), readings="e")
     for found in (told(one), told(one, one, one)):
-        sure = {name for name, figure in found.figures.items() if figure.low is not None}
-        assert sure == {"seconds", "cost_usd"}  # a rent needs no energy
-        assert set(found.figures) == {*sure, "energy_joules_estimated", "emissions_kg"}
+        sure = {"seconds", "cost_usd"}  # a rent needs no energy
+        known = {name for name, figure in found.figures.items() if figure.low is not None}
+        assert known == (sure if found.launches == 1 else {*found.figures})
+        assert set(found.figures) == {*sure, *found.estimated} == {*sure, "energy_joules_estimated", "emissions_kg"}
         assert found.chance({"energy_joules": 1e12}) is None
         assert found.chance({"emissions_kg": 1e12}) is None
         assert found.chance({"seconds": 1e12}) == 1
         said = [block.text for block in blocks(found, [("1MWh", "energy_joules", 3.6e9)]) if hasattr(block, "role")]
-        assert said[1] == "1MWh suffices by the estimate of energy, whose error is not known."
+        assert said[1] == "By the estimate of energy, whose error is not known, the training stays within 1MWh."
 
 
 def test_electricity_of_estimated_energy_gives_the_cost_no_interval() -> None:
@@ -167,12 +254,30 @@ def test_power_is_uncertain_by_its_sensor_or_by_launches() -> None:
 
 
 @pytest.mark.parametrize("flag", ["not_steady", "steady_unknown"])
-def test_a_speed_that_may_not_be_steady_gives_no_intervals(flag: str) -> None:
+def test_one_launch_whose_speed_may_not_be_steady_has_about_two_digits(flag: str) -> None:
     one = record(_autoregressive(np.random.default_rng(4), 600, 0.5, 0.1)).changed(flags=[flag])
-    for found in (told(one), told(one, one, one)):
-        assert {figure.low for figure in found.figures.values()} == {None}
-        assert found.chance({"seconds": 1e12}) is None
-        assert found.doubts == (flag,)
+    found = told(one)
+    assert {figure.low for figure in found.figures.values()} == {None}
+    assert found.chance({"seconds": 1e12}) is None
+    assert found.doubts == (flag,)
+    shown = blocks(found, [("1h", "seconds", 3600.0)])
+    answer, budgets = (block.text for block in shown if isinstance(block, Sentence))
+    assert "takes about 2.8 h, about 140 Wh" in answer
+    assert budgets == "At this speed the training takes more than 1h."
+
+
+@pytest.mark.parametrize("flag", ["not_steady", "steady_unknown"])
+@pytest.mark.parametrize("readings", ["m", "e"])
+def test_the_spread_of_repeats_is_the_interval_where_speeds_may_not_be_steady(flag: str, readings: str) -> None:
+    """As a user saw it: three repeats that differ threefold."""
+    runs = [record([STEP * x] * 60, readings=readings).changed(flags=[flag]) for x in (0.6, 1.0, 1.8)]
+    found = told(*runs)
+    figure = found.figures["seconds"]
+    assert figure.low is not None
+    assert figure.high is not None
+    assert figure.low < 0.6 * STEP * 100_000 < figure.value < 1.8 * STEP * 100_000 < figure.high
+    assert all(one.low is not None for one in found.figures.values())
+    assert found.doubts == (flag,)
 
 
 def test_what_cannot_be_known_is_absent_with_the_reason() -> None:
@@ -244,9 +349,8 @@ def test_a_wrong_budget_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "5usd"], "needs the length of the whole training"),
         (["--enforce"], "--enforce needs a --budget"),
-        (["--total-steps", "5", "--total-tokens", "5"], "give only one of"),
+        (["--total-steps", "5", "--total-epochs", "5"], "give only one of"),
         (["--total-steps", "many"], "--total-steps"),
     ],
 )
@@ -254,3 +358,41 @@ def test_contradictions_end_before_anything_runs(options: list[str], message: st
     done = commands.bench("measure", *options, "--", "touch", "ran")
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+COUNTED = """
+import time, wattbench
+wattbench._append(phase="training", begin=True, planned={"steps": 400, "source": "HuggingFaceCallback"})
+for _ in range(400):
+    time.sleep(0.01)
+    wattbench.step(samples=4)
+"""
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--steps", "60"],
+            "If the script trains once and to the end, its 400 steps (as the Hugging Face Trainer states) take",
+        ),
+        (["--steps", "60", "--total-steps", "1k"], "The whole training of 1,000 steps takes"),
+        (["--steps", "60", "--budget", "1h"], "1h"),
+        (["--steps", "60", "--total-epochs", "3"], "There is no forecast: the script does not state how many steps"),
+        ([], ""),
+    ],
+)
+def test_a_script_that_is_cut_and_states_its_length_has_a_forecast(options: list[str], said: str) -> None:
+    own = ["--no-store", "--idle-seconds", "0", *options]
+    done = commands.bench("measure", *own, "--", sys.executable, "-c", COUNTED)
+    assert done.exit_code == 0, done.stderr
+    answer = " ".join(done.stderr.split())
+    assert said in answer
+    assert any(words in answer for words in ("states) take", "whole training", "no forecast")) is bool(said)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_budget_needs_a_length_that_somebody_states() -> None:
+    done = commands.bench("measure", "--no-store", "--idle-seconds", "0", "--budget", "5usd", "--", "true")
+    assert "There is no forecast: the script does not state its length: give --total-steps." in done.stderr

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from bench.figures.flags import STEP_FLAGS
 from bench.workloads.counted import Counted, count
 from bench.workloads.formats import FORMATS, TITLES
-from bench.workloads.printed import FLAGS, Printed
+from bench.workloads.printed import Printed
 from tests.test_printed import arrived, each
 
 OUTPUTS = sorted((Path(__file__).parent / "data/outputs").glob("*.json"))
@@ -41,7 +42,7 @@ def test_outputs_of_libraries_give_the_speed_of_their_steps(path: Path) -> None:
     assert sum(b["steps"] for _, b in spans) > 0.8 * len(times)
     seconds = sum(times[b["pass"], b["step"]] - times[a["pass"], a["step"]] for a, b in spans)
     assert sum(b["t_ns"] - a["t_ns"] for a, b in spans) / 1e9 == pytest.approx(seconds, rel=0.02)
-    assert set(found.flags) <= set(FLAGS)
+    assert set(found.flags) <= set(STEP_FLAGS)
 
 
 def test_the_trainer_reports_losses_apart_from_its_bar() -> None:

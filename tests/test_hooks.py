@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from bench.run.command import HOOKS, SEEN_VARIABLE, execute
 from bench.run.own_steps import Ended, measurement
 from bench.run.seen import seen_steps
 from bench.workloads.printed import Printed
+from tests import commands
 from tests.processes import PATIENCE
 
 QUICK = {
@@ -42,6 +44,7 @@ QUICK = {
     "sharpness": (None, None, ["samples_unclear"]),
     "scaled": (16, None, []),
     "saving": (16, None, []),
+    "engine": (16, None, []),
     "penalty": (None, None, ["samples_unclear"]),
     "online": (None, None, ["samples_unclear"]),
     "mapped": (None, None, ["samples_unclear"]),
@@ -59,6 +62,18 @@ QUICK = {
     "precision": (16, None, []),
 }
 OTHER = ("folds", "forward_only", "phases", "thawed", "failing", "graphed")
+LATER = {
+    "later_twice": (8 * 16 + 16 * 4 + 20, [16] * 20 + [None] * 20),
+    "later_in_time": (72, [16] * 20 + [None] * 20),
+    "later_accumulated": (8 * 16 + 16 * 4 + 20, [16] * 20 + [32] * 20),
+    "grown": (None, [16] * 20),
+    "exchanged": (None, [16] * 40),
+    "backbone_later": (8 * 16 + 16 + 16 * 4 + 4, [16] * 20),
+    "shallower": (72, [16] * 8),
+    "deeper_fold": (72, [16] * 40),
+    "traced_and_freed": (8 * 16 + 16 * 4 + 20, [16] * 8),
+}
+"""What changes in the course of a training: parameters, and samples of each step."""
 COMPILED = {
     "compiled_gpt": (8, 128, ["flops_estimated"]),
     "compiled_in_place": (8, 128, ["flops_estimated"]),
@@ -110,7 +125,7 @@ def runs(names: list[str], folder: Path) -> dict[str, tuple[Measurement, bool]]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Measurement, bool]]:
-    return runs([*QUICK, *OTHER], tmp_path_factory.mktemp("quick"))
+    return runs([*QUICK, *OTHER, *LATER], tmp_path_factory.mktemp("quick"))
 
 
 def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None, list[str]]) -> None:
@@ -126,6 +141,27 @@ def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None,
 @pytest.mark.parametrize("name", QUICK)
 def test_what_is_seen_is_what_a_hand_counts_or_is_left_out(quick: dict[str, Any], name: str) -> None:
     check(quick[name], QUICK[name])
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_changes_later_is_seen_or_left_out(quick: dict[str, Any], name: str) -> None:
+    parameters, samples = LATER[name]
+    seen, same = quick[name]
+    assert same
+    assert (seen.parameters, seen.samples) == (parameters, None if None in samples else sum(samples[3:]))
+    assert (seen.flops_per_sample is None) == (not name.startswith(("later", "traced")))
+    assert ("phases_of_training" in seen.step_flags) == (parameters is None)
+    assert seen.seen.precision == (None if name == "backbone_later" else "fp32")
+
+
+def test_a_program_that_follows_in_the_same_process_is_told_apart(hooks: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        watch = hooks.StepWatch(str(tmp_path))
+        watch.mark(torch.optim.SGD(nn.Linear(2, 2).parameters()))
+        watch.finish()
+    seen = seen_steps(tmp_path)
+    assert seen is not None
+    assert seen.flags == ["separate_trainings"]
 
 
 def test_a_process_without_steps_writes_nothing_and_a_new_optimizer_goes_on(quick: dict[str, Any]) -> None:
@@ -488,19 +524,167 @@ def hooks() -> Iterator[Any]:
     del sys.modules[spec.name]
 
 
-def test_a_file_of_the_script_that_has_the_number_of_ours_is_left_alone(hooks: Any, tmp_path: Path) -> None:
-    watch, optimizer = hooks.StepWatch(str(tmp_path)), torch.optim.SGD(nn.Linear(2, 2).parameters())
-    watch.mark(optimizer)
-    with (tmp_path / "own").open("w") as own:
-        os.dup2(own.fileno(), watch.file)
-        taken = watch.file
-        watch.mark(optimizer)
-    os.close(taken)
-    os.close(watch.file)
-    watch.mark(optimizer)
-    os.close(watch.file)
-    assert (tmp_path / "own").read_text() == ""
-    assert [seen.read_text().count("t_ns") for seen in tmp_path.glob("seen-*")] == [3]
+def test_a_script_that_closes_all_files_loses_no_line_and_no_file_of_its_own(tmp_path: Path) -> None:
+    script = """
+import os, sys, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters())
+for step in range(3000):
+    model(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    if step == 100:
+        os.closerange(3, 200)
+        own = [open(sys.argv[1], "a") for _ in range(20)]
+        if not os.fork():
+            os._exit(sum(os.fstat(each.fileno()).st_size for each in own))
+        forked = os.wait()[1]
+print(forked, os.stat(sys.argv[1]).st_size, all(os.fstat(each.fileno()).st_size == 0 for each in own))
+"""
+    env = os.environ | {"PYTHONPATH": HOOKS, "WATTBENCH_SEEN": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    own = str(tmp_path / "own")
+    ended = subprocess.run([sys.executable, "-c", script, own], env=env, capture_output=True, text=True, check=True)
+    assert ended.stdout == "0 0 True\n"
+    (written,) = [seen.read_text() for seen in tmp_path.glob("seen-*")]
+    assert written.count("t_ns") == 3000
+    assert written.endswith("}\n")
+
+
+def test_lines_go_on_where_the_file_was_removed_or_cannot_be_mapped(
+    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, path = sys.modules["watched_hooks.lines"].LineFile(tmp_path / "seen"), tmp_path / "seen"
+    lines.write("x" * 2**16)  # more than a part
+    path.unlink()
+    lines.write("y" * 2**17)
+    assert path.read_bytes().rstrip(b"\0") == b"y" * 2**17 + b"\n"
+    lines.close()
+    assert path.stat().st_size == 2**17 + 1
+
+    def refused(*values: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    for each in "ab":
+        lines.write(each)
+    monkeypatch.undo()
+    lines.write("c")
+    assert path.read_bytes()[2**17 + 1 :].rstrip(b"\0") == b"a\nb\nc\n"
+    lines.close()
+    other = sys.modules["watched_hooks.lines"].LineFile(path)  # a program that took the place of this one
+    other.write("d")
+    other.close()
+    assert path.read_bytes()[2**17 + 1 :] == b"a\nb\nc\nd\n"
+
+
+def test_a_script_that_makes_errors_of_warnings_is_watched(tmp_path: Path) -> None:
+    script = """
+import warnings, torch
+warnings.simplefilter("error")
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters())
+for step in range(50):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.ones(4, 2)).sum()
+    loss.backward()
+    optimizer.step()
+"""
+    env = os.environ | {"PYTHONPATH": HOOKS, "WATTBENCH_SEEN": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True)
+    seen = seen_steps(tmp_path)
+    assert seen is not None
+    assert (seen.flags, seen.facts.precision, [mark["samples"] for mark in seen.marks[0]]) == ([], "bf16", [4] * 50)
+
+
+def history(hooks: Any, folder: Path, seed: int, oddity: float, again: int = 120) -> list[dict[str, Any]]:
+    """Return the steps that a watch writes of a random training: the same one for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    models = [nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout()]
+    optimizers = [torch.optim.SGD(each.parameters()) for each in models[:2]]
+    watch = hooks.StepWatch(str(folder))
+    call, usual = torch.nn.Module.__call__, chance.choice([1, 2])
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    def odd() -> bool:
+        return chance.random() < oddity
+
+    for number in range(120):
+        inputs = torch.ones(4, 2)
+        for _ in range(chance.choice([1, 2, 3]) if odd() else usual):
+            rows = chance.choice([3, 5]) if odd() else 4
+            inputs = inputs if number >= again or odd() else torch.ones(rows, 2)
+            if odd():
+                with pytest.raises(RuntimeError):
+                    watch.call(fail, models[0], (torch.ones(4, 2),), {})
+            watch.call(call, models[odd()], (inputs,), {})
+            watch.call(call, models[2], (torch.ones(1),), {})
+            if odd():
+                with torch.no_grad():
+                    watch.call(call, models[0].train(not odd()), (torch.ones(2, 2),), {})
+                models[0].train()
+            if not odd():
+                watch.went_back()
+            if odd():
+                watch.went_back()
+        watch.mark(optimizers[odd()])
+    watch.finish()
+    (path,) = folder.iterdir()
+    return [line for text in path.read_text().splitlines() if "t_ns" in (line := json.loads(text))]
+
+
+@pytest.mark.parametrize("seed", range(45))
+def test_steps_that_are_only_counted_are_those_that_are_looked_at_in_full(
+    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    lines = {}
+    for every in (1, 2, 32):
+        monkeypatch.setattr(hooks, "FULL", every)
+        (tmp_path / str(every)).mkdir()
+        lines[every] = history(hooks, tmp_path / str(every), seed, (0.005, 0.02, 0.2)[seed % 3])
+        for line in lines[every]:
+            line["eval"] = [[each[0], *each[3:]] for each in line.get("eval", ())]
+            line["begun_ns"], line["t_ns"] = line.get("begun_ns", 0) > 0, 0
+    assert lines[1] == lines[2] == lines[32]
+    assert all(line["passes"] for line in lines[32][:8])
+
+
+def test_an_input_that_is_passed_again_is_noticed_at_once(hooks: Any, tmp_path: Path) -> None:
+    lines = history(hooks, tmp_path, 0, 0.0, again=60)
+    assert [line["passes"][0][2] for line in lines] == [8] * 60 + [None] * 60
+
+
+def test_steps_of_a_device_are_seen_to_the_end(hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = {"Event": FakeEvent, "synchronize": lambda device: None, "current_stream": lambda device: None}
+    for name, value in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    facts = hooks.facts
+    monkeypatch.setattr(hooks, "facts", lambda *values: facts(*values) | {"device_type": "cuda"})
+    monkeypatch.setattr(FakeEvent, "reached", 10**9)
+    lines = history(hooks, tmp_path, 0, 0.0)
+    (path,) = tmp_path.iterdir()
+    assert "broken" not in path.read_text()
+    assert sorted(number for line in lines for number, _ in line.get("device_ns", ())) == list(range(120))
+
+
+@pytest.mark.usefixtures("no_meters")
+def test_a_script_that_clears_the_folder_of_its_run_keeps_its_steps(tmp_path: Path) -> None:
+    script = """
+import pathlib, shutil, sys, time, torch
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters())
+for step in range(3000):
+    model(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    if step == 100:
+        time.sleep(1.5)
+        shutil.rmtree("runs")
+"""
+    (tmp_path / "train.py").write_text(script)
+    options = ("--no-store", "--idle-seconds", "0", "--runs", "runs", "--json")
+    found = commands.execute(tmp_path, "measure", *options, "--", sys.executable, "train.py")
+    record = json.loads(found.stdout)["measurement"]
+    assert (record["steps"], record["samples"]) == (2997, 4 * 2997)
 
 
 @pytest.mark.parametrize(
@@ -542,7 +726,7 @@ def test_a_training_beyond_all_optimizers_that_are_told_apart_is_flagged(hooks: 
     assert "separate_trainings" not in seen.flags
     watch.mark(optimizers[-1])
     watch.mark(optimizers[-1])
-    os.close(watch.file)
+    watch.file.close()
     seen = seen_steps(tmp_path)
     assert seen is not None
     assert "separate_trainings" in seen.flags
@@ -643,6 +827,26 @@ def test_processes_of_one_training_and_of_several(
     assert found.seen is not None
     assert (found.seen.parallelism, found.seen.devices) == (parallelism, ["cpu"] * (samples // 80))
     assert found.parameters == 212
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "ranks"), [(["--multi_gpu"], 2), (["--cpu"], 1)])
+def test_accelerate_launch_is_as_many_processes_as_it_starts(options: list[str], ranks: int, tmp_path: Path) -> None:
+    """Asked for two processes on a CPU, `accelerate launch --cpu` starts one."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", *options, "--num_processes", "2"]
+    script = Path(__file__).parent / "scripts/launched.py"
+    steps, environment = tmp_path / "steps-command.jsonl", os.environ | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        end = execute([*accelerate, str(script)], steps, environment=environment, output=log)
+    text = (tmp_path / "log").read_text()
+    assert end.exitcode == 0, text[-3000:]
+    (stated,) = (line.split()[1:] for line in text.splitlines() if line.startswith("stated"))
+    found = measurement(steps, end, 10, "cpu")
+    assert found.seen is not None
+    assert found.seen.devices == ["cpu"] * ranks
+    assert (int(stated[0]), len(found.ranks), found.steps, found.samples) == (ranks, ranks, 50, 50 * 8 * ranks)
+    assert found.samples is not None
+    assert found.samples / found.window_seconds == pytest.approx(float(stated[1]), rel=0.02)
 
 
 TRAINER = """

@@ -18,6 +18,7 @@ import pytest
 
 from analytics.text import interval
 from bench import folder as files
+from bench.cli.measure import _not_made
 from bench.figures.metrics import metrics, row
 from bench.machine.environment import find_machine
 from bench.meters.meter import Reading
@@ -237,12 +238,44 @@ def test_steps_are_found_in_the_output() -> None:
     assert known["loss_last"] == 2.22
 
 
+@pytest.mark.parametrize(
+    ("made", "repeats", "stop", "text"),
+    [
+        (1, 1, None, ""),
+        (3, 3, None, ""),
+        (1, 1, signal.SIGINT, ""),
+        (1, 2, signal.SIGINT, "stopped by Ctrl-C: run 2 of 2 was not made\n"),
+        (2, 2, signal.SIGTERM, ""),
+        (1, 4, signal.SIGTERM, "stopped by SIGTERM: runs 2 to 4 were not made\n"),
+        (2, 3, None, "run 2 did not end well: run 3 of 3 was not made\n"),
+    ],
+)
+def test_runs_that_were_not_made_are_told(
+    made: int, repeats: int, stop: signal.Signals | None, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _not_made(made, repeats, stop)
+    assert capsys.readouterr().err == (f"bench: {text}" if text else "")
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_of_a_command_that_failed_no_report_is_proposed() -> None:
+    failed = commands.bench("measure", "--idle-seconds", "0", "--", sys.executable, "absent.py")
+    assert failed.exit_code == 2
+    assert "the command ended with exit code 2" in failed.stderr
+    assert "before a step was measured" in failed.stderr
+    assert "bench report" not in failed.stderr
+    assert "mlflow.db" in failed.stderr, "where things are written is told once"
+    done = commands.bench("measure", "--idle-seconds", "0", "--", sys.executable, "-c", "pass")
+    assert "bench report measure" in done.stderr
+    assert "mlflow.db" not in done.stderr
+
+
 def test_ctrl_c_is_for_the_command_and_its_record_is_kept(tmp_path: Path) -> None:
     script = (
         "import signal, sys, time\nsignal.signal(2, lambda *_: sys.exit(3))\nprint('up', flush=True)\ntime.sleep(900)"
     )
     process = subprocess.Popen(
-        [*BENCH, "measure", *QUIET, "--", sys.executable, "-c", script],
+        [*BENCH, "measure", *QUIET, "--repeats", "2", "--", sys.executable, "-c", script],
         env=os.environ | environment(fake_gpu(0)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -255,6 +288,7 @@ def test_ctrl_c_is_for_the_command_and_its_record_is_kept(tmp_path: Path) -> Non
     _, text = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, text
     assert kept(tmp_path).status.value == "failed"
+    assert "stopped by Ctrl-C: run 2 of 2 was not made" in text
 
 
 @pytest.mark.usefixtures("one_gpu")

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from analytics.judge.sides import Sources, compared
+from analytics.judge.matched import Changes
+from analytics.judge.sides import Side, Sources, compared
+from analytics.runs.frame import frame, summary
+from analytics.say.names import named
+from bench.figures.metrics import row
 from bench.files import held
 from bench.folder import LOCK, OWN_RUNS
 from bench.record import RunRecord
 from bench.run import measure as measuring
 from bench.run.program import FOLDER, program_hashes
 from bench.schema import MEASURE, RunSpec
+from bench.workloads.command import fill
 from tests import commands
 from tests import rows as rows_of_tests
 from tests.stores import empty_store
@@ -75,6 +80,17 @@ def test_two_names_are_compared_though_their_commands_differ(tmp_path: Path) -> 
     together = json.loads(commands.bench("fit", "one", "two", "--json").stdout)
     assert {run["suite"] for run in together["runs"]} == {"one and two"}
     assert len(together["configurations"]) == 2
+    (front,) = json.loads(commands.bench("pareto", "one", "two", "--by", "time", "--json").stdout)["fronts"]
+    assert [(row["name"], row["front"]) for row in front["configurations"]] == [("argv=two", True), ("argv=one", False)]
+    apart = json.loads(commands.bench("pareto", "--by", "time", "--json").stdout)["fronts"]
+    assert sorted(len(front["configurations"]) for front in apart) == [1, 1, 1], (
+        "nobody says that they do the same work"
+    )
+    (advised,) = json.loads(commands.bench("advise", "one", "two", "--json").stdout)["executions"]
+    assert (advised["suite"], advised["runs"]) == ("one and two", 7)
+    reported = json.loads(commands.bench("report", "one", "two", "--json").stdout)
+    assert [run["suite"] for run in reported["runs"]].count("two") == 4
+    assert not any(run["suite"] == "other" for run in reported["runs"])
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -90,16 +106,74 @@ def test_configurations_of_two_names_are_compared_by_their_own_arguments(tmp_pat
 
 
 @pytest.mark.usefixtures("one_gpu")
-def test_a_setting_fills_its_braces_only_and_is_recorded_as_a_number(tmp_path: Path) -> None:
+def test_a_setting_fills_its_braces_only_and_is_recorded_as_it_was_typed(tmp_path: Path) -> None:
     more = ["--set", "lr=3e-4", "--set", "note=plain"]
-    command = ["sh", "-c", 'printf %s "$*" > typed', "sh", "--lr={lr}", '{"a": {b}}', "{other}"]
+    command = ["sh", "-c", 'printf %s "$*" > typed', "sh", "--lr={lr}", '{"a": {b}}', "{{other}}"]
     done = commands.bench("measure", "--no-store", "--idle-seconds", "0", *more, "--", *command)
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "typed").read_text() == '--lr=3e-4 {"a": {b}} {other}'
     (record,) = kept(tmp_path)
-    assert record.spec.workload_args["lr"] == 0.0003
+    assert record.spec.workload_args["lr"] == "3e-4"
     assert record.spec.workload_args["note"] == "plain"
     assert record.suite == MEASURE
+
+
+FILLED = {
+    "{lr}": "3",
+    "--lr={lr}": "--lr=3",
+    "a{lr}b{wd}": "a3b4",
+    "{}": "{}",
+    '{"a": 1}': '{"a": 1}',
+    '{"lr": {lr}}': '{"lr": 3}',
+    "${HOME}": "${HOME}",
+    "${lr}": "${lr}",
+    "{a,b}": "{a,b}",
+    "{1..3}": "{1..3}",
+    "stash@{upstream}": "stash@{upstream}",
+    "%{http_code}": "%{http_code}",
+    "{{.ID}}": "{{.ID}}",
+    "{{lrr}}": "{lrr}",
+    "{{lr}}": "{lr}",
+    "print(f'{x} {{y}}')": "print(f'{x} {{y}}')",
+    "for i in a; do echo {lr} ${i} {b}; done": "for i in a; do echo 3 ${i} {b}; done",
+    "}{": "}{",
+}
+
+
+@pytest.mark.parametrize("word", FILLED)
+def test_braces_that_are_no_placeholders_pass_unchanged(word: str) -> None:
+    asked = measuring.MeasureOptions(argv=["x", word], settings={"lr": "3", "wd": "4"})
+    assert asked.filled == ["x", FILLED[word]]
+    assert fill(measuring.specification(asked, rows_of_tests.environment().machine)) == asked.filled, (
+        "as the record says"
+    )
+    plain = measuring.MeasureOptions(argv=["x", word])
+    assert plain.filled == ["x", word], "without a setting there are no placeholders"
+    assert fill(measuring.specification(plain, rows_of_tests.environment().machine)) == plain.filled
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("command", "code", "messages"),
+    [
+        (["touch", "{lrr}"], 2, ["{lrr}", "did you mean 'lr'?", "{{lrr}}"]),
+        (["touch", "--lr={seed}"], 2, ["{seed}", "allowed: lr"]),
+        (["pyhton3", "train.py"], 127, ["cannot start pyhton3", "did you mean 'python3'?"]),
+        (["./trian.sh"], 127, ["did you mean './train.sh'?"]),
+        (["no-such-command"], 127, ["cannot start no-such-command: there is no such program\n"]),
+    ],
+)
+def test_a_command_that_cannot_be_meant_ends_before_anything_is_measured(
+    command: list[str], code: int, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("python3", "train.sh"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(measuring, "session", lambda *_: pytest.fail("it is measured"))
+    done = commands.bench("measure", "--set", "lr=3", "--", *command)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert all(message in done.stderr for message in messages)
+    assert {path.name for path in tmp_path.iterdir()} == {"python3", "train.sh"}
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -131,6 +205,7 @@ def test_the_first_repeat_that_fails_is_the_last(tmp_path: Path) -> None:
     done = commands.bench("measure", *argv("x", "--no-store", "--repeats", "3"))
     assert done.exit_code == 1
     assert [str(record.status) for record in kept(tmp_path)] == ["failed"]
+    assert "run 1 did not end well: runs 2 to 3 were not made" in done.stderr
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -154,11 +229,51 @@ def test_devices_are_those_that_were_seen_for_names_and_for_stored_records() -> 
         assert (run.device_count, run.billed_devices, run.devices_differ) == (2, billed, differ)
 
 
-def test_a_value_is_a_number_where_it_reads_as_one() -> None:
-    asked = measuring.MeasureOptions(argv=["x"], settings={"a": "3", "b": "nan", "c": "1e-3", "d": "true"})
+def test_a_value_is_a_number_where_it_is_shown_as_it_was_typed() -> None:
+    typed = {
+        "a": "3",
+        "b": "nan",
+        "c": "0.001",
+        "d": "true",
+        "e": "1.0",
+        "f": "1e-3",
+        "g": "007",
+        "h": "1_000",
+        "i": "-0",
+        "j": "1e+06",
+        "k": "-2",
+    }
+    asked = measuring.MeasureOptions(argv=["x"], settings=typed)
     spec = measuring.specification(asked, rows_of_tests.environment().machine)
     own = {name: value for name, value in spec.workload_args.items() if name != "argv"}
-    assert own == {"a": 3, "b": "nan", "c": 0.001, "d": "true"}
+    assert own == {**typed, "a": 3, "c": 0.001, "k": -2}
+
+
+def test_typed_values_are_named_as_typed_and_sorted_as_numbers() -> None:
+    machine, names = rows_of_tests.environment().machine, {"2e-3": 0.5, "1.0e-3": 1.0, "1.0": 2.0}
+    records = []
+    for typed, speed in names.items():
+        spec = measuring.specification(
+            measuring.MeasureOptions(argv=["x"], name="one", settings={"lr": typed}), machine
+        )
+        record = rows_of_tests.record(v=speed * 1e9, suite="one")
+        records += [record.changed(spec=spec, config_id=spec.config_id, run_id=spec.run_id)]
+    df = frame(map(row, records))
+    assert set(named(summary(df))["change"]) == {f"lr {typed}" for typed in names}
+    assert {(change.option, change.baseline) for change in Changes(df)} == {("2e-3", "1.0e-3"), ("1.0", "1.0e-3")}
+
+
+def test_an_argument_is_the_same_in_a_column_of_numbers_and_of_text() -> None:
+    machine, sides = rows_of_tests.environment().machine, []
+    for name, values in (("one", ("0.001",)), ("two", ("0.001", "3e-4"))):
+        asked = [measuring.MeasureOptions(argv=[name], name=name, settings={"lr": value}) for value in values]
+        specs = [measuring.specification(one, machine) for one in asked]
+        records = [
+            rows_of_tests.record(suite=name).changed(spec=s, config_id=s.config_id, run_id=s.run_id) for s in specs
+        ]
+        sides.append(Side("suite", name, frame(map(row, records))))
+    matched = compared(sides, ["samples_per_second"], 0.02)
+    assert (len(matched.comparisons), len(matched.only_candidate)) == (1, 1)
 
 
 PROGRAM = "import sys, time\nfor i in range(6):\n    time.sleep({})\n    print(f'iter {{i}} loss 1.0', flush=True)\n"

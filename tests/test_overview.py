@@ -131,6 +131,13 @@ def test_throughput_over_time_is_that_of_one_configuration() -> None:
     last = group.marks[1]
     assert (last.low or 99) < last.value < (last.high or 0)
     assert overview.trends(frame(fast)).groups[0].marks[0].low is None
+    other = [row | {"suite": "other"} for row in (*old, *new)]
+    twice = overview.trends(frame([*old, *new, *other, rows.make(suite="once")]))
+    assert {group.name for group in twice.groups} == {"synthetic", "other"}, "what ran once has no course"
+    assert {group.marks[0].value for group in twice.groups} == {1.0}, "samples of two suites have no axis in common"
+    there = [row | {"host": "another", "samples_per_second": 1e6} for row in new]
+    (here,) = overview.trends(frame([*old, *new, *(row | {"execution": "x"} for row in there)])).groups
+    assert len(here.marks) == 2, "another machine is no part of the course"
     assert overview.trends(frame([rows.make(status=Status.FAILED)])).groups == ()
 
 

@@ -15,7 +15,7 @@ from analytics.judge.front import front
 from analytics.judge.objectives import Amount
 from analytics.runs import selection
 from analytics.runs.frame import frame
-from analytics.say.blocks import Note, Table
+from analytics.say.blocks import Note, Sentence, Table
 from analytics.say.front import against, answer, blocks, notes
 from tests import rows
 from tests.commands import bench
@@ -273,8 +273,42 @@ def test_what_ran_once_is_named_so_where_it_wins() -> None:
     (one,) = front(frame([*THREE, *runs("once", 50, 290, repeats=1)]), ("time", "energy"))
     text = answer(one, one.table["name"].tolist())
     assert "once for time;" in text, "how sure that is cannot be said"
-    assert "c for energy (100 % sure)" in text
+    assert "c for energy (100 % of draws)" in text
     assert [note.text[:7] for note in remarks(one) if "ran once" in note.text] == ["1 of 4 "]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "weak"),
+    [
+        ({"grade": "A"}, {}, []),
+        ({"grade": "A"}, {"repeats": 2, "noise": 0.0001}, ["few_repeats"]),
+        ({"grade": "C"}, {}, ["grade C"]),
+        ({"flags": "noisy_host"}, {}, ["noisy_host"]),
+        ({"flags": "not_steady short_window"}, {}, ["not_steady"]),
+        (
+            {"flags": "noisy_host not_steady", "grade": "C"},
+            {"repeats": 1},
+            ["few_repeats", "noisy_host", "not_steady", "grade C"],
+        ),
+    ],
+)
+def test_a_choice_is_sure_only_on_grounds_to_act_on(fields: Any, options: Any, weak: list[str]) -> None:
+    given = frame(
+        [row | fields for name, time in (("a", 100), ("b", 300)) for row in runs(name, time, time, **options)]
+    )
+    found = front(given, ("time", "energy"))
+    assert (list(found[0].weak), found[0].apart) == (weak, False)
+    text = [block.text for block in blocks(found, given) if isinstance(block, Sentence | Note)]
+    assert any("The choice is sure" in line for line in text) == (not weak)
+    assert any("sure)" in line for line in text) == (not weak)
+    assert any("No choice is sure" in line for line in text) == bool(weak)
+
+
+def test_runs_of_several_calls_of_bench_measure_did_not_run_side_by_side() -> None:
+    given = frame([row | {"open_devices": True} for row in THREE])
+    found = front(given, ("time", "energy"))
+    assert found[0].apart
+    assert any("did not run side by side" in note.text for note in remarks(found[0]))
 
 
 def test_what_is_best_in_less_than_half_of_the_draws_is_no_choice() -> None:
@@ -333,8 +367,8 @@ def test_the_verb_says_what_to_choose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     done = asked([*THREE, *runs("d", 400, 400, repeats=1)], monkeypatch)
     assert done.exit_code == 0, done.output
     for said in (
-        "a for time (100 % sure)",
-        "c for energy (100 % sure)",
+        "a for time (100 % of draws)",
+        "c for energy (100 % of draws)",
         "b for balance",
         "ran once",
         "Left out: quality",

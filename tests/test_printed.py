@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics.quantities import quantity
-from analytics.say.blocks import Note, Table
+from analytics.say.blocks import Note, Sentence, Table
 from analytics.say.measure import blocks
 from bench.errors import BadValue
 from bench.figures.flags import FLAGS
@@ -21,8 +21,9 @@ from bench.figures.metrics import metrics
 from bench.run.measure import check_printed
 from bench.run.own_steps import Ended, measurement
 from bench.workloads import printed
-from bench.workloads.counted import count
-from bench.workloads.printed import BadPattern, Printed, Reader, check_pattern
+from bench.workloads.candidates import Candidates
+from bench.workloads.counted import Counted, count
+from bench.workloads.printed import Printed, Reader, check_pattern
 from tests import rows
 
 S = 10**9
@@ -274,7 +275,9 @@ def test_other_groups_are_metrics_of_the_user(tmp_path: Path) -> None:
         (r"iter (?P<step>\d+) loss (?P<loss>\S+)", "iter 1: loss 2.5"),
         (r"Step: (?P<step>\d+): loss", "iter 1: loss 2.5"),
         (r"epoch (?P<step>\d+)", "epoch one begins"),
-        (r"^xyz(?P<step>\d+)$", ""),
+        (r"^xyz(?P<step>\d+)$", "iter 1: loss 2.5"),
+        (r"^Step *(?P<step>\d+)$", "iter 1: loss 2.5"),
+        (r"^xyz(?P<samples>\d+)$", ""),
     ],
 )
 def test_the_line_that_came_nearest_is_kept(pattern: str, nearest: str) -> None:
@@ -282,6 +285,138 @@ def test_the_line_that_came_nearest_is_kept(pattern: str, nearest: str) -> None:
     found = count(arrived(pattern, each(lines)), Printed(pattern))
     assert (found.flags, found.nearest) == (["no_line_matched"], nearest)
     assert count(arrived("nothing|done", each(lines)), Printed("nothing|done")).nearest == ""
+
+
+# --- rates, and a pattern that is offered
+
+
+RATES = [
+    "samples/s",
+    "it/s",
+    "tok/s",
+    "k tok/s",
+    "tokens / s",
+    "examples/sec",
+    "ms/step",
+    "s/it",
+    "/s",
+    "images per second",
+]
+
+
+@pytest.mark.parametrize("unit", RATES)
+def test_a_rate_is_no_count(unit: str) -> None:
+    lines = [f"step {n} at {n % 3 * 20 + n} {unit}" for n in range(1, 30)]
+    for name in ("samples", "samples_total", "tokens", "tokens_total"):
+        pattern = rf"step (?P<step>\d+) at (?P<{name}>\d+)"
+        assert steps(pattern, each(lines)) == ([ONE] * 29, ["counts_are_rates"])
+    alone = steps(r"at (?P<samples>\d+)", each(lines))
+    assert all(mark == ONE for mark in alone[0])
+    assert "counts_are_rates" in alone[1]
+    way_out = steps(r"step (?P<step>\d+) at (?P<samples>\d+)", each(lines), samples_per_step=8)
+    assert way_out == ([(1, 8, None)] * 29, [])
+    assert steps(r"at (?P<step>\d+)", each(lines)) == ([], ["counts_are_rates"])
+
+
+@pytest.mark.parametrize("before", ["samples/s: ", "'samples_per_second': ", "tps=", "tok/s = "])
+def test_a_rate_may_be_named_before_its_number(before: str) -> None:
+    lines = [f"step {n} {before}{100 + n}" for n in range(1, 10)]
+    found = steps(rf"step (?P<step>\d+) {before}(?P<tokens>\d+)", each(lines))
+    assert found == ([ONE] * 9, ["counts_are_rates"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step {n} 64 samples",
+        "step {n} samples 64",
+        "step {n} 64 samples, 3 it/s",
+        "step {n} samples/s 120 samples 64",
+        "step {n} samples 64 tok/s 5000",
+        "step {n} [64/1200] 12.5 it/s",
+        "step {n} 64 samples/step",
+    ],
+)
+def test_a_count_beside_a_rate_is_a_count(line: str) -> None:
+    lines = [line.format(n=n) for n in range(1, 10)]
+    assert steps(r"step (?P<step>\d+)\D.*?(?P<samples>\b64)\b", each(lines)) == ([(1, 64, None)] * 9, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "pattern", "every"),
+    [
+        ("step {n} loss 0.3 120 samples/s", r"\bstep *(?P<step>\d+)", 10),
+        ("  [1] Iter: {n:6} loss 2.5", r"\bIter: *(?P<step>\d+)", 1),
+        ("epoch 1 batch [{n}/100] 0.5", r"\bbatch *\[(?P<step>\d+)", 1),
+        ("global_step={n}, epoch=0.5", r"\bglobal_step=(?P<step>\d+)", 5),
+        ("Epoch {n}: loss 1", r"\bEpoch *(?P<step>\d+)", 1),
+    ],
+)
+def test_a_pattern_is_offered_that_counts(line: str, pattern: str, every: int) -> None:
+    lines = each(["loading step 1", *(line.format(n=n * every) for n in range(1, 700)), "done"])
+    chunks = [*lines, (1e6, b"")]
+    offered = offer(chunks)
+    assert (offered.offer[0], offered.marks, offered.flags) == (pattern, [], [])
+    marks, _ = steps(pattern, lines)
+    assert marks[-1] == (every, None, None), "it counts as it was offered"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["no number at all"] * 50,
+        [f"batch {32} of data {n}" for n in range(50)],
+        [f"step {n * 7919 % 101} loss 1" for n in range(50)],
+        [f"step {n}" for n in range(3)],
+        [f"timestep {n} batch_size {n}" for n in range(50)],
+    ],
+)
+def test_no_pattern_is_offered_that_does_not_count(lines: list[str]) -> None:
+    assert offer([*each(lines), (1e6, b"")]).offer == ("", "")
+
+
+def test_epochs_are_offered_last_and_secrets_are_not_kept() -> None:
+    lines = [text for n in range(1, 30) for text in (f"epoch {n}", f"epoch {n} loss 1", f"step {n} token=abc123secret")]
+    found = offer([*each(lines), (1e6, b"")])
+    assert found.offer[0] == r"\bstep *(?P<step>\d+)"
+    assert "abc123secret" not in found.offer[1]
+
+
+def offer(chunks: Iterable[tuple[float, bytes]]) -> Counted:
+    """Return what is counted of output without a pattern."""
+    reader, out = Reader(None, Candidates()), list[dict[str, Any]]()
+    with pytest.MonkeyPatch.context() as patch:
+        for t, chunk in chunks:
+            patch.setattr(printed.time, "monotonic_ns", lambda t=t: round(t * S))
+            out += [json.loads(line) for line in reader.read(chunk)]
+    return count(out, Printed())
+
+
+@pytest.mark.parametrize(
+    ("flags", "args", "notes", "words"),
+    [
+        ([], {}, {}, ["no steps of torch", "--step-pattern"]),
+        (["no_line_matched"], {"step_pattern": "x"}, {}, ["matches no line"]),
+        (["counts_are_rates"], {"step_pattern": "x"}, {}, ["gives no steps"]),
+        ([], {"step_pattern": "x"}, {}, ["too few"]),
+        (
+            [],
+            {},
+            {"pattern_offered": "step (?P<step>x)", "pattern_example": "step 1"},
+            ["'step 1'", "'step (?P<step>x)'"],
+        ),
+    ],
+)
+def test_what_is_given_already_is_not_asked_for(
+    flags: list[str], args: dict[str, str], notes: dict[str, str], words: list[str]
+) -> None:
+    record = rows.record()
+    assert record.measurement is not None
+    measured = record.measurement.changed(steps=0, step_flags=flags, notes=notes)
+    record = record.changed(measurement=measured, spec=record.spec.changed(workload_args={"argv": "x", **args}))
+    (text,) = [block.text for block in blocks(record) if isinstance(block, Sentence) and "Throughput" in block.text]
+    assert all(word in text for word in words)
+    assert ("--step-pattern" in text) == ("step_pattern" not in args)
 
 
 def test_a_secret_in_the_nearest_line_is_not_kept(tmp_path: Path) -> None:
@@ -299,7 +434,7 @@ def test_a_secret_in_the_nearest_line_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_counter_and_steps_per_line_contradict_each_other() -> None:
     for pattern in (r"step (?P<step>\d+)", None):
-        with pytest.raises(BadPattern, match=r"leave one of them out|needs a step pattern"):
+        with pytest.raises(ValueError, match=r"leave one of them out|needs a step pattern"):
             Printed(pattern, steps_per_line=10)
     with pytest.raises(BadValue, match="--steps-per-line 10: the pattern has the group step"):
         check_printed({"step_pattern": r"(?P<step>\d+)", "steps_per_line": 10})
@@ -340,7 +475,7 @@ def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_patterns_that_cannot_be_used(pattern: str, message: str) -> None:
-    with pytest.raises(BadPattern, match=message):
+    with pytest.raises(ValueError, match=message):
         check_pattern(pattern)
 
 

@@ -80,6 +80,11 @@ def test_what_a_table_does_not_keep(tmp_path: Path) -> None:
 def test_place_and_rent_go_with_it(tmp_path: Path) -> None:
     given = [rows.make(2), rows.make(2, precision="bf16") | {"region": "FRA"}]
     given[1] |= {"cost_basis": "owned", "suite": f"Not a {rows.HOSTILE} name"}
+    stated = rows.make(4) | {"site": '{"region": "France", "pue": 1.2, "usd_per_kwh": 0.2}'}
+    known = again(stated, frame([stated]))
+    assert (known["region"], known["pue"], known["usd_per_kwh"]) == ("France", 1.2, 0.2)
+    for older in given:  # rows of earlier versions
+        del older["site"]
     df = frame(given).sort_values("precision")
     owned, rented = (again(run, df) for run in df.to_dict("records"))
     assert rented["usd_per_device_hour"] == pytest.approx(0.01 * 3600 / 10 / 2)

@@ -51,6 +51,28 @@ def test_the_only_run_that_began_meanwhile_is_that_of_the_script(
         assert (metrics, tags) == ([], [])
 
 
+WANDB_RUNS = """
+import os, time
+now, before = (time.strftime("%Y%m%d_%H%M%S", time.localtime(time.time() - ago)) for ago in (0, 60))
+for name in (f"offline-run-{now}-own-1", f"run-{now}-online", f"offline-run-{before}-other", "run-99999999_999999-none"):
+    os.makedirs(os.path.join(os.environ.get("WANDB_DIR", ""), "wandb", name))
+"""
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize("folder", [None, "elsewhere"])
+def test_the_runs_of_wandb_that_a_script_has_made_are_recorded(
+    folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_store(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_DIR", folder) if folder else monkeypatch.delenv("WANDB_DIR", raising=False)
+    done = commands.bench("measure", "--idle-seconds", "0", "--", sys.executable, "-c", WANDB_RUNS)
+    assert done.exit_code == 0, done.stderr
+    assert "Run in W&B: own-1, online" in done.stderr
+    assert tables(tmp_path, "select value from tags where key = 'bench.wandb_runs'") == [("own-1, online",)]
+
+
 def test_a_store_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     own, told = join(rows.record().changed(started_at=datetime.now(UTC)), "0123")

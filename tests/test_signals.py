@@ -1,7 +1,6 @@
 """A measurement is never lost: what ends a command leaves a record of what was seen until then."""
 
 import fcntl
-import functools
 import io
 import json
 import os
@@ -22,7 +21,6 @@ from bench import folder as files
 from bench.files import held
 from bench.record import Measurement, Phase, RunRecord, Status
 from bench.run import ending
-from bench.run import measure as measuring
 from bench.run.collect import Context, collect, stalled
 from bench.run.command import execute, leave
 from bench.run.ending import Ending, Processes, WindowLength
@@ -100,6 +98,12 @@ def test_ranks_are_summed_and_the_script_s_own_steps_go_before_hooks_and_output(
     assert (watch.update().steps, watch.update().samples) == (2, 12)
     written(path, *({"t_ns": t * S, "rank": 0, "samples": 5} for t in (1, 2)))
     assert (watch.update().steps, watch.update().samples) == (1, 5)
+
+
+def test_parts_of_samples_add_up(tmp_path: Path) -> None:
+    watch, path = Watch(tmp_path, warmup_steps=1), files.STEPS.path(tmp_path, files.COMMAND_STEPS)
+    written(path, *({"t_ns": t * S, "rank": 0, "samples": 2.5} for t in range(1, 12)))
+    assert (watch.update().steps, watch.update().samples) == (10, 25)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +365,7 @@ def test_files_outlive_a_script_that_removes_them(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         renewed.append(path.write_text("2\n"))
 
-    kept = KeptFiles([path, other], renew)
+    kept = KeptFiles([path, other], list, renew)
     kept.look()
     path.unlink()
     folder.rmdir()
@@ -374,12 +378,6 @@ def test_files_outlive_a_script_that_removes_them(tmp_path: Path) -> None:
 
 
 # --- what a user sees
-
-
-@pytest.fixture
-def no_meters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "MeasureOptions", functools.partial(measuring.MeasureOptions, meters=()))
-    monkeypatch.setattr(measuring, "adopt_orphans", lambda: None)
 
 
 def test_a_command_in_a_terminal_keeps_one_of_its_size(tmp_path: Path) -> None:
@@ -443,5 +441,5 @@ def test_what_a_shell_leaves_behind_gets_the_signal_that_ended_it(tmp_path: Path
         processes = Processes(process.pid)
         processes.send(signal.SIGTERM)
         assert process.wait() == -signal.SIGTERM
-        processes.release()
+        processes.release(process.returncode)
     until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])

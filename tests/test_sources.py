@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.run.own_steps import Ended, measurement
 from bench.workloads.printed import Printed
 from tests.test_hooks import JOINED, S, measured, process, step
 
@@ -49,6 +50,22 @@ def test_steps_that_the_script_reports_are_compared_with_those_seen(
     reported(tmp_path, **({"until": 22} | lines))
     found = measured(tmp_path)
     assert (found.step_source, found.samples, "sources_differ" in found.step_flags) == ("script", samples, flagged)
+
+
+def test_steps_that_the_script_reports_need_none_that_hooks_see(tmp_path: Path) -> None:
+    process(tmp_path, 0, *(step(i + 1) for i in range(8)), {"captured": True})  # CUDA graphs hide steps
+    reported(tmp_path)
+    found = measured(tmp_path)
+    assert (found.step_source, found.steps, found.samples) == ("script", 5, 20)
+    assert found.step_flags == []
+
+
+def test_steps_after_the_end_of_the_command_are_of_no_source(tmp_path: Path) -> None:
+    process(tmp_path, 0, steps=22)
+    reported(tmp_path, samples=None, until=22)
+    end = Ended(0, 0, round(8.5 * S), 1.0)
+    found = measurement(tmp_path / "steps-command.jsonl", end, 3, "cpu")
+    assert (found.step_source, found.steps, found.samples, found.tokens) == ("script", 5, 20, 40)
 
 
 @pytest.mark.parametrize(

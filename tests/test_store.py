@@ -101,6 +101,21 @@ def test_a_load_reads_only_what_is_new(either: str, reads: list[int]) -> None:
     assert store.load(either, refresh=True).shape[0] == reads[-1] == 5
 
 
+def test_long_rows_are_whole_and_runs_that_were_logged_in_part_do_not_count(either: str) -> None:
+    long = rows.record(1, suite="long")
+    words = {f"a{number}": chr(97 + number) * 990 for number in range(12)}
+    log(either, long.changed(spec=long.spec.changed(workload_args=words)))
+    run = one(either, bench_suite="long", bench_kind="run").run_id
+    (row,) = tracking.load(either, "long")
+    assert {name: row[f"workload_args.{name}"] for name in words} == words
+    assert len(client(either).get_run(run).data.tags["bench.row"]) > 9000
+    assert len(same(either)) == 4
+    client(either).set_tag(run, "bench.logged", "partly")
+    assert tracking.load(either, "long") == []
+    client(either).delete_tag(run, "bench.logged")  # as older versions logged it
+    assert tracking.load(either, "long") == [row]
+
+
 def test_a_run_that_is_logged_late_but_began_early(either: str) -> None:
     same(either)
     early = rows.record(16)

@@ -1,6 +1,7 @@
 """Tables as others write and export them, imported without --map: the right values, or a refusal that names the line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from analytics.runs.tables import read_table
 from analytics.say.results import results
 from bench.errors import UserError
 from tests.commands import bench
+from tests.stores import empty_store
 
 TABLES = Path(__file__).parent / "data" / "tables"
 
@@ -327,6 +329,40 @@ def test_what_is_not_sure_is_listed(tmp_path: Path, header: str) -> None:
         ("num_nodes,devices_per_node,devices,tok/s\n2,8,8,100", "devices 8 are not num_nodes 2 x devices_per_node 8"),
         ("GPUs,num_gpus,tok/s\n8,16,100", "devices is 8 in one column and 16 in another"),
         ("GPUs,global_batch_size,step_seconds,samples/s\n8,64,0.5,64", "samples_per_second 64 and the 128"),
+        (
+            "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1.000,66.0",
+            "samples_per_second 66 and the 64 of batch size",
+        ),
+        (
+            "GPUs,global_batch_size,step_seconds,seq_len,tok/s\n8,64,1.00,128,8500",
+            "samples_per_second 66.41 and the 64 of",
+        ),
+        (
+            "GPUs,steps,global_batch_size,duration_seconds,samples/s\n8,100,64,100.0,60",
+            "60 and the 64 of steps x batch",
+        ),
+        ("GPUs,batch size,step_seconds,samples/s\n8,64,0.5,64", "samples_per_second 64 and the 128 or 1,024 of batch"),
+        ("GPUs,batch,step_seconds,seq_len,tok/s\n8,64,1.00,128,9000", "70.31 and the 0.5 or 4 or 64 or 512 of batch"),
+        ("GPUs,batch per gpu,step_seconds,samples/s\n8,64,0.5,128", "samples_per_second 128 and the 1,024 of batch"),
+        ("GPUs,batch,grad accum,step_seconds,samples/s\n8,4,2,1.0,20", "20 and the 4 or 8 or 32 or 64 of batch"),
+        ("GPUs,steps,batch size,duration_seconds,samples/s\n8,100,64,100.0,60", "60 and the 64 of steps x batch"),
+        (
+            "GPUs,steps,step_seconds,duration_seconds,tok/s\n8,100,1.10,100.0,60",
+            "duration_seconds 100 and the 110 of steps",
+        ),
+        # What the printed digits allow, and no more: 1k is 500 to 1,500, and 10 on each of 8 GPUs 76 to 84.
+        ("GPUs,tok/s,tok/s/gpu\n8,1k,10", "tokens_per_second 1,000 and the 80 of the other columns"),
+        ("GPUs,tok/s,tok/s/gpu\n8,1,100", "tokens_per_second 1 and the 800 of the other columns"),
+        ("GPUs,tok/s,tok/s/gpu\n8,6,0", "Input should be greater than 0"),
+        (
+            "GPUs,global_batch_size,seq_len,step_seconds,tok/s\n8,512,1024,0.1,1000000",
+            "samples_per_second 976.6 and the 5,120 of batch size",
+        ),
+        (
+            "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1,30",
+            "samples_per_second 30 and the 64 of batch size",
+        ),
+        ("GPUs,steps,global_batch_size,duration_seconds,samples/s\n8,100,64,1,4000", "4,000 and the 6,400 of steps x"),
         ("GPUs,tok/s,step_seconds\n8,100,3 tok/s", "its unit is 'tok/s'"),
         ("GPUs,tok/s\n8,100 ms", "'ms' is no unit of it"),
         ("GPUs,tok/s\n8,100 parsecs", "'parsecs' is no unit of it"),
@@ -413,3 +449,75 @@ def test_the_answer_comes_first_and_its_command_works(tmp_path: Path) -> None:
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
     given_mark = bench("import", str(TABLES / "german_thousand.csv"), "--decimal", ",", "--dry-run")
     assert "--decimal" in given_mark.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1.00,65",
+        "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1,70",  # a second may be half as long again
+        "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1,127",  # or half as long
+        "GPUs,tok/s,tok/s/gpu\n8,1k,70",
+        "GPUs,tok/s,tok/s/gpu\n8,5000,1k",
+        "GPUs,steps,global_batch_size,step_seconds,duration_seconds\n8,100,64,1,60",
+        "GPUs,global_batch_size,median step time (s),samples/s\n8,64,1.00,68",
+        "GPUs,steps,global_batch_size,duration_seconds,samples/s\n8,100,64,200,64",  # its start took the rest
+        "GPUs,batch size,step_seconds,samples/s\n8,64,0.5,128",  # of all devices
+        "GPUs,batch size,step_seconds,samples/s\n8,64,0.5,1024",  # of each
+        "GPUs,batch,grad accum,step_seconds,samples/s\n8,4,2,1.0,64",
+        "GPUs,batch size,seq_len,step_seconds,tok/s\n8,524288,1024,0.5,1048576",  # in tokens
+        "GPUs,batch per gpu,step_seconds,samples/s\n8,64,0.500,1003",  # 2.1 %, of which its last digits explain 0.15
+        "GPUs,batch size,step_seconds,tok/s\n8,64,0.5,1000",  # nothing says how long a sample is
+    ],
+)
+def test_statements_that_rounding_or_a_start_explains_agree(tmp_path: Path, text: str) -> None:
+    found = read(table(tmp_path, f"{text}\n"))
+    assert (len(found.rows), found.refused) == (1, [])
+
+
+@pytest.mark.parametrize(("speeds", "used"), [("1k,70", 560), ("5000,1k", 5000), ("1k,0.07k", 560)])
+def test_the_less_rounded_of_two_speeds_is_used(tmp_path: Path, speeds: str, used: float) -> None:
+    found = read(table(tmp_path, f"GPUs,tok/s,tok/s/gpu\n8,{speeds}\n"))
+    assert column(found, "tokens_per_second") == pytest.approx([used])
+
+
+def test_a_column_that_contradicts_another_can_be_left_out(tmp_path: Path) -> None:
+    path = table(tmp_path, "GPUs,global_batch_size,step_seconds,samples/s\n8,64,1.00,80\n")
+    refused = read(path)
+    assert not refused.rows
+    assert any("--map 'COLUMN='" in note for note in refused.notes)
+    assert column(read(path, "step_seconds="), "samples_per_second") == [80]
+    assert column(read(path, "samples/s="), "samples_per_second") == [64]
+
+
+def test_a_second_table_of_one_name_is_told_and_two_names_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty_store(tmp_path)
+    csv, markdown = (
+        table(tmp_path, "GPUs,tok/s\n8,100\n", "t.csv"),
+        table(tmp_path, "|GPUs|tok/s|\n|--|--|\n|8|120|\n", "t.md"),
+    )
+    namesakes = []
+    for path in (csv, csv, markdown):
+        namesakes.append(json.loads(bench("import", path.name, "--json").stdout)["namesakes"])
+    assert namesakes == [0, 0, 1]
+    assert bench("import", "t.md", "--suite", "other").exit_code == 0
+    found = json.loads(bench("compare", "t@", "other", "--json").stdout)
+    assert [(one["status"], len(one["effects"])) for one in found["comparisons"]] == [("ok", 1)]
+
+
+def test_next_steps_of_imported_rows_are_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can run them again, give them a price, or set a field of their suite: their table can have more rows."""
+    monkeypatch.chdir(tmp_path)
+    empty_store(tmp_path)
+    lines = ["GPUs,precision,samples/s,status", "1,fp32,10.0,ok", "1,bf16,12.0,ok", "2,fp32,18.0,ok", "2,bf16,,crashed"]
+    table(tmp_path, "\n".join(lines), "t.csv")
+    assert bench("import", "t.csv").exit_code == 0
+    for verb in ("fit", "compare", "advise", "pareto"):
+        shown = bench(verb, "t", *([] if verb == "fit" else ["--explain"])).stdout
+        assert "more row" in shown, verb
+        assert not re.search(r"--set|--retry|--price|--publish|run it|bench run|validation\.samples|doctor", shown), (
+            shown
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analytics.judge.matched import Change, Changes, flagged
+from analytics.runs.frame import of_tables
 
 SOUND = 3
 """Repeats of each side from which on an advice may be an imperative."""
@@ -66,11 +67,19 @@ class Case:
     changes: Changes
 
 
+def weaknesses(n: int, runs: pd.DataFrame) -> list[str]:
+    """Return why runs of configurations with at least `n` repeats are no ground to act on: few repeats, or a flag of most."""
+    flags = ("noisy_host", "not_steady")
+    busy = 2 * int(flagged(runs, *flags).sum()) > len(runs)
+    return ["few_repeats"] * (n < SOUND) + [flag for flag in flags if busy and flagged(runs, flag).any()]
+
+
 def weighed(advice: Advice, runs: pd.DataFrame) -> Advice:
     """Return an advice as its runs allow it: weak with few repeats, or where most of the runs were disturbed."""
     runs = runs[~runs.index.duplicated()]
-    busy = 2 * int(flagged(runs, "noisy_host", "not_steady").sum()) > len(runs)
-    if advice.evidence.n >= SOUND and not busy:
+    weak = weaknesses(advice.evidence.n, runs)
+    if not weak:
         return advice
-    limits = ("disturbed" if busy else "few_repeats", *(limit for limit in advice.limits if limit != "unsteady"))
+    few = "few_rows" if of_tables(runs).all() else "few_repeats"
+    limits = (few if weak == ["few_repeats"] else "disturbed", *(one for one in advice.limits if one != "unsteady"))
     return replace(advice, action="", saving=None, limits=limits, weak=True)

@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 
 from analytics.quantities import quantity
-from analytics.runs.frame import COUNTS, asked, values
+from analytics.runs.frame import COUNTS, asked, interleaved, values
+from analytics.runs.recost import terms
 from analytics.text import number, printable
 from bench.record import Provenance, Status
 from bench.schema import COMMAND
 
 _WORK = {"workload": "workload", "dataset_digest": "data", "global_batch_size": "batch"}
 _WORK |= {"device_name": "device", "region": "region"}
-_LAUNCH = ["suite", "execution", "environment", "host", "devices", "repeat", "seed"]
-"""What two launches of an interleaved execution share that ran side by side."""
+_TURN = ("suite", "execution", "environment", "host", "repeat", "seed")
+"""What two launches of an interleaved execution share that took one turn."""
 
 
 def metric_names(*frames: pd.DataFrame) -> list[str]:
@@ -89,18 +90,29 @@ class Repeats:
         return {name: self.pooled(name) for name in names if self.figures(name)} or None
 
     @cached_property
-    def launches(self) -> dict[Any, str]:
-        """What each run shares with those that ran side by side with it; empty text where that is not known."""
-        columns = (values(self.runs[column]) for column in _LAUNCH)
-        names = ("\0".join("" if v is None else str(v) for v in launch) for launch in zip(*columns, strict=True))
-        known = self.runs["execution"].notna() & self.runs["repeat"].notna()
+    def turns(self) -> dict[Any, str]:
+        """What each run shares with those that took the same turn; empty text where that is not known."""
+        columns = (values(self.runs[column]) for column in _TURN)
+        names = ("\0".join("" if v is None else str(v) for v in turn) for turn in zip(*columns, strict=True))
+        known = self.runs["execution"].notna() & self.runs["repeat"].notna() & interleaved(self.runs)
         return {at: name if sure else "" for at, name, sure in zip(self.runs.index, names, known, strict=True)}
+
+    @cached_property
+    def launches(self) -> dict[Any, str]:
+        """What each run shares with those that ran side by side with it, on as many devices; empty text as in `turns`."""
+        devices = dict(zip(self.runs.index, values(self.runs["devices"]), strict=True))
+        return {at: turn and f"{turn}\0{devices[at]}" for at, turn in self.turns.items()}
 
     @cached_property
     def identities(self) -> set[tuple[Any, ...]]:
         """Which runs these are, as far as they say so."""
         columns = (values(self.runs[column]) for column in ("suite", "execution", "environment", "run_id"))
         return {one for one in zip(*columns, strict=True) if one[1] is not None and one[3] is not None}
+
+    @cached_property
+    def terms(self) -> dict[str, list[str]]:
+        """What cost and carbon of the runs rest on."""
+        return terms(self.runs)
 
     @cached_property
     def samples(self) -> float:
@@ -147,6 +159,10 @@ def incomparable(metric: str, candidate: Repeats, baseline: Repeats) -> str | No
         return (
             f"quality is that after {least} to {most} samples: give both the same measure_steps and batch, or a target"
         )
+    for name, side in sides.items():
+        if about.rests_on and len({*side.terms[about.rests_on]}) > 1:
+            what = "price" if about.rests_on == "cost_basis" else "region and PUE"
+            return f"the runs of {name} have no common {what}"
     work = [side.samples for side in sides.values()]
     if about.per == "run" and max(work) > 1.01 * min(work):
         amounts = " against ".join(number(samples) for samples in work)
@@ -242,6 +258,11 @@ def differences(candidate: Repeats, baseline: Repeats, metrics: Iterable[str]) -
             if absent:
                 out.append(f"{absent} of {len(side.runs)} runs of {whose} have no {metric}; the others are compared")
     return out
+
+
+def apart(candidate: Repeats, baseline: Repeats) -> bool:
+    """Whether no runs of both took one turn, so that what changed in between counts as well."""
+    return not {*candidate.turns.values()} & {*baseline.turns.values()} - {""}
 
 
 DOUBTFUL = ("shared_gpu", "throttled", "noisy_host", "grade C")

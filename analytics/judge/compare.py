@@ -21,6 +21,7 @@ from analytics.judge import stats
 from analytics.judge.comparable import (
     CONSTANT,
     Repeats,
+    apart,
     constant_power,
     differences,
     doubts,
@@ -119,8 +120,8 @@ class Comparison:
     `quality` and `baseline_quality` are medians on held-out samples: `validation_loss` and, where there is one,
     `validation_accuracy`; they belong beside every effect, and are absent where the data differ. `flags` are those of
     either side. `not_compared` says of a metric why it has no effect, `notes` where the two sides did different work.
-    `doubts` are flags and grades of one side alone that may have made a difference too. `ended` counts the runs that ended
-    well, and all.
+    `doubts` are flags and grades of one side alone that may have made a difference too. `apart`: they did not run side by
+    side. `ended` counts the runs that ended well, and all.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Comparison:
     not_compared: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    apart: bool = False
     ended: tuple[int, int] = (0, 0)
     baseline_ended: tuple[int, int] = (0, 0)
 
@@ -173,6 +175,7 @@ def compare(
         not_compared={metric: why for metric, why in outcomes.items() if isinstance(why, str)},
         notes=tuple(differences(candidate, baseline, [effect.metric for effect in effects])),
         doubts=doubts(candidate, baseline),
+        apart=apart(candidate, baseline),
         ended=candidate.ended,
         baseline_ended=baseline.ended,
     )

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from analytics.interval import Interval, geometric_mean
-from analytics.judge.comparable import unequal_training
+from analytics.judge.advice import weaknesses
+from analytics.judge.comparable import Repeats, unequal_training
 from analytics.judge.objectives import Objective, Per, columns, estimated, mixed, remedy, unequal_terms
-from analytics.runs.frame import IDENTITY, names, summary, telling, work_arguments
+from analytics.runs.frame import IDENTITY, names, of_tables, summary, telling, work_arguments
 from analytics.text import number, printable
 from analytics.work import short
 from bench.errors import BadValue
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("time", "energy", "cost", "carbon", "memory", "quality")
 DEFAULT = ("time", "energy", "cost", "quality")
+_UNLIKELY = 0.05
+"""Up to this probability a configuration is not on the front."""
 _LIGHTER = ("finetune", "pruning")
 """Methods that take fewer FLOP for the same work by their nature: that is their gain, and no other work."""
 
@@ -43,7 +46,8 @@ class Front:
     configuration was better in all objectives, and `p_best_OBJECTIVE`, both NaN where one repeat tells no spread; and
     `knee`, true for the one of the front that is nearest to the best values of all. `others` are in the table, but do not
     count. `dropped` says why an objective is left out, `estimated` names those that rest on the energy of a model,
-    `notes` tell of several prices or regions.
+    `notes` tell of several prices or regions. `weak` are codes of why no choice is sure, `apart` says whether those that may
+    be on the front did not run side by side.
     """
 
     work: str
@@ -54,6 +58,8 @@ class Front:
     estimated: tuple[str, ...] = ()
     others: tuple[Objective, ...] = ()
     notes: tuple[str, ...] = ()
+    weak: tuple[str, ...] = ()
+    apart: bool = False
 
 
 def front(df: pd.DataFrame, objectives: Sequence[str] = DEFAULT, draws: int = 1000, seed: int = 0) -> list[Front]:
@@ -82,10 +88,11 @@ def without_probes(runs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 def works(df: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Split the runs that ended well into those that do the same work, each with a name.
 
-    That is: the same workload, data, model and FLOP of a sample. Of a command, its suite says what is its model.
+    That is: the same workload, data, model and FLOP of a sample. Commands of different suites are different work.
     """
     df = df[df["status"] == Status.OK]
     shared = ["workload", "dataset", "dataset_digest", *work_arguments(df)]
+    shared += ["suite"] * bool(df["workload"].eq(COMMAND).any())
     methods = [name for name in df.columns if name.split(".")[0] in _LIGHTER]
     texts = df[[*shared, *methods]].astype("str").fillna("")
     sizes = df["flops_per_sample"].groupby([texts[name] for name in texts]).transform(_sizes)
@@ -183,13 +190,22 @@ def front_of(
     of = dict(iter(runs.groupby(keys[0], sort=False)))
     parts = [of[key] for key in keys[1]]
     table = table.join(judged(parts, objectives, draws, seed).drop(columns="repeats"))
+    doubts = _doubts([parts[place] for place in np.flatnonzero(table["front"] | ~(table["p_front"] <= _UNLIKELY))])
     table = table.assign(**_figures(others, *_values(parts, others)))
     first = objectives[0]
     table = table.sort_values(["front", first.name], ascending=[False, first.rising], kind="stable", ignore_index=True)
     every = [*objectives, *others]
     models = tuple(one.name for one in every if estimated(runs, one))
     notes = tuple(filter(None, (unequal_terms(runs, one) for one in every)))
-    return Front(work, per, tuple(objectives), table, dropped, models, tuple(others), notes)
+    return Front(work, per, tuple(objectives), table, dropped, models, tuple(others), notes, *doubts)
+
+
+def _doubts(parts: Sequence[pd.DataFrame]) -> tuple[tuple[str, ...], bool]:
+    """Return why the figures of some configurations make no choice sure, and whether they did not run side by side."""
+    runs = pd.concat(parts)
+    weak = [*weaknesses(min(map(len, parts)), runs), *(["grade C"] if runs["grade"].eq("C").any() else [])]
+    turns = [{*Repeats(part).turns.values()} - {""} for part in parts]
+    return tuple(weak), len(parts) > 1 and not set.intersection(*turns) and not of_tables(runs).any()
 
 
 def judged(

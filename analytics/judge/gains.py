@@ -10,6 +10,7 @@ import pandas as pd
 from analytics.judge.advice import Advice, Case, Evidence, weighed
 from analytics.judge.matched import Change, flagged
 from analytics.judge.stats import LOSS, SAME
+from analytics.runs.frame import of_tables
 from bench.schema import COMMAND
 
 _TIMES = ("time", "time in use")
@@ -94,8 +95,12 @@ def _quality(change: Change) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the measure of quality that has a verdict, or else the limit that it has none."""
     measure = change.quality
     if change.metric(measure) is None:
-        command = any(side["workload"].eq(COMMAND).any() for side in change.runs)
-        return (), ("quality_of_command" if command else "quality_unknown",)
+        if all(of_tables(side).all() for side in change.runs):
+            return (), ("quality_of_table",)
+        if not any(side["workload"].eq(COMMAND).any() for side in change.runs):
+            return (), ("quality_unknown",)
+        known = all("loss_median" in side and side["loss_median"].notna().any() for side in change.runs)
+        return (), ("quality_of_command" if known else "loss_unknown",)
     if change.refusal(measure) is not None:
         return (), ("quality_not_compared",)
     return ((), ("quality_unclear",)) if change.verdict(measure) == "cannot tell" else ((measure,), ())

@@ -22,7 +22,7 @@ from bench.record import Status
 from bench.schema import RunSpec
 
 _RATE = "optimizer.learning_rate"
-_FOLLOW = ("devices_per_node", "global_batch_size")
+FOLLOW = ("devices_per_node", "global_batch_size")
 """What follows from other fields, and so is nothing that a suite would have to set."""
 
 _TIME = ("seconds_to_target", "samples_per_second", "duration_seconds")
@@ -80,8 +80,9 @@ class Topic:
         bare = [c for c in map(str, group) if c.startswith(f"{column}.") and c != _RATE]
         first = group.drop_duplicates([*(c for c in self.columns if c in group), *bare])
         usual = RunSpec.model_fields[column].default if column in RunSpec.model_fields else None
-        if pd.api.types.is_numeric_dtype(first[column]):
-            first = first.sort_values(column, kind="stable")
+        numbers = pd.to_numeric(first[column], errors="coerce")  # 3e-4 is text, as it was typed
+        if numbers.notna().all():
+            first = first.loc[numbers.sort_values(kind="stable").index]
         elif usual is not None:
             worse = (first[column] != usual.name).astype(int) * 100 + first[bare].notna().sum(axis=1)
             first = first.loc[worse.sort_values(kind="stable").index]
@@ -422,7 +423,7 @@ class Changes(Sequence[Change]):
 
     def _change(self, topic: Topic, option: str, baseline: str, rows: list[tuple[pd.Series, pd.Series]]) -> Change:
         row, base = rows[0]
-        differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in _FOLLOW and pd.notna(row[c])]
+        differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in FOLLOW and pd.notna(row[c])]
         action = ", ".join(f"{c}: {plain(row[c])}" for c in differ if str(row[c]) != str(base[c]))
         pairs, named = (tuple((str(a[column]), str(b[column])) for a, b in rows) for column in ("config_id", "name"))
         grew = (

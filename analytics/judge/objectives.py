@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import StringConstraints, model_validator
 
 from analytics.quantities import quantity
+from analytics.runs.frame import of_tables
 from analytics.runs.recost import rent
 from analytics.text import number, printable
 from bench.record import Status
@@ -50,6 +51,8 @@ REMEDIES = {
 
 def remedy(name: str, rows: pd.DataFrame) -> str:
     """Say what to do where no run tells an objective."""
+    if len(rows) and of_tables(rows).all():
+        return "no column of the table tells it"
     if name.startswith(OWN):
         return f"no run tells it: a step pattern may have a group (?P<{name.removeprefix(OWN)}>...)"
     if name in ("loss", "quality") and len(rows) and rows["workload"].eq(COMMAND).all():

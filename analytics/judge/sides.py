@@ -14,11 +14,12 @@ from typing import Any
 import pandas as pd
 
 from analytics.judge.comparable import metric_names, usual_metrics
-from analytics.judge.compare import Matched, match, within
+from analytics.judge.compare import BESIDE, Matched, match, within
 from analytics.judge.gate import Condition
+from analytics.judge.matched import FOLLOW, plain
 from analytics.judge.objectives import REMEDIES, columns
 from analytics.runs.files import SUPPORTED, baseline_path, baselines, read_rows
-from analytics.runs.frame import frame, latest_execution, tidy
+from analytics.runs.frame import frame, latest_execution, tidy, varied
 from analytics.runs.selection import suite_name
 from analytics.runs.store import load
 from bench.errors import UserError
@@ -166,13 +167,39 @@ def compared(sides: Sequence[Side], metrics: Sequence[str], equivalence: float) 
     else:
         base, new = sides
         matched = match(_as_asked(new.df, base.df), base.df, str(base), metrics, equivalence)
-        reason = f"{base} and {new} have no configuration in common (config_id)"
+        reason = f"{base} and {new} have no configuration in common: {_apart(base.df, new.df)}"
     if not matched.comparisons:
         raise UserError(reason)
     if not metrics and all(comparison.status == "ok" for comparison in matched.comparisons):
         names = " and ".join(map(str, sides))
         raise UserError(f"{names} have no metric in common that can be compared; name one with --metric")
     return matched
+
+
+_FEW = 4
+"""So many fields, and values of a field, are listed."""
+
+
+def _apart(base: pd.DataFrame, new: pd.DataFrame) -> str:
+    """Say in which fields the configurations of two sides differ, and how: those that have no value in common, if any."""
+    both = pd.concat([base, new], ignore_index=True)
+    columns = [name for name in varied(both) if name not in (*FOLLOW, *BESIDE)] + ["device_name"]  # of imported rows
+    values = {name: [_texts(side, name) for side in (base, new)] for name in columns}
+    differ = {name: texts for name, texts in values.items() if texts[0] != texts[1]}
+    listed = {name: texts for name, texts in differ.items() if not {*texts[0]} & {*texts[1]}} or differ
+    words = [
+        f"{name.rpartition('.')[2].replace('argv', 'command').replace('_', ' ')} ({' against '.join(map(_few, texts))})"
+        for name, texts in listed.items()
+    ]
+    return f"they differ in {_few(words)}" if words else "each has fields that the other does not know"
+
+
+def _texts(runs: pd.DataFrame, column: str) -> list[str]:
+    return sorted({"none" if pd.isna(value) else plain(value) for value in runs.get(column, pd.Series([pd.NA]))})
+
+
+def _few(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_FEW]) + (f" and {len(texts) - _FEW} more" if len(texts) > _FEW else "")
 
 
 def _as_asked(new: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
@@ -192,12 +219,12 @@ def _as_asked(new: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     return new.assign(config_id=new["config_id"].replace(pairs))
 
 
-def _own_arguments(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _own_arguments(df: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return by `config_id` the arguments of commands that are the user's own."""
     ours = {f"workload_args.{name}" for name in CommandArgs.model_fields}
     names = [name for name in map(str, df) if name.startswith("workload_args.") and name not in ours]
     rows = df.drop_duplicates("config_id").set_index("config_id")[names].to_dict("index")
-    return {str(config): {str(k): v for k, v in row.items() if pd.notna(v)} for config, row in rows.items()}
+    return {str(config): {str(k): plain(v) for k, v in row.items() if pd.notna(v)} for config, row in rows.items()}
 
 
 def compared_metrics(sides: Sequence[Side], metrics: Sequence[str], conditions: Sequence[Condition]) -> list[str]:

@@ -11,9 +11,9 @@ import pandas as pd
 from analytics.judge import stats
 from analytics.judge.advice import Advice, Case, Evidence, weighed
 from analytics.judge.gains import differs, undecided
-from analytics.judge.matched import Change, flagged, plain
+from analytics.judge.matched import FOLLOW, Change, flagged, plain
 from analytics.judge.stats import LOSS, SAME
-from analytics.runs.frame import asked, measured_commands
+from analytics.runs.frame import measured_commands, of_tables, varied
 from analytics.text import printable
 from bench.figures.flags import STRAGGLER_RATIO
 from bench.record import Status
@@ -128,7 +128,7 @@ def spare(case: Case) -> Iterator[Advice]:
 
 def too_large(case: Case) -> Iterator[Advice]:
     """Configurations that did not fit into the memory, and the nearest that did: of several that with most samples."""
-    columns = [c for c in asked(case.df) if c not in ("global_batch_size", "devices_per_node")]
+    columns = [c for c in varied(case.df) if c not in FOLLOW]
     lost = case.df[case.df["status"] == Status.OUT_OF_MEMORY]
     for config, runs in list(lost.groupby("config_id", sort=False))[:2]:
         row, action = runs.iloc[-1], "memory: recompute"
@@ -146,7 +146,7 @@ def failing(case: Case) -> Iterator[Advice]:
     """Runs that failed for other reasons; those that this machine cannot do count only where nothing else ran."""
     bad = [Status.FAILED, Status.TIMEOUT, Status.INVALID, *([Status.SKIPPED] if case.ok.empty else [])]
     lost = case.df[case.df["status"].isin(bad)]
-    if len(lost):
+    if len(lost) and not of_tables(lost).all():
         topic = "skipped" if (lost["status"] == Status.SKIPPED).all() else "failures"
         topic = "failed command" if topic == "failures" and measured_commands(lost) else topic
         facts = {"message": printable(lost.iloc[-1]["error_message"], 160)}
@@ -170,7 +170,9 @@ def uncertain(case: Case) -> Iterator[Advice]:
     action = _longer(case) if few is None else _repeats(case, max(3, fewest + few), fewest)
     if not degrees:
         evidence, action = replace(evidence, measure="one repeat each", ratio=None), _repeats(case, 3)
-    yield Advice("repeats", evidence, action, changes=waiting, claim="measure longer" * (degrees > 0 and few is None))
+    claim = "measure longer" * (degrees > 0 and few is None)
+    claim, action = ("more rows", "") if of_tables(case.ok).all() else (claim, action)
+    yield Advice("repeats", evidence, action, changes=waiting, claim=claim)
 
 
 def _open(change: Change) -> str:
@@ -184,8 +186,13 @@ def _repeats(case: Case, count: int, made: int = 1) -> str:
 
 
 def _longer(case: Case) -> str:
-    """A window five times as long, as a suite or `bench measure` says it; nothing of runs that do not tell theirs."""
+    """A window five times as long, as a suite or `bench measure` says it; nothing of runs that do not tell theirs.
+
+    A command that ended by itself can only be longer itself.
+    """
     steps, seconds = case.ok["measure_steps"].median(), case.ok["window_seconds"].median()
+    if case.ok["workload"].eq(COMMAND).all() and case.ok[["measure_steps", "measure_seconds"]].isna().all(axis=None):
+        return ""
     if measured_commands(case.ok):
         longer = "" if pd.isna(seconds) else f"--seconds {math.ceil(5 * seconds)}"
         return longer if pd.isna(steps) else f"--steps {5 * int(steps)}"
@@ -213,7 +220,7 @@ def nothing_compared(case: Case) -> Iterator[Advice]:
     """What to run where no two configurations can be compared."""
     if measured_commands(case.ok) and case.ok["config_id"].nunique() == 1:
         return  # one measurement has nothing to vary
-    if len(case.ok) and not case.changes:
+    if len(case.ok) and not case.changes and not of_tables(case.ok).all():
         command = case.ok["workload"].eq(COMMAND).all()  # what it can vary is not known here
         action = _repeats(case, 3) if command else "matrix: {precision: [fp32, bf16]}, repeats: 3"
         yield Advice("next", _evidence(case.ok, "configurations"), action)

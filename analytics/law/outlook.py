@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from analytics.law.series import SeriesFit, Unit
 
 LEVEL, _DRAWS = 0.8, 4000
 MISSED = 0.15
-"""Share by which the law may miss the speed that was measured on the most devices: noisy runs leave it to its priors."""
+"""Share by which the law may miss a measured speed: noisy runs leave it to its priors."""
+CONTRADICTED = "law_contradicts_measured"
 PARTS = {
     "computing": "computing",
     "collective": "exchanging gradients within a node",
@@ -47,9 +49,28 @@ class Outlook:
     flags: tuple[str, ...]
     unit: Unit = "FLOP"
 
+    @property
+    def refused(self) -> bool:
+        """Whether there is no prediction, as the law contradicts what was measured."""
+        return CONTRADICTED in self.flags
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text."""
         return plain(**vars(self))
+
+
+def contradictions(law: laws.Fit, table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the flag of a law that misses the speeds of the configurations that it was fitted to (see `say.law.FLAGS`).
+
+    It contradicts them where it misses the ratio of two numbers of devices by more than MISSED and by more than two standard
+    errors of their repeats (`spread`).
+    """
+    missed = pd.Series(np.log(law.predict(table)["speed"] / table["speed"]))
+    by_devices = missed.groupby(table["devices"]).mean()
+    noise = 2 * math.sqrt(2) * float(table["spread"].max())
+    if by_devices.max() - by_devices.min() > max(math.log1p(MISSED), noise):
+        return (CONTRADICTED,)
+    return ("law_misses_measured",) if np.abs(np.expm1(missed)).max() > MISSED else ()
 
 
 def outlook(series: SeriesFit, devices: Sequence[int] = (), work: float | None = None) -> list[Outlook]:
@@ -71,7 +92,8 @@ def outlook(series: SeriesFit, devices: Sequence[int] = (), work: float | None =
     rates, shares = law.predict(at, LEVEL), law.explain(at)
     same = (table["work"] / size - 1).abs() < 1e-3
     here = table[same if same.any() else np.isclose(table["work"], like["work"])]
-    missed = np.abs(law.predict(here)["speed"] / here["speed"] - 1).max() > MISSED
+    wrong = contradictions(law, here)
+    refused = CONTRADICTED in wrong
     ideal = laws.fit(table, plain=True).predict(at)["speed"] / size
     each = law.draws(at, _DRAWS) / at["devices"].to_numpy()
     ends = np.quantile(each / each[:, :1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -81,16 +103,17 @@ def outlook(series: SeriesFit, devices: Sequence[int] = (), work: float | None =
         speed, slow, fast = (float(x) / size for x in rate[["speed", "low", "high"]])
         share = float(rate["speed"] / count / (rates["speed"].iloc[0] / fewest))
         low, high = (None, None) if count == fewest else map(float, ends[:, i])
+        absent = Interval(math.nan, level=LEVEL)
         out.append(
             Outlook(
                 series=series.name,
                 devices=count,
                 flops_per_sample=size,
-                samples_per_second=Interval(speed, slow, fast, level=LEVEL),
+                samples_per_second=absent if refused else Interval(speed, slow, fast, level=LEVEL),
                 ideal_samples_per_second=float(ideal[i]),
-                efficiency=Interval(share, low, high, level=LEVEL),
-                shares=parts,
-                flags=(*rate["flags"].split(), *["law_misses_measured"] * bool(missed), *series.host.flags(count)),
+                efficiency=absent if refused else Interval(share, low, high, level=LEVEL),
+                shares={} if refused else parts,
+                flags=(*rate["flags"].split(), *wrong, *series.host.flags(count)),
                 unit=series.unit,
             )
         )

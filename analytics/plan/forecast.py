@@ -3,8 +3,8 @@
 Time = start-up + steps · seconds of a step · (1 + share of pauses) + end. The start-up and the end are paid once. The
 seconds of a step are uncertain by the spread of launches, or within one launch of blocks of steps (batch means; Law,
 Simulation Modeling and Analysis), which are long enough to be nearly independent; what correlation is left between
-neighbours widens the interval. Nothing has an interval where the speed may not be steady, and no energy whose error is not
-known: an estimate, or one launch of a sensor without bounds.
+neighbours widens the interval. Of one launch, nothing has an interval where the speed may not be steady, and no energy whose
+error is not known. The interval of an estimated energy is the spread of launches alone: the error of the model comes on top.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from analytics.interval import Interval, plain
 from bench.figures.carbon import basis
 from bench.figures.flags import grade, meaning, steps_in_blocks
 from bench.figures.metrics import metrics, priced
-from bench.record import Phase, RunRecord, Status
+from bench.record import Phase, PlannedLength, RunRecord, Status
 
 LEVEL, _DRAWS = 0.8, 4000
 LEAST_BLOCKS = 6
@@ -43,16 +43,17 @@ _UNSTEADY = ("not_steady", "steady_unknown")
 """Flags with which the spread within the window says nothing of what comes later."""
 _DOUBTS = (*_UNSTEADY, "noisy_host")
 """Flags of grade B that are said with a forecast: it takes the window for what comes later."""
-LengthUnit = Literal["steps", "samples", "tokens"]
+LengthUnit = Literal["steps", "samples", "tokens", "epochs"]
 _Draws = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long the whole training is."""
+    """How long the whole training is; `by` what the script states, where the user has not given it."""
 
     amount: float
     unit: LengthUnit = "steps"
+    by: PlannedLength | None = None
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class TrainingForecast:
     """What a training of so many `steps` takes.
 
     `figures` are by quantity: `seconds`, `energy_joules` (or `energy_joules_estimated`), `emissions_kg`, `cost_usd`. `absent`
-    says why others are not known, `doubts` are flags that may make all of it wrong. The window had so many `pauses`, for
-    evaluation or checkpoints. `draws` are equally likely outcomes.
+    says why others are not known, `doubts` are flags that may make all of it wrong. Of those that rest on `estimated` energy
+    intervals are the spread of launches alone: the error of the estimate is not known. The window had so many `pauses`, for
+    evaluation or checkpoints. `planned` is what the script states. `draws` are equally likely outcomes.
     """
 
     length: TrainingLength
@@ -69,15 +71,18 @@ class TrainingForecast:
     launches: int
     window_seconds: float
     pauses: int
+    planned: PlannedLength | None
     figures: dict[str, Interval]
     absent: dict[str, str]
+    estimated: tuple[str, ...]
     doubts: tuple[str, ...]
     draws: Mapping[str, _Draws] = field(repr=False, compare=False)
 
     def chance(self, limits: Mapping[str, float]) -> float | None:
-        """Return how likely all limits are kept; None where a figure is not known, or its spread."""
+        """Return how likely all limits are kept; None where a figure is not known, or its error."""
         names = {limit: f"{limit}_estimated" if f"{limit}_estimated" in self.draws else limit for limit in limits}
-        if any(name not in self.draws or self.figures[name].low is None for name in names.values()):
+        unknown = {*names.values()} - {*self.draws} | {name for name, one in self.figures.items() if one.low is None}
+        if (unknown | {*self.estimated}) & {*names.values()}:
             return None
         kept = [self.draws[name] <= limits[limit] for limit, name in names.items()]
         return float(np.logical_and.reduce(kept).mean())
@@ -85,6 +90,18 @@ class TrainingForecast:
     def to_dict(self) -> dict[str, Any]:
         """Return plain mappings, lists, numbers and text."""
         return plain(**{name: value for name, value in vars(self).items() if name != "draws"})
+
+
+def planned(records: Sequence[RunRecord]) -> PlannedLength | None:
+    """Return how long the script states the whole training to be; None where it does not, or its runs differ."""
+    stated = [record.measurement.planned for record in records if record.measurement is not None]
+    return stated[-1] if stated and all(one == stated[-1] for one in stated) else None
+
+
+def stated_length(records: Sequence[RunRecord]) -> TrainingLength | None:
+    """Return the length of the whole training as the script states it, where it does."""
+    stated = planned(records)
+    return None if stated is None or stated.steps is None else TrainingLength(stated.steps, "steps", stated)
 
 
 def forecast(records: Sequence[RunRecord], length: TrainingLength) -> TrainingForecast | str:
@@ -95,6 +112,10 @@ def forecast(records: Sequence[RunRecord], length: TrainingLength) -> TrainingFo
     if wrong:
         return meaning(wrong[0])
     steps = [_steps(record, length) for record in runs]
+    if length.unit == "epochs" and runs and all(run.measurement and run.measurement.steps for run in runs):
+        stated = planned(runs)
+        if stated is None or stated.epoch_steps is None:
+            return "the script does not state how many steps an epoch has: give --total-samples or --total-steps"
     if not steps or any(count is None for count in steps):
         return (
             f"no {length.unit if runs and runs[-1].measurement and runs[-1].measurement.steps else 'steps'} were seen"
@@ -105,13 +126,13 @@ def forecast(records: Sequence[RunRecord], length: TrainingLength) -> TrainingFo
         return f"{total} steps are no more than those of the warm-up"
     random = np.random.default_rng(0)
     figures = [metrics(record) for record in runs]
-    step, spread_known = _step_seconds(runs, total - before, random)
+    steady = not {*_UNSTEADY} & {*flags}
+    step, spread_known = _step_seconds(runs, total - before, random, steady=steady)
     share, count = _pauses(runs, random)
     start, trained = fmean(one.get("startup_seconds", 0.0) for one in figures), step * (total - before)
     times = _Times(start, start + fmean(map(_end, runs)), trained, trained * share)
     draws: dict[str, _Draws] = {"seconds": times.whole}
     absent: dict[str, str] = {}
-    spread_known &= not {*_UNSTEADY} & {*flags}
     energy = _energy(runs, figures, times, random)
     if isinstance(energy, str):
         absent["energy_joules"] = energy
@@ -126,8 +147,10 @@ def forecast(records: Sequence[RunRecord], length: TrainingLength) -> TrainingFo
         launches=len(runs),
         window_seconds=sum(one["window_seconds"] for one in figures),
         pauses=count,
+        planned=planned(runs),
         figures={name: _interval(values, len(runs), known=name not in exact) for name, values in draws.items()},
         absent=absent,
+        estimated=tuple(name for name in draws if name in by_energy and "energy_joules_estimated" in draws),
         doubts=tuple(doubts),
         draws=draws,
     )
@@ -145,14 +168,20 @@ def _steps(record: RunRecord, length: TrainingLength) -> float | None:
     measured = record.measurement
     if measured is None or not measured.steps:
         return None
+    if length.unit == "epochs":
+        each = measured.planned.epoch_steps if measured.planned is not None else None
+        return None if each is None else length.amount * each
     consumed = measured.steps if length.unit == "steps" else getattr(measured, length.unit)
     return None if not consumed else length.amount * measured.steps / consumed
 
 
-def _step_seconds(runs: Sequence[RunRecord], steps: float, random: np.random.Generator) -> tuple[_Draws, bool]:
+def _step_seconds(
+    runs: Sequence[RunRecord], steps: float, random: np.random.Generator, *, steady: bool
+) -> tuple[_Draws, bool]:
     """Draw the mean seconds of a step in a further launch of so many steps; and whether its spread is known.
 
-    Of the spread of launches and that of blocks the wider one counts: two launches may agree by chance.
+    Of the spread of launches and that of blocks the wider one counts: two launches may agree by chance. Of one launch whose
+    speed may not be steady, the blocks say nothing of what comes later.
     """
     windows = [(one.window_seconds, one) for run in runs if (one := run.measurement) is not None]
     logs = np.log([seconds / one.steps for seconds, one in windows])
@@ -160,7 +189,7 @@ def _step_seconds(runs: Sequence[RunRecord], steps: float, random: np.random.Gen
     if len(logs) > 1:
         deviation = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
         options.append(deviation * random.standard_t(len(logs) - 1, _DRAWS))
-    for _, one in windows:
+    for _, one in windows if steady or options else ():
         means = np.log(steps_in_blocks(one.step_seconds))
         if len(means) < LEAST_BLOCKS:
             continue
@@ -201,11 +230,15 @@ def _pauses(runs: Sequence[RunRecord], random: np.random.Generator) -> tuple[_Dr
     return share, count
 
 
+def cut(record: RunRecord) -> bool:
+    """Return whether a command was ended, or would have been, before its training was over."""
+    spec = record.spec
+    return spec.measure_seconds is not None or spec.measure_steps is not None or "ended_early" in record.flags
+
+
 def _end(record: RunRecord) -> float:
     """Return the time after the window of a command that ended by itself; what it would be otherwise is not known."""
-    spec = record.spec
-    cut = spec.measure_seconds is not None or spec.measure_steps is not None or "ended_early" in record.flags
-    return 0.0 if cut else sum(phase.seconds for phase in _window(record)[1])
+    return 0.0 if cut(record) else sum(phase.seconds for phase in _window(record)[1])
 
 
 @dataclass(frozen=True)
@@ -254,7 +287,7 @@ def _energy(
     known = len(starts) == len(figures)
     beside = fmean(starts) + power * (times.once - times.start) if known else power * times.once
     joules = (power * (times.steps + times.pauses) + beside) * random.uniform(1 - gain, 1 + gain, _DRAWS)
-    return _Energy(f"energy_joules{tag}", joules, not tag and (gain > 0 or len(watts) > 1))
+    return _Energy(f"energy_joules{tag}", joules, gain > 0 or len(watts) > 1)
 
 
 def _add_prices(record: RunRecord, draws: dict[str, _Draws], absent: dict[str, str]) -> set[str]:

@@ -21,6 +21,7 @@ import pandas as pd
 from analytics.judge.stats import REACH
 from analytics.law import law as laws
 from analytics.law import series as scaling
+from analytics.law.outlook import contradictions
 from analytics.plan.device import Device, same
 from analytics.work import IMPLAUSIBLE, TYPICAL_SEQUENCE, Work
 from bench.record import Status
@@ -165,7 +166,8 @@ class OwnSpeed:
             rate = rate * np.exp(ELSEWHERE_SPREAD * (apart - np.median(apart)))
         each = rate / at["devices"].to_numpy(dtype=float)
         limits = zip(devices, fit.predict(at, LEVEL)["flags"], strict=False)  # without the node, which comes last
-        flags = tuple((*str(text).split(), *self.host.flags(count)) for count, text in limits)
+        wrong = contradictions(fit, self.table)
+        flags = tuple((*str(text).split(), *wrong, *self.host.flags(count)) for count, text in limits)
         return Draws(rate[:, :-1], np.minimum(each[:, :-1] / each[:, -1:], 1), flags)
 
 

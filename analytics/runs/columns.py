@@ -106,6 +106,11 @@ class Columns:
     program: _Program | None = None
     per_node: str = ""
 
+    @property
+    def median_step(self) -> bool:
+        """Whether the time of a step is said to be a median."""
+        return any(c.target == "step_seconds_median" and re.search("median|p50", c.name.lower()) for c in self.columns)
+
     def complete(self, reading: RowValues, cells: Mapping[Any, Any]) -> None:
         """Take the state of codecarbon's region for the country, and its PUE out of the energy. Raises ValueError."""
         energy = reading.values.get("run_energy_joules_estimated")
@@ -177,12 +182,15 @@ def _rate(target: str, found: str) -> str:
 def read_columns(table: FileTable, maps: Iterable[str], settings: Iterable[str], decimal: str | None = None) -> Columns:
     """Say what each column is: `COLUMN=OURS` or `COLUMN=OURS:FACTOR`, else by its name; and what `OURS=VALUE` fixes.
 
+    `COLUMN=` leaves one out.
+
     Raises UserError with all mistakes, a line each.
     """
     wrong: list[str] = []
     fixed = _fixed(settings, wrong)
     columns = _mapped(table.names, maps, wrong)
     taken, mapped = {*(column.target for column in columns), *fixed}, {column.name for column in columns}
+    columns = [column for column in columns if column.target]
     targets = [*(column.target for column in columns), *fixed]
     wrong += [f"{target} is given twice" for target in sorted({t for t in targets if targets.count(t) > 1})]
     out = Columns(columns, fixed)
@@ -244,7 +252,9 @@ def _mapped(names: Sequence[str], maps: Iterable[str], wrong: list[str]) -> list
         try:
             if name.strip() not in names:
                 raise ValueError(f"no column {printable(name)!r}; {_near(name, names)}")
-            columns.append(Column(name.strip(), known_name(target), float(value_of("factor", factor or "1")[0])))
+            columns.append(
+                Column(name.strip(), target and known_name(target), float(value_of("factor", factor or "1")[0]))
+            )
         except ValueError as error:
             wrong.append(f"--map {text}: {error}")
     return columns

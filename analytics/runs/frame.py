@@ -6,7 +6,9 @@ NaN.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any
@@ -15,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from analytics.interval import geometric_mean
-from analytics.quantities import CATALOGUE, pooled_by
+from analytics.quantities import CATALOGUE, pooled_by, quantity
+from analytics.runs.recost import terms
 from analytics.text import printable
 from bench.figures.flags import grade
 from bench.figures.metrics import TEXT_COLUMNS
@@ -139,6 +142,20 @@ def measured_commands(df: pd.DataFrame) -> bool:
     return "open_devices" in df and bool(df["open_devices"].notna().all())
 
 
+def of_tables(df: pd.DataFrame) -> pd.Series:
+    """Say of each run whether it was imported from a table of others."""
+    return df["flags"].astype("string").str.contains(r"\bimported\b", na=False).astype(bool)
+
+
+def interleaved(df: pd.DataFrame) -> pd.Series:
+    """Say of each run whether its execution repeats all configurations by turns, as that of a suite does.
+
+    Calls of `bench measure` and searches repeat one configuration after another, and tables do not say.
+    """
+    alone = df["stage"].notna() | of_tables(df)
+    return ~(alone | df["open_devices"].notna() if "open_devices" in df else alone)
+
+
 LOADER = ("workload_args.workers", "workload_args.pin_memory")
 """Arguments of a workload that change neither its model nor its data."""
 _COUNTING = tuple(
@@ -204,12 +221,16 @@ def _union(texts: Iterable[Any]) -> str:
     return " ".join(sorted({word for text in texts if pd.notna(text) for word in str(text).split()}))
 
 
-def _texts(of: Mapping[str, Sequence[Any]]) -> dict[str, str | None]:
-    """Summarise the texts of the repeats of one configuration."""
+_TERMS = {"cost_basis": "costs_differ", "emissions_basis": "carbon_differs"}
+"""What cost and carbon rest on, and the flag of repeats that have no common one: then no figure is that of all."""
+
+
+def _texts(of: Mapping[str, Sequence[Any]], differ: Sequence[str]) -> dict[str, str | None]:
+    """Summarise the texts of the repeats of one configuration; `differ` are flags of what they have not in common."""
     known = [Provenance(label) for label in of["energy_provenance"] if label in set(Provenance)]
     row = {"energy_provenance": str(Provenance.worst(known)) if known else None}
     row |= {name: _union(of[name]) or None for name in ("energy_missing", "emissions_basis", "cost_basis")}
-    mixed = ["energy_components_differ"] if len(set(of["energy_components"])) > 1 else []
+    mixed = ["energy_components_differ", *differ] if len(set(of["energy_components"])) > 1 else [*differ]
     if not any(pd.notna(rate) for name in _RATES for rate in of[name]):
         different = any(len({length for length in of[name] if pd.notna(length)}) > 1 for name in _LENGTHS)
         some = any(0 < sum(map(pd.notna, of[name])) < len(of[name]) for name in _LENGTHS)
@@ -275,7 +296,17 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     columns["peak_memory_bytes"] = of_each["peak_memory_bytes"].max().to_numpy()
     inner = (*_TEXTS, "energy_components", *_RATES, *_LENGTHS)
     lists = {name: df[name].iloc[well].tolist() if name in df else [None] * len(well) for name in inner}
-    told = [_texts({name: cells[start:end] for name, cells in lists.items()}) for start, end in spans]
+    differ: list[list[str]] = [[] for _ in spans]
+    for basis, keys in terms(df.iloc[well]).items():
+        apart = np.array([len(set(keys[start:end])) > 1 for start, end in spans], dtype=bool)
+        for name in (name for name in columns if quantity(re.sub("_(low|high)$", "", name)).rests_on == basis):
+            columns[name] = np.where(apart, math.nan, columns[name])
+        for flags in itertools.compress(differ, apart):
+            flags.append(_TERMS[basis])
+    told = [
+        _texts({name: cells[start:end] for name, cells in lists.items()}, flags)
+        for (start, end), flags in zip(spans, differ, strict=True)
+    ]
     columns |= {name: pd.array([one[name] for one in told], dtype="str") for name in _TEXTS}
     return pd.DataFrame(columns)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 from analytics.runs.cells import FIGURES, LENGTH, MOST, PRECISIONS, RATES, SPEEDS, Column, RowValues, read
 from analytics.runs.columns import WITHOUT_SPEED, Columns, read_columns
 from analytics.runs.frame import NUMBERS
+from analytics.runs.selection import own_runs
 from analytics.runs.steps import one_row_a_run
 from analytics.runs.tables import REPEATED, read_table
 from analytics.text import counted, number, percent, printable
@@ -36,7 +38,8 @@ from bench.store.tracker import StoreError
 _NOT_ASKED = {*NUMBERS, *RATES, "repeat", "seed", "started_at", "region", "host", "status"}
 _NOT_ASKED -= {"parameters", "flops_per_sample"}
 _AGREE, _SAME_STEP = 0.02, 0.1
-"""Figures that follow from each other differ by less; a median step and a mean speed by less."""
+"""Figures that follow from each other differ by less; a median step and a mean speed, and utilizations, by less."""
+_CONTRADICTION = re.compile(r"disagree|in one column and")
 
 
 @dataclass
@@ -52,17 +55,34 @@ class Imported:
     notes: list[str] = field(default_factory=list)
 
 
-def _settled(name: str, first: float, other: float, roundings: tuple[float, float]) -> tuple[float, float]:
-    """Return the less rounded of two figures that say one thing, and its rounding. Raises ValueError where they disagree.
+@dataclass(frozen=True)
+class _Rounded:
+    """A positive figure, and the smallest and the largest one that its printed digits allow."""
 
-    If the other's last digit explains the difference, the first is the one that was not rounded.
-    """
-    apart = abs(first - other)
-    if apart <= 2 * roundings[1]:
-        return first, roundings[0]
-    if apart <= 2 * roundings[0]:
-        return other, roundings[1]
-    if not first or abs(other / first - 1) > _AGREE:
+    value: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, value: float, rounding: float) -> _Rounded:
+        return cls(value, value - rounding, value + rounding)
+
+    def over(self, count: float) -> _Rounded:
+        """Return `count` / figure."""
+        return _Rounded(count / self.value, count / self.most, count / self.least if self.least > 0 else math.inf)
+
+    def exceeds(self, other: _Rounded, near: float = _AGREE) -> bool:
+        """Return whether it is larger than another figure by more than `near`, whatever their digits hide."""
+        return self.least > other.most * (1 + near)
+
+    def contradicts(self, other: _Rounded, near: float = _AGREE) -> bool:
+        """Return whether it cannot be the same as another figure."""
+        return self.exceeds(other, near) or other.exceeds(self, near)
+
+
+def _settled(name: str, first: float, other: float, roundings: tuple[float, float]) -> tuple[float, float]:
+    """Return the less rounded of two figures that say one thing, and its rounding. Raises ValueError where they disagree."""
+    if _Rounded.of(first, roundings[0]).contradicts(_Rounded.of(other, roundings[1])):
         raise ValueError(f"{name} {number(first)} and the {number(other)} of the other columns disagree")
     return (first, roundings[0]) if roundings[0] / first <= roundings[1] / other else (other, roundings[1])
 
@@ -85,8 +105,11 @@ def _add_nodes(row: dict[str, Any], column: str) -> None:
         raise ValueError("no number of devices")
 
 
-def _add_speeds(row: dict[str, Any], reading: RowValues) -> None:
-    """Add speeds that follow from others. Raises ValueError where they contradict each other, or were rounded to nothing."""
+def _add_speeds(row: dict[str, Any], reading: RowValues, *, median: bool) -> None:
+    """Add speeds that follow from others. Raises ValueError where they contradict each other, or were rounded to nothing.
+
+    The time of a step is the `median` where its column says so: then it may differ more from the mean.
+    """
     devices, length, rounding = row["devices"], row.get(LENGTH), dict(reading.rounding)
 
     def settle(name: str, value: float, its: float) -> None:
@@ -101,20 +124,68 @@ def _add_speeds(row: dict[str, Any], reading: RowValues) -> None:
     if length and samples in row:
         settle(tokens, row[samples] * length, rounding.get(samples, 0.0) * length)
     if length and tokens in row:
-        row[samples] = row[tokens] / length
-    batch, step = row.get("global_batch_size"), row.get("step_seconds_median")
+        row[samples], rounding[samples] = row[tokens] / length, rounding.get(tokens, 0.0) / length
+    batches, step, seconds = _batches(row), row.get("step_seconds_median"), row.get("duration_seconds")
+    batch = row.get("global_batch_size")
     if batch and step:
-        implied, spread = batch / step, rounding.get("step_seconds_median", 0.0) / step
-        if abs(row.setdefault(samples, implied) / implied - 1) > _SAME_STEP + 2 * spread:
-            both = f"{number(row[samples])} and the {number(implied)}"
-            raise ValueError(f"samples_per_second {both} of global_batch_size / step_seconds disagree")
+        implied = _Rounded.of(step, rounding.get("step_seconds_median", 0.0)).over(batch)
+        if samples not in row:
+            row[samples], rounding[samples] = implied.value, implied.most - implied.value
         if length:
-            row.setdefault(tokens, implied * length)
+            row.setdefault(tokens, implied.value * length)
+    if batches and step and samples in row:
+        _check_speed(row, rounding, batches, near=_SAME_STEP if median else _AGREE)
+    if (count := row.get("steps")) and seconds:
+        _check_duration(row, rounding, count, min(batches, default=0.0))
     for name, its in reading.zeros.items():
-        per = devices if name in RATES else 1
-        if row.get(name.removesuffix("_per_device"), MOST) / per > 2 * its:
+        per, speed = devices if name in RATES else 1, name.removesuffix("_per_device")
+        if (row.get(speed, MOST) - rounding.get(speed, 0.0)) / per > its:
             raise ValueError(f"{name} '0': Input should be greater than 0")
     row |= {rate: row[speed] / devices for speed, rate in zip(SPEEDS, RATES, strict=True) if speed in row}
+
+
+def _batches(row: Mapping[str, Any]) -> list[float]:
+    """Return the samples of a step by the batch size: one figure, or all that it may mean.
+
+    It may be that of all devices or of each, in samples or in tokens; that of each may be a part of an accumulation.
+    """
+    if batch := row.get("global_batch_size"):
+        return [batch]
+    devices, more = row["devices"], (1, row.get("gradient_accumulation_steps", 1))
+    if batch := row.get("batch_size_per_device"):
+        return [batch * devices * times for times in more]
+    batch = row.get("workload_args.batch_size")
+    if not isinstance(batch, float) or batch <= 0:
+        return []
+    return [
+        batch * count * times / unit for count in (1, devices) for times in more for unit in {1, row.get(LENGTH, 1)}
+    ]
+
+
+def _check_speed(
+    row: Mapping[str, Any], rounding: Mapping[str, float], batches: Sequence[float], *, near: float
+) -> None:
+    """Check samples per second against those of batch size and step time. Raises ValueError where none of them is near."""
+    stated = _Rounded.of(row[SPEEDS[0]], rounding.get(SPEEDS[0], 0.0))
+    step = _Rounded.of(row["step_seconds_median"], rounding.get("step_seconds_median", 0.0))
+    implied = [step.over(batch) for batch in sorted(batches)]
+    if all(rate.contradicts(stated, near) for rate in implied):
+        both = f"{number(stated.value)} and the {' or '.join(dict.fromkeys(number(rate.value) for rate in implied))}"
+        raise ValueError(f"samples_per_second {both} of batch size / step_seconds disagree")
+
+
+def _check_duration(row: Mapping[str, Any], rounding: Mapping[str, float], count: float, batch: float) -> None:
+    """Raise ValueError where so many steps take longer than a run did. Its start takes time too, so they may be shorter."""
+    samples, step = SPEEDS[0], row.get("step_seconds_median")
+    seconds = _Rounded.of(row["duration_seconds"], rounding.get("duration_seconds", 0.0))
+    if batch and samples in row:
+        least, stated = seconds.over(count * batch), _Rounded.of(row[samples], rounding.get(samples, 0.0))
+        if least.exceeds(stated):
+            both = f"{number(stated.value)} and the {number(least.value)}"
+            raise ValueError(f"samples_per_second {both} of steps x batch size / duration_seconds disagree")
+    if step and _Rounded.of(count * step, count * rounding.get("step_seconds_median", 0.0)).exceeds(seconds):
+        both = f"{number(seconds.value)} and the {number(count * step)}"
+        raise ValueError(f"duration_seconds {both} of steps x step_seconds disagree")
 
 
 def _derived(reading: RowValues, found: Columns) -> dict[str, Scalar]:
@@ -124,7 +195,7 @@ def _derived(reading: RowValues, found: Columns) -> dict[str, Scalar]:
     if reading.status is not Status.OK:  # it has no result
         kept = {*FIGURES} - (_NOT_ASKED & {*NUMBERS, *RATES})
         return {name: value for name, value in row.items() if name in kept or name not in FIGURES}
-    _add_speeds(row, reading)
+    _add_speeds(row, reading, median=found.median_step)
     if not {*SPEEDS, *WITHOUT_SPEED} & row.keys():
         raise ValueError("no speed: samples_per_second and tokens_per_second are empty")
     if row.get(LENGTH) and "parameters" in row:
@@ -194,7 +265,7 @@ def imported(
             row = _derived(reading, found)
             known = {**found.fixed, **reading.values, "status": str(reading.status)}
             asked = {key: value for key, value in known.items() if key not in _NOT_ASKED}
-            config = _hash([suite, asked])
+            config = _hash(asked)
             others = {name: str(cells.get(name)) for name in out.ignored}
             key = _hash([config, known["repeat"]] if "repeat" in known else [known, others])
             if key in seen:
@@ -256,6 +327,8 @@ def _remark(
         out.notes.append(
             f"Sizes such as {sizes[0]['workload_args.model']} are names; to count them: --map '{name}=parameters'"
         )
+    if any(_CONTRADICTION.search(reason) for _, reason in out.refused):
+        out.notes.append("Where columns disagree, correct the file, or leave one out: --map 'COLUMN='")
     if pooled and "repeat" not in given:
         apart = [n for n in out.ignored if any(len({str(cells.get(n)) for cells in group}) > 1 for group in pooled)]
         differ = f"; not mapped, though they differ: {', '.join(map(printable, apart))}" if apart else ""
@@ -288,6 +361,12 @@ def suite_of(path: Path, name: str | None) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", suite):
         raise UserError(f"--suite {suite}: only lower-case letters, digits, - and _ are allowed, at most 64")
     return suite
+
+
+def namesakes(table: Imported, store: str | None) -> int:
+    """Return how many runs of other executions the store has under the name of a table."""
+    runs = own_runs(store)
+    return int(((runs["suite"] == table.suite) & (runs["execution"] != table.execution)).sum())
 
 
 def keep(table: Imported, runs: Path, store: str | None) -> int:

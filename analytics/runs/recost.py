@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -15,7 +17,10 @@ from bench.figures.cost import recost
 from bench.figures.metrics import missing_components
 from bench.figures.regions import intensity
 from bench.record import CarbonIntensity, Provenance, RunRecord, Status
+from bench.schema import Site
 from bench.suites.load import with_site
+
+_REGION = re.compile(r"[A-Z]{3}|[A-Z]{2}-[A-Z]{2}|[A-Z]{2}\d|[a-z]+-[a-z]+\d+|[\d.]+ g/kWh")
 
 
 def reprice(records: Iterable[RunRecord], given: dict[str, Any], hourly: Hourly | None = None) -> list[RunRecord]:
@@ -82,3 +87,39 @@ def rent(runs: pd.DataFrame) -> pd.Series:
     devices = runs.get("billed_devices", runs["devices"]).fillna(runs["devices"])
     prices = runs["cost_usd"] * 3600 / (runs["duration_seconds"] * devices).astype("float64")
     return prices.where(runs["cost_basis"] == "rental")
+
+
+def sites(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the different sites of runs, as the fields of Site that are known; of older rows region and rent are."""
+    out: list[dict[str, Any]] = []
+    runs = runs.reindex(columns=[*runs.columns, *({"site", "region"} - {*runs.columns})])
+    older = runs["site"].isna()
+    for text in runs["site"].dropna().unique():
+        out.append(_site(text).model_dump(exclude_defaults=True))
+    for region, price in zip(runs.loc[older, "region"], rent(runs[older]), strict=True):
+        known = {"region": region} if _REGION.fullmatch(str(region)) else {}
+        out.append(known | ({"usd_per_device_hour": float(f"{price:.6g}")} if price >= 0 else {}))
+    return [site for place, site in enumerate(out) if site not in out[:place]]
+
+
+def terms(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Return what cost and carbon of each run rest on besides its seconds and joules, by `cost_basis` and `emissions_basis`.
+
+    Empty where a run has no such figure.
+    """
+    stated = {text: _site(text) for text in runs["site"].dropna().unique()}
+    out: dict[str, list[str]] = {"cost_basis": [], "emissions_basis": []}
+    columns = (runs[name].tolist() for name in ("site", "cost_basis", "emissions_basis", "region"))
+    for text, cost, carbon, region, price in zip(*columns, rent(runs).tolist(), strict=True):
+        site = stated.get(text, Site())
+        rented = site.usd_per_device_hour if text in stated else round(price, 6)
+        owned = (site.usd_per_kwh, site.usd_capital_per_device_hour, site.pue)
+        out["cost_basis"].append("" if pd.isna(cost) else f"{cost} {rented if cost == 'rental' else owned}")
+        out["emissions_basis"].append("" if pd.isna(carbon) else f"{carbon} {region} {site.pue}")
+    return out
+
+
+def _site(text: object) -> Site:
+    with suppress(ValueError):  # of a file that others wrote
+        return Site.model_validate_json(str(text))
+    return Site()

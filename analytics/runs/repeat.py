@@ -14,14 +14,13 @@ from typing import Any
 import pandas as pd
 
 from analytics.runs.frame import asked
-from analytics.runs.recost import rent
+from analytics.runs.recost import sites
 from bench.errors import UserError
 from bench.schema import AXES, RunSpec, Suite
 
 _ELSEWHERE = {"repeat", "ladder", "num_nodes", "devices_per_node", "device_type"}
 _MOST = 4096
 """Readings of a row that are tried."""
-_REGION = re.compile(r"[A-Z]{3}|[A-Z]{2}-[A-Z]{2}|[A-Z]{2}\d|[a-z]+-[a-z]+\d+|[\d.]+ g/kWh")
 _IMPORTED = re.compile(r"\bimported\b")
 
 
@@ -32,8 +31,8 @@ class CannotRepeat(UserError):
 def again(run: Mapping[Any, Any], df: pd.DataFrame, repeats: int = 3) -> dict[str, Any]:
     """Return a suite, as written in a file, that repeats a run (a row of the frame `df`).
 
-    With it come the runs whose weights it needs, from the same execution, its region where its carbon is known, and its
-    rent. PUE and the prices of owned devices are not in a row. Raises CannotRepeat.
+    With it come the runs whose weights it needs, from the same execution, its region, PUE and prices. Raises
+    CannotRepeat.
     """
     specs = [spec_of(run, df)]
     givers = df[(df["suite"] == run["suite"]) & (df["execution"] == run["execution"])]
@@ -44,7 +43,6 @@ def again(run: Mapping[Any, Any], df: pd.DataFrame, repeats: int = 3) -> dict[st
                 f"it needs the weights {specs[0].needs!r}, and the run that saved them is not in the store"
             )
         specs.insert(0, spec_of(found.to_dict("records")[0], df))
-    region, price = str(run.get("region")), float(rent(pd.DataFrame([run])).iloc[0])
     suite = Suite(
         name=re.sub(r"[^a-z0-9_-]+|^[_-]+", "", f"{run['suite']}"[:58]) + "-again",
         defaults={"device_type": specs[-1].device_type},
@@ -53,8 +51,7 @@ def again(run: Mapping[Any, Any], df: pd.DataFrame, repeats: int = 3) -> dict[st
             for spec in specs
         ],
         repeats=repeats,
-        region=region if _REGION.fullmatch(region) else None,
-        usd_per_device_hour=float(f"{price:.6g}") if price >= 0 else None,
+        **sites(pd.DataFrame([run]))[0],
     )
     return suite.model_dump(mode="json", exclude_defaults=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analytics.runs.frame import declared, frame, latest_execution, measured_commands, tidy
+from analytics.runs.frame import declared, frame, latest_execution, measured_commands, of_tables, tidy
 from analytics.runs.hourly import Hourly
 from analytics.runs.recost import reprice
 from analytics.runs.store import load
@@ -52,17 +52,28 @@ TOGETHER = " and "
 """Between the names of suites that are looked at as one."""
 
 
-def together(suites: Sequence[str], execution: str | None, store: str | None, **how: bool) -> pd.DataFrame:
-    """Return the selected runs of several suites. Names of `bench measure` become one suite of one command.
-
-    So a law spans the numbers of devices of `python train.py` and `torchrun train.py`.
-    """
+def selected(suites: Sequence[str], execution: str | None, store: str | None, **how: bool) -> pd.DataFrame:
+    """Return the selected runs of several suites, or of all where none is named."""
     parts = [select(suite, execution, store, **how) for suite in suites] or [select(None, execution, store, **how)]
-    df = parts[0] if len(parts) == 1 else tidy(pd.concat(parts, ignore_index=True))
-    if len(parts) == 1 or not measured_commands(df):
-        return df
-    one = {name: TOGETHER.join(dict.fromkeys(df[name])) for name in ("suite", "execution")}
-    return df.assign(**one, **{"workload_args.argv": one["suite"]})
+    return parts[0] if len(parts) == 1 else tidy(pd.concat(parts, ignore_index=True))
+
+
+def as_one(runs: pd.DataFrame, *, named: bool = False) -> pd.DataFrame:
+    """Return runs of several names of `bench measure` as those of one suite; of other suites as they are.
+
+    They have one command, so that a law spans the numbers of devices of `python train.py` and `torchrun train.py`; or each
+    has its name for a command, so that the names are told apart.
+    """
+    if runs["suite"].nunique() < 2 or not measured_commands(runs):
+        return runs
+    one = {name: TOGETHER.join(dict.fromkeys(runs[name])) for name in ("suite", "execution")}
+    return runs.assign(**one, **{"workload_args.argv": runs["suite"] if named else one["suite"]})
+
+
+def together(suites: Sequence[str], execution: str | None, store: str | None, **how: bool) -> pd.DataFrame:
+    """Return the selected runs of several suites; those that are named are looked at `as_one`."""
+    runs = selected(suites, execution, store, **how)
+    return as_one(runs) if suites else runs
 
 
 def repriced(
@@ -73,7 +84,7 @@ def repriced(
     Return the records, the rows of imported runs, which have no records, and notes on those. Raises UserError for a wrong
     field and for records that cannot be read.
     """
-    imported = runs["flags"].str.contains(r"\bimported\b", na=False)
+    imported = of_tables(runs)
     records = reprice(tracking.records((run for _, run in runs[~imported].iterrows()), store), site, rates)
     count = int(imported.sum())
     notes = [f"{count} imported runs have no records: their carbon and cost are unchanged"] if count else []

@@ -13,6 +13,7 @@ from analytics.judge.advice import Advice, Case, Evidence
 from analytics.judge.advise import advise
 from analytics.judge.matched import MEASURES, Change, Changes
 from analytics.judge.symptoms import too_large
+from analytics.runs.selection import TOGETHER
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command
 from analytics.say.names import named, plain, repeat_command, word
 from analytics.say.terms import definitions
@@ -37,10 +38,10 @@ class Recommendation:
         return {**head, "sentence": self.sentence, "limits": self.limits, "evidence": asdict(self.advice.evidence)}
 
 
-def recommendations(df: pd.DataFrame) -> list[Recommendation]:
+def recommendations(df: pd.DataFrame, store: str | None = None) -> list[Recommendation]:
     """Return at most ten advices from runs of one execution, in words."""
     names = _names(df)
-    return [_recommendation(advice, df, names) for advice in advise(df)]
+    return [_recommendation(advice, df, names, store) for advice in advise(df)]
 
 
 def remedy(lost: pd.DataFrame, ok: pd.DataFrame) -> str:
@@ -49,7 +50,9 @@ def remedy(lost: pd.DataFrame, ok: pd.DataFrame) -> str:
     return next((_recommendation(advice, lost, _names(lost)).sentence for advice in found), "")
 
 
-def _recommendation(advice: Advice, df: pd.DataFrame, names: Mapping[str, str]) -> Recommendation:
+def _recommendation(
+    advice: Advice, df: pd.DataFrame, names: Mapping[str, str], store: str | None = None
+) -> Recommendation:
     text, evidence, ok = definitions("advice"), advice.evidence, int((df["status"] == Status.OK).sum())
     facts = {name: value / 1e9 if name.endswith("_bytes") else value for name, value in advice.facts.items()}
     facts |= vars(evidence) | {"percent": 100 * (evidence.ratio or 0.0), "all": len(df), "ok": ok}
@@ -57,6 +60,9 @@ def _recommendation(advice: Advice, df: pd.DataFrame, names: Mapping[str, str]) 
     facts["repeats"] = f"{evidence.n} repeat{'s' * (evidence.n != 1)}"
     told = evidence.ratio and evidence.n > 1  # with one there is no spread on that side
     facts["spread"] = f"{facts['repeats']} differ by {facts['percent']:.2g} %" if told else "each ran once"
+    suites = printable(df["suite"].iloc[0]).split(TOGETHER)
+    losses = command("compare", *suites, "--metric", "loss_median", store=store)
+    facts["compare"] = losses if len(suites) <= 2 else "loss_median"  # it takes two names at most
     if advice.changes:
         facts |= _change_facts(advice.changes)
     do, colon, why = text["topics"][advice.claim or advice.topic].format_map(facts).partition(": ")
@@ -146,7 +152,7 @@ def blocks(df: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
         where = " and ".join(sorted({printable(name) for name in (ok if len(ok) else runs)["device_name"].dropna()}))
         ended = f"{len(ok)} of {len(runs)} runs ended well" + f", {len(skipped)} skipped" * (len(skipped) > 0)
         yield Sentence(f"{printable(suite)} on {where}: {ended}", "title")
-        found, names = recommendations(runs), _names(runs)
+        found, names = recommendations(runs, store), _names(runs)
         for position, each in enumerate(found, 1):
             limits = "".join(f" {text[0].upper()}{text[1:]}." for text in each.limits)
             yield Sentence(f"{position}. {each.sentence}{limits}", "answer")
@@ -155,8 +161,8 @@ def blocks(df: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
             yield Table("Evidence", ("advice", "figure", "runs", "configurations"), rows, figures=False, detail=True)
             settings = next((one for each in found if ": " in (one := each.advice.action)), "")
             words = [word for part in settings.split(", ") if part for word in ("--set", part.replace(": ", "="))]
-            again = repeat_command(suite, *words, store=store)
-            explain = f"{command('advise', printable(suite), store=store)} --explain"
+            again = repeat_command(suite, runs, *words, store=store)
+            explain = f"{command('advise', *printable(suite).split(TOGETHER), store=store)} --explain"
             yield Commands((*([again] if words and again.startswith("bench ") else []), explain))
         else:
             yield Sentence("Nothing to advise: nothing stands out.", "answer")

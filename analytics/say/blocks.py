@@ -9,7 +9,7 @@ evidence) are for those who ask: behind `--explain` in a terminal, folded elsewh
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,6 +46,11 @@ class Commands:
     def without(self, option: str) -> Commands:
         """Leave out the commands that end with an option, which the reader has given."""
         return replace(self, commands=tuple(line for line in self.commands if not line.endswith(f" {option}")))
+
+    def besides(self, typed: Sequence[str]) -> Commands:
+        """Leave out the command whose words the reader has just typed, in whatever order."""
+        others = (line for line in self.commands if sorted(shlex.split(line)[1:]) != sorted(typed))
+        return replace(self, commands=tuple(others))
 
 
 def command(*words: str, store: str | None = None) -> str:

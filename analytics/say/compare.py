@@ -14,19 +14,18 @@ from analytics.judge.compare import Comparison, Effect, Matched
 from analytics.judge.gate import Outcome, State
 from analytics.judge.sides import Side
 from analytics.quantities import quantity
-from analytics.runs.frame import asked, measured_commands, names, summary
+from analytics.runs.frame import asked, measured_commands, names, of_tables, summary
 from analytics.say.blocks import Block, Commands, Lines, Note, Sentence, Table, command, unnamed
 from analytics.say.names import (
     START,
     UP_TO,
     grouped,
     measure_commands,
-    measured_again,
     metric_name,
     named,
     plain,
     ranged,
-    repeat_command,
+    run_again,
     spoken,
     why_ended,
 )
@@ -133,9 +132,7 @@ def blocks(sides: Sequence[Side], matched: Matched, equivalence: float, store: s
 
 
 def _title(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> str:
-    counts = sorted({effect.repeats for effect in effects})
-    repeats = "-".join(str(n) for n in dict.fromkeys(counts[:1] + counts[-1:]))
-    tail = f"; new/base, 95 %, {repeats} run{'s' * (repeats != '1')} each" if counts else ""
+    tail = f"; new/base, 95 %, {_counts(rows)}" if effects else ""
     first, *others = (side.name if side.kind == "suite" else str(side) for side in sides)
     if others:
         return f"{others[0]} against {first}{tail}"
@@ -144,6 +141,16 @@ def _title(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> str
     if base == START:
         return f"{first}: the steps up to each against the {START}{tail}"
     return f"{first}: each configuration against {base}{' with the same model' * bool(rows[0][0].work)}{tail}"
+
+
+def _counts(rows: _Rows) -> str:
+    """Say how many runs of each side are compared: of those that ran side by side the pairs."""
+    counts = [
+        (e.repeats, e.repeats) if e.paired else (c.ended[0], c.baseline_ended[0]) for _, c in rows for e in c.effects
+    ]
+    new, base = ("-".join(dict.fromkeys((str(min(side)), str(max(side))))) for side in zip(*counts, strict=True))
+    equal = all(one == other for one, other in counts)
+    return f"{new} run{'s' * (new != '1')} {'each' if equal else f'against {base}'}"
 
 
 def _answer(rows: _Rows, effects: Sequence[Effect], equivalence: float) -> Iterator[str]:
@@ -209,10 +216,11 @@ def _decide(
         repeats = f"repeats={max(few) + max(effect.repeats for effect in effects)}"
         some = f" {len(few)} of {len(counts)}" * (len(few) < len(counts))
         own = len(sides) == 1 and sides[0].kind == "suite"
-        how = repeat_command(sides[0].name if own else "", "--set", repeats, store=store)
-        again = all(measured_commands(side.df) for side in sides)
-        lines = measure_commands([side.df for side in sides], max(few), store) if again else []
-        lines = lines or [measured_again(max(few)) if again else how]
+        both = pd.concat([side.df for side in sides])
+        once = all(effect.repeats < 2 for effect in effects)  # then a side that has repeats needs no more
+        parts = [side.df for side in sides if not once or side.df.groupby("config_id").size().min() < 3]
+        lines = measure_commands(parts, max(few), store) if measured_commands(both) else []
+        lines = lines or [run_again(sides[0].name if own else "", both, max(few), "--set", repeats, store=store)]
         yield from (f"{f'To decide{some}' if place == 0 else 'And'}: {line}" for place, line in enumerate(lines))
     elif counts:
         yield f"They need more than {MANY} repeats more: measure longer, or on a quieter machine."
@@ -241,11 +249,14 @@ def _notes(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> Ite
     """Say what marks mean, what was not compared, and where the sides did other work."""
     if explained := marks(effects):
         yield Note(" ".join(explained))
-    if len(sides) > 1 and effects and not any(effect.paired for effect in effects):
-        yield Note("The sides did not run side by side, so other changes between them count as well.", "Careful")
-    flags = {plain(code) for _, c in rows for codes in c.doubts.values() for code in codes}
-    for _, who in _grouped(rows, lambda c: ["doubts"] * bool(c.doubts)):
-        yield Note(f"{' or '.join(sorted(flags))} on one side ({who}).", "Careful")
+    what = "sides" if len(sides) > 1 else "configurations"
+    tables = len(sides) == 1 and of_tables(sides[0].df).all()  # they do not say it
+    for _, who in _grouped(rows, lambda c: ["apart"] * (c.apart and bool(c.effects) and not tables)):
+        which = "" if who == "all" or len(rows) == 1 else f" ({who})"
+        yield Note(
+            f"The {what} did not run side by side, so other changes between them count as well{which}.", "Careful"
+        )
+    yield from _doubts(rows, within=len(sides) == 1)
     for status, who in _grouped(rows, lambda c: [c.status] * (c.status != "ok")):
         yield Note(f"{who} {why_ended(status, [c.reason for _, c in rows if c.status == status])}.", "Careful")
     refused = [(metric, why) for _, c in rows for metric, why in c.not_compared.items()]
@@ -261,6 +272,29 @@ def _notes(sides: Sequence[Side], rows: _Rows, effects: Sequence[Effect]) -> Ite
             " or ".join(dict.fromkeys(sides_)) for sides_ in zip(*(x[1:] for x in others if x[0] == what), strict=True)
         )
         yield Note(f"{what} {new} against {base} ({who}).", "Other work")
+
+
+def _doubts(rows: _Rows, *, within: bool) -> Iterator[Note]:
+    """Say which side alone has what may have made a difference too; `within` one suite the base is another configuration.
+
+    Of many rows with either side there is a summary, and each side as detail.
+    """
+    every = [(label, side, codes) for label, c in rows for side, codes in c.doubts.items()]
+    many = len(rows) > _FEW and len({side for _, side, _ in every}) > 1
+    if many:
+        for _, who in _grouped(rows, lambda c: ["doubts"] * bool(c.doubts)):
+            yield Note(f"new or base: {_codes(codes for *_, codes in every)} ({who}).", "Careful")
+    for side in ("candidate", "baseline"):
+        own = [(label, codes) for label, which, codes in every if which == side]
+        other, bases = within and side == "baseline", {label.base for label, _ in own}
+        name = plain(f"the {side}") + (f" ({''.join(bases)})" if other and len(bases) == 1 else "")
+        for _, who in grouped((label.title, [side] * (side in c.doubts)) for label, c in rows):
+            flags = _codes(codes for _, codes in own)
+            yield Note(f"{name} alone has {flags} ({'against ' * other}{who}).", "Careful", detail=many)
+
+
+def _codes(groups: Iterable[Sequence[str]]) -> str:
+    return " or ".join(sorted({plain(code) for codes in groups for code in codes}))
 
 
 def doubt_words(doubts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -289,8 +323,6 @@ def _evidence(sides: Sequence[Side], rows: _Rows, equivalence: float) -> Iterato
             "quality, the largest of memory, else geometric means.",
             detail=True,
         )
-    for doubt, who in _grouped(rows, lambda c: doubt_words(c.doubts)):
-        yield Note(f"{doubt} ({who}).", "Careful", detail=True)
     for flag, who in _grouped(rows, lambda c: c.flags):
         yield Note(f"{meaning(flag)} ({who}).", "Limit", detail=True)
 

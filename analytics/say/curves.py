@@ -61,7 +61,8 @@ def curves(law: ScalingFit, table: pd.DataFrame, devices: Sequence[int] | None =
             work = str(rows["work"][near[0].config_id]) if rows["work"].nunique() > 1 or not label else ""
             name = ", ".join(filter(None, (work, label)))
             name = f"{name} ({series.name})" if name in {curve.name for curve in found} else name
-            predictions = tuple(outlook(series, counts(series, devices), size.flops_per_sample))
+            outlooks = outlook(series, counts(series, devices), size.flops_per_sample)
+            predictions = tuple(one for one in outlooks if not one.refused)
             found.append(Curve(name, label or name, series, near, predictions))
     return found
 

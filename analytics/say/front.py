@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analytics.judge.advice import SOUND
 from analytics.judge.front import without_probes
-from analytics.runs.frame import IDENTITY, summary
+from analytics.runs.frame import IDENTITY, measured_commands, of_tables, summary
+from analytics.runs.selection import TOGETHER
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
-from analytics.say.names import joined, named, plain, ranged, repeat_command, spoken
+from analytics.say.names import joined, named, plain, ranged, repeat_command, run_again, spoken
 from analytics.say.search import change, unit_of
 from analytics.text import interval, number, percent, printable
 from bench.record import Status
+from bench.schema import COMMAND, program_of
 
 if TYPE_CHECKING:
     from analytics.judge.front import Front
@@ -29,6 +32,13 @@ BEST = {
     "memory": "least memory",
     "quality": "best quality",
 }
+_WEAK = {
+    "few_repeats": f"fewer than {SOUND} repeats",
+    "grade C": "figures of grade C",
+    "noisy_host": "a busy host",
+    "not_steady": "an unsteady speed",
+}
+"""Why no choice is sure."""
 _SURE, _CLEAR, _LIKELY = 0.95, 0.5, 0.25
 """From the first probability on a choice is sure, below the second it is none; from the third one of being on the front a
 configuration may well be."""
@@ -37,9 +47,10 @@ configuration may well be."""
 def document(front: Front) -> dict[str, Any]:
     """Return a front as JSON."""
     objectives = {o.name: {"column": o.column, "unit": o.unit} for o in front.objectives}
+    doubts = {"weak": front.weak, "apart": front.apart}
     rows = json.loads(front.table.to_json(orient="records", double_precision=15))
     head = {"work": front.work, "per": front.per, "objectives": objectives, "dropped": front.dropped}
-    return head | {"configurations": rows}
+    return head | doubts | {"configurations": rows}
 
 
 def blocks(fronts: Sequence[Front], runs: pd.DataFrame, store: str | None = None) -> Iterator[Block]:
@@ -48,15 +59,18 @@ def blocks(fronts: Sequence[Front], runs: pd.DataFrame, store: str | None = None
     words = dict(zip(map(tuple, table[identity].astype(str).to_numpy()), named(table).to_numpy(), strict=True))
     names = [[words[tuple(key)] for key in one.table[identity].astype(str).to_numpy()] for one in fronts]
     works = {id(one): texts[0][0] for one, texts in zip(fronts, names, strict=True)}
-    works = works if len({*works.values()}) == len(fronts) else {id(one): one.work for one in fronts}
+    works = works if len({*works.values()}) == len(fronts) else {id(one): spoken(one.work) for one in fronts}
     changes = {id(one): [text for _, text in texts] for one, texts in zip(fronts, names, strict=True)}
     shown = [one for one in fronts if len(one.table) > 1 and one.objectives]
     suites = sorted({str(suite) for one in fronts for suite in one.table["suite"].dropna()})
+    if all(len(one.table) == 1 for one in fronts) and any(one.objectives for one in fronts):
+        yield from _alone(fronts, suites, runs, store)
+        return
     yield Sentence(f"{printable(', '.join(suites), 200)}: {_what(shown)}", "title")
     for one in shown:
         head = f"{works[id(one)]}: " if len(fronts) > 1 else ""
         yield Sentence(head + answer(one, changes[id(one)]), "answer")
-    yield Sentence(_surer(shown, suites, store), "answer")
+    yield Sentence(_surer(shown, suites[0] if len(suites) == 1 else "", runs, store), "answer")
     few = works if len(fronts) > 1 else {}
     groups: dict[tuple[str, ...], list[Front]] = {}
     for one in shown:
@@ -64,9 +78,10 @@ def blocks(fronts: Sequence[Front], runs: pd.DataFrame, store: str | None = None
     for alike in groups.values():
         yield _table(alike, few, changes, alike[0].per if len(groups) > 1 else "")
     yield from notes(fronts, works)
-    if probes := without_probes(runs[runs["status"] == Status.OK])[1]:
-        yield Note(f"{probes} runs that were short probes of a search, which may be better.", "Left out")
-    yield Commands((command("pareto", *(suites if len(suites) == 1 else []), "--explain", store=store),))
+    yield from _probes(runs)
+    yield Commands(
+        (command("pareto", *(suites[0].split(TOGETHER) if len(suites) == 1 else []), "--explain", store=store),)
+    )
     yield from unnamed(store)
     for alike in groups.values():
         yield _table(alike, few, changes, f"All configurations, {alike[0].per}", detail=True)
@@ -77,17 +92,44 @@ def blocks(fronts: Sequence[Front], runs: pd.DataFrame, store: str | None = None
     )
 
 
-def _surer(fronts: Sequence[Front], suites: Sequence[str], store: str | None) -> str:
+def _probes(runs: pd.DataFrame) -> Iterator[Note]:
+    if probes := without_probes(runs[runs["status"] == Status.OK])[1]:
+        yield Note(f"{probes} runs that were short probes of a search, which may be better.", "Left out")
+
+
+def _alone(fronts: Sequence[Front], suites: Sequence[str], runs: pd.DataFrame, store: str | None) -> Iterator[Block]:
+    """Say that there is one configuration only, and how there are more to choose from."""
+    which = "this is one configuration" if len(fronts) == 1 else "each kind of work has one configuration"
+    yield Sentence(f"{printable(', '.join(suites), 200)}: {which}, so there is nothing to choose from", "title")
+    if of_tables(runs).all():
+        text = "Import rows of other configurations of the same work."
+    elif measured_commands(runs) and len(suites) > 1:
+        same = runs["workload_args.argv"].map(program_of).nunique() == 1
+        chosen = suites if same else ["NAME", "NAME"]
+        text = f"Name those that do the same work: {command('pareto', *chosen, store=store)}"
+    elif measured_commands(runs):
+        how = "Measure it on two devices or with other arguments, under another NAME"
+        text = f"{how}. Then: {command('pareto', *suites, 'NAME', store=store)}"
+    elif len(suites) > 1 or runs["workload"].eq(COMMAND).any():
+        text = "Give a field of the suite several values, such as devices: [1, 2]."
+    else:
+        text = f"For another one: {repeat_command(suites[0], runs, '--set', 'precision=[fp32, bf16]', store=store)}"
+    yield Sentence(text, "answer")
+    yield from _probes(runs)
+
+
+def _surer(fronts: Sequence[Front], suite: str, runs: pd.DataFrame, store: str | None) -> str:
     """Say what to do next: how to make the choice surer where it is not."""
     if not fronts:
         return "There is nothing to choose from."
     chances = [one.table[f"p_best_{o.name}"].max() for one in fronts for o in one.objectives]
     if any(math.isnan(chance) for chance in chances):
-        return "How sure that is cannot be said without repeats: set repeats to 3 or more."
-    if all(chance > _SURE for chance in chances):
+        more = run_again(suite, runs, 2, "--set", "repeats=3", store=store)
+        return f"How sure that is cannot be said without repeats: {more}"
+    if all(chance > _SURE for chance in chances) and not any(one.weak for one in fronts):
         return "The choice is sure: it holds in more than 95 % of draws."
     head = "To decide" if min(chances) < _CLEAR else "To be surer"
-    return f"{head}: {repeat_command(suites[0] if len(suites) == 1 else '', '--publish', store=store)}"
+    return f"{head}: {run_again(suite, runs, None, '--publish', store=store)}"
 
 
 def _what(fronts: Sequence[Front]) -> str:
@@ -115,7 +157,9 @@ def answer(one: Front, names: Sequence[str]) -> str:
             unclear.setdefault(close, []).append(objective.name)
             continue
         chance = _chance(chances.iloc[index])
-        titles.setdefault(index, []).append(objective.name + f" ({chance} sure)" * bool(chance))
+        titles.setdefault(index, []).append(
+            objective.name + f" ({chance} {'of draws' if one.weak else 'sure'})" * bool(chance)
+        )
     if len(titles) > 1 or (titles and unclear):
         titles.setdefault(int(one.table.index[one.table["knee"]][0]), []).append("balance (the knee)")
     parts = [f"{names[index]} for {joined(words)}" for index, words in titles.items()]
@@ -183,11 +227,18 @@ def notes(fronts: Sequence[Front], works: Mapping[int, str]) -> Iterator[Note]:
     """Say what is estimated, what ran once, and what is left out; `works` names the kind of work of a front by its id."""
     count = sum(len(one.table) for one in fronts)
     if count > (once := sum(int((one.table["repeats"] < 2).sum()) for one in fronts)) > 0:
-        yield Note(f"{once} of {count} configurations ran once, so their spread is unknown: give repeats of 3 or more.")
+        yield Note(f"{once} of {count} configurations ran once, so their spread is unknown.")
     if estimated := dict.fromkeys(name for one in fronts for name in one.estimated):
         yield Note(f"~ {' and '.join(estimated)}: estimated, not measured.")
     for note in dict.fromkeys(note for one in fronts for note in one.notes):
         yield Note(f"{note}.", "Careful")
+    chosen = [one for one in fronts if len(one.table) > 1]
+    if doubts := [text for code, text in _WEAK.items() if any(code in one.weak for one in chosen)]:
+        yield Note(f"No choice is sure: {joined(doubts)}.", "Careful")
+    if any(one.apart for one in chosen):
+        yield Note(
+            "The configurations did not run side by side, so other changes between them count as well.", "Careful"
+        )
     reasons: dict[str, list[str]] = {}
     for one in fronts:
         for name, reason in one.dropped.items():
@@ -195,7 +246,8 @@ def notes(fronts: Sequence[Front], works: Mapping[int, str]) -> Iterator[Note]:
     for name, texts in reasons.items():
         for reason in ranged(texts):
             yield Note(f"{name}: {plain(reason)}.", "Left out")
-    if alone := [works[id(one)] for one in fronts if len(one.table) == 1]:
+    alone = [works[id(one)] for one in fronts if len(one.table) == 1]
+    if 0 < len(alone) < len(fronts):
         yield Note(f"{printable(', '.join(alone), 300)}.", "Nothing to choose, with one configuration")
 
 

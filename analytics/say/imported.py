@@ -14,13 +14,19 @@ _FEW = 10
 _SHOWN = 3
 
 
-def blocks(table: Imported, logged: int | None) -> Iterator[Block]:
-    """Describe an imported table; `logged` rows were new in the store, None where nothing was written."""
+def blocks(table: Imported, logged: int | None, namesakes: int = 0) -> Iterator[Block]:
+    """Describe an imported table; `logged` rows were new in the store, None where nothing was written.
+
+    So many `namesakes` are runs that the store has under the same name.
+    """
     of = f"{len(table.rows)} of {counted(len(table.rows) + len(table.refused), 'row')}"
     if logged is None:
         yield Sentence(f"{table.suite}: {of} can be imported; nothing was written", "title")
     else:
         yield Sentence(f"{table.suite}: {of} imported, {logged} of them new", "title")
+    if namesakes:
+        others = f"{table.suite} is also the name of {counted(namesakes, 'other run')}"
+        yield Sentence(f"{others}. bench fit shows the newest execution only: --suite NAME keeps them apart.", "answer")
     left_out = [f"line {line} is left out: {printable(reason, 200)}" for line, reason in table.refused[:_FEW]]
     if len(table.refused) > _FEW:
         left_out.append(f"and {counted(len(table.refused) - _FEW, 'more line')} (--json lists them)")

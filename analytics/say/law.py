@@ -8,10 +8,10 @@ import pandas as pd
 
 from analytics.judge.stats import LOSS, REACH
 from analytics.law import law as laws
-from analytics.law.outlook import PARTS, Outlook, outlook
+from analytics.law.outlook import CONTRADICTED, PARTS, Outlook, outlook
 from analytics.law.series import SERIES, Host, SeriesFit, Unit
 from analytics.say.blocks import Block, Note, Sentence, Table
-from analytics.say.names import spoken, word
+from analytics.say.names import grouped, spoken, word
 from analytics.text import devices_words, number, percent, scale, written
 
 FLAGS = {
@@ -26,7 +26,9 @@ FLAGS = {
     "one_configuration": "only one configuration was measured, so the error of the law is unknown",
     "work_and_devices_confounded": "larger models ran on more devices, so the effects of size and of devices on v cannot be "
     "separated",
-    "law_misses_measured": "the runs vary so much that the law misses their mean by more than 15 %: it is mostly assumed",
+    "law_misses_measured": "the repeats vary so much that the law misses their mean by more than 15 %: it rests mostly on "
+    "typical values",
+    CONTRADICTED: "the law contradicts the measured efficiency",
     "some_without_repeats": "some configurations ran only once, so their noise is unknown",
 }
 
@@ -109,7 +111,7 @@ def prediction_blocks(
 
     `models` are the names of kinds of work by FLOP of a sample.
     """
-    rows, limits, details = [], dict[str, None](), list[str]()
+    rows, limits, details = [], list[tuple[str, list[str]]](), list[str]()
     sizes = [
         (
             ", ".join(filter(None, (model_of(size.flops_per_sample, models) * _several(series, models), name))),
@@ -120,25 +122,35 @@ def prediction_blocks(
         for size in one.by_work
     ]
     for name, one, size in sizes if devices else ():
+        label = [name] * (len(sizes) > 1)  # a single series needs no name
         predicted = outlook(one, devices, size.flops_per_sample)
+        if predicted[0].refused:
+            yield Note(": ".join([*label, _refusal(one, size.flops_per_sample)]), "Not predicted")
+            continue
         details += [f"{name}: {text}" for text in (*time_sentences(predicted[-1]), *unidentified(one))]
         for prediction in predicted:
-            words = flag_words(prediction.flags, one.host)
-            limits |= dict.fromkeys(words)
-            marks = "".join(chr(ord("a") + [*limits].index(text)) for text in words)
+            place = ", ".join([*label, devices_words(prediction.devices)])
+            limits.append((place, flag_words(prediction.flags, one.host)))
             figures = written(prediction.samples_per_second), written(prediction.efficiency.times(100), "%")
-            rows.append((name, f"{prediction.devices:,}", *figures, f"({marks})" if marks else ""))
+            rows.append((name, f"{prediction.devices:,}", *figures))
     if rows:
-        first = int(len(sizes) == 1)  # a single series needs no name
+        first = int(len(sizes) == 1)
         speed = " or ".join(dict.fromkeys("tokens/s" if one.unit == "tokens" else "samples/s" for one in series))
-        columns, cells = (
-            ("series", "devices", speed, "efficiency", "limits")[first:],
-            tuple(r[first:] for r in rows),
-        )
-        yield Table("Predicted by the law of scaling, 80 % intervals", columns, cells, words=("limits",))
+        columns = ("series", "devices", speed, "efficiency")[first:]
+        yield Table("Predicted by the law of scaling, 80 % intervals", columns, tuple(row[first:] for row in rows))
         yield from (Sentence(text, detail=True) for text in details)
-    if limits:
-        yield Note("; ".join(f"({chr(ord('a') + place)}) {text}" for place, text in enumerate(limits)), "Limits")
+    if texts := [f"{text} ({who})" if len(limits) > 1 else text for text, who in grouped(limits)]:
+        yield Note("; ".join(texts), "Limits")
+
+
+def _refusal(fit: SeriesFit, work: float) -> str:
+    """Say which measurement a law contradicts, so that nothing is predicted by it."""
+    here = [point for point in fit.efficiency if same_work(point.flops_per_sample, work)]
+    kept = (
+        f"each of {devices_words(point.devices)} keeps {written(point.times(100), '%')} of its speed" for point in here
+    )
+    measured = "; ".join(kept) or "the speeds differ between numbers of devices"
+    return f"{measured}, and the fitted law contradicts that. Find the cause, or measure again on a quiet machine."
 
 
 def series_sentences(fit: SeriesFit) -> list[str]:

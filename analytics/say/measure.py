@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -10,13 +11,12 @@ import pandas as pd
 from analytics.runs.frame import latest_execution
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.text import interval, number, percent, printable, scale
-from bench.figures.flags import COVERED, grade, meaning
+from bench.figures.flags import COVERED, STEP_FLAGS, grade, meaning
 from bench.figures.metrics import OWN, metrics, missing_components, split_energy, systematic, window
 from bench.figures.regions import region_name
-from bench.record import EnergyReading, Observation, RunRecord, Status
-from bench.schema import MEASURE, program_name
+from bench.record import WANDB, EnergyReading, Observation, RunRecord, Status
+from bench.schema import MEASURE, program_of
 from bench.workloads.formats import TITLES
-from bench.workloads.printed import FLAGS as STEPS
 
 _COMPONENTS = {"gpu": "GPU", "cpu": "CPU", "dram": "memory", "node": "machine"}
 _PHASES = {"start": "start-up", "warmup": "warm-up", "steady": "measured steps", "tail": "end"}
@@ -36,14 +36,13 @@ def blocks(record: RunRecord) -> Iterator[Block]:
     if record.partial is not None:
         yield Sentence("Figures are of what it did until then.", "answer")
     if record.grade is not None:
-        flags = sorted(record.flags, key=lambda flag: (flag in STEPS, grade([flag])), reverse=True)
+        flags = sorted(record.flags, key=lambda flag: (flag in STEP_FLAGS, grade([flag])), reverse=True)
         limits = [re.split("[:;]", meaning(flag))[0] for flag in flags]
         more = [f"and {len(limits) - _NAMED} more (--explain)"] if len(limits) > _NAMED else []
         text = "; ".join([*limits[:_NAMED], *more])
         yield Sentence(f"Grade {record.grade}: {text}." if text else f"Grade {record.grade}.", "answer")
     source = record.measurement.step_source if record.measurement is not None else None
-    if record.measurement is not None and not record.measurement.steps:
-        yield Sentence(_NO_STEPS, "answer")
+    yield from _without_steps(record)
     yield from _unmatched(record)
     rows = (*_energy(record), *_place(record), *_steps(record, figures, _SOURCES.get(source or "", "")))
     if rows:
@@ -56,13 +55,16 @@ def blocks(record: RunRecord) -> Iterator[Block]:
             yield Note(
                 f"{which} was read for {percent(reading.coverage)} of the time: all sums are too low.", "Careful"
             )
+    if record.measurement is not None and (ids := record.measurement.notes.get(WANDB)):
+        yield Note(f"{printable(ids, 200)}, which the script has made.", "Run in W&B")
     yield from (Sentence(meaning(flag), detail=True) for flag in record.flags)
 
 
 def next_steps(record: RunRecord, runs: pd.DataFrame, store: str | None) -> Iterator[Block]:
     """Yield the commands to go on with. `runs` are those of the store.
 
-    Another name is compared if both have one command each, of one program, on other devices or with other arguments.
+    Another name is compared if both have one command each, of one program, on other devices or with other arguments, and
+    both ran to their end or both were ended after a while.
     """
     suite = record.suite
     lines: list[tuple[str, ...]] = [("report", suite, "-o", f"{suite}.html")]
@@ -74,11 +76,15 @@ def next_steps(record: RunRecord, runs: pd.DataFrame, store: str | None) -> Iter
     last = last[[bool(alone[name]) for name in last.index]]
     others = last.drop(index=suite, errors="ignore")
     if suite in last.index:
-        same = others["workload_args.argv"].map(program_name) == program_name(last["workload_args.argv"][suite])
-        others = others[same.astype(bool) & (others["config_id"] != last["config_id"][suite])]
+        same = others["workload_args.argv"].map(program_of) == program_of(last["workload_args.argv"][suite])
+        whole = last[["measure_seconds", "measure_steps"]].isna().all(axis=1)
+        same = same.astype(bool) & (whole[others.index] == whole[suite])
+        others = others[same & (others["config_id"] != last["config_id"][suite])]
         lines.insert(0, ("compare", str(others.index[-1]), suite) if len(others) else ("fit", suite))
     elif several:
         lines.insert(0, ("compare", suite))
+    if record.status is not Status.OK and suite not in last.index and not several:
+        return  # nothing ended well
     if record.status is Status.OK and not several and (suite not in last.index or others.empty):
         other = "two devices" if record.device_count < 2 else "one device"
         yield Note(
@@ -86,6 +92,38 @@ def next_steps(record: RunRecord, runs: pd.DataFrame, store: str | None) -> Iter
         )
     yield Commands(tuple(command(*line, store=store) for line in lines))
     yield from unnamed(store)
+
+
+def _without_steps(record: RunRecord) -> Iterator[Sentence]:
+    """Yield why throughput is not known, and what to give; the pattern that would count the lines of the output."""
+    measured = record.measurement
+    if measured is None:
+        if record.error is not None and record.partial is None:
+            yield Sentence("It failed before a step was measured.", "answer")
+        return
+    if measured.steps:
+        return
+    if "step_pattern" in record.spec.workload_args:
+        unmatched, doubts = "no_line_matched" in measured.step_flags, set(measured.step_flags) & {*STEP_FLAGS}
+        why = (
+            "matches no line"
+            if unmatched
+            else "counts too few steps"
+            if not doubts
+            else "gives no steps, as said above"
+        )
+        yield Sentence(f"Throughput is unknown: the step pattern {why}.", "answer")
+    elif offer := measured.notes.get("pattern_offered"):
+        example = printable(measured.notes.get("pattern_example", ""), 120)
+        yield Sentence(
+            f"Throughput is unknown, but lines such as {example!r} count steps. To read them: "
+            f"--step-pattern {shlex.quote(printable(offer, 120))}",
+            "answer",
+        )
+        if "epoch" in str(offer).lower():
+            yield Sentence("A step is then an epoch.", "answer")
+    else:
+        yield Sentence(_NO_STEPS, "answer")
 
 
 def _unmatched(record: RunRecord) -> Iterator[Note]:

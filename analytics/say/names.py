@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analytics.quantities import CATALOGUE, quantity
-from analytics.runs.frame import piece, telling, work_arguments
+from analytics.runs.frame import measured_commands, of_tables, piece, telling, work_arguments
+from analytics.runs.recost import sites
 from analytics.runs.selection import TOGETHER
 from analytics.say.blocks import command
-from analytics.text import interval, printable, scale
+from analytics.text import counted, interval, printable, scale
+from bench.errors import UserError
 from bench.figures.flags import PUBLISH_REPEATS, PUBLISH_SECONDS
 from bench.record import Status
 from bench.schema import AXES, COMMAND, MEASURE, program_name
+from bench.suites.load import SITE_OPTIONS, load_suite
 from bench.workloads.command import CommandArgs
 
 _NAMED = ("preset", "architecture", "pretrained", "objective", "data", "text", "mix", "argv", "name")
@@ -202,13 +206,54 @@ def spoken(text: str) -> str:
     return _FIELD.sub(lambda field: word(_SHORT.get(field[1], field[1]), field[2]), text)
 
 
-def repeat_command(suite: object, *options: str, store: str | None = None, file: str | None = None) -> str:
-    """Return the command that runs a suite with options, or say so where its file does not lie in its place.
+def repeat_command(
+    suite: object, runs: pd.DataFrame, *options: str, store: str | None = None, file: str | None = None
+) -> str:
+    """Return the command that runs a suite with options at the site of its `runs`, or say so where its file is not in place.
 
     Suites of `bench measure` have no file: see `measured_again`.
     """
     path = Path(file or f"suites/{suite}.yaml")
-    return command("run", str(path), *options, store=store) if path.is_file() else f"run it with {' '.join(options)}"
+    if not path.is_file():
+        return f"run it with {' '.join(options)}"
+    own: dict[str, Any] = {}
+    with suppress(UserError, OSError):
+        own = load_suite(path).model_dump()
+    return command("run", str(path), *options, *site_words(runs, own), store=store)
+
+
+def site_words(runs: pd.DataFrame, own: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the options of region, PUE and prices that runs have, but for those of a suite (`own`).
+
+    A field is left out where runs disagree on it, and all prices where some rented their devices and others owned them.
+    """
+    values = {field: {site[field] for site in sites(runs) if field in site} for field in SITE_OPTIONS}
+    prices = [field for field in values if field.startswith("usd") and values[field]]
+    mixed = any(len(values[field]) > 1 for field in prices) or ("usd_per_device_hour" in prices and len(prices) > 1)
+    words: list[str] = []
+    for field, of_runs in values.items():
+        if len(of_runs) != 1 or (mixed and field not in ("region", "pue")) or of_runs == {(own or {}).get(field)}:
+            continue
+        text = _typed(next(iter(of_runs)))
+        factor = text.endswith(" g/kWh")
+        words += ["--carbon-intensity", text.replace(" g/kWh", "g")] if factor else [SITE_OPTIONS[field], text]
+    return words
+
+
+def run_again(
+    suite: object,
+    runs: pd.DataFrame,
+    repeats: int | None,
+    *options: str,
+    store: str | None = None,
+    file: str | None = None,
+) -> str:
+    """Say how runs of a suite are repeated so many times more, or with options, by what they are."""
+    if of_tables(runs).all():
+        return f"import a table with {counted(repeats or PUBLISH_REPEATS, 'more row')} of each configuration"
+    if measured_commands(runs):
+        return measured_again(repeats)
+    return repeat_command(suite, runs, *options, store=store, file=file)
 
 
 def measured_again(repeats: int | None = None) -> str:
@@ -220,13 +265,17 @@ def measured_again(repeats: int | None = None) -> str:
 
 def measure_commands(sides: Iterable[pd.DataFrame], repeats: int, store: str | None = None) -> list[str]:
     """Return the commands that add so many repeats to names of `bench measure`; nothing where one is unknown, or of many."""
-    rows = [row for side in sides for _, row in side.drop_duplicates(["suite", "config_id"], keep="last").iterrows()]
-    lines = [_measure_command(row, repeats, store) for row in rows]
+    parts = [runs for side in sides for _, runs in side.groupby(["suite", "config_id"], sort=False)]
+    lines = [_measure_command(runs, repeats, store) for runs in parts]
     return list(dict.fromkeys(lines)) if len(lines) <= _COMMANDS and all(lines) else []
 
 
-def _measure_command(row: pd.Series, repeats: int, store: str | None) -> str:
-    """Return the command that measured a run; nothing for one without a name, or with words that were not kept."""
+def _measure_command(runs: pd.DataFrame, repeats: int, store: str | None) -> str:
+    """Return the command that measured the last of some runs, at the site of all.
+
+    Nothing for one without a name, or with words that were not kept.
+    """
+    row = runs.iloc[-1]
     argv, suite = str(row["workload_args.argv"]), str(row["suite"])
     fields = {flag: row.get(name) for name, flag in _MEASURE_FLAGS.items()}
     own = [name for name in map(str, row.index) if name.startswith("workload_args.") and name not in _COMMAND_FIELDS]
@@ -240,6 +289,7 @@ def _measure_command(row: pd.Series, repeats: int, store: str | None) -> str:
     words += ["--no-hooks"] * (str(row.get("workload_args.hooks")) == "False")
     for name in own:
         words += ["--set", f"{name.partition('.')[2]}={_typed(row[name])}"] if pd.notna(row[name]) else []
+    words += site_words(runs)
     known = suite != MEASURE and TOGETHER not in suite and printable(argv, 1000) == argv
     if not known or "***" in " ".join((argv, *words)):
         return ""

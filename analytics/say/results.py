@@ -12,10 +12,10 @@ from analytics.interval import Interval
 from analytics.judge.comparable import unequal_training
 from analytics.judge.compare import COSTS, Comparison
 from analytics.judge.matched import Change, flagged
-from analytics.law.outlook import outlook
-from analytics.law.series import fit
+from analytics.law.outlook import CONTRADICTED, contradictions, outlook
+from analytics.law.series import SeriesFit, fit
 from analytics.quantities import quantity
-from analytics.runs.frame import measured_commands
+from analytics.runs.frame import of_tables
 from analytics.runs.selection import TOGETHER
 from analytics.say import answer
 from analytics.say.advice import option_words
@@ -26,10 +26,9 @@ from analytics.say.names import (
     START,
     full_names,
     grouped,
-    measured_again,
     metric_name,
     named,
-    repeat_command,
+    run_again,
     spoken,
     why_ended,
 )
@@ -88,8 +87,14 @@ def results(
     """
     executions = answer.find(df)
     blocks = [block for found in executions for block in execution_blocks(found, devices, suite_file, store)]
-    fitted = any(found.law.series for found in executions)
-    return [*blocks, *notes, *_next(df, store, fitted=fitted and not devices), *unnamed(store)]
+    several = not devices and df["devices"].nunique() > 1
+    fitted = several and any(_predicts(one) for found in executions for one in found.law.series)
+    return [*blocks, *notes, *_next(df, store, fitted=fitted), *unnamed(store)]
+
+
+def _predicts(series: SeriesFit) -> bool:
+    """Whether the law of a series predicts, as it does not contradict what was measured."""
+    return CONTRADICTED not in contradictions(series.law(), series.observations())
 
 
 def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]]:
@@ -111,7 +116,7 @@ def execution_blocks(
     if len(own):
         unequal = unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs) is not None
         yield results_table(own, names, unequal=unequal, steps=found.steps)
-        yield from map(Note, filter(None, ["; ".join(_under(own)), _marks(found)]))
+        yield from map(Note, filter(None, [" ".join(_under(own)), _marks(found)]))
         yield from (*served(own, full_names(names)), *to_target(own, full_names(names)))
     if found.tested:
         yield from law_blocks(found.law.series, found.models)
@@ -157,7 +162,7 @@ def answers(found: Found) -> Iterator[str]:
     lines = [line for change in changes if (line := change_sentence(change, words))]
     texts = [_undecided(change) for change in changes if not change_sentence(change, words)]
     if texts:
-        more = " (+3: three more repeats of each should decide)" if "+" in " ".join(texts) else ""
+        more = " (+N: N more repeats of each should decide)" if "+" in " ".join(texts) else ""
         lines = [*lines[:_MOST_ANSWERS], f"Faster? Not decided yet{more}: {'; '.join(texts[:_MOST_ANSWERS])}."]
     yield from lines[: _MOST_ANSWERS + 1] or _alone(found.own, found.names)
 
@@ -295,10 +300,10 @@ def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterat
     few = [count for count in counts if count is not None and count <= MANY] if len(own) > 1 else []
     few = [2] if once else few
     if few or quick:
-        aim, options = "To decide" if few else "To publish", ["--publish"]
+        aim, options = ("To decide" if len(own) > 1 else "For intervals") if few else "To publish", ["--publish"]
         options = ["--set", f"repeats={own['repeats'].max() + max(few)}"] if few else options
-        how = repeat_command(found.runs["suite"].iloc[0], *options, store=store, file=suite_file)
-        yield f"{aim}: {measured_again(max(few, default=None)) if measured_commands(found.runs) else how}"
+        suite, more = found.runs["suite"].iloc[0], max(few, default=None)
+        yield f"{aim}: {run_again(suite, found.runs, more, *options, store=store, file=suite_file)}"
 
 
 def _marks(found: Found) -> str:
@@ -314,33 +319,33 @@ def _marks(found: Found) -> str:
 def _under(own: pd.DataFrame) -> Iterator[str]:
     """Explain the marks of the table of results, and what is missing in it."""
     measured, estimated = own["energy_joules"].notna(), own["run_energy_joules_estimated"].notna()
-    theirs = bool(imported(own).all())
+    theirs, flags = bool(of_tables(own).all()), " ".join(own["flags"].fillna(""))
     if (~measured & estimated).any():
         yield (
-            "~ estimated, as the file says"
+            "~ estimated, as the file says."
             if theirs
-            else "~ estimated by CodeCarbon; no meter could be read (bench doctor)"
+            else "~ estimated by CodeCarbon, as no meter could be read (bench doctor)."
         )
     elif not measured.all() and not theirs:
-        yield "no energy: no meter could be read (bench doctor)"
+        yield "No energy: no meter could be read (bench doctor)."
     missing_parts = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})
     if missing_parts:
-        yield f"energy lacks {' and '.join(missing_parts)}, which could not be measured (bench doctor)"
-    if (measured | estimated).any() and own["emissions_kg"].isna().all():
-        yield "carbon: name a region (bench report --region FR)"
-    if own["cost_usd"].isna().all() and not theirs:
-        yield "cost: give a price (bench report --price 2.10)"
-
-
-def imported(rows: pd.DataFrame) -> pd.Series:
-    """Say of each row whether its figures come from a file of others."""
-    return rows["flags"].str.contains(r"\bimported\b", na=False)
+        yield f"Energy lacks {' and '.join(missing_parts)}, which could not be measured (bench doctor)."
+    if (
+        (measured | estimated).any()
+        and own["emissions_kg"].isna().all()
+        and not theirs
+        and "carbon_differs" not in flags
+    ):
+        yield "Carbon: name a region (bench report --region FR)."
+    if own["cost_usd"].isna().all() and not theirs and "costs_differ" not in flags:
+        yield "Cost: give a price (bench report --price 2.10)."
 
 
 def _unfitted(runs: pd.DataFrame) -> str:
     what = "No law is fitted" if runs["samples_per_second"].notna().any() else "Nothing is predicted"
     give = " Import them with flops_per_sample, or with parameters and sequence_length."
-    return f"{what}: the work of a sample (FLOP) is unknown.{give if imported(runs).all() else ''}"
+    return f"{what}: the work of a sample (FLOP) is unknown.{give if of_tables(runs).all() else ''}"
 
 
 def _careful(own: pd.DataFrame, names: pd.DataFrame) -> str:
@@ -428,7 +433,7 @@ def _limits(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[str]:
 
 
 def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Commands]:
-    """Return three commands to go on with."""
+    """Yield three commands to go on with, or fewer."""
     suites = list(dict.fromkeys(df["suite"].dropna()))
     if len(suites) != 1 or not (df["status"] == Status.OK).any():
         return
@@ -440,6 +445,6 @@ def _next(df: pd.DataFrame, store: str | None, *, fitted: bool) -> Iterator[Comm
         both = [("compare", *names)] if len(names) == 2 else []
         yield Commands(tuple(command(*line, store=store) for line in ([more] if fitted else []) + both))
         return
-    several = ("compare" if df["config_id"].nunique() > 1 else "fit", suite)
-    lines = [more if df["devices"].nunique() > 1 and fitted else several, ("advise", suite)]
-    yield Commands(tuple(command(*line, store=store) for line in (*lines, ("report", suite, "-o", f"{suite}.html"))))
+    first = [more] if fitted else [("compare", suite)] * (df["config_id"].nunique() > 1)
+    lines = (*first, ("advise", suite), ("report", suite, "-o", f"{suite}.html"))
+    yield Commands(tuple(command(*line, store=store) for line in lines))

@@ -128,19 +128,18 @@ _SHORT = {"equivalent": "same", "cannot tell": "undecided"}
 
 
 def verdict_cell(effect: Effect) -> str:
-    """Print a verdict in short, `?` where it is undecided; `?+3` where 3 more repeats should tell.
+    """Print a verdict in short: `undecided +3` where 3 more repeats should tell.
 
     `probably` says no way where the ratio beside it does.
     """
-    text, more = verdict(effect).replace("undecided", "?"), effect.more_repeats
-    text = text.removesuffix(" better").removesuffix(" worse")
-    return text if more is None or more > MANY else f"{text} +{more}".replace("? ", "?")
+    text, more = verdict(effect).removesuffix(" better").removesuffix(" worse"), effect.more_repeats
+    return text if more is None or more > MANY else f"{text} +{more}"
 
 
 def marks(effects: Iterable[Effect]) -> list[str]:
     """Say what the verdicts of a table mean that are none yet, and which figures are estimated."""
     effects = list(effects)
-    out = ["?+3: undecided; 3 more repeats should tell."] * any(effect.more_repeats for effect in effects)
+    out = ["+N: N more repeats should tell."] * any(0 < (effect.more_repeats or 0) <= MANY for effect in effects)
     likely = [chance_words(effect.among for effect in effects)] * any(effect.probably for effect in effects)
     return out + likely + ["~ estimated."] * any(quantity(effect.metric).estimated for effect in effects)
 

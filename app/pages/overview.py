@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +29,7 @@ _NUMBERS = r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*"
 """What differs between messages that say the same."""
 _COSTS = ("rental", "owned")
 _REMEDIES = {
-    Status.OUT_OF_MEMORY: "Try half the batch, precision bf16 or memory recompute.",
+    Status.OUT_OF_MEMORY: "Try half the batch, bf16, or recomputed activations.",
     Status.TIMEOUT: "Raise timeout_seconds, or read at the end of its worker.log where it was at the limit.",
     Status.INVALID: "Its figures cannot be right, so none is kept: is the learning rate too high, or the precision too low?",
     Status.FAILED: "Its worker.log, in the folder of the run, says more. Mend that, then repeat the command with --retry.",
@@ -104,26 +105,37 @@ def _mean(rates: tuple[float, ...]) -> Interval:
 
 
 def trends(df: pd.DataFrame) -> Figure:
-    """Return the figure of the throughput of each of the newest suites over its executions, in samples/s.
+    """Return the figure of the throughput of each of the newest suites over its executions.
 
-    It is that of one configuration, so that points can be compared: the one that ran in most executions, of several the
-    fastest. Points have an interval from three repeats on.
+    It is that of one configuration on one machine, so that points can be compared: the one that ran in most executions, of
+    several the fastest. Of one suite it is in samples/s. Samples of several suites are unlike things, so each is a multiple
+    of its own first execution, and has two or more. Points have an interval from three repeats on.
     """
     known, groups = _timed(df), list[Group]()
     newest = known.groupby("suite")["started_at"].max().sort_values(ascending=False, kind="stable")
     for suite in newest.index[:SHOWN]:
         runs = known[known["suite"] == suite]
-        ran = runs.groupby("config_id")[["execution", "samples_per_second"]]
+        where = runs[["config_id", "host", "device_name"]].astype("str").fillna("").agg("\0".join, axis=1)
+        ran = runs.groupby(where)[["execution", "samples_per_second"]]
         order = ran.agg({"execution": "nunique", "samples_per_second": "mean"})
         chosen = order.sort_values(["execution", "samples_per_second"]).index[-1:]
         marks = []
-        for _, own in runs[runs["config_id"].isin(chosen)].groupby("execution"):
+        for _, own in runs[where.isin(chosen)].groupby("execution"):
             mean = _mean(tuple(own["samples_per_second"]))
             low, high = (mean.low, mean.high) if len(own) > 2 else (None, None)
             marks.append(Mark(suite, mean.value, low, high, own["started_at"].min().timestamp() / 86400))
         marks.sort(key=lambda mark: mark.x)
+        if len(newest) > 1:
+            marks = [_multiple(mark, marks[0].value) for mark in marks] if len(marks) > 1 else []
         groups += [Group(suite, tuple(marks), tuple((mark.x, mark.value) for mark in marks))] if marks else []
-    return Figure("Throughput by suite", "samples/s", tuple(groups), "time (UTC)")
+    axis = "samples/s, multiple of the first execution" if len(newest) > 1 else "samples/s"
+    return Figure("Throughput by suite", axis, tuple(groups), "time (UTC)")
+
+
+def _multiple(mark: Mark, first: float) -> Mark:
+    """Return a mark as a multiple of the first one of its suite."""
+    low, high = (None if end is None else end / first for end in (mark.low, mark.high))
+    return replace(mark, value=mark.value / first, low=low, high=high)
 
 
 def taken(table: pd.DataFrame, columns: dict[str, str], axis: str, factor: float = 1.0) -> Figure:
@@ -234,7 +246,7 @@ def _figures(shown: dict[str, Figure]) -> None:
             page.picture(figure, heading.split()[0].lower())
             if figure.along:
                 st.caption(
-                    "A point is an execution, of the configuration that ran in most of its suite; 95 % intervals."
+                    "A point is an execution: of the configuration and machine with most executions. Bars: 95 % intervals."
                 )
 
 

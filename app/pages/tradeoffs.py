@@ -196,7 +196,7 @@ def _again(run: dict[Any, Any], df: pd.DataFrame) -> None:
         return
     page.code("bench run again.yaml")
     page.download("Download again.yaml", yamlfile.write(suite), "again.yaml", "application/yaml")
-    if pd.notna(run["cost_usd"]) and "usd_per_device_hour" not in suite:
+    if pd.notna(run["cost_usd"]) and not any(name.startswith("usd_") for name in suite):
         st.caption("The file names no price: add `--electricity-price`, or `--capital-price`, as for the first run.")
 
 

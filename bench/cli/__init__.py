@@ -76,8 +76,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Measure how training scales, and what it takes in time, energy, carbon and money.
 
-    Start with `bench doctor`, then `bench run suites/scaling.yaml`. `bench help VERB` explains a verb, and
-    `bench help terms` the words of an answer.
+    For your own script: `bench measure -- python train.py`. For a ready suite: `bench run suites/scaling.yaml`, after
+    `bench doctor`. `bench help VERB` explains a verb, and `bench help terms` the words of an answer.
     """
 
 

@@ -6,23 +6,24 @@ from typing import Any
 
 import click
 
-from bench.cli.options import explain_option, json_option, print_answer, print_json, selection_options
+from bench.cli.options import explain_option, json_option, print_answer, print_json, several_selection_options
 
 
 @click.command()
-@selection_options
+@several_selection_options
 @explain_option
 @json_option
 def advise(as_json: bool, explain: bool, **selection: Any) -> None:
     """Recommend what to change after the runs of SUITE: at most ten sentences, each with its gain and condition.
 
-    SUITE is a name; without it, there is advice for each suite in the store. --explain adds the evidence.
+    SUITE is a name; without it, there is advice for each suite in the store. Several names of `bench measure` are advised on
+    as one. --explain adds the evidence.
     """
     from analytics.runs.frame import frame
-    from analytics.runs.selection import select
+    from analytics.runs.selection import together
     from analytics.say.advice import blocks, document
 
-    df = frame(select(**selection))
+    df = frame(together(**selection))
     if as_json:
         print_json(document(df))
     else:

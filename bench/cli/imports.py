@@ -19,7 +19,8 @@ from bench.errors import UserError
     "maps",
     multiple=True,
     metavar="COLUMN=NAME[:FACTOR]",
-    help="Map a column of FILE to a name of wattbench; step_ms=step_seconds:0.001 also converts it. Can be repeated.",
+    help="Map a column of FILE to a name of wattbench; step_ms=step_seconds:0.001 also converts it, and "
+    "COLUMN= leaves it out. Can be repeated.",
 )
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a value for all rows.")
 @click.option(
@@ -40,23 +41,23 @@ def import_(
     Columns are used by their names and units: devices, GPUs, tok/s, step time (ms). What is not sure is listed: map it with
     --map. Each row needs devices, and a speed, a duration or an energy. Other rows are left out and listed.
     """
-    from analytics.runs.imported import imported, keep, suite_of
+    from analytics.runs.imported import imported, keep, namesakes, suite_of
     from analytics.say.blocks import Commands, command, unnamed
     from analytics.say.imported import blocks
 
     table = imported(file, suite=suite_of(file, suite), **naming)
-    logged = None
+    others, logged = namesakes(table, store), None
     if table.rows and not dry_run:
         click.echo(f"logging {len(table.rows)} runs ...", err=True)
         logged = keep(table, runs, store)
     if as_json:
-        print_json({**asdict(table), "logged": logged})
+        print_json({**asdict(table), "logged": logged, "namesakes": others})
     else:
         pairs = [("--map", text) for text in naming["maps"]] + [("--set", text) for text in naming["settings"]]
         pairs += [("--decimal", naming["decimal"])] * (naming["decimal"] is not None)
         pairs += [("--suite", suite)] * (suite is not None) + [("--runs", str(runs))] * (runs != Path("runs"))
         really = command("import", str(file), *(word for pair in pairs for word in pair), store=store)
         following = really if logged is None else command("fit", table.suite, store=store)
-        print_blocks([*blocks(table, logged), Commands((following,) * bool(table.rows)), *unnamed(store)])
+        print_blocks([*blocks(table, logged, others), Commands((following,) * bool(table.rows)), *unnamed(store)])
     if not table.rows:
         raise UserError(f"no row of {file} can be used, so nothing was imported")

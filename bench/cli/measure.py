@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals as Signal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from bench.cli import options as shared
 from bench.cli.progress import LiveLine
+from bench.cli.sync import tell_left
 from bench.errors import BadValue
 from bench.figures.metrics import headline
 from bench.figures.regions import intensity
-from bench.folder import EXIT, OWN_RUNS, RECORD, Exit
+from bench.folder import EXIT, OWN_RUNS, RECORD, RUNS, Exit
 from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status
+from bench.redact import redact
 from bench.run import measure as measuring
+from bench.run.ending import Signals, unless_stopped
+from bench.run.program import check_program
 from bench.run.recover import recover
 from bench.schema import MEASURE, Site
 from bench.suites.load import with_site
@@ -39,7 +46,15 @@ class _Measure(shared.Sections):
             "samples_per_step",
             "tokens_per_step",
         ),
-        "Whole training": ("total_steps", "total_samples", "total_tokens", "budgets", "enforce", "live"),
+        "Whole training": (
+            "total_steps",
+            "total_samples",
+            "total_tokens",
+            "total_epochs",
+            "budgets",
+            "enforce",
+            "live",
+        ),
         "Place and prices": ("region", "pue", "price", "electricity_price", "capital_price", "price_note"),
     }
 
@@ -111,14 +126,12 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     --step-pattern. GPUs that COMMAND does not use are not counted, where that can be seen. With --json, stdout has the
     record (a list of several repeats) and stderr the output of COMMAND. A repeat that fails is the last one.
     """
-    from analytics.plan.forecast import forecast
     from analytics.say.forecast import blocks as forecast_blocks
 
     as_json, repeats = options["as_json"], options["repeats"]
     if options["steps"] and options["seconds"]:
         raise BadValue("give --steps or --seconds, not both")
     length, site, line = _length(options), _site(options), LiveLine()
-    machine, _ = find_machine(options["gpus"])
     asked = measuring.MeasureOptions(
         argv=list(command),
         name=options["name"],
@@ -134,27 +147,34 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
         total_steps=options["total_steps"],
         limits=_limits(options, site),
         listen=line.draw if options["live"] else None,
+        before_end=lambda: _before_end(line),
     )
+    check_program(asked.filled[0])
+    machine, _ = find_machine(options["gpus"])
     if options["runs"] == Path(OWN_RUNS) and measuring.make_own_folder():
-        click.echo(f"bench: records go to {OWN_RUNS}/ in this folder (--runs names another one)", err=True)
+        _tell_places(options)
     before = recover(options["runs"])
+    tell_left(options["runs"])
     runs: list[tuple[RunRecord, Path]] = []
-    with measuring.session(asked, machine, options["runs"]) as session:
-        if session.renewed:
-            parts, have = " and ".join(session.renewed), "has" if len(session.renewed) == 1 else "have"
-            click.echo(
-                f"bench: {parts} {have} changed since the last runs of {asked.name}: a new series begins", err=True
-            )
-        while len(runs) < repeats and all(_went_on(*run) for run in runs):
-            runs.append(session.run())
-            line.clear()
-            _ended(*runs[-1], f"run {len(runs)} of {repeats}" if repeats > 1 else "")
-    _enforced(options, session)
-    if not options["no_store"]:
-        for execution in ([run] for run in before):
-            _log(execution, options["store"])
-        _log(runs, options["store"], options["script_run"])
-    told = None if length is None else forecast([record for record, _ in runs], length)
+    with Signals() as signals:
+        with measuring.session(asked, machine, options["runs"], signals) as session:
+            if session.renewed:
+                parts, have = " and ".join(session.renewed), "has" if len(session.renewed) == 1 else "have"
+                _tell(f"{parts} {have} changed since the last runs of {asked.name}: a new series begins")
+            while not runs or (len(runs) < repeats and signals.asked is None and _went_on(*runs[-1])):
+                runs.append(_next(session, runs, options))
+                line.clear()
+                _ended(*runs[-1], f"run {len(runs)} of {repeats}" if repeats > 1 else "", options, signals)
+        _enforced(options, session)
+        _not_made(len(runs), repeats, signals.asked)
+        signals.deferred = False  # all records are written
+        if not options["no_store"]:
+            folder = runs[-1][1]
+            with unless_stopped(_lacking(runs, options["store"]), _exit_code(folder)):
+                _log(runs, options["store"], options["script_run"])
+                for run in before:
+                    _log([run], options["store"])
+    told = _forecast([record for record, _ in runs], length, options)
     if as_json:
         shared.print_json(_document(runs, told, repeats))
     else:
@@ -163,18 +183,61 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     sys.exit(_exit_code(runs[-1][1]))
 
 
+def _tell(text: str) -> None:
+    click.echo(f"bench: {text}", err=True)
+
+
+def _tell_places(options: dict[str, Any]) -> None:
+    """Say what is written into this folder, at the first measurement in it."""
+    default = not (options["no_store"] or options["store"] or os.environ.get("MLFLOW_TRACKING_URI"))
+    index = ", and to mlflow.db and mlartifacts/ (--store)" if default else ""
+    _tell(f"records go to {OWN_RUNS}/ in this folder (--runs names another one){index}")
+
+
+def _not_made(made: int, repeats: int, stop: Signal | None) -> None:
+    """Say which repeats were not made, and why."""
+    if made < repeats:
+        left = f"run {repeats} of {repeats} was" if made + 1 == repeats else f"runs {made + 1} to {repeats} were"
+        why = (
+            f"run {made} did not end well"
+            if stop is None
+            else "stopped by Ctrl-C"
+            if stop is Signal.SIGINT
+            else f"stopped by {stop.name}"
+        )
+        _tell(f"{why}: {left} not made")
+
+
 def _length(options: dict[str, Any]) -> TrainingLength | None:
     from analytics.plan.forecast import TrainingLength
 
-    units: tuple[LengthUnit, ...] = ("steps", "samples", "tokens")
+    units: tuple[LengthUnit, ...] = ("steps", "samples", "tokens", "epochs")
     lengths = {unit: value for unit in units if (value := options[f"total_{unit}"]) is not None}
     if len(lengths) > 1:
         raise BadValue(f"give only one of {' and '.join(f'--total-{unit}' for unit in lengths)}")
-    if options["budgets"] and not (lengths or options["enforce"]):
-        raise BadValue("--budget needs the length of the whole training (--total-steps 100k), or --enforce")
     if options["enforce"] and not options["budgets"]:
         raise BadValue("--enforce needs a --budget")
     return next((TrainingLength(value, unit) for unit, value in lengths.items()), None)
+
+
+def _forecast(
+    records: Sequence[RunRecord], length: TrainingLength | None, options: dict[str, Any]
+) -> TrainingForecast | str | None:
+    """Return the forecast or why there is none; None where nobody asks for it.
+
+    Without a length it is that which the script states. Then JSON has it only for a budget, so that its form does not depend
+    on the script.
+    """
+    from analytics.plan.forecast import cut, forecast, stated_length
+
+    asked = length is not None or (bool(options["budgets"]) and not options["enforce"])
+    length = length or stated_length(records)
+    if length is None:
+        return "the script does not state its length: give --total-steps" if asked else None
+    if asked:
+        return forecast(records, length)
+    told = forecast(records, length) if not options["as_json"] and any(map(cut, records)) else None
+    return None if isinstance(told, str) else told
 
 
 def _limits(options: dict[str, Any], site: Site) -> dict[str, float]:
@@ -193,9 +256,9 @@ def _enforced(options: dict[str, Any], runs: measuring.CommandRuns) -> None:
     """Say which budget has ended the command, and which could not end it."""
     for text, quantity, _ in options["budgets"] if options["enforce"] else ():
         if runs.over == quantity:
-            click.echo(f"bench: the command was ended: the budget of {text} is used up", err=True)
+            _tell(f"the command was ended: the budget of {text} is used up")
         elif quantity not in runs.used:
-            click.echo(f"bench: the budget of {text} was not enforced: no meter could be read (bench doctor)", err=True)
+            _tell(f"the budget of {text} was not enforced: no meter could be read (bench doctor)")
 
 
 def _document(
@@ -258,24 +321,67 @@ def _log(runs: Sequence[tuple[RunRecord, Path]], store: str | None, script_run: 
     for record, folder in runs:
         theirs, told = join(record, script_run) if script_run else (None, "")
         if told:
-            click.echo(f"bench: {told}", err=True)
+            _tell(told)
         tracker.log(record, folder, theirs)
     tracker.close(finished=True)
     if tracker.error:
-        click.echo(f"bench: {tracker.error}\nbench: bench sync logs it later", err=True)
+        _tell(f"{tracker.error}\nbench: {_sync(runs, store)} logs it later")
+
+
+def _sync(runs: Sequence[tuple[RunRecord, Path]], store: str | None) -> str:
+    """Return the commands that log the records of runs: those of a full disk may be in several folders."""
+    usual, more = (
+        [Path(name).absolute() for name in (RUNS, OWN_RUNS)],
+        f" --store {shlex.quote(redact(store))}" if store else "",
+    )
+    roots = dict.fromkeys(folder.absolute().parents[2] for _, folder in runs)
+    places = ("" if root in usual else f" --runs {shlex.quote(str(root))}" for root in roots)
+    return " and ".join(f"bench sync{place}{more}" for place in places)
+
+
+def _lacking(runs: Sequence[tuple[RunRecord, Path]], store: str | None) -> str:
+    from analytics.text import counted
+
+    earlier = f" and {counted(len(runs) - 1, 'earlier record')}" if runs[1:] else ""
+    return f"MLflow lacks {runs[-1][1] / RECORD.name}{earlier}\nto log: {_sync(runs, store)}"
+
+
+def _next(
+    session: measuring.CommandRuns, runs: Sequence[tuple[RunRecord, Path]], options: dict[str, Any]
+) -> tuple[RunRecord, Path]:
+    """Do one more run. Where that is impossible, say how the records of earlier ones are logged."""
+    done = None
+    try:
+        done = session.run()
+    finally:
+        if done is None and runs:
+            _tell(f"to log what was measured before: {_sync(runs, options['store'])}")
+    return done
 
 
 def _went_on(record: RunRecord, folder: Path) -> bool:
     return _exit_code(folder) == 0 and "ended_early" not in record.flags
 
 
-def _ended(record: RunRecord, folder: Path, run: str) -> None:
-    """Tell how one of several runs ended, and that a command was interrupted as it was asked to be."""
+def _before_end(line: LiveLine) -> None:
+    line.clear()
+    _tell("enough is measured; the command is interrupted now, and may show a traceback")
+
+
+def _ended(record: RunRecord, folder: Path, run: str, options: dict[str, Any], signals: Signals) -> None:
+    """Tell how one of several runs ended, what ended it before its time, and where its record is."""
+    if options["runs"].absolute() not in folder.absolute().parents:
+        where = f"the record is in {folder}, as the disk of {options['runs']} is full"
+        _tell(f"{where}; to log it later: {_sync([(record, folder)], options['store'])}")
     end = EXIT.find(folder) or Exit()
-    if end.how == "stopped" and end.exitcode == 0:
-        click.echo("bench: measured for as long as asked; the interruption may have left a traceback above", err=True)
+    if end.how == "stopped":
+        name = signals.cause(end.exitcode or 0)
+        if record.status is Status.OK and "ended_early" not in record.flags:
+            _tell("measured for as long as asked")
+        elif name is not None:
+            _tell(f"the command got {name.name}")
     if run:
-        click.echo(f"bench: {run}: {headline(record)}", err=True)
+        _tell(f"{run}: {headline(record)}")
 
 
 def _exit_code(folder: Path) -> int:

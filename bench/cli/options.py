@@ -139,6 +139,9 @@ forecast_options = _all(
     click.option("--total-samples", type=Read(amount), metavar="N", help="Forecast a training of N samples."),
     click.option("--total-tokens", type=Read(amount), metavar="N", help="Forecast a training of N tokens."),
     click.option(
+        "--total-epochs", type=Read(amount), metavar="N", help="Forecast N epochs, where the script states their steps."
+    ),
+    click.option(
         "--budget",
         "budgets",
         type=Read(_budget),
@@ -182,7 +185,7 @@ _selection = _all(
 selection_options = _all(click.argument("suite", required=False), _selection)
 """The arguments of `analytics.runs.selection.select`."""
 several_selection_options = _all(click.argument("suites", nargs=-1, metavar="[SUITE]..."), _selection)
-"""The arguments of `analytics.runs.selection.together`."""
+"""The arguments of `analytics.runs.selection.selected` and `together`."""
 
 
 def site_fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -236,10 +239,14 @@ def print_answer(blocks: Iterable[Block], runs: pd.DataFrame, store: str | None,
 
 
 def print_blocks(blocks: Iterable[Block], *, explain: bool = False, stderr: bool = False) -> None:
-    """Print an answer; what is behind --explain where the reader asked to `explain`."""
+    """Print an answer; what is behind --explain where the reader asked to `explain`. No command is the one just typed."""
     from analytics.render.terminal import show
+    from analytics.say.blocks import Commands
     from bench.cli.progress import screen
 
+    context = click.get_current_context(silent=True)
+    typed: list[str] = (context.find_root().obj if context else None) or []
+    blocks = [block.besides(typed) if isinstance(block, Commands) else block for block in blocks]
     show(blocks, screen(stderr=stderr), explain=explain, program=program())
 
 

@@ -11,7 +11,7 @@ from bench.errors import UserError, located
 
 
 @click.command()
-@shared.selection_options
+@shared.several_selection_options
 @click.option(
     "--by",
     metavar="time,energy,...",
@@ -23,21 +23,24 @@ from bench.errors import UserError, located
 def pareto(by: str | None, as_json: bool, explain: bool, **selection: Any) -> None:
     """Find the configurations of SUITE that no other one beats in all objectives: the Pareto front.
 
-    SUITE is a name; without it, all suites in the store are used. Repeats scatter, so each configuration has a probability
+    SUITE is a name; without it, all suites in the store are used. Several names of `bench measure` are compared with each
+    other. Repeats scatter, so each configuration has a probability
     of being on the front. Only runs of the same work are compared. A region, PUE or price recomputes carbon and cost; the
     store is not changed.
     """
     from analytics.judge.front import DEFAULT, front
-    from analytics.runs.selection import repriced, rows_of, select
+    from analytics.runs.selection import as_one, repriced, rows_of, selected
     from analytics.say.front import blocks, document
 
     site = shared.site_fields(selection)
-    df = select(**selection)
+    df = selected(**selection)
     if site:
         records, imported, notes = repriced(df, selection["store"], site)
         df = rows_of(records, imported)
         for note in notes:
             click.echo(f"bench: {note}", err=True)
+    if selection["suites"]:
+        df = as_one(df, named=True)
     with located("--by"):
         fronts = front(df, [name.strip() for name in by.split(",")] if by is not None else DEFAULT)
     if not fronts:

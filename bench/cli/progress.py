@@ -118,8 +118,8 @@ class LiveLine:
         self._live = sys.stderr.isatty()
 
     def draw(self, course: Course) -> None:
-        """Draw the line: steps, speed, power, energy and cost so far, and the time left."""
-        from analytics.text import counted, interval, number
+        """Draw the line: steps, speed, power, energy and cost so far, and the time left and of what."""
+        from analytics.text import counted, interval, number, scale
 
         if not self._live:
             return
@@ -127,9 +127,14 @@ class LiveLine:
         texts = [counted(course.tally.seen, "step")] if course.tally.seen else [_clock(course.seconds)]
         texts += [f"{number(rate)} steps/s"] if rate else []
         texts += [f"{interval(course.watts)} W"] if course.watts is not None else []
-        texts += [f"{interval(joules / 3.6e6)} kWh"] if joules else []
+        divisor, unit = scale(joules or 0.0, "J")
+        texts += [f"{interval(joules / divisor)} {unit}"] if joules else []
         texts += [f"{interval(usd)} USD"] if usd else []
-        texts += [f"about {_clock(course.left)} left"] if course.left is not None else []
+        whole = course.training_left
+        measured = course.left if course.left != whole else None
+        pairs = [(measured, "measurement"), (whole, "training")]
+        parts = [f"{_clock(left)} of the {what}" for left, what in pairs if left is not None]
+        texts += [f"about {' and '.join(parts)} left"] if parts else []
         sys.stderr.write(f"{_CLEAR}{', '.join(texts)[:150]}")
         sys.stderr.flush()
 

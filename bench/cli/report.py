@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import json_option, print_blocks, print_json, selection_options, site_fields, site_options
+from bench.cli.options import (
+    json_option,
+    print_blocks,
+    print_json,
+    several_selection_options,
+    site_fields,
+    site_options,
+)
 from bench.errors import UserError, located
 from bench.suites.load import SITE_OPTIONS
 
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@selection_options
+@several_selection_options
 @click.option(
     "-o",
     "--output",
@@ -61,11 +68,11 @@ def report(
 ) -> None:
     """Print the results of SUITE, or write them to one self-contained file with -o.
 
-    SUITE is a name; without it, all suites in the store are reported. A region, PUE, price or hourly rate recomputes
-    carbon and cost; all else stays as it was when the runs were made. Nothing is run, and the store is not changed.
+    SUITE is a name, or several; without it, all suites in the store are reported. A region, PUE, price or hourly rate
+    recomputes carbon and cost; all else stays as it was when the runs were made. Nothing is run, and the store is unchanged.
     """
     from analytics.render.outputs import Output, write
-    from analytics.runs.selection import repriced, rows_of, select
+    from analytics.runs.selection import repriced, rows_of, selected
     from analytics.runs.share import cleaner, scrubbed, scrubbed_rows
     from analytics.say.blocks import Note
     from analytics.say.factors import by_the_hour, lines
@@ -79,7 +86,7 @@ def report(
         raise UserError("--json prints the report, -o writes it: give only one of them, or -o FILE.json")
     site = site_fields(options)
     rates = _hourly(hourly, site)
-    selection = select(store=store, **options)
+    selection = selected(store=store, **options)
     records, imported, notes = repriced(selection, store, site, rates)
     for note in notes:
         click.echo(f"bench: {note}", err=True)
@@ -121,8 +128,8 @@ def _command(executions: list[str], site: dict[str, Any], hourly: Path | None, o
     """Return the command that makes the report of these runs again."""
     from analytics.runs.selection import suite_name
 
-    suite = [suite_name(options["suite"])] if options["suite"] else []
+    suites = map(suite_name, options["suites"])
     which = ["--execution", executions[0]] if len(executions) == 1 else ["--all"] if options["everything"] else []
     factors = [text for field, value in site.items() for text in (SITE_OPTIONS[field], f"{value}")]
     hours = ["--hourly", hourly.name] if hourly is not None else []
-    return ["bench", "report", *suite, *which, *factors, *hours, "-o", "report.html"]
+    return ["bench", "report", *suites, *which, *factors, *hours, "-o", "report.html"]

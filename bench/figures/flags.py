@@ -49,23 +49,7 @@ class Flag(NamedTuple):
     meaning: str
 
 
-FLAGS = {
-    "shared_gpu": Flag("C", "other processes used the GPU or its memory: the energy is not that of the run alone"),
-    "throttled": Flag("C", "heat or a power brake lowered the clocks of a GPU for more than 1 % of the window"),
-    "gap": Flag("C", "the meter's readings have a gap"),
-    "window_too_short": Flag("C", "the window is too short for the meter (at least 2 s): measure longer"),
-    "energy_partly_covered": Flag("C", "the meters' readings do not cover the whole window"),
-    "energy_components_differ": Flag("C", "repeats measured different components"),
-    "lengths_differ": Flag("C", "repeats were measured for different lengths, and only their whole runs are compared"),
-    "meter_failed": Flag("C", "the process of the meters failed during the run"),
-    "mig_shared": Flag("C", "the GPU is split into slices (MIG): its energy is that of the whole board"),
-    "board_scope": Flag("C", "the sensor spans both dies of its board, and the run may have used one of them"),
-    "unverified_meter": Flag("B", "this kind of meter was not yet checked on real hardware"),
-    "loss_not_decreasing": Flag("C", "the loss did not decrease: the training does not learn, however fast it is"),
-    "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
-    "exclusivity_unknown": Flag(
-        "B", "the driver lists no process of the run, so other users of the GPU cannot be excluded"
-    ),
+STEP_FLAGS = {
     "no_line_matched": Flag("C", "no line of the output matches the step pattern: steps are not known"),
     "slow_pattern": Flag("C", "the step pattern took more than a second for one line and was given up"),
     "steps_in_disorder": Flag("C", "the counter of steps goes up and down: steps are not known"),
@@ -79,6 +63,11 @@ FLAGS = {
     "lines_repeat": Flag("C", "several lines print one step: it is counted once, without what other processes may add"),
     "counts_only_grow": Flag(
         "C", "samples or tokens only grow, so they are totals: name them samples_total, tokens_total"
+    ),
+    "counts_are_rates": Flag(
+        "C",
+        "the step pattern takes a rate, such as samples/s, for a count: it is left out; give --samples-per-step or "
+        "--tokens-per-step, or name a time of each step (?P<seconds>...)",
     ),
     "counter_restarts": Flag(
         "B", "the counter of steps began anew: the time between is left out, and lines of a validation count as steps"
@@ -124,6 +113,31 @@ FLAGS = {
     "this_node_only": Flag("B", "other nodes take part: samples, devices and energy are those of this node"),
     "flops_estimated": Flag("B", "the FLOP of a sample are estimated: 6 for each parameter and token"),
     "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
+}
+"""Flags of the steps of a command."""
+FLAGS = {
+    "shared_gpu": Flag("C", "other processes used the GPU or its memory: the energy is not that of the run alone"),
+    "throttled": Flag("C", "heat or a power brake lowered the clocks of a GPU for more than 1 % of the window"),
+    "gap": Flag("C", "the meter's readings have a gap"),
+    "window_too_short": Flag("C", "the window is too short for the meter (at least 2 s): measure longer"),
+    "energy_partly_covered": Flag("C", "the meters' readings do not cover the whole window"),
+    "energy_components_differ": Flag("C", "repeats measured different components"),
+    "lengths_differ": Flag("C", "repeats were measured for different lengths, and only their whole runs are compared"),
+    "costs_differ": Flag("B", "repeats have no common price, so no cost is shown: bench report --price gives all one"),
+    "carbon_differs": Flag(
+        "B", "repeats have no common region and PUE, so no carbon is shown: bench report --region gives all one"
+    ),
+    "meter_failed": Flag("C", "the process of the meters failed during the run"),
+    "mig_shared": Flag("C", "the GPU is split into slices (MIG): its energy is that of the whole board"),
+    "board_scope": Flag("C", "the sensor spans both dies of its board, and the run may have used one of them"),
+    "unverified_meter": Flag("B", "this kind of meter was not yet checked on real hardware"),
+    "loss_not_decreasing": Flag("C", "the loss did not decrease: the training does not learn, however fast it is"),
+    "above_matmul_peak": Flag("C", "faster than plain matrix products on the same device: work or time is miscounted"),
+    "exclusivity_unknown": Flag(
+        "B", "the driver lists no process of the run, so other users of the GPU cannot be excluded"
+    ),
+    "disk_full": Flag("C", "the disk of the run's folder was full for a time, so steps may be missing"),
+    **STEP_FLAGS,
     "ended_early": Flag("B", "the command was ended before its end: figures are of what it did until then"),
     "devices_differ": Flag(
         "C", "the command used more or fewer devices than its suite asks for; figures count those that it used"
@@ -142,7 +156,7 @@ FLAGS = {
     "energy_estimated": Flag("B", "no energy was measured; the figure is estimated by a model"),
     "partial_total": Flag("B", "GPU, CPU or memory could not be measured: the sum lacks it"),
     "idle_unknown": Flag("B", "idle power was not measured, so energy above idle is unknown"),
-    "short_window": Flag("B", "a quick look: a figure to publish takes 60 s and 50 steps (bench run --publish)"),
+    "short_window": Flag("B", "a quick look: a figure to publish takes 60 s and 50 steps"),
     "steady_unknown": Flag("B", "too few steps to tell whether the speed was steady"),
     "not_steady": Flag("B", "speed, temperature or clocks changed during the window: warm up or measure longer"),
     "noisy_host": Flag("B", "other programs took processor time, or the machine changed its speed, during the run"),
@@ -177,8 +191,7 @@ def judge(run: Observation, figures: dict[str, float], *, meter_failed: bool = F
     if measured is None:
         return set()
     flags = {*_energy_flags(run, measured), *_condition_flags(run, measured), *_speed_flags(run, measured, figures)}
-    flags |= {*_request_flags(run)}
-    return flags | ({"meter_failed"} if meter_failed else set())
+    return flags | {*_request_flags(run)} | ({"meter_failed"} if meter_failed else set())
 
 
 _SAME_PRECISION = {"tf32": "fp32", "bf16_params": "bf16"}
@@ -294,12 +307,10 @@ def steady(step_seconds: Sequence[float]) -> bool | None:
     variation of the blocks is below 2 %, and the 95 % interval of their Theil-Sen slope contains 0 or the slope amounts to
     less than 1 % over the window (Theil 1950, Sen 1968; `scipy.stats.theilslopes`).
     """
-    if len(step_seconds) < 12:
+    if not (means := steps_in_blocks(step_seconds)):
         return None
     from scipy.stats import theilslopes
 
-    means = steps_in_blocks(step_seconds)
-    blocks = len(means)
-    slope, _, low, high = theilslopes(means, range(blocks), alpha=0.95)
-    drift = abs(slope) * (blocks - 1) / median(means)
+    slope, _, low, high = theilslopes(means, range(len(means)), alpha=0.95)
+    drift = abs(slope) * (len(means) - 1) / median(means)
     return bool(stdev(means) / mean(means) < STEADY_SHARE and (low <= 0 <= high or drift < STEADY_SHARE / 2))

@@ -20,7 +20,7 @@ from bench.schema import AXES, COMMAND, RunSpec, Scalar
 TEXT_COLUMNS = (
     *("run_id", "config_id", "suite", "execution", "status", "label", "started_at", "device_name", "dataset"),
     *("dataset_digest", "energy_provenance", "energy_components", "energy_missing", "energy_total", "emissions_basis"),
-    *("cost_basis", "region", "flags", "grade", "straggler_device", "error_type", "error_message", "host"),
+    *("cost_basis", "region", "site", "flags", "grade", "straggler_device", "error_type", "error_message", "host"),
     *("environment", "commit", "study", "trial", "stage", "work", "script_torch", "script_python"),
 )
 """Columns of a row that hold text."""
@@ -474,6 +474,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         "grade": record.grade or "",
     }
     out["work"] = " ".join(record.spec.work)
+    if (site := record.site.model_dump_json(exclude_defaults=True)) != "{}":
+        out["site"] = site
     if record.trial is not None:
         out |= {"study": record.trial.study, "trial": str(record.trial.number), "stage": record.trial.stage}
     if record.measurement is not None:

@@ -103,6 +103,30 @@ def trained_by(optimizer, modules):
     return [each for each in modules if each.training or any(id(one) in own for one in each.parameters())]
 
 
+def state(optimizer, roots):
+    """Return what may change while a training goes on: sizes, how many gradients there are, and how products are computed."""
+    modules = [each for root in roots for each in root.modules()]
+    parameters = {id(each): each for root in roots for each in root.parameters()}
+    sizes = {key: each.numel() for key, each in parameters.items()}  # sharded ones as they lie here
+    return (
+        (
+            sum(sizes.values()),
+            sum(sizes[key] for key, each in parameters.items() if each.requires_grad),
+            sum(len(group["params"]) for group in optimizer.param_groups) if optimizer is not None else None,
+        ),
+        sum(each.grad is not None for each in parameters.values()),
+        (_fact(lambda: _types(parameters, sizes)), _fact(lambda: _compiled(modules))),
+    )
+
+
+def owns_another(optimizer, module, roots):
+    """Return whether an optimizer trains parameters of a module that are not those of its models."""
+    own = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    return bool(
+        own & {id(each) for each in module.parameters()} - {id(each) for root in roots for each in root.parameters()}
+    )
+
+
 def facts(optimizer, roots, autocast):
     """Return what is known of a training at the first step of an optimizer; what cannot be told is None."""
     modules = [each for root in roots for each in root.modules()]
@@ -140,6 +164,12 @@ def facts(optimizer, roots, autocast):
         "torch": str(torch.__version__),
         "python": ".".join(map(str, sys.version_info[:3])),
     }
+
+
+def countable(known):
+    """Return whether FLOP can be counted and nothing changes by that: not compiled, not sharded."""
+    plain = known["compiled"] is False and known["parallelism"] in (None, "ddp")
+    return plain and known["apart"] is not None and not known["outside"]
 
 
 def _fact(function):

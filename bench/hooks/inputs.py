@@ -90,6 +90,20 @@ def _merged(tensor):
     return base.numel() == tensor.numel() and base.shape[0] != tensor.shape[0]
 
 
+def form(args, kwargs):
+    """Return what an input looks like, whatever its values: names, and types, shapes and data types of tensors.
+
+    None where it has more in it than tensors and plain values.
+    """
+    values = [*args, *kwargs.values()]
+    if not all(type(each) is Tensor or isinstance(each, PLAIN) for each in values):
+        return None
+    if any(type(each) is Tensor and each.is_nested for each in values):
+        return None
+    facts = [(Tensor, each.shape, each.dtype) if type(each) is Tensor else (type(each), None, None) for each in values]
+    return tuple(kwargs), tuple(facts)
+
+
 def values_of(out):
     """Return the tensors of an output, but for those in nested ones."""
     values = out if isinstance(out, (list, tuple)) else out.values() if isinstance(out, dict) else [out]
@@ -143,3 +157,16 @@ def _alone(model, named, first):
             return True
     graph = len(every) > 1 and (first.is_floating_point() or len(sizes) == 1)
     return graph and any(tuple(each.shape) == (sizes[0], sizes[0]) for each in every)
+
+
+def parameters_of(module):
+    """Return the parameters of a module; none where torch cannot list them, as parts of it have no hash."""
+    try:
+        return list(module.parameters())
+    except TypeError:
+        return []
+
+
+def as_json(sums):
+    """Return numbers as JSON."""
+    return tuple("null" if each is None else each for each in sums)

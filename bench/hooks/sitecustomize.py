@@ -7,16 +7,18 @@ nothing is done. `bench.run.seen` reads these files and decides on steps. Times 
     {"t_ns": 1, "optimizer": 0, "backwards": 1, "passes": [[0, 1, 12, 384]], "eval": [[1, 5, 9, 0, 1]]}     a step
     {"device_ns": [[0, 8]]}     when the device ended step 0, also in a line of a step
     {"phase": "checkpoint", "start_ns": 5, "end_ns": 9}
-    {"trainable": 3, "optimizer": 0}     other parameters are trained than at the first step
+    {"trainable": true}     other parameters are trained than at the first steps of an optimizer
+    {"precision": true}     products are computed otherwise than at the first steps
     {"captured": true}     a step became part of a CUDA graph: its replays are not seen
-    {"varied": true}     samples have another shape than those whose FLOP are counted, in a line of a step
+    {"varied": true}     samples have another shape, or another way through the model, than those whose FLOP are counted
     {"crowded": true}     more optimizers than can be told apart made steps
     {"broken": true}     the hooks failed and saw nothing more
 
 `passes`, since the last line of a step: model, calls, samples, tokens (null: not sure). `eval`: model, start, end, passes and
 backwards of the step before it, and whether the model was in evaluation.
 `begun_ns`, in the first line of an optimizer: when the first pass began.
-"flops" are those of the passes and backwards of a line. A script never fails, prints or computes otherwise for these files.
+"flops" are those of the passes and backwards of a line. A process that was killed leaves zeros behind its last line.
+A script never fails, prints or computes otherwise for these files.
 Python 3.8, standard library only.
 """
 

@@ -11,18 +11,25 @@ from time import monotonic_ns
 from weakref import WeakKeyDictionary, ref
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _current_graph_task_id as graph_task
+from torch._C import _is_tracing as is_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .facts import facts, trained_by
+from .facts import countable, facts, owns_another, trained_by
+from .facts import state as current
 from .flops import flop_counter
-from .inputs import InputRules, amounts, storage_key, values_of
+from .inputs import InputRules, amounts, as_json, form, parameters_of, storage_key, values_of
+from .lines import LineFile
+from .trained import AUTOCAST, Trained, hide
+from .usual import Usual
 
 MODELS, OPTIMIZERS = 64, 64
 """So many models and optimizers are told apart at a time."""
 SAVE_NS = 1_000_000
 """Shorter writes of checkpoints are part of a step."""
-RECOUNT = 64
-"""After so many steps it is looked whether the same parameters are trained."""
+ALIKE, FULL = 16, 61
+"""After so many steps that are alike, one in so many is looked at in full: a prime, so that no period hides a difference."""
 
 
 class StepWatch:
@@ -35,32 +42,35 @@ class StepWatch:
     def reset(self):
         """Begin anew, as in a forked process."""
         self.file, self.marks, self.steps = None, 0, 0
-        self.inside = self.training = False
-        self.models, self.optimizers, self.trainable = {}, WeakKeyDictionary(), {}
-        self.device = self.counter = self.autocast = None
-        self.probing, self.captured, self.unseen = True, False, False
-        self.pending, self.resolved = [], []
+        self.inside = self.looking = self.captured = self.unseen = False
+        self.models, self.optimizers, self.states = {}, WeakKeyDictionary(), {}
+        self.device = self.counter = self.work = None
+        self.fresh = 0  # the line of the last optimizer that was new
+        self.pending = []
+        self.known, self.usual, self.plan = [], None, None
         self.unpaired, self.shapes, self.varied, self.crowded = {}, set(), False, False
+        self.events = set()
         self.clear()
 
     def clear(self):
         """Forget what the last step has consumed."""
         self.outputs, self.repeated, self.strays = {}, False, set()
         self.backwards, self.passes, self.evals, self.inputs, self.begun = 0, {}, {}, {}, 0
+        self.forms, self.module = set(), None
+        self.calls, self.autocast, self.returns = 0, None, []
 
-    def probe(self):
-        """Note the data type of autocast inside the model, before the first step."""
-        if torch.is_autocast_enabled():
-            self.autocast = torch.get_autocast_gpu_dtype()
-        elif torch.is_autocast_cpu_enabled():
-            self.autocast = torch.get_autocast_cpu_dtype()
+    def look(self):
+        """Count a call inside of a model, and note the data type of autocast there."""
+        self.calls += 1
+        if self.autocast is None:
+            self.autocast = next((dtype() for enabled, dtype in AUTOCAST if enabled()), None)
 
     def model(self, module):
         """Return the model that a module is; None for one without parameters. Modules may be no keys of dictionaries."""
         entry = self.models.get(id(module))
         if entry is None or entry[0]() is not module:
             key, models, rules = id(module), self.models, None
-            if _parameters(module):
+            if parameters_of(module):
                 taken = {each.index for _, each in list(models.values()) if each is not None}
                 rules = InputRules(module, next((i for i in range(MODELS) if i not in taken), -1))
             entry = self.models[key] = ref(module, lambda _: models.pop(key, None)), rules
@@ -71,7 +81,8 @@ class StepWatch:
         self.begun = self.begun or start
         self.unpaired[model.index] = self.unpaired.get(model.index, 0) + 1
         here = None if tensor is None else storage_key(tensor)
-        if here is None or here == self.inputs.get(model.index):
+        before = self.inputs.get(model.index)
+        if here is None or here == before or (type(before) is int and before == tensor.data_ptr()):
             samples = tokens = None
         self.inputs[model.index] = here
         self.shaped(() if tensor is None else tuple(tensor.shape[1:]))
@@ -92,11 +103,17 @@ class StepWatch:
 
     def returned(self, model, out):
         """Note where the output of a pass lies."""
-        self.outputs[model.index] = {lies[0] for each in values_of(out) if (lies := storage_key(each)) is not None}
+        values = values_of(out)
+        self.outputs[model.index] = {lies[0] for each in values if (lies := storage_key(each)) is not None}
+        self.returns = [(each.dtype, each.numel()) for each in values]
 
     def went_back(self):
         """Count a backward. Each follows one pass of a model; otherwise passes are no samples, however many there are."""
+        if self.plan is not None and self.plan.passed != self.backwards + 1:
+            self.settle()
         self.backwards += 1
+        if self.plan is not None:
+            return
         self.repeated |= not self.unpaired or any(count != 1 for count in self.unpaired.values())
         self.unpaired = {}
 
@@ -117,33 +134,70 @@ class StepWatch:
             number = self.optimizers[optimizer] = self.marks
         return number
 
-    def write(self, text):
-        """Write a line at once, so that nothing is lost however the process ends."""
-        if _identity(self.file) != self.own:  # the script has closed it; another file may have its number
-            self.open()
-        os.write(self.file, (text + "\n").encode())
-
-    def open(self):
-        """Open the file to which lines are added."""
-        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.own = _identity(self.file)
+    def settle(self):
+        """Look at the rest of a step in full, as it is not like the usual ones."""
+        plan, self.plan = self.plan, None
+        if plan.passed:
+            self.passes, self.forms = {plan.index: plan.amounts()}, {(plan.names, plan.form)}
+            self.module = plan.module
+            if plan.calls == 1:
+                self.inputs = {plan.index: plan.input}
+            self.unpaired = {plan.index: 1} if plan.passed > self.backwards else {}
 
     def mark(self, optimizer):
-        """Write the end of a step."""
+        """Write the end of a step, or that it is part of a CUDA graph."""
+        plan = self.plan
+        if (self.device is not None or plan is None) and self.capturing():
+            self.replayed(optimizer)
+        elif plan is None or not plan.passed == plan.calls == self.backwards or plan.optimizer() is not optimizer:
+            self.full_mark(optimizer)
+        else:
+            times = b"" if self.device is None else self.device_times().encode()
+            self.file.add(plan.line % (monotonic_ns(), times))
+            self.begun = self.backwards = plan.passed = 0
+            self.inputs, self.outputs = {}, {}
+            self.marks += 1
+            self.steps += 1
+            if not self.marks % FULL:
+                self.plan = None
+
+    def learn(self, optimizer, line):
+        """Take a step for a usual one after some that were alike."""
+        if self.evals:
+            return
+        sums = next(iter(self.passes.values()), (0,))
+        module = None if self.module is None else self.module()
+        if module is None or self.repeated or len(self.passes) > 1 or len(self.forms) > 1 or None in self.forms:
+            self.known, self.usual = [], None
+        elif sums[0] == self.backwards:
+            step = Usual(module, optimizer, *self.forms, *self.passes, sums, self.returns, line)
+            known = next((each for each in self.known if each.equals(step)), step)
+            if known is step:
+                self.known = [*self.known[-3:], step]
+            elif known.sums != step.sums:  # another use of equal input
+                self.known, self.usual = [], None
+            else:
+                known.steps += 1
+                self.usual = known if known.steps >= ALIKE else self.usual
+
+    def full_mark(self, optimizer):
+        """Write the end of a step that was looked at in full."""
+        if self.plan is not None:
+            self.settle()
         number = self.number(optimizer)
         if number is None:
             if id(optimizer) in self.strays and not self.crowded:  # a training of its own
                 self.crowded = True
-                self.write('{"crowded":true}')
+                self.file.write('{"crowded":true}')
             self.strays.add(id(optimizer))
             return
         if self.repeated:
             self.passes = {index: [sums[0], None, None] for index, sums in self.passes.items()}
         if number == self.marks:
             self.begin(optimizer, number)
-        elif (self.marks - number) % RECOUNT == 0:
-            self.recount(number)
-        passes = ",".join("[%d,%d,%s,%s]" % (k, *_json(v)) for k, v in self.passes.items())
+        else:
+            self.compare(optimizer, number)
+        passes = ",".join("[%d,%d,%s,%s]" % (k, *as_json(v)) for k, v in self.passes.items())
         evals = ",".join("[%d,%d,%d,%d,%d]" % (k[0], *v, *k[1:]) for k, v in self.evals.items())
         more = ',"eval":[' + evals + "]" if evals else ""
         if number == self.marks:
@@ -153,50 +207,87 @@ class StepWatch:
         if self.steps == 1 and number == 0:
             more += self.counted()
         if self.varied:
-            more, self.varied = more + ',"varied":true', False
-        line = '{"t_ns":%d,"optimizer":%d,"backwards":%d,"passes":[%s]%s}'
-        self.write(line % (monotonic_ns(), number, self.backwards, passes, more))
+            self.changed("varied")
+        line = ',"optimizer":%d,"backwards":%d,"passes":[%s]' % (number, self.backwards, passes)
+        self.file.write('{"t_ns":%d%s%s}' % (monotonic_ns(), line, more))
+        if number == 0:
+            self.learn(optimizer, line)
         self.clear()
         self.marks += 1
         self.steps += number == 0
+        self.plan = None if self.observed or self.unpaired else self.usual
+        if self.plan is not None:
+            self.plan.passed = 0
         if self.marks == 1:
             self.prepare()
 
     def begin(self, optimizer, number):
         """Write the facts of a new optimizer; open the file for the first one."""
-        passed = [
-            each() for each, rules in list(self.models.values()) if rules is not None and rules.index in self.passes
-        ]
-        roots = trained_by(optimizer, [each for each in passed if each is not None])
-        parameters = [ref(each) for root in roots for each in root.parameters()]
-        self.trainable[number] = [parameters, _trainable(parameters)]
+        passing = self.passing()
+        roots = trained_by(optimizer, passing)
+        self.states[number] = Trained(roots, passing, self.autocast)
+        self.fresh = number
         found = facts(optimizer, roots, self.autocast)
         if self.file is None:
-            name = "seen-%s-%d.jsonl" % (os.uname().nodename.replace("/", "_"), os.getpid())
-            self.path = os.path.join(self.folder, name)
-            self.open()
-            self.probing, self.facts, self.roots = False, found, len(roots)
+            name = "seen-%s-%d" % (os.uname().nodename.replace("/", "_"), os.getpid())
+            path = os.path.join(self.folder, name)
+            while os.path.exists(path + ".jsonl"):  # of a program that was in this process before
+                path += "-next"
+            self.file, self.facts, self.roots = LineFile(path + ".jsonl"), found, len(roots)
             if self.unseen:
-                self.write('{"captured":true}')
-        self.write(json.dumps({"facts": found, "optimizer": number}))
+                self.file.write('{"captured":true}')
+        self.file.write(json.dumps({"facts": found, "optimizer": number}))
         if self.device is None and found["device_type"] == "cuda":
             self.start_clock(optimizer)
 
-    def recount(self, number):
-        """Write that other parameters are trained than at the first step of an optimizer."""
-        parameters, before = self.trainable[number]
-        count = _trainable(parameters)
-        if None not in (count, before) and count != before:
-            self.trainable[number][1] = count
-            self.write('{"trainable":%d,"optimizer":%d}' % (count, number))
+    def passing(self):
+        """Return the models that have passed in this step."""
+        models = [
+            each() for each, rules in list(self.models.values()) if rules is not None and rules.index in self.passes
+        ]
+        return [each for each in models if each is not None]
+
+    @property
+    def observed(self):
+        """Whether a step that is looked at in full is compared with the first ones."""
+        return self.marks - self.fresh < ALIKE or self.marks % FULL == 0
+
+    def compare(self, optimizer, number):
+        """Write what is not as it was at the first steps of an optimizer: what is trained, how, and with how much work."""
+        state = self.states[number]
+        roots, models = [each() for each in state.roots], [each() for each in state.models]
+        for module in self.passing():
+            if not any(module is each for each in models):
+                state.models.append(ref(module))
+                if owns_another(optimizer, module, [each for each in roots if each is not None]):
+                    self.changed("trainable")
+        if not self.observed or None in roots or not self.passes:
+            return
+        if self.autocast != state.autocast:
+            self.changed("precision")
+        calls = sum(sums[0] for sums in self.passes.values())
+        if self.work is not None and self.calls * self.work[1] != self.work[0] * calls:
+            self.changed("varied")
+        if state.steps in (0, 2, ALIKE - 2) or self.marks % FULL == 0:
+            before, state.state = state.state, current(optimizer, roots)
+            for place, event in enumerate(("trainable", "varied", "precision") if before is not None else ()):
+                if before[place] != state.state[place]:
+                    self.changed(event)
+        state.steps += 1
+
+    def changed(self, event):
+        """Write once that a fact is not that of all steps."""
+        if event not in self.events:
+            self.events.add(event)
+            self.file.write('{"%s":true}' % event)
 
     def start_clock(self, optimizer):
         """Relate the clock of the device to that of the host."""
         self.device = optimizer.param_groups[0]["params"][0].device
         torch.cuda.synchronize(self.device)
-        self.last = torch.cuda.Event(enable_timing=True)
-        self.last.record(torch.cuda.current_stream(self.device))
-        self.last.synchronize()
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record(torch.cuda.current_stream(self.device))
+        self.event.synchronize()
         self.clock = float(monotonic_ns())
 
     def device_times(self):
@@ -211,33 +302,30 @@ class StepWatch:
         times = []
         while self.pending and self.pending[0][1].query():
             number, event = self.pending.pop(0)
-            self.clock += self.last.elapsed_time(event) * 1e6  # ms, a float: short spans are exact
-            self.last = event
+            self.clock += self.event.elapsed_time(event) * 1e6  # ms, a float: short spans are exact
+            self.event = event
             times.append("[%d,%d]" % (number, self.clock))
         return '"device_ns":[%s]' % ",".join(times) if times else ""
 
     def finish(self):
         """Write the times of the last steps at the end of the process, and whether the same parameters were trained."""
-        if len(self.trainable) == 1:
-            self.recount(0)
+        roots = [each() for each in self.states[0].roots] if len(self.states) == 1 else [None]
+        before = self.states[0].state if None not in roots else None
+        if before is not None and before[0][:2] != current(None, roots)[0][:2]:
+            self.changed("trainable")
         if self.pending and (times := self.reached()):
-            self.write("{" + times + "}")
+            self.file.write("{" + times + "}")
+        if self.file is not None:
+            self.file.close()
 
     def saved(self, start, end):
         """Write that a checkpoint was saved."""
         if self.file is not None and end - start >= SAVE_NS and threading.current_thread() is threading.main_thread():
-            self.write('{"phase":"checkpoint","start_ns":%d,"end_ns":%d}' % (start, end))
+            self.file.write('{"phase":"checkpoint","start_ns":%d,"end_ns":%d}' % (start, end))
 
     def prepare(self):
         """Count the FLOP of the second step, where that changes nothing: not compiled, not sharded, one model."""
-        if (
-            self.facts["compiled"] is False
-            and self.facts["apart"] is not None
-            and not self.facts["outside"]
-            and not self.captured
-            and self.roots == 1
-            and self.facts["parallelism"] in (None, "ddp")
-        ):
+        if not self.captured and self.roots == 1 and countable(self.facts):
             self.counter = flop_counter()
 
     def counted(self):
@@ -253,7 +341,7 @@ class StepWatch:
             return ""
         if counter.backward > 1.02 * counter.ceiling:  # of products outside of the model, too
             return ""
-        self.shapes = shapes
+        self.shapes, self.work = shapes, (self.calls, calls)
         return ',"flops":%d' % (counter.forward + counter.backward)
 
     def safely(self, function, *values):
@@ -264,7 +352,8 @@ class StepWatch:
             self.broken = True
         try:
             if self.file is not None:
-                self.write('{"broken":true}')
+                self.file.write('{"broken":true}')
+                self.file.close()
         except Exception:
             return None
 
@@ -276,20 +365,25 @@ class StepWatch:
     def replayed(self, optimizer):
         """Write that a step is part of a CUDA graph: its replays are not seen."""
         if not self.unseen and self.file is not None:
-            self.write('{"captured":true}')
+            self.file.write('{"captured":true}')
         self.unseen = True
 
     def entered(self, module, args, kwargs):
         """Return the model of a call, and its input in training; None where it is no pass of a model."""
         model = self.model(module)
-        if model is None or in_backward() or self.capturing():
+        if model is None or self.capturing():
             return None
-        if not torch.is_grad_enabled():
+        if self.plan is not None:
+            self.settle()
+        if not is_grad_enabled():
             return model, None
         if not module.training and not any(each.requires_grad for each in module.parameters()):  # a frozen teacher
             return model, None
-        if self.probing:
-            self.probe()
+        self.looking = self.observed
+        if self.looking:
+            self.look()
+        self.forms.add(form(args, kwargs))
+        self.module = ref(module)
         samples, tokens, tensor, named = amounts(model, args, kwargs)
         if self.continues(model, named):
             samples = tokens = None
@@ -297,12 +391,30 @@ class StepWatch:
 
     def call(self, call, module, args, kwargs):
         """Call a module from outside of all modules."""
+        plan = self.plan
+        if graph_task() != -1 or is_tracing():  # a checkpoint calls its modules again in autograd; a trace is no pass
+            return call(module, *args, **kwargs)
+        if plan is not None and self.safely(plan.fits, self, module, args, kwargs):
+            plan.passed += 1
+            self.begun = self.begun or monotonic_ns()
+            self.inside = True
+            try:
+                out = call(module, *args, **kwargs)
+            except BaseException:  # no pass, as the script may try again
+                plan.passed -= 1
+                self.inputs.pop(plan.index, None)
+                raise
+            finally:
+                self.inside = False
+            if plan.loops:
+                self.safely(self.returned, plan, out)
+            return out
         entry = self.safely(self.entered, module, args, kwargs)
         if entry is None:
             return call(module, *args, **kwargs)
         model, consumed = entry
         start = monotonic_ns()
-        self.inside, self.training = True, consumed is not None
+        self.inside = True
         try:
             if consumed is None or self.counter is None:
                 out = call(module, *args, **kwargs)
@@ -310,58 +422,13 @@ class StepWatch:
                 with self.counter:
                     out = call(module, *args, **kwargs)
         finally:
-            self.inside = False
+            self.inside = self.looking = False
         if consumed is None:
             self.safely(self.evaluated, model, not module.training, start, monotonic_ns())
         else:
             self.safely(self.passed, model, start, *consumed)
             self.safely(self.returned, model, out)
         return out
-
-
-def in_backward():
-    """Return whether autograd runs: a checkpoint calls its modules again there."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def _identity(descriptor):
-    """Return which file a descriptor is of; None where it is closed."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _parameters(module):
-    """Return the parameters of a module; none where torch cannot list them, as parts of it have no hash."""
-    try:
-        return list(module.parameters())
-    except TypeError:
-        return []
-
-
-def _trainable(parameters):
-    """Return how many numbers are trained; None if some parameters are no more. Sharded ones are counted as they lie here."""
-    alive = [each() for each in parameters]
-    return None if any(each is None for each in alive) else sum(each.numel() for each in alive if each.requires_grad)
-
-
-def _json(sums):
-    return tuple("null" if each is None else each for each in sums)
-
-
-def _hide(*functions):
-    """Let dynamo begin below some functions, as if there were no such frames, and never look into what is called safely."""
-    frames = torch._C._dynamo.eval_frame
-    if not hasattr(frames, "set_code_exec_strategy"):  # an older torch
-        for function in (*functions, StepWatch.safely):
-            frames.skip_code(function.__code__)
-        return
-    skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
-    for function in functions:
-        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, default))
-    frames.set_code_exec_strategy(StepWatch.safely.__code__, frames._FrameExecStrategy(skip, skip))
 
 
 def install(folder):
@@ -377,14 +444,14 @@ def install(folder):
             return call(self, *args, **kwargs)
         if not watch.inside:
             return watch.call(call, self, args, kwargs)
-        if watch.probing and watch.training:
-            watch.safely(watch.probe)
+        if watch.looking:
+            watch.safely(watch.look)
         compiled = self._compiled_call_impl  # as torch's own does it, which costs a call less
         return self._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
 
     @wraps(backward)
     def counted_backward(*args, **kwargs):
-        if in_backward():  # of a checkpoint, inside another one
+        if graph_task() != -1:  # of a checkpoint, inside another one
             return backward(*args, **kwargs)
         watch.safely(watch.went_back)
         if watch.counter is None:
@@ -394,7 +461,7 @@ def install(folder):
 
     def stepped(optimizer, args, kwargs):
         if not traced():
-            watch.safely(watch.replayed if watch.safely(watch.capturing) else watch.mark, optimizer)
+            watch.safely(watch.mark, optimizer)
 
     def timed(save):
         @wraps(save)
@@ -407,7 +474,7 @@ def install(folder):
 
         return timed_save
 
-    _hide(module_call, counted_backward, stepped, StepWatch.call)
+    hide((module_call, counted_backward, stepped, StepWatch.call), StepWatch.safely)
     module_call.__name__, module_call.__qualname__ = call.__name__, "Module.__call__"  # where pickle finds it
     module_call.__module__ = torch.nn.Module.__module__
     register_optimizer_step_post_hook(stepped)

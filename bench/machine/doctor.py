@@ -220,7 +220,7 @@ def _gpus(watch: Survey, machine: Machine, no_gpu: str | None) -> Iterator[Findi
         yield _gpu_power(name, rows, [e for e in errors if "energy: " not in e])
         yield _gpu_clocks(name, facts, tool)
         if meter.unverified:
-            remedy = f"compare its energy with {tool} before you rely on it; runs carry the flag unverified_meter"
+            remedy = f"compare its energy with {tool} before you rely on it; its runs have grade B at best"
             yield Finding(f"{name} sensor", "unknown", f"this meter is unverified: {meter.unverified}", remedy)
             continue
         checked = fresh(gpu.uuid, machine.driver_version or "")

@@ -35,8 +35,9 @@ from bench.record import (
 )
 from bench.redact import redact
 from bench.run.own_steps import LEAST_STEPS, Ended, measurement
+from bench.run.reserve import release
 from bench.schema import COMMAND, RunSpec, Site
-from bench.workloads.command import printed
+from bench.workloads.command import CommandArgs
 
 _STATUS = {"out_of_memory": Status.OUT_OF_MEMORY, "unsupported": Status.SKIPPED, "invalid": Status.INVALID}
 _TAIL_LINES = 40
@@ -177,15 +178,21 @@ def _of_files(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
     """Return what is known of a command whose runner has left no end of it: it is ok if it made steps until it was ended."""
     if (result := files.RESULT.find(folder)) is not None:
         return _Outcome(Status.OK, None, result)
+    if end.end_ns <= end.start_ns:  # not even the meters were read
+        message = "bench was killed before anything was measured"
+        return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message))
     ended = Ended(exitcode=-signal.SIGKILL, start_ns=end.start_ns, end_ns=end.end_ns, cpu_seconds=0.0)
     steps = files.STEPS.path(folder, files.COMMAND_STEPS)
-    measured = measurement(steps, ended, spec.warmup_steps, spec.device_type, printed(spec))
-    seen = measured.changed(step_flags=[*measured.step_flags, "ended_early"]) if measured.steps >= LEAST_STEPS else None
+    measured = measurement(steps, ended, spec.warmup_steps, spec.device_type, CommandArgs.of(spec).printed)
+    full = (folder / files.FULL).exists()
+    flags = ["ended_early", "disk_full"] if full else ["ended_early"]
+    seen = measured.changed(step_flags=[*measured.step_flags, *flags]) if measured.steps >= LEAST_STEPS else None
     failed = bool(files.read_errors(folder))
     if seen is not None and not failed and end.how != "node_died" and not stalled(seen, end.end_ns):
         return _Outcome(Status.OK, None, seen)
     if end.how == "gone" and not failed:
         message = f"bench was killed, and the command made fewer than {LEAST_STEPS} steps, or none for long, until then"
+        message += "; the disk of its folder was full for a time, so steps may be missing" * full
         return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message, log_tail=log_tail(folder)), seen)
     return _Outcome(*_failure(folder, spec, end, killed_for_memory=False), files.PARTIAL.find(folder) or seen)
 
@@ -198,6 +205,7 @@ def stalled(measured: Measurement, end_ns: int) -> bool:
 
 def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
     """Build the record of a run from its files, write it to the run's folder and return it."""
+    release(folder)
     end = files.EXIT.find(folder) or files.Exit()
     status, error, measured = _outcome(folder, spec, end, killed_for_memory=killed_for_memory)
     trace = accounting.read_trace(folder)

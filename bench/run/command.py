@@ -24,16 +24,18 @@ import psutil
 
 from bench.folder import COMMAND_STEPS, PARTIAL, RESULT, STEPS, WORKER_LOG, RankError, write_error
 from bench.process import SCRIPT, die_with_parent, signal_name
-from bench.record import Measurement
+from bench.record import WANDB, Measurement
 from bench.redact import redact
 from bench.run.collect import oom_kills
 from bench.run.ending import NO_LIMIT, Ending, Processes, Signals, WindowLength
 from bench.run.own_steps import LEAST_STEPS, Ended, measurement
+from bench.run.reserve import is_full, note_full, reserved
 from bench.run.streams import Streams
+from bench.run.wandb_runs import wandb_runs
 from bench.run.watch import Tally, Watch
 from bench.schema import RunSpec
 from bench.steps import VARIABLE
-from bench.workloads.command import fill, hooked, printed
+from bench.workloads.command import CommandArgs, fill
 from bench.workloads.printed import Printed
 
 HOOKS = str(Path(__file__).parent.parent / "hooks")
@@ -41,6 +43,11 @@ HOOKS = str(Path(__file__).parent.parent / "hooks")
 SEEN_VARIABLE = "WATTBENCH_SEEN"
 NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|BLAS_STATUS_ALLOC_FAILED|can't allocate memory")
 """What the log of a process says whose memory ran out."""
+TORCHRUN_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
+OTHER_FAILURE = re.compile(
+    r"process \d+ terminated with (?:signal \w+|exit code \d+)|process rank \d+ with PID \d+.*signal \d+"
+)
+"""How torchrun, `torch.multiprocessing` and Open MPI tell of the process that failed first."""
 TICK_SECONDS, POLL_SECONDS = 0.2, 0.02
 """Time between two looks at the steps of a command, and at its end where the kernel does not tell of it."""
 
@@ -67,14 +74,15 @@ def execute(
     limit: WindowLength = NO_LIMIT,
     warmup_steps: int = 0,
     tick: Callable[[Tally], object] | None = None,
+    before_end: Callable[[], object] | None = None,
     first: Callable[[], None] | None = None,
 ) -> Ended:
     """Run a command and wait for its end; its steps go to the file `steps`. Raises OSError if it cannot be started.
 
     Output goes to that of this process, or to `output`. Where it prints its steps, each line is searched on its way;
     lines that a progress bar overwrites count too. Signals in the block `signals` go to the command; at the `limit`, which
-    counts from the end of the warm-up, it is ended. `tick` gets its progress a few times a second; True ends it too. With
-    `hooks`, what these see of torch goes to the folder of `steps`.
+    counts from the end of the warm-up, it is ended. `tick` gets its progress a few times a second; True ends it too.
+    `before_end` is called before it is ended. With `hooks`, what these see of torch goes to the folder of `steps`.
     """
     env = _environment(environment, steps, hooks=hooks)
     streams = Streams(how.pattern, steps, output) if how else None
@@ -88,38 +96,54 @@ def execute(
     finally:
         if streams is not None:
             streams.started()
-    processes, ending = Processes(process.pid), None
-    if signals is not None:
-        signals.attach(processes, streams.resize if streams is not None else None)
+    processes = Processes(process.pid)
+    (signals := signals or Signals()).attach(processes, streams.resize if streams is not None else None)
     watch = Watch(steps.parent, warmup_steps, (how.steps_per_line if how else None) or 1)
-    watched = tick is not None or limit != NO_LIMIT
-    with _Exit(process.pid) as end:
-        while not end.wait(TICK_SECONDS if watched else None, streams):
-            progress = watch.update() if watched else Tally()
-            enough = tick is not None and tick(progress) is True
-            if ending is None and (enough or limit.reached(progress, start, time.monotonic_ns())):
-                ending = Ending(processes)
-            if ending is not None:
-                ending.go_on()
-        stop = time.monotonic_ns()
-    asked = signals.detach() if signals is not None else None
+    watched, endings = tick is not None or limit != NO_LIMIT, list[Ending]()
+
+    def look() -> None:
+        progress = watch.update() if watched else Tally()
+        enough = tick is not None and tick(progress) is True
+        if not endings and (enough or limit.reached(progress, start, time.monotonic_ns())):
+            endings.append(Ending(processes, before_end))
+        for ending in endings:
+            ending.go_on()
+
+    stop, full = _until_end(process.pid, TICK_SECONDS if watched else None, streams, steps.parent, look)
+    signals.detach()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    processes.release()
+    asked = signals.cause(process.returncode)
+    processes.release(process.returncode)
     if streams is not None:
         streams.drain()
-    grown = kills is not None and (oom_kills() or 0) > kills
     return Ended(
         exitcode=process.returncode,
         start_ns=start,
         end_ns=stop,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         peak_memory_bytes=usage.ru_maxrss * 1024 if usage.ru_maxrss > before else None,
-        by="limit" if ending is not None else "signal" if asked is not None else None,
+        by="limit" if endings else "signal" if asked is not None else None,
         signal="" if asked is None else signal_name(asked),
-        killed_for_memory=grown and process.returncode != 0,
+        killed_for_memory=process.returncode != 0 and kills is not None and (oom_kills() or 0) > kills,
         tail=b"" if streams is None else streams.tail,
+        disk_full=full,
+        lines_lost=streams is not None and streams.unwritten > 0,
     )
+
+
+def _until_end(
+    pid: int, seconds: float | None, streams: Streams | None, folder: Path, look: Callable[[], None]
+) -> tuple[int, bool]:
+    """Wait until a child ends, with a look in between; return when it did, and whether the disk of a folder was full."""
+    full = False
+    with reserved(folder), _Exit(pid) as end:
+        while not end.wait(seconds, streams):
+            full |= is_full(folder)
+            if full or (streams is not None and streams.unwritten):
+                note_full(folder)
+            look()
+        return time.monotonic_ns(), full or is_full(folder)
 
 
 class _Exit:
@@ -152,16 +176,17 @@ class _Exit:
 
 def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
     """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
-    steps, where = STEPS.path(folder, COMMAND_STEPS), here / str(spec.workload_args.get("folder") or ".")
-    how, limit = printed(spec), WindowLength(spec.measure_steps, spec.measure_seconds)
+    args, limit = CommandArgs.of(spec), WindowLength(spec.measure_steps, spec.measure_seconds)
+    steps, where = STEPS.path(folder, COMMAND_STEPS), here / (args.folder or ".")
     more: dict[str, Any] = {"limit": limit, "warmup_steps": spec.warmup_steps, "environment": environment}
+    more |= {"how": args.printed, "hooks": args.hooks is not False, "folder": str(where)}
     try:
-        ended = execute(fill(spec), steps, how=how, hooks=hooked(spec), folder=str(where), first=_first, **more)
+        ended = execute(fill(spec), steps, first=_first, **more)
     except OSError as error:
         message = redact(f"the command cannot be started: {error.filename}: {why_not_started(error)}")
         write_error(folder, RankError(kind="failed", type=type(error).__name__, message=message))
         return 1
-    return 0 if leave(spec, ended, folder) else 1
+    return 0 if leave(spec, ended, folder, where) else 1
 
 
 def _first() -> None:
@@ -177,15 +202,21 @@ def why_not_started(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def leave(spec: RunSpec, ended: Ended, folder: Path) -> bool:
+def leave(spec: RunSpec, ended: Ended, folder: Path, where: Path = Path()) -> bool:
     """Write `result.json` of a command that has ended; or how it failed, with what was seen of it until then.
+
+    It ran in the folder `where`, and may have made runs of W&B there.
 
     Return whether there is a result: also for a command that was ended before its time, where two steps were seen.
     """
-    steps, how = STEPS.path(folder, COMMAND_STEPS), printed(spec)
+    steps, how = STEPS.path(folder, COMMAND_STEPS), CommandArgs.of(spec).printed
     result = measurement(steps, ended, spec.warmup_steps, spec.device_type, how)
+    if ids := wandb_runs(where, ended.start_ns, ended.end_ns):
+        result = result.changed(notes=result.notes | {WANDB: ", ".join(ids)})
     if _partial(result, fill(spec)):
         result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
+    if ended.lines_lost or (ended.disk_full and result.step_source != "output"):
+        result = result.changed(step_flags=[*result.step_flags, "disk_full"])
     if ended.by == "signal":
         result = result.changed(step_flags=[*result.step_flags, "ended_early"])
     log = folder / WORKER_LOG
@@ -220,9 +251,22 @@ def failure_of(ended: Ended, log: Path) -> RankError:
     """Describe how a command failed as a rank would; it is out of memory if the end of its output, or the kernel, says so."""
     text = (log.read_bytes()[-16_384:] if log.exists() else ended.tail).decode(errors="replace")
     how = f"exit code {ended.exitcode}" if ended.exitcode >= 0 else signal_name(-ended.exitcode)
+    if 128 < ended.exitcode <= 128 + signal.NSIG:  # as a shell reports the signal that ended what it ran
+        how += f" ({signal_name(ended.exitcode - 128)})"
     if NO_MEMORY.search(text) or ended.killed_for_memory:
         return RankError(kind="out_of_memory", type="OutOfMemory", message=f"the command ran out of memory ({how})")
     if ended.by == "signal":
         message = f"the command was ended by {ended.signal} before {LEAST_STEPS} steps after its warm-up were seen"
         return RankError(kind="failed", type="EndedEarly", message=message)
-    return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}")
+    first = _first_failure(text)
+    return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}{first and f': {first}'}")
+
+
+def _first_failure(text: str) -> str:
+    """Return which process failed first and how, where a launcher tells it in the log; else nothing."""
+    if (torchrun := TORCHRUN_FAILURE.search(text)) is not None:
+        code, rank, pid = map(int, torchrun.groups())
+        end = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        return f"process {pid} (local rank {rank}) {end}"
+    other = OTHER_FAILURE.search(text)
+    return other[0] if other is not None else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bench.meters.conditions import used_by_run
 from bench.meters.meter import Reading
 from bench.meters.trace import MIN_WINDOW_NS, Trace
 from bench.record import EnergyReading, RunRecord
+from bench.run.marks import NewLines
 from bench.run.watch import Tally
 from bench.schema import Site
 
@@ -29,7 +31,8 @@ class Course:
     """A running command: its steps, the seconds since its start, and its power in watts (None: not known).
 
     `used` is what all runs of the call have used so far: `seconds`, `energy_joules`, `emissions_kg`, `cost_usd`, as far as
-    they are known. Where no energy is measured, these rest on an estimate. `left` is the time until its end in seconds.
+    they are known. Where no energy is measured, these rest on an estimate. `left` is the time in seconds until its end,
+    which is that of the window or of the training; `training_left` that of the whole training, if its length is known.
     """
 
     tally: Tally
@@ -37,6 +40,7 @@ class Course:
     left: float | None
     watts: float | None
     used: Mapping[str, float]
+    training_left: float | None = None
 
 
 class LiveEnergy:
@@ -46,8 +50,8 @@ class LiveEnergy:
     """
 
     def __init__(self, path: Path, meters: Sequence[str], gpus: Sequence[str], start_ns: int) -> None:
-        self._path, self._meters, self._gpus = path, meters, gpus
-        self._place, self._rest, self._edge, self._start = 0, b"", start_ns, start_ns
+        self._lines, self._meters, self._gpus = NewLines(path), meters, gpus
+        self._edge = self._start = start_ns
         self._rows: list[Reading] = []
         self._sums: dict[tuple[str, str, str], EnergyReading] = {}
         self._own: set[str] = set()
@@ -79,25 +83,11 @@ class LiveEnergy:
             self._rows = [row for row in self._rows if row.t_ns >= newest - _CONTEXT_NS]
         return accounting.used(self._sums.values(), self.gpus)[0]
 
-    def _new(self) -> list[Reading]:
-        """Return the whole rows that the file has got since the last call; damaged ones are left out."""
-        try:
-            with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._place:  # it was made anew
-                    self._place, self._rest = 0, b""
-                file.seek(self._place)
-                data = self._rest + file.read()
-                self._place = file.tell()
-        except OSError:
-            return []
-        *lines, self._rest = data.split(b"\n")
-        rows = []
-        for line in lines:
-            try:
-                rows.append(Reading.from_json(line.decode()))
-            except ValueError:
-                continue
-        return rows
+    def _new(self) -> Iterator[Reading]:
+        """Yield the rows that the file has got since the last call; damaged ones are left out."""
+        for line in self._lines.read():
+            with suppress(ValueError):
+                yield Reading.from_json(line.decode())
 
 
 @dataclass
@@ -128,7 +118,8 @@ class Follower:
             used_up = (name for name, limit in self.limits.items() if course.used.get(name, 0.0) >= limit)
             self.over = self.over or next(used_up, None)
             for listen in self.listeners:
-                listen(course)
+                with suppress(OSError):  # a terminal that is gone ends no command
+                    listen(course)
         return self.over is not None
 
     def _look(self, tally: Tally, seconds: float) -> Course:
@@ -137,15 +128,17 @@ class Follower:
         used = used_until(energy, seconds, self.site, gpus, max(1, len(gpus)))
         whole = {name: self.before.get(name, 0.0) + used.get(name, 0.0) for name in {**self.before, **used}}
         watts = self.energy.watts if self.energy is not None else None
-        return Course(tally, seconds, self._left(tally), watts, whole)
+        training = _steps_left(tally, self.total_steps, tally.seen)
+        window_seconds, window_steps = self.window
+        left = training if window_steps is None else _steps_left(tally, window_steps, tally.steps)
+        left = left if window_seconds is None else max(0.0, window_seconds - tally.seconds)
+        return Course(tally, seconds, left, watts, whole, training)
 
-    def _left(self, tally: Tally) -> float | None:
-        """Return the time until the command ends; None where that is not known."""
-        (seconds, steps), rate = self.window, tally.steps_per_second
-        if seconds is not None:
-            return max(0.0, seconds - tally.seconds)
-        left = steps - tally.steps if steps is not None else (self.total_steps or 0) - tally.seen
-        return left / rate if rate and left > 0 else None
+
+def _steps_left(tally: Tally, steps: float | None, done: int) -> float | None:
+    """Return the time in seconds that the rest of so many steps takes; None where that is not known, or over."""
+    rate, left = tally.steps_per_second, (steps or 0) - done
+    return left / rate if rate and left > 0 else None
 
 
 def used_until(

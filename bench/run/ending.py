@@ -6,14 +6,15 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+from bench.errors import STOPPED, Stopped
 from bench.process import GroupListener
 from bench.run.watch import Tally
 
@@ -62,8 +63,8 @@ class Processes:
 
     def send(self, number: int) -> None:
         """Send a signal to the process itself; if it ends by that, those that it leaves behind get it from `release`."""
-        if number in ENDING:
-            self._look()
+        self._look()
+        if self._sent not in ENDING:
             self._sent = number
         with suppress(ProcessLookupError):
             os.kill(self._pid, number)
@@ -80,9 +81,11 @@ class Processes:
                     deaf = number == signal.SIGINT and _ignores(process.pid, number)
                     process.send_signal(signal.SIGTERM if deaf else number)
 
-    def release(self) -> None:
+    def release(self, exitcode: int) -> None:
         """Send the signal by which the command has ended to those of its group that are left: a shell passes none on."""
         self._family.pop(self._pid, None)
+        if self._sent not in ENDING and self._sent != -exitcode:
+            return
         for process in self._family.values():
             with suppress(psutil.Error, ProcessLookupError):
                 if self._sent is not None and os.getpgid(process.pid) == os.getpgrp():
@@ -104,9 +107,16 @@ def _ignores(pid: int, number: int) -> bool:
 
 
 class Ending:
-    """The end of a command by a limit: SIGINT, after a grace period SIGTERM, then SIGKILL."""
+    """The end of a command by a limit: SIGINT, after a grace period SIGTERM, then SIGKILL. `before` is called first."""
 
-    def __init__(self, processes: Processes, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        before: Callable[[], object] | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        if before is not None:
+            before()
         self._processes, self._grace = processes, grace_seconds
         self._left = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
         self._next = 0.0
@@ -119,15 +129,27 @@ class Ending:
             self._next = time.monotonic() + self._grace
 
 
-class Signals:
-    """A block in which signals to this process go on to a command and end nothing else.
+@contextmanager
+def unless_stopped(message: str, code: int) -> Iterator[None]:
+    """Raise Stopped where a signal ends the block; its exit code is that of what was done before, if that failed."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped: {message}", code=code or STOPPED) from error
 
-    A signal that this process ignores, as under nohup, stays ignored. The command does not get a signal twice that its
-    whole process group has got, as by Ctrl-C.
+
+class Signals:
+    """A block in which signals to this process go on to the command that runs, if there is one.
+
+    Without a command, one that asks for an end raises KeyboardInterrupt; while `deferred`, it ends the next command, and
+    `asked` names it. Others then mean nothing. A signal that this process ignores, as under nohup, stays ignored. The
+    command does not get a signal twice that its whole process group has got, as by Ctrl-C.
     """
 
     def __init__(self) -> None:
-        self._asked: signal.Signals | None = None
+        self.asked: signal.Signals | None = None
+        self.deferred = False
+        self._passed: set[signal.Signals] = set()
         self._on_resize: Callable[[], None] | None = None
         self._processes: Processes | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -148,15 +170,18 @@ class Signals:
         self._listener.close()
 
     def attach(self, processes: Processes, on_resize: Callable[[], None] | None) -> None:
-        """Pass signals on to a command that has started, first those that came before."""
+        """Pass signals on to a command that has started, first those that came before and ask it to end."""
         self._processes, self._on_resize = processes, on_resize
         for number in self._early:
             processes.send(number)
 
-    def detach(self) -> signal.Signals | None:
-        """Pass nothing on any more, as the command has ended; return the signal that asked for that."""
+    def detach(self) -> None:
+        """Pass nothing on any more, as the command has ended."""
         self._processes = self._on_resize = None
-        return self._asked
+
+    def cause(self, exitcode: int) -> signal.Signals | None:
+        """Return the signal that asked a command to end, or that was passed on and ended it as it had no handler."""
+        return self.asked or next((name for name in self._passed if name == -exitcode), None)
 
     def _take(self, number: int, _: object) -> None:
         name = signal.Signals(number)
@@ -165,8 +190,12 @@ class Signals:
                 self._on_resize()
             return
         if name in ENDING:
-            self._asked = name
-        if self._processes is None:
+            self.asked = name
+        if self._processes is not None:
+            self._passed.add(name)
+            if not self._listener.got(number):
+                self._processes.send(number)
+        elif name in ENDING and self.deferred:
             self._early.append(name)
-        elif not self._listener.got(number):
-            self._processes.send(number)
+        elif name in ENDING:
+            raise KeyboardInterrupt(name.name)

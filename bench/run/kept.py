@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,19 +11,23 @@ from bench.files import write_bytes
 
 
 class KeptFiles:
-    """Holds files open, so that their content outlives their names. `renew` makes anew what a run needs in its folder.
+    """Holds files open, so that their content outlives their names: `paths`, and `more` that appear later.
+
+    `renew` makes anew what a run needs in its folder, once none of `paths` is there.
 
     A script may clear the folder in which its results were, and ours with it.
     """
 
-    def __init__(self, paths: Sequence[Path], renew: Callable[[], None]) -> None:
-        self._paths, self._renew = paths, renew
-        self._held: dict[Path, list[int]] = {path: [] for path in paths}
+    def __init__(self, paths: Sequence[Path], more: Callable[[], Iterable[Path]], renew: Callable[[], None]) -> None:
+        self._paths, self._more, self._renew = paths, more, renew
+        self._held: dict[Path, list[int]] = {}
         self.look()
 
     def look(self) -> None:
         """Hold the files that are new. Where one that was there has no name any more, renew the folder."""
         gone = False
+        for path in (*self._paths, *self._more()):
+            self._held.setdefault(path, [])
         for path, held in self._held.items():
             if held and os.fstat(held[-1]).st_nlink:
                 continue
@@ -49,4 +53,5 @@ class KeptFiles:
 
 
 def _content(number: int) -> bytes:
-    return os.pread(number, os.fstat(number).st_size, 0)
+    """Return what was written; hooks leave zeros behind it."""
+    return os.pread(number, os.fstat(number).st_size, 0).rstrip(b"\0")

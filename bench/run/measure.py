@@ -25,20 +25,23 @@ from bench.files import held, write_json, write_text
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
-from bench.process import adopt_orphans
+from bench.process import adopt_orphans, drop_lost_output
 from bench.record import RunRecord, Status
 from bench.redact import redact_argv
+from bench.run.braces import filled, template
 from bench.run.collect import Context, collect
 from bench.run.command import execute, leave, why_not_started
 from bench.run.course import Course, Follower, LiveEnergy, used_by
 from bench.run.ending import Signals, WindowLength
 from bench.run.kept import KeptFiles
+from bench.run.own_steps import Ended
 from bench.run.program import program_hashes
+from bench.run.reserve import written
 from bench.run.watch import Tally
 from bench.schema import COMMAND, MEASURE, SLUG, Machine, RunSpec, Scalar, Site
 from bench.store.progress import Flight
-from bench.workloads.command import CommandArgs, hooked, printed
-from bench.workloads.printed import BadPattern, Printed, check_pattern
+from bench.workloads.command import CommandArgs
+from bench.workloads.printed import Printed, check_pattern
 
 EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
 """Exit codes of a shell for a command that it cannot start."""
@@ -50,7 +53,8 @@ class MeasureOptions:
 
     `printed` says how it prints its steps. Output goes to `output`, or else to the terminal. `settings` are arguments of the
     user's own, as they were typed, for `{name}` in `argv`. The command is ended too when all its runs have used up one of
-    `limits`, by quantity. `listen` is told once a second how it goes; `total_steps` is the length of the whole training.
+    `limits`, by quantity. `listen` is told once a second how it goes, and `before_end` called before it is
+    ended; `total_steps` is the length of the whole training.
     """
 
     argv: list[str]
@@ -68,11 +72,12 @@ class MeasureOptions:
     total_steps: float | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     listen: Callable[[Course], None] | None = None
+    before_end: Callable[[], object] | None = None
 
     @property
     def filled(self) -> list[str]:
-        """The command with the values of its settings; other braces stay."""
-        return [re.sub(r"\{(\w+)\}", lambda key: self.settings.get(key[1], key[0]), word) for word in self.argv]
+        """The command with the values of its settings. Raises BadValue for another name in braces."""
+        return filled(self.argv, self.settings)
 
 
 def step_pattern(text: str) -> str:
@@ -87,7 +92,7 @@ def check_printed(options: Mapping[str, Any]) -> None:
     """Raise BadValue where options on printed lines contradict each other."""
     try:
         Printed(options.get("step_pattern"), options.get("steps_per_line"))
-    except BadPattern as error:
+    except ValueError as error:
         raise BadValue(f"--steps-per-line {options['steps_per_line']}: {error}") from error
 
 
@@ -109,11 +114,13 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def _scalar(text: str) -> Scalar:
-    """Return a number where the text is one."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            if math.isfinite(value := kind(text)):
-                return value
+    """Return a number where the text is one that is shown as it was typed; 1.0 and 3e-4 stay text."""
+    with suppress(ValueError):
+        value = float(text)
+        if value.is_integer() and str(int(value)) == text:
+            return int(value)
+        if f"{value:g}" == text and math.isfinite(value) and not value.is_integer():
+            return value
     return text
 
 
@@ -123,10 +130,8 @@ def _gpus(machine: Machine) -> list[str]:
 
 def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
     """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
-    text, own = shlex.join(redact_argv(options.argv)).replace("{", "{{").replace("}", "}}"), dict[str, Scalar]()
-    for key, value in options.settings.items():
-        text = text.replace(f"{{{{{key}}}}}", f"{{{key}}}")
-        own[key] = _scalar(redact_argv([f"--{key}", value])[1])
+    text = shlex.join(template(redact_argv(options.argv), options.settings))
+    own = {key: _scalar(redact_argv([f"--{key}", value])[1]) for key, value in options.settings.items()}
     return RunSpec(
         workload=COMMAND,
         workload_args={"argv": text, **options.printed, **own},
@@ -166,9 +171,11 @@ class CommandRuns:
     folder: Path
     sidecar: Sidecar | None
     flight: Flight
+    signals: Signals
     used: dict[str, float] = field(default_factory=dict)
     over: str | None = None
     renewed: list[str] = field(default_factory=list)
+    _measured: str = "nothing is known of it"
 
     def run(self) -> tuple[RunRecord, Path]:
         """Run the command with the input and output of the terminal; return its record and its folder.
@@ -177,21 +184,31 @@ class CommandRuns:
         """
         spec = self.spec.changed(repeat=_next_repeat(self.folder, self.spec))
         folder = self.folder / spec.run_id
-        with Signals() as signals:  # until the record is written
-            end = self._execute(spec, folder, signals)
-            if not isinstance(end, OSError):
-                files.EXIT.write(folder, end)
-                record = collect(self.context, spec, folder)
-                for quantity, amount in used_by(record).items():
-                    self.used[quantity] = self.used.get(quantity, 0.0) + amount
-                self.tell(done=self.flight.done + 1, failed=self.flight.failed + (record.status is not Status.OK))
-                return record, folder
+        end = self._execute(spec, folder)
+        if not isinstance(end, OSError):
+            record, folder = written(folder, lambda place: self._record(spec, end, place), self._measured)
+            for quantity, amount in used_by(record).items():
+                self.used[quantity] = self.used.get(quantity, 0.0) + amount
+            drop_lost_output()
+            self.tell(done=self.flight.done + 1, failed=self.flight.failed + (record.status is not Status.OK))
+            return record, folder
         if type(end) not in EXIT_CODES and end.errno != errno.ENOEXEC:
             raise end
         message = f"cannot start {self.options.argv[0]}: {why_not_started(end)}"
         raise UserError(message, code=EXIT_CODES.get(type(end), 126)) from end
 
-    def _execute(self, spec: RunSpec, folder: Path, signals: Signals) -> files.Exit | OSError:
+    def _record(self, spec: RunSpec, ended: Ended, folder: Path) -> RunRecord:
+        """Write what is known of a command that has ended, and its record."""
+        leave(spec, ended, folder)
+        times: dict[str, Any] = {"start_ns": ended.start_ns, "end_ns": ended.end_ns}
+        times |= {"started_at": files.BEGINNING.read(folder).started_at}
+        how: Literal["ended", "stopped"] = "ended" if ended.by is None else "stopped"
+        error = self.sidecar.error if self.sidecar is not None else None
+        code = 0 if ended.by == "limit" else ended.exitcode  # it did what was asked
+        files.EXIT.write(folder, files.Exit(how=how, exitcode=code, sidecar_error=error, **times))
+        return collect(self.context, spec, folder)
+
+    def _execute(self, spec: RunSpec, folder: Path) -> Ended | OSError:
         """Run the command, to which signals go, between two readings of the meters, and wait for its end."""
         sidecar, options = self.sidecar, self.options
         steps, readings = files.STEPS.path(folder, files.COMMAND_STEPS), files.RAW_METERS.path(folder, 0)
@@ -209,10 +226,12 @@ class CommandRuns:
         follower = self._follower(spec, readings)
         new: dict[str, Any] = {"steps": None, "steps_per_second": None, "remaining_seconds": None}
         self.tell(current=spec.label[:300], run_began_at=beginning.started_at, **new)
-        kept = KeptFiles([steps, readings], begin)
+        kept = KeptFiles([steps, readings], lambda: files.SEEN.paths(folder), begin)
         limit = WindowLength(spec.measure_steps, spec.measure_seconds)
-        more: dict[str, Any] = {"signals": signals, "limit": limit, "warmup_steps": spec.warmup_steps}
-        more |= {"how": printed(spec), "hooks": hooked(spec), "output": options.output}
+        args = CommandArgs.of(spec)
+        more: dict[str, Any] = {"signals": self.signals, "limit": limit, "warmup_steps": spec.warmup_steps}
+        more |= {"how": args.printed, "hooks": args.hooks is not False, "output": options.output}
+        more |= {"before_end": options.before_end}
 
         def tick(tally: Tally) -> bool:
             kept.look()
@@ -230,12 +249,7 @@ class CommandRuns:
         if follower.over is not None:
             self.over = follower.over
             ended = replace(ended, by="signal", signal="its budget")
-        leave(spec, ended, folder)
-        times: dict[str, Any] = {"start_ns": ended.start_ns, "end_ns": ended.end_ns, "started_at": beginning.started_at}
-        how: Literal["ended", "stopped"] = "ended" if ended.by is None else "stopped"
-        error = sidecar.error if sidecar is not None else None
-        code = 0 if ended.by == "limit" else ended.exitcode  # it did what was asked
-        return files.Exit(how=how, exitcode=code, sidecar_error=error, **times)
+        return ended
 
     def _follower(self, spec: RunSpec, readings: Path) -> Follower:
         """Return what looks at the next run."""
@@ -253,13 +267,16 @@ class CommandRuns:
             write_json(self.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
 
     def _tell_course(self, course: Course) -> None:
+        self._measured = f"{course.tally.seen} steps in {course.seconds:.4g} s"
         left = None if course.left is None else course.seconds + course.left
         self.tell(steps=course.tally.seen, steps_per_second=course.tally.steps_per_second, remaining_seconds=left)
 
 
 @contextmanager
-def session(options: MeasureOptions, machine: Machine, runs: Path) -> Iterator[CommandRuns]:
+def session(options: MeasureOptions, machine: Machine, runs: Path, signals: Signals) -> Iterator[CommandRuns]:
     """Find or make the execution, start the meters and measure idle power once; stop the meters at the end.
+
+    From then on `signals` are deferred, so that they cost no record.
 
     Raises EnvironmentProblem where records cannot be written, and Busy where the name is being measured.
     """
@@ -275,7 +292,8 @@ def session(options: MeasureOptions, machine: Machine, runs: Path) -> Iterator[C
             if sidecar is not None:
                 _ready(sidecar, options.idle_seconds, execution)
             flight = _flight(context, execution, options.repeats)
-            runs_ = CommandRuns(options, spec, context, execution, sidecar, flight, renewed=renewed)
+            runs_ = CommandRuns(options, spec, context, execution, sidecar, flight, signals, renewed=renewed)
+            signals.deferred = True
             try:
                 yield runs_
             finally:
@@ -295,7 +313,7 @@ def _flight(context: Context, execution: Path, repeats: int) -> Flight:
 
 def measure(options: MeasureOptions, machine: Machine, runs: Path) -> tuple[RunRecord, Path]:
     """Run the command once in a session of its own, see `CommandRuns.run`."""
-    with session(options, machine, runs) as opened:
+    with Signals() as signals, session(options, machine, runs, signals) as opened:
         return opened.run()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from typing import Any, Literal
 from bench.figures.flags import loss_medians
 from bench.figures.metrics import STARTUP_PHASES
 from bench.record import Measurement, Phase, Rank
+from bench.run.marks import full_sum, json_lines
+from bench.run.planned import planned_length
 from bench.run.seen import SeenSteps, seen_steps
-from bench.workloads.counted import Counted
 from bench.workloads.counted import count as count_printed
 from bench.workloads.printed import OUTPUT, Printed
 
@@ -32,6 +34,8 @@ OF_PROCESSES = ("partial_world", "this_node_only", "separate_trainings")
 """Flags of hooks that hold whatever the source of steps is."""
 LEAST_STEPS = 2
 """A command that was ended before its time is measured by at least so many steps after its warm-up."""
+_Marks = dict[int, list[dict[str, Any]]]
+_Name = Literal["script", "hooks", "output"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Ended:
     `by` says who ended it before its time: a `limit`, or somebody's `signal`, whose name is `signal`. `peak_memory_bytes` is
     that of the largest of its processes. The kernel includes the memory of this process at the start; if the peak is not
     above that, it is None. `killed_for_memory`: it failed while the kernel ended some process for lack of memory. `tail` is
-    the end of its output, where that was read.
+    the end of its output, where that was read. `disk_full`: for a time there was no space for its
+    steps; `lines_lost`: also at its end, so that lines of its output are missing.
     """
 
     exitcode: int
@@ -53,21 +58,53 @@ class Ended:
     signal: str = ""
     killed_for_memory: bool = False
     tail: bytes = b""
+    disk_full: bool = False
+    lines_lost: bool = False
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command that has ended, and what its window is made of besides steps."""
+
+    ended: Ended
+    warmup_steps: int
+    device_type: str
+    how: Printed
+
+    def source(self, name: _Name, marks: _Marks, pauses: list[Phase], flags: list[str]) -> _Source:
+        """Return the steps that ended before the command did: a process of its own may have outlived it."""
+        before = {rank: [mark for mark in own if mark["t_ns"] <= self.ended.end_ns] for rank, own in marks.items()}
+        return _Source(self, name, {rank: own for rank, own in sorted(before.items()) if own}, _apart(pauses), flags)
+
+    def whole(self, flags: list[str], **fields: Any) -> Measurement:
+        """Return the measurement of the command as a whole, but for some fields."""
+        ended = self.ended
+        phase = Phase(name="steady", start_ns=ended.start_ns, end_ns=ended.end_ns)
+        peak = [ended.peak_memory_bytes] if self.device_type == "cpu" and ended.peak_memory_bytes else []
+        rank = Rank(rank=0, window_seconds=phase.seconds, cpu_seconds=ended.cpu_seconds)
+        whole = {"window_seconds": phase.seconds, "phases": [phase], "ranks": [rank], "cpu_seconds": ended.cpu_seconds}
+        return Measurement(**{"peak_memory_bytes": peak, "step_flags": flags, **whole, **fields})
 
 
 @dataclass(frozen=True)
 class _Source:
     """Steps from one source: marks by rank and the pauses of rank 0, both in order of time, and flags of the marks."""
 
-    name: Literal["script", "hooks", "output"]
-    marks: dict[int, list[dict[str, Any]]]
+    command: _Command
+    name: _Name
+    marks: _Marks
     pauses: list[Phase]
     flags: list[str]
 
-    def until(self, end_ns: int) -> _Source:
-        """Return the steps that ended before the command did: a process of its own may have outlived it."""
-        marks = {rank: before for rank, ms in self.marks.items() if (before := [m for m in ms if m["t_ns"] <= end_ns])}
-        return replace(self, marks=marks)
+    @property
+    def leading(self) -> list[dict[str, Any]]:
+        """The marks of the first rank."""
+        return next(iter(self.marks.values()))
+
+    @cached_property
+    def window(self) -> Measurement:
+        """The measurement of the window that the steps make, or of the whole command if they are too few."""
+        return _window(self)
 
 
 def measurement(
@@ -80,107 +117,104 @@ def measurement(
     phases of their own, unless steps end in them. A loss that is not finite is left out, so that a diverged run has no last
     loss.
     """
-    how = how or Printed()
-    script, printed, counted = _read(steps, how)
+    command, lines = _Command(ended, warmup_steps, device_type, how or Printed()), _lines(steps)
+    counted = count_printed([line for line in lines if line["rank"] == OUTPUT], command.how)
+    marks, pauses, flags = _reported(lines)
     seen = seen_steps(steps.parent)
-    hooks = None if seen is None else _Source("hooks", seen.marks, _apart([*script.pauses, *seen.pauses]), seen.flags)
-    sources = [source.until(ended.end_ns) for source in (script, hooks, printed) if source is not None]
-    first = next((source for source in sources if source.marks), None)
+    of_hooks = ({}, [], []) if seen is None else (seen.marks, [*pauses, *seen.pauses], seen.flags)
+    script, hooks = command.source("script", marks, pauses, flags), command.source("hooks", *of_hooks)
+    printed = command.source("output", {0: counted.marks}, [*pauses, *counted.breaks], counted.flags)
+    first = next((source for source in (script, hooks, printed) if source.marks), None)
     if first is None:
         notes = {"output_format": counted.known, "nearest_line": counted.nearest}
-        flags = [*counted.flags, *(seen.flags if seen is not None else [])]
-        whole = _whole(ended, device_type, flags).changed(notes={k: note for k, note in notes.items() if note})
-        return whole if seen is None else whole.changed(seen=seen.facts)
-    out = _window(first, ended, warmup_steps, device_type, how)
-    if first.name == "script" and hooks is not None:
-        out = _completed(out, _window(hooks, ended, warmup_steps, device_type, how))
-        out = _compared(out, first, hooks, seen.facts.world_size if seen is not None else None)
-    if first.name == "hooks":
-        out = _checked(out, first, sources[-1], how, ended, warmup_steps, device_type)
+        notes |= dict(zip(("pattern_offered", "pattern_example"), counted.offer, strict=True))
+        facts = {"seen": seen and seen.facts, "notes": {name: note for name, note in notes.items() if note}}
+        return command.whole([*printed.flags, *hooks.flags], **facts)
+    if first is script:
+        out = _beside_hooks(script, hooks, seen.facts.world_size if seen is not None else None)
+    else:
+        out = _beside_lines(hooks, printed) if first is hooks else printed.window
     if out.step_source == "output" and counted.known:
-        out = out.changed(notes=out.notes | {"output_format": counted.known})
-    if seen is None:
-        return out
-    out = out.changed(seen=seen.facts, parameters=seen.parameters, trainable_parameters=seen.trainable_parameters)
-    return _with_flops(out, seen)
+        out = out.changed(notes={"output_format": counted.known})
+    out = out.changed(planned=planned_length(lines, first.leading))
+    return out if seen is None else _with_model(out, seen)
 
 
-def _completed(out: Measurement, seen: Measurement) -> Measurement:
-    """Return a measurement of steps that the script reports, with the work that only hooks saw in the same steps."""
-    if out.steps != seen.steps:
-        return out
-    return out.changed(**{name: getattr(seen, name) for name in ("samples", "tokens") if getattr(out, name) is None})
-
-
-def _compared(out: Measurement, script: _Source, hooks: _Source, world_size: int | None) -> Measurement:
-    """Return a measurement of steps that the script reports, with the flags of hooks, and one where they disagree.
+def _beside_hooks(script: _Source, hooks: _Source, world_size: int | None) -> Measurement:
+    """Return a measurement of steps that the script reports, with what only hooks saw, and a flag where they disagree.
 
     They are compared while both see steps. Fewer ranks may report than train, if their samples are those of all.
     """
-    flags = [*out.step_flags, *(flag for flag in OF_PROCESSES if flag in hooks.flags)]
+    out, flags = script.window, [*script.window.step_flags, *(flag for flag in OF_PROCESSES if flag in hooks.flags)]
+    if hooks.marks and out.steps == hooks.window.steps:
+        absent = (name for name in ("samples", "tokens") if getattr(out, name) is None)
+        out = out.changed(**{name: getattr(hooks.window, name) for name in absent})
     if "partial_world" in flags and len(script.marks) < (world_size or 0):
         out = out.changed(samples=None, tokens=None)
-    rank, leading = min(script.marks.items())
-    others = hooks.marks.get(rank) or next(iter(hooks.marks.values()))
-    if out.steps:
+    if hooks.marks and out.steps:
+        others = hooks.marks.get(next(iter(script.marks)), hooks.leading)
         start = next(phase.start_ns for phase in out.phases if phase.name == "steady")
-        end = min(leading[-1]["t_ns"], others[-1]["t_ns"])
-        reported, seen = (len(_between(lines, start, end)) - 1 for lines in (leading, others))
-        sums = [
-            (_sum({0: own}, "samples", None), len(own) - 1)
-            for own in (_between(lines, start, end) for lines in hooks.marks.values())
-        ]
-        each = sum(total / steps for total, steps in sums if total and steps) if all(total for total, _ in sums) else 0
-        alike = abs(out.samples / out.steps / each - 1) <= DIFFERENCE if out.samples and each else None
-        differ = abs(reported - seen) > max(DIFFERENCE * seen, 1) or alike is False
+        end = min(script.leading[-1]["t_ns"], others[-1]["t_ns"])
+        ranks = [_between(own[1:], start, end) for own in hooks.marks.values()]  # a step begins at a mark
+        each = [(full_sum(mark.get("samples") for mark in own) or 0) / max(1, len(own)) for own in ranks]
+        alike = _alike(_of_step(out, "samples"), sum(each) if all(each) else None)
         fewer = len(script.marks) < len(hooks.marks) and not alike
-        flags += ["sources_differ"] * (seen >= LEAST_STEPS and (differ or fewer))
+        differ = alike is False or fewer or not _as_many(script.leading, others[1:], start, end)
+        flags += ["sources_differ"] * (differ and len(_between(others[1:], start, end)) >= LEAST_STEPS)
     return out.changed(step_flags=list(dict.fromkeys(flags)))
 
 
-def _between(lines: list[dict[str, Any]], start_ns: int, end_ns: int) -> list[dict[str, Any]]:
-    """Return the marks of the steps in a time, after the mark at which the first of them begins."""
-    times = [line["t_ns"] for line in lines]
-    return lines[max(0, bisect_right(times, start_ns) - 1) : bisect_right(times, end_ns)]
-
-
-def _checked(
-    out: Measurement,
-    hooks: _Source,
-    printed: _Source,
-    how: Printed,
-    ended: Ended,
-    warmup_steps: int,
-    device_type: str,
-) -> Measurement:
+def _beside_lines(hooks: _Source, printed: _Source) -> Measurement:
     """Return a measurement from hooks beside what the user states and what the script prints; a flag where they disagree.
 
     Samples that the hooks cannot be sure of are those of the lines, where a pattern has them. Known formats give the loss.
     """
-    out, confirmed = _stated(out, how), how.samples_per_step is not None
+    how = hooks.command.how
+    out, confirmed = _with_stated(hooks.window, how), how.samples_per_step is not None
+    flags = out.step_flags
     if printed.marks:
-        other = _window(printed, ended, warmup_steps, device_type, how)
-        alike = _alike(out, other)
+        lines, other = printed.leading, printed.window
+        alike = _alike(_of_step(out, "samples"), _of_step(other, "samples"))
         confirmed |= alike is True
-        disagree = ["sources_differ"] * (how.pattern is not None and (_differ(hooks.marks, printed) or alike is False))
+        as_many = _as_many(lines, hooks.leading, lines[0]["t_ns"], lines[-1]["t_ns"])
+        unlike = alike is False or not (as_many or "output_in_blocks" in printed.flags)
+        differ = how.pattern is not None and unlike
         printed_alone = out.samples is None and other.samples is not None and "partial_world" not in hooks.flags
-        if how.pattern and out.steps and printed_alone and not disagree:
+        if how.pattern and out.steps and printed_alone and not differ:
             kept = [flag for flag in OF_PROCESSES if flag in hooks.flags]
             return other.changed(step_flags=[*other.step_flags, *kept])
-        out = _with_losses(out, printed).changed(step_flags=[*out.step_flags, *disagree])
+        out, flags = _with_losses(out, printed), [*flags, *["sources_differ"] * differ]
     elif how.pattern is not None:
-        out = out.changed(step_flags=[*out.step_flags, *printed.flags])
-    if out.steps and out.samples is None and "partial_world" not in out.step_flags:
-        out = out.changed(step_flags=[*out.step_flags, "samples_unclear"])
-    inferred = ["samples_from_input"] * (out.samples is not None and not confirmed)
-    return out.changed(step_flags=[*out.step_flags, *inferred, *["much_left_out"] * _much_left_out(out)])
+        flags = [*flags, *printed.flags]
+    unclear = out.steps and out.samples is None and "partial_world" not in flags
+    inferred = out.samples is not None and not confirmed
+    doubts = {"samples_unclear": unclear, "samples_from_input": inferred, "much_left_out": _much_left_out(out)}
+    return out.changed(step_flags=[*flags, *(flag for flag, holds in doubts.items() if holds)])
 
 
-def _alike(out: Measurement, other: Measurement) -> bool | None:
-    """Return whether two measurements agree on the samples of a step; None where one of them has none."""
-    if not (out.steps and other.steps and out.samples and other.samples):
-        return None
-    return abs(out.samples / out.steps / (other.samples / other.steps) - 1) <= DIFFERENCE
+def _alike(count: float | None, other: float | None, least: float = 0.0) -> bool | None:
+    """Return whether two sources agree on a count, which may differ by `least`; None where one of them has none."""
+    return None if count is None or other is None else abs(count - other) <= max(DIFFERENCE * other, least)
+
+
+def _as_many(lines: list[dict[str, Any]], others: list[dict[str, Any]], start_ns: int, end_ns: int) -> bool:
+    """Return whether two sources have as many steps in a time; at its edges they may differ by a mark of the first."""
+    steps, count = (
+        sum(int(mark.get("steps", 1)) for mark in _between(own, start_ns, end_ns)) for own in (lines, others)
+    )
+    return _alike(steps, count, max(1, int(lines[-1].get("steps", 1)))) is True
+
+
+def _between(lines: list[dict[str, Any]], start_ns: int, end_ns: int) -> list[dict[str, Any]]:
+    """Return the marks of the steps that end in a time, after its start."""
+    times = [line["t_ns"] for line in lines]
+    return lines[bisect_right(times, start_ns) : bisect_right(times, end_ns)]
+
+
+def _of_step(measured: Measurement, name: str) -> float | None:
+    """Return the samples or tokens of a step; None where they are not known."""
+    count: int | None = getattr(measured, name)
+    return count / measured.steps if count and measured.steps else None
 
 
 def _much_left_out(measured: Measurement) -> bool:
@@ -194,64 +228,40 @@ def _much_left_out(measured: Measurement) -> bool:
     return left_out > MUCH * sum(phase.seconds for phase in inside)
 
 
-def _whole(ended: Ended, device_type: str, flags: list[str]) -> Measurement:
-    """Return the measurement of a command as a whole."""
-    whole = Phase(name="steady", start_ns=ended.start_ns, end_ns=ended.end_ns)
-    return Measurement(
-        window_seconds=whole.seconds,
-        phases=[whole],
-        peak_memory_bytes=_peak(ended, device_type),
-        ranks=[Rank(rank=0, window_seconds=whole.seconds, cpu_seconds=ended.cpu_seconds)],
-        cpu_seconds=ended.cpu_seconds,
-        step_flags=flags,
-    )
-
-
-def _peak(ended: Ended, device_type: str) -> list[int]:
-    return [ended.peak_memory_bytes] if device_type == "cpu" and ended.peak_memory_bytes else []
-
-
-def _window(source: _Source, ended: Ended, warmup_steps: int, device_type: str, how: Printed) -> Measurement:
+def _window(source: _Source) -> Measurement:
     """Return the measurement of the window that the steps of a source make, or of the whole command if they are too few."""
-    marks, pauses, flags = source.marks, source.pauses, source.flags
-    without = _whole(ended, device_type, flags)
+    marks, leading, flags, command = source.marks, source.leading, source.flags, source.command
     count = min(len(lines) for lines in marks.values())
-    leading = next(iter(marks.values()))
     done = accumulate(line.get("steps", 1) for line in leading)
-    first = next(
-        (index for index, steps_ in enumerate(done) if steps_ >= warmup_steps), count
-    )  # the window begins there
+    first = next((index for index, steps in enumerate(done) if steps >= command.warmup_steps), count)
     first = max([first, *(index for index, line in enumerate(leading) if "flops" in line)])  # counting takes its time
     if count < first + 2:
-        return without
-    chosen = {rank: lines[first:count] for rank, lines in sorted(marks.items())}
-    leader = next(iter(chosen.values()))
+        return command.whole(flags)
+    chosen, leader = {rank: lines[first:count] for rank, lines in marks.items()}, leading[first:count]
     times = [line["t_ns"] for line in leader]
-    inside = [pause for pause in pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
+    inside = [pause for pause in source.pauses if times[0] <= pause.start_ns and pause.end_ns <= times[-1]]
     breaks = [pause for pause in inside if bisect_right(times, pause.start_ns) == bisect_left(times, pause.end_ns)]
-    counts = [line.get("steps", 1) for line in leader[1:]]
-    spans = [(b - a) / 1e9 - _overlap(breaks, a, b) for a, b in pairwise(times)]
-    lengths = [span / steps_ for span, steps_ in zip(spans, counts, strict=True) if steps_]
-    edges = {rank: (lines[0]["t_ns"], lines[-1]["t_ns"]) for rank, lines in chosen.items()}
-    windows = {rank: (b - a) / 1e9 - _overlap(breaks, a, b) for rank, (a, b) in edges.items()}
+    windows = {rank: _seconds(lines[0]["t_ns"], lines[-1]["t_ns"], breaks) for rank, lines in chosen.items()}
     if min(windows.values()) <= 0:  # all of it arrived at once
-        return without
-    if not _adds_up(leader, [span for span, steps_ in zip(spans, counts, strict=True) if steps_]):
-        without = without.changed(step_flags=[*flags, "times_differ"])
+        return command.whole(flags)
+    counts = [line.get("steps", 1) for line in leader[1:]]
+    spans = [(_seconds(a, b, breaks), steps) for (a, b), steps in zip(pairwise(times), counts, strict=True) if steps]
+    lengths = [span / steps for span, steps in spans]
     own_seconds = [seconds for line in leader[1:] for seconds in line.get("each_seconds", ())]
-    per_step = (None, None) if source.name == "hooks" else (how.samples_per_step, how.tokens_per_step)
-    out = without.changed(
+    each = command.how if source.name != "hooks" else Printed()
+    return command.whole(
+        [*flags, *["times_differ"] * (not _adds_up(leader, [span for span, _ in spans]))],
         step_seconds=own_seconds or ([] if "output_in_blocks" in flags or min(lengths, default=0) <= 0 else lengths),
         own=_own(leader),
         step_source=source.name,
         window_seconds=max(windows.values()),
         steps=sum(counts),
-        samples=_sum(chosen, "samples", per_step[0]),
-        tokens=_sum(chosen, "tokens", per_step[1]),
+        samples=_work(chosen, "samples", each.samples_per_step),
+        tokens=_work(chosen, "tokens", each.tokens_per_step),
         ranks=[Rank(rank=rank, window_seconds=seconds) for rank, seconds in windows.items()],
-        phases=_phases(ended, marks, times, breaks, [pause for pause in pauses if pause.start_ns >= times[-1]]),
+        phases=_phases(source, times, breaks),
+        **_losses(leader),
     )
-    return _losses(out, leader)
 
 
 def _adds_up(lines: Sequence[dict[str, Any]], spans: Sequence[float]) -> bool:
@@ -268,64 +278,53 @@ def _own(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: value for line in lines for name, value in line.get("own", {}).items()}
 
 
-def _losses(measured: Measurement, lines: Sequence[dict[str, Any]]) -> Measurement:
-    """Return a measurement with the losses of its steps."""
+def _losses(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of the losses of some steps."""
     losses = [line["loss"] if math.isfinite(line["loss"]) else None for line in lines if "loss" in line]
     finite = [loss for loss in losses if loss is not None]
-    if not losses:
-        return measured
     medians = loss_medians(finite) if finite else None
-    return measured.changed(loss_first=losses[0], loss_last=losses[-1], loss_medians=medians)
+    return {"loss_first": losses[0], "loss_last": losses[-1], "loss_medians": medians} if losses else {}
 
 
 def _with_losses(measured: Measurement, printed: _Source) -> Measurement:
     """Return a measurement from hooks with the losses and own metrics that the script printed in its window."""
     steady = [phase for phase in measured.phases if phase.name == "steady"]
-    start, end = steady[0].start_ns, steady[-1].end_ns
-    lines = [line for line in printed.marks[0] if start <= line["t_ns"]]
-    inside = [line for line in lines if line["t_ns"] <= end]
-    return _losses(measured.changed(own=_own(inside or lines)), inside or lines)
+    lines = [line for line in printed.leading if steady[0].start_ns <= line["t_ns"]]
+    lines = [line for line in lines if line["t_ns"] <= steady[-1].end_ns] or lines
+    return measured.changed(own=_own(lines), **_losses(lines))
 
 
-def _differ(marks: dict[int, list[dict[str, Any]]], printed: _Source) -> bool:
-    """Return whether a script prints more or fewer steps than hooks saw between its first and its last such line."""
-    lines = printed.marks[0]
-    if "output_in_blocks" in printed.flags:
-        return False
-    stated = sum(int(line.get("steps", 1)) for line in lines[1:])
-    times = [line["t_ns"] for line in next(iter(marks.values()))]
-    between = bisect_right(times, lines[-1]["t_ns"]) - bisect_right(times, lines[0]["t_ns"])
-    return abs(stated - between) > max(DIFFERENCE * between, int(lines[-1].get("steps", 1)), 1)
-
-
-def _stated(measured: Measurement, how: Printed) -> Measurement:
+def _with_stated(measured: Measurement, how: Printed) -> Measurement:
     """Return a measurement with the samples and tokens of a step that the user states; a flag if hooks saw others."""
-    if {"partial_world", "this_node_only"} & {*measured.step_flags}:  # it would be the work of all nodes
+    if {"partial_world", "this_node_only"} & {*measured.step_flags} or not measured.steps:  # those of all nodes
         return measured
-    each = {"samples": how.samples_per_step, "tokens": how.tokens_per_step}
-    counts = {name: count * measured.steps for name, count in each.items() if count and measured.steps}
-    seen = {name: getattr(measured, name) for name in counts}
-    differ = any(seen[name] and abs(count / seen[name] - 1) > DIFFERENCE for name, count in counts.items())
+    stated = {"samples": how.samples_per_step, "tokens": how.tokens_per_step}
+    differ = any(_alike(count, _of_step(measured, name)) is False for name, count in stated.items())
+    counts = {name: count * measured.steps for name, count in stated.items() if count}
     return measured.changed(**counts, step_flags=[*measured.step_flags, *["sources_differ"] * differ])
 
 
-def _with_flops(measured: Measurement, seen: SeenSteps) -> Measurement:
-    """Return a measurement with the FLOP of a sample: as counted, or 6 a parameter and token where none is frozen."""
+def _with_model(measured: Measurement, seen: SeenSteps) -> Measurement:
+    """Return a measurement with what hooks saw of the model, and the FLOP of a sample.
+
+    These are as counted, or 6 a parameter and token where none is frozen.
+    """
+    sizes = seen.parameters, seen.trainable_parameters
+    out = measured.changed(seen=seen.facts, parameters=sizes[0], trainable_parameters=sizes[1])
     for line in next(iter(seen.marks.values())):
         if line.get("flops") and line.get("samples"):
-            return measured.changed(flops_per_sample=line["flops"] / line["samples"])
-    if not (measured.samples and measured.tokens and seen.parameters and seen.parameters == seen.trainable_parameters):
-        return measured
-    flops = 6 * seen.parameters * measured.tokens / measured.samples
-    return measured.changed(flops_per_sample=flops, step_flags=[*measured.step_flags, "flops_estimated"])
+            return out.changed(flops_per_sample=line["flops"] / line["samples"])
+    if not (out.samples and out.tokens and sizes[0] and sizes[0] == sizes[1]):
+        return out
+    flops = 6 * sizes[0] * out.tokens / out.samples
+    return out.changed(flops_per_sample=flops, step_flags=[*out.step_flags, "flops_estimated"])
 
 
-def _read(steps: Path, how: Printed) -> tuple[_Source, _Source, Counted]:
-    """Return the steps that the script reports and those that it prints, without damaged lines.
+def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[str]]:
+    """Return the marks of the steps that the script reports, by rank, its phases, and flags.
 
     Of several processes with one rank, the first counts. A begin of a phase before a step has no end after that step.
     """
-    lines = _lines(steps)
     marks: dict[int, dict[int, dict[str, Any]]] = {}
     pauses: list[Phase] = []
     processes: dict[int, str] = {}
@@ -345,34 +344,24 @@ def _read(steps: Path, how: Printed) -> tuple[_Source, _Source, Counted]:
         elif rank == 0 and (own := [begin for begin in open_ if begin[0] == name]):
             open_.remove(own[-1])
             pauses.append(Phase(name=name, start_ns=own[-1][1], end_ns=t))
-    script = _Source("script", {rank: list(own.values()) for rank, own in marks.items()}, _apart(pauses), flags)
-    counted = count_printed([line for line in lines if line["rank"] == OUTPUT], how)
-    marks_printed = {0: counted.marks} if counted.marks else {}
-    return script, _Source("output", marks_printed, _apart([*pauses, *counted.breaks]), counted.flags), counted
+    return {rank: list(own.values()) for rank, own in marks.items()}, pauses, flags
 
 
 def _lines(steps: Path) -> list[dict[str, Any]]:
     """Return the lines of a file that have a rank and a time."""
     out = []
-    for text in steps.read_text(errors="replace").splitlines() if steps.exists() else []:
-        try:
-            line = json.loads(text)
+    for line in json_lines(steps.read_text(errors="replace").splitlines() if steps.exists() else []):
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
             out.append(line | {"rank": int(line["rank"]), "t_ns": int(line["t_ns"])})
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
     return out
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of a mark besides its time; only a loss may be NaN."""
     numbers = {name: line[name] for name in ("samples", "tokens", "loss") if type(line.get(name)) in (int, float)}
-    own = line.get("own")
-    kept = (
-        {name: n for name, n in own.items() if type(n) in (int, float) and math.isfinite(n)}
-        if isinstance(own, dict)
-        else {}
-    )
     numbers = {name: n for name, n in numbers.items() if name == "loss" or (math.isfinite(n) and n >= 0)}
+    own = line["own"].items() if isinstance(line.get("own"), dict) else ()
+    kept = {name: n for name, n in own if type(n) in (int, float) and math.isfinite(n)}
     return numbers | ({"own": kept} if kept else {})
 
 
@@ -392,25 +381,24 @@ def _apart(pauses: list[Phase]) -> list[Phase]:
     return out
 
 
-def _overlap(breaks: list[Phase], a: int, b: int) -> float:
-    return sum(max(0, min(b, pause.end_ns) - max(a, pause.start_ns)) for pause in breaks) / 1e9
+def _seconds(start_ns: int, end_ns: int, breaks: list[Phase]) -> float:
+    """Return the time between two marks without the breaks in it."""
+    left_out = sum(max(0, min(end_ns, pause.end_ns) - max(start_ns, pause.start_ns)) for pause in breaks)
+    return (end_ns - start_ns) / 1e9 - left_out / 1e9
 
 
-def _sum(chosen: dict[int, list[dict[str, Any]]], name: str, each: int | None) -> int | None:
+def _work(chosen: _Marks, name: str, each: int | None) -> int | None:
     """Return the work of all ranks in the window; None if a step does not state it. `each` is that of all where none does."""
     counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
-    stated = [count for count in counts if count is not None]
-    if each is not None and not stated:
+    if each is not None and not any(count is not None for count in counts):
         return each * sum(int(line.get("steps", 1)) for line in next(iter(chosen.values()))[1:])
-    return round(sum(stated)) or None if len(stated) == len(counts) else None
+    return round(full_sum(counts) or 0) or None
 
 
-def _phases(
-    ended: Ended, marks: dict[int, list[dict[str, Any]]], times: list[int], breaks: list[Phase], later: list[Phase]
-) -> list[Phase]:
+def _phases(source: _Source, times: list[int], breaks: list[Phase]) -> list[Phase]:
     """Return `start` until the end of the first step, `warmup`, the window with its pauses, and what came after it."""
-    first = min(lines[0]["t_ns"] for lines in marks.values())
-    out = [Phase(name="start", start_ns=ended.start_ns, end_ns=first)]
+    first = min(lines[0]["t_ns"] for lines in source.marks.values())
+    out = [Phase(name="start", start_ns=source.command.ended.start_ns, end_ns=first)]
     if first < times[0]:
         out.append(Phase(name="warmup", start_ns=first, end_ns=times[0]))
     begin = times[0]
@@ -421,6 +409,6 @@ def _phases(
         begin = pause.end_ns
     if times[-1] > begin:
         out.append(Phase(name="steady", start_ns=begin, end_ns=times[-1]))
-    for pause in later:
+    for pause in (pause for pause in source.pauses if pause.start_ns >= times[-1]):
         out += [Phase(name="tail", start_ns=out[-1].end_ns, end_ns=pause.start_ns), pause]
     return out

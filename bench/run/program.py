@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -9,9 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bench.errors import UserError
 from bench.redact import redact
 
 FOLDER = "the working folder"
+ALIKE = 0.8
+"""Share of letters (difflib) from which another program may be meant."""
 _SCRIPTS = (".py", ".sh", ".R", ".jl", ".js")
 
 
@@ -30,6 +34,21 @@ def program_hashes(argv: Sequence[str]) -> dict[str, str]:
         for word in scripts or ([] if "-m" in argv else files[:1]):
             hashes[_printable(word)] = _hash(*_content(word))
     return hashes
+
+
+def check_program(name: str) -> None:
+    """Raise UserError with the exit code of a shell, and a name that is near, where there is no program of a name."""
+    path = Path(name)
+    folders = [path.parent] if os.sep in name else [*map(Path, os.get_exec_path())]
+    if any((folder / path.name).exists() or (folder / path.name).is_symlink() for folder in folders):
+        return
+    programs = set[str]()
+    for folder in folders:
+        with suppress(OSError):
+            programs |= {program.name for program in folder.iterdir()}
+    near = difflib.get_close_matches(path.name, programs, n=1, cutoff=ALIKE)
+    meant = f"; did you mean {name.removesuffix(path.name) + near[0]!r}?" if near else ""
+    raise UserError(f"cannot start {name}: there is no such program{meant}", code=127)
 
 
 def _printable(word: str) -> str:

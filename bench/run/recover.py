@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from bench import folder as files
 from bench.files import is_held
 from bench.meters.windows import read_trace
 from bench.record import RunRecord
+from bench.redact import redact_argv
 from bench.run.collect import Context, collect
 from bench.run.watch import Watch
 from bench.schema import RunSpec
+from bench.steps import VARIABLE
 
 
 def recover(runs: Path) -> list[tuple[RunRecord, Path]]:
@@ -35,6 +42,25 @@ def recover(runs: Path) -> list[tuple[RunRecord, Path]]:
         context = Context(began.suite, began.execution, began.site, began.environment, began.gpus)
         made.append((collect(context, spec, folder), folder))
     return made
+
+
+def left_running(runs: Path) -> dict[int, str]:
+    """Return the processes of commands in a folder of runs that go on without `bench`: id -> command line.
+
+    They are known by the variable that names their file of steps. Of a tree its root is named. Those that a command has left
+    on purpose have a record of an end that `bench` has seen.
+    """
+    alone: dict[int, tuple[int, str]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is that of another user
+            steps = Path(process.environ().get(VARIABLE, os.devnull))
+            folder = steps.parent
+            if not steps.is_relative_to(runs.absolute()) or is_held(folder.parent / files.LOCK) is not False:
+                continue
+            end = files.EXIT.find(folder)
+            if end is None or end.how == "gone" or not (folder / files.RECORD.name).exists():
+                alone[process.pid] = process.ppid(), shlex.join(redact_argv(process.cmdline()))
+    return {pid: words for pid, (parent, words) in alone.items() if parent not in alone}
 
 
 def _last(folder: Path, spec: RunSpec) -> int | None:

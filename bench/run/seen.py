@@ -18,18 +18,20 @@ The hooks judge the input of a single pass: all its tensors agree on their first
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.folder import SEEN
 from bench.record import Phase, SeenFacts
+from bench.run.marks import Leaders, full_sum, json_lines
 
 _AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
+EVENTS = {"broken", "captured", "trainable", "precision", "varied", "crowded"}
 _PARAMETERS = {"float32": "fp32", "bfloat16": "bf16_params", "float16": "fp16_params", "float64": "fp64"}
 
 
@@ -68,7 +70,7 @@ class _Process:
     lines: list[_Line]
     saves: list[Phase]
     events: set[str]
-    """What befell the watch: `broken`, `captured`, `trainable`, `varied`, `crowded`."""
+    """What befell the watch or the training, as named by `EVENTS`."""
 
     @property
     def start_ns(self) -> int:
@@ -78,6 +80,19 @@ class _Process:
     def first(self) -> dict[str, Any]:
         """The facts at the first step."""
         return self.facts[self.lines[0].optimizer]
+
+    @cached_property
+    def steps(self) -> list[tuple[_Line, list[_Line]]]:
+        """Each step of the leading optimizers with all lines since the one before."""
+        leaders, out, since = Leaders(), list[tuple[_Line, list[_Line]]](), list[_Line]()
+        for line in self.lines:
+            leaders.place(line.optimizer)
+        for line in self.lines:
+            since.append(line)
+            if line.optimizer in leaders.chain:
+                out.append((line, since))
+                since = []
+        return out
 
 
 def seen_steps(folder: Path) -> SeenSteps | None:
@@ -124,7 +139,7 @@ def seen_steps(folder: Path) -> SeenSteps | None:
 
 def _models(process: _Process) -> tuple[dict[str, Any], bool]:
     """Return the facts of the last optimizer that led, and whether all leading ones trained equal parameters."""
-    leading = list(dict.fromkeys(line.optimizer for line, _ in _intervals(process)))
+    leading = list(dict.fromkeys(line.optimizer for line, _ in process.steps))
     facts = [process.facts[number] for number in leading if number in process.facts]
     sizes = {(each["parameters"], each["trainable_parameters"]) for each in facts}
     return facts[-1], len(sizes) == 1 and len(facts) == len(leading)
@@ -133,7 +148,7 @@ def _models(process: _Process) -> tuple[dict[str, Any], bool]:
 def _between(process: _Process) -> list[Phase]:
     """Return the time from the last step of a leading optimizer to the first pass for the next one."""
     out, before = [], None
-    for line, since in _intervals(process):
+    for line, since in process.steps:
         if before is not None and before.optimizer != line.optimizer and line.begun_ns:
             start = since[-2].host_ns if len(since) > 1 else before.host_ns
             out += [Phase(name="between", start_ns=start, end_ns=line.begun_ns)] if line.begun_ns > start else []
@@ -150,13 +165,9 @@ def _process(path: Path) -> _Process | None:
     ends: dict[int, int] = {}
     equal: dict[Any, Any] = {}  # most steps consume the same: kept once
     with path.open(errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
+        for line in json_lines(file):
             ends.update(line.get("device_ns", ()))
-            events |= {"broken", "captured", "trainable", "varied", "crowded"} & line.keys()
+            events |= EVENTS & line.keys()
             if "facts" in line:
                 facts[line.get("optimizer", 0)] = line["facts"]
             elif "t_ns" in line:
@@ -188,26 +199,10 @@ def _after(phases: Sequence[Phase], lines: Sequence[_Line]) -> list[Phase]:
     return out
 
 
-def _intervals(process: _Process) -> Iterator[tuple[_Line, list[_Line]]]:
-    """Yield each step of the leading optimizer with all lines since the one before.
-
-    Optimizers are numbered by the line of their first step. Where the leading one has ended, the next that began later leads.
-    """
-    last = {line.optimizer: index for index, line in enumerate(process.lines)}
-    leading, since = process.lines[0].optimizer, list[_Line]()
-    for index, line in enumerate(process.lines):
-        if index > last[leading]:
-            leading = min((number for number in last if number > last[leading]), default=leading)
-        since.append(line)
-        if line.optimizer == leading:
-            yield line, since
-            since = []
-
-
 def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
     """Yield the steps of a process with what they consumed; `samples` and `tokens` are absent where they are not sure."""
     sure = sure and not any(each["closures"] or each["outside"] for each in process.facts.values())
-    for line, since in _intervals(process):
+    for line, since in process.steps:
         backwards = sum(each.backwards for each in since)
         models: dict[int, list[tuple[int, int | None, int | None]]] = defaultdict(list)
         for each in since:
@@ -216,18 +211,13 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
         calls = [sum(part[0] for part in parts) for parts in models.values()]
         out: dict[str, Any] = {"t_ns": line.t_ns, "batch": None}
         if sure and calls and all(count == backwards for count in calls):
-            samples = {_sum([part[1] for part in parts]) for parts in models.values()}
-            tokens = {_sum([part[2] for part in parts]) for parts in models.values()} - {None}
+            samples = {full_sum(part[1] for part in parts) for parts in models.values()}
+            tokens = {full_sum(part[2] for part in parts) for parts in models.values()} - {None}
             out |= {"samples": next(iter(samples))} if len(samples) == 1 and None not in samples else {}
             out |= {"tokens": next(iter(tokens))} if len(tokens) == 1 else {}
         if "samples" in out and out["samples"] % backwards == 0:
             out["batch"] = out["samples"] // backwards
         yield out if line.flops is None else out | {"flops": line.flops}
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    stated = [count for count in counts if count is not None]
-    return sum(stated) if len(stated) == len(counts) else None
 
 
 def _evaluations(process: _Process) -> list[Phase]:
@@ -236,7 +226,7 @@ def _evaluations(process: _Process) -> list[Phase]:
     Those of a model that trains are no part of a step where it is in evaluation and the step has not begun. Other passes are
     part of it where they are in most steps, as those of a teacher.
     """
-    intervals = [[span for line in since for span in _spans(line)] for _, since in _intervals(process)]
+    intervals = [[span for line in since for span in _spans(line)] for _, since in process.steps]
     trains = {model for line in process.lines for model, *_ in line.passes}
     inside = Counter(
         model for spans in intervals for model in {span[0] for span in spans if not (span[0] in trains and span[4])}
@@ -271,7 +261,7 @@ def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> Seen
         processes=len(processes),
         world_size=facts["world_size"],
         devices=(gpus or cpus) if whole else [],
-        precision=_precision(facts),
+        precision=None if any("precision" in process.events for process in processes) else _precision(facts),
         batch_size=next(iter(sizes)) if len(sizes) == 1 else None,
         **{name: facts[name] for name in ("gradient_scaler", "parallelism", "optimizer", "compiled", "threads")},
         **{name: facts[name] for name in ("torch", "python")},

@@ -10,10 +10,12 @@ import select
 import sys
 import termios
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from bench.workloads.candidates import Candidates
 from bench.workloads.printed import LONGEST_LINE, Reader
 
 QUIET_SECONDS, LONGEST_DRAIN_SECONDS = 0.5, 5.0
@@ -39,7 +41,7 @@ class Streams:
     """
 
     def __init__(self, pattern: str | None, steps: Path, output: IO[bytes] | None) -> None:
-        self._steps, self._ends = steps, list[int]()
+        self._steps, self._ends, self._lines = steps, list[int](), b""  # lines that are not written yet
         self.tail = b""
         self._channels: dict[int, _Channel] = {}
         out = _raw(1 if output is None else output)
@@ -56,7 +58,7 @@ class Streams:
             modes = termios.tcgetattr(theirs)
             modes[1] &= ~termios.OPOST  # the terminal itself ends lines
             termios.tcsetattr(theirs, termios.TCSANOW, modes)
-        self._channels[ours] = _Channel(target, Reader(pattern), terminal)
+        self._channels[ours] = _Channel(target, Reader(pattern, None if pattern else Candidates()), terminal)
         self._ends.append(theirs)
         self.resize()
         return theirs
@@ -79,6 +81,11 @@ class Streams:
         """Descriptors from which output may still come."""
         return list(self._channels)
 
+    @property
+    def unwritten(self) -> int:
+        """Bytes of lines of steps that a full disk did not take."""
+        return len(self._lines)
+
     def read(self, ours: int) -> None:
         """Pass on what has arrived at a descriptor, and write a line for each step in it."""
         channel = self._channels[ours]
@@ -89,10 +96,7 @@ class Streams:
         with suppress(OSError):
             _write(channel.target, chunk)
         self.tail = (self.tail + chunk)[-TAIL_BYTES:]
-        lines = b"".join(channel.reader.read(chunk))
-        if lines:
-            with suppress(OSError), self._steps.open("ab", buffering=0) as file:
-                file.write(lines)
+        self._keep(channel.reader.read(chunk))
         if not chunk:
             os.close(ours)
             del self._channels[ours]
@@ -107,10 +111,17 @@ class Streams:
             for ours in ready:
                 self.read(ours)
         for ours, channel in self._channels.items():
-            with suppress(OSError), self._steps.open("ab", buffering=0) as file:
-                file.write(b"".join(channel.reader.read(b"")))
+            self._keep(channel.reader.read(b""))
             os.close(ours)
         self._channels.clear()
+        self._keep([])
+
+    def _keep(self, lines: Iterable[bytes]) -> None:
+        """Append lines of steps; what a full disk does not take is tried again with the next ones."""
+        self._lines += b"".join(lines)
+        if self._lines:
+            with suppress(OSError), self._steps.open("ab", buffering=0) as file:
+                self._lines = self._lines[file.write(self._lines) or 0 :]
 
 
 def _raw(file: int | IO[bytes]) -> IO[bytes]:

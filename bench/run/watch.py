@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from bench.folder import COMMAND_STEPS, SEEN, STEPS
+from bench.run.marks import Leaders, NewLines, full_sum, json_lines
 from bench.workloads.printed import OUTPUT
 
 _BYTES = 2**22
@@ -48,14 +47,14 @@ class Watch:
 
     def __init__(self, folder: Path, warmup_steps: int, steps_per_line: int = 1) -> None:
         self._folder, self._warmup, self._each = folder, warmup_steps, steps_per_line
-        self._read: dict[Path, int] = {}
+        self._files: dict[Path, NewLines] = {}
         self._counts: dict[tuple[int, str], _Process] = {}
 
     def update(self) -> Tally:
         """Read the new lines and return how far the command is. Unknown lines are ignored."""
         for path in (STEPS.path(self._folder, COMMAND_STEPS), *SEEN.paths(self._folder)):
             hooks = path.match(SEEN.pattern)
-            for line in self._lines(path):
+            for line in json_lines(self._files.setdefault(path, NewLines(path, _BYTES)).read()):
                 rank = line.get("rank")
                 if type(line.get("t_ns")) is not int or {"phase", "facts"} & line.keys():
                     continue
@@ -66,10 +65,11 @@ class Watch:
         if not counts:
             return Tally()
         first = max(counts, key=lambda count: count.seen)
+        samples, tokens = (full_sum(count.amounts[name] for count in counts) for name in ("samples", "tokens"))
         return Tally(
             steps=first.steps,
-            samples=_sum([count.amounts[0] for count in counts]),
-            tokens=_sum([count.amounts[1] for count in counts]),
+            samples=None if samples is None else round(samples),
+            tokens=None if tokens is None else round(tokens),
             seconds=0.0 if first.began_ns is None else (first.last_ns - first.began_ns) / 1e9,
             loss=first.loss,
             began_ns=first.began_ns,
@@ -77,49 +77,25 @@ class Watch:
             seen=first.seen,
         )
 
-    def _lines(self, path: Path) -> list[dict[str, Any]]:
-        """Return the whole lines that a file has got since the last call."""
-        try:
-            with path.open("rb") as file:
-                start = self._read.get(path, 0)
-                file.seek(start if start <= file.seek(0, 2) else 0)  # it may have been made anew
-                data = file.read(_BYTES)
-                self._read[path] = file.tell() - len(data) + (data.rfind(b"\n") + 1)
-        except OSError:
-            return []
-        lines = []
-        for text in data[: data.rfind(b"\n") + 1].splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            lines += [line] if isinstance(line, dict) else []
-        return lines
-
 
 class _Process:
-    """The steps of one process: those of its first optimizer, and of the next one where that has ended (`bench.run.seen`)."""
+    """The steps of one process: those of its leading optimizers, with the count at the end of each."""
 
     def __init__(self, count: _Count) -> None:
-        self.newest = count
-        self._leading: dict[str, _Count] = {}
-        self._others: set[str] = set()
+        self._leaders, self._counts = Leaders(), [count]
+
+    @property
+    def newest(self) -> _Count:
+        return self._counts[-1]
 
     def add(self, mark: dict[str, Any]) -> None:
-        """Count a mark if it is one of the leading optimizer.
-
-        An optimizer that begins after the last step of the leading one leads, until that makes another step.
-        """
-        optimizer = str(mark.get("optimizer", 0))
-        if optimizer in self._others:
-            return
-        if optimizer not in self._leading:
-            self._leading[optimizer] = deepcopy(self.newest)
-        while optimizer != (last := next(reversed(self._leading))):
-            self._others.add(last)
-            del self._leading[last]
-        self.newest = self._leading[optimizer]
-        self.newest.add(mark)
+        """Count a mark if it is one of a leading optimizer."""
+        place = self._leaders.place(str(mark.get("optimizer", 0)))
+        if place is not None:
+            del self._counts[place + 2 :]
+            if place + 1 == len(self._counts):
+                self._counts.append(deepcopy(self._counts[place]))
+            self.newest.add(mark)
 
 
 class _Count:
@@ -131,12 +107,12 @@ class _Count:
         self.steps, self.seen, self.last_ns = 0, 0, 0
         self.began_ns: int | None = None
         self.loss: float | None = None
-        self.amounts: list[int | None] = [0, 0]
+        self.amounts: dict[str, float | None] = {"samples": 0, "tokens": 0}
 
     def add(self, mark: dict[str, Any]) -> None:
         """Count a mark: steps that have ended."""
         steps = self._grown(mark, "step") if "step" in mark else mark.get("steps", self._each)
-        amounts = [self._amount(mark, name, steps) for name in ("samples", "tokens")]
+        amounts = {name: self._amount(mark, name, steps) for name in self.amounts}
         if not steps or not _is_number(steps) or steps < 0:
             return
         self.seen += int(steps)
@@ -144,7 +120,7 @@ class _Count:
             self.began_ns = mark["t_ns"] if self.seen >= self._warmup else None
         else:
             self.steps += int(steps)
-            self.amounts = [_sum(pair) for pair in zip(self.amounts, amounts, strict=True)]
+            self.amounts = {name: full_sum((self.amounts[name], amount)) for name, amount in amounts.items()}
         self.last_ns = mark["t_ns"]
         if _is_number(mark.get("loss")):
             self.loss = mark["loss"]
@@ -167,9 +143,3 @@ class _Count:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float)
-
-
-def _sum(amounts: Iterable[float | None]) -> int | None:
-    amounts = list(amounts)
-    stated = [amount for amount in amounts if amount is not None]
-    return round(sum(stated)) if stated and len(stated) == len(amounts) else None

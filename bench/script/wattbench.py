@@ -112,12 +112,27 @@ class _Steps:
     def __init__(self, name: str) -> None:
         self._name = name
         self._newest: dict[str, Any] = {}
+        self._planned: dict[str, Any] = {}
         self._paused = False
         atexit.register(self.write)
+
+    def plan(self, last: Any, epoch_steps: Any, earlier_steps: int = 0) -> None:
+        """Keep the number of the `last` step that the framework plans, and how many an epoch has.
+
+        A training that is resumed has made `earlier_steps`. The first step of the training reports all that. It may be one
+        training of several in a script, so its length is assumed to be that of all.
+        """
+        left = last - earlier_steps if isinstance(last, (int, float)) else None
+        counts = {"steps": left, "epoch_steps": epoch_steps, "earlier_steps": earlier_steps}
+        plan = {name: int(n) for name, n in counts.items() if isinstance(n, (int, float)) and 0 < n < float("inf")}
+        self._planned = {**plan, "source": self._name, "assumed": True} if plan else {}
 
     def end(self, samples: int | None = None, tokens: int | None = None) -> None:
         self.write()
         if _reports(self._name):
+            if self._planned:
+                _append(phase="training", begin=True, planned=self._planned)
+            self._planned = {}
             self._newest = _mark(samples, tokens, None, {})
 
     def note(self, values: dict[str, Any], loss: str = "loss") -> None:
@@ -208,6 +223,10 @@ class _HuggingFace:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._steps.resume()
+        whole, epochs = getattr(state, "max_steps", None), getattr(args, "num_train_epochs", None)
+        sure = whole and epochs and epochs % 1 == 0 and args.max_steps <= 0
+        each = whole / epochs if sure else None  # type: ignore[operator]
+        self._steps.plan(whole, each, getattr(state, "global_step", 0))
         self._work, self._parts, self._seen = _Work(), 0, state.num_input_tokens_seen
         parallel = import_module("accelerate.state").AcceleratorState._shared_state.get("parallelism_config")
         ways = (getattr(parallel, "non_data_parallel_size", 1), getattr(model, "tp_size", None) or 1)
@@ -323,6 +342,10 @@ class _Lightning:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._steps.resume()
         self._work, self._done = _Work(), trainer.global_step
+        if pl_module.automatic_optimization:  # else a batch may make several steps, or none
+            with suppress(Exception):  # its accumulation may change from epoch to epoch
+                each = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+                self._steps.plan(trainer.estimated_stepping_batches, each, trainer.global_step)
         self._shared = getattr(trainer.strategy, "_tensor_parallel_size", 1) != 1
         if os.environ.get(VARIABLE):
             trainer.save_checkpoint = functools.partial(_timed, trainer.save_checkpoint, "checkpoint")
@@ -413,12 +436,13 @@ class _Keras:
     loss is the mean of an epoch, at its end. With `steps_per_execution` above 1, steps are not counted.
     """
 
-    model: Any  # Keras sets it
+    model: Any  # Keras sets both
+    params: Any
 
     def __init__(self) -> None:
         super().__init__()
         self._steps, self._work = _Steps("KerasCallback"), _Work()
-        self._batches, self._counting = 0, False
+        self._batches, self._counting, self._begun = 0, False, False
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._restore()
@@ -430,7 +454,7 @@ class _Keras:
         if (getattr(self.model, "steps_per_execution", 1) or 1) > 1:
             warnings.warn("wattbench counts no steps where steps_per_execution is above 1", stacklevel=2)
             return
-        train = self.model.train_function
+        train, self._begun = self.model.train_function, False
 
         def counted(*data: Any) -> Any:
             self._steps.write()
@@ -445,6 +469,14 @@ class _Keras:
         self.model.train_function, self._counting = counted, True
         for name in ("save", "save_weights"):
             setattr(self.model, name, functools.partial(_timed, getattr(self.model, name), "checkpoint"))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        batches = (self.params or {}).get("steps")
+        if self._counting and not self._begun and batches:  # fit(initial_epoch=...) begins later
+            each, rest = divmod(batches, self._several)
+            last, earlier = (batches * epochs // self._several for epochs in (self.params.get("epochs", 0), epoch))
+            self._steps.plan(last, None if rest else each, earlier)
+        self._begun = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._steps.note(logs or {})

@@ -17,6 +17,8 @@ from bench.renamed import current_row
 from bench.schema import Scalar
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
+LOGGED, PARTLY = "bench.logged", "partly"
+"""The tag that says how much of a run is logged, and its value until all of it is."""
 _NAMED = ("run_id", "suite", "execution", "status")
 """Columns without which a row is incomplete."""
 LOCKED_SECONDS = 5.0
@@ -77,7 +79,9 @@ _LISTED = """
 select r.run_uuid, r.status, r.end_time from runs r join experiments e on e.experiment_id = r.experiment_id
 join tags t on t.run_uuid = r.run_uuid and t.key = 'bench.kind' and t.value = 'run'
 where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active' order by r.start_time desc, r.run_uuid"""
-_TEXTS = "select run_uuid, value from tags where key = 'bench.row' and run_uuid in ({})"
+_TEXTS = """
+select run_uuid, value from tags t where key = 'bench.row' and run_uuid in ({}) and not exists
+(select 1 from tags where key = 'bench.logged' and run_uuid = t.run_uuid and value = 'partly')"""
 _FIGURES = "select run_uuid, key, value from latest_metrics where is_nan = 0 and run_uuid in ({})"
 _PARENTS = """
 select r.run_uuid, r.artifact_uri, t.value from runs r join experiments e on e.experiment_id = r.experiment_id

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 from bench.figures.metrics import TEXT_COLUMNS, configured, labels, metrics
 from bench.files import held
 from bench.folder import METERS, RECORD, SEARCH, STEPS, WORKER_LOG
-from bench.record import RunRecord, Status
+from bench.record import WANDB, RunRecord, Status
 from bench.redact import redact
 from bench.schema import Scalar
 from bench.store import sqlite as database
@@ -39,7 +39,7 @@ _SQLITE = "sqlite:///"
 _HISTORY_POINTS = 100
 _ARTIFACTS = (RECORD.name, STEPS.pattern, METERS.pattern)
 _LOG_BYTES = 200_000
-_PROGRESS = "bench.progress"
+_PROGRESS, _ROW = "bench.progress", "bench.row"
 _SINGLY = 20
 """Most changed executions whose runs are read one by one."""
 _SETTINGS = {
@@ -122,7 +122,7 @@ class Tracker:
         started = int(datetime.fromisoformat(text["started_at"]).timestamp() * 1000)
 
         def log() -> None:
-            self._client.set_terminated(self._create(started, parameters, text, figures), "FINISHED", started)
+            self._finish(self._create(started, parameters, text, figures), "FINISHED", started)
 
         return self._once(text["run_id"], text["started_at"], log)
 
@@ -164,6 +164,7 @@ class Tracker:
 
     def _open(self) -> None:
         alone: Any = nullcontext()
+        path: Path | None = None
         if self.uri.startswith(_SQLITE):
             path = Path(self.uri.removeprefix(_SQLITE))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +174,8 @@ class Tracker:
                 connection.execute("pragma schema_version")
             alone = held(path.with_name(f"{path.name}.lock"))  # two processes that create a store at once corrupt it
         with alone:
+            if path is not None and not path.stat().st_size:
+                _create_store(path)
             self._client = client = _client(self.uri)
             self._experiment = self._made(client)
         where = f"tags.`bench.kind` = 'suite' and tags.`bench.execution` = '{self.execution}'"
@@ -215,6 +218,8 @@ class Tracker:
         run = self._create(started, configured(record), text, metrics(record), _history(folder, record))
         if script_run is not None:
             self._client.set_tag(run, "bench.script_run", script_run)
+        if record.measurement is not None and WANDB in record.measurement.notes:
+            self._client.set_tag(run, f"bench.{WANDB}", str(record.measurement.notes[WANDB]))
         for pattern in _ARTIFACTS:
             for path in sorted(folder.glob(pattern)):
                 self._client.log_artifact(run, str(path))
@@ -222,8 +227,8 @@ class Tracker:
         if log.exists():
             tail = log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
             self._client.log_text(run, redact(tail), WORKER_LOG)
-        ended = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
-        self._client.set_terminated(run, ended, started + int(record.duration_seconds * 1000))
+        status = {Status.OK: "FINISHED", Status.SKIPPED: "KILLED"}.get(record.status, "FAILED")
+        self._finish(run, status, started + int(record.duration_seconds * 1000))
 
     def _create(
         self,
@@ -233,13 +238,17 @@ class Tracker:
         numbers: Mapping[str, float],
         history: Iterable[tuple[str, float, int, int]] = (),
     ) -> str:
-        """Create a run that started at a time in milliseconds and log its row; return its id in MLflow."""
+        """Create a run that started at a time in milliseconds and log its row; return its id in MLflow.
+
+        It is marked as partly logged until `_finish`: one that was cut short is logged once more. Runs of older versions have
+        no mark. The row is set here, as MLflow cuts tags that are set later at 8,000 characters.
+        """
         from mlflow.entities import Metric, Param
 
         short = {key: value[:1000] if isinstance(value, str) else value for key, value in {**asked, **text}.items()}
         row = json.dumps({key: value for key, value in short.items() if value != ""})
         tags = {f"bench.{key}": value[:5000] for key, value in text.items() if value}
-        tags |= {"mlflow.parentRunId": self._parent, "bench.kind": "run", "bench.row": row}
+        tags |= {"mlflow.parentRunId": self._parent, "bench.kind": "run", _ROW: row, database.LOGGED: database.PARTLY}
         run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
         batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
         self._client.log_batch(
@@ -248,6 +257,20 @@ class Tracker:
             params=[Param(key, str(value)[:500]) for key, value in asked.items()],
         )
         return str(run.info.run_id)
+
+    def _finish(self, run: str, status: str, ended: int) -> None:
+        self._client.set_tag(run, database.LOGGED, "wholly")
+        self._client.set_terminated(run, status, ended)
+
+
+def _create_store(path: Path) -> None:
+    """Create a local store whole or not at all: one that was cut short could never be opened again."""
+    store = path.resolve()  # it may be a link to another disk
+    temporary = store.with_name(f".{store.name}.new")
+    for name in (temporary.name, f"{temporary.name}-journal"):  # of a process that was killed
+        store.with_name(name).unlink(missing_ok=True)
+    _client(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+    temporary.replace(store)
 
 
 def reason(error: Exception) -> str:
@@ -492,7 +515,8 @@ def _pages(fetch: Any, take: Callable[[list[Any]], None] = lambda page: None) ->
 
 
 def _row(run: Any) -> dict[str, Scalar] | None:
-    return database.whole(run.data.tags.get("bench.row"), run.data.metrics)
+    tags = run.data.tags
+    return None if tags.get(database.LOGGED) == database.PARTLY else database.whole(tags.get(_ROW), run.data.metrics)
 
 
 def unfinished(uri: str | None = None) -> list[Seen]:

@@ -27,8 +27,6 @@ from bench.registry import did_you_mean
 from bench.schema import AXES, UNKNOWN_OF_COMMANDS, RunSpec, names_in_braces
 from bench.workloads.printed import Printed, check_pattern
 
-_COUNTS = ("steps_per_line", "samples_per_step", "tokens_per_step")
-
 
 class CommandArgs(BaseModel):
     """Arguments: those below, and any custom ones for `{name}` in `argv`.
@@ -47,6 +45,16 @@ class CommandArgs(BaseModel):
     folder: str | None = None
     hooks: bool | None = None
 
+    @classmethod
+    def of(cls, spec: RunSpec) -> Self:
+        """Return the arguments of a run."""
+        return cls.model_validate(spec.workload_args)
+
+    @property
+    def printed(self) -> Printed:
+        """How the command prints its steps."""
+        return Printed(self.step_pattern, self.steps_per_line, self.samples_per_step, self.tokens_per_step)
+
     @field_validator("argv")
     @classmethod
     def _can_be_split(cls, value: str) -> str:
@@ -61,7 +69,7 @@ class CommandArgs(BaseModel):
 
     @model_validator(mode="after")
     def _own_names(self) -> Self:
-        Printed(self.step_pattern, self.steps_per_line)  # raises where they contradict each other
+        _ = self.printed  # raises where they contradict each other
         taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another name")
@@ -111,17 +119,6 @@ def same_commands(specs: Iterable[RunSpec]) -> Iterator[str]:
         if len(counts) > 1:
             listed = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} devices"
             yield f"argv does not use {{devices}}, so the same command would run as {listed}; write {{devices}} into it"
-
-
-def printed(spec: RunSpec) -> Printed:
-    """Return how the command of a run prints its steps."""
-    known = CommandArgs.model_validate(spec.workload_args)
-    return Printed(known.step_pattern, **{name: getattr(known, name) for name in _COUNTS})
-
-
-def hooked(spec: RunSpec) -> bool:
-    """Return whether hooks in torch see the steps of a run."""
-    return CommandArgs.model_validate(spec.workload_args).hooks is not False
 
 
 def fill(spec: RunSpec) -> list[str]:

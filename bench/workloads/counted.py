@@ -38,7 +38,7 @@ class Counted:
 
     `breaks` are times whose steps are not known: between passes of a counter that begins anew, and around a validation.
     `flags` say what is left out, `known` names the format that was recognised. Without steps, `nearest` is the line of the
-    output that came nearest to the pattern.
+    output that came nearest to the pattern; where none was given, `offer` is one that would count, with a line of it.
     """
 
     marks: list[dict[str, Any]] = field(default_factory=list)
@@ -46,6 +46,7 @@ class Counted:
     flags: list[str] = field(default_factory=list)
     known: str = ""
     nearest: str = ""
+    offer: tuple[str, str] = ("", "")
 
     def doubt(self, flag: str) -> None:
         """Add a flag once."""
@@ -57,32 +58,42 @@ def count(lines: Sequence[dict[str, Any]], how: Printed) -> Counted:
     """Count the steps of lines that a Reader has kept. Never raises."""
     out = Counted()
     near = [line for line in lines if "nearest" in line]
+    offers = [line for line in lines if "offer" in line]
     if any(line.get("too_slow") for line in lines):
         return Counted(flags=["slow_pattern"])
     lines = sorted((line for line in lines if {*line} >= NEEDED), key=lambda line: line["t_ns"])
     if how.pattern is None:
+        best = max(offers, key=lambda line: line["score"], default={"offer": "", "example": ""})
+        out.offer = best["offer"], best["example"]
         lines = [line for line in lines if "format" in line]
         out.known, own, out.flags = recognised(lines)
         lines = with_reports(lines, own)
     elif lines:
         own = _training(lines, out)
-    elif near:
-        return Counted(flags=["no_line_matched"], nearest=max(near, key=lambda line: line["score"])["nearest"])
     else:
-        return Counted(flags=["no_line_matched"])
+        best = max(near, key=lambda line: line["score"], default={"nearest": ""})
+        return Counted(flags=["no_line_matched"], nearest=best["nearest"])
     if not own:
         return out
     training = [{**lines[place], "place": place} for place in sorted(own)]
     others = [i for i, line in enumerate(lines) if i not in own and line.get("format") != "transformers"]
     counted = all("step" in line for line in training)
     marks = _by_counter(training, out) if counted else _by_line(training, how, out)
+    rates = {name for name in ("step", *AMOUNTS) if any(f"{name}_rate" in line for line in training)}
+    if not marks and "step" in rates:
+        out.flags = ["counts_are_rates"]
     marks = _without_breaks(marks, others, out)
     for name, each in (("samples", how.samples_per_step), ("tokens", how.tokens_per_step)):
-        _amounts(name, each, marks, out)
+        if each is None and rates & {name, f"{name}_total"}:
+            out.doubt("counts_are_rates")
+        amounts = _amounts(name, each, marks, out)
+        for index, mark in enumerate(marks):
+            mark.pop(name, None)
+            mark.update({name: amounts[index]} if amounts else {})
     out.marks = _by_read(marks, out)
     _check_times(out)
     sure = len(out.marks) > 1 or "output_in_blocks" in out.flags
-    return out if sure or how.pattern is not None else Counted()
+    return out if sure or how.pattern is not None else Counted(offer=out.offer)
 
 
 def _training(lines: Sequence[dict[str, Any]], out: Counted) -> set[int]:
@@ -257,8 +268,11 @@ def _alike(lines: Sequence[dict[str, Any]], place: int) -> bool:
     return len({line["integers"][place] for line in lines}) == len({tuple(line["integers"]) for line in lines})
 
 
-def _amounts(name: str, each: int | None, marks: list[dict[str, Any]], out: Counted) -> None:
-    """Put the samples or tokens of each mark under `name`, from the group, the differences of totals, or `each` step."""
+def _amounts(name: str, each: int | None, marks: list[dict[str, Any]], out: Counted) -> list[float]:
+    """Return the samples or tokens of each mark: from the group `name`, the differences of totals, or `each` step.
+
+    Nothing where they are not sure.
+    """
     total = f"{name}_total"
     if all(total in mark for mark in marks) and marks:
         values, error = [mark[total] for mark in marks], max(mark.get(f"{total}_error", 0) for mark in marks)
@@ -267,27 +281,20 @@ def _amounts(name: str, each: int | None, marks: list[dict[str, Any]], out: Coun
             out.doubt("totals_fall")
         elif 2 * error > EXACT * grown:
             out.doubt("totals_are_rounded")
-        else:
-            for mark, (a, b) in zip(marks, pairwise([values[0], *values]), strict=True):
-                mark[name] = b - a if mark["steps"] else 0  # steps between two passes are not known
-            return
+        else:  # steps between two passes are not known
+            differences = zip(marks, pairwise([values[0], *values]), strict=True)
+            return [b - a if mark["steps"] else 0 for mark, (a, b) in differences]
     elif all(name in mark for mark in marks) and marks:
         values = [mark[name] for mark in marks]
         rounded = any(mark[f"{name}_error"] for mark in marks)
-        if _grow(values) or (rounded and values[-1] > values[0] and all(b >= a for a, b in pairwise(values))):
-            out.doubt("counts_only_grow")
-        else:
-            for mark in marks:
-                mark[name] *= mark["steps"]
-            return
+        if not _grow(values) and not (rounded and values[-1] > values[0] and all(b >= a for a, b in pairwise(values))):
+            return [mark[name] * mark["steps"] for mark in marks]
+        out.doubt("counts_only_grow")
     elif each is not None:
-        for mark in marks:
-            mark[name] = each * mark["steps"]
-        return
+        return [each * mark["steps"] for mark in marks]
     elif any(part in mark or f"{part}_missing" in mark for mark in marks for part in (name, total)):
         out.doubt("counts_missing")
-    for mark in marks:
-        mark.pop(name, None)
+    return []
 
 
 def _grow(values: Sequence[float]) -> bool:
@@ -311,11 +318,11 @@ def _by_read(marks: Sequence[dict[str, Any]], out: Counted) -> list[dict[str, An
     kept: list[dict[str, Any]] = []
     timed = all({"seconds", "milliseconds"} & {*mark} for mark in marks)
     for _, same in groupby(marks, key=lambda mark: (mark["read"], mark.get("pass"), mark["steps"] == 0)):
-        *others, last = joined = list(same)
-        names = [name for name in ("steps", "samples", "tokens") if name in last]
-        sums = {name: sum(mark[name] for mark in (*others, last)) for name in names}
+        joined = list(same)
+        names = {"steps", "samples", "tokens"} & joined[-1].keys()
+        sums = {name: sum(mark[name] for mark in joined) for name in names}
         own = [_own_seconds(mark) for mark in joined] if timed else []
-        kept.append(last | sums | {"own_seconds": own, "joined": len(joined)})
+        kept.append(joined[-1] | sums | {"own_seconds": own, "joined": len(joined)})
     largest = max((mark["joined"] for mark in kept), default=1)
     late = largest > 1 and largest > EXACT * len(marks)  # at an edge of the window, by so many lines
     if len(marks) > 2 and len(kept) < (SINGLE if late else MOSTLY_SINGLE) * len(marks):

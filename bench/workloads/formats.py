@@ -29,8 +29,10 @@ class Format(NamedTuple):
     flag: str = ""
 
 
-HEADER = re.compile(r" *Epoch (\d+)/\d+ *")
+HEADER = re.compile(r" *Epoch (\d+)/(\d+) *")
 """The line that Keras prints before the bar of each training epoch, and before no other bar."""
+EPOCH_BAR = re.compile(r"Epoch (\d+)/(\d+) +[━╸╺ ]+ ")
+"""How Lightning's bar begins, with the numbers of the epoch and of the last one, counted from 0."""
 FORMATS = (
     Format(
         "megatron",
@@ -126,7 +128,7 @@ def recognised(lines: Sequence[dict[str, Any]]) -> tuple[str, set[int], list[str
 
     The name is empty where no line does for sure.
     """
-    if bar := _trainer(lines):
+    if bar := trainer_bar(lines):
         return "transformers", bar, []
     choices = {"keras": _fitted, "lightning": _one_bar, "tqdm": _one_bar}
     for known in FORMATS:
@@ -145,7 +147,7 @@ def recognised(lines: Sequence[dict[str, Any]]) -> tuple[str, set[int], list[str
     return "", set(), []
 
 
-def _trainer(lines: Sequence[dict[str, Any]]) -> set[int]:
+def trainer_bar(lines: Sequence[dict[str, Any]]) -> set[int]:
     """Return the lines of the Trainer's own bar: the one without a title that is drawn before and after its reports."""
     near = Counter(
         bar["total"]

@@ -17,25 +17,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count as numbers_from
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex
 
 from bench.record import Measurement
 from bench.redact import redact
-from bench.workloads.formats import FORMATS, HEADER
+from bench.workloads.formats import EPOCH_BAR, FORMATS, HEADER
+
+if TYPE_CHECKING:
+    from bench.workloads.candidates import Candidates
 
 GROUPS = ("step", "samples", "tokens", "samples_total", "tokens_total", "seconds", "milliseconds", "loss")
 """Names of groups of a pattern with a fixed meaning; a group with another name is a metric of the user."""
-FLAGS = (
-    *("no_line_matched", "slow_pattern", "steps_in_disorder", "lines_are_not_steps", "steps_unchecked", "lines_repeat"),
-    *("counter_restarts", "passes_differ", "validation_left_out", "bar_unchecked", "batches_are_steps"),
-    *("counts_only_grow", "counts_missing", "totals_fall", "totals_are_rounded", "times_differ", "times_of_script"),
-    *("output_in_blocks", "partial_world", "samples_unclear", "samples_from_input"),
-    *("much_left_out", "sources_differ", "separate_trainings", "this_node_only"),
-    *("flops_estimated", "phases_of_training", "hooks_failed", "steps_captured"),
-)
-"""Flags of steps of a command; `bench.figures.flags` has the meanings."""
+COUNTERS = ("step", "iter", "iteration", "batch", "epoch")
+"""Names of counters in lines; an epoch is no step."""
 OUTPUT = -1
 """Instead of a rank: steps read from the output. They count if no process reports steps itself."""
 PATIENCE_SECONDS = 1.0
@@ -55,32 +51,37 @@ _NO_STEP = re.compile(r"\b\d+:\d\d(?::\d\d)?\b|\bepoch\b\W{0,4}\d+(?:/\d+)?", re
 _INTEGER = re.compile(r"(?<![\w.,+-])\d[\d,]*(?![\w.,]*\d)")
 _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 _UNITS = {"seconds": "s", "milliseconds": "ms"}
+_COUNTS = ("step", "samples", "tokens", "samples_total", "tokens_total")
+_PER_TIME = r"(?: ?/ ?s(?:ec(?:ond)?s?)?|(?:[ _]per|_p)[ _]s(?:ec(?:ond)?s?)?)(?![^\W_])"
+_RATE = re.compile(rf" ?[kKMGB]?(?: ?[^\W\d_]+)?{_PER_TIME}| ?(?:m?s|sec\w*) ?(?:/|per) ?[^\W\d_]+")
+_RATE_BEFORE = re.compile(rf"(?:{_PER_TIME}|\btps)[\"']? ?[:=] ?$")
+"""What stands behind a number, or before it, that says how many there are in a second, or how long each takes."""
+_COUNT_BEFORE = re.compile(r"\b\w*(?:sample|tok|example|image|seq|step|iter|it|batch|size)\w*[ :=]+$", re.IGNORECASE)
+_NEXT = re.compile(r"[ :=]{1,3}[+-]?\d")
 _BAR = re.compile(r"\s*\d{1,3}%\|.*|[\s━╸╺█#=>.-]+$")
-_TOTAL = re.compile(r" ?(?:/|of) ?(\d[\d,]*|\?)")
+_TOTAL = re.compile(r" ?(?:/|of) *(\d[\d,]*+(?!\.\d| ?[a-z]*/s)|\?)")
+"""A whole number that is no rate: `step 100 / 12 it/s` has no total."""
+_EPOCH = re.compile(r"epoch[\W_]*(\d+)", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SYNTAX = re.compile(r"\(\?P?<\w+>?|\\.|\[[^\]]*\]|\W")
 """What in a pattern is no plain text."""
 _READS = numbers_from()
 
 
-class BadPattern(ValueError):
-    """A step pattern that cannot be used."""
-
-
 def check_pattern(text: str) -> str:
-    """Return a pattern as it was given. Raises BadPattern where it is no regular expression, or has groups that cannot be."""
+    """Return a pattern as it was given. Raises ValueError where it is no regular expression, or has groups that cannot be."""
     try:
         groups = set(regex.compile(text).groupindex)
     except regex.error as error:
-        raise BadPattern(f"not a regular expression: {error}") from error
+        raise ValueError(f"not a regular expression: {error}") from error
     for name in sorted(groups - {*GROUPS}):
         if near := difflib.get_close_matches(name, GROUPS, n=1, cutoff=ALIKE):
-            raise BadPattern(f"unknown group {name!r}: did you mean {near[0]!r}? A metric of yours needs another name")
+            raise ValueError(f"unknown group {name!r}: did you mean {near[0]!r}? A metric of yours needs another name")
         if name in Measurement.model_fields:
-            raise BadPattern(f"group {name!r}: wattbench has a figure of this name; choose another one for your metric")
+            raise ValueError(f"group {name!r}: wattbench has a figure of this name; choose another one for your metric")
     for name, other in (("samples", "samples_total"), ("tokens", "tokens_total"), ("seconds", "milliseconds")):
         if {name, other} <= groups:
-            raise BadPattern(f"a pattern has {name} or {other}, not both")
+            raise ValueError(f"a pattern has {name} or {other}, not both")
     return text
 
 
@@ -88,7 +89,7 @@ def check_pattern(text: str) -> str:
 class Printed:
     """How a command prints its steps: `pattern`, and what each line or step stands for where no group says it.
 
-    Without a pattern, lines in known formats are recognised. Raises BadPattern where `steps_per_line` contradicts it.
+    Without a pattern, lines in known formats are recognised. Raises ValueError where `steps_per_line` contradicts it.
     """
 
     pattern: str | None = None
@@ -100,17 +101,22 @@ class Printed:
         if self.steps_per_line is None:
             return
         if self.pattern is None:
-            raise BadPattern("needs a step pattern, which says what a line of a step looks like")
+            raise ValueError("needs a step pattern, which says what a line of a step looks like")
         if "step" in regex.compile(self.pattern).groupindex:
-            raise BadPattern("the pattern has the group step, which counts the steps of a line; leave one of them out")
+            raise ValueError("the pattern has the group step, which counts the steps of a line; leave one of them out")
 
 
 class Reader:
-    """Turns output, as it arrives, into lines of the steps file: one for each line that matches a pattern or known format."""
+    """Turns output, as it arrives, into lines of the steps file: one for each line that matches a pattern or known format.
 
-    def __init__(self, pattern: str | None) -> None:
+    The other lines go to `candidates`, for a pattern that would match them.
+    """
+
+    def __init__(self, pattern: str | None, candidates: Candidates | None = None) -> None:
+        self._candidates = candidates
         self._pattern = None if pattern is None else regex.compile(pattern)
         self._too_slow, self._unfinished, self._header = False, b"", ""
+        self._epochs: int | None = None
         self._arrived = (0, 0)
         self._nearest = None if pattern is None else Nearest(pattern)
 
@@ -130,6 +136,8 @@ class Reader:
             self._unfinished, self._arrived = (self._unfinished + unfinished)[-LONGEST_LINE:], now
         if not chunk and self._nearest is not None and (line := self._nearest.line()):
             yield self._written({"nearest": redact(line[1])[:200], "score": line[0]})
+        if not chunk and self._candidates is not None and (offer := self._candidates.offer()):
+            yield self._written(offer)
 
     def _line(self, line: bytes) -> Iterator[bytes]:
         text = _ESCAPES.sub("", line.decode(errors="replace"))
@@ -137,6 +145,8 @@ class Reader:
             return
         if self._pattern is None:
             values = self._in_known_format(text)
+            if values is None and self._candidates is not None:
+                self._candidates.add(text, *self._arrived)
         else:
             values = self._values(self._pattern, text)
             if values is not None:
@@ -152,20 +162,23 @@ class Reader:
 
     def _in_known_format(self, text: str) -> dict[str, Any] | None:
         if header := HEADER.fullmatch(text):
-            self._header = header[1]
+            self._header, self._epochs = header[1], int(header[2])
             return None
         text = text[:LONGEST_KNOWN]
         for known in FORMATS:
             if known.sign in text and (values := self._values(known.pattern, text)) is not None:
                 values = {name: value for name, value in values.items() if not name.endswith("_missing")}
-                return values | {"format": known.name, "header": self._header}
+                state: dict[str, Any] = {"header": self._header, "epochs": self._epochs}
+                if of_epoch := EPOCH_BAR.match(text):
+                    state = {"header": of_epoch[1], "epochs": int(of_epoch[2]) + 1}
+                return values | {"format": known.name, **state}
         return None
 
     def _values(self, pattern: Any, text: str) -> dict[str, Any] | None:
         """Return the numbers of a line, with half of the last digit of each as `NAME_error`; None where it does not match.
 
-        `kind` is what stands before the counter and its total, `words` the hash of all words: the lines of a validation
-        differ in them.
+        `kind` is what stands before the counter and its total, `epoch` the number of an epoch there, `words` the hash of
+        all words: the lines of a validation differ in them.
         """
         if self._too_slow:
             return None
@@ -181,9 +194,15 @@ class Reader:
         total = _TOTAL.match(text, end)
         kind = re.sub(r"\d+", "#", _BAR.sub("", text[:start])).strip().lower()[-80:]
         out: dict[str, Any] = {"kind": kind, "total": total[1] if total and "step" in groups else ""}
+        if epochs := _EPOCH.findall(text[:start]):
+            out["epoch"] = int(epochs[-1])
         out["words"] = zlib.crc32(" ".join(sorted({*_WORD.findall(text.lower())})).encode())
         for name, group in groups.items():
             after = text[found.end(name) :] if group is not None and name != "step" else ""
+            if group is not None and name in _COUNTS and _is_rate(text, *found.span(name)):
+                out[f"{name}_rate"] = True
+                if name != "step":  # that is told by its growth
+                    continue
             if group is not None and name in _UNITS:
                 group = group.rstrip(",;:|)]").removesuffix(_UNITS[name])
             fraction = name not in GROUPS or name in ("loss", *_UNITS)
@@ -213,7 +232,10 @@ class Nearest:
             self._lines.setdefault(re.sub(r"\d+", "#", text[:200]), text[:1000])
 
     def line(self) -> tuple[int, str] | None:
-        """Return how many plain letters of the pattern match, and the line; None where nothing of it does."""
+        """Return how many plain letters of the pattern match, and the line; None where nothing of it does.
+
+        Where no letters do, it is the line with most words of the pattern, the names of its groups included.
+        """
         ends = {part for size in range(2, len(self._pattern)) for part in (self._pattern[:size], self._pattern[-size:])}
         ranked = sorted(((len(_SYNTAX.sub("", part)), len(part), part) for part in ends), reverse=True)
         limit = time.monotonic() + PATIENCE_SECONDS
@@ -225,7 +247,13 @@ class Nearest:
                 for line in self._lines.values():
                     if piece.search(line, timeout=max(0.01, limit - time.monotonic())):
                         return letters, line
-        return None
+        words = {*_WORD.findall(self._pattern.lower())}
+        words |= {*COUNTERS} if "step" in words else set()
+        shared = {
+            line: len(words & {*_WORD.findall(line.lower())}) for line in self._lines.values() if _INTEGER.search(line)
+        }
+        best = max(shared, key=shared.__getitem__, default="")
+        return (0, best) if shared.get(best) else None
 
 
 def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float] | None:
@@ -250,6 +278,14 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     rounded = rest or power or not whole
     last = 0.5 * scale * 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) if rounded else 0.0
     return (value, last) if math.isfinite(value) else None
+
+
+def _is_rate(text: str, start: int, end: int) -> bool:
+    """Return whether a number in a text has a unit of a rate, such as samples/s or ms/step, behind it or before it."""
+    unit = _RATE.match(text, end)
+    if unit is not None and _NEXT.match(text, unit.end()) and _COUNT_BEFORE.search(text[:start]):
+        return False  # `tokens 64 tok/s 5000`: the unit is that of the next number
+    return unit is not None or _RATE_BEFORE.search(text[:start]) is not None
 
 
 def _integers(text: str) -> list[int]:

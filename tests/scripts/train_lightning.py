@@ -1,4 +1,7 @@
-"""Lightning with accumulation, validation and checkpoints: 22 samples, 2 epochs. `train_lightning.py DEVICES STRATEGY`."""
+"""Lightning with accumulation, validation and checkpoints: 22 samples, 2 epochs.
+
+`train_lightning.py DEVICES STRATEGY EPOCHS CHECKPOINT`.
+"""
 
 import sys
 
@@ -28,10 +31,11 @@ class Regression(pl.LightningModule):
 
 if __name__ == "__main__":
     devices, strategy = (*sys.argv[1:], "1", "auto")[:2] if len(sys.argv) < 3 else sys.argv[1:3]
+    epochs, checkpoint = sys.argv[3:5] or ("2", None)
     torch.manual_seed(0)
     data = DataLoader(TensorDataset(torch.randn(22, 8), torch.randn(22, 1)), batch_size=4)
     trainer = pl.Trainer(
-        max_epochs=2,
+        max_epochs=int(epochs),
         accumulate_grad_batches=2,
         callbacks=[wattbench.LightningCallback()],
         devices=int(devices),
@@ -39,4 +43,4 @@ if __name__ == "__main__":
         logger=False,
         enable_progress_bar=False,
     )
-    trainer.fit(Regression(), data, data)
+    trainer.fit(Regression(), data, data, ckpt_path=checkpoint)

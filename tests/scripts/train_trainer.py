@@ -28,5 +28,5 @@ arguments = TrainingArguments(
 trainer = Trainer(
     model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[wattbench.HuggingFaceCallback()]
 )
-trainer.train()
+trainer.train(resume_from_checkpoint=sys.argv[2] if sys.argv[1:2] == ["--resume"] else None)
 print("stated", trainer.state.global_step, trainer.state.num_input_tokens_seen)

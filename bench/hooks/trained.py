@@ -1,0 +1,41 @@
+"""What an optimizer trains, and what torch has to be asked by names that depend on its version."""
+
+from __future__ import annotations
+
+from functools import partial
+from weakref import ref
+
+import torch
+
+DEVICES = ("cuda", "cpu")
+if hasattr(torch, "get_autocast_dtype"):  # torch 2.4: the other names warn
+    AUTOCAST = [(partial(torch.is_autocast_enabled, each), partial(torch.get_autocast_dtype, each)) for each in DEVICES]
+else:
+    AUTOCAST = [
+        (torch.is_autocast_enabled, torch.get_autocast_gpu_dtype),
+        (torch.is_autocast_cpu_enabled, torch.get_autocast_cpu_dtype),
+    ]
+"""Whether autocast is on, and its data type."""
+
+
+class Trained:
+    """What an optimizer trains: its models, and what is compared with that of its later steps."""
+
+    __slots__ = ("autocast", "models", "roots", "state", "steps")
+
+    def __init__(self, roots, models, autocast):
+        self.roots, self.models, self.autocast = [ref(each) for each in roots], [ref(each) for each in models], autocast
+        self.state, self.steps = None, 0
+
+
+def hide(functions, never):
+    """Let dynamo begin below some functions, as if there were no such frames, and never look into what is called safely."""
+    frames = torch._C._dynamo.eval_frame
+    if not hasattr(frames, "set_code_exec_strategy"):  # an older torch
+        for function in (*functions, never):
+            frames.skip_code(function.__code__)
+        return
+    skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+    for function in functions:
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, default))
+    frames.set_code_exec_strategy(never.__code__, frames._FrameExecStrategy(skip, skip))
