@@ -36,7 +36,7 @@ def test_rows_of_a_store_of_version_0_1_equal_those_of_their_records() -> None:
     assert len(rows) == len(made)
     for known in rows:
         today = made[str(known["run_id"])]
-        added = {"machine_devices"} | (
+        added = {"machine_devices", "site"} | (
             {"batch_size_per_device", "global_batch_size"} if today["workload"] == COMMAND else set()
         )
         assert known.keys() | added >= today.keys() >= known.keys(), "what was not a column then is not filled in"
