@@ -524,15 +524,19 @@ def hooks() -> Iterator[Any]:
     del sys.modules[spec.name]
 
 
-def test_a_script_that_closes_all_files_loses_no_line_and_no_file_of_its_own(tmp_path: Path) -> None:
-    script = """
-import os, sys, torch
+LOOP = """
 model = torch.nn.Linear(2, 2)
 optimizer = torch.optim.SGD(model.parameters())
 for step in range(3000):
     model(torch.ones(4, 2)).sum().backward()
     optimizer.step()
-    if step == 100:
+"""
+
+
+def test_a_script_that_closes_all_files_loses_no_line_and_no_file_of_its_own(tmp_path: Path) -> None:
+    script = f"""
+import os, sys, torch
+{LOOP}    if step == 100:
         os.closerange(3, 200)
         own = [open(sys.argv[1], "a") for _ in range(20)]
         if not os.fork():
@@ -669,14 +673,9 @@ def test_steps_of_a_device_are_seen_to_the_end(hooks: Any, tmp_path: Path, monke
 
 @pytest.mark.usefixtures("no_meters")
 def test_a_script_that_clears_the_folder_of_its_run_keeps_its_steps(tmp_path: Path) -> None:
-    script = """
-import pathlib, shutil, sys, time, torch
-model = torch.nn.Linear(2, 2)
-optimizer = torch.optim.SGD(model.parameters())
-for step in range(3000):
-    model(torch.ones(4, 2)).sum().backward()
-    optimizer.step()
-    if step == 100:
+    script = f"""
+import shutil, time, torch
+{LOOP}    if step == 100:
         time.sleep(1.5)
         shutil.rmtree("runs")
 """

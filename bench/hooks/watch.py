@@ -48,8 +48,7 @@ class StepWatch:
         self.fresh = 0  # the line of the last optimizer that was new
         self.pending = []
         self.known, self.usual, self.plan = [], None, None
-        self.unpaired, self.shapes, self.varied, self.crowded = {}, set(), False, False
-        self.events = set()
+        self.unpaired, self.shapes, self.events = {}, set(), set()
         self.clear()
 
     def clear(self):
@@ -99,7 +98,8 @@ class StepWatch:
         if self.counter is not None:
             self.shapes.add(shape)
         elif self.shapes and shape not in self.shapes:
-            self.varied, self.shapes = True, set()
+            self.shapes = set()
+            self.changed("varied")
 
     def returned(self, model, out):
         """Note where the output of a pass lies."""
@@ -186,9 +186,8 @@ class StepWatch:
             self.settle()
         number = self.number(optimizer)
         if number is None:
-            if id(optimizer) in self.strays and not self.crowded:  # a training of its own
-                self.crowded = True
-                self.file.write('{"crowded":true}')
+            if id(optimizer) in self.strays:  # a training of its own
+                self.changed("crowded")
             self.strays.add(id(optimizer))
             return
         if self.repeated:
@@ -206,8 +205,6 @@ class StepWatch:
             more += self.device_times()
         if self.steps == 1 and number == 0:
             more += self.counted()
-        if self.varied:
-            self.changed("varied")
         line = ',"optimizer":%d,"backwards":%d,"passes":[%s]' % (number, self.backwards, passes)
         self.file.write('{"t_ns":%d%s%s}' % (monotonic_ns(), line, more))
         if number == 0:
