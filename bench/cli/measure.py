@@ -198,13 +198,8 @@ def _not_made(made: int, repeats: int, stop: Signal | None) -> None:
     """Say which repeats were not made, and why."""
     if made < repeats:
         left = f"run {repeats} of {repeats} was" if made + 1 == repeats else f"runs {made + 1} to {repeats} were"
-        why = (
-            f"run {made} did not end well"
-            if stop is None
-            else "stopped by Ctrl-C"
-            if stop is Signal.SIGINT
-            else f"stopped by {stop.name}"
-        )
+        name = "Ctrl-C" if stop is Signal.SIGINT else stop.name if stop is not None else None
+        why = f"run {made} did not end well" if name is None else f"stopped by {name}"
         _tell(f"{why}: {left} not made")
 
 
@@ -330,10 +325,8 @@ def _log(runs: Sequence[tuple[RunRecord, Path]], store: str | None, script_run: 
 
 def _sync(runs: Sequence[tuple[RunRecord, Path]], store: str | None) -> str:
     """Return the commands that log the records of runs: those of a full disk may be in several folders."""
-    usual, more = (
-        [Path(name).absolute() for name in (RUNS, OWN_RUNS)],
-        f" --store {shlex.quote(redact(store))}" if store else "",
-    )
+    usual = [Path(name).absolute() for name in (RUNS, OWN_RUNS)]
+    more = f" --store {shlex.quote(redact(store))}" if store else ""
     roots = dict.fromkeys(folder.absolute().parents[2] for _, folder in runs)
     places = ("" if root in usual else f" --runs {shlex.quote(str(root))}" for root in roots)
     return " and ".join(f"bench sync{place}{more}" for place in places)
