@@ -24,7 +24,7 @@ _WRITTEN = re.compile(
     rf"(?:(?P<suffix>[kmbt])(?![a-z]))?[{_SPACES}]*(?P<unit>.*)",
     re.ASCII | re.IGNORECASE | re.DOTALL,
 )
-_GROUPS = re.compile(rf"[+-]?\d{{1,3}}(?:(?P<by>[{_SPACES}'’.,])\d{{3}})(?:(?P=by)\d{{3}})*", re.ASCII)
+_GROUPS = re.compile(rf"[+-]?[1-9]\d{{0,2}}(?:(?P<by>[{_SPACES}'’.,])\d{{3}})(?:(?P=by)\d{{3}})*", re.ASCII)
 _OTHER = {".": ",", ",": "."}
 
 
@@ -47,8 +47,7 @@ class Written(NamedTuple):
             return ""
         last = marks[-1]
         if len(set(marks)) == 1 and not self.power and _GROUPS.fullmatch(self.digits):
-            # 1.234.567 has groups; 11.216 may be a fraction, and 0.216 is one.
-            return _OTHER[last] if len(marks) > 1 else last if self.digits.lstrip("+-").startswith("0") else ""
+            return _OTHER[last] if len(marks) > 1 else ""  # 1.234.567 has groups; 11.216 may be a fraction
         if marks.count(last) > 1 or marks[:-1].count(last):
             raise BadValue(f"{self.digits!r} is not a number: its digits are not in groups of three")
         return last
@@ -239,7 +238,7 @@ def budget(text: str) -> tuple[str, float]:
     unit = (parts[1] or parts[3]).lower() if parts and not (parts[1] and parts[3]) else ""
     if parts and unit in _BUDGETS:
         quantity, size = _BUDGETS[unit]
-        return quantity, amount(parts[2].replace(",", "")) * size
+        return quantity, amount(parts[2]) * size
     with suppress(ValueError):
         return "seconds", seconds(text.strip())
     raise BadValue(f"{text!r} is no budget: give 50usd, 10kWh, 5kg (of CO2e) or 12h")

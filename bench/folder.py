@@ -155,6 +155,8 @@ STEPS = NumberedFiles("steps-*.jsonl")
 """Steps by rank; those of a user's command have `command` in place of a rank."""
 SEEN = NumberedFiles("seen-*.jsonl")
 """What hooks saw, one file a process of a user's command."""
+FAILED = ".failed"
+"""Behind the name of such a file: an empty one beside it, where the hooks failed."""
 METERS = NumberedFiles("meters-*.parquet")
 RAW_METERS = NumberedFiles("meters-*.jsonl")
 """Readings of the meters by node, as they are written and as they are kept."""

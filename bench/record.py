@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bench.renamed import current_flags, current_record, current_request
 from bench.schema import (
@@ -267,6 +268,12 @@ class PlannedLength(Model):
     assumed: bool = False
 
 
+def _metric_name(name: str) -> str:
+    """Return the name of a user's own metric as MLflow takes it: a path of at most 200 characters, `_` for others."""
+    parts = re.sub(r"[^\w./: -]", "_", name)[:200].split("/")
+    return "/".join(part for part in parts if part.strip(" .")) or "unnamed"
+
+
 class Measurement(Model):
     """Raw quantities of the measured window; `bench.figures.metrics` derives all other numbers.
 
@@ -275,11 +282,11 @@ class Measurement(Model):
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
     shapes. A command of the user may report less; without steps the window is the whole command, and `cpu_seconds` are those
     of the whole command in any case. `step_flags` say what in its steps could not be counted, `step_source` where they come
-    from, `planned` how long the whole training is, `seen` what hooks saw, and `own` holds the last values of the user's own
-    metrics. `compile_seconds` is the excess of the first half of the warm-up steps over as many later ones, where the step
-    was compiled. `startup` is the
-    energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three each),
-    which one unusual batch does not move. `notes` are facts about a strategy or workload.
+    from, `steps_before` how many were made before the window, `planned` how long the whole training is, `seen` what hooks
+    saw, and `own` holds the last values of the user's own metrics, by names that MLflow takes. `compile_seconds` is the
+    excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
+    energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three
+    each), which one unusual batch does not move. `notes` are facts about a strategy or workload.
     """
 
     step_seconds: list[Positive] = []
@@ -287,10 +294,11 @@ class Measurement(Model):
     step_source: Literal["script", "hooks", "output"] | None = None
     planned: PlannedLength | None = None
     seen: SeenFacts | None = None
-    own: dict[str, float] = {}
+    own: dict[Annotated[str, AfterValidator(_metric_name)], float] = {}
     cpu_seconds: NonNegative | None = None
     window_seconds: Positive
     steps: Annotated[int, Field(ge=0)] = 0
+    steps_before: Count | None = None
     samples: Count | None = None
     tokens: Count | None = None
     data_wait_seconds: NonNegative | None = None

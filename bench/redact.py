@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 _PATTERNS = (
-    (re.compile(r"(?<=://)\S+@"), "***@"),
-    (re.compile(r"(?<![\w/:*])[\w.+-]+:[^\s:/]+@(?!sha\d)(?=[\w.-])"), "***@"),
+    (re.compile(r"(?<=://)\S{1,4000}@"), "***@"),
+    (re.compile(r"(?<![\w/:*])[\w.+-]{1,300}+:[^\s:/]+@(?!sha\d)(?=[\w.-])"), "***@"),
     (re.compile(r"(\b(?:curl|wget|http)\s(?:[^|;&\s]{1,200}\s+){0,20}?(?:-u|--user)[ =]?)[^\s:=]+:\S+"), r"\1***"),
     (re.compile(r"(\b(?:mysql|mariadb)[\w-]{0,20}\s(?:[^|;&\s]{1,200}\s+){0,20}?-p)[^\s-]\S*"), r"\1***"),
     (re.compile(r"(?i)\b(authorization\s*[:=]\s*)(?:bearer\s+|basic\s+)?\S+"), r"\1***"),

@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import sys
+import threading
 import time
 import traceback
 import weakref
@@ -165,6 +166,75 @@ def gan():
         value.backward()
         second.step()
     return value
+
+
+def critic_first():
+    """A step of the critic alone, then one of the generator through it."""
+    generator, critic = nn.Linear(4, 8), nn.Linear(8, 1)
+    first, second = torch.optim.Adam(critic.parameters()), torch.optim.Adam(generator.parameters())
+    for _ in range(STEPS):
+        with torch.no_grad():
+            fake = generator(torch.randn(16, 4))
+        critic(torch.cat([fake, torch.randn(16, 8)])).mean().backward()
+        first.step()
+        value = critic(generator(torch.randn(16, 4))).mean()
+        value.backward()
+        second.step()
+    return value
+
+
+def frozen_in_training():
+    """A loss by a frozen network that nobody put into evaluation."""
+    model, judge = mlp(), nn.Linear(4, 32).requires_grad_(False)
+    return train([torch.optim.Adam(model.parameters())], lambda _: judge(model(torch.randn(16, 8))).square().mean())
+
+
+def head_only():
+    model = mlp()
+    return train([torch.optim.Adam(model[2].parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def two_groups():
+    """As Muon for matrices and AdamW for the rest."""
+    model = mlp()
+    optimizers = [torch.optim.Adam([p for p in model.parameters() if p.dim() == d]) for d in (2, 1)]
+    return train(optimizers, lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+class DualEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.attention = nn.Embedding(64, 32), CausalSelfAttention(32)
+
+    def forward(self, query, text):
+        query, text = (self.attention(self.table(ids)).mean(1) for ids in (query, text))
+        return query @ text.T
+
+
+def queries():
+    model = DualEncoder()
+    shapes = (8, 16), (8, 64)
+    return train(
+        [torch.optim.Adam(model.parameters())],
+        lambda _: model(*(torch.randint(0, 64, shape) for shape in shapes)).square().mean(),
+    )
+
+
+def actor():
+    """A thread plays with a copy of the policy while the learner trains."""
+    model, policy = mlp(), mlp()
+
+    def play():
+        with torch.no_grad():
+            policy(torch.randn(1, 8))
+
+    def loss(_):
+        thread = threading.Thread(target=play)
+        thread.start()
+        thread.join()
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.Adam(model.parameters())], loss)
 
 
 def simclr():
@@ -725,6 +795,168 @@ def traced_and_freed():
     gone = weakref.ref(models.pop())
     gc.collect()
     return value + (gone() is None)
+
+
+class Chooses(nn.Module):
+    """An operator that takes functions comes after a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        functions = (lambda y: (y * 2,)), (lambda y: (y * 3,))
+        return torch.ops.higher_order.cond(x.sum() > 0, *functions, (self.layer(x),))[0]
+
+
+def chooses():
+    model = Chooses()
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def exported():
+    """Half of the products are in autocast."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.first(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.second(x).float()
+
+    model = torch.export.export(Model(), (torch.randn(16, 8),)).module()
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def compiled_later():
+    """A function that must be one graph is compiled in the second step."""
+    whole = torch.compile(lambda x, weight: functional.linear(x, weight).tanh(), backend="aot_eager", fullgraph=True)
+
+    class Model(nn.Linear):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += 1
+            return whole(x, self.weight) if self.steps > 1 else super().forward(x)
+
+    model = Model(8, 4)
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def curvature():
+    """Products of the Hessian in each step, as in AdaHessian and Sophia."""
+    model = mlp()
+    own = list(model.parameters())
+
+    def loss(number):
+        model(torch.randn(16, 8)).tanh().square().mean().backward(create_graph=True)
+        gradients = [each.grad for each in own]
+        products = torch.autograd.grad(gradients, own, [each.detach().sign() for each in gradients])
+        for parameter, product in zip(own, products, strict=True):
+            parameter.grad = parameter.grad.detach() + product
+        return torch.zeros(())
+
+    return train([torch.optim.SGD(own)], loss) + own[0].sum()
+
+
+def forces():
+    """A model returns the gradient of what it computes, as those of molecules do."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            return torch.autograd.grad(self.net(x).tanh().sum(), x, create_graph=True)[0]
+
+    model = Model()
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def context():
+    """Of two inputs, the second one is longer in the first two steps."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, context):
+            return self.head(x + self.layer(context).mean(1, keepdim=True))
+
+    model = Model()
+
+    def loss(number):
+        return model(torch.randn(16, 3, 8), torch.randn(16, 40 if number < 2 else 4, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 40)
+
+
+def backbone():
+    """What a frozen backbone returns is the input of what is trained."""
+    frozen, head = mlp(), nn.Linear(4, 2)
+
+    def loss(_):
+        with torch.no_grad():
+            x = frozen(torch.randn(16, 8))
+        return head(x).square().mean()
+
+    return train([torch.optim.SGD(head.parameters())], loss)
+
+
+class Casted(nn.Linear):
+    """Casts its weights by itself, as in modded-nanogpt."""
+
+    def forward(self, x):
+        return functional.linear(x.bfloat16(), self.weight.bfloat16())
+
+
+def casted():
+    model = nn.Sequential(Casted(8, 16), nn.ReLU(), Casted(16, 4))
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).float().square().mean())
+
+
+class Head(nn.Module):
+    """Only the head is in autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 64), nn.Linear(64, 1)
+        self.middle = nn.Linear(64, 64)
+
+    def forward(self, x):
+        x = self.middle(self.body(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(x)
+
+
+def casted_head():
+    model = Head()
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).float().square().mean())
+
+
+def casted_inside():
+    """Autocast begins inside of the model, as with accelerate, which wraps `forward`."""
+    model = mlp()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).float().square().mean())
+
+
+def casted_partly():
+    """Of two models, so that no products are counted, one is in autocast."""
+    first, second = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def loss(_):
+        with torch.autocast("cpu", torch.bfloat16):
+            x = first(torch.randn(16, 8))
+        return (second(torch.randn(16, 8)) + x).square().mean()
+
+    return train([torch.optim.SGD([*first.parameters(), *second.parameters()])], loss)
 
 
 def forward_only():

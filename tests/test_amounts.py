@@ -39,7 +39,8 @@ def test_amounts(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1,5", "1_000", "7 km", "0", "-7", "1.234.567", "12,34,567", "7x", "", "B", "nan", "1e99"]
+    "text",
+    ["1,5", "0,216", "0 216", "1_000", "7 km", "0", "-7", "1.234.567", "12,34,567", "7x", "", "B", "nan", "1e99"],
 )
 def test_no_amounts(text: str) -> None:
     with pytest.raises(ValueError, match=r"no number|a point begins a fraction|cannot be meant"):

@@ -476,6 +476,24 @@ def test_without_steps_beyond_the_warmup_the_window_is_all_of_the_command(tmp_pa
     assert measurement(tmp_path / "none", Ended(0, 0, S, 0.0, None), 3, "cpu").steps == 0
 
 
+def test_metrics_get_names_that_a_store_takes_and_of_equal_ones_the_last_value_counts(tmp_path: Path) -> None:
+    own = {"val/acc@1": 0.1, "../x": 1.0, "a//b": 2.0, "a_b": 3.0, "a@b": 4.0, "ä: 1\n": 5.0, "/": 6.0, "x" * 400: 7.0}
+    expected = {"val/acc_1": 0.2, "x": 1.0, "a/b": 2.0, "a_b": 4.0, "ä: 1_": 5.0, "unnamed": 6.0, "x" * 200: 7.0}
+    found = told(tmp_path, mark(1), mark(2, own=own), mark(3, own={"val/acc@1": 0.2}))
+    assert found.own == expected
+    line = {"text": 0, "integers": [], "kind": "", "total": "", "words": 0}
+    printed = [mark(t, -1, read=t, **line, own=own) for t in range(1, 4)]
+    found = told(tmp_path, *printed, how=Printed("x", steps_per_line=1))
+    assert found.own == expected | {"val/acc_1": 0.1}
+
+
+@pytest.mark.parametrize(("largest", "above"), [(10**18, 10**18 + 1000), (10**18, 10**30), (1, 10**400), (1, -1)])
+def test_numbers_that_cannot_be_meant_are_of_no_step(tmp_path: Path, largest: int, above: int) -> None:
+    assert told(tmp_path, mark(1), mark(2, samples=largest)).samples == largest
+    found = told(tmp_path, mark(1), mark(2, samples=above, tokens=above, loss=10**400, own={"a": 10**400, "b": 1}))
+    assert (found.steps, found.samples, found.tokens, found.loss_last, found.own) == (1, None, None, None, {"b": 1})
+
+
 def test_steps_of_the_script_go_before_those_in_the_output(tmp_path: Path) -> None:
     line = {"text": 0, "integers": [], "kind": "", "total": "", "words": 0}
     output = [mark(t / 10, -1, read=t, **line) for t in range(10, 40)]
@@ -486,7 +504,8 @@ def test_steps_of_the_script_go_before_those_in_the_output(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:.*is no number")
 def test_a_report_that_is_no_number_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "steps"))
-    step(samples=float("nan"), loss=[1.0, 2.0], accuracy="n/a", tokens=8)  # type: ignore[arg-type]
-    (line,) = map(json.loads, (tmp_path / "steps").read_text().splitlines())
-    assert line["tokens"] == 8
+    step(samples=float("nan"), loss=[1.0, 2.0], accuracy="n/a", reward=10**400, tokens=8)  # type: ignore[arg-type]
+    step(samples=10**5000)  # no JSON has it
+    line, other = map(json.loads, (tmp_path / "steps").read_text().splitlines())
+    assert (line["tokens"], "samples" in other) == (8, False)
     assert not {"samples", "loss", "own"} & set(line)

@@ -68,6 +68,12 @@ def test_the_start_is_paid_once_and_each_step_after_the_warm_up_takes_its_time()
     assert (found.steps, found.pauses, found.absent, found.doubts) == (100_000, 0, {}, ())
 
 
+def test_steps_that_the_start_up_includes_are_not_counted_again() -> None:
+    found = told(record(steps_before=100), record(steps_before=200))
+    assert found.figures["seconds"].value == pytest.approx(20.3 + (100_000 - 150) * STEP)
+    assert "no more than" in str(forecast([record(steps_before=100)], TrainingLength(100)))
+
+
 @pytest.mark.parametrize(("unit", "amount"), [("samples", 3_200_000), ("steps", 100_000)])
 def test_the_length_may_be_given_in_samples(unit: Any, amount: float) -> None:
     assert told(record(), length=TrainingLength(amount, unit)).steps == 100_000
@@ -340,9 +346,12 @@ def test_budgets_are_read_as_people_write_them(text: str, expected: tuple[str, f
     assert value == pytest.approx(expected[1])
 
 
-@pytest.mark.parametrize("text", ["", "50", "kg", "5x", "-1h", "$5kWh", "0usd"])
+COMMAS = ["1,5kg", "2,5kWh", "1,50usd", "$1,5", "0,500usd", "1,5kusd", "1.234,5kg", "1,5h", "0,500h", "1,00,000usd"]
+
+
+@pytest.mark.parametrize("text", ["", "50", "kg", "5x", "-1h", "$5kWh", "0usd", *COMMAS])
 def test_a_wrong_budget_is_refused(text: str) -> None:
-    with pytest.raises(BadValue, match=r"is no (budget|number)"):
+    with pytest.raises(BadValue, match=r"is no (budget|number)|a point begins a fraction"):
         budget(text)
 
 

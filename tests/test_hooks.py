@@ -19,6 +19,7 @@ from torch import nn
 
 from bench.record import Measurement
 from bench.run.command import HOOKS, SEEN_VARIABLE, execute
+from bench.run.marks import each_step, json_lines
 from bench.run.own_steps import Ended, measurement
 from bench.run.seen import seen_steps
 from bench.workloads.printed import Printed
@@ -41,6 +42,8 @@ QUICK = {
     "checkpointed": (16, None, []),
     "muon": (16, None, []),
     "two_towers": (16, None, []),
+    "queries": (8, None, []),
+    "actor": (16, None, []),
     "sharpness": (None, None, ["samples_unclear"]),
     "scaled": (16, None, []),
     "saving": (16, None, []),
@@ -60,8 +63,24 @@ QUICK = {
     "left_in_evaluation": (16, None, []),
     "without_hash": (16, None, []),
     "precision": (16, None, []),
+    "chooses": (16, None, []),
+    "exported": (16, None, []),
+    "curvature": (16, None, []),
+    "forces": (16, None, []),
+    "backbone": (16, None, []),
+    "casted": (16, None, []),
+    "casted_head": (16, None, []),
+    "casted_inside": (16, None, []),
+    "casted_partly": (16, None, []),
 }
-OTHER = ("folds", "forward_only", "phases", "thawed", "failing", "graphed")
+OTHER = ("context", "folds", "forward_only", "phases", "thawed", "failing", "graphed")
+SIZES = {
+    # script: parameters, and those that are trained
+    "critic_first": (None, None),
+    "frozen_in_training": (8 * 16 + 16 * 4 + 20, 8 * 16 + 16 * 4 + 20),
+    "head_only": (8 * 16 + 16 * 4 + 20, 16 * 4 + 4),
+    "two_groups": (8 * 16 + 16 * 4 + 20, 8 * 16 + 16 * 4 + 20),
+}
 LATER = {
     "later_twice": (8 * 16 + 16 * 4 + 20, [16] * 20 + [None] * 20),
     "later_in_time": (72, [16] * 20 + [None] * 20),
@@ -79,6 +98,7 @@ COMPILED = {
     "compiled_in_place": (8, 128, ["flops_estimated"]),
     "compiled_with_hooks": (16, None, []),
     "compiled_function": (None, None, ["samples_unclear"]),
+    "compiled_later": (16, None, []),
 }
 
 
@@ -116,7 +136,7 @@ def runs(names: list[str], folder: Path) -> dict[str, tuple[Measurement, bool]]:
     for name in names:
         own = folder / name
         own.mkdir()
-        for path in folder.glob(f"seen-*-{seen[name][0]}.jsonl"):
+        for path in folder.glob(f"seen-*-{seen[name][0]}.jsonl*"):
             shutil.move(path, own / path.name)
         out[name] = measured(own), plain[name][1:] == seen[name][1:]
     assert not list(folder.glob("seen-*"))  # a process that makes no step writes nothing
@@ -125,7 +145,7 @@ def runs(names: list[str], folder: Path) -> dict[str, tuple[Measurement, bool]]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Measurement, bool]]:
-    return runs([*QUICK, *OTHER, *LATER], tmp_path_factory.mktemp("quick"))
+    return runs([*QUICK, *OTHER, *SIZES, *LATER], tmp_path_factory.mktemp("quick"))
 
 
 def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None, list[str]]) -> None:
@@ -141,6 +161,18 @@ def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None,
 @pytest.mark.parametrize("name", QUICK)
 def test_what_is_seen_is_what_a_hand_counts_or_is_left_out(quick: dict[str, Any], name: str) -> None:
     check(quick[name], QUICK[name])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_those_of_all_optimizers(quick: dict[str, Any], name: str) -> None:
+    seen, same = quick[name]
+    assert same
+    assert (seen.parameters, seen.trainable_parameters) == SIZES[name]
+
+
+def test_passes_of_other_threads_are_no_evaluation(quick: dict[str, Any]) -> None:
+    check(quick["actor"], (16, None, []))
+    assert [phase.name for phase in quick["actor"][0].phases if phase.name == "eval"] == []
 
 
 @pytest.mark.parametrize("name", LATER)
@@ -229,7 +261,10 @@ def test_precision_is_that_of_all_layers(
     assert facts._tf32(modules) is expected
 
 
-@pytest.mark.parametrize("name", ["growing", "head_outside"])
+UNCERTAIN = ("growing", "head_outside", "chooses", "curvature", "forces", "context", "backbone", "distillation")
+
+
+@pytest.mark.parametrize("name", UNCERTAIN)
 def test_flops_that_are_not_those_of_each_step_are_left_out(quick: dict[str, Any], name: str) -> None:
     assert quick[name][0].flops_per_sample is None
 
@@ -240,6 +275,38 @@ def test_a_part_of_a_model_states_no_parameters(quick: dict[str, Any]) -> None:
 
 def test_precision_is_that_of_passes_in_training(quick: dict[str, Any]) -> None:
     assert quick["evaluated_first"][0].seen.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("casted", "bf16"),
+        ("casted_head", "fp32"),
+        ("casted_inside", "bf16"),
+        ("casted_partly", None),
+        ("exported", None),
+    ],
+)
+def test_precision_is_that_of_products(quick: dict[str, Any], name: str, precision: str | None) -> None:
+    assert quick[name][0].seen.precision == precision
+
+
+def test_a_formula_that_fails_counts_nothing_and_errors_of_the_script_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> int:
+        raise ValueError
+
+    a, b = torch.ones(2, 3), torch.ones(3, 4)
+    counter = load("flops").flop_counter()
+    with counter:
+        a @ b
+        with pytest.raises(RuntimeError):
+            b @ a
+    assert (counter.forward, counter.products, counter.uncounted) == (48, {"float32": 48}, False)
+    monkeypatch.setitem(torch.utils.flop_counter.flop_registry, torch.ops.aten.mm, fails)
+    counter = load("flops").flop_counter()
+    with counter:
+        assert (a @ b).shape == (2, 4)
+    assert counter.uncounted
 
 
 @pytest.mark.parametrize(("name", "phase"), [("gpt", "eval"), ("distillation", "eval"), ("saving", "checkpoint")])
@@ -257,6 +324,7 @@ def test_compiled_scripts_keep_their_graphs_and_losses(tmp_path: Path) -> None:
         check(found[name], expected)
         assert found[name][0].seen is not None
         assert found[name][0].seen.compiled is True
+    assert found["compiled_later"][0].flops_per_sample is found["compiled_later"][0].seen.precision is None
 
 
 # --- the input of a pass
@@ -360,10 +428,12 @@ FACTS = {
     "threads": 1,
     "parameters": 10,
     "trainable_parameters": 10,
+    "own_parameters": 10,
     "weights": 8,
     "torch": "2.13.0",
     "python": "3.11.7",
 }
+TF32: dict[str, Any] = {"tf32": True, "device_type": "cuda"}
 JOINED = {"world_size": 2, "joined": True, "parallelism": "ddp"}
 S = 10**9
 
@@ -378,11 +448,11 @@ def process(folder: Path, number: int, *lines: dict[str, Any], steps: int = 8, t
 def step(
     t: float, optimizer: int = 0, backwards: int = 1, passes: Any = ((0, 1, 4, 8),), **more: Any
 ) -> dict[str, Any]:
-    return {"t_ns": int(t * S), "optimizer": optimizer, "backwards": backwards, "passes": passes, **more}
+    return {"t_ns": [int(t * S)], "optimizer": optimizer, "backwards": backwards, "passes": passes, **more}
 
 
 def test_a_torn_line_costs_nothing_else(tmp_path: Path) -> None:
-    process(tmp_path, 1, tail='{"t_ns":90000')
+    process(tmp_path, 1, tail='{"t_ns":[90000')
     assert (measured(tmp_path).steps, measured(tmp_path).samples) == (5, 20)
 
 
@@ -428,6 +498,15 @@ def test_devices_are_gpus_once_and_cpus_once_a_rank(tmp_path: Path) -> None:
         ({"tf32": None, "device_type": "cuda"}, None),
         ({"tf32": None}, "fp32"),
         ({"dtype": "uint8"}, None),
+        ({"autocast": "partly"}, None),
+        ({"products": {"bfloat16": 9, "float32": 1}, "counted": True}, "bf16"),
+        ({"products": {"bfloat16": 9, "float32": 1}, "counted": False}, None),  # of others, nothing is known
+        ({"products": {"bfloat16": 8, "float32": 2}, "counted": True}, None),
+        ({"products": {"bfloat16": 9}, "counted": True, "dtype": "bfloat16"}, "bf16_params"),
+        ({"products": {"bfloat16": 9}, "counted": False, "autocast": "bfloat16"}, "bf16"),
+        ({"products": {"float32": 9}, "counted": True, "autocast": "bfloat16"}, "fp32"),
+        ({"products": {"float32": 9}, "counted": True, "autocast": "bfloat16", **TF32}, "tf32"),
+        ({"products": {"Float8Tensor": 9}, "counted": True}, None),
     ],
 )
 def test_precision_is_what_was_seen(tmp_path: Path, facts: dict[str, Any], precision: str | None) -> None:
@@ -549,35 +628,55 @@ print(forked, os.stat(sys.argv[1]).st_size, all(os.fstat(each.fileno()).st_size 
     ended = subprocess.run([sys.executable, "-c", script, own], env=env, capture_output=True, text=True, check=True)
     assert ended.stdout == "0 0 True\n"
     (written,) = [seen.read_text() for seen in tmp_path.glob("seen-*")]
-    assert written.count("t_ns") == 3000
+    assert sum(len(line.get("t_ns", ())) for line in json_lines(written.splitlines())) == 3000
     assert written.endswith("}\n")
 
 
-def test_lines_go_on_where_the_file_was_removed_or_cannot_be_mapped(
-    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines, path = sys.modules["watched_hooks.lines"].LineFile(tmp_path / "seen"), tmp_path / "seen"
-    lines.write("x" * 2**16)  # more than a part
-    path.unlink()
-    lines.write("y" * 2**17)
-    assert path.read_bytes().rstrip(b"\0") == b"y" * 2**17 + b"\n"
-    lines.close()
-    assert path.stat().st_size == 2**17 + 1
-
-    def refused(*values: Any) -> None:
-        raise OSError
-
-    monkeypatch.setattr(os, "posix_fallocate", refused)
-    for each in "ab":
-        lines.write(each)
-    monkeypatch.undo()
+def test_lines_outlive_their_file_and_its_folder(hooks: Any, tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "seen"
+    lines = sys.modules["watched_hooks.lines"].LineFile(str(path))
+    lines.write("a")  # no folder yet
+    path.parent.mkdir()
+    lines.write("b")
+    assert path.read_text() == "a\nb\n"
+    shutil.rmtree(path.parent)
     lines.write("c")
-    assert path.read_bytes()[2**17 + 1 :].rstrip(b"\0") == b"a\nb\nc\n"
     lines.close()
-    other = sys.modules["watched_hooks.lines"].LineFile(path)  # a program that took the place of this one
+    assert path.read_text() == "c\n"
+    other = sys.modules["watched_hooks.lines"].LineFile(str(path))  # a program that took the place of this one
     other.write("d")
     other.close()
-    assert path.read_bytes()[2**17 + 1 :] == b"a\nb\nc\nd\n"
+    assert path.read_text() == "c\nd\n"
+
+
+def test_steps_are_written_within_a_part_of_the_time_that_has_passed(
+    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, path, now = sys.modules["watched_hooks.lines"], tmp_path / "seen", 0
+    monkeypatch.setattr(module, "monotonic_ns", lambda: now)
+    lines = module.LineFile(str(path))
+    for now in range(0, 60 * S, S // 100):
+        lines.step(now, "")
+        waits = now - max(time for line in json_lines(path.read_text().splitlines()) for time in line["t_ns"])
+        assert waits <= max(0, min(now / module.SHARE, module.LATE_NS) - 1)
+    lines.close()
+    assert [time for line in json_lines(path.read_text().splitlines()) for time in line["t_ns"]] == [
+        *range(0, 60 * S, S // 100)
+    ]
+    assert path.read_text().count("\n") < 600  # equal steps are one line
+
+
+def test_hooks_that_cannot_write_leave_a_mark(tmp_path: Path) -> None:
+    script = f"""
+import resource, torch
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+{LOOP}"""
+    env = os.environ | {"PYTHONPATH": HOOKS, "WATTBENCH_SEEN": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True)
+    seen = seen_steps(tmp_path)
+    assert seen is not None
+    assert seen.flags[:1] == ["hooks_failed"]
+    assert 16 < len(seen.marks[0]) < 3000
 
 
 def test_a_script_that_makes_errors_of_warnings_is_watched(tmp_path: Path) -> None:
@@ -634,7 +733,7 @@ def history(hooks: Any, folder: Path, seed: int, oddity: float, again: int = 120
         watch.mark(optimizers[odd()])
     watch.finish()
     (path,) = folder.iterdir()
-    return [line for text in path.read_text().splitlines() if "t_ns" in (line := json.loads(text))]
+    return [line for line in each_step(json_lines(path.read_text().splitlines())) if "t_ns" in line]
 
 
 @pytest.mark.parametrize("seed", range(45))
@@ -665,10 +764,10 @@ def test_steps_of_a_device_are_seen_to_the_end(hooks: Any, tmp_path: Path, monke
     facts = hooks.facts
     monkeypatch.setattr(hooks, "facts", lambda *values: facts(*values) | {"device_type": "cuda"})
     monkeypatch.setattr(FakeEvent, "reached", 10**9)
-    lines = history(hooks, tmp_path, 0, 0.0)
-    (path,) = tmp_path.iterdir()
-    assert "broken" not in path.read_text()
-    assert sorted(number for line in lines for number, _ in line.get("device_ns", ())) == list(range(120))
+    history(hooks, tmp_path, 0, 0.0)
+    (path,) = tmp_path.iterdir()  # none that says that they failed
+    ends = [number for line in json_lines(path.read_text().splitlines()) for number, _ in line.get("device_ns", ())]
+    assert ends == list(range(120))
 
 
 @pytest.mark.usefixtures("no_meters")
@@ -706,6 +805,18 @@ def test_evaluation_is_no_part_of_a_step_but_a_teacher_is(
     process(tmp_path, 1, *lines)
     found = measured(tmp_path)
     assert sum(p.seconds for p in found.phases if p.name == "eval") == pytest.approx(left_out)
+
+
+@pytest.mark.parametrize("counted", [{}, {"flops": 400}])
+def test_flops_are_unknown_where_other_models_pass_in_each_step(tmp_path: Path, counted: dict[str, int]) -> None:
+    lines = [step(i + 1) for i in range(8)]
+    lines[1] |= counted
+    process(tmp_path, 1, *lines)
+    assert measured(tmp_path).flops_per_sample == (100 if counted else 6 * 10 * 2)
+    for i in range(2, 8):  # not yet in the step whose FLOP are counted
+        lines[i]["eval"] = [[1, int((i + 0.2) * S), int((i + 0.7) * S), 0, 1]]
+    process(tmp_path, 1, *lines)
+    assert measured(tmp_path).flops_per_sample is None
 
 
 def test_passes_in_training_are_no_part_of_evaluation(tmp_path: Path) -> None:
@@ -895,35 +1006,25 @@ class FakeEvent:
         return 1e3 * (later.at - self.at)
 
 
-def test_events_of_a_device_are_resolved_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    sys.path.insert(0, HOOKS)
-    spec = importlib.util.spec_from_file_location(
-        "wattbench_hooks", Path(HOOKS) / "watch.py", submodule_search_locations=[HOOKS]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "wattbench_hooks", module)
-    sys.path.remove(HOOKS)
-    spec.loader.exec_module(module)
+def test_events_of_a_device_are_resolved_without_waiting(hooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "Event": FakeEvent,
         "synchronize": lambda device: None,
         "current_stream": lambda device: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(FakeEvent, "now", 0.0)
+    monkeypatch.setattr(FakeEvent, "reached", 0.0)
+    module = sys.modules["watched_hooks.clock"]
     monkeypatch.setattr(module, "monotonic_ns", lambda: 100 * S)
-    watch = module.StepWatch("nowhere")
-    watch.start_clock(torch.optim.SGD(nn.Linear(2, 2).parameters()))
-    seen = []
+    clock = module.DeviceClock("cuda")
     for number in range(3):  # each step takes the device 2 s and the host none: the host runs ahead
         FakeEvent.now += 2
-        watch.marks = number
-        seen.append(watch.device_times())
+        clock.record(number)
+        assert clock.ended() == ""
     FakeEvent.reached = 4
     FakeEvent.now += 2
-    watch.marks = 3
-    seen.append(watch.device_times())
-    assert seen == ["", "", "", f',"device_ns":[[0,{102 * S}],[1,{104 * S}]]']
+    clock.record(3)
+    assert clock.ended() == f"[0,{102 * S}],[1,{104 * S}]"
     FakeEvent.reached = 8
-    assert watch.reached() == f'"device_ns":[[2,{106 * S}],[3,{108 * S}]]'
+    assert clock.ended() == f"[2,{106 * S}],[3,{108 * S}]"

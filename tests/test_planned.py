@@ -166,6 +166,57 @@ def test_a_counter_of_a_step_pattern_states_a_total_under_a_condition() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("step {s}/200 (epoch 1/5) loss 1.0", {"epoch_steps": 200, "source": "pattern"}),
+        ("step {s}/200 loss 1.0 epoch=0", {"epoch_steps": 200, "source": "pattern"}),
+        ("step {s}/200 loss 1.0 epoch: {f:.2f}", {"steps": 200, "source": "pattern", "assumed": True}),  # it goes on
+        ("Epoch 3 step {s}/200 | next epoch {e}", {"epoch_steps": 200, "source": "pattern"}),  # that before it counts
+        ("step {s}/200 of 5 epochs", {"steps": 200, "source": "pattern", "assumed": True}),
+    ],
+)
+def test_a_counter_whose_line_states_an_epoch_is_that_of_one(form: str, expected: dict[str, Any]) -> None:
+    lines = [(0.1 * s + 0.001, form.format(s=s, e=s, f=s / 40)) for s in range(1, 101)]
+    assert planned_length(printed(lines, r"step (?P<step>\d+)"), marks(100)) == PlannedLength(**expected)
+
+
+@pytest.mark.parametrize(
+    "form", ["s {s} {n}", "s {s} 0e400", "s {s} 1e400", "s {s} 1e{n}", "s {s}/{n}", "epoch {n} s {s}"]
+)
+def test_a_number_that_cannot_be_meant_ends_no_reading(form: str) -> None:
+    lines = [(0.1 * s + 0.001, form.format(s=s, n="1" * 5000)) for s in range(1, 101)]
+    found = printed(lines, r"\bs (?P<step>\d+)(?: (?P<loss>\S+))?")
+    assert [line["step"] for line in found] == [*range(1, 101)]
+    assert planned_length(found, marks(100)) is None
+    headers = [(t, f"Epoch {'1' * 5000}/{'1' * 5000}") for t, _ in lines]
+    assert planned_length(printed([*headers, *lines]), marks(100)) is None
+
+
+@pytest.mark.parametrize(
+    ("each", "total", "expected"),
+    [
+        (200, 200, None),  # of this epoch, or of all
+        (40, 40, {"epoch_steps": 40, "source": "pattern"}),
+        (40, 200, {"steps": 200, "source": "pattern", "assumed": True}),
+    ],
+)
+def test_a_line_of_its_own_may_say_in_which_epoch_a_counter_is(
+    each: int, total: int, expected: dict[str, Any] | None
+) -> None:
+    lines = []
+    for s in range(100):
+        title = [(0.1 * s + 0.05, f"--- Epoch {1 + s // each}/5 ---")] if s % each == 0 else []
+        lines += [*title, (0.1 * s + 0.101, f"step {1 + s % total}/{total} loss 2.1")]
+    stated = planned_length(printed(lines, r"step (?P<step>\d+)"), marks(100))
+    assert stated == (expected and PlannedLength(**expected))
+
+
+def test_a_bar_that_states_its_epoch_behind_is_that_of_one() -> None:
+    lines = [(t, text.replace("it/s", "it/s, epoch=1")) for t, text in bars("")]
+    assert planned_length(printed(lines), marks(100)) == PlannedLength(epoch_steps=400, source="tqdm")
+
+
 RECORDED: dict[str, dict[str, Any]] = {
     "huggingface": {"steps": 30, "source": "transformers", "assumed": True},
     "keras": {"steps": 32, "epoch_steps": 16, "source": "keras", "assumed": True},

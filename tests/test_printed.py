@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from analytics.say.measure import blocks
 from bench.errors import BadValue
 from bench.figures.flags import FLAGS
 from bench.figures.metrics import metrics
+from bench.folder import COMMAND_STEPS, STEPS
+from bench.redact import redact
 from bench.run.measure import check_printed
 from bench.run.own_steps import Ended, measurement
-from bench.workloads import printed
+from bench.run.watch import Watch
+from bench.workloads import candidates, printed
 from bench.workloads.candidates import Candidates
 from bench.workloads.counted import Counted, count
 from bench.workloads.printed import Printed, Reader, check_pattern
@@ -135,6 +139,31 @@ def test_a_counter_that_begins_anew_leaves_the_time_between_two_passes_out() -> 
 
 
 @pytest.mark.parametrize(
+    ("values", "how", "before"),
+    [
+        (range(50, 401, 50), {}, 100),
+        (range(49, 400, 50), {}, 99),
+        (range(0, 401, 50), {}, 51),
+        (range(1, 41), {}, 3),
+        (range(5050, 5401, 50), {}, 100),  # resumed at 5000
+        ([*range(50, 201, 50)] * 2, {}, 100),
+        (range(50, 401, 50), {"steps_per_line": 50}, 50),
+    ],
+)
+def test_steps_before_the_window_are_those_of_the_lines_before_it(
+    values: Sequence[int], how: dict[str, int], before: int, tmp_path: Path
+) -> None:
+    pattern = "s " if how else r"s (?P<step>\d+)"
+    path = STEPS.path(tmp_path, COMMAND_STEPS)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in arrived(pattern, each([f"s {n}" for n in values]))))
+    found = measurement(path, Ended(0, 0, 1000 * S, 1.0), 3, "cpu", Printed(pattern, **how))
+    assert (found.step_source, found.steps_before) == ("output", before)
+    tally = Watch(tmp_path, 3, how.get("steps_per_line", 1)).update()
+    begun_again = 50 if len({*values}) < len(values) else 0
+    assert (tally.steps, tally.seen) == (found.steps, before + found.steps + begun_again)
+
+
+@pytest.mark.parametrize(
     "values",
     [
         [*range(1, 31), *range(1, 30), *range(1, 32)],  # the last epoch is the longest
@@ -163,6 +192,24 @@ def test_totals_that_are_not_exact_are_left_out(texts: list[str]) -> None:
     )
     assert [mark[1] for mark in marks] == [None] * len(texts)
     assert {*flags} & {"totals_are_rounded", "counts_missing"}
+
+
+@pytest.mark.parametrize(
+    ("text", "samples", "loss"),
+    [
+        ("1,024", 1024, None),  # which may be 1.024
+        ("1,234,567", 1234567, 1234567),
+        ("1,234.5", None, 1234.5),
+        ("12,", 12, 12),
+        ("0,532", None, None),
+        ("1,5", None, None),
+        ("1,5k", None, None),
+        ("12,34,567", None, None),
+    ],
+)
+def test_a_comma_groups_digits_or_begins_a_fraction(text: str, samples: int | None, loss: float | None) -> None:
+    (line,) = arrived(r"n (?P<samples>\S+) of (?P<loss>\S+) (?P<mine>\S+)", each([f"n {text} of {text} {text}"]))
+    assert [line.get("samples"), line.get("loss"), line.get("own", {}).get("mine")] == [samples, loss, loss]
 
 
 # --- lines of a validation
@@ -462,6 +509,37 @@ def test_steps_without_times_are_told_without_the_time_of_a_step() -> None:
 def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(printed, "PATIENCE_SECONDS", 0.05)
     assert steps(r"(\w+)*(\w+)*(\w+)*\d\1", each(["a" * 2000] * 3)) == ([], ["slow_pattern"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "_" * 60_000,
+        " " * 60_000 + "x n 5",
+        "-" * 60_000 + "x n 5",
+        "x n 5 " + "1" * 30_000 + "a" * 30_000 + "1",
+        "it" * 30_000 + "x n 5 64 tok/s 5000",
+        "it" * 30_000 + "x " + "_" * 100 + " n 5 64 tok/s 5000",
+    ],
+)
+def test_a_line_takes_no_time_that_grows_with_the_square_of_its_length(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "LONGEST", 100_000)
+    lines, begin = candidates.Candidates(), time.process_time()
+    lines.add(line, 0, 0)
+    lines.offer()
+    assert len(arrived(r"n (?P<step>\d+)(?: (?P<samples>\d+))?", each([line]))) == (" n 5" in line)
+    redact(line)
+    assert time.process_time() - begin < 5  # of the processor, where the square takes over 15
+
+
+def test_a_counter_in_a_line_has_all_of_its_name() -> None:
+    for text, name in (("a_b_step: 5", "a_b_step"), ("1_step 5", "step"), ("_iter 5", "iter"), ("(Batch 5)", "Batch")):
+        match = candidates._COUNTER.search(text)
+        assert match is not None
+        assert match[1] == name
+    assert candidates._COUNTER.search("footstep 5") is None
 
 
 @pytest.mark.parametrize(

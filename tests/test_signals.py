@@ -71,6 +71,7 @@ def test_steps_are_counted_as_they_come_and_unknown_lines_are_ignored(tmp_path: 
     path, watch = files.STEPS.path(tmp_path, files.COMMAND_STEPS), Watch(tmp_path, warmup_steps=2)
     assert watch.update() == Tally()
     odd = ["torn", "[]", {"t_ns": "x", "rank": 0}, {"t_ns": 1, "rank": 0, "phase": "eval", "begin": True}]
+    odd.append({"t_ns": 1, "rank": -1, "step": "x"})
     written(path, *odd, *({"t_ns": t * S, "rank": 0, "samples": 4, "loss": 9 - t} for t in (1, 2, 3)))
     with path.open("a") as file:
         file.write('{"t_ns": 4000000000, "ra')  # a line that is being written
@@ -98,6 +99,12 @@ def test_ranks_are_summed_and_the_script_s_own_steps_go_before_hooks_and_output(
     assert (watch.update().steps, watch.update().samples) == (2, 12)
     written(path, *({"t_ns": t * S, "rank": 0, "samples": 5} for t in (1, 2)))
     assert (watch.update().steps, watch.update().samples) == (1, 5)
+
+
+def test_samples_that_cannot_be_meant_are_not_known(tmp_path: Path) -> None:
+    watch, path = Watch(tmp_path, warmup_steps=1), files.STEPS.path(tmp_path, files.COMMAND_STEPS)
+    written(path, *({"t_ns": t * S, "rank": 0, "samples": 10**30, "loss": 10**400} for t in range(1, 4)))
+    assert (watch.update().steps, watch.update().samples, watch.update().loss) == (2, None, None)
 
 
 def test_parts_of_samples_add_up(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.figures.metrics import row
+from bench.figures.metrics import metrics, row
 from bench.record import RunRecord, Status
 from bench.store import tracker as tracking
 from bench.store.sync import sync
@@ -59,6 +59,24 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert str(failed["error_message"]).startswith(rows.HOSTILE)
     assert load(uri, suite="synthetic") == load(uri)
     assert load(uri, suite="other") == []
+
+
+def test_a_name_that_mlflow_refuses_costs_no_other_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = rows.record(1)
+    assert record.measurement is not None
+    folder = saved(tmp_path, record)
+    text = record.changed(measurement=record.measurement.changed(own={"acc": 0.5})).model_dump_json()
+    (folder / "record.json").write_text(text.replace('"acc"', '"acc@1"'))  # of an older version
+    uri = empty_store(tmp_path / "store")
+    assert sync(tmp_path / "runs", uri) == (1, [])
+    (found,) = load(uri)
+    assert found == row(record) | {"own.acc_1": 0.5}
+    figures = metrics(record)
+    monkeypatch.setattr(tracking, "metrics", lambda _: {**figures, "a//b": 1.0, "own.b": 2.0, "c@": 3.0})
+    monkeypatch.setattr(tracking, "configured", lambda _: {"workload_args.@": 1, "devices": 1})
+    uri = logged(tmp_path / "other", [record])
+    (found,) = load(uri)
+    assert {name: n for name, n in found.items() if isinstance(n, float)} == figures | {"own.b": 2.0}
 
 
 def test_the_store_is_one_that_mlflow_understands(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def forecast(records: Sequence[RunRecord], length: TrainingLength) -> TrainingFo
             f"no {length.unit if runs and runs[-1].measurement and runs[-1].measurement.steps else 'steps'} were seen"
         )
     total = round(fmean(count for count in steps if count is not None))
-    before = max(1, runs[-1].spec.warmup_steps)
+    before = round(fmean(map(_before, runs)))
     if total <= before:
         return f"{total} steps are no more than those of the warm-up"
     random = np.random.default_rng(0)
@@ -173,6 +173,12 @@ def _steps(record: RunRecord, length: TrainingLength) -> float | None:
         return None if each is None else length.amount * each
     consumed = measured.steps if length.unit == "steps" else getattr(measured, length.unit)
     return None if not consumed else length.amount * measured.steps / consumed
+
+
+def _before(record: RunRecord) -> int:
+    """Return the number of steps that are made in the start-up and the warm-up."""
+    made = record.measurement.steps_before if record.measurement is not None else None
+    return made or max(1, record.spec.warmup_steps)
 
 
 def _step_seconds(

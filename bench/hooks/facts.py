@@ -89,18 +89,19 @@ def _types(parameters, sizes):
     return max(types, key=types.get).replace("torch.", "") if types else None
 
 
-def _compiled(modules):
+def is_compiled(modules):
     """Return whether anything is compiled."""
     if any("OptimizedModule" in type(each).__name__ or getattr(each, "_compiled_call_impl", None) for each in modules):
         return True
     dynamo = sys.modules.get("torch._dynamo.utils")  # imported by many, but it has compiled nothing for most of them
-    return dynamo is not None and bool(dynamo.counters["frames"])
+    return dynamo is not None and any(dynamo.counters[each] for each in ("frames", "stats"))  # no frames in `fullgraph`
 
 
 def trained_by(optimizer, modules):
     """Return the models that an optimizer trains: those in evaluation only with parameters of its own."""
     own = {id(each) for group in optimizer.param_groups for each in group["params"]}
-    return [each for each in modules if each.training or any(id(one) in own for one in each.parameters())]
+    trained = [each for each in modules if each.training or any(id(one) in own for one in each.parameters())]
+    return [each for each in trained if any(one.requires_grad for one in each.parameters())] or trained
 
 
 def state(optimizer, roots):
@@ -115,7 +116,7 @@ def state(optimizer, roots):
             sum(len(group["params"]) for group in optimizer.param_groups) if optimizer is not None else None,
         ),
         sum(each.grad is not None for each in parameters.values()),
-        (_fact(lambda: _types(parameters, sizes)), _fact(lambda: _compiled(modules))),
+        (_fact(lambda: _types(parameters, sizes)), _fact(lambda: is_compiled(modules))),
     )
 
 
@@ -139,6 +140,7 @@ def facts(optimizer, roots, autocast):
     outside = any(id(each) not in parameters for group in optimizer.param_groups for each in group["params"])
     outside = outside and bool(parameters) and parallelism not in ("fsdp", "deepspeed")  # these have their own
     sharded = parallelism == "fsdp" or not parameters  # a rank has a part of the numbers
+    groups = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     return {
         "rank": rank,
@@ -156,10 +158,11 @@ def facts(optimizer, roots, autocast):
         "optimizer": type(optimizer).__name__,
         "closures": any("LBFGS" in kind.__name__ for kind in type(optimizer).__mro__),
         "outside": outside,
-        "compiled": _fact(lambda: _compiled(modules)),
+        "compiled": _fact(lambda: is_compiled(modules)),
         "threads": torch.get_num_threads(),
         "parameters": None if sharded else sum(sizes.values()),
         "trainable_parameters": None if sharded else sum(sizes[k] for k, p in parameters.items() if p.requires_grad),
+        "own_parameters": None if parallelism in ("fsdp", "deepspeed") else sum(each.numel() for each in groups),
         "weights": sum(sizes[k] for k, p in parameters.items() if p.dim() > 1 and k not in tables),
         "torch": str(torch.__version__),
         "python": ".".join(map(str, sys.version_info[:3])),

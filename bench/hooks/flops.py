@@ -21,12 +21,20 @@ UNCOUNTED = (
     "einsum",
 )
 """Parts of the names of operations that may take many FLOP, where torch has no formula for them."""
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors whose products are of their data type."""
 
 
 def flop_counter():
-    """Return a mode that adds up the FLOP of the operations in it, but for recomputed ones."""
+    """Return a mode that adds up the FLOP of the operations in it, but for recomputed ones; None in an older torch.
+
+    There, operators that call functions end with an error in such a mode.
+    """
     from torch.utils import flop_counter as formulas
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+        return None
 
     aten = torch.ops.aten
     known = dict(formulas.flop_registry)
@@ -41,28 +49,53 @@ def flop_counter():
         )
 
     class Counter(TorchDispatchMode):
+        supports_higher_order_operators = True
         forward = backward = 0
         ceiling = 0  # the most that the backward of the forward takes: two products for each, and one more in attention
-        uncounted = False
+        uncounted = recomputes = False  # in a backward without a graph, what is done with gradients is recomputed
+
+        def __init__(self):
+            super().__init__()
+            self.products = {}
+
+        @classmethod
+        def ignore_compile_internals(cls):
+            return True
+
+        @classmethod
+        def is_infra_mode(cls):  # what an older torch asks instead, before it compiles
+            return not hasattr(TorchDispatchMode, "ignore_compile_internals")
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
             out = func(*args, **kwargs)
+            try:
+                self.add(func, args, kwargs, out)
+            except Exception:  # an operation of another kind, or a formula that does not take these values
+                self.uncounted = True
+            return out
+
+        def add(self, func, args, kwargs, out):
+            """Add the FLOP of an operation."""
             formula = known.get(func.overloadpacket)
             if formula is None:
                 space, _, name = func.name().partition("::")
                 plain = space in ("aten", "prim", "prims", "c10d", "_c10d_functional", "profiler")
                 self.uncounted |= not plain or (space == "aten" and any(part in name for part in UNCOUNTED))
-                return out
+                return
             try:
                 number = formula(*args, **kwargs, out_val=out)
             except TypeError:
                 number = formula(*args, **kwargs)
+            kind = next(each for each in args if isinstance(each, torch.Tensor) and each.dim() > 1)
+            kind = str(kind.dtype).replace("torch.", "") if type(kind) in PLAIN else type(kind).__name__
+            self.products[kind] = self.products.get(kind, 0) + number
             if torch._C._current_graph_task_id() == -1:
                 self.forward += number
                 self.ceiling += (2.5 if "attention" in func.name() else 2) * number
-            elif not torch.is_grad_enabled():  # what is recomputed in a backward is with gradients
+            elif not torch.is_grad_enabled():
                 self.backward += number
-            return out
+            else:
+                self.uncounted |= not self.recomputes
 
     return Counter()

@@ -135,7 +135,10 @@ def amounts(model, args, kwargs):
         clear = False
     table = any(each.dim() == 2 and each.is_floating_point() and "mask" not in str(name) for name, each in named)
     words = ids and model.sequence and first.shape[1] > model.columns  # GPTs have two tables: of words and of positions
-    tokens = first.numel() if words and not table else None
+    texts = {
+        tuple(each.shape) for name, each in named if each.dim() == 2 and each.dtype in integers and name not in PACKED
+    }
+    tokens = first.numel() if words and not table and len(texts) == 1 else None
     return (first.shape[0] if clear else None), tokens, first, everything
 
 

@@ -4,20 +4,22 @@ Each process that trains writes `seen-HOST-PID.jsonl` into the folder that the v
 nothing is done. `bench.run.seen` reads these files and decides on steps. Times are CLOCK_MONOTONIC in ns. The lines:
 
     {"facts": {"rank": 0, "world_size": 2, ...}, "optimizer": 0}     before the first step of an optimizer
-    {"t_ns": 1, "optimizer": 0, "backwards": 1, "passes": [[0, 1, 12, 384]], "eval": [[1, 5, 9, 0, 1]]}     a step
-    {"device_ns": [[0, 8]]}     when the device ended step 0, also in a line of a step
+    {"t_ns": [1], "optimizer": 0, "backwards": 1, "passes": [[0, 1, 12, 384]], "eval": [[1, 5, 9, 0, 1]]}     equal steps
+    {"device_ns": [[0, 8]]}     when the device ended step 0
     {"phase": "checkpoint", "start_ns": 5, "end_ns": 9}
     {"trainable": true}     other parameters are trained than at the first steps of an optimizer
     {"precision": true}     products are computed otherwise than at the first steps
     {"captured": true}     a step became part of a CUDA graph: its replays are not seen
     {"varied": true}     samples have another shape, or another way through the model, than those whose FLOP are counted
+    {"compiled": true}     something was compiled in the second step
     {"crowded": true}     more optimizers than can be told apart made steps
-    {"broken": true}     the hooks failed and saw nothing more
 
 `passes`, since the last line of a step: model, calls, samples, tokens (null: not sure). `eval`: model, start, end, passes and
 backwards of the step before it, and whether the model was in evaluation.
 `begun_ns`, in the first line of an optimizer: when the first pass began.
-"flops" are those of the passes and backwards of a line. A process that was killed leaves zeros behind its last line.
+"flops" are those of the passes and backwards of a line; "products" those of its products by data type, also where some are
+not counted. Where the hooks failed, there is an empty file beside, whose name has `.failed` behind it. Lines are written at
+once at first, later some at a time: within a 32nd of the time since the first.
 A script never fails, prints or computes otherwise for these files.
 Python 3.8, standard library only.
 """

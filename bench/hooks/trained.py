@@ -6,6 +6,7 @@ from functools import partial
 from weakref import ref
 
 import torch
+from torch.nn.parameter import is_lazy
 
 DEVICES = ("cuda", "cpu")
 if hasattr(torch, "get_autocast_dtype"):  # torch 2.4: the other names warn
@@ -16,6 +17,8 @@ else:
         (torch.is_autocast_cpu_enabled, torch.get_autocast_cpu_dtype),
     ]
 """Whether autocast is on, and its data type."""
+PARTLY, MAIN = "partly", 0.9
+"""What autocast is where neither this share of the weights nor of the rest is called in it."""
 
 
 class Trained:
@@ -26,6 +29,20 @@ class Trained:
     def __init__(self, roots, models, autocast):
         self.roots, self.models, self.autocast = [ref(each) for each in roots], [ref(each) for each in models], autocast
         self.state, self.steps = None, 0
+
+
+def own_weights(module):
+    """Return the number of weights of matrices that a module has itself: products take place where it is called."""
+    own = [each for each in module._parameters.values() if each is not None and not is_lazy(each)]
+    return sum(each.numel() for each in own if each.dim() > 1)
+
+
+def main_cast(casts):
+    """Return the data type of autocast, of how many weights are called in each; None where there is no autocast."""
+    total, most = sum(casts.values()), max(casts, key=casts.get, default=None)
+    if not total:  # products are elsewhere
+        return next((each for each in casts if each is not None), None)
+    return most if casts[most] >= MAIN * total else PARTLY
 
 
 def hide(functions, never):

@@ -23,8 +23,7 @@ class Usual:
     def __init__(self, module, optimizer, form, index, sums, returns, line):
         self.module, self.training, self.optimizer = ref(module), module.training, ref(optimizer)
         (self.names, self.form), self.index, self.calls, self.sums = form, index, sums[0], sums[1:]
-        self.line = b'{"t_ns":%%d%b%%b}\n' % line.encode()
-        self.passed, self.steps, self.input = 0, 1, None
+        self.line, self.passed, self.steps, self.input = line, 0, 1, None
         tensors = [(place, shape.numel(), dtype) for place, (_, shape, dtype) in enumerate(self.form) if shape]
         # What is returned may be a part of the next input only where it is as large.
         self.loops = any(dtype == each and size <= most for _, size, dtype in tensors for each, most in returns)
@@ -46,13 +45,12 @@ class Usual:
         values = (*args, *kwargs.values()) if kwargs else args
         if len(values) != len(self.form) or self.names != tuple(kwargs) or not is_grad_enabled():
             return False
-        for number, value in enumerate(values):
-            kind, shape, dtype = self.form[number]
+        for value, (kind, shape, dtype) in zip(values, self.form):  # noqa: B905 - Python 3.8
             if type(value) is not kind or (shape is not None and (value.shape != shape or value.dtype is not dtype)):
                 return False
-        if watch.device is not None and watch.capturing():
+        if watch.clock is not None and watch.capturing():
             return False
-        if watch.outputs.get(self.index):  # it may have a part of what was returned
+        if self.loops and watch.outputs.get(self.index):  # it may have a part of what was returned
             return False
         if self.first is not None and self.calls == 1:
             try:

@@ -6,7 +6,7 @@ import atexit
 import json
 import os
 import threading
-from functools import wraps
+from functools import partial, wraps
 from time import monotonic_ns
 from weakref import WeakKeyDictionary, ref
 
@@ -16,12 +16,14 @@ from torch._C import _current_graph_task_id as graph_task
 from torch._C import _is_tracing as is_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .facts import countable, facts, owns_another, trained_by
+from .around import preceded, timed
+from .clock import DeviceClock
+from .facts import countable, facts, is_compiled, owns_another, trained_by
 from .facts import state as current
 from .flops import flop_counter
 from .inputs import InputRules, amounts, as_json, form, parameters_of, storage_key, values_of
 from .lines import LineFile
-from .trained import AUTOCAST, Trained, hide
+from .trained import AUTOCAST, Trained, hide, main_cast, own_weights
 from .usual import Usual
 
 MODELS, OPTIMIZERS = 64, 64
@@ -30,6 +32,8 @@ SAVE_NS = 1_000_000
 """Shorter writes of checkpoints are part of a step."""
 ALIKE, FULL = 16, 61
 """After so many steps that are alike, one in so many is looked at in full: a prime, so that no period hides a difference."""
+STATES = 4
+"""At one in so many of these, all parameters are looked at."""
 
 
 class StepWatch:
@@ -44,9 +48,8 @@ class StepWatch:
         self.file, self.marks, self.steps = None, 0, 0
         self.inside = self.looking = self.captured = self.unseen = False
         self.models, self.optimizers, self.states = {}, WeakKeyDictionary(), {}
-        self.device = self.counter = self.work = None
+        self.clock = self.counter = self.work = self.thread = None
         self.fresh = 0  # the line of the last optimizer that was new
-        self.pending = []
         self.known, self.usual, self.plan = [], None, None
         self.unpaired, self.shapes, self.events = {}, set(), set()
         self.clear()
@@ -56,13 +59,13 @@ class StepWatch:
         self.outputs, self.repeated, self.strays = {}, False, set()
         self.backwards, self.passes, self.evals, self.inputs, self.begun = 0, {}, {}, {}, 0
         self.forms, self.module = set(), None
-        self.calls, self.autocast, self.returns = 0, None, []
+        self.calls, self.casts, self.returns = 0, {}, []
 
-    def look(self):
+    def look(self, module):
         """Count a call inside of a model, and note the data type of autocast there."""
         self.calls += 1
-        if self.autocast is None:
-            self.autocast = next((dtype() for enabled, dtype in AUTOCAST if enabled()), None)
+        cast = next((dtype() for enabled, dtype in AUTOCAST if enabled()), None)
+        self.casts[cast] = self.casts.get(cast, 0) + own_weights(module)
 
     def model(self, module):
         """Return the model that a module is; None for one without parameters. Modules may be no keys of dictionaries."""
@@ -75,7 +78,7 @@ class StepWatch:
             entry = self.models[key] = ref(module, lambda _: models.pop(key, None)), rules
         return entry[1]
 
-    def passed(self, model, start, samples, tokens, tensor):
+    def passed(self, model, start, samples, tokens, tensor, shape):
         """Add a pass in training. An input that is passed again is not another sample."""
         self.begun = self.begun or start
         self.unpaired[model.index] = self.unpaired.get(model.index, 0) + 1
@@ -84,7 +87,7 @@ class StepWatch:
         if here is None or here == before or (type(before) is int and before == tensor.data_ptr()):
             samples = tokens = None
         self.inputs[model.index] = here
-        self.shaped(() if tensor is None else tuple(tensor.shape[1:]))
+        self.shaped(shape)
         sums = self.passes.get(model.index)
         if sums is None:
             self.passes[model.index] = [1, samples, tokens]
@@ -94,7 +97,7 @@ class StepWatch:
             sums[2] = None if tokens is None or sums[2] is None else sums[2] + tokens
 
     def shaped(self, shape):
-        """Note the shape of a sample: FLOP that were counted with another one are not those of all steps."""
+        """Note the shapes of a sample: FLOP that were counted with other ones are not those of all steps."""
         if self.counter is not None:
             self.shapes.add(shape)
         elif self.shapes and shape not in self.shapes:
@@ -147,15 +150,17 @@ class StepWatch:
     def mark(self, optimizer):
         """Write the end of a step, or that it is part of a CUDA graph."""
         plan = self.plan
-        if (self.device is not None or plan is None) and self.capturing():
+        if (self.clock is not None or plan is None) and self.capturing():
             self.replayed(optimizer)
         elif plan is None or not plan.passed == plan.calls == self.backwards or plan.optimizer() is not optimizer:
             self.full_mark(optimizer)
         else:
-            times = b"" if self.device is None else self.device_times().encode()
-            self.file.add(plan.line % (monotonic_ns(), times))
+            if self.clock is not None:
+                self.record()
+            self.file.step(monotonic_ns(), plan.line)
             self.begun = self.backwards = plan.passed = 0
-            self.inputs, self.outputs = {}, {}
+            if plan.calls > 1 or plan.loops:
+                self.inputs, self.outputs = {}, {}
             self.marks += 1
             self.steps += 1
             if not self.marks % FULL:
@@ -184,6 +189,7 @@ class StepWatch:
         """Write the end of a step that was looked at in full."""
         if self.plan is not None:
             self.settle()
+        self.thread = threading.get_ident()
         number = self.number(optimizer)
         if number is None:
             if id(optimizer) in self.strays:  # a training of its own
@@ -201,12 +207,12 @@ class StepWatch:
         more = ',"eval":[' + evals + "]" if evals else ""
         if number == self.marks:
             more += ',"begun_ns":%d' % self.begun
-        if self.device is not None:
-            more += self.device_times()
+        if self.clock is not None:
+            self.record()
         if self.steps == 1 and number == 0:
             more += self.counted()
         line = ',"optimizer":%d,"backwards":%d,"passes":[%s]' % (number, self.backwards, passes)
-        self.file.write('{"t_ns":%d%s%s}' % (monotonic_ns(), line, more))
+        self.file.step(monotonic_ns(), line + more)
         if number == 0:
             self.learn(optimizer, line)
         self.clear()
@@ -220,11 +226,11 @@ class StepWatch:
 
     def begin(self, optimizer, number):
         """Write the facts of a new optimizer; open the file for the first one."""
-        passing = self.passing()
+        passing, autocast = self.passing(), main_cast(self.casts)
         roots = trained_by(optimizer, passing)
-        self.states[number] = Trained(roots, passing, self.autocast)
+        self.states[number] = Trained(roots, passing, autocast)
         self.fresh = number
-        found = facts(optimizer, roots, self.autocast)
+        found = facts(optimizer, roots, autocast)
         if self.file is None:
             name = "seen-%s-%d" % (os.uname().nodename.replace("/", "_"), os.getpid())
             path = os.path.join(self.folder, name)
@@ -234,8 +240,8 @@ class StepWatch:
             if self.unseen:
                 self.file.write('{"captured":true}')
         self.file.write(json.dumps({"facts": found, "optimizer": number}))
-        if self.device is None and found["device_type"] == "cuda":
-            self.start_clock(optimizer)
+        if self.clock is None and found["device_type"] == "cuda":
+            self.clock = DeviceClock(optimizer.param_groups[0]["params"][0].device)
 
     def passing(self):
         """Return the models that have passed in this step."""
@@ -260,12 +266,12 @@ class StepWatch:
                     self.changed("trainable")
         if not self.observed or None in roots or not self.passes:
             return
-        if self.autocast != state.autocast:
+        if main_cast(self.casts) != state.autocast:
             self.changed("precision")
         calls = sum(sums[0] for sums in self.passes.values())
         if self.work is not None and self.calls * self.work[1] != self.work[0] * calls:
             self.changed("varied")
-        if state.steps in (0, 2, ALIKE - 2) or self.marks % FULL == 0:
+        if state.steps in (0, 2, ALIKE - 2) or self.marks % (STATES * FULL) == 0:
             before, state.state = state.state, current(optimizer, roots)
             for place, event in enumerate(("trainable", "varied", "precision") if before is not None else ()):
                 if before[place] != state.state[place]:
@@ -278,31 +284,16 @@ class StepWatch:
             self.events.add(event)
             self.file.write('{"%s":true}' % event)
 
-    def start_clock(self, optimizer):
-        """Relate the clock of the device to that of the host."""
-        self.device = optimizer.param_groups[0]["params"][0].device
-        torch.cuda.synchronize(self.device)
-        self.event = torch.cuda.Event(enable_timing=True)
-        self.event.record(torch.cuda.current_stream(self.device))
-        self.event.synchronize()
-        self.clock = float(monotonic_ns())
-
-    def device_times(self):
-        """Record an event for this step, and return as JSON the times of those that the device has reached. Nothing waits."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        self.pending.append((self.marks, event))
-        return "," + times if (times := self.reached()) else ""
+    def record(self):
+        """Record an event of the device for this step, and write what it has ended as often as lines are written."""
+        self.clock.record(self.marks)
+        if monotonic_ns() >= self.file.due:
+            self.reached()
 
     def reached(self):
-        """Return as JSON the times of the steps that the device has ended since the last call."""
-        times = []
-        while self.pending and self.pending[0][1].query():
-            number, event = self.pending.pop(0)
-            self.clock += self.event.elapsed_time(event) * 1e6  # ms, a float: short spans are exact
-            self.event = event
-            times.append("[%d,%d]" % (number, self.clock))
-        return '"device_ns":[%s]' % ",".join(times) if times else ""
+        """Write when the device ended steps since the last call."""
+        if self.clock is not None and (times := self.clock.ended()):
+            self.file.write('{"device_ns":[%s]}' % times)
 
     def finish(self):
         """Write the times of the last steps at the end of the process, and whether the same parameters were trained."""
@@ -310,9 +301,8 @@ class StepWatch:
         before = self.states[0].state if None not in roots else None
         if before is not None and before[0][:2] != current(None, roots)[0][:2]:
             self.changed("trainable")
-        if self.pending and (times := self.reached()):
-            self.file.write("{" + times + "}")
         if self.file is not None:
+            self.reached()
             self.file.close()
 
     def saved(self, start, end):
@@ -326,20 +316,26 @@ class StepWatch:
             self.counter = flop_counter()
 
     def counted(self):
-        """Return as JSON the FLOP of a step, if they are sure."""
+        """Return as JSON the FLOP of a step, if they are sure, and those of its products by data type."""
         counter, self.counter = self.counter, None
         sums, shapes, self.shapes = list(self.passes.values()), self.shapes, set()
-        if counter is None or counter.uncounted or self.captured or len(sums) != 1 or len(shapes) != 1:
+        if self.facts["compiled"] is False and is_compiled(()):  # since the first step: what is compiled is not counted
+            self.changed("compiled")
             return ""
+        if counter is None or self.captured or not counter.products:
+            return ""
+        products = ',"products":' + json.dumps(counter.products)
+        if counter.uncounted or len(sums) != 1 or len(shapes) != 1:
+            return products
         calls, samples, tokens = sums[0]
         rows = tokens or samples
         # Kernels that torch does not see leave matrices without their products: each row takes 2 FLOP a weight.
         if calls != self.backwards or not rows or counter.forward < 2 * self.facts["weights"] * rows:
-            return ""
+            return products
         if counter.backward > 1.02 * counter.ceiling:  # of products outside of the model, too
-            return ""
+            return products
         self.shapes, self.work = shapes, (self.calls, calls)
-        return ',"flops":%d' % (counter.forward + counter.backward)
+        return products + ',"flops":%d' % (counter.forward + counter.backward)
 
     def safely(self, function, *values):
         """Call a method; its first error ends the watch, and is noted."""
@@ -348,8 +344,8 @@ class StepWatch:
         except Exception:
             self.broken = True
         try:
-            if self.file is not None:
-                self.file.write('{"broken":true}')
+            if self.file is not None:  # it may be what failed: another one is made
+                os.close(os.open(self.file.path + ".failed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
                 self.file.close()
         except Exception:
             return None
@@ -378,20 +374,22 @@ class StepWatch:
             return model, None
         self.looking = self.observed
         if self.looking:
-            self.look()
+            self.look(module)
         self.forms.add(form(args, kwargs))
         self.module = ref(module)
         samples, tokens, tensor, named = amounts(model, args, kwargs)
+        rows = () if tensor is None else tensor.shape[:1]
+        shape = tuple(each.shape[each.shape[:1] == rows :] for _, each in named)  # without the batch
         if self.continues(model, named):
             samples = tokens = None
-        return model, (samples, tokens, tensor)
+        return model, (samples, tokens, tensor, shape)
 
     def call(self, call, module, args, kwargs):
         """Call a module from outside of all modules."""
         plan = self.plan
         if graph_task() != -1 or is_tracing():  # a checkpoint calls its modules again in autograd; a trace is no pass
             return call(module, *args, **kwargs)
-        if plan is not None and self.safely(plan.fits, self, module, args, kwargs):
+        if plan is not None and plan.fits(self, module, args, kwargs):
             plan.passed += 1
             self.begun = self.begun or monotonic_ns()
             self.inside = True
@@ -406,7 +404,8 @@ class StepWatch:
             if plan.loops:
                 self.safely(self.returned, plan, out)
             return out
-        entry = self.safely(self.entered, module, args, kwargs)
+        other = self.thread not in (None, threading.get_ident())  # such as an actor's: no part of a step
+        entry = None if other else self.safely(self.entered, module, args, kwargs)
         if entry is None:
             return call(module, *args, **kwargs)
         model, consumed = entry
@@ -442,7 +441,7 @@ def install(folder):
         if not watch.inside:
             return watch.call(call, self, args, kwargs)
         if watch.looking:
-            watch.safely(watch.look)
+            watch.safely(watch.look, self)
         compiled = self._compiled_call_impl  # as torch's own does it, which costs a call less
         return self._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
 
@@ -451,25 +450,19 @@ def install(folder):
         if graph_task() != -1:  # of a checkpoint, inside another one
             return backward(*args, **kwargs)
         watch.safely(watch.went_back)
-        if watch.counter is None:
+        counter = watch.counter
+        if counter is None:
             return backward(*args, **kwargs)
-        with watch.counter:
-            return backward(*args, **kwargs)
+        counter.recomputes = not (kwargs.get("create_graph") or (len(args) > 3 and args[3]))
+        try:
+            with counter:
+                return backward(*args, **kwargs)
+        finally:
+            counter.recomputes = False
 
     def stepped(optimizer, args, kwargs):
         if not traced():
             watch.safely(watch.mark, optimizer)
-
-    def timed(save):
-        @wraps(save)
-        def timed_save(*args, **kwargs):
-            start = monotonic_ns()
-            try:
-                return save(*args, **kwargs)
-            finally:
-                watch.safely(watch.saved, start, monotonic_ns())
-
-        return timed_save
 
     hide((module_call, counted_backward, stepped, StepWatch.call), StepWatch.safely)
     module_call.__name__, module_call.__qualname__ = call.__name__, "Module.__call__"  # where pickle finds it
@@ -477,7 +470,10 @@ def install(folder):
     register_optimizer_step_post_hook(stepped)
     torch.nn.Module.__call__ = module_call
     torch.autograd.backward = counted_backward
-    torch.save = torch.serialization.save = timed(torch.save)
+    watched = partial(timed, then=partial(watch.safely, watch.saved))
+    torch.save = torch.serialization.save = watched(torch.save)
     os.register_at_fork(after_in_child=watch.reset)
-    atexit.register(watch.safely, watch.finish)
-    return timed
+    end = partial(watch.safely, watch.finish)
+    os._exit = preceded(os._exit, end)  # without `atexit`, as forked processes end
+    atexit.register(end)
+    return watched

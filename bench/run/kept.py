@@ -41,7 +41,7 @@ class KeptFiles:
     def restore(self) -> None:
         """Write the content of removed files before what was written under their names since."""
         for path, held in self._held.items():
-            lost = [_content(number) for number in held if not os.fstat(number).st_nlink]
+            lost = [os.pread(number, status.st_size, 0) for number in held if not (status := os.fstat(number)).st_nlink]
             if lost:
                 with suppress(OSError):
                     lost.append(path.read_bytes())
@@ -50,8 +50,3 @@ class KeptFiles:
             for number in held:
                 os.close(number)
             held.clear()
-
-
-def _content(number: int) -> bytes:
-    """Return what was written; hooks leave zeros behind it."""
-    return os.pread(number, os.fstat(number).st_size, 0).rstrip(b"\0")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def json_lines(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
@@ -17,6 +18,12 @@ def json_lines(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict):
             yield line
+
+
+def each_step(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of hooks, in which steps that are alike are one line, with a line for each step."""
+    for line in lines:
+        yield from ({**line, "t_ns": t_ns} for t_ns in line["t_ns"]) if "t_ns" in line else (line,)
 
 
 class NewLines:
@@ -69,3 +76,8 @@ def full_sum(counts: Iterable[float | None]) -> float | None:
             return None
         total += count
     return total
+
+
+def is_number(value: Any, largest: float = sys.float_info.max) -> TypeGuard[float]:
+    """Return whether a value is a finite number that is not too large: a whole one may be larger than any float."""
+    return type(value) in (int, float) and abs(value) <= largest

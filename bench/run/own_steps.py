@@ -16,11 +16,11 @@ from typing import Any, Literal
 from bench.figures.flags import loss_medians
 from bench.figures.metrics import STARTUP_PHASES
 from bench.record import Measurement, Phase, Rank
-from bench.run.marks import full_sum, json_lines
+from bench.run.marks import full_sum, is_number, json_lines
 from bench.run.planned import planned_length
 from bench.run.seen import SeenSteps, seen_steps
 from bench.workloads.counted import count as count_printed
-from bench.workloads.printed import OUTPUT, Printed
+from bench.workloads.printed import LARGEST, OUTPUT, Printed
 
 OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
 """Names of phases with a fixed meaning; a phase of the user with such a name becomes `user_...`."""
@@ -232,7 +232,7 @@ def _window(source: _Source) -> Measurement:
     """Return the measurement of the window that the steps of a source make, or of the whole command if they are too few."""
     marks, leading, flags, command = source.marks, source.leading, source.flags, source.command
     count = min(len(lines) for lines in marks.values())
-    done = accumulate(line.get("steps", 1) for line in leading)
+    done = list(accumulate(line.get("steps", 1) for line in leading))
     first = next((index for index, steps in enumerate(done) if steps >= command.warmup_steps), count)
     first = max([first, *(index for index, line in enumerate(leading) if "flops" in line)])  # counting takes its time
     if count < first + 2:
@@ -256,6 +256,7 @@ def _window(source: _Source) -> Measurement:
         step_source=source.name,
         window_seconds=max(windows.values()),
         steps=sum(counts),
+        steps_before=leader[0].get("made", done[first]) or None,
         samples=_work(chosen, "samples", each.samples_per_step),
         tokens=_work(chosen, "tokens", each.tokens_per_step),
         ranks=[Rank(rank=rank, window_seconds=seconds) for rank, seconds in windows.items()],
@@ -307,14 +308,14 @@ def _with_stated(measured: Measurement, how: Printed) -> Measurement:
 def _with_model(measured: Measurement, seen: SeenSteps) -> Measurement:
     """Return a measurement with what hooks saw of the model, and the FLOP of a sample.
 
-    These are as counted, or 6 a parameter and token where none is frozen.
+    These are as counted, or 6 a parameter and token where none is frozen and no other model passes.
     """
     sizes = seen.parameters, seen.trainable_parameters
     out = measured.changed(seen=seen.facts, parameters=sizes[0], trainable_parameters=sizes[1])
     for line in next(iter(seen.marks.values())):
         if line.get("flops") and line.get("samples"):
             return out.changed(flops_per_sample=line["flops"] / line["samples"])
-    if not (out.samples and out.tokens and sizes[0] and sizes[0] == sizes[1]):
+    if seen.others or not (out.samples and out.tokens and sizes[0] and sizes[0] == sizes[1]):
         return out
     flops = 6 * sizes[0] * out.tokens / out.samples
     return out.changed(flops_per_sample=flops, step_flags=[*out.step_flags, "flops_estimated"])
@@ -357,11 +358,13 @@ def _lines(steps: Path) -> list[dict[str, Any]]:
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a mark besides its time; only a loss may be NaN."""
-    numbers = {name: line[name] for name in ("samples", "tokens", "loss") if type(line.get(name)) in (int, float)}
-    numbers = {name: n for name, n in numbers.items() if name == "loss" or (math.isfinite(n) and n >= 0)}
+    """Return the numbers of a mark besides its time; only a loss may be NaN or infinite."""
+    numbers = {name: line[name] for name in ("samples", "tokens") if is_number(line.get(name), LARGEST)}
+    numbers = {name: n for name, n in numbers.items() if n >= 0}
+    if type(loss := line.get("loss")) is float or is_number(loss):
+        numbers["loss"] = loss
     own = line["own"].items() if isinstance(line.get("own"), dict) else ()
-    kept = {name: n for name, n in own if type(n) in (int, float) and math.isfinite(n)}
+    kept = {name: n for name, n in own if is_number(n)}
     return numbers | ({"own": kept} if kept else {})
 
 

@@ -1,7 +1,7 @@
 """How long the whole training is, as a script states it: by a callback, or by a counter of its output with a total.
 
 A counter counts where it grows with the steps, by one or by a whole number for each: then it counts batches or samples, and
-its total is so many times too large. A bar may be that of an epoch, which is known where its title says which one, or it
+its total is so many times too large. A bar may be that of an epoch, which is known where its line says which one, or it
 began anew. Under "Epoch" without a number it may as well be that over all epochs, and states nothing. A counter that begins
 far above the steps made is that of a training that was resumed.
 """
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bench.record import PlannedLength
+from bench.workloads.counted import RESUMED
 from bench.workloads.formats import EVALUATION, PREPARATION, trainer_bar
-from bench.workloads.printed import OUTPUT
+from bench.workloads.printed import LARGEST, OUTPUT
 
 WHOLE, EPOCH = ("megatron", "llm_c", "transformers"), ("keras", "lightning", "timm")
 """Formats whose total is that of the whole training, and of an epoch."""
@@ -96,7 +97,7 @@ class _Bar:
     def leaps(self) -> bool:
         """Whether it begins far above 0, by more than it ever grows between two lines: its training was resumed."""
         distances = [two["step"] - one["step"] for one, two in pairwise(self.counting)]
-        return bool(distances) and bool(self.counting[0]["step"] > 2 * max(distances))
+        return bool(distances) and bool(self.counting[0]["step"] > RESUMED * max(distances))
 
     def ahead(self, until: _Until) -> float:
         """Return by how many steps it was ahead of those made when it began; below 0 it was behind."""
@@ -112,7 +113,11 @@ class _Bar:
             return self._of_epoch(steps)
         if ("epoch" in self.kind and not _OF_EPOCH.search(self.kind)) or (over and len(self.passes) > 1):
             return None
-        if self.name not in WHOLE and (len(self.passes) > 1 or ("epoch" in self.kind and not over)):
+        apart = {line.get("epoch_apart", False) for line in self.lines if "epoch" in line}
+        in_epoch = "epoch" in self.kind or False in apart
+        if self.name not in WHOLE and len(self.passes) == 1 and apart == {True} and not (in_epoch or over):
+            return None
+        if self.name not in WHOLE and (len(self.passes) > 1 or (in_epoch and not over)):
             return PlannedLength(epoch_steps=steps, source=self.name)
         if len(self.passes) > 1 or (partial and self.name not in WHOLE) or steps <= earlier_steps:
             return None
@@ -173,7 +178,7 @@ def _bars(lines: Sequence[dict[str, Any]], until: _Until) -> list[_Bar]:
     passed = set[tuple[str, str]]()
     for index, line in enumerate(lines):
         total = str(line.get("total", "")).replace(",", "")
-        if "step" in line and total.isdecimal() and int(total) and not EVALUATION.search(line["kind"]):
+        if "step" in line and total.isdecimal() and 0 < float(total) <= LARGEST and not EVALUATION.search(line["kind"]):
             name = "transformers" if index in own else line.get("format", PATTERN)
             key = (name, line["kind"], int(total))
             bars.setdefault(key, _Bar(*key)).lines.append(line)

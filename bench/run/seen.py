@@ -26,13 +26,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.folder import SEEN
+from bench.folder import FAILED, SEEN
 from bench.record import Phase, SeenFacts
-from bench.run.marks import Leaders, full_sum, json_lines
+from bench.run.marks import Leaders, each_step, full_sum, json_lines
 
 _AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
-EVENTS = {"broken", "captured", "trainable", "precision", "varied", "crowded"}
-_PARAMETERS = {"float32": "fp32", "bfloat16": "bf16_params", "float16": "fp16_params", "float64": "fp64"}
+_MAIN = 0.9
+"""Products of this share of the FLOP tell the precision."""
+EVENTS = {"captured", "trainable", "precision", "varied", "crowded", "compiled"}
+_PARAMETERS = {"bfloat16": "bf16_params", "float16": "fp16_params", "float64": "fp64"}
 
 
 @dataclass
@@ -45,6 +47,8 @@ class SeenSteps:
     flags: list[str] = field(default_factory=list)
     parameters: int | None = None
     trainable_parameters: int | None = None
+    others: bool = False
+    """Whether models that are not trained pass in each step, too: their work is not counted."""
 
 
 @dataclass(slots=True)
@@ -120,11 +124,12 @@ def seen_steps(folder: Path) -> SeenSteps | None:
     flags += ["hooks_failed"] * ("broken" in events)
     if "captured" in events:
         marks, flags = {rank: [] for rank in ranks}, [*flags, "steps_captured"]
-    last, alike = _models(leader)
+    alike = _alike(leader)
     alike = alike and "trainable" not in events
     flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * ("crowded" in events and not flags)
     alike = alike and not any(each["outside"] for each in leader.facts.values())
-    if not alike or "varied" in events:
+    others = any(_within_steps(process) for process in ranks.values())
+    if not alike or "varied" in events or others:
         for mark in (mark for own in marks.values() for mark in own if "flops" in mark):
             mark["flops"] = None  # the window begins after it, all the same
     return SeenSteps(
@@ -132,17 +137,30 @@ def seen_steps(folder: Path) -> SeenSteps | None:
         pauses=[*_evaluations(leader), *_between(leader), *leader.saves],
         facts=_facts(list(ranks.values()), [mark["batch"] for own in marks.values() for mark in own]),
         flags=flags,
-        parameters=last["parameters"] if alike else None,
-        trainable_parameters=last["trainable_parameters"] if alike else None,
+        **(_sizes(leader) if alike else {}),
+        others=others,
     )
 
 
-def _models(process: _Process) -> tuple[dict[str, Any], bool]:
-    """Return the facts of the last optimizer that led, and whether all leading ones trained equal parameters."""
+def _alike(process: _Process) -> bool:
+    """Return whether all leading optimizers trained equal parameters."""
     leading = list(dict.fromkeys(line.optimizer for line, _ in process.steps))
     facts = [process.facts[number] for number in leading if number in process.facts]
-    sizes = {(each["parameters"], each["trainable_parameters"]) for each in facts}
-    return facts[-1], len(sizes) == 1 and len(facts) == len(leading)
+    sizes = {(each["parameters"], each["trainable_parameters"], each["own_parameters"]) for each in facts}
+    return len(sizes) == 1 and len(facts) == len(leading)
+
+
+def _sizes(process: _Process) -> dict[str, int | None]:
+    """Return how many parameters there are and are trained, where all optimizers agree; they may share the trained ones."""
+    facts = process.facts.values()
+    sizes = {(each["parameters"], each["trainable_parameters"]) for each in facts if each["parameters"] is not None}
+    if len(sizes) != 1:
+        return {}
+    ((parameters, trainable),) = sizes
+    own = [each["own_parameters"] for each in facts]
+    if None not in own and trainable not in (*own, sum(own)):
+        trainable = own[0] if len(own) == 1 else None
+    return {"parameters": parameters, "trainable_parameters": trainable}
 
 
 def _between(process: _Process) -> list[Phase]:
@@ -161,16 +179,18 @@ def _process(path: Path) -> _Process | None:
     facts: dict[int, dict[str, Any]] = {}
     lines: list[_Line] = []
     saves: list[Phase] = []
-    events: set[str] = set()
+    events = {"broken"} if path.with_name(path.name + FAILED).exists() else set[str]()
     ends: dict[int, int] = {}
     equal: dict[Any, Any] = {}  # most steps consume the same: kept once
     with path.open(errors="replace") as file:
-        for line in json_lines(file):
+        for line in each_step(json_lines(file)):
             ends.update(line.get("device_ns", ()))
             events |= EVENTS & line.keys()
             if "facts" in line:
                 facts[line.get("optimizer", 0)] = line["facts"]
             elif "t_ns" in line:
+                if "products" in line and line["optimizer"] in facts:
+                    facts[line["optimizer"]] |= {"products": line["products"], "counted": "flops" in line}
                 passes = tuple(tuple(each) for each in line["passes"])
                 evals = tuple(tuple(each) for each in line.get("eval", ()))
                 times = line["t_ns"], line["t_ns"], line["optimizer"], line["backwards"]
@@ -220,22 +240,27 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
         yield out if line.flops is None else out | {"flops": line.flops}
 
 
-def _evaluations(process: _Process) -> list[Phase]:
-    """Return the passes of evaluation, without the passes in training between them.
+def _within_steps(process: _Process) -> set[int]:
+    """Return the models with passes without gradients that are part of most steps, such as those of a teacher.
 
-    Those of a model that trains are no part of a step where it is in evaluation and the step has not begun. Other passes are
-    part of it where they are in most steps, as those of a teacher.
+    Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
     """
-    intervals = [[span for line in since for span in _spans(line)] for _, since in process.steps]
     trains = {model for line in process.lines for model, *_ in line.passes}
-    inside = Counter(
-        model for spans in intervals for model in {span[0] for span in spans if not (span[0] in trains and span[4])}
-    )
-    phases = []
-    for spans in intervals:
+    inside = Counter[int]()
+    for _, since in process.steps:
+        spans = [span for line in since for span in _spans(line)]
+        inside.update({span[0] for span in spans if not (span[0] in trains and span[4])})
+    return {model for model, count in inside.items() if 2 * count >= len(process.steps)}
+
+
+def _evaluations(process: _Process) -> list[Phase]:
+    """Return the passes of evaluation, without those in training between them and those that are part of steps."""
+    trains = {model for line in process.lines for model, *_ in line.passes}
+    within, phases = _within_steps(process), []
+    for _, since in process.steps:
         groups = defaultdict[tuple[int, int], list[tuple[int, int]]](list)
-        for model, start, end, group, before in spans:
-            if (before and model in trains) or 2 * inside[model] < len(intervals):
+        for model, start, end, group, before in (span for line in since for span in _spans(line)):
+            if (before and model in trains) or model not in within:
                 groups[group].append((start, end))
         for each in groups.values():
             start, end = min(span[0] for span in each), max(span[1] for span in each)
@@ -252,6 +277,8 @@ def _spans(line: _Line) -> Iterator[tuple[int, int, int, tuple[int, int], bool]]
 def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> SeenFacts:
     """Return the facts of the first rank, and the devices of all of them: GPUs once, a CPU once a rank."""
     facts = processes[0].first
+    if any("compiled" in process.events for process in processes):
+        facts = facts | {"compiled": True}
     devices = [device for process in processes for device in process.first["devices"]]
     gpus = list(dict.fromkeys(device for device in devices if device.startswith("GPU-")))
     cpus = [device for device in devices if device == "cpu"]
@@ -269,12 +296,20 @@ def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> Seen
 
 
 def _precision(facts: dict[str, Any]) -> str | None:
-    """Return the precision of products: that of autocast, else of the parameters. Compiled code hides its autocast."""
-    if facts["autocast"] is not None:
-        return _AUTOCAST.get(facts["autocast"])
-    name = _PARAMETERS.get(facts["dtype"] or "")
-    if name == "fp32":
+    """Return the precision of nearly all products that were counted, else of autocast or of the parameters.
+
+    Where not all products were counted, these must agree. Compiled code hides its autocast.
+    """
+    kind, products = facts["autocast"] or facts["dtype"], facts.get("products")
+    if products:
+        most = max(products, key=lambda each: products[each])
+        if products[most] < _MAIN * sum(products.values()) or (most != kind and not facts["counted"]):
+            return None
+        kind = most
+    if kind == "float32":
         if facts["compiled"] is not False or (facts["device_type"] == "cuda" and facts["tf32"] is None):
             return None
-        return "tf32" if facts["tf32"] and facts["device_type"] == "cuda" else name
-    return name
+        return "tf32" if facts["tf32"] and facts["device_type"] == "cuda" else "fp32"
+    if kind == facts["autocast"] or kind != facts["dtype"]:
+        return _AUTOCAST.get(kind)
+    return _PARAMETERS.get(kind or "")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from bench.folder import COMMAND_STEPS, SEEN, STEPS
-from bench.run.marks import Leaders, NewLines, full_sum, json_lines
-from bench.workloads.printed import OUTPUT
+from bench.run.marks import Leaders, NewLines, each_step, full_sum, is_number, json_lines
+from bench.workloads.counted import first_steps
+from bench.workloads.printed import LARGEST, OUTPUT
 
 _BYTES = 2**22
 """At most so much of a file is read at a time."""
@@ -54,7 +55,8 @@ class Watch:
         """Read the new lines and return how far the command is. Unknown lines are ignored."""
         for path in (STEPS.path(self._folder, COMMAND_STEPS), *SEEN.paths(self._folder)):
             hooks = path.match(SEEN.pattern)
-            for line in json_lines(self._files.setdefault(path, NewLines(path, _BYTES)).read()):
+            lines = json_lines(self._files.setdefault(path, NewLines(path, _BYTES)).read())
+            for line in each_step(lines) if hooks else lines:
                 rank = line.get("rank")
                 if type(line.get("t_ns")) is not int or {"phase", "facts"} & line.keys():
                     continue
@@ -104,31 +106,46 @@ class _Count:
     def __init__(self, warmup_steps: int, each: int) -> None:
         self._warmup, self._each = warmup_steps, each
         self._totals: dict[str, float] = {}
-        self.steps, self.seen, self.last_ns = 0, 0, 0
+        self.steps, self.last_ns = 0, 0
+        self._done = 0  # as `steps`, but from the first line, which is one step here
+        self._first, self._largest, self._again = 1.0, 0.0, 0
         self.began_ns: int | None = None
         self.loss: float | None = None
         self.amounts: dict[str, float | None] = {"samples": 0, "tokens": 0}
 
+    @property
+    def seen(self) -> int:
+        """All steps so far, with those before the first line."""
+        return self._done and self._done - 1 + first_steps(self._first, self._largest) + self._again
+
     def add(self, mark: dict[str, Any]) -> None:
         """Count a mark: steps that have ended."""
+        before = self._totals.get("step", 0)
         steps = self._grown(mark, "step") if "step" in mark else mark.get("steps", self._each)
+        now = self._totals.get("step", 0)
+        if "step" in mark and now < before / 2:  # it begins anew, as those of epochs do
+            self._again += first_steps(now, self._largest)
         amounts = {name: self._amount(mark, name, steps) for name in self.amounts}
-        if not steps or not _is_number(steps) or steps < 0:
+        if not steps or not is_number(steps) or steps < 0:
             return
-        self.seen += int(steps)
+        if "step" in mark and not self._done:
+            self._first = mark["step"]
+        elif "step" in mark:
+            self._largest = max(self._largest, steps)
+        self._done += int(steps)
         if self.began_ns is None:
-            self.began_ns = mark["t_ns"] if self.seen >= self._warmup else None
+            self.began_ns = mark["t_ns"] if self._done >= self._warmup else None
         else:
             self.steps += int(steps)
             self.amounts = {name: full_sum((self.amounts[name], amount)) for name, amount in amounts.items()}
         self.last_ns = mark["t_ns"]
-        if _is_number(mark.get("loss")):
+        if type(mark.get("loss")) is float or is_number(mark.get("loss")):
             self.loss = mark["loss"]
 
     def _grown(self, mark: dict[str, Any], name: str) -> Any:
         """Return by how much a counter has grown since the mark before, 1 for its first value; None where it is none."""
         value, before = mark[name], self._totals.get(name)
-        if not _is_number(value):
+        if not is_number(value):
             return None
         self._totals[name] = value
         return 1 if before is None else max(0, value - before)
@@ -136,10 +153,6 @@ class _Count:
     def _amount(self, mark: dict[str, Any], name: str, steps: Any) -> Any:
         """Return what the steps of a mark consumed; a line of the output says it of one step, or of all so far."""
         value, total = mark.get(name), f"{name}_total"
-        if _is_number(value):
+        if is_number(value, LARGEST):
             return value * (steps or 0) if mark.get("rank") == OUTPUT else value
         return self._grown(mark, total) if total in mark else None
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float)

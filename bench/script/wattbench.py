@@ -76,9 +76,11 @@ def _number(name: str, value: Any, kind: Any) -> Any:
     if value is None:
         return None
     try:
-        return kind(value)
+        number = kind(value)
+        float(number)  # a whole number may be too large for one
+        return number
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        with suppress(Warning):
+        with suppress(Exception):  # a warning may be an error here, and a number too long to be shown
             warnings.warn(f"{name}={value!r} is no number: it is not reported to wattbench", stacklevel=4)
         return None
 
@@ -137,12 +139,15 @@ class _Steps:
 
     def note(self, values: dict[str, Any], loss: str = "loss") -> None:
         """Add what the framework logs to the newest step: its loss, and other numbers under their names."""
-        logged = {name: float(value) for name, value in values.items() if isinstance(value, numbers.Real)}
+        logged = {
+            name: _number(name, value, float) for name, value in values.items() if isinstance(value, numbers.Real)
+        }
         if not self._newest:
             return
         if loss in logged:
             self._newest["loss"] = logged.pop(loss)
-        self._newest["own"] = {**(self._newest["own"] or {}), **logged} or None
+        own = {name: value for name, value in logged.items() if value is not None}
+        self._newest["own"] = {**(self._newest["own"] or {}), **own} or None
 
     def write(self) -> None:
         if self._newest:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -251,12 +251,22 @@ class Tracker:
         tags |= {"mlflow.parentRunId": self._parent, "bench.kind": "run", _ROW: row, database.LOGGED: database.PARTLY}
         run = self._client.create_run(self._experiment, start_time=started, run_name=text["run_id"], tags=tags)
         batch = [Metric(key, value, started, 0) for key, value in numbers.items()]
-        self._client.log_batch(
-            run.info.run_id,
-            metrics=[*batch, *(Metric(*point) for point in history)],
-            params=[Param(key, str(value)[:500]) for key, value in asked.items()],
-        )
+        params = [Param(key, str(value)[:500]) for key, value in asked.items()]
+        self._log_all(run.info.run_id, [*batch, *(Metric(*point) for point in history)], params)
         return str(run.info.run_id)
+
+    def _log_all(self, run: str, points: Sequence[Any], params: Sequence[Any]) -> None:
+        """Log metrics and parameters, but for those that MLflow refuses: one bad name costs no other figure."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(run, metrics=points, params=params)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(points) + len(params) > 1:
+                for part in (0, 1):
+                    self._log_all(run, points[part::2], params[1 - part :: 2])
 
     def _finish(self, run: str, status: str, ended: int) -> None:
         self._client.set_tag(run, database.LOGGED, "wholly")

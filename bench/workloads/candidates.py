@@ -16,8 +16,9 @@ KEPT, LONGEST, LEAST = 500, 500, 5
 DOUBTS = {"steps_in_disorder", "passes_differ", "slow_pattern"}
 """Flags with which a pattern is not offered."""
 _COUNTER = re.compile(
-    rf"(?<![^\W_])((?:[^\W\d]\w*_)?(?:{'|'.join(COUNTERS)}))([ :=#\[(]{{0,12}})\d+(?![.,]?\d|\w)", re.IGNORECASE
+    rf"((?:(?<!\w)[^\W\d]\w*_|(?<![^\W_]))(?:{'|'.join(COUNTERS)}))([ :=#\[(]{{0,12}})\d+(?![.,]?\d|\w)", re.IGNORECASE
 )
+"""A name that ends in a counter, what is between, and its number. Words are looked at once: a line may be all underscores."""
 
 
 class Candidates:

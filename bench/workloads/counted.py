@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,8 @@ from bench.workloads.printed import Printed
 
 FAR = 10
 """A counter that goes on by so many times its usual step was another number."""
+RESUMED = 2
+"""A counter that begins above so many times its largest growth is that of a training that was resumed."""
 EXACT = 0.01
 """Largest share of a total that may be lost to the rounding of `12.3k`."""
 UNLIKE = 1.5
@@ -128,7 +130,7 @@ def _by_counter(lines: Sequence[dict[str, Any]], out: Counted) -> list[dict[str,
     """Return the lines at which the script's own counter of steps went on, each with the steps since the one before.
 
     Lines with an equal counter are one step: a bar that is drawn again, or other ranks. A counter that begins anew starts
-    another pass; the steps between two passes are not known.
+    another pass; the steps between two passes are not known. `made` are all steps up to a line.
     """
     passes = _passes(lines)
     if not passes:
@@ -140,6 +142,7 @@ def _by_counter(lines: Sequence[dict[str, Any]], out: Counted) -> list[dict[str,
         if _differ(passes, words=not out.known) or out.known == "transformers":  # whose counter never begins anew
             out.doubt("passes_differ")
     marks: list[dict[str, Any]] = []
+    made = 0
     for number, own in enumerate(passes):
         kept = own[:1]
         for before, line in pairwise(own):
@@ -147,13 +150,23 @@ def _by_counter(lines: Sequence[dict[str, Any]], out: Counted) -> list[dict[str,
                 kept.append(line)
             elif {*AMOUNTS} & {*line} or line["step"] != before["step"]:
                 out.doubt("lines_repeat")
-        marks.append({**kept[0], "steps": 0 if number else 1, "pass": number})
         steps = [round(b["step"] - a["step"]) for a, b in pairwise(kept)]
         if len(steps) > 2 and max(steps) > FAR * median(steps):  # another number than that of the step
             out.doubt("steps_in_disorder")
             return []
-        marks += [{**line, "steps": each, "pass": number} for line, each in zip(kept[1:], steps, strict=True)]
+        each = [0 if number else 1, *steps]
+        so_far = accumulate(steps, initial=made + first_steps(kept[0]["step"], max(steps, default=0)))
+        for line, count_, made in zip(kept, each, so_far, strict=True):
+            marks.append({**line, "steps": count_, "made": made, "pass": number})
     return marks
+
+
+def first_steps(value: float, largest: float) -> int:
+    """Return for how many steps the first value of a counter stands that grows by `largest` at most from line to line.
+
+    It is the value itself, or, if that is far above, as of a training that was resumed, as many as another line has.
+    """
+    return max(1, round(value if value <= RESUMED * largest else largest))
 
 
 def _differ(passes: Sequence[Sequence[dict[str, Any]]], *, words: bool) -> bool:

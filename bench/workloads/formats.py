@@ -29,9 +29,9 @@ class Format(NamedTuple):
     flag: str = ""
 
 
-HEADER = re.compile(r" *Epoch (\d+)/(\d+) *")
+HEADER = re.compile(r" *Epoch (\d{1,9})/(\d{1,9}) *")
 """The line that Keras prints before the bar of each training epoch, and before no other bar."""
-EPOCH_BAR = re.compile(r"Epoch (\d+)/(\d+) +[━╸╺ ]+ ")
+EPOCH_BAR = re.compile(r"Epoch (\d{1,9})/(\d{1,9}) +[━╸╺ ]+ ")
 """How Lightning's bar begins, with the numbers of the epoch and of the last one, counted from 0."""
 FORMATS = (
     Format(

@@ -40,15 +40,18 @@ LARGEST = 1e18
 """Steps, samples and tokens above this are none."""
 LONGEST_LINE, LONGEST_KNOWN = 65_536, 2_000
 """Lines are cut to so many characters; those of known formats are short, and a long line costs little."""
+NEAR = 100
+"""Within so many characters before a number its unit is looked for."""
 ALIKE = 0.85
 """Share of letters (difflib) from which the name of a group is taken for a mistyped one."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 _ENDS = re.compile(rb"[\r\n\b]+")
 """What ends a line: a bar is drawn again after a carriage return or backspaces."""
-_NUMBER = re.compile(r"[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?(?:[eE].*)?")
 _NO_STEP = re.compile(r"\b\d+:\d\d(?::\d\d)?\b|\bepoch\b\W{0,4}\d+(?:/\d+)?", re.IGNORECASE)
 """Numbers that do not count steps: times of the day, and epochs."""
-_INTEGER = re.compile(r"(?<![\w.,+-])\d[\d,]*(?![\w.,]*\d)")
+_INTEGER = re.compile(r"(?<![\w.,+-])\d[\d,]*+(?![\w.,]*\d)")
 _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 _UNITS = {"seconds": "s", "milliseconds": "ms"}
 _COUNTS = ("step", "samples", "tokens", "samples_total", "tokens_total")
@@ -58,10 +61,11 @@ _RATE_BEFORE = re.compile(rf"(?:{_PER_TIME}|\btps)[\"']? ?[:=] ?$")
 """What stands behind a number, or before it, that says how many there are in a second, or how long each takes."""
 _COUNT_BEFORE = re.compile(r"\b\w*(?:sample|tok|example|image|seq|step|iter|it|batch|size)\w*[ :=]+$", re.IGNORECASE)
 _NEXT = re.compile(r"[ :=]{1,3}[+-]?\d")
-_BAR = re.compile(r"\s*\d{1,3}%\|.*|[\s━╸╺█#=>.-]+$")
+_BAR = re.compile(r"(?<!\s)\s*+\d{1,3}%\|.*|(?<![\s━╸╺█#=>.-])[\s━╸╺█#=>.-]++$")
 _TOTAL = re.compile(r" ?(?:/|of) *(\d[\d,]*+(?!\.\d| ?[a-z]*/s)|\?)")
 """A whole number that is no rate: `step 100 / 12 it/s` has no total."""
-_EPOCH = re.compile(r"epoch[\W_]*(\d+)", re.IGNORECASE)
+_EPOCH = re.compile(r"epoch[\W_]*(\d{1,9})", re.IGNORECASE)
+_EPOCH_LINE = re.compile(rf"[\W_]*{_EPOCH.pattern}", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SYNTAX = re.compile(r"\(\?P?<\w+>?|\\.|\[[^\]]*\]|\W")
 """What in a pattern is no plain text."""
@@ -117,6 +121,7 @@ class Reader:
         self._pattern = None if pattern is None else regex.compile(pattern)
         self._too_slow, self._unfinished, self._header = False, b"", ""
         self._epochs: int | None = None
+        self._epoch: int | None = None
         self._arrived = (0, 0)
         self._nearest = None if pattern is None else Nearest(pattern)
 
@@ -153,7 +158,11 @@ class Reader:
                 self._nearest = None
             elif self._nearest is not None:
                 self._nearest.add(text)
+        if values is None and (title := _EPOCH_LINE.match(text)):
+            self._epoch = int(title[1])
         if values is not None:
+            if self._epoch is not None and "epoch" not in values:
+                values |= {"epoch": self._epoch, "epoch_apart": True}  # a line of its own says which
             yield self._written(values | {"text": zlib.crc32(text.encode()), "integers": _integers(text)})
 
     def _written(self, values: dict[str, Any]) -> bytes:
@@ -177,8 +186,8 @@ class Reader:
     def _values(self, pattern: Any, text: str) -> dict[str, Any] | None:
         """Return the numbers of a line, with half of the last digit of each as `NAME_error`; None where it does not match.
 
-        `kind` is what stands before the counter and its total, `epoch` the number of an epoch there, `words` the hash of
-        all words: the lines of a validation differ in them.
+        `kind` is what stands before the counter and its total, `epoch` the number of an epoch there, else behind it, `words`
+        the hash of all words: the lines of a validation differ in them.
         """
         if self._too_slow:
             return None
@@ -194,7 +203,7 @@ class Reader:
         total = _TOTAL.match(text, end)
         kind = re.sub(r"\d+", "#", _BAR.sub("", text[:start])).strip().lower()[-80:]
         out: dict[str, Any] = {"kind": kind, "total": total[1] if total and "step" in groups else ""}
-        if epochs := _EPOCH.findall(text[:start]):
+        if epochs := [*_EPOCH.findall(text, end)[:1], *_EPOCH.findall(text[:start])]:
             out["epoch"] = int(epochs[-1])
         out["words"] = zlib.crc32(" ".join(sorted({*_WORD.findall(text.lower())})).encode())
         for name, group in groups.items():
@@ -260,7 +269,8 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     """Return the number in a text such as `1,234.5` or `12.3k`, and half of the value of its last digit where it is rounded.
 
     The letter may follow the group at once. A `whole` number has no fraction, unless a letter or an exponent follows it; any
-    other is rounded. Not a finite number is None: lines of two processes may be mixed.
+    other is rounded. Not a finite number is None: lines of two processes may be mixed. So is one with a decimal comma, or
+    what may be one.
     """
     text = (text or "").strip()
     found = _NUMBER.match(text)
@@ -270,22 +280,26 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     rest = rest.rstrip(",;:|)]}'\"")
     if rest not in _SCALES:
         return None
+    commas = found[0].rstrip(",").count(",")
+    if commas and not (_GROUPED.fullmatch(found[0].rstrip(",")) and (whole or commas > 1 or "." in found[0])):
+        return None
     plain, scale = found[0].replace(",", "").replace("_", "").lower(), _SCALES[rest]
     digits, _, power = plain.partition("e")
     if whole and "." in digits and not rest and not power:
         return None
     value = float(plain) * scale
     rounded = rest or power or not whole
-    last = 0.5 * scale * 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) if rounded else 0.0
+    place = int(power or 0) - len(digits.partition(".")[2])
+    last = 0.5 * scale * float(f"1e{place}") if rounded else 0.0
     return (value, last) if math.isfinite(value) else None
 
 
 def _is_rate(text: str, start: int, end: int) -> bool:
     """Return whether a number in a text has a unit of a rate, such as samples/s or ms/step, behind it or before it."""
-    unit = _RATE.match(text, end)
-    if unit is not None and _NEXT.match(text, unit.end()) and _COUNT_BEFORE.search(text[:start]):
+    unit, before = _RATE.match(text, end), text[max(0, start - NEAR) : start]
+    if unit is not None and _NEXT.match(text, unit.end()) and _COUNT_BEFORE.search(before):
         return False  # `tokens 64 tok/s 5000`: the unit is that of the next number
-    return unit is not None or _RATE_BEFORE.search(text[:start]) is not None
+    return unit is not None or _RATE_BEFORE.search(before) is not None
 
 
 def _integers(text: str) -> list[int]:

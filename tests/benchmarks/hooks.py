@@ -96,7 +96,7 @@ def main() -> None:
         post_hooks.clear()
         step = training()
         with hooked(on, off):
-            for _ in range(40):  # facts, FLOP, and what is usual
+            for _ in range(640):  # facts, FLOP, what is usual; after some seconds lines are written more rarely
                 step()
             print(report_inside(inside(step, on, off)))
         print(report(measure(step, on, off, args, Path(folder))))
