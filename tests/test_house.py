@@ -35,7 +35,7 @@ BUDGETS = {
     "bench/workloads": 2_020,
     "bench/strategies": 1_899,
     "bench/train": 1_071,
-    "bench/run": 3_037,
+    "bench/run": 3_038,
     "bench/figures": 930,
     "bench/store": 713,
     "bench/cli": 1_527,
