@@ -31,7 +31,7 @@ from bench.record import Phase, SeenFacts
 from bench.run.marks import Leaders, each_step, full_sum, json_lines
 
 _AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
-_MAIN = 0.9
+_MAIN = 0.8
 """Products of this share of the FLOP tell the precision."""
 EVENTS = {"captured", "trainable", "precision", "varied", "crowded", "compiled"}
 _PARAMETERS = {"bfloat16": "bf16_params", "float16": "fp16_params", "float64": "fp64"}
