@@ -17,7 +17,7 @@ else:
         (torch.is_autocast_cpu_enabled, torch.get_autocast_cpu_dtype),
     ]
 """Whether autocast is on, and its data type."""
-PARTLY, MAIN = "partly", 0.9
+PARTLY, MAIN = "partly", 0.8
 """What autocast is where neither this share of the weights nor of the rest is called in it."""
 
 

@@ -23,9 +23,8 @@ def json_lines(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
 def each_step(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the lines of hooks, in which steps that are alike are one line, with a line for each step."""
     for line in lines:
-        yield from (
-            ({**line, "t_ns": each} for each in times) if isinstance(times := line.get("t_ns"), list) else (line,)
-        )
+        times = line.get("t_ns")
+        yield from ({**line, "t_ns": each} for each in times) if isinstance(times, list) else (line,)
 
 
 class NewLines:
