@@ -97,9 +97,14 @@ def is_compiled(modules):
     return dynamo is not None and any(dynamo.counters[each] for each in ("frames", "stats"))  # no frames in `fullgraph`
 
 
+def _owned(optimizer):
+    """Return the parameters of an optimizer by their identity."""
+    return {id(each): each for group in optimizer.param_groups for each in group["params"]}
+
+
 def trained_by(optimizer, modules):
     """Return the models that an optimizer trains: those in evaluation only with parameters of its own."""
-    own = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    own = _owned(optimizer)
     trained = [each for each in modules if each.training or any(id(one) in own for one in each.parameters())]
     return [each for each in trained if any(one.requires_grad for one in each.parameters())] or trained
 
@@ -122,10 +127,8 @@ def state(optimizer, roots):
 
 def owns_another(optimizer, module, roots):
     """Return whether an optimizer trains parameters of a module that are not those of its models."""
-    own = {id(each) for group in optimizer.param_groups for each in group["params"]}
-    return bool(
-        own & {id(each) for each in module.parameters()} - {id(each) for root in roots for each in root.parameters()}
-    )
+    others = {id(each) for each in module.parameters()} - {id(each) for root in roots for each in root.parameters()}
+    return not others.isdisjoint(_owned(optimizer))
 
 
 def facts(optimizer, roots, autocast):
@@ -137,10 +140,11 @@ def facts(optimizer, roots, autocast):
     rank, world, joined = _world()
     every = list(parameters.values()) or optimizer.param_groups[0]["params"]
     parallelism, apart = _fact(lambda: _shared_by(modules, world)) or (None, None)
-    outside = any(id(each) not in parameters for group in optimizer.param_groups for each in group["params"])
+    own = _owned(optimizer)
+    outside = not own.keys() <= parameters.keys()
     outside = outside and bool(parameters) and parallelism not in ("fsdp", "deepspeed")  # these have their own
     sharded = parallelism == "fsdp" or not parameters  # a rank has a part of the numbers
-    groups = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+    trained = [each for each in own.values() if each.requires_grad]
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     return {
         "rank": rank,
@@ -162,7 +166,7 @@ def facts(optimizer, roots, autocast):
         "threads": torch.get_num_threads(),
         "parameters": None if sharded else sum(sizes.values()),
         "trainable_parameters": None if sharded else sum(sizes[k] for k, p in parameters.items() if p.requires_grad),
-        "own_parameters": None if parallelism in ("fsdp", "deepspeed") else sum(each.numel() for each in groups),
+        "own_parameters": None if parallelism in ("fsdp", "deepspeed") else sum(each.numel() for each in trained),
         "weights": sum(sizes[k] for k, p in parameters.items() if p.dim() > 1 and k not in tables),
         "torch": str(torch.__version__),
         "python": ".".join(map(str, sys.version_info[:3])),

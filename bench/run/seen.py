@@ -98,6 +98,23 @@ class _Process:
                 since = []
         return out
 
+    @cached_property
+    def trains(self) -> set[int]:
+        """The models with passes in training."""
+        return {model for line in self.lines for model, *_ in line.passes}
+
+    @cached_property
+    def within(self) -> set[int]:
+        """The models with passes without gradients that are part of most steps, such as those of a teacher.
+
+        Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
+        """
+        inside = Counter[int]()
+        for _, since in self.steps:
+            spans = [span for line in since for span in _spans(line)]
+            inside.update({span[0] for span in spans if not (span[0] in self.trains and span[4])})
+        return {model for model, count in inside.items() if 2 * count >= len(self.steps)}
+
 
 def seen_steps(folder: Path) -> SeenSteps | None:
     """Return the steps that hooks saw in the processes of a command; None where they saw none."""
@@ -128,7 +145,7 @@ def seen_steps(folder: Path) -> SeenSteps | None:
     alike = alike and "trainable" not in events
     flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * ("crowded" in events and not flags)
     alike = alike and not any(each["outside"] for each in leader.facts.values())
-    others = any(_within_steps(process) for process in ranks.values())
+    others = any(process.within for process in ranks.values())
     if not alike or "varied" in events or others:
         for mark in (mark for own in marks.values() for mark in own if "flops" in mark):
             mark["flops"] = None  # the window begins after it, all the same
@@ -240,27 +257,13 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
         yield out if line.flops is None else out | {"flops": line.flops}
 
 
-def _within_steps(process: _Process) -> set[int]:
-    """Return the models with passes without gradients that are part of most steps, such as those of a teacher.
-
-    Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
-    """
-    trains = {model for line in process.lines for model, *_ in line.passes}
-    inside = Counter[int]()
-    for _, since in process.steps:
-        spans = [span for line in since for span in _spans(line)]
-        inside.update({span[0] for span in spans if not (span[0] in trains and span[4])})
-    return {model for model, count in inside.items() if 2 * count >= len(process.steps)}
-
-
 def _evaluations(process: _Process) -> list[Phase]:
     """Return the passes of evaluation, without those in training between them and those that are part of steps."""
-    trains = {model for line in process.lines for model, *_ in line.passes}
-    within, phases = _within_steps(process), []
+    phases = []
     for _, since in process.steps:
         groups = defaultdict[tuple[int, int], list[tuple[int, int]]](list)
         for model, start, end, group, before in (span for line in since for span in _spans(line)):
-            if (before and model in trains) or model not in within:
+            if (before and model in process.trains) or model not in process.within:
                 groups[group].append((start, end))
         for each in groups.values():
             start, end = min(span[0] for span in each), max(span[1] for span in each)
