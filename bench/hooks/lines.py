@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from time import monotonic_ns
 
-LATE_NS, SHARE = 200_000_000, 32
+LATE_NS, SHARE = 500_000_000, 32
 """A step waits at most for the next one after so long, or after this part of the time since the first line."""
 MOST = 2**16
 """So many lines are kept while the folder is missing, which is soon made again."""

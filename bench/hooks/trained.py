@@ -38,11 +38,15 @@ def own_weights(module):
 
 
 def main_cast(casts):
-    """Return the data type of autocast, of how many weights are called in each; None where there is no autocast."""
-    total, most = sum(casts.values()), max(casts, key=casts.get, default=None)
+    """Return the data type of autocast, of the modules that are called in each; None where there is no autocast."""
+    if len(casts) < 2:
+        return next(iter(casts), None)
+    modules = {cast: [each() for each in refs] for cast, refs in casts.items()}
+    weights = {cast: sum(own_weights(each) for each in called if each is not None) for cast, called in modules.items()}
+    total, most = sum(weights.values()), max(weights, key=weights.__getitem__)
     if not total:  # products are elsewhere
         return next((each for each in casts if each is not None), None)
-    return most if casts[most] >= MAIN * total else PARTLY
+    return most if weights[most] >= MAIN * total else PARTLY
 
 
 def hide(functions, never):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from weakref import ref
 
 from torch import is_grad_enabled
+from torch._C import _current_graph_task_id as graph_task
+from torch._C import _is_tracing as is_tracing
 
 from .inputs import storage_key
 
@@ -51,6 +53,8 @@ class Usual:
         if watch.clock is not None and watch.capturing():
             return False
         if self.loops and watch.outputs.get(self.index):  # it may have a part of what was returned
+            return False
+        if is_tracing() or (self.calls > 1 and graph_task() != -1):  # no pass; the first one is never in autograd
             return False
         if self.first is not None and self.calls == 1:
             try:

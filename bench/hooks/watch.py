@@ -23,7 +23,7 @@ from .facts import state as current
 from .flops import flop_counter
 from .inputs import InputRules, amounts, as_json, form, parameters_of, storage_key, values_of
 from .lines import LineFile
-from .trained import AUTOCAST, Trained, hide, main_cast, own_weights
+from .trained import AUTOCAST, Trained, hide, main_cast
 from .usual import Usual
 
 MODELS, OPTIMIZERS = 64, 64
@@ -59,13 +59,12 @@ class StepWatch:
         self.outputs, self.repeated, self.strays = {}, False, set()
         self.backwards, self.passes, self.evals, self.inputs, self.begun = 0, {}, {}, {}, 0
         self.forms, self.module = set(), None
-        self.calls, self.casts, self.returns = 0, {}, []
+        self.casts, self.returns = {}, []
 
     def look(self, module):
-        """Count a call inside of a model, and note the data type of autocast there."""
-        self.calls += 1
+        """Note a call inside of a model by the data type of autocast there."""
         cast = next((dtype() for enabled, dtype in AUTOCAST if enabled()), None)
-        self.casts[cast] = self.casts.get(cast, 0) + own_weights(module)
+        self.casts.setdefault(cast, []).append(ref(module))
 
     def model(self, module):
         """Return the model that a module is; None for one without parameters. Modules may be no keys of dictionaries."""
@@ -255,6 +254,11 @@ class StepWatch:
         """Whether a step that is looked at in full is compared with the first ones."""
         return self.marks - self.fresh < ALIKE or self.marks % FULL == 0
 
+    @property
+    def looked(self):
+        """How many calls inside of models have been looked at in this step."""
+        return sum(map(len, self.casts.values()))
+
     def compare(self, optimizer, number):
         """Write what is not as it was at the first steps of an optimizer: what is trained, how, and with how much work."""
         state = self.states[number]
@@ -269,7 +273,7 @@ class StepWatch:
         if main_cast(self.casts) != state.autocast:
             self.changed("precision")
         calls = sum(sums[0] for sums in self.passes.values())
-        if self.work is not None and self.calls * self.work[1] != self.work[0] * calls:
+        if self.work is not None and self.looked * self.work[1] != self.work[0] * calls:
             self.changed("varied")
         if state.steps in (0, 2, ALIKE - 2) or self.marks % (STATES * FULL) == 0:
             before, state.state = state.state, current(optimizer, roots)
@@ -334,7 +338,7 @@ class StepWatch:
             return products
         if counter.backward > 1.02 * counter.ceiling:  # of products outside of the model, too
             return products
-        self.shapes, self.work = shapes, (self.calls, calls)
+        self.shapes, self.work = shapes, (self.looked, calls)
         return products + ',"flops":%d' % (counter.forward + counter.backward)
 
     def safely(self, function, *values):
@@ -387,8 +391,6 @@ class StepWatch:
     def call(self, call, module, args, kwargs):
         """Call a module from outside of all modules."""
         plan = self.plan
-        if graph_task() != -1 or is_tracing():  # a checkpoint calls its modules again in autograd; a trace is no pass
-            return call(module, *args, **kwargs)
         if plan is not None and plan.fits(self, module, args, kwargs):
             plan.passed += 1
             self.begun = self.begun or monotonic_ns()
@@ -404,6 +406,8 @@ class StepWatch:
             if plan.loops:
                 self.safely(self.returned, plan, out)
             return out
+        if graph_task() != -1 or is_tracing():  # a checkpoint calls its modules again in autograd; a trace is no pass
+            return call(module, *args, **kwargs)
         other = self.thread not in (None, threading.get_ident())  # such as an actor's: no part of a step
         entry = None if other else self.safely(self.entered, module, args, kwargs)
         if entry is None:
