@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import signal
 import sys
@@ -72,6 +73,19 @@ def descends_from(pid: int, root: int) -> bool | None:
     return True
 
 
+def signals_of(pid: int, field: str) -> int:
+    """Return a mask of signals in the status of a process, such as `SigIgn`; 0 as far as the kernel does not tell."""
+    with suppress(OSError):
+        found = re.search(rf"^{field}:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return int(found[1], 16) if found is not None else 0
+    return 0
+
+
+def pending(pid: int, number: int) -> bool:
+    """Return whether a process has not taken a signal yet that it has got."""
+    return bool((signals_of(pid, "SigPnd") | signals_of(pid, "ShdPnd")) >> (number - 1) & 1)
+
+
 class GroupListener:
     """A child that notes which signals the whole process group gets, as by Ctrl-C in a terminal or from `timeout`.
 
@@ -105,7 +119,7 @@ class GroupListener:
         end = time.monotonic() + 0.1
         while time.monotonic() - self._times.get(number, -inf) > 1.0:
             if not select.select([self._reader], [], [], max(0.0, end - time.monotonic()))[0]:
-                return False
+                return pending(self._pid, number)  # it had no processor
             with suppress(BlockingIOError):  # a signal within the handler of another one has read it
                 numbers = os.read(self._reader, 64)
                 if not numbers:

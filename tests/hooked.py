@@ -4,6 +4,7 @@ Each runs in a forked process, so that torch is imported once. A line says its n
 """
 
 import gc
+import io
 import os
 import pickle
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 import torch
@@ -458,6 +459,182 @@ def left_in_evaluation():
     return train([torch.optim.SGD(model.parameters())], loss)
 
 
+def self_conditioned():
+    """The model is sometimes called without gradients for what it gets as input next."""
+    model = nn.Linear(8, 8)
+
+    def loss(number):
+        x = torch.randn(16, 8)
+        if number % 3 == 2:
+            with torch.no_grad():
+                x = x + model(x)
+        return model(x).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def slow_evaluation():
+    """Data of an evaluation take time before its first pass, those of the training in each step."""
+    model = mlp()
+
+    def loss(number):
+        if number in (4, 6):
+            with torch.no_grad():
+                time.sleep(0.25)
+                model.eval()(torch.randn(16, 8))
+            model.train()
+        time.sleep(0.01)
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def evaluation_after_loading():
+    """The data of a step are there before the evaluation begins."""
+    model = mlp()
+
+    def loss(number):
+        time.sleep(0.1)
+        if number in (4, 6):
+            with torch.no_grad():
+                model.eval()(torch.randn(16, 8))
+            model.train()
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def stepped_in_backward():
+    """Each parameter has an optimizer, which makes a step as soon as there is the gradient."""
+    model = mlp()
+    optimizers = {each: torch.optim.SGD([each]) for each in model.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for each in model.parameters():
+        each.register_post_accumulate_grad_hook(update)
+    return train([], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def contrastive():
+    """The loss has a product outside of the model, which is small beside what a gradient of the input would take."""
+    model = nn.Linear(64, 8)
+
+    def loss(_):
+        code = model(torch.randn(16, 64))
+        return functional.cross_entropy(code @ code.T, torch.arange(16))
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def frozen_backbone():
+    """A model in evaluation without gradients, whose output goes into the one that is trained."""
+    backbone, head = nn.Linear(8, 8).eval().requires_grad_(False), nn.Linear(8, 4)
+    return train([torch.optim.SGD(head.parameters())], lambda _: head(backbone(torch.randn(16, 8))).square().mean())
+
+
+class LazyBatch(Mapping):
+    """Its values are made when they are read, as those of a batch with random changes."""
+
+    def __getitem__(self, key):
+        return torch.randn(16, 8)
+
+    def __iter__(self):
+        return iter(["x"])
+
+    def __len__(self):
+        return 1
+
+
+class TakesBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, batch):
+        return self.layer(batch["x"])
+
+
+def lazy_batch():
+    model = TakesBatch()
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(LazyBatch()).square().mean())
+
+
+def complex_numbers():
+    model = nn.Linear(8, 4, dtype=torch.complex64)
+
+    def loss(_):
+        return model(torch.randn(16, 8, dtype=torch.complex64)).abs().square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+class OwnList(nn.Sequential):
+    """Its own method gives the parameters that are trained."""
+
+    def parameters(self, recurse=True):
+        return (each for each in super().parameters(recurse) if each.requires_grad)
+
+
+def own_list():
+    model = OwnList(nn.Linear(8, 16).requires_grad_(False), nn.ReLU(), nn.Linear(16, 4))
+    return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean())
+
+
+def saved_each_step():
+    """The weights go to others after each step."""
+    model = mlp()
+
+    def loss(_):
+        torch.save(torch.zeros(2**21), io.BytesIO())
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def helper_first():
+    """Every tenth step another optimizer trains something first."""
+    model, helper = mlp(), mlp()
+    optimizers = [torch.optim.SGD(helper.parameters()), torch.optim.SGD(model.parameters())]
+    for number in range(40):
+        if number % 10 == 0:
+            train(optimizers[:1], lambda _: helper(torch.randn(16, 8)).square().mean(), 1)
+        value = train(optimizers[1:], lambda _: model(torch.randn(16, 8)).square().mean(), 1)
+    return value
+
+
+def skipped():
+    """A gradient scaler skips the steps of two batches, whose memory is soon that of others."""
+    model, scaler = mlp(), torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.SGD(model.parameters())
+    for number in range(60):
+        value = model(torch.randn(16, 8) * (float("inf") if number in (30, 50) else 1.0)).square().mean()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return value
+
+
+def saved_in_thread():
+    """The training is in a thread, and saves there."""
+    model, values = mlp(), []
+
+    def loss(number):
+        if number == 5:
+            torch.save(torch.zeros(2**23), io.BytesIO())
+        return model(torch.randn(16, 8)).square().mean()
+
+    thread = threading.Thread(
+        target=lambda: values.append(train([torch.optim.SGD(model.parameters())], loss)), daemon=True
+    )
+    thread.start()
+    thread.join()
+    return values[0]
+
+
 def without_hash():
     class Head(nn.Linear):
         __hash__ = None
@@ -478,7 +655,7 @@ def precision():
 
 class Unreadable:
     @property
-    def items(self):
+    def edge_index(self):
         raise ValueError
 
 
@@ -784,6 +961,26 @@ def deeper_fold():
         return train([torch.optim.SGD(model.parameters())], lambda _: model(torch.randn(16, 8)).square().mean(), 20)
 
     return fold(1) + fold(8)
+
+
+def turns():
+    """Two optimizers of one model take turns."""
+    model = mlp()
+    optimizers = [torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters())]
+    for number in range(40):
+        value = train([optimizers[number // 10 % 2]], lambda _: model(torch.randn(16, 8)).square().mean(), 1)
+    return value
+
+
+def autocast_later():
+    """The first half is in fp32, the second one in bf16."""
+    model = mlp()
+
+    def loss(number):
+        with torch.autocast("cpu", torch.bfloat16, enabled=number >= 20):
+            return model(torch.randn(16, 8)).float().square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss, 40)
 
 
 def traced_and_freed():

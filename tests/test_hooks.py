@@ -72,14 +72,40 @@ QUICK = {
     "casted_head": (16, None, []),
     "casted_inside": (16, None, []),
     "casted_partly": (16, None, []),
+    "self_conditioned": (16, None, []),
+    "slow_evaluation": (16, None, []),
+    "evaluation_after_loading": (16, None, []),
+    "contrastive": (16, None, []),
+    "saved_in_thread": (16, None, []),
+    "frozen_backbone": (16, None, []),
+    "lazy_batch": (None, None, ["samples_unclear"]),
+    "complex_numbers": (16, None, []),
+    "own_list": (16, None, []),
+    "saved_each_step": (16, None, []),
 }
-OTHER = ("context", "folds", "forward_only", "phases", "thawed", "failing", "graphed")
+OTHER = (
+    "turns",
+    "helper_first",
+    "skipped",
+    "autocast_later",
+    "stepped_in_backward",
+    "context",
+    "folds",
+    "forward_only",
+    "phases",
+    "thawed",
+    "failing",
+    "graphed",
+)
 SIZES = {
     # script: parameters, and those that are trained
     "critic_first": (None, None),
     "frozen_in_training": (8 * 16 + 16 * 4 + 20, 8 * 16 + 16 * 4 + 20),
     "head_only": (8 * 16 + 16 * 4 + 20, 16 * 4 + 4),
     "two_groups": (8 * 16 + 16 * 4 + 20, 8 * 16 + 16 * 4 + 20),
+    "frozen_backbone": (None, 8 * 4 + 4),
+    "own_list": (8 * 16 + 16 * 4 + 20, 16 * 4 + 4),
+    "left_in_evaluation": (None, 8 * 16 + 16 * 4 + 20),  # with a teacher
 }
 LATER = {
     "later_twice": (8 * 16 + 16 * 4 + 20, [16] * 20 + [None] * 20),
@@ -145,7 +171,7 @@ def runs(names: list[str], folder: Path) -> dict[str, tuple[Measurement, bool]]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Measurement, bool]]:
-    return runs([*QUICK, *OTHER, *SIZES, *LATER], tmp_path_factory.mktemp("quick"))
+    return runs(list(dict.fromkeys([*QUICK, *OTHER, *SIZES, *LATER])), tmp_path_factory.mktemp("quick"))
 
 
 def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None, list[str]]) -> None:
@@ -168,6 +194,43 @@ def test_parameters_are_those_of_all_optimizers(quick: dict[str, Any], name: str
     seen, same = quick[name]
     assert same
     assert (seen.parameters, seen.trainable_parameters) == SIZES[name]
+
+
+def test_an_evaluation_begins_with_the_loading_of_its_data(quick: dict[str, Any]) -> None:
+    seconds = {name: seconds_of(quick[name][0], "eval") for name in QUICK}
+    assert seconds["slow_evaluation"] >= 2 * 0.25
+    assert seconds["evaluation_after_loading"] < 0.1  # without that of the next step
+    assert seconds["self_conditioned"] == 0
+
+
+def seconds_of(measured: Measurement, phase: str) -> float:
+    return sum(each.seconds for each in measured.phases if each.name == phase)
+
+
+def test_what_is_saved_in_each_step_is_a_part_of_it(quick: dict[str, Any]) -> None:
+    assert seconds_of(quick["saved_each_step"][0], "checkpoint") == 0
+
+
+def test_a_step_that_a_scaler_skips_costs_no_samples(quick: dict[str, Any]) -> None:
+    assert (quick["skipped"][0].steps, quick["skipped"][0].samples) == (57 - 2, 57 * 16)
+
+
+def test_a_thread_that_trains_saves_checkpoints(quick: dict[str, Any]) -> None:
+    assert seconds_of(quick["saved_in_thread"][0], "checkpoint") > 0
+
+
+def test_flop_that_are_not_all_counted_are_left_out(quick: dict[str, Any]) -> None:
+    for name in ("contrastive", "stepped_in_backward", "self_conditioned", "frozen_backbone", "complex_numbers"):
+        assert quick[name][0].flops_per_sample is None
+
+
+def test_optimizers_that_take_turns_are_flagged(quick: dict[str, Any]) -> None:
+    assert "separate_trainings" in quick["turns"][0].step_flags
+    assert "separate_trainings" in quick["helper_first"][0].step_flags
+
+
+def test_another_precision_after_the_first_steps_is_seen(quick: dict[str, Any]) -> None:
+    assert (quick["autocast_later"][0].seen.precision, quick["autocast_later"][0].step_flags) == (None, [])
 
 
 def test_passes_of_other_threads_are_no_evaluation(quick: dict[str, Any]) -> None:
@@ -231,7 +294,6 @@ def test_parameters_that_change_are_left_out(quick: dict[str, Any]) -> None:
     assert sum(phase.seconds for phase in quick["phases"][0].phases if phase.name == "between") > 0.05
     assert quick["folds"][0].parameters == quick["folds"][0].trainable_parameters == 8 * 16 + 16 * 4 + 20
     assert "phases_of_training" not in quick["folds"][0].step_flags
-    assert quick["left_in_evaluation"][0].parameters == 8 * 16 + 16 * 4 + 20  # without those of the teacher
 
 
 def test_what_hooks_cannot_see_is_flagged(quick: dict[str, Any]) -> None:
@@ -252,11 +314,16 @@ def test_what_hooks_cannot_see_is_flagged(quick: dict[str, Any]) -> None:
     ],
 )
 def test_precision_is_that_of_all_layers(
-    monkeypatch: pytest.MonkeyPatch, products: str, convolutions: str, modules: list[nn.Module], expected: bool | None
+    hooks: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    products: str,
+    convolutions: str,
+    modules: list[nn.Module],
+    expected: bool | None,
 ) -> None:
     matmul, conv = SimpleNamespace(fp32_precision=products), SimpleNamespace(fp32_precision=convolutions)
     backends = SimpleNamespace(cuda=SimpleNamespace(matmul=matmul), cudnn=SimpleNamespace(conv=conv))
-    facts = load("facts")
+    facts = sys.modules[f"{hooks.__name__}.facts"]
     monkeypatch.setattr(facts, "torch", SimpleNamespace(backends=backends))
     assert facts._tf32(modules) is expected
 
@@ -520,7 +587,7 @@ def test_steps_end_when_the_device_has_ended_them(tmp_path: Path) -> None:
     lines = [step(i + 1) for i in range(8)]
     lines[7]["device_ns"] = [[i, int((i + 2.5) * S)] for i in range(7)]
     lines[5]["eval"] = [
-        [0, int(5.1 * S), int(7.4 * S), 0, 1]
+        [0, int(5.1 * S), int(7.4 * S), 0, 1, 9]
     ]  # the host is ahead: the device ends the fifth step at 6.5 s
     process(tmp_path, 1, *lines)
     found = measured(tmp_path)
@@ -747,7 +814,8 @@ def test_steps_that_are_only_counted_are_those_that_are_looked_at_in_full(
         lines[every] = history(hooks, tmp_path / str(every), seed, (0.005, 0.02, 0.2)[seed % 3])
         for line in lines[every]:
             line["eval"] = [[each[0], *each[3:]] for each in line.get("eval", ())]
-            line["begun_ns"], line["t_ns"] = line.get("begun_ns", 0) > 0, 0
+            line["t_ns"] = 0
+            line.pop("begun_ns", None)  # of steps that are looked at in full
     assert lines[1] == lines[2] == lines[32]
     assert all(line["passes"] for line in lines[32][:8])
 
@@ -801,7 +869,7 @@ def test_evaluation_is_no_part_of_a_step_but_a_teacher_is(
 ) -> None:
     lines = [step(i + 1) for i in range(8)]
     for i in range(0, 8, every):
-        lines[i]["eval"] = [[model, int((i + 0.2) * S), int((i + 0.7) * S), passes, evaluating]]
+        lines[i]["eval"] = [[model, int((i + 0.2) * S), int((i + 0.7) * S), passes, evaluating, 9]]
     process(tmp_path, 1, *lines)
     found = measured(tmp_path)
     assert sum(p.seconds for p in found.phases if p.name == "eval") == pytest.approx(left_out)
@@ -814,14 +882,14 @@ def test_flops_are_unknown_where_other_models_pass_in_each_step(tmp_path: Path, 
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).flops_per_sample == (100 if counted else 6 * 10 * 2)
     for i in range(2, 8):  # not yet in the step whose FLOP are counted
-        lines[i]["eval"] = [[1, int((i + 0.2) * S), int((i + 0.7) * S), 0, 1]]
+        lines[i]["eval"] = [[1, int((i + 0.2) * S), int((i + 0.7) * S), 0, 1, 9]]
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).flops_per_sample is None
 
 
 def test_passes_in_training_are_no_part_of_evaluation(tmp_path: Path) -> None:
     lines = [step(i + 1) for i in range(8)]
-    lines[5]["eval"] = [[0, int(5.1 * S), int(5.2 * S), 0, 0], [0, int(5.8 * S), int(5.9 * S), 2, 0]]
+    lines[5]["eval"] = [[0, int(5.1 * S), int(5.2 * S), 0, 0, 9], [0, int(5.8 * S), int(5.9 * S), 2, 0, 9]]
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).window_seconds == pytest.approx(4.8)
 
@@ -849,7 +917,7 @@ def test_a_pass_or_a_backward_ends_a_span_of_evaluation(hooks: Any) -> None:
         watch.evaluated(model, True, start, start + 1)
     watch.backwards += 1
     watch.evaluated(model, True, 8, 9)
-    assert [*watch.evals.values()] == [[1, 4], [8, 9]]
+    assert [*watch.evals.values()] == [[1, 4, 2], [8, 9, 1]]
 
 
 # --- the file that Python imports

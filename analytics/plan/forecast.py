@@ -32,6 +32,9 @@ _NO_STEPS = (
     "lines_are_not_steps",
     "passes_differ",
     "bar_unchecked",
+    "sources_differ",
+    "separate_trainings",
+    "hooks_failed",
 )
 """Flags of grade C with which the number of steps may be wrong."""
 _NO_ENERGY = (

@@ -148,12 +148,12 @@ def _basis(told: TrainingForecast) -> Iterator[str]:
     yield (
         f"{counted(told.pauses, 'pause')} for evaluation or checkpoints continue at their share."
         if told.pauses
-        else "No evaluation or checkpoint was in the window; they come on top."
+        else "No evaluation or checkpoint was in the window; they are not included."
     )
     if told.length.unit == "epochs" and told.planned is not None and told.planned.epoch_steps:
         yield f"An epoch has {told.planned.epoch_steps:,} steps, by {_AUTHORS.get(told.planned.source, 'the script')}."
     if any(name.startswith("energy") for name in told.figures):
-        yield "Its power is that of the window."
+        yield "It assumes the power of the measured window."
     if not exact and any(figure.low is None for figure in told.figures.values()):
         why = ", as it is an estimate" if told.estimated else ""
         yield f"What follows from energy has no interval: its error is not known{why}."

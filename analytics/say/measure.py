@@ -206,9 +206,10 @@ def _steps(record: RunRecord, figures: Mapping[str, float], source: str) -> Iter
     if not figures.get("steps"):
         return
     measured = record.measurement
-    each = (
-        f" of {number(measured.samples / measured.steps)} samples" if measured is not None and measured.samples else ""
-    )
+    each = ""
+    if measured is not None and measured.samples:
+        about = " on average" * (measured.samples % measured.steps > 0)
+        each = f" of {number(measured.samples / measured.steps)} samples{about}"
     window = f"{number(figures['steps'])} steps{each} in {number(figures['window_seconds'])} s{source}"
     if record.measurement is not None and (known := record.measurement.notes.get("output_format")):
         yield "steps", number(figures["steps"]), f"read from the output, format of {TITLES.get(str(known), known)}"

@@ -358,7 +358,7 @@ def _went_on(record: RunRecord, folder: Path) -> bool:
 
 def _before_end(line: LiveLine) -> None:
     line.clear()
-    _tell("enough is measured; the command is interrupted now, and may show a traceback")
+    _tell("measured long enough; stopping the command, which may print a traceback")
 
 
 def _ended(record: RunRecord, folder: Path, run: str, options: dict[str, Any], signals: Signals) -> None:

@@ -62,7 +62,8 @@ STEP_FLAGS = {
     ),
     "lines_repeat": Flag("C", "several lines print one step: it is counted once, without what other processes may add"),
     "counts_only_grow": Flag(
-        "C", "samples or tokens only grow, so they are totals: name them samples_total, tokens_total"
+        "C",
+        "samples or tokens only grow, so they are totals: name them samples_total, tokens_total, or report those of a step",
     ),
     "counts_are_rates": Flag(
         "C",
@@ -98,14 +99,15 @@ STEP_FLAGS = {
         "the samples of a step are not sure, so they are left out: give --samples-per-step, or call step(samples=...)",
     ),
     "samples_from_input": Flag(
-        "B", "samples are read from the model's input, not stated: --samples-per-step confirms them"
+        "B",
+        "samples and tokens are inferred from the model's input: --samples-per-step and --tokens-per-step confirm them",
     ),
     "much_left_out": Flag(
-        "B", "passes without gradients (validation, rollouts) took more than a fifth of the time: it is left out"
+        "B", "passes without gradients (validation, rollouts) took more than a twentieth of the time: it is left out"
     ),
     "sources_differ": Flag("C", "two sources of steps or samples disagree by more than 2 %: one of them is wrong"),
     "separate_trainings": Flag(
-        "C", "several trainings ran side by side or one after another: steps are those of the first alone"
+        "C", "several trainings or optimizers ran side by side or in turn: steps are those of the first alone"
     ),
     "phases_of_training": Flag("C", "other parameters were trained later in the run: parameters and FLOP are left out"),
     "hooks_failed": Flag("C", "the hooks failed during the run: what came later was not seen"),

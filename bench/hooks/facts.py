@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .inputs import parameters_of
+
 PARALLEL = {
     "DistributedDataParallel": "ddp",
     "FullyShardedDataParallel": "fsdp",
@@ -105,14 +107,14 @@ def _owned(optimizer):
 def trained_by(optimizer, modules):
     """Return the models that an optimizer trains: those in evaluation only with parameters of its own."""
     own = _owned(optimizer)
-    trained = [each for each in modules if each.training or any(id(one) in own for one in each.parameters())]
-    return [each for each in trained if any(one.requires_grad for one in each.parameters())] or trained
+    trained = [each for each in modules if each.training or any(id(one) in own for one in parameters_of(each))]
+    return [each for each in trained if any(one.requires_grad for one in parameters_of(each))] or trained
 
 
 def state(optimizer, roots):
     """Return what may change while a training goes on: sizes, how many gradients there are, and how products are computed."""
     modules = [each for root in roots for each in root.modules()]
-    parameters = {id(each): each for root in roots for each in root.parameters()}
+    parameters = {id(each): each for root in roots for each in parameters_of(root)}
     sizes = {key: each.numel() for key, each in parameters.items()}  # sharded ones as they lie here
     return (
         (
@@ -127,14 +129,14 @@ def state(optimizer, roots):
 
 def owns_another(optimizer, module, roots):
     """Return whether an optimizer trains parameters of a module that are not those of its models."""
-    others = {id(each) for each in module.parameters()} - {id(each) for root in roots for each in root.parameters()}
+    others = {id(each) for each in parameters_of(module)} - {id(each) for root in roots for each in parameters_of(root)}
     return not others.isdisjoint(_owned(optimizer))
 
 
 def facts(optimizer, roots, autocast):
     """Return what is known of a training at the first step of an optimizer; what cannot be told is None."""
     modules = [each for root in roots for each in root.modules()]
-    parameters = {id(each): each for root in roots for each in root.parameters()}
+    parameters = {id(each): each for root in roots for each in parameters_of(root)}
     tables = {id(each.weight) for each in modules if isinstance(each, (nn.Embedding, nn.EmbeddingBag))}
     sizes = {key: getattr(each, "ds_numel", None) or each.numel() for key, each in parameters.items()}
     rank, world, joined = _world()

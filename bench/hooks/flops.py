@@ -25,6 +25,17 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Types of tensors whose products are of their data type."""
 
 
+def products_of_backward(func, args):
+    """Return how many times the FLOP of an operation its backward takes at most: one for each operand with a gradient."""
+    if "attention" in func.name():
+        return 2.5
+    operands = [each for each in args if isinstance(each, torch.Tensor) and each.dim() > 1]
+    if not torch.is_grad_enabled() or len(operands) < 2:  # a checkpoint or a function with a backward of its own
+        return 2
+    operands = operands[-2:] if "mm" in func.name() else operands[:2]  # the others are added
+    return sum(each.requires_grad for each in operands)
+
+
 def flop_counter():
     """Return a mode that adds up the FLOP of the operations in it, but for recomputed ones; None in an older torch.
 
@@ -50,8 +61,7 @@ def flop_counter():
 
     class Counter(TorchDispatchMode):
         supports_higher_order_operators = True
-        forward = backward = 0
-        ceiling = 0  # the most that the backward of the forward takes: two products for each, and one more in attention
+        forward = backward = ceiling = 0  # the last one: the most that the backward of the forward takes
         uncounted = recomputes = False  # in a backward without a graph, what is done with gradients is recomputed
 
         def __init__(self):
@@ -88,11 +98,12 @@ def flop_counter():
             except TypeError:
                 number = formula(*args, **kwargs)
             kind = next(each for each in args if isinstance(each, torch.Tensor) and each.dim() > 1)
+            self.uncounted |= kind.is_complex()  # formulas count products of real numbers
             kind = str(kind.dtype).replace("torch.", "") if type(kind) in PLAIN else type(kind).__name__
             self.products[kind] = self.products.get(kind, 0) + number
             if torch._C._current_graph_task_id() == -1:
                 self.forward += number
-                self.ceiling += (2.5 if "attention" in func.name() else 2) * number
+                self.ceiling += products_of_backward(func, args) * number
             elif not torch.is_grad_enabled():
                 self.backward += number
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from numbers import Number
 
 import torch
@@ -16,6 +17,8 @@ BATCHED = ("input_ids", "input_features", "input_values", "inputs_embeds", "pixe
 """Names of tensors of Hugging Face, which always begin with the batch."""
 PACKED = ("position_ids", "seq_idx")
 """Names of tensors that say where the samples in a row begin; so do those that begin with `cu_seq`."""
+autocasts = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
+"""Whether autocast is on for any device."""
 PLAIN = (Number, str, bytes, type(None), torch.dtype, torch.device)
 """Types of values that hold no samples."""
 
@@ -67,14 +70,21 @@ def tensors_of(model, args, kwargs):
             out += inner
         elif hasattr(value, "edge_index"):
             clear = False
-        elif hasattr(value, "items"):
-            out += [(key, each) for key, each in value.items() if isinstance(each, Tensor)]
-            clear = clear and _readable(value.values())
+        elif (items := _plain_items(value)) is not None:
+            out += [(key, each) for key, each in items.items() if isinstance(each, Tensor)]
+            clear = clear and _readable(items.values())
         else:
             clear = clear and isinstance(value, PLAIN)
     clear = clear and not any(_merged(each) for _, each in out)
     nested = any(each.is_nested or torch._C._functorch.is_batchedtensor(each) for _, each in out)  # also inside a vmap
     return ([] if nested else out), clear and not nested and all(name != "edge_index" for name, _ in out)
+
+
+def _plain_items(value):
+    """Return the items of a mapping that reads them from memory; another one may compute them, which changes the training."""
+    if isinstance(value, UserDict):
+        value = vars(value).get("data")
+    return dict(dict.items(value)) if isinstance(value, dict) else None
 
 
 def _readable(values):
@@ -91,7 +101,7 @@ def _merged(tensor):
 
 
 def form(args, kwargs):
-    """Return what an input looks like, whatever its values: names, and types, shapes and data types of tensors.
+    """Return what an input looks like, whatever its values: names; types, shapes and data types of tensors; autocast.
 
     None where it has more in it than tensors and plain values.
     """
@@ -101,12 +111,12 @@ def form(args, kwargs):
     if any(type(each) is Tensor and each.is_nested for each in values):
         return None
     facts = [(Tensor, each.shape, each.dtype) if type(each) is Tensor else (type(each), None, None) for each in values]
-    return tuple(kwargs), tuple(facts)
+    return tuple(kwargs), tuple(facts), autocasts()
 
 
 def values_of(out):
     """Return the tensors of an output, but for those in nested ones."""
-    values = out if isinstance(out, (list, tuple)) else out.values() if isinstance(out, dict) else [out]
+    values = out if isinstance(out, (list, tuple)) else dict.values(out) if isinstance(out, dict) else [out]
     return [each for each in values if isinstance(each, Tensor)]
 
 
@@ -165,7 +175,7 @@ def _alone(model, named, first):
 def parameters_of(module):
     """Return the parameters of a module; none where torch cannot list them, as parts of it have no hash."""
     try:
-        return list(module.parameters())
+        return list(nn.Module.parameters(module))  # some modules have their own method, for those that are trained
     except TypeError:
         return []
 

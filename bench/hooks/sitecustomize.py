@@ -4,7 +4,7 @@ Each process that trains writes `seen-HOST-PID.jsonl` into the folder that the v
 nothing is done. `bench.run.seen` reads these files and decides on steps. Times are CLOCK_MONOTONIC in ns. The lines:
 
     {"facts": {"rank": 0, "world_size": 2, ...}, "optimizer": 0}     before the first step of an optimizer
-    {"t_ns": [1], "optimizer": 0, "backwards": 1, "passes": [[0, 1, 12, 384]], "eval": [[1, 5, 9, 0, 1]]}     equal steps
+    {"t_ns": [1], "optimizer": 0, "backwards": 1, "passes": [[0, 1, 12, 384]], "eval": [[1, 5, 9, 0, 1, 1]]}     equal steps
     {"device_ns": [[0, 8]]}     when the device ended step 0
     {"phase": "checkpoint", "start_ns": 5, "end_ns": 9}
     {"trainable": true}     other parameters are trained than at the first steps of an optimizer
@@ -15,8 +15,8 @@ nothing is done. `bench.run.seen` reads these files and decides on steps. Times 
     {"crowded": true}     more optimizers than can be told apart made steps
 
 `passes`, since the last line of a step: model, calls, samples, tokens (null: not sure). `eval`: model, start, end, passes and
-backwards of the step before it, and whether the model was in evaluation.
-`begun_ns`, in the first line of an optimizer: when the first pass began.
+backwards of the step before it, whether the model was in evaluation, and how many calls these were.
+`begun_ns`, in the lines of steps that were looked at in full: when the first pass in training began.
 "flops" are those of the passes and backwards of a line; "products" those of its products by data type, also where some are
 not counted. Where the hooks failed, there is an empty file beside, whose name has `.failed` behind it. Lines are written at
 once at first, later some at a time: within a 32nd of the time since the first.
@@ -31,6 +31,8 @@ import sys
 
 FOLDER = os.environ.get("WATTBENCH_SEEN")
 HERE = os.path.dirname(os.path.abspath(__file__))
+WRITERS = {"safetensors.torch": "save_file", "torch.distributed.checkpoint.state_dict_saver": "save"}
+"""Functions that write checkpoints, by their modules; `torch.save` is another one."""
 
 
 def _hooks():
@@ -49,8 +51,8 @@ class WattbenchFinder:
     timed = None  # what makes a function that writes checkpoints a watched one
 
     def find_spec(self, name, path=None, target=None):
-        """Return the spec of torch and of safetensors.torch, as all other finders have it."""
-        if name not in ("torch", "safetensors.torch"):
+        """Return the spec of torch and of the writers of checkpoints, as all other finders have it."""
+        if name != "torch" and name not in WRITERS:
             return None
         for finder in sys.meta_path:
             if finder is not self and hasattr(finder, "find_spec"):
@@ -71,7 +73,8 @@ class WattbenchFinder:
                 if module.__name__ == "torch":
                     self.timed = _hooks().install(FOLDER)
                 elif self.timed is not None:
-                    module.save_file = self.timed(module.save_file)
+                    write = WRITERS[module.__name__]
+                    setattr(module, write, self.timed(getattr(module, write)))
             except Exception:
                 return  # an old torch: the script goes on unwatched
 

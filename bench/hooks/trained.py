@@ -37,6 +37,11 @@ def own_weights(module):
     return sum(each.numel() for each in own if each.dim() > 1)
 
 
+def calls_of(casts):
+    """Return how many calls have been looked at in a step."""
+    return sum(map(len, casts.values()))
+
+
 def main_cast(casts):
     """Return the data type of autocast, of the modules that are called in each; None where there is no autocast."""
     if len(casts) < 2:

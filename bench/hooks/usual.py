@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from weakref import ref
 
 from torch import is_grad_enabled
 from torch._C import _current_graph_task_id as graph_task
 from torch._C import _is_tracing as is_tracing
 
-from .inputs import storage_key
+from .inputs import autocasts, storage_key
 
 
 class Usual:
@@ -18,17 +19,32 @@ class Usual:
     """
 
     __slots__ = (
-        *("calls", "first", "form", "index", "input", "line", "loops", "module", "names", "optimizer"),
+        *(
+            "autocast",
+            "calls",
+            "exact",
+            "first",
+            "form",
+            "index",
+            "input",
+            "line",
+            "loops",
+            "module",
+            "names",
+            "optimizer",
+        ),
         *("passed", "steps", "sums", "training"),
     )
 
-    def __init__(self, module, optimizer, form, index, sums, returns, line):
+    def __init__(self, module, optimizer, form, index, sums, returns, line, scaled):
         self.module, self.training, self.optimizer = ref(module), module.training, ref(optimizer)
-        (self.names, self.form), self.index, self.calls, self.sums = form, index, sums[0], sums[1:]
+        (self.names, self.form, self.autocast), self.index, self.calls, self.sums = form, index, sums[0], sums[1:]
         self.line, self.passed, self.steps, self.input = line, 0, 1, None
         tensors = [(place, shape.numel(), dtype) for place, (_, shape, dtype) in enumerate(self.form) if shape]
         # What is returned may be a part of the next input only where it is as large.
         self.loops = any(dtype == each and size <= most for _, size, dtype in tensors for each, most in returns)
+        # Where a step may be skipped, memory is used again within one: inputs are told apart by their storages.
+        self.exact = self.calls > 1 or scaled
         self.first = None  # the place of the tensor that has the samples
         if self.sums != [None, None]:
             ids = (
@@ -42,7 +58,11 @@ class Usual:
             not self.passed == watch.backwards < self.calls
             or self.module() is not module
             or self.training != module.training
+            or get_ident() != watch.thread
         ):
+            return False
+        if autocasts() != self.autocast:
+            watch.fresh = watch.marks  # the next steps are compared with the first ones
             return False
         values = (*args, *kwargs.values()) if kwargs else args
         if len(values) != len(self.form) or self.names != tuple(kwargs) or not is_grad_enabled():
@@ -56,7 +76,7 @@ class Usual:
             return False
         if is_tracing() or (self.calls > 1 and graph_task() != -1):  # no pass; the first one is never in autograd
             return False
-        if self.first is not None and self.calls == 1:
+        if self.first is not None and not self.exact:
             try:
                 self.input = values[self.first].data_ptr()
             except RuntimeError:  # in a transform of a function
@@ -71,7 +91,7 @@ class Usual:
     def equals(self, other):
         """Return whether another step looks like this one."""
         return (
-            (self.names, self.form) == (other.names, other.form)
+            (self.names, self.form, self.autocast) == (other.names, other.form, other.autocast)
             and self.calls == other.calls
             and self.training == other.training
             and self.module() is other.module()

@@ -16,14 +16,14 @@ from torch._C import _current_graph_task_id as graph_task
 from torch._C import _is_tracing as is_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .around import preceded, timed
+from .around import FlushedExit, timed
 from .clock import DeviceClock
 from .facts import countable, facts, is_compiled, owns_another, trained_by
 from .facts import state as current
 from .flops import flop_counter
 from .inputs import InputRules, amounts, as_json, form, parameters_of, storage_key, values_of
 from .lines import LineFile
-from .trained import AUTOCAST, Trained, hide, main_cast
+from .trained import AUTOCAST, Trained, calls_of, hide, main_cast
 from .usual import Usual
 
 MODELS, OPTIMIZERS = 64, 64
@@ -50,7 +50,7 @@ class StepWatch:
         self.models, self.optimizers, self.states = {}, WeakKeyDictionary(), {}
         self.clock = self.counter = self.work = self.thread = None
         self.fresh = 0  # the line of the last optimizer that was new
-        self.known, self.usual, self.plan = [], None, None
+        self.known, self.usual, self.plan, self.scaled = [], None, None, False
         self.unpaired, self.shapes, self.events = {}, set(), set()
         self.clear()
 
@@ -127,7 +127,8 @@ class StepWatch:
     def evaluated(self, model, evaluating, start, end):
         """Note a pass without gradients: a span lasts until the next pass in training or backward."""
         key = model.index, sum(sums[0] for sums in self.passes.values()) + self.backwards, int(evaluating)
-        self.evals.setdefault(key, [start, end])[1] = end
+        span = self.evals.setdefault(key, [start, end, 0])
+        span[1:] = end, span[2] + 1
 
     def number(self, optimizer):
         """Return the number of an optimizer by its first step; None where there are too many."""
@@ -140,9 +141,9 @@ class StepWatch:
         """Look at the rest of a step in full, as it is not like the usual ones."""
         plan, self.plan = self.plan, None
         if plan.passed:
-            self.passes, self.forms = {plan.index: plan.amounts()}, {(plan.names, plan.form)}
+            self.passes, self.forms = {plan.index: plan.amounts()}, {(plan.names, plan.form, plan.autocast)}
             self.module = plan.module
-            if plan.calls == 1:
+            if not plan.exact:
                 self.inputs = {plan.index: plan.input}
             self.unpaired = {plan.index: 1} if plan.passed > self.backwards else {}
 
@@ -158,7 +159,7 @@ class StepWatch:
                 self.record()
             self.file.step(monotonic_ns(), plan.line)
             self.begun = self.backwards = plan.passed = 0
-            if plan.calls > 1 or plan.loops:
+            if plan.exact or plan.loops:
                 self.inputs, self.outputs = {}, {}
             self.marks += 1
             self.steps += 1
@@ -174,7 +175,7 @@ class StepWatch:
         if module is None or self.repeated or len(self.passes) > 1 or len(self.forms) > 1 or None in self.forms:
             self.known, self.usual = [], None
         elif sums[0] == self.backwards:
-            step = Usual(module, optimizer, *self.forms, *self.passes, sums, self.returns, line)
+            step = Usual(module, optimizer, *self.forms, *self.passes, sums, self.returns, line, self.scaled)
             known = next((each for each in self.known if each.equals(step)), step)
             if known is step:
                 self.known = [*self.known[-3:], step]
@@ -202,9 +203,9 @@ class StepWatch:
         else:
             self.compare(optimizer, number)
         passes = ",".join("[%d,%d,%s,%s]" % (k, *as_json(v)) for k, v in self.passes.items())
-        evals = ",".join("[%d,%d,%d,%d,%d]" % (k[0], *v, *k[1:]) for k, v in self.evals.items())
+        evals = ",".join("[%d,%d,%d,%d,%d,%d]" % (k[0], *v[:2], *k[1:], v[2]) for k, v in self.evals.items())
         more = ',"eval":[' + evals + "]" if evals else ""
-        if number == self.marks:
+        if self.begun:
             more += ',"begun_ns":%d' % self.begun
         if self.clock is not None:
             self.record()
@@ -230,6 +231,7 @@ class StepWatch:
         self.states[number] = Trained(roots, passing, autocast)
         self.fresh = number
         found = facts(optimizer, roots, autocast)
+        self.scaled |= bool(found["gradient_scaler"])
         if self.file is None:
             name = "seen-%s-%d" % (os.uname().nodename.replace("/", "_"), os.getpid())
             path = os.path.join(self.folder, name)
@@ -254,11 +256,6 @@ class StepWatch:
         """Whether a step that is looked at in full is compared with the first ones."""
         return self.marks - self.fresh < ALIKE or self.marks % FULL == 0
 
-    @property
-    def looked(self):
-        """How many calls inside of models have been looked at in this step."""
-        return sum(map(len, self.casts.values()))
-
     def compare(self, optimizer, number):
         """Write what is not as it was at the first steps of an optimizer: what is trained, how, and with how much work."""
         state = self.states[number]
@@ -273,7 +270,7 @@ class StepWatch:
         if main_cast(self.casts) != state.autocast:
             self.changed("precision")
         calls = sum(sums[0] for sums in self.passes.values())
-        if self.work is not None and self.looked * self.work[1] != self.work[0] * calls:
+        if self.work is not None and calls_of(self.casts) * self.work[1] != self.work[0] * calls:
             self.changed("varied")
         if state.steps in (0, 2, ALIKE - 2) or self.marks % (STATES * FULL) == 0:
             before, state.state = state.state, current(optimizer, roots)
@@ -303,15 +300,18 @@ class StepWatch:
         """Write the times of the last steps at the end of the process, and whether the same parameters were trained."""
         roots = [each() for each in self.states[0].roots] if len(self.states) == 1 else [None]
         before = self.states[0].state if None not in roots else None
-        if before is not None and before[0][:2] != current(None, roots)[0][:2]:
-            self.changed("trainable")
+        if before is not None:
+            after = current(None, roots)
+            ends = ("trainable",) * (before[0][:2] != after[0][:2]) + ("precision",) * (before[2][0] != after[2][0])
+            for event in ends:
+                self.changed(event)
         if self.file is not None:
             self.reached()
             self.file.close()
 
     def saved(self, start, end):
         """Write that a checkpoint was saved."""
-        if self.file is not None and end - start >= SAVE_NS and threading.current_thread() is threading.main_thread():
+        if self.file is not None and end - start >= SAVE_NS and threading.get_ident() == self.thread:
             self.file.write('{"phase":"checkpoint","start_ns":%d,"end_ns":%d}' % (start, end))
 
     def prepare(self):
@@ -326,7 +326,7 @@ class StepWatch:
         if self.facts["compiled"] is False and is_compiled(()):  # since the first step: what is compiled is not counted
             self.changed("compiled")
             return ""
-        if counter is None or self.captured or not counter.products:
+        if counter is None or self.captured or not counter.products or graph_task() != -1:  # a step inside a backward
             return ""
         products = ',"products":' + json.dumps(counter.products)
         if counter.uncounted or len(sums) != 1 or len(shapes) != 1:
@@ -338,7 +338,7 @@ class StepWatch:
             return products
         if counter.backward > 1.02 * counter.ceiling:  # of products outside of the model, too
             return products
-        self.shapes, self.work = shapes, (self.looked, calls)
+        self.shapes, self.work = shapes, (calls_of(self.casts), calls)
         return products + ',"flops":%d' % (counter.forward + counter.backward)
 
     def safely(self, function, *values):
@@ -374,7 +374,7 @@ class StepWatch:
             self.settle()
         if not is_grad_enabled():
             return model, None
-        if not module.training and not any(each.requires_grad for each in module.parameters()):  # a frozen teacher
+        if not module.training and not any(each.requires_grad for each in parameters_of(module)):  # a frozen teacher
             return model, None
         self.looking = self.observed
         if self.looking:
@@ -478,6 +478,6 @@ def install(folder):
     torch.save = torch.serialization.save = watched(torch.save)
     os.register_at_fork(after_in_child=watch.reset)
     end = partial(watch.safely, watch.finish)
-    os._exit = preceded(os._exit, end)  # without `atexit`, as forked processes end
+    os._exit = FlushedExit(os._exit, end)  # without `atexit`, as forked processes end
     atexit.register(end)
     return watched

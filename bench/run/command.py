@@ -52,9 +52,11 @@ TICK_SECONDS, POLL_SECONDS = 0.2, 0.02
 """Time between two looks at the steps of a command, and at its end where the kernel does not tell of it."""
 
 
-def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool) -> dict[str, str]:
+def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool, read: bool) -> dict[str, str]:
     """Return the environment of a command: where steps are written, and where Python finds the hooks and `wattbench`."""
     env = {**(os.environ if base is None else base), VARIABLE: str(steps)}
+    if read:
+        env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines of the output arrive in batches
     if hooks:
         env[SEEN_VARIABLE] = str(steps.parent.absolute())
     folders = (HOOKS if hooks else None, env.get("PYTHONPATH"), str(SCRIPT))
@@ -84,10 +86,8 @@ def execute(
     counts from the end of the warm-up, it is ended. `tick` gets its progress a few times a second; True ends it too.
     `before_end` is called before it is ended. With `hooks`, what these see of torch goes to the folder of `steps`.
     """
-    env = _environment(environment, steps, hooks=hooks)
+    env = _environment(environment, steps, hooks=hooks, read=how is not None)
     streams = Streams(how.pattern, steps, output) if how else None
-    if how:
-        env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines arrive in batches
     before, kills = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, oom_kills()
     start = time.monotonic_ns()
     try:
@@ -110,6 +110,8 @@ def execute(
             ending.go_on()
 
     stop, full = _until_end(process.pid, TICK_SECONDS if watched else None, streams, steps.parent, look)
+    for ending in endings:
+        ending.finish()
     signals.detach()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

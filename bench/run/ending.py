@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from bench.errors import STOPPED, Stopped
-from bench.process import GroupListener
+from bench.process import GroupListener, signals_of
 from bench.run.watch import Tally
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -78,7 +76,7 @@ class Processes:
         for process in self._family.values():
             with suppress(psutil.Error, ProcessLookupError):
                 if not group or os.getpgid(process.pid) == os.getpgid(self._pid):
-                    deaf = number == signal.SIGINT and _ignores(process.pid, number)
+                    deaf = number == signal.SIGINT and bool(signals_of(process.pid, "SigIgn") >> (number - 1) & 1)
                     process.send_signal(signal.SIGTERM if deaf else number)
 
     def release(self, exitcode: int) -> None:
@@ -91,19 +89,16 @@ class Processes:
                 if self._sent is not None and os.getpgid(process.pid) == os.getpgrp():
                     process.send_signal(self._sent)
 
+    @property
+    def alive(self) -> bool:
+        """Whether any of them still runs."""
+        return any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in self._family.values())
+
     def _look(self) -> None:
         """Find the descendants, and keep those of before, whose parent may have ended."""
         with suppress(psutil.Error):
             process = psutil.Process(self._pid)
             self._family |= {each.pid: each for each in (process, *process.children(recursive=True))}
-
-
-def _ignores(pid: int, number: int) -> bool:
-    """Return whether a process ignores a signal, as far as the kernel tells."""
-    with suppress(OSError):
-        found = re.search(r"^SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
-    return False
 
 
 class Ending:
@@ -127,6 +122,12 @@ class Ending:
             number = self._left.pop(0)
             self._processes.send_all(number, group=number == signal.SIGINT)
             self._next = time.monotonic() + self._grace
+
+    def finish(self) -> None:
+        """Wait for what the command has left, and end it, where the command itself has needed SIGTERM."""
+        while self._left == [signal.SIGKILL] and self._processes.alive:
+            self.go_on()
+            time.sleep(0.05)
 
 
 @contextmanager

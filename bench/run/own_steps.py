@@ -26,7 +26,9 @@ OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
 """Names of phases with a fixed meaning; a phase of the user with such a name becomes `user_...`."""
 DIFFERENCE = 0.02
 """Relative difference by which two sources of steps or samples may differ."""
-MUCH = 0.2
+LEAST_TOTALS = 8
+"""So many counts of steps that only grow are totals."""
+MUCH = 0.05
 """Share of the time between steps above which it is told that evaluation is left out."""
 TIMES_SUM = 0.05
 """Share of a window by which the sum of the script's own times of steps may differ from it."""
@@ -333,7 +335,7 @@ def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[st
     flags: list[str] = []
     for line in sorted((line for line in lines if line["rank"] != OUTPUT), key=lambda line: line["t_ns"]):
         rank, t, process = line["rank"], line["t_ns"], str(line.get("pid"))
-        open_, name = begun.setdefault(f"{rank} {process}", []), _phase_name(line.get("phase", ""))
+        open_, name = begun.setdefault(f"{rank} {process}", []), _phase_name(str(line.get("phase", "")))
         if "phase" not in line:
             open_.clear()
             if processes.setdefault(rank, process) == process:
@@ -345,7 +347,21 @@ def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[st
         elif rank == 0 and (own := [begin for begin in open_ if begin[0] == name]):
             open_.remove(own[-1])
             pauses.append(Phase(name=name, start_ns=own[-1][1], end_ns=t))
-    return {rank: list(own.values()) for rank, own in marks.items()}, pauses, flags
+    out = {rank: list(own.values()) for rank, own in marks.items()}
+    totals = [name for name in ("samples", "tokens") if _without_totals(out, name)]
+    return out, pauses, [*flags, *["counts_only_grow"] * bool(totals)]
+
+
+def _without_totals(marks: _Marks, name: str) -> bool:
+    """Leave out counts that grow with each step, as totals of all steps do; return whether there are any."""
+    columns = [[mark.get(name) for mark in own] for own in marks.values()]
+    grow = any(
+        len(counts) >= LEAST_TOTALS and all(a is not None and b is not None and a < b for a, b in pairwise(counts))
+        for counts in columns
+    )
+    for mark in (mark for own in marks.values() for mark in own if grow):
+        mark.pop(name, None)
+    return grow
 
 
 def _lines(steps: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from bench.folder import FAILED, SEEN
 from bench.record import Phase, SeenFacts
@@ -60,7 +61,7 @@ class _Line:
     optimizer: int
     backwards: int
     passes: tuple[tuple[Any, ...], ...]
-    evals: tuple[tuple[int, int, int, int, int], ...]
+    evals: tuple[tuple[int, int, int, int, int, int], ...]
     begun_ns: int | None
     flops: int | None
 
@@ -107,13 +108,43 @@ class _Process:
     def within(self) -> set[int]:
         """The models with passes without gradients that are part of most steps, such as those of a teacher.
 
-        Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
+        Those of a model that trains are no part of a step where it is in evaluation and the step has not begun. One pass
+        of it in training mode, in a tenth of the steps, is, as where a model conditions itself on what it returned.
         """
-        inside = Counter[int]()
+        inside, alone = Counter[int](), Counter[int]()
         for _, since in self.steps:
             spans = [span for line in since for span in _spans(line)]
-            inside.update({span[0] for span in spans if not (span[0] in self.trains and span[4])})
-        return {model for model, count in inside.items() if 2 * count >= len(self.steps)}
+            inside.update({span.model for span in spans if not (span.model in self.trains and span.before)})
+            calls = Counter[int]()
+            for span in spans:
+                calls[span.model] += 2 if span.evaluating else span.calls
+            alone.update(model for model, count in calls.items() if count == 1 and model in self.trains)
+        most = {model for model, count in inside.items() if 2 * count >= len(self.steps)}
+        return most | {model for model, count in alone.items() if count == inside[model] >= len(self.steps) / 10}
+
+    @property
+    def hides_steps(self) -> bool:
+        """Whether another optimizer makes several steps with passes of their own between two steps of a leading one."""
+        between = (Counter(line.optimizer for line in since[:-1] if line.passes) for _, since in self.steps)
+        return any(count > 1 for counts in between for count in counts.values())
+
+    @property
+    def checkpoints(self) -> list[Phase]:
+        """What was saved, but where that is part of most steps, as of those that send the weights away."""
+        ends = [line.host_ns for line, _ in self.steps]
+        steps = {bisect_right(ends, phase.start_ns) for phase in self.saves}
+        return self.saves if 2 * len(steps) < len(self.steps) else []
+
+    @cached_property
+    def loading_ns(self) -> float | None:
+        """The median time from a step to the first pass of the next one, where nothing is evaluated between; None without."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        waits = [
+            since[0].begun_ns - line.host_ns
+            for (line, _), (_, since) in pairs
+            if since[0].begun_ns and not any(each.evals for each in since)
+        ]
+        return median(waits) if waits else None
 
 
 def seen_steps(folder: Path) -> SeenSteps | None:
@@ -143,18 +174,21 @@ def seen_steps(folder: Path) -> SeenSteps | None:
         marks, flags = {rank: [] for rank in ranks}, [*flags, "steps_captured"]
     alike = _alike(leader)
     alike = alike and "trainable" not in events
-    flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * ("crowded" in events and not flags)
+    several = "crowded" in events or leader.hides_steps
+    flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * (several and not flags)
     alike = alike and not any(each["outside"] for each in leader.facts.values())
     others = any(process.within for process in ranks.values())
+    untrained = any(process.within - process.trains for process in ranks.values())
     if not alike or "varied" in events or others:
         for mark in (mark for own in marks.values() for mark in own if "flops" in mark):
             mark["flops"] = None  # the window begins after it, all the same
+    sizes = _sizes(leader) if alike else {}
     return SeenSteps(
         marks=marks,
-        pauses=[*_evaluations(leader), *_between(leader), *leader.saves],
+        pauses=[*_evaluations(leader), *_between(leader), *leader.checkpoints],
         facts=_facts(list(ranks.values()), [mark["batch"] for own in marks.values() for mark in own]),
         flags=flags,
-        **(_sizes(leader) if alike else {}),
+        **(sizes | {"parameters": None} if untrained else sizes),  # those of the others may be part of the model
         others=others,
     )
 
@@ -258,23 +292,47 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
 
 
 def _evaluations(process: _Process) -> list[Phase]:
-    """Return the passes of evaluation, without those in training between them and those that are part of steps."""
-    phases = []
-    for _, since in process.steps:
-        groups = defaultdict[tuple[int, int], list[tuple[int, int]]](list)
-        for model, start, end, group, before in (span for line in since for span in _spans(line)):
-            if (before and model in process.trains) or model not in process.within:
-                groups[group].append((start, end))
-        for each in groups.values():
-            start, end = min(span[0] for span in each), max(span[1] for span in each)
+    """Return the passes of evaluation, without those in training between them and those that are part of steps.
+
+    An evaluation that follows a step begins with it: its data are loaded, too. Where those of the next step are loaded
+    before it, as no time is left for that behind it, it begins later by the usual time for that.
+    """
+    phases, before = list[Phase](), None
+    for line, since in process.steps:
+        groups = defaultdict[tuple[int, int], list[_Span]](list)
+        for span in (span for each in since for span in _spans(each)):
+            if (span.before and span.model in process.trains) or span.model not in process.within:
+                groups[span.group].append(span)
+        for group, spans in groups.items():
+            start, end = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
+            begun, loading = since[0].begun_ns, process.loading_ns
+            if before is not None and group == (since[0].host_ns, 0) and begun and loading is not None:
+                start = min(start, before.host_ns + (0 if 2 * (begun - end) >= loading else round(loading)))
             phases.append(Phase(name="eval", start_ns=start, end_ns=end))
+        before = line
     return _after(phases, process.lines)
 
 
-def _spans(line: _Line) -> Iterator[tuple[int, int, int, tuple[int, int], bool]]:
-    """Yield passes without gradients: model, start, end, what they follow, and whether in evaluation before all passes."""
-    for model, start, end, passes, evaluating in line.evals:
-        yield model, start, end, (line.host_ns, passes), bool(evaluating) and passes == 0
+class _Span(NamedTuple):
+    """Passes of a model without gradients, in a row."""
+
+    model: int
+    start_ns: int
+    end_ns: int
+    group: tuple[int, int]
+    """The end of the line, and how many passes and backwards of it they follow."""
+    evaluating: bool
+    calls: int
+
+    @property
+    def before(self) -> bool:
+        """Whether they are in evaluation before all passes of the line."""
+        return self.evaluating and self.group[1] == 0
+
+
+def _spans(line: _Line) -> Iterator[_Span]:
+    for model, start, end, passes, evaluating, calls in line.evals:
+        yield _Span(model, start, end, (line.host_ns, passes), bool(evaluating), calls)
 
 
 def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> SeenFacts:

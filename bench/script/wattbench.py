@@ -55,7 +55,8 @@ def _reports(name: str) -> bool:
         return False
     _reporter = _reporter or name
     if _reporter != name:
-        warnings.warn(f"{_reporter} reports steps to wattbench already; those of {name} do not count", stacklevel=3)
+        with suppress(Exception):  # a warning may be an error here
+            warnings.warn(f"{_reporter} reports steps to wattbench already; those of {name} do not count", stacklevel=3)
     return _reporter == name
 
 
@@ -64,8 +65,8 @@ def _mark(samples: Any, tokens: Any, loss: Any, own: dict[str, Any]) -> dict[str
     metrics = {name: _number(name, value, float) for name, value in own.items()}
     return {
         "t_ns": time.monotonic_ns(),
-        "samples": _number("samples", samples, int),
-        "tokens": _number("tokens", tokens, int),
+        "samples": _number("samples", samples, _whole),
+        "tokens": _number("tokens", tokens, _whole),
         "loss": _number("loss", loss, float),
         "own": {name: value for name, value in metrics.items() if value is not None} or None,
     }
@@ -81,8 +82,17 @@ def _number(name: str, value: Any, kind: Any) -> Any:
         return number
     except (TypeError, ValueError, OverflowError, RuntimeError):
         with suppress(Exception):  # a warning may be an error here, and a number too long to be shown
-            warnings.warn(f"{name}={value!r} is no number: it is not reported to wattbench", stacklevel=4)
+            kind = "whole number" if kind is _whole else "number"
+            warnings.warn(f"{name}={value!r} is no {kind}: it is not reported to wattbench", stacklevel=4)
         return None
+
+
+def _whole(value: Any) -> int:
+    """Return a count; raises ValueError where it is a fraction, of which the rest would be lost."""
+    count = int(value)
+    if count != float(value):
+        raise ValueError
+    return count
 
 
 def _append(**line: Any) -> None:
@@ -93,7 +103,7 @@ def _append(**line: Any) -> None:
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, (json.dumps({k: v for k, v in line.items() if v is not None}) + "\n").encode())
+            os.write(file, (json.dumps({k: v for k, v in line.items() if v is not None}, default=str) + "\n").encode())
         finally:
             os.close(file)
     except OSError:

@@ -56,9 +56,14 @@ _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 _UNITS = {"seconds": "s", "milliseconds": "ms"}
 _COUNTS = ("step", "samples", "tokens", "samples_total", "tokens_total")
 _PER_TIME = r"(?: ?/ ?s(?:ec(?:ond)?s?)?|(?:[ _]per|_p)[ _]s(?:ec(?:ond)?s?)?)(?![^\W_])"
-_RATE = re.compile(rf" ?[kKMGB]?(?: ?[^\W\d_]+)?{_PER_TIME}| ?(?:m?s|sec\w*) ?(?:/|per) ?[^\W\d_]+")
-_RATE_BEFORE = re.compile(rf"(?:{_PER_TIME}|\btps)[\"']? ?[:=] ?$")
+_RATE = re.compile(rf" ?[(\[]?[kKMGB]?(?: ?[^\W\d_]+)?{_PER_TIME}| ?(?:m?s|sec\w*) ?(?:/|per) ?[^\W\d_]+")
+_RATE_BEFORE = re.compile(
+    rf"(?:{_PER_TIME}[\"']? ?[:=]|\b(?:[fituw]ps|throughput|speed)[\"']?(?: ?[:=])?) ?$", re.IGNORECASE
+)
 """What stands behind a number, or before it, that says how many there are in a second, or how long each takes."""
+_CUT = re.compile(r"[._]?\d|[,'\u2019\u00a0\u202f]\d{3}(?!\d)|[eE][+-]?\d")
+_CUT_AMOUNT = re.compile(r" \d{3}(?!\d)| ?[kKMGBT]i\b| [kKMGBT]\b")
+"""What stands behind the digits of a number that goes on; of `2 M` only where it is no counter of steps."""
 _COUNT_BEFORE = re.compile(r"\b\w*(?:sample|tok|example|image|seq|step|iter|it|batch|size)\w*[ :=]+$", re.IGNORECASE)
 _NEXT = re.compile(r"[ :=]{1,3}[+-]?\d")
 _BAR = re.compile(r"(?<!\s)\s*+\d{1,3}%\|.*|(?<![\s━╸╺█#=>.-])[\s━╸╺█#=>.-]++$")
@@ -215,7 +220,8 @@ class Reader:
             if group is not None and name in _UNITS:
                 group = group.rstrip(",;:|)]").removesuffix(_UNITS[name])
             fraction = name not in GROUPS or name in ("loss", *_UNITS)
-            number = _number(group, after, whole=not fraction)
+            cut = group is not None and name in _COUNTS and _is_cut(text, found.span(name), found.end(), name == "step")
+            number = None if cut else _number(group, after, whole=not fraction)
             if name not in GROUPS:
                 own |= {name: number[0]} if number is not None else {}
             elif number is not None and (name == "loss" or 0 <= number[0] <= LARGEST):
@@ -292,6 +298,15 @@ def _number(text: str | None, after: str, *, whole: bool) -> tuple[float, float]
     place = int(power or 0) - len(digits.partition(".")[2])
     last = 0.5 * scale * float(f"1e{place}") if rounded else 0.0
     return (value, last) if math.isfinite(value) else None
+
+
+def _is_cut(text: str, span: tuple[int, int], end: int, counts_steps: bool) -> bool:
+    """Return whether a group has only a part of a number, as two digits of `12,288`; a match that goes on may divide it."""
+    start, stop = span
+    if text[start - 1 : start].isdigit() and text[start : start + 1].isdigit():
+        return True
+    whole = counts_steps or not _CUT_AMOUNT.match(text, stop)
+    return not whole or (stop == end and _CUT.match(text, stop) is not None)
 
 
 def _is_rate(text: str, start: int, end: int) -> bool:
