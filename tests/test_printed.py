@@ -77,7 +77,7 @@ COUNTED: dict[str, list[tuple[list[str], list[Any], list[str]]]] = {
         (["1 1k", "2 101.0k", "3 201.0k"], [(1, None, 0), (1, None, 100_000), (1, None, 100_000)], []),
         (["1 9", "2 8"], [ONE] * 2, ["totals_fall"]),
     ],
-    r"step (?P<step>[\d.]+)": [(["step 0.1", "step 0.2"], [ONE] * 2, ["steps_unchecked"])],
+    r"step (?P<step>[\d.]+)": [(["step 0.1", "step 0.2"], [], ["lines_are_not_steps"])],
     "loss": [
         (["it 10 loss", "it 20 loss", "it 30 loss"], [], ["lines_are_not_steps"]),
         ([f"it {n} loss" for n in (1, 1, 2, 2, 3, 3)], [], ["lines_are_not_steps"]),
@@ -348,6 +348,7 @@ RATES = [
     "s/it",
     "/s",
     "images per second",
+    "(tok/sec)",
 ]
 
 
@@ -365,11 +366,25 @@ def test_a_rate_is_no_count(unit: str) -> None:
     assert steps(r"at (?P<step>\d+)", each(lines)) == ([], ["counts_are_rates"])
 
 
-@pytest.mark.parametrize("before", ["samples/s: ", "'samples_per_second': ", "tps=", "tok/s = "])
+@pytest.mark.parametrize(
+    "before", ["samples/s: ", "'samples_per_second': ", "tps=", "tok/s = ", "wps=", "ips: ", "Throughput "]
+)
 def test_a_rate_may_be_named_before_its_number(before: str) -> None:
     lines = [f"step {n} {before}{100 + n}" for n in range(1, 10)]
     found = steps(rf"step (?P<step>\d+) {before}(?P<tokens>\d+)", each(lines))
     assert found == ([ONE] * 9, ["counts_are_rates"])
+
+
+@pytest.mark.parametrize("number", ["12,288", "12'288", "12\u202f288", "12 288", "12.5", "2e6", "2 Mi", "2Mi", "2 M"])
+def test_a_part_of_a_number_is_no_count(number: str) -> None:
+    lines = [f"step {n} tokens {number} loss 1" for n in range(1, 10)]
+    counts = steps(r"step (?P<step>\d+) tokens (?P<tokens>\d+)", each(lines))
+    assert counts == ([ONE] * 9, ["counts_missing"])
+
+
+@pytest.mark.parametrize("pattern", [r"step .*(?P<step>\d+)", r"^(?P<step>\d+)"])
+def test_a_part_of_a_counter_is_none(pattern: str) -> None:
+    assert steps(pattern, each([f"1{n:03},128 step {100 + n}" for n in range(1, 30)])) == ([], ["lines_are_not_steps"])
 
 
 @pytest.mark.parametrize(

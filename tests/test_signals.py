@@ -184,6 +184,22 @@ def test_a_command_that_does_not_want_to_end_is_made_to(tmp_path: Path, monkeypa
     assert (done.by, done.exitcode) == ("limit", -signal.SIGKILL)
 
 
+def test_what_a_command_leaves_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending.Ending.__init__, "__defaults__", (0.2,))
+    deaf = f"""
+import os, signal
+for n in (2, 15): signal.signal(n, signal.SIG_IGN)
+open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+{STEPPING}"""
+    steps = files.STEPS.path(tmp_path, files.COMMAND_STEPS)
+    (tmp_path / "train.py").write_text(deaf)
+    argv = ["bash", "-c", f"trap '' INT; {sys.executable} {tmp_path / 'train.py'}; true"]
+    done = execute(argv, steps, limit=WindowLength(steps=1), warmup_steps=1)
+    assert (done.by, done.exitcode) == ("limit", -signal.SIGTERM)
+    pid = (tmp_path / "pid").read_text()
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
 def test_all_processes_of_a_command_are_ended(tmp_path: Path) -> None:
     inner = "import os, time; open('inner', 'w').write(str(os.getpid())); time.sleep(900)"
     outer = (

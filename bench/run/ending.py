@@ -67,17 +67,21 @@ class Processes:
         with suppress(ProcessLookupError):
             os.kill(self._pid, number)
 
-    def send_all(self, number: int, *, group: bool) -> None:
+    def send_all(self, number: int, *, group: bool) -> bool:
         """Send a signal to the command and its descendants, or to those of them that Ctrl-C would reach.
 
-        A process that ignores SIGINT, as what a shell starts with `&` does, gets SIGTERM instead.
+        A process that ignores SIGINT, as what a shell starts with `&` does, gets SIGTERM instead. Return whether any got
+        more than SIGINT.
         """
         self._look()
+        forced = number != signal.SIGINT
         for process in self._family.values():
             with suppress(psutil.Error, ProcessLookupError):
                 if not group or os.getpgid(process.pid) == os.getpgid(self._pid):
                     deaf = number == signal.SIGINT and bool(signals_of(process.pid, "SigIgn") >> (number - 1) & 1)
                     process.send_signal(signal.SIGTERM if deaf else number)
+                    forced |= deaf
+        return forced
 
     def release(self, exitcode: int) -> None:
         """Send the signal by which the command has ended to those of its group that are left: a shell passes none on."""
@@ -114,18 +118,18 @@ class Ending:
             before()
         self._processes, self._grace = processes, grace_seconds
         self._left = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-        self._next = 0.0
+        self._next, self._forced = 0.0, False
 
     def go_on(self) -> None:
         """Send the next signal where it is time for it."""
         if self._left and time.monotonic() >= self._next:
             number = self._left.pop(0)
-            self._processes.send_all(number, group=number == signal.SIGINT)
+            self._forced |= self._processes.send_all(number, group=number == signal.SIGINT)
             self._next = time.monotonic() + self._grace
 
     def finish(self) -> None:
-        """Wait for what the command has left, and end it, where the command itself has needed SIGTERM."""
-        while self._left == [signal.SIGKILL] and self._processes.alive:
+        """Wait for what a command has left, and end it, where the command did not end by SIGINT alone."""
+        while self._forced and self._left and self._processes.alive:
             self.go_on()
             time.sleep(0.05)
 

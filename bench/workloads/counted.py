@@ -232,7 +232,8 @@ def _passes(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _by_line(lines: Sequence[dict[str, Any]], how: Printed, out: Counted) -> list[dict[str, Any]]:
     """Return the lines as steps, `steps_per_line` each. Without that, a counter in the lines must agree that each is one."""
     agrees = _agrees(lines, how.steps_per_line or 1)
-    if agrees is False:
+    unread = how.steps_per_line is None and any("step_missing" in line for line in lines)
+    if agrees is False or unread:
         out.doubt("lines_are_not_steps")
         return []
     if agrees is None and (how.steps_per_line is None or _doubtful(lines, how.steps_per_line)):
