@@ -39,7 +39,7 @@ BUDGETS = {
     "bench/figures": 932,
     "bench/store": 713,
     "bench/cli": 1_527,
-    "bench/hooks": 1_024,
+    "bench/hooks": 1_029,
     "bench/script": 397,
     "analytics": 505,
     "analytics/runs": 1_961,
