@@ -535,6 +535,29 @@ def frozen_backbone():
     return train([torch.optim.SGD(head.parameters())], lambda _: head(backbone(torch.randn(16, 8))).square().mean())
 
 
+class Block(nn.Module):
+    """Attention in a module without a name that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(64, 32), nn.Linear(32, 64)
+
+    def forward(self, idx, targets):
+        x = self.table(idx).unsqueeze(1)
+        x = self.head(functional.scaled_dot_product_attention(x, x, x, is_causal=True).squeeze(1))
+        return functional.cross_entropy(x.flatten(0, 1), targets.flatten())
+
+
+def plain_blocks():
+    model = Block()
+
+    def loss(_):
+        x = torch.randint(64, (8, 17))
+        return model(x[:, :-1], x[:, 1:])
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
 class LazyBatch(Mapping):
     """Its values are made when they are read, as those of a batch with random changes."""
 

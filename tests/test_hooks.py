@@ -78,6 +78,7 @@ QUICK = {
     "contrastive": (16, None, []),
     "saved_in_thread": (16, None, []),
     "frozen_backbone": (16, None, []),
+    "plain_blocks": (8, 128, []),
     "lazy_batch": (None, None, ["samples_unclear"]),
     "complex_numbers": (16, None, []),
     "own_list": (16, None, []),

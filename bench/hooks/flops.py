@@ -36,17 +36,8 @@ def products_of_backward(func, args):
     return sum(each.requires_grad for each in operands)
 
 
-def flop_counter():
-    """Return a mode that adds up the FLOP of the operations in it, but for recomputed ones; None in an older torch.
-
-    There, operators that call functions end with an error in such a mode.
-    """
-    from torch.utils import flop_counter as formulas
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
-        return None
-
+def _formulas(formulas):
+    """Return the formulas of torch by operation, and those of attention on CPUs, which an older torch lacks."""
     aten = torch.ops.aten
     known = dict(formulas.flop_registry)
     fused = "_scaled_dot_product_flash_attention_for_cpu"
@@ -58,11 +49,26 @@ def flop_counter():
             getattr(aten, fused + "_backward"),
             lambda grad, q, k, v, *a, **o: formulas.sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape),
         )
+    return known
+
+
+def flop_counter():
+    """Return a mode that adds up the FLOP of the operations in it, but for recomputed ones; None in an older torch.
+
+    There, operators that call functions end with an error in such a mode.
+    """
+    from torch.utils import flop_counter as formulas
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+        return None
+
+    known = _formulas(formulas)
 
     class Counter(TorchDispatchMode):
         supports_higher_order_operators = True
         forward = backward = ceiling = 0  # the last one: the most that the backward of the forward takes
-        uncounted = recomputes = False  # in a backward without a graph, what is done with gradients is recomputed
+        attends = uncounted = recomputes = False  # a backward without a graph recomputes what it does with gradients
 
         def __init__(self):
             super().__init__()
@@ -101,6 +107,7 @@ def flop_counter():
             self.uncounted |= kind.is_complex()  # formulas count products of real numbers
             kind = str(kind.dtype).replace("torch.", "") if type(kind) in PLAIN else type(kind).__name__
             self.products[kind] = self.products.get(kind, 0) + number
+            self.attends |= "attention" in func.name()
             if torch._C._current_graph_task_id() == -1:
                 self.forward += number
                 self.ceiling += products_of_backward(func, args) * number

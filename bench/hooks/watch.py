@@ -45,21 +45,19 @@ class StepWatch:
 
     def reset(self):
         """Begin anew, as in a forked process."""
-        self.file, self.marks, self.steps = None, 0, 0
+        self.file, self.marks, self.steps, self.fresh = None, 0, 0, 0  # the last: the line of the newest optimizer
         self.inside = self.looking = self.captured = self.unseen = False
         self.models, self.optimizers, self.states = {}, WeakKeyDictionary(), {}
         self.clock = self.counter = self.work = self.thread = None
-        self.fresh = 0  # the line of the last optimizer that was new
         self.known, self.usual, self.plan, self.scaled = [], None, None, False
         self.unpaired, self.shapes, self.events = {}, set(), set()
         self.clear()
 
     def clear(self):
         """Forget what the last step has consumed."""
-        self.outputs, self.repeated, self.strays = {}, False, set()
+        self.outputs, self.casts, self.returns, self.repeated, self.strays = {}, {}, [], False, set()
         self.backwards, self.passes, self.evals, self.inputs, self.begun = 0, {}, {}, {}, 0
         self.forms, self.module = set(), None
-        self.casts, self.returns = {}, []
 
     def look(self, module):
         """Note a call inside of a model by the data type of autocast there."""
@@ -326,6 +324,9 @@ class StepWatch:
         if self.facts["compiled"] is False and is_compiled(()):  # since the first step: what is compiled is not counted
             self.changed("compiled")
             return ""
+        for _, rules in list(self.models.values()) if counter is not None and counter.attends else ():
+            if rules is not None and rules.index in self.passes:
+                rules.sequence = True
         if counter is None or self.captured or not counter.products or graph_task() != -1:  # a step inside a backward
             return ""
         products = ',"products":' + json.dumps(counter.products)
