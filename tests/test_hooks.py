@@ -1,5 +1,6 @@
 """Hooks in torch: what they see of unchanged scripts, against counts by hand; and what their reader makes of it."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -172,7 +173,18 @@ def runs(names: list[str], folder: Path) -> dict[str, tuple[Measurement, bool]]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Measurement, bool]]:
-    return runs(list(dict.fromkeys([*QUICK, *OTHER, *SIZES, *LATER])), tmp_path_factory.mktemp("quick"))
+    """What all these scripts give: made by one of the processes of pytest, for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path = folder / "quick.json"
+    with (folder / "quick.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            names = list(dict.fromkeys([*QUICK, *OTHER, *SIZES, *LATER]))
+            found = runs(names, tmp_path_factory.mktemp("quick"))
+            path.write_text(json.dumps({name: (run.model_dump_json(), same) for name, (run, same) in found.items()}))
+    kept = json.loads(path.read_text())
+    return {name: (Measurement.model_validate_json(run), same) for name, (run, same) in kept.items()}
 
 
 def check(run: tuple[Measurement, bool], expected: tuple[int | None, int | None, list[str]]) -> None:
