@@ -74,7 +74,7 @@ def test_weights_go_from_run_to_run(done: tuple[Path, Result]) -> None:
     assert tuned_metrics["inference_joules_per_sample_estimated"] > 0
     assert tuned_metrics["model_bytes"] < 2 * base.parameters
     assert 0 < abs(tuned_metrics["served_loss_change"]) < 0.1
-    assert tuned_metrics["phase_inference_seconds"] > 0.3
+    assert tuned_metrics["phase_inference_seconds"] > 0
     pruned, pruned_metrics = measured(found["magnitude"])
     assert pruned_metrics["zeros_share"] == pytest.approx(
         0.9 * 2 * 12 * 64**2 / (2 * 12 * 64**2 + 64 * (256 + 32)), rel=0.01
