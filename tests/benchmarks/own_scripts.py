@@ -85,7 +85,9 @@ def line(script: Script, processes: int, source: str) -> str:
         return " ".join([*cells, f"no steps ({', '.join(doubts) or 'none seen'})"])
     phases = [phase for phase in measured["phases"] if phase["name"] == "steady"]
     seconds = (phases[-1]["end_ns"] - phases[0]["start_ns"]) / 1e9
-    window = noted[-1 - steps :]
+    start = phases[0]["start_ns"] / 1e9
+    first = min(range(len(noted) - steps), key=lambda i: abs(noted[i][0] - start))  # lines may end before the last step
+    window = noted[first : first + steps + 1]
     ratios = {"time": seconds / (window[-1][0] - window[0][0])}
     for place, unit in ((1, "samples"), (2, "tokens")):
         if measured.get(unit) is not None:
