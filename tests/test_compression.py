@@ -2,7 +2,9 @@
 
 import copy
 import os
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from bench.strategies.parts import Precision, Unsupported
 torch = pytest.importorskip("torch")
 from bench.strategies import pruning  # noqa: E402
 from bench.strategies.decoders import replace_conv1d  # noqa: E402
+from bench.train import inference  # noqa: E402
 from bench.train.inference import model_bytes, zeros_share  # noqa: E402
 from tests import tiny, warm  # noqa: E402
+from tests.clock import Clock  # noqa: E402
 from tests.tiny import saved, strategy  # noqa: E402
 
 pytestmark = [
@@ -171,6 +175,33 @@ def test_the_rest_of_a_quantized_model_has_the_type_of_the_training() -> None:
         model = served(parts)
         assert model.transformer.ln_f.weight.dtype is torch.bfloat16
         assert logits(parts, model).isfinite().all()
+
+
+# --- passes of the served form
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_passes_are_timed_for_the_seconds_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, passes = Clock(), 0
+    monkeypatch.setattr("bench.train.inference.time", clock)
+    parts = tiny.parts(inference_seconds=0.3)
+
+    class Work:
+        def logits(self, model: Any, batch: Any) -> None:
+            nonlocal passes
+            passes += 1
+            clock.sleep(1 if passes <= 3 else 0.002)  # the first ones are slow, as where kernels are chosen
+
+    trainer: Any = SimpleNamespace(parts=parts, device=tiny.CPU, batches=cycle([tiny.batch(parts)]), batch_size=4)
+    trainer.parallel, trainer.evaluate = SimpleNamespace(data_ranks=2), lambda context: None
+    trainer.optimizer = SimpleNamespace(zero_grad=lambda set_to_none: None)
+    parts.workload = Work()
+    timed = inference.measure(trainer)
+    assert timed is not None
+    assert timed.seconds == pytest.approx(0.3)
+    assert timed.samples == 150 * 4 * 2
+    assert timed.end_ns - timed.start_ns == pytest.approx(0.3e9)
+    assert parts.model.training
 
 
 # --- distillation

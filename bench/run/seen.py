@@ -104,6 +104,10 @@ class _Process:
         """The models with passes in training."""
         return {model for line in self.lines for model, *_ in line.passes}
 
+    def evaluates(self, span: _Span) -> bool:
+        """Whether a model that trains is in evaluation, before the step has begun."""
+        return span.evaluating and span.group[1] == 0 and span.model in self.trains
+
     @cached_property
     def within(self) -> set[int]:
         """The models with passes without gradients that are part of most steps, such as those of a teacher.
@@ -114,7 +118,7 @@ class _Process:
         inside, alone = Counter[int](), Counter[int]()
         for _, since in self.steps:
             spans = [span for line in since for span in _spans(line)]
-            inside.update({span.model for span in spans if not (span.model in self.trains and span.before)})
+            inside.update({span.model for span in spans if not self.evaluates(span)})
             calls = Counter[int]()
             for span in spans:
                 calls[span.model] += 2 if span.evaluating else span.calls
@@ -301,7 +305,7 @@ def _evaluations(process: _Process) -> list[Phase]:
     for line, since in process.steps:
         groups = defaultdict[tuple[int, int], list[_Span]](list)
         for span in (span for each in since for span in _spans(each)):
-            if (span.before and span.model in process.trains) or span.model not in process.within:
+            if process.evaluates(span) or span.model not in process.within:
                 groups[span.group].append(span)
         for group, spans in groups.items():
             start, end = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
@@ -323,11 +327,6 @@ class _Span(NamedTuple):
     """The end of the line, and how many passes and backwards of it they follow."""
     evaluating: bool
     calls: int
-
-    @property
-    def before(self) -> bool:
-        """Whether they are in evaluation before all passes of the line."""
-        return self.evaluating and self.group[1] == 0
 
 
 def _spans(line: _Line) -> Iterator[_Span]:
