@@ -473,6 +473,35 @@ def self_conditioned():
     return train([torch.optim.SGD(model.parameters())], loss)
 
 
+def validated_in_training_mode():
+    """A validation of one batch leaves the model in training mode."""
+    model = nn.Linear(8, 8)
+
+    def loss(number):
+        if number % 5 == 4:
+            with torch.no_grad():
+                model(torch.randn(24, 8))
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
+def evaluation_after_work():
+    """Each step ends with other work, which is no part of an evaluation behind it, and begins with the loading of data."""
+    model = mlp()
+
+    def loss(number):
+        time.sleep(0.1)
+        if number in (4, 6):
+            with torch.no_grad():
+                model.eval()(torch.randn(16, 8))
+            model.train()
+        time.sleep(0.1)
+        return model(torch.randn(16, 8)).square().mean()
+
+    return train([torch.optim.SGD(model.parameters())], loss)
+
+
 def slow_evaluation():
     """Data of an evaluation take time before its first pass, those of the training in each step."""
     model = mlp()

@@ -73,7 +73,9 @@ QUICK = {
     "casted_head": (16, None, []),
     "casted_inside": (16, None, []),
     "casted_partly": (16, None, []),
-    "self_conditioned": (16, None, []),
+    "self_conditioned": (16, None, ["passes_unclear"]),
+    "validated_in_training_mode": (16, None, []),
+    "evaluation_after_work": (16, None, []),
     "slow_evaluation": (16, None, []),
     "evaluation_after_loading": (16, None, []),
     "contrastive": (16, None, []),
@@ -213,7 +215,9 @@ def test_an_evaluation_begins_with_the_loading_of_its_data(quick: dict[str, Any]
     seconds = {name: seconds_of(quick[name][0], "eval") for name in QUICK}
     assert seconds["slow_evaluation"] >= 2 * 0.25
     assert seconds["evaluation_after_loading"] < 0.1  # without that of the next step
+    assert seconds["evaluation_after_work"] < 0.1
     assert seconds["self_conditioned"] == 0
+    assert seconds["validated_in_training_mode"] > 0
 
 
 def seconds_of(measured: Measurement, phase: str) -> float:
@@ -600,7 +604,7 @@ def test_steps_end_when_the_device_has_ended_them(tmp_path: Path) -> None:
     lines = [step(i + 1) for i in range(8)]
     lines[7]["device_ns"] = [[i, int((i + 2.5) * S)] for i in range(7)]
     lines[5]["eval"] = [
-        [0, int(5.1 * S), int(7.4 * S), 0, 1, 9]
+        [0, int(5.1 * S), int(7.4 * S), 0, 1, 9, None]
     ]  # the host is ahead: the device ends the fifth step at 6.5 s
     process(tmp_path, 1, *lines)
     found = measured(tmp_path)
@@ -882,7 +886,7 @@ def test_evaluation_is_no_part_of_a_step_but_a_teacher_is(
 ) -> None:
     lines = [step(i + 1) for i in range(8)]
     for i in range(0, 8, every):
-        lines[i]["eval"] = [[model, int((i + 0.2) * S), int((i + 0.7) * S), passes, evaluating, 9]]
+        lines[i]["eval"] = [[model, int((i + 0.2) * S), int((i + 0.7) * S), passes, evaluating, 9, None]]
     process(tmp_path, 1, *lines)
     found = measured(tmp_path)
     assert sum(p.seconds for p in found.phases if p.name == "eval") == pytest.approx(left_out)
@@ -895,14 +899,14 @@ def test_flops_are_unknown_where_other_models_pass_in_each_step(tmp_path: Path, 
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).flops_per_sample == (100 if counted else 6 * 10 * 2)
     for i in range(2, 8):  # not yet in the step whose FLOP are counted
-        lines[i]["eval"] = [[1, int((i + 0.2) * S), int((i + 0.7) * S), 0, 1, 9]]
+        lines[i]["eval"] = [[1, int((i + 0.2) * S), int((i + 0.7) * S), 0, 1, 9, None]]
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).flops_per_sample is None
 
 
 def test_passes_in_training_are_no_part_of_evaluation(tmp_path: Path) -> None:
     lines = [step(i + 1) for i in range(8)]
-    lines[5]["eval"] = [[0, int(5.1 * S), int(5.2 * S), 0, 0, 9], [0, int(5.8 * S), int(5.9 * S), 2, 0, 9]]
+    lines[5]["eval"] = [[0, int(5.1 * S), int(5.2 * S), 0, 0, 9, None], [0, int(5.8 * S), int(5.9 * S), 2, 0, 9, None]]
     process(tmp_path, 1, *lines)
     assert measured(tmp_path).window_seconds == pytest.approx(4.8)
 

@@ -105,6 +105,10 @@ STEP_FLAGS = {
     "much_left_out": Flag(
         "B", "passes without gradients (validation, rollouts) took more than a twentieth of the time: it is left out"
     ),
+    "passes_unclear": Flag(
+        "C",
+        "passes without gradients in training mode count as part of their steps: call model.eval() for a validation",
+    ),
     "sources_differ": Flag("C", "two sources of steps or samples disagree by more than 2 %: one of them is wrong"),
     "separate_trainings": Flag(
         "C", "several trainings or optimizers ran side by side or in turn: steps are those of the first alone"

@@ -15,7 +15,8 @@ nothing is done. `bench.run.seen` reads these files and decides on steps. Times 
     {"crowded": true}     more optimizers than can be told apart made steps
 
 `passes`, since the last line of a step: model, calls, samples, tokens (null: not sure). `eval`: model, start, end, passes and
-backwards of the step before it, whether the model was in evaluation, and how many calls these were.
+backwards of the step before it, whether the model was in evaluation, how many calls these were, and the samples of each where
+it was not.
 `begun_ns`, in the lines of steps that were looked at in full: when the first pass in training began.
 "flops" are those of the passes and backwards of a line; "products" those of its products by data type, also where some are
 not counted. Where the hooks failed, there is an empty file beside, whose name has `.failed` behind it. Lines are written at

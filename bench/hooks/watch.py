@@ -122,9 +122,10 @@ class StepWatch:
         outputs = self.outputs.get(model.index, ())
         return bool(outputs) and any((lies := storage_key(each)) and lies[0] in outputs for _, each in named)
 
-    def evaluated(self, model, evaluating, start, end):
+    def evaluated(self, model, evaluating, start, end, *inputs):
         """Note a pass without gradients: a span lasts until the next pass in training or backward."""
-        key = model.index, sum(sums[0] for sums in self.passes.values()) + self.backwards, int(evaluating)
+        rows = None if evaluating else amounts(model, *inputs)[0]
+        key = model.index, sum(sums[0] for sums in self.passes.values()) + self.backwards, int(evaluating), rows
         span = self.evals.setdefault(key, [start, end, 0])
         span[1:] = end, span[2] + 1
 
@@ -201,8 +202,8 @@ class StepWatch:
         else:
             self.compare(optimizer, number)
         passes = ",".join("[%d,%d,%s,%s]" % (k, *as_json(v)) for k, v in self.passes.items())
-        evals = ",".join("[%d,%d,%d,%d,%d,%d]" % (k[0], *v[:2], *k[1:], v[2]) for k, v in self.evals.items())
-        more = ',"eval":[' + evals + "]" if evals else ""
+        evals = [[k[0], *v[:2], *k[1:3], v[2], k[3]] for k, v in self.evals.items()]
+        more = ',"eval":' + json.dumps(evals) if evals else ""
         if self.begun:
             more += ',"begun_ns":%d' % self.begun
         if self.clock is not None:
@@ -425,7 +426,7 @@ class StepWatch:
         finally:
             self.inside = self.looking = False
         if consumed is None:
-            self.safely(self.evaluated, model, not module.training, start, monotonic_ns())
+            self.safely(self.evaluated, model, not module.training, start, monotonic_ns(), args, kwargs)
         else:
             self.safely(self.passed, model, start, *consumed)
             self.safely(self.returned, model, out)

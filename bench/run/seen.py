@@ -61,7 +61,7 @@ class _Line:
     optimizer: int
     backwards: int
     passes: tuple[tuple[Any, ...], ...]
-    evals: tuple[tuple[int, int, int, int, int, int], ...]
+    evals: tuple[tuple[int, int, int, int, int, int, int | None], ...]
     begun_ns: int | None
     flops: int | None
 
@@ -112,19 +112,31 @@ class _Process:
     def within(self) -> set[int]:
         """The models with passes without gradients that are part of most steps, such as those of a teacher.
 
-        Those of a model that trains are no part of a step where it is in evaluation and the step has not begun. One pass
-        of it in training mode, in a tenth of the steps, is, as where a model conditions itself on what it returned.
+        Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
         """
-        inside, alone = Counter[int](), Counter[int]()
+        inside = Counter[int]()
         for _, since in self.steps:
-            spans = [span for line in since for span in _spans(line)]
-            inside.update({span.model for span in spans if not self.evaluates(span)})
-            calls = Counter[int]()
+            inside.update({span.model for line in since for span in _spans(line) if not self.evaluates(span)})
+        return {model for model, count in inside.items() if 2 * count >= len(self.steps)} | self.unclear
+
+    @cached_property
+    def unclear(self) -> set[int]:
+        """The models that pass once without gradients in a tenth of the steps or more, in training mode.
+
+        Before each of these steps they get as many samples as in it: they condition themselves on what they returned, or a
+        validation of one batch leaves them in that mode.
+        """
+        alone, others = Counter[int](), set[int]()
+        for _, since in self.steps:
+            spans = [span for line in since for span in _spans(line) if not self.evaluates(span)]
+            calls = Counter(span.model for span in spans)
+            sizes = {model: samples // count for line in since for model, count, samples, _ in line.passes if samples}
             for span in spans:
-                calls[span.model] += 2 if span.evaluating else span.calls
-            alone.update(model for model, count in calls.items() if count == 1 and model in self.trains)
-        most = {model for model, count in inside.items() if 2 * count >= len(self.steps)}
-        return most | {model for model, count in alone.items() if count == inside[model] >= len(self.steps) / 10}
+                if span.samples and span.samples == sizes.get(span.model) and calls[span.model] == span.calls == 1:
+                    alone[span.model] += 1
+                else:
+                    others.add(span.model)
+        return {model for model, count in alone.items() if len(self.steps) / 10 <= count < len(self.steps) / 2} - others
 
     @property
     def hides_steps(self) -> bool:
@@ -180,6 +192,7 @@ def seen_steps(folder: Path) -> SeenSteps | None:
     alike = alike and "trainable" not in events
     several = "crowded" in events or leader.hides_steps
     flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * (several and not flags)
+    flags += ["passes_unclear"] * bool(leader.unclear)
     alike = alike and not any(each["outside"] for each in leader.facts.values())
     others = any(process.within for process in ranks.values())
     untrained = any(process.within - process.trains for process in ranks.values())
@@ -298,8 +311,8 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
 def _evaluations(process: _Process) -> list[Phase]:
     """Return the passes of evaluation, without those in training between them and those that are part of steps.
 
-    An evaluation that follows a step begins with it: its data are loaded, too. Where those of the next step are loaded
-    before it, as no time is left for that behind it, it begins later by the usual time for that.
+    An evaluation that follows a step begins with it: its data are loaded, too. The usual time between steps is none of it: as
+    far as that is not left behind it, it begins later.
     """
     phases, before = list[Phase](), None
     for line, since in process.steps:
@@ -311,7 +324,7 @@ def _evaluations(process: _Process) -> list[Phase]:
             start, end = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
             begun, loading = since[0].begun_ns, process.loading_ns
             if before is not None and group == (since[0].host_ns, 0) and begun and loading is not None:
-                start = min(start, before.host_ns + (0 if 2 * (begun - end) >= loading else round(loading)))
+                start = min(start, before.host_ns + max(0, round(loading) - (begun - end)))
             phases.append(Phase(name="eval", start_ns=start, end_ns=end))
         before = line
     return _after(phases, process.lines)
@@ -327,11 +340,13 @@ class _Span(NamedTuple):
     """The end of the line, and how many passes and backwards of it they follow."""
     evaluating: bool
     calls: int
+    samples: int | None
+    """Of each call in training mode, where they are sure."""
 
 
 def _spans(line: _Line) -> Iterator[_Span]:
-    for model, start, end, passes, evaluating, calls in line.evals:
-        yield _Span(model, start, end, (line.host_ns, passes), bool(evaluating), calls)
+    for model, start, end, passes, evaluating, calls, samples in line.evals:
+        yield _Span(model, start, end, (line.host_ns, passes), bool(evaluating), calls, samples)
 
 
 def _facts(processes: Sequence[_Process], batches: Sequence[int | None]) -> SeenFacts:
