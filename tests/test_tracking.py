@@ -120,7 +120,7 @@ def test_an_execution_that_goes_on_has_one_parent(tmp_path: Path) -> None:
 
 
 def test_reading_makes_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=rf"there is no store at {tmp_path}/mlflow.db\ncreate one with: bench run"):
+    with pytest.raises(StoreError, match=rf"there is no store at {tmp_path}/mlflow.db\ncreate one with: bench measure"):
         load()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at" * 100)

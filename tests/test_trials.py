@@ -17,7 +17,8 @@ from bench.figures.metrics import TEXT_COLUMNS, labels
 from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status, Trial
 from bench.run.collect import Context, skipped
-from bench.run.runner import Progress, resume
+from bench.run.launcher import Launcher, LaunchOptions
+from bench.run.runner import Progress, load_records, resume, run_suite
 from bench.run.trials import _execution, open_trials
 from bench.schema import RunSpec, Site, Suite
 from bench.store.progress import Flight, in_flight
@@ -89,6 +90,29 @@ class Heard(Progress):
 
     def note(self, text: str) -> None:
         self.noted.append(text)
+
+
+def test_a_run_counts_whose_listener_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Progress):
+        def done(self, record: RunRecord) -> None:
+            raise BrokenPipeError
+
+    class Dead(Launcher):
+        def __init__(self, options: LaunchOptions) -> None: ...
+
+        def submit(self, folder: Path) -> None: ...
+
+        def wait(self, *_: Any) -> bool:
+            return False
+
+    monkeypatch.setattr("bench.run.runner.make_launcher", lambda runs, options: Dead(options))
+    plan = Expansion(LOOK, [spec(repeat=repeat) for repeat in range(3)])
+    machine = find_machine()[0].changed(gpus=[])
+    with pytest.raises(BrokenPipeError):
+        run_suite(plan, machine, runs=tmp_path / "runs", store=f"sqlite:///{tmp_path}/mlflow.db", progress=Gone())
+    (folder,) = (tmp_path / "runs" / "look").iterdir()
+    flight = Flight.model_validate_json((folder / "progress.json").read_text())
+    assert (flight.done, flight.to_do, len(load_records(folder))) == (1, 3, 1)
 
 
 def ended(folder: Path) -> list[str]:

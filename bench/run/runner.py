@@ -421,9 +421,9 @@ def run_suite(
                 progress.start(spec, left)
                 runner.begin(spec, done, left)
                 record = runner.one(spec)
+                done += 1  # it counts also where telling of it fails
                 runner.keep(record)
                 forecast.ended(spec, record)
-                done += 1
         finally:
             runner.launcher.close()
             runner.tell(done=done, current=None, ended=True)

@@ -34,11 +34,11 @@ class StoreError(UserError):
 def check_store(path: Path) -> None:
     """Raise StoreError where there is no MLflow store. Nothing is created or changed."""
     if not path.is_file():
-        raise StoreError(f"there is no store at {path}\ncreate one with: bench run suites/scaling.yaml")
+        raise StoreError(f"there is no store at {path}\ncreate one with: bench measure -- python train.py")
     with connect(path) as database:
         tables = {row[0] for row in database.execute("select name from sqlite_master where type = 'table'")}
     if not tables:
-        raise StoreError(f"{path} is empty, not an MLflow store\ncreate one with: bench run suites/scaling.yaml")
+        raise StoreError(f"{path} is empty, not an MLflow store\ncreate one with: bench measure -- python train.py")
     if not {"experiments", "runs", "tags", "latest_metrics", "alembic_version"} <= tables:
         raise StoreError(f"{path} is not an MLflow store but another database; name another store with --store")
 
