@@ -377,6 +377,13 @@ def test_scrubbing_leaves_plain_runs_as_they_are() -> None:
     pd.testing.assert_frame_equal(*kept)
 
 
+def test_the_axis_of_one_execution_is_its_day() -> None:
+    at = datetime(2026, 12, 2, 14, tzinfo=UTC).timestamp() / 86400
+    drawn = svg(Figure("t", "u", (Group("a", (Mark("a", 1.0, x=at),)),), "time (UTC)"))
+    assert "2026-Dec-03" in drawn
+    assert "2027" not in drawn
+
+
 def test_a_figure_takes_the_colour_of_the_text_and_ignores_formulas() -> None:
     marks = (Mark("$x_1$ <b>", 1.0, 0.9, 1.2), Mark("_hidden", 2.0))
     figure = Figure("t", "u", (Group("_a", marks), Group("$b$", marks)), reference=1.0)

@@ -89,6 +89,8 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
             axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.2)
     if timed:
         axes.xaxis.axis_date("UTC")
+        if len(places) == 1:  # an axis of years otherwise
+            axes.set_xlim(places[0] - 0.5, places[0] + 0.5)
     else:
         axes.set_xscale("log")
         axes.set_xticks(places, [number(place) for place in places])
