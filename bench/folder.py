@@ -157,6 +157,8 @@ SEEN = NumberedFiles("seen-*.jsonl")
 """What hooks saw, one file a process of a user's command."""
 FAILED = ".failed"
 """Behind the name of such a file: an empty one beside it, where the hooks failed."""
+ELSEWHERE = NumberedFiles("seen-*.elsewhere")
+"""Empty files, one for each process of the command that made steps on another host: by a clock of its own."""
 METERS = NumberedFiles("meters-*.parquet")
 RAW_METERS = NumberedFiles("meters-*.jsonl")
 """Readings of the meters by node, as they are written and as they are kept."""

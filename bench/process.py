@@ -38,6 +38,13 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", str(SCRIPT / "wattbench_command.py"), module, *arguments]
 
 
+def boot_id() -> str | None:
+    """Return the id of this start of the machine, which containers on it share; None where the kernel does not tell."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
 def signal_name(number: int) -> str:
     """Return the name of a signal, such as `SIGKILL`; real-time signals have none."""
     try:

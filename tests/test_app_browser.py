@@ -239,6 +239,6 @@ def test_other_pages_of_the_browser_are_turned_away(server_without_store: Server
 
 def test_no_store(server_without_store: Server, browser: Any) -> None:
     for name, what in (("", "runs"), ("strategies", "runs"), ("search", "searches")):
-        body = see(browser, f"{server_without_store.url}/{name}", "bench run")  # the reason comes after the heading
+        body = see(browser, f"{server_without_store.url}/{name}", "bench measure")  # the reason comes after the heading
         assert f"The {what} could not be read." in body
     assert list(server_without_store.folder.iterdir()) == [], "opening a page makes no store"

@@ -904,6 +904,49 @@ def test_flops_are_unknown_where_other_models_pass_in_each_step(tmp_path: Path, 
     assert measured(tmp_path).flops_per_sample is None
 
 
+@pytest.mark.parametrize(
+    ("begun", "start", "end"),
+    [
+        (5.9, 5.0, 5.8),  # its results are looked at: only the usual 0.1 s behind it are of the next step
+        (5.3, 5.0, 5.2),
+        (5.25, 5.05, 5.2),  # the data of the next step were there before
+    ],
+)
+def test_an_evaluation_takes_all_but_the_usual_time_between_steps(
+    tmp_path: Path, begun: float, start: float, end: float
+) -> None:
+    lines = [step(i + 1, begun_ns=int((i + 0.1) * S)) for i in range(8)]
+    lines[5] |= {"begun_ns": int(begun * S), "eval": [[0, int(5.1 * S), int(5.2 * S), 0, 1, 9, None]]}
+    process(tmp_path, 1, *lines)
+    (found,) = (phase for phase in measured(tmp_path).phases if phase.name == "eval")
+    assert (found.start_ns / S, found.end_ns / S) == (pytest.approx(start), pytest.approx(end))
+
+
+@pytest.mark.parametrize(
+    ("every", "evals", "flagged", "left_out"),
+    [
+        (1, [[0, 0.2, 0.4, 0, 0, 1, 99]], True, 0.0),  # a validation in each step, or what it learns from
+        (1, [[0, 0.2, 0.4, 0, 1, 1, None]], False, 1.0),  # in evaluation mode
+        (1, [[0, 0.2, 0.4, 1, 0, 1, 99]], False, 0.0),  # within the step
+        (3, [[0, 0.2, 0.4, 0, 0, 1, 4]], True, 0.0),
+        (3, [[0, 0.2, 0.3, 0, 0, 1, 4], [0, 0.4, 0.5, 2, 0, 1, 4]], True, 0.0),  # with gradient accumulation
+        (3, [[1, 0.2, 0.4, 0, 0, 1, 4]], True, 0.0),  # a part of the model
+        (3, [[0, 0.2, 0.4, 0, 0, 1, 5]], False, 0.4),  # other samples
+        (3, [[0, 0.2, 0.4, 0, 0, 2, 4]], False, 0.4),
+    ],
+)
+def test_passes_in_training_mode_are_part_of_steps_or_none(
+    tmp_path: Path, every: int, evals: list[list[Any]], *, flagged: bool, left_out: float
+) -> None:
+    lines = [step(i + 1, passes=[[0, 2, 8, 16]]) for i in range(8)]
+    for i in range(0, 8, every):
+        lines[i]["eval"] = [[e[0], int((i + e[1]) * S), int((i + e[2]) * S), *e[3:]] for e in evals]
+    process(tmp_path, 1, *lines)
+    found = measured(tmp_path)
+    assert ("passes_unclear" in found.step_flags) is flagged
+    assert sum(p.seconds for p in found.phases if p.name == "eval") == pytest.approx(left_out)
+
+
 def test_passes_in_training_are_no_part_of_evaluation(tmp_path: Path) -> None:
     lines = [step(i + 1) for i in range(8)]
     lines[5]["eval"] = [[0, int(5.1 * S), int(5.2 * S), 0, 0, 9, None], [0, int(5.8 * S), int(5.9 * S), 2, 0, 9, None]]

@@ -1,12 +1,15 @@
 """Steps from several sources: what the script reports, what hooks see and what it prints are compared."""
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.process import boot_id
+from bench.run.command import execute
 from bench.run.own_steps import Ended, measurement
 from bench.workloads.printed import Printed
 from tests.test_hooks import JOINED, S, measured, process, step
@@ -108,3 +111,37 @@ def test_times_that_the_script_prints_must_add_up_to_the_window(
         file.write("".join(json.dumps(line) + "\n" for line in phases))
     if validation:
         assert measured(tmp_path, how).step_flags == []  # as the script marks it
+
+
+def test_steps_on_another_host_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
+    printed(tmp_path, (1.1 + i for i in range(8)), samples=8)
+    how = Printed("(?P<step>.)(?P<samples>.)")
+    assert not {"other_hosts", "this_node_only"} & {*measured(tmp_path, how).step_flags}
+    (tmp_path / "seen-gpu3-11.elsewhere").touch()
+    found = measured(tmp_path, how)
+    assert (found.step_source, found.steps, "other_hosts" in found.step_flags) == ("output", 5, True)
+    assert "other_hosts" in measured(tmp_path).step_flags  # no steps at all
+    process(tmp_path, 0)
+    found = measured(tmp_path)
+    assert (found.step_source, "this_node_only" in found.step_flags) == ("hooks", True)
+
+
+@pytest.mark.parametrize(("boot", "here"), [("", True), ("own", True), ("0a1b", False)])
+@pytest.mark.parametrize("how", ["hooks", "script"])
+def test_a_process_on_another_host_only_tells_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str, how: str, *, here: bool
+) -> None:
+    code = "import wattbench; [wattbench.step(samples=4) for _ in range(8)]"
+    if how == "hooks":
+        code = (
+            "import torch; model = torch.nn.Linear(2, 1); o = torch.optim.SGD(model.parameters())\n"
+            "for _ in range(8): model(torch.ones(4, 2)).sum().backward(); o.step(); o.zero_grad()"
+        )
+    monkeypatch.setattr("bench.run.command.boot_id", lambda: boot_id() if boot == "own" else boot)
+    steps = tmp_path / "steps-command.jsonl"
+    end = execute([sys.executable, "-c", code], steps)
+    found = measurement(steps, end, 3, "cpu")
+    assert (end.exitcode, found.steps, found.step_source) == (0, 5 if here else 0, how if here else None)
+    assert ("other_hosts" in found.step_flags) is not here
+    assert len([*tmp_path.glob("*.elsewhere")]) == (not here)
+    assert not [*tmp_path.glob("*.failed")]

@@ -117,6 +117,9 @@ STEP_FLAGS = {
     "hooks_failed": Flag("C", "the hooks failed during the run: what came later was not seen"),
     "steps_captured": Flag("C", "steps ran inside CUDA graphs and cannot be seen: call wattbench.step()"),
     "this_node_only": Flag("B", "other nodes take part: samples, devices and energy are those of this node"),
+    "other_hosts": Flag(
+        "C", "the command trained on other hosts, which are not measured: energy and devices are those of this one"
+    ),
     "flops_estimated": Flag("B", "the FLOP of a sample are estimated: 6 for each parameter and token"),
     "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
 }

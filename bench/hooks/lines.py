@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from time import monotonic_ns
 
 LATE_NS, SHARE = 500_000_000, 32
 """A step waits at most for the next one after so long, or after this part of the time since the first line."""
 MOST = 2**16
 """So many lines are kept while the folder is missing, which is soon made again."""
+
+
+def on_another_host():
+    """Whether this process runs on another machine than `bench`, by its boot: containers have names of their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return False
+    return os.environ.get("WATTBENCH_BOOT", boot) not in ("", boot)
+
+
+def new_file(folder):
+    """Return the path of the file of this process. On another host, whose clock is another one, only tell that it is there.
+
+    Raises RuntimeError there, which ends the watch.
+    """
+    path = os.path.join(folder, "seen-%s-%d" % (os.uname().nodename.replace("/", "_"), os.getpid()))
+    if on_another_host():
+        os.close(os.open(path + ".elsewhere", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        raise RuntimeError("another host")
+    while os.path.exists(path + ".jsonl"):  # of a program that was in this process before
+        path += "-next"
+    return path + ".jsonl"
 
 
 class LineFile:

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import threading
+from contextlib import suppress
 from functools import partial, wraps
 from time import monotonic_ns
 from weakref import WeakKeyDictionary, ref
@@ -22,7 +23,7 @@ from .facts import countable, facts, is_compiled, owns_another, trained_by
 from .facts import state as current
 from .flops import flop_counter
 from .inputs import InputRules, amounts, as_json, form, parameters_of, storage_key, values_of
-from .lines import LineFile
+from .lines import LineFile, new_file
 from .trained import AUTOCAST, Trained, calls_of, hide, main_cast
 from .usual import Usual
 
@@ -124,7 +125,10 @@ class StepWatch:
 
     def evaluated(self, model, evaluating, start, end, *inputs):
         """Note a pass without gradients: a span lasts until the next pass in training or backward."""
-        rows = None if evaluating else amounts(model, *inputs)[0]
+        rows = None
+        if not evaluating:
+            with suppress(Exception):  # of what a script passes without gradients
+                rows = amounts(model, *inputs)[0]
         key = model.index, sum(sums[0] for sums in self.passes.values()) + self.backwards, int(evaluating), rows
         span = self.evals.setdefault(key, [start, end, 0])
         span[1:] = end, span[2] + 1
@@ -232,11 +236,7 @@ class StepWatch:
         found = facts(optimizer, roots, autocast)
         self.scaled |= bool(found["gradient_scaler"])
         if self.file is None:
-            name = "seen-%s-%d" % (os.uname().nodename.replace("/", "_"), os.getpid())
-            path = os.path.join(self.folder, name)
-            while os.path.exists(path + ".jsonl"):  # of a program that was in this process before
-                path += "-next"
-            self.file, self.facts, self.roots = LineFile(path + ".jsonl"), found, len(roots)
+            self.file, self.facts, self.roots = LineFile(new_file(self.folder)), found, len(roots)
             if self.unseen:
                 self.file.write('{"captured":true}')
         self.file.write(json.dumps({"facts": found, "optimizer": number}))

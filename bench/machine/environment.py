@@ -18,6 +18,7 @@ import psutil
 
 from bench.errors import UserError
 from bench.meters.meter import list_gpus
+from bench.process import boot_id
 from bench.record import Environment
 from bench.redact import redact, redact_argv
 from bench.schema import Gpu, Machine
@@ -157,10 +158,9 @@ def describe(machine: Machine) -> Environment:
             versions.setdefault(name, metadata.version(name))
     names = [name for name in sorted(os.environ) if name in VARIABLES or name.startswith(VARIABLE_PREFIXES)]
     kept = {name: redact(f"{name}={os.environ[name]}").partition("=")[2] for name in names}
-    boot = Path("/proc/sys/kernel/random/boot_id")
     return Environment(
         host=socket.gethostname(),
-        boot_id=boot.read_text().strip() if boot.exists() else None,
+        boot_id=boot_id(),
         os=platform.platform(terse=True),
         kernel=platform.release(),
         python=platform.python_version(),

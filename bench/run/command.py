@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 import psutil
 
 from bench.folder import COMMAND_STEPS, PARTIAL, RESULT, STEPS, WORKER_LOG, RankError, write_error
-from bench.process import SCRIPT, die_with_parent, signal_name
+from bench.process import SCRIPT, boot_id, die_with_parent, signal_name
 from bench.record import WANDB, Measurement
 from bench.redact import redact
 from bench.run.collect import oom_kills
@@ -40,7 +40,7 @@ from bench.workloads.printed import Printed
 
 HOOKS = str(Path(__file__).parent.parent / "hooks")
 """Folder of the `sitecustomize` that puts hooks into torch."""
-SEEN_VARIABLE = "WATTBENCH_SEEN"
+SEEN_VARIABLE, BOOT_VARIABLE = "WATTBENCH_SEEN", "WATTBENCH_BOOT"
 NO_MEMORY = re.compile("(CUDA|HIP) out of memory|OutOfMemoryError|BLAS_STATUS_ALLOC_FAILED|can't allocate memory")
 """What the log of a process says whose memory ran out."""
 TORCHRUN_FAILURE = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
@@ -54,7 +54,7 @@ TICK_SECONDS, POLL_SECONDS = 0.2, 0.02
 
 def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool, read: bool) -> dict[str, str]:
     """Return the environment of a command: where steps are written, and where Python finds the hooks and `wattbench`."""
-    env = {**(os.environ if base is None else base), VARIABLE: str(steps)}
+    env = {**(os.environ if base is None else base), VARIABLE: str(steps), BOOT_VARIABLE: boot_id() or ""}
     if read:
         env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise lines of the output arrive in batches
     if hooks:

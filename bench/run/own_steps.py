@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from bench.figures.flags import loss_medians
 from bench.figures.metrics import STARTUP_PHASES
+from bench.folder import ELSEWHERE
 from bench.record import Measurement, Phase, Rank
 from bench.run.marks import full_sum, is_number, json_lines
 from bench.run.planned import planned_length
@@ -127,17 +128,20 @@ def measurement(
     script, hooks = command.source("script", marks, pauses, flags), command.source("hooks", *of_hooks)
     printed = command.source("output", {0: counted.marks}, [*pauses, *counted.breaks], counted.flags)
     first = next((source for source in (script, hooks, printed) if source.marks), None)
+    elsewhere = ["this_node_only" if first in (script, hooks) else "other_hosts"] * bool(ELSEWHERE.paths(steps.parent))
     if first is None:
         notes = {"output_format": counted.known, "nearest_line": counted.nearest}
         notes |= dict(zip(("pattern_offered", "pattern_example"), counted.offer, strict=True))
         facts = {"seen": seen and seen.facts, "notes": {name: note for name, note in notes.items() if note}}
-        return command.whole([*printed.flags, *hooks.flags], **facts)
+        return command.whole([*printed.flags, *hooks.flags, *elsewhere], **facts)
     if first is script:
         out = _beside_hooks(script, hooks, seen.facts.world_size if seen is not None else None)
     else:
         out = _beside_lines(hooks, printed) if first is hooks else printed.window
     if out.step_source == "output" and counted.known:
         out = out.changed(notes={"output_format": counted.known})
+    if elsewhere and "partial_world" not in out.step_flags:
+        out = out.changed(step_flags=list(dict.fromkeys([*out.step_flags, *elsewhere])))
     out = out.changed(planned=planned_length(lines, first.leading))
     return out if seen is None else _with_model(out, seen)
 

@@ -117,26 +117,32 @@ class _Process:
         inside = Counter[int]()
         for _, since in self.steps:
             inside.update({span.model for line in since for span in _spans(line) if not self.evaluates(span)})
-        return {model for model, count in inside.items() if 2 * count >= len(self.steps)} | self.unclear
+        return {model for model, count in inside.items() if 2 * count >= len(self.steps)} | self._alone
 
     @cached_property
-    def unclear(self) -> set[int]:
-        """The models that pass once without gradients in a tenth of the steps or more, in training mode.
+    def _alone(self) -> set[int]:
+        """The models that pass once without gradients before as many samples of a tenth of the steps, in training mode.
 
-        Before each of these steps they get as many samples as in it: they condition themselves on what they returned, or a
-        validation of one batch leaves them in that mode.
+        They condition themselves on what they returned, or a validation of one batch leaves them in that mode.
         """
         alone, others = Counter[int](), set[int]()
         for _, since in self.steps:
+            sizes = {samples // count for line in since for _, count, samples, _ in line.passes if samples}
             spans = [span for line in since for span in _spans(line) if not self.evaluates(span)]
-            calls = Counter(span.model for span in spans)
-            sizes = {model: samples // count for line in since for model, count, samples, _ in line.passes if samples}
-            for span in spans:
-                if span.samples and span.samples == sizes.get(span.model) and calls[span.model] == span.calls == 1:
-                    alone[span.model] += 1
-                else:
-                    others.add(span.model)
-        return {model for model, count in alone.items() if len(self.steps) / 10 <= count < len(self.steps) / 2} - others
+            unlike = {span.model for span in spans if span.calls > 1 or span.samples not in sizes}
+            alone.update({span.model for span in spans} - unlike)
+            others |= unlike
+        return {model for model, count in alone.items() if count >= len(self.steps) / 10} - others
+
+    @property
+    def unclear(self) -> bool:
+        """Whether passes of a model in training mode count as part of steps that may be a validation."""
+        spans = (span for _, since in self.steps for each in since for span in _spans(each))
+        return any(
+            span.model in self._alone or (span.model in self.within & self.trains and span.group[1] == 0)
+            for span in spans
+            if not span.evaluating
+        )
 
     @property
     def hides_steps(self) -> bool:
@@ -192,7 +198,7 @@ def seen_steps(folder: Path) -> SeenSteps | None:
     alike = alike and "trainable" not in events
     several = "crowded" in events or leader.hides_steps
     flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * (several and not flags)
-    flags += ["passes_unclear"] * bool(leader.unclear)
+    flags += ["passes_unclear"] * leader.unclear
     alike = alike and not any(each["outside"] for each in leader.facts.values())
     others = any(process.within for process in ranks.values())
     untrained = any(process.within - process.trains for process in ranks.values())
@@ -311,8 +317,8 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
 def _evaluations(process: _Process) -> list[Phase]:
     """Return the passes of evaluation, without those in training between them and those that are part of steps.
 
-    An evaluation that follows a step begins with it: its data are loaded, too. The usual time between steps is none of it: as
-    far as that is not left behind it, it begins later.
+    An evaluation that follows a step begins with it, as its data are loaded, and lasts until the next one, with what is made
+    of its results. The usual time between two steps is none of it: as far as there is that time behind it, else before it.
     """
     phases, before = list[Phase](), None
     for line, since in process.steps:
@@ -325,6 +331,7 @@ def _evaluations(process: _Process) -> list[Phase]:
             begun, loading = since[0].begun_ns, process.loading_ns
             if before is not None and group == (since[0].host_ns, 0) and begun and loading is not None:
                 start = min(start, before.host_ns + max(0, round(loading) - (begun - end)))
+                end = max(end, begun - round(loading))
             phases.append(Phase(name="eval", start_ns=start, end_ns=end))
         before = line
     return _after(phases, process.lines)
