@@ -35,7 +35,7 @@ BUDGETS = {
     "bench/workloads": 2_032,
     "bench/strategies": 1_899,
     "bench/train": 1_071,
-    "bench/run": 3_116,
+    "bench/run": 3_120,
     "bench/figures": 939,
     "bench/store": 713,
     "bench/cli": 1_527,
