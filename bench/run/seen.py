@@ -114,10 +114,15 @@ class _Process:
 
         Those of a model that trains are no part of a step where it is in evaluation and the step has not begun.
         """
+        return self._often | self._alone
+
+    @cached_property
+    def _often(self) -> set[int]:
+        """The models with such passes in most steps."""
         inside = Counter[int]()
         for _, since in self.steps:
             inside.update({span.model for line in since for span in _spans(line) if not self.evaluates(span)})
-        return {model for model, count in inside.items() if 2 * count >= len(self.steps)} | self._alone
+        return {model for model, count in inside.items() if 2 * count >= len(self.steps)}
 
     @cached_property
     def _alone(self) -> set[int]:
@@ -138,8 +143,9 @@ class _Process:
     def unclear(self) -> bool:
         """Whether passes of a model in training mode count as part of steps that may be a validation."""
         spans = (span for _, since in self.steps for each in since for span in _spans(each))
+        frozen = self._often - self.trains
         return any(
-            span.model in self._alone or (span.model in self.within & self.trains and span.group[1] == 0)
+            span.model in self.within - frozen and (span.model in self._alone or span.group[1] == 0)
             for span in spans
             if not span.evaluating
         )
