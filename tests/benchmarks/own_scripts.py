@@ -73,6 +73,18 @@ def run(script: Script, processes: int, source: str, folder: Path) -> tuple[dict
     return json.loads(done.stdout), truth(noted)
 
 
+def spans(measured: dict[str, Any]) -> list[tuple[float, float]]:
+    """Return the times in which the steps of the window were made, in seconds: with evaluations, without pauses."""
+    out: list[tuple[float, float]] = []
+    joined = False
+    for phase in measured["phases"]:
+        start, stop = phase["start_ns"] / 1e9, phase["end_ns"] / 1e9
+        if phase["name"] == "steady":
+            out[-1:] = [(out[-1][0], stop)] if joined else [*out[-1:], (start, stop)]
+        joined = bool(out) and phase["name"] != "pause"
+    return out
+
+
 def line(script: Script, processes: int, source: str) -> str:
     """Return the line of the table of one run."""
     with tempfile.TemporaryDirectory() as name:
@@ -83,15 +95,14 @@ def line(script: Script, processes: int, source: str) -> str:
     cells = [f"{script.name:14} {processes} {source:8} {measured['step_source'] or '-':7}"]
     if not steps:
         return " ".join([*cells, f"no steps ({', '.join(doubts) or 'none seen'})"])
-    phases = [phase for phase in measured["phases"] if phase["name"] == "steady"]
-    seconds = (phases[-1]["end_ns"] - phases[0]["start_ns"]) / 1e9
-    start = phases[0]["start_ns"] / 1e9
-    first = min(range(len(noted) - steps), key=lambda i: abs(noted[i][0] - start))  # lines may end before the last step
-    window = noted[first : first + steps + 1]
-    ratios = {"time": seconds / (window[-1][0] - window[0][0])}
+    ends = [step[0] for step in noted]
+    edges = [[min(range(len(ends)), key=lambda i: abs(ends[i] - edge)) for edge in span] for span in spans(measured)]
+    seconds, counted = sum(stop - start for start, stop in spans(measured)), sum(last - first for first, last in edges)
+    ratios = {"time": seconds / sum(ends[last] - ends[first] for first, last in edges)}
+    ratios |= {"steps": steps / counted} if steps != counted else {}
     for place, unit in ((1, "samples"), (2, "tokens")):
         if measured.get(unit) is not None:
-            ratios[unit] = measured[unit] / sum(step[place] for step in window[1:])
+            ratios[unit] = measured[unit] / sum(step[place] for a, b in edges for step in noted[a + 1 : b + 1])
     cells.append(f"{steps:4} of {len(noted):4} steps  " + "  ".join(f"{k} {v:.4f}" for k, v in ratios.items()))
     wrong = any(abs(value - 1) > LARGEST for value in ratios.values()) and not doubts
     return " ".join([*cells, f"flags {', '.join(flags)}" if flags else "", "WRONG" if wrong else ""]).rstrip()
