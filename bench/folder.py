@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from pydantic import TypeAdapter
 
 from bench.files import write_bytes
-from bench.record import Environment, Measurement, RunRecord
+from bench.record import Environment, Measurement, Phase, RunRecord
 from bench.schema import Model, RunSpec, Site
 
 T = TypeVar("T")
@@ -27,7 +27,8 @@ class Exit(Model):
     """How the processes of a run ended; times are CLOCK_MONOTONIC in nanoseconds.
 
     `ended`: the run ended by itself; `stopped`: a user or a limit ended it; `gone`: the runner disappeared. `exitcode` is
-    negative for a signal, and None where no process reported it. `sidecar_error` says why the meters failed.
+    negative for a signal, and None where no process reported it. `sidecar_error` says why the meters failed, `message` what
+    else is known. `killed_for_memory`: the kernel ended some process for lack of memory meanwhile.
     """
 
     how: Literal["ended", "stopped", "timeout", "cancelled", "gone", "node_died"] = "node_died"
@@ -36,6 +37,8 @@ class Exit(Model):
     end_ns: int = 0
     started_at: datetime | None = None
     sidecar_error: str | None = None
+    killed_for_memory: bool = False
+    message: str | None = None
 
 
 class RankError(Model):
@@ -52,6 +55,28 @@ class RankExit(Model):
 
     rank: int
     exitcode: int
+
+
+class Timeline(Model):
+    """Times of the first rank of a node, by the clock of the node in nanoseconds.
+
+    Its phases, the ends of its validations, and begin and end of its inference.
+    """
+
+    phases: list[Phase] = []
+    read_ns: list[int] = []
+    inference: tuple[int, int] | None = None
+
+
+class NodeEnd(Model):
+    """How a run ended on one of several nodes, with the exit codes of its ranks that failed."""
+
+    node: int
+    name: str
+    boot_id: str | None = None
+    exit: Exit = Exit()
+    ranks: list[RankExit] = []
+    timeline: Timeline | None = None
 
 
 class IdleTimes(Model):
@@ -142,6 +167,9 @@ BEGINNING = JsonFile("begin.json", Beginning)
 RECORD = JsonFile("record.json", RunRecord)
 NEEDS = JsonFile("needs.json", Needs)
 RANK_EXITS = JsonFile("ranks.json", list[RankExit])
+TIMELINE = JsonFile("timeline.json", Timeline)
+NODES = JsonFile("nodes.json", list[NodeEnd])
+"""How a run on several nodes ended on each of them, in order."""
 EXECUTION = JsonFile("execution.json", ExecutionFacts)
 PROGRAMS = JsonFile("programs.json", dict[str, str])
 """Hashes of what the commands of a measurement run, by their words."""
@@ -162,6 +190,10 @@ ELSEWHERE = NumberedFiles("seen-*.elsewhere")
 METERS = NumberedFiles("meters-*.parquet")
 RAW_METERS = NumberedFiles("meters-*.jsonl")
 """Readings of the meters by node, as they are written and as they are kept."""
+NODE_ENDS = NumberedFiles("node-*.json")
+"""The NodeEnd of each node, as long as they are not put together."""
+LOGS = NumberedFiles("worker-*.log")
+"""Output of the ranks of the nodes that failed, but for the first node."""
 STACKS = NumberedFiles("stack-*.txt")
 """Where each rank was at its time limit."""
 
@@ -175,6 +207,8 @@ CHECKPOINT = "checkpoint"
 SCRATCH = ".scratch"
 """Folder in which the processes of a run find each other; removed at its end."""
 
+NODE_FOLDERS = NumberedFiles("node-*")
+"""Folders of the nodes of an execution, but for the first, with their idle power."""
 IDLE_TRACE = "idle.jsonl"
 PROGRESS = "progress.json"
 LOCK = ".lock"
@@ -188,6 +222,16 @@ IMPORTED = "imported.jsonl"
 """Rows of runs that were imported, one a line."""
 SEARCH = "search.json"
 """State of a search; also an artifact of its parent run in the store."""
+
+
+def write_node_end(folder: Path, end: NodeEnd) -> None:
+    """Write how a run ended on a node."""
+    JsonFile(NODE_ENDS.path(folder, end.node).name, NodeEnd).write(folder, end)
+
+
+def find_node_end(folder: Path, node: int) -> NodeEnd | None:
+    """Return how a run ended on a node; None where it has not told."""
+    return JsonFile(NODE_ENDS.path(folder, node).name, NodeEnd).find(folder)
 
 
 def write_error(folder: Path, error: RankError) -> None:

@@ -45,6 +45,15 @@ def boot_id() -> str | None:
     return None
 
 
+def oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for lack of memory since boot; None where that is unknown."""
+    try:
+        words = Path("/proc/vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def signal_name(number: int) -> str:
     """Return the name of a signal, such as `SIGKILL`; real-time signals have none."""
     try:

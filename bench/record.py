@@ -380,10 +380,26 @@ class Failure(Model):
     attempted_bytes: Count | None = None
 
 
+class NodeFacts(Model):
+    """One of several nodes of a run: its `kind` (Environment.kind), the first of its ranks, and how the run ended there.
+
+    `window_seconds` is the measured window by its own clock.
+    """
+
+    name: str
+    boot_id: str | None = None
+    kind: str | None = None
+    first_rank: Annotated[int, Field(ge=0)]
+    ended: str
+    exitcode: int | None = None
+    window_seconds: Positive | None = None
+
+
 class Environment(Model):
     """Facts about the machine and the software, from an allow-list without secrets.
 
     `folder_commit` is the commit of the folder in which the command was typed; an execution is resumed after it changes.
+    `cluster` names the engine of a cluster and its partition: there the nodes are exchanged for others of their kind.
     """
 
     host: str
@@ -400,10 +416,16 @@ class Environment(Model):
     variables: dict[str, str] = {}
     argv: list[str] = []
     load_average: float | None = None
+    cluster: dict[str, str] = {}
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the facts that results depend on: host, devices, driver, kernel, packages, variables, wattbench commit."""
+        """Hash of the facts that results depend on: host, devices, driver, kernel, packages, variables, wattbench commit.
+
+        On a cluster it is the `kind` of a node.
+        """
+        if self.cluster:
+            return self.kind
         return self._digest({"used_by", "foreign_memory_bytes"}, set())
 
     @property
@@ -419,6 +441,7 @@ class Environment(Model):
         return plain._digest({"used_by", "foreign_memory_bytes", "uuid", "index"}, {"host", "kernel", "os"})
 
     def _digest(self, of_gpus: set[str], but: set[str]) -> str:
+        but = but if self.cluster else {*but, "cluster"}
         facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit", *but})
         facts["machine"]["gpus"] = [
             {name: value for name, value in gpu.items() if name not in of_gpus} for gpu in facts["machine"]["gpus"]
@@ -438,7 +461,7 @@ class Observation(Model):
     """The part of a record from which figures and flags are computed: what was asked (`spec`), and what was seen.
 
     `devices` are those that the ranks used: GPU UUIDs, or `cpu` once for each process. A command may use others than its
-    spec asks for. `idle` is the idle power of the node, measured before the runs.
+    spec asks for. `idle` is the idle power of the nodes, measured before the runs; `nodes` is empty for a run on one.
     """
 
     suite: Slug
@@ -447,6 +470,7 @@ class Observation(Model):
     idle: list[IdlePower] = []
     measurement: Measurement | None = None
     environment: Environment
+    nodes: list[NodeFacts] = []
 
     @property
     def device_count(self) -> int:

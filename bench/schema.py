@@ -174,7 +174,7 @@ def _hash(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:10]
 
 
-_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder", "work"})
+_NOT_CONFIGURATION = frozenset({"seed", "repeat", "ladder", "work", "launcher"})
 """Fields of RunSpec in which runs of the same configuration may differ."""
 _CACHED = ("config_id", "label")
 
@@ -216,7 +216,7 @@ class RunSpec(Model):
     ladder: Annotated[int, Field(ge=0)] | None = None
     launcher: Slug = "local"
     device_type: Annotated[Literal["cpu", "gpu"], BeforeValidator(current_machine)]
-    num_nodes: Literal[1] = 1
+    num_nodes: _Whole = 1
     devices_per_node: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     open_devices: bool = False
     threads_per_device: _Whole | None = 1
@@ -496,6 +496,21 @@ class Machine(Model):
     def free_gpus(self) -> list[Gpu]:
         """GPUs that no other process uses and that are not cut into slices, which are not supported."""
         return [gpu for gpu in self.gpus if not gpu.used_by and not gpu.mig]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of such machines that runs may use together."""
+        return 1
+
+    @property
+    def launcher(self) -> str:
+        """Launcher of runs on it."""
+        return "local"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds for which runs may use it; None without a limit."""
+        return None
 
     @property
     def vendor(self) -> Vendor:

@@ -66,7 +66,8 @@ def test_failures_are_told_by_their_first_cause(
         assert record.cost.cost_usd == 4  # a failed run is paid for too
     assert (tmp_path / "record.json").exists()
     if record.error.message == "rank 1 was ended by SIGKILL":
-        assert collect(context(), SPEC, tmp_path, killed_for_memory=True).status is Status.OUT_OF_MEMORY
+        left(tmp_path, {"killed_for_memory": True})
+        assert collect(context(), SPEC, tmp_path).status is Status.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_every_flag_but_that_of_repeats_can_be_set() -> None:
         "imported",
         *("board_scope", "unverified_meter"),
         "disk_full",
+        *("mixed_nodes", "windows_differ", "straggler_node"),
     }  # by analytics, trace, cost, a command
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
 

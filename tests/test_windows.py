@@ -22,7 +22,6 @@ from bench.meters.windows import (
     idle_power,
     over_nodes,
     read_trace,
-    step_window,
     used,
 )
 from bench.record import EnergyReading, Phase, Provenance
@@ -175,20 +174,6 @@ def test_no_trace_and_no_time_are_no_energy_and_no_error() -> None:
     assert energy(Trace([gpu(t, t) for t in range(9)]), 5 * S, 5 * S, ["nvml"]) == []
 
 
-# --- steps
-
-
-def test_the_edges_of_steps_are_those_of_the_node() -> None:
-    steps = [(10 * S, 0.5), (11 * S, 0.25), (12 * S, 1.5)]
-    assert step_window(steps, 0, 2) == (10 * S, round(13.5 * S))
-    assert step_window(steps, 1, 1) == (11 * S, round(11.25 * S))
-    for first, last in ((-1, 1), (2, 1), (0, 3)):
-        with pytest.raises(ValueError, match=f"steps {first} to {last} are not all among the 3 steps"):
-            step_window(steps, first, last)
-    with pytest.raises(ValueError, match="among the 0 steps"):
-        step_window([], 0, 0)
-
-
 # --- files
 
 
@@ -249,8 +234,8 @@ def test_idle_power_that_was_not_measured_is_absent(tmp_path: Path) -> None:
 
 
 def test_without_meters_or_time_no_idle_power_is_measured(tmp_path: Path) -> None:
-    measure_idle(Node(None, None, []), 1.0, with_context=False)
-    measure_idle(Node(None, Sidecar(["nvml"]), ["GPU-0"]), 0.0, with_context=False)
+    measure_idle(Node(None, None, []), tmp_path, 1.0, with_context=False)
+    measure_idle(Node(None, Sidecar(["nvml"]), ["GPU-0"]), tmp_path, 0.0, with_context=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,7 +254,7 @@ def test_idle_power_is_measured_with_a_context_too_and_its_process_ends(tmp_path
         "import os, sys\nfrom pathlib import Path\nsys.path.insert(0, '.')\nfrom bench.run import node\n"
         "from bench.meters.sidecar import Sidecar\n"
         "with Sidecar(['nvml'], sys.argv[1:]) as sidecar:\n"
-        "    node.measure_idle(node.Node(None, sidecar, sys.argv[1:]), 2.2, with_context=True)\n"
+        "    node.measure_idle(node.Node(None, sidecar, sys.argv[1:]), Path.cwd(), 2.2, with_context=True)\n"
         "    children = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()\n"
         "    print(len(children), flush=True)\n"
     )

@@ -314,8 +314,9 @@ def fit(table: pd.DataFrame, *, plain: bool = False, seed: int = 0) -> Fit:
 
 
 def _node_size(measured: dict[str, Array]) -> float:
-    """Devices of a node: those of the largest one that is known, USUAL_NODE at least."""
-    return float(np.nanmax([USUAL_NODE, *(measured["devices"] / measured["num_nodes"])]))
+    """Devices of a node: those of the largest one that is known; USUAL_NODE at least where no run used several."""
+    several = np.nanmax([1, *measured["num_nodes"]]) > 1
+    return float(np.nanmax([1 if several else USUAL_NODE, *(measured["devices"] / measured["num_nodes"])]))
 
 
 def _geometric_mean(values: Array) -> float:

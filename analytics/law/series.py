@@ -291,7 +291,7 @@ def _host(table: pd.DataFrame) -> Host:
     """Describe the machine of a series; the size of a cluster of several nodes is unknown."""
     devices = pd.concat([runs["machine_devices"] for runs in table["_runs"]]).max()
     several = table["num_nodes"].fillna(1).max() > 1
-    shares = bool((table["device_type"] == "cpu").all())
+    shares = not several and bool((table["device_type"] == "cpu").all())
     return Host(None if several else _count(devices), int(table["devices"].max()), shares)
 
 

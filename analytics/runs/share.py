@@ -34,7 +34,8 @@ def cleaner(records: Sequence[RunRecord], rows: pd.DataFrame | None = None) -> C
     )
     cells += [item for record in records for item in record.spec.workload_args.items()]
     said = [(str(name).rpartition(".")[2].lower(), text) for name, text in cells if isinstance(text, str)]
-    hosts = [record.environment.host for record in sorted(records, key=lambda one: one.started_at)]
+    ordered = sorted(records, key=lambda one: one.started_at)
+    hosts = [name for record in ordered for name in (record.environment.host, *(node.name for node in record.nodes))]
     hosts += [text for name, text in said if name in _HOST_COLUMNS and not text.isdecimal()]
     texts = [*(text for record in records for text in _texts(record)), *(text for _, text in said)]
     users = {name for text in texts for name in _USER.findall(text)}
@@ -122,6 +123,7 @@ def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
             argv=[clean(part) for part in environment.argv],
         ),
     }
+    changed["nodes"] = [node.changed(name=clean(node.name), boot_id=None) for node in record.nodes]
     if spec.label != record.spec.label:
         changed["run_id"] = spec.run_id.replace(spec.config_id, record.config_id)
     if error is not None:

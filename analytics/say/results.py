@@ -54,6 +54,9 @@ _PHRASES = {
     "not_steady": "an unsteady speed",
     "steady_unknown": "too few steps",
     "straggler": "one slow rank",
+    "straggler_node": "one slow node",
+    "mixed_nodes": "nodes of different kinds",
+    "windows_differ": "nodes that measured different times",
     "throttled": "GPUs slowed down by heat or power",
     "shared_gpu": "other users on the GPU",
     "window_too_short": "too short a window",
@@ -144,7 +147,9 @@ def _title(found: Found) -> str:
         asked = [f"{well - early} ended as asked"] if well > early else []
         ended = ", ".join([*asked, f"{early} {'was' if early == 1 else 'were'} ended early"])
     count = f"{len(own)} configuration{'s' * (len(own) != 1)}{times}"
-    where = f" on {machines}{share}" if machines else ""
+    nodes = int(runs["num_nodes"].max()) if runs["num_nodes"].notna().any() else 1
+    where = f" on {'up to ' * (len(own) > 1)}{nodes} nodes of {machines}" if nodes > 1 else f" on {machines}{share}"
+    where = where if machines else ""
     return f"{printable(runs['suite'].iloc[0])}: {len(runs)} run{'s' * (len(runs) != 1)}{where}, {count}, {ended}"
 
 

@@ -47,6 +47,7 @@ def blocks(shown: Preview, memory: dict[str, int]) -> Iterator[Block]:
     repeats = Counter(run.config_id for run in suite.to_do)
     gpus = Counter(gpu.name for gpu in shown.machine.gpus)
     where = " and ".join(f"{count} x {name}" for name, count in gpus.items()) or shown.machine.cpu_model
+    where = f"{shown.machine.num_nodes} nodes of {where}" if shown.machine.num_nodes > 1 else where
     yield Sentence(
         f"{suite.suite.name}: {counted(len(suite.to_do), 'run')} on {printable(where, 120)}, {shown.takes()}", "title"
     )
@@ -65,9 +66,11 @@ def blocks(shown: Preview, memory: dict[str, int]) -> Iterator[Block]:
         )
     if too_large:
         yield Sentence(f"{counted(len(too_large), 'configuration')} will probably not fit into memory.", "answer")
+    nodes = {run.config_id: str(run.num_nodes) for run in suite.to_do}
     columns = {
         "configuration": {config: name for config, name in names.items() if config in repeats},
         "runs": {config: str(count) for config, count in repeats.items()} if not each else {},
+        "nodes": nodes if set(nodes.values()) - {"1"} else {},
         "memory~": {config: _bytes(size) for config, size in memory.items()},
         "limit": too_large,
     }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from analytics.plan.preview import Preview
     from analytics.say.blocks import Block
+    from bench.schema import Machine
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -96,6 +97,11 @@ runs_option = _folder("--runs", RUNS, "Folder of the runs.")
 own_runs_option = _folder("--runs", OWN_RUNS, "Folder of the runs.")
 gpus_option = click.option(
     "--gpus", metavar="0,1", help="Use only these GPUs (indices or UUIDs), even if other processes use them."
+)
+launcher_option = click.option(
+    "--launcher",
+    type=click.Choice(["local", "slurm"]),
+    help="Where runs are done. Default: on all nodes of the allocation of Slurm around this command, else on this machine.",
 )
 execution_option = click.option("--execution", help="One execution, by name. Default: the newest of each suite.")
 
@@ -172,6 +178,7 @@ suite_options = _all(
         help="Measure long enough to publish: 60 s windows after 30 s of warm-up, at least 5 repeats.",
     ),
     gpus_option,
+    launcher_option,
     site_options,
 )
 """A suite, and how it is adapted to this machine; `read_suite` takes their values."""
@@ -204,18 +211,41 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
     return ({"region": region} if region else {}) | site_fields(options)
 
 
+def find(gpus: str | None, launcher: str | None) -> tuple[Machine, str | None]:
+    """Return the machine that runs are done on, or the allocation of Slurm; and the reason if it has no GPU."""
+    from bench.machine.cluster import find_cluster, in_allocation
+    from bench.machine.environment import find_machine
+
+    if launcher == "local" or (launcher is None and not in_allocation()):
+        return find_machine(gpus)
+    if not in_allocation():
+        raise UserError("--launcher slurm: this is no allocation of Slurm. Start one with: salloc --nodes=2")
+    if gpus is not None:
+        raise UserError(
+            "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2"
+        )
+    return find_cluster(), None
+
+
 def read_suite(
-    suite: Path, settings: tuple[str, ...], filters: tuple[str, ...], gpus: str | None, *, publish: bool, **site: Any
+    suite: Path,
+    settings: tuple[str, ...],
+    filters: tuple[str, ...],
+    gpus: str | None,
+    launcher: str | None,
+    *,
+    publish: bool,
+    **site: Any,
 ) -> Preview:
     """Read a suite, apply the options, and expand it for this machine. Raises UserError with all mistakes."""
     from analytics.plan.preview import Preview
     from bench.figures.regions import intensity
-    from bench.machine.environment import check_no_gpu_is_hidden, find_machine
+    from bench.machine.environment import check_no_gpu_is_hidden
     from bench.suites.expand import expand, only
     from bench.suites.load import load_suite, override, with_site
 
     fields = place(site)
-    machine, no_gpu = find_machine(gpus)
+    machine, no_gpu = find(gpus, launcher)
     definition = with_site(override(load_suite(suite), settings), fields)
     if "device_type" not in {**definition.defaults, **definition.matrix}:
         check_no_gpu_is_hidden(no_gpu)

@@ -35,6 +35,8 @@ NOISE_SHARE = 0.02
 """Share of processor time taken by other virtual machines, or change in speed of a fixed matrix product."""
 OTHER_SHARE = 0.05
 STRAGGLER_RATIO = 1.1
+WINDOWS_SHARE = 0.01
+"""Share by which the windows of nodes may differ: they differ by a step at their edges."""
 COVERED = 0.98
 """Share of a window that readings must span to count as the whole window."""
 RISE = 0.1
@@ -172,6 +174,11 @@ FLAGS = {
     "straggler": Flag(
         "B", "one rank needs more than 10 % longer for a forward pass than the others, which wait for it"
     ),
+    "straggler_node": Flag(
+        "B", "the ranks of one node need more than 10 % longer for a forward pass than those of others"
+    ),
+    "mixed_nodes": Flag("B", "the nodes of the run are of different kinds: the slowest decides for all"),
+    "windows_differ": Flag("B", "the windows of the nodes differ by more than 1 %: energy is that of each node's own"),
     "no_steps": Flag("B", "the command reported no steps after its warm-up: the window is the whole command"),
     "imported": Flag("B", "figures from a file: how they were measured is unknown"),
     "pue_unknown": Flag("B", "cooling power is left out, as no PUE was given (--pue)"),
@@ -200,6 +207,7 @@ def judge(run: Observation, figures: dict[str, float], *, meter_failed: bool = F
     if measured is None:
         return set()
     flags = {*_energy_flags(run, measured), *_condition_flags(run, measured), *_speed_flags(run, measured, figures)}
+    flags |= {*_node_flags(run, figures)}
     return flags | {*_request_flags(run)} | ({"meter_failed"} if meter_failed else set())
 
 
@@ -214,6 +222,17 @@ def _request_flags(run: Observation) -> Iterator[str]:
     asked, used = run.spec.precision.name, precision_of(run)
     if "precision" in run.spec.placeholders and used not in (asked, _SAME_PRECISION.get(asked)):
         yield "precision_differs"
+
+
+def _node_flags(run: Observation, figures: dict[str, float]) -> Iterator[str]:
+    """Yield flags of a run on several nodes."""
+    if len({node.kind for node in run.nodes}) > 1:
+        yield "mixed_nodes"
+    windows = [node.window_seconds for node in run.nodes if node.window_seconds is not None]
+    if windows and max(windows) > (1 + WINDOWS_SHARE) * min(windows):
+        yield "windows_differ"
+    if figures.get("straggler_node_ratio", 1) > STRAGGLER_RATIO:
+        yield "straggler_node"
 
 
 def _energy_flags(run: Observation, measured: Measurement) -> Iterator[str]:

@@ -14,13 +14,15 @@ from functools import cache
 from importlib import resources
 from statistics import mean, median, quantiles
 
+from bench.figures.nodes import slow_node
 from bench.record import EnergyReading, Measurement, Observation, Provenance, Rank, RunRecord, Status
 from bench.schema import AXES, COMMAND, RunSpec, Scalar
 
 TEXT_COLUMNS = (
     *("run_id", "config_id", "suite", "execution", "status", "label", "started_at", "device_name", "dataset"),
     *("dataset_digest", "energy_provenance", "energy_components", "energy_missing", "energy_total", "emissions_basis"),
-    *("cost_basis", "region", "site", "flags", "grade", "straggler_device", "error_type", "error_message", "host"),
+    *("cost_basis", "region", "site", "flags", "grade", "error_type", "error_message", "host"),
+    *("straggler_device", "straggler_node_name"),
     *("environment", "commit", "study", "trial", "stage", "work", "script_torch", "script_python"),
 )
 """Columns of a row that hold text."""
@@ -331,7 +333,7 @@ def window(record: Observation) -> dict[str, float]:
     measured = record.measurement
     if measured is None:
         return {}
-    out = _throughput(measured, record.device_count) | _ranks(measured) | _energy(record, measured)
+    out = _throughput(measured, record.device_count) | _ranks(measured) | slow_node(record) | _energy(record, measured)
     out |= _phases(measured) | _conditions(measured) | _inference(measured)
     return out | _utilization(record, out)
 
@@ -488,6 +490,8 @@ def labels(record: RunRecord) -> dict[str, str]:
         out["energy_total"] = "" if not hardware else "partial_total" if missing else "total"
         if "straggler_rank" in _ranks(record.measurement):
             out["straggler_device"] = _slowest(record.measurement).device
+        if record.nodes and (slow := slow_node(record).get("straggler_node")) is not None:
+            out["straggler_node_name"] = record.nodes[int(slow)].name
         seen = record.measurement.seen
         out |= {f"script_{name}": getattr(seen, name, None) or "" for name in ("torch", "python")}
         out["dataset"] = record.measurement.dataset or ""

@@ -70,17 +70,6 @@ def over_nodes(nodes: Iterable[tuple[str, list[EnergyReading]]]) -> list[EnergyR
     return out
 
 
-def step_window(steps: list[tuple[int, float]], first: int, last: int) -> tuple[int, int]:
-    """Return start and end of the steps from `first` to `last` (from 0, inclusive) in nanoseconds of this node's clock.
-
-    `steps` are (start in nanoseconds, seconds) of one rank of the node. Nodes are matched by steps, never by clocks. Raises
-    ValueError if there are fewer steps.
-    """
-    if not 0 <= first <= last < len(steps):
-        raise ValueError(f"steps {first} to {last} are not all among the {len(steps)} steps of this rank")
-    return steps[first][0], steps[last][0] + round(steps[last][1] * 1e9)
-
-
 def contiguous(phases: list[Phase], start_ns: int, end_ns: int) -> list[Phase]:
     """Return phases that fill a run without gaps: `launch`, each phase until the next one begins, and `tail`."""
     if not phases:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +20,24 @@ from bench.figures.flags import grade, judge
 from bench.figures.metrics import split_energy, window
 from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
-from bench.meters.trace import Trace
+from bench.meters.meter import Reading
 from bench.process import signal_name
 from bench.record import (
     EnergyReading,
     Environment,
     Failure,
+    GpuConditions,
+    HostConditions,
     IdlePower,
     Measurement,
     Observation,
-    Phase,
     Quality,
     RunRecord,
     Status,
     Trial,
 )
 from bench.redact import redact
+from bench.run import nodes
 from bench.run.own_steps import LEAST_STEPS, Ended, measurement
 from bench.run.reserve import release
 from bench.schema import COMMAND, RunSpec, Site
@@ -47,7 +51,7 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclass(frozen=True)
 class Context:
-    """What the runs of an execution share; `trial` is the current one of a search."""
+    """What the runs of an execution share; `trial` is the current one of a search, `nodes` are those of a cluster."""
 
     suite: str
     execution: str
@@ -55,12 +59,16 @@ class Context:
     environment: Environment
     gpus: list[str]
     trial: Trial | None = None
+    nodes: list[Environment] = field(default_factory=list)
 
     def devices(self, spec: RunSpec) -> list[str]:
         """Return the devices of a run, by rank."""
-        if spec.device_type == "gpu":
-            return self.gpus[: spec.world_size]
-        return ["cpu"] * spec.world_size
+        if spec.device_type != "gpu":
+            return ["cpu"] * spec.world_size
+        gpus = [self.gpus]
+        if self.nodes:
+            gpus = [[gpu.uuid for gpu in node.machine.free_gpus] for node in self.nodes]
+        return [gpu for some in gpus[: spec.num_nodes] for gpu in some[: spec.devices_per_node]]
 
 
 def log_tail(folder: Path) -> str:
@@ -84,49 +92,46 @@ def _stacks(folder: Path) -> list[str]:
     return shown
 
 
-def oom_kills() -> int | None:
-    """Return how many processes the kernel has killed for lack of memory since boot; None where that is unknown."""
-    try:
-        words = Path("/proc/vmstat").read_text().split()
-        return int(words[words.index("oom_kill") + 1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def attempted_bytes(message: str) -> int | None:
     """Return the size of the failed allocation that torch's message names; None where it names none."""
     size = _ATTEMPTED.search(message)
     return max(1, round(float(size[1]) * _UNITS[size[2]])) if size else None
 
 
-def _failure(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory: bool) -> tuple[Status, Failure]:
+def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Failure]:
     """Return how a run failed: its first cause, not the ranks that only lost their peer."""
-    tail = log_tail(folder)
+    tail, hosts = log_tail(folder), [node.name for node in files.NODES.find(folder) or []]
+
+    def name(rank: int) -> str:
+        return f"rank {rank}" + (f" on {hosts[rank // spec.devices_per_node]}" if hosts else "")
+
     if end.how == "timeout":
         message = f"the run exceeded timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
         return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail="\n".join([tail, *_stacks(folder)]))
     if end.how == "node_died":
-        return Status.FAILED, Failure(type="NodeDied", message="the node process ended during the run", log_tail=tail)
+        return Status.FAILED, Failure(
+            type="NodeDied", message=end.message or "the node process ended during the run", log_tail=tail
+        )
     errors = files.read_errors(folder)
     codes = {row.rank: row.exitcode for row in files.RANK_EXITS.find(folder) or []}
     signals = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if signals and not any(error.kind != "peer" for error in errors):
         rank, number = next(iter(signals.items()))
-        name = signal_name(number)
-        killed_for_memory = killed_for_memory and number == signal.SIGKILL
+        by = signal_name(number)
+        killed_for_memory = end.killed_for_memory and number == signal.SIGKILL
         why = " (the kernel ran out of memory)" if killed_for_memory else ""
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
-        return status, Failure(type=name, message=f"rank {rank} was ended by {name}{why}", log_tail=tail)
+        return status, Failure(type=by, message=f"{name(rank)} was ended by {by}{why}", log_tail=tail)
     if errors:
         first = min(errors, key=lambda error: (files.ERROR_KINDS.index(error.kind), error.rank))
         status = _STATUS.get(first.kind, Status.FAILED)
         everywhere = spec.workload == COMMAND or first.kind == "unsupported"  # a rank has nothing to do with it
-        message = redact(first.message if everywhere else f"rank {first.rank}: {first.message}")
+        message = redact(first.message if everywhere else f"{name(first.rank)}: {first.message}")
         size = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
         return status, Failure(type=first.type, message=message, log_tail=tail, attempted_bytes=size)
     if codes:
         rank, code = next(iter(codes.items()))
-        message = f"rank {rank} ended with exit code {code}"
+        message = f"{name(rank)} ended with exit code {code}"
         return Status.FAILED, Failure(type="ExitCode", message=message, log_tail=tail)
     message = f"the run ended with exit code {end.exitcode} and left no result"
     return Status.FAILED, Failure(type="NoResult", message=message, log_tail=tail)
@@ -159,13 +164,13 @@ class _Outcome(NamedTuple):
     measured: Measurement | None = None
 
 
-def _outcome(folder: Path, spec: RunSpec, end: files.Exit, *, killed_for_memory: bool) -> _Outcome:
+def _outcome(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
     if spec.workload == COMMAND and end.how in ("timeout", "gone", "node_died"):
         return _of_files(folder, spec, end)
     if not (folder / files.RESULT.name).exists() or not (
         end.how == "stopped" or (end.how, end.exitcode) == ("ended", 0)
     ):
-        failure = _failure(folder, spec, end, killed_for_memory=killed_for_memory)
+        failure = _failure(folder, spec, end)
         return _Outcome(*failure, files.PARTIAL.find(folder))
     try:
         return _Outcome(Status.OK, None, files.RESULT.read(folder))
@@ -194,7 +199,7 @@ def _of_files(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
         message = f"bench was killed, and the command made fewer than {LEAST_STEPS} steps, or none for long, until then"
         message += "; the disk of its folder was full for a time, so steps may be missing" * full
         return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message, log_tail=log_tail(folder)), seen)
-    return _Outcome(*_failure(folder, spec, end, killed_for_memory=False), files.PARTIAL.find(folder) or seen)
+    return _Outcome(*_failure(folder, spec, end), files.PARTIAL.find(folder) or seen)
 
 
 def stalled(measured: Measurement, end_ns: int) -> bool:
@@ -203,16 +208,18 @@ def stalled(measured: Measurement, end_ns: int) -> bool:
     return end_ns - last > 1e10 * max(1.0, *measured.step_seconds, measured.window_seconds / max(1, measured.steps))
 
 
-def collect(context: Context, spec: RunSpec, folder: Path, *, killed_for_memory: bool = False) -> RunRecord:
+def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
     """Build the record of a run from its files, write it to the run's folder and return it."""
     release(folder)
     end = files.EXIT.find(folder) or files.Exit()
-    status, error, measured = _outcome(folder, spec, end, killed_for_memory=killed_for_memory)
-    trace = accounting.read_trace(folder)
-    run = observe(context, spec, measured, trace, end, accounting.idle_power(folder.parent, spec.meters))
+    status, error, measured = _outcome(folder, spec, end)
     boot_id = context.environment.boot_id or context.environment.host
-    readings = accounting.energy(trace, end.start_ns, end.end_ns, spec.meters)
-    energy, unused = accounting.used(accounting.over_nodes([(boot_id, readings)]), run.gpus)
+    traces = nodes.traces(folder, spec, end, boot_id, measured)
+    run = observe(context, spec, measured, traces, end, nodes.idle_power(folder.parent, spec, traces))
+    run = run.changed(nodes=nodes.facts(folder, spec, traces, [node.kind for node in context.nodes]))
+    if len(traces) > 1:
+        nodes.keep(folder, traces)
+    energy, unused = accounting.used(nodes.energy(traces, lambda node: node.whole, spec.meters), run.gpus)
     figures: dict[str, float] = {}
     try:
         figures = window(run)
@@ -249,12 +256,12 @@ def observe(
     context: Context,
     spec: RunSpec,
     measured: Measurement | None,
-    trace: Trace | None,
+    traces: list[nodes.NodeTrace],
     end: files.Exit,
     idle: list[IdlePower],
 ) -> Observation:
     """Return what was seen of a run: its devices, its idle power, and its measurement with energy and conditions."""
-    events = trace.events if trace is not None else []
+    events = _events(traces[0])
     devices = _devices(measured) or context.devices(spec)
     if spec.workload == COMMAND:
         used = [uuid for uuid in context.gpus if used_by_run(events, uuid, end.start_ns, end.end_ns)]
@@ -266,7 +273,7 @@ def observe(
         idle=idle,
         environment=context.environment,
     )
-    return run if measured is None else run.changed(measurement=_accounted(measured, run, trace, end))
+    return run if measured is None else run.changed(measurement=_accounted(measured, run, traces, end))
 
 
 def _used(measured: Measurement | None, gpus: list[str], *, on_cpu: bool) -> list[str]:
@@ -290,43 +297,71 @@ def _devices(measured: Measurement | None) -> list[str]:
     return devices if all(devices) else []
 
 
-def _accounted(measured: Measurement, run: Observation, trace: Trace | None, end: files.Exit) -> Measurement:
+def _events(node: nodes.NodeTrace) -> list[Reading]:
+    return node.trace.events if node.trace is not None else []
+
+
+def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeTrace], end: files.Exit) -> Measurement:
     """Return a measurement with the energy of its window and of its phases, and the conditions during the window."""
-    events = trace.events if trace is not None else []
 
-    def energy(start: int, stop: int, without: Sequence[Phase] = ()) -> list[EnergyReading]:
-        pauses = [(phase.start_ns, phase.end_ns) for phase in without]
-        return accounting.used(accounting.energy(trace, start, stop, run.spec.meters, pauses), run.gpus)[0]
+    def energy(span: Callable[[nodes.NodeTrace], nodes.TimeSpan | None]) -> list[EnergyReading]:
+        return accounting.used(nodes.energy(traces, span, run.spec.meters), run.gpus)[0]
 
-    phases = [
-        phase.changed(energy=energy(phase.start_ns, phase.end_ns))
-        for phase in accounting.contiguous(measured.phases, end.start_ns, end.end_ns)
+    seen = Counter[str]()
+    phases = []
+    for phase in traces[0].phases:
+        name, number = phase.name, seen[phase.name]
+        phases.append(phase.changed(energy=energy(partial(nodes.NodeTrace.phase, name=name, number=number))))
+        seen[name] += 1
+    quality = [
+        _paid(point, energy(partial(nodes.NodeTrace.until, validation=number)))
+        for number, point in enumerate(measured.quality)
     ]
-    steady = [phase for phase in phases if phase.name == "steady"]
-    edges = (steady[0].start_ns, steady[-1].end_ns) if steady else (end.start_ns, end.end_ns)
-    pauses = [phase for phase in phases if phase.name != "steady" and edges[0] <= phase.start_ns < edges[1]]
-    probes = [phase for phase in phases if phase.name == "probe" and phase.end_ns <= edges[0]]
-    cpu = [rank.cpu_seconds for rank in measured.ranks if rank.cpu_seconds is not None]
-    training = [phase.start_ns for phase in phases if phase.name == "warmup"]
-    conditions = [gpu_conditions(events, uuid, *edges) for uuid in dict.fromkeys(run.gpus)] if events else []
     inference = measured.inference
-    if inference is not None and inference.start_ns is not None and inference.end_ns is not None:
-        inference = inference.changed(energy=energy(inference.start_ns, inference.end_ns))
-    host = host_conditions(events, *edges, sum(cpu) if cpu else None)
-    if measured.cpu_seconds is not None:  # of a command it is known for its whole length only
-        host = host_conditions(events, end.start_ns, end.end_ns, measured.cpu_seconds)
-    memory = [gpu.memory_used_bytes_max for gpu in conditions if gpu.memory_used_bytes_max]
+    if inference is not None and traces[0].inference is not None:
+        inference = inference.changed(energy=energy(lambda node: node.inference))
+    each_has = len(run.gpus) if len(traces) == 1 else run.spec.devices_per_node
+    shares = [run.gpus[k * each_has : (k + 1) * each_has] for k in range(len(traces))]
+    gpus = [each for node, some in zip(traces, shares, strict=False) for each in _gpu_conditions(node, some)]
+    memory = [gpu.memory_used_bytes_max for gpu in gpus if gpu.memory_used_bytes_max]
     return measured.changed(
-        energy=energy(*edges, pauses) if steady else [],
-        startup=energy(end.start_ns, edges[0], probes) if steady else [],
+        energy=energy(lambda node: node.window),
+        startup=energy(lambda node: node.startup),
         phases=phases,
-        quality=[
-            _paid(point, energy(training[0], point.read_ns, probes) if training else []) for point in measured.quality
-        ],
+        quality=quality,
         inference=inference,
-        gpus=conditions,
-        host=host,
+        gpus=gpus,
+        host=_host(measured, run.spec, traces, end),
         peak_memory_bytes=measured.peak_memory_bytes or memory,
+    )
+
+
+def _gpu_conditions(node: nodes.NodeTrace, gpus: Iterable[str]) -> list[GpuConditions]:
+    """Return the conditions on the GPUs of a run on their node."""
+    events, (start, end, _) = _events(node), node.window or node.whole
+    return [gpu_conditions(events, uuid, start, end) for uuid in dict.fromkeys(gpus)] if events else []
+
+
+def _host(
+    measured: Measurement, spec: RunSpec, traces: list[nodes.NodeTrace], end: files.Exit
+) -> HostConditions | None:
+    """Return the conditions on the host; of several nodes, the worst value of each."""
+    hosts = []
+    for number, node in enumerate(traces):
+        ranks = measured.ranks
+        if len(traces) > 1:
+            ranks = [rank for rank in ranks if rank.rank // spec.devices_per_node == number]
+        cpu = [rank.cpu_seconds for rank in ranks if rank.cpu_seconds is not None]
+        start, stop, _ = node.window or node.whole
+        hosts.append(host_conditions(_events(node), start, stop, sum(cpu) if cpu else None))
+    if measured.cpu_seconds is not None:  # of a command it is known for its whole length only
+        hosts = [host_conditions(_events(traces[0]), end.start_ns, end.end_ns, measured.cpu_seconds)]
+    known = [host for host in hosts if host is not None]
+    if not known:
+        return None
+    values = {name: [getattr(host, name) for host in known] for name in HostConditions.model_fields}
+    return HostConditions(
+        **{name: max((value for value in some if value is not None), default=None) for name, some in values.items()}
     )
 
 

@@ -23,10 +23,9 @@ from typing import IO, Any, Self
 import psutil
 
 from bench.folder import COMMAND_STEPS, PARTIAL, RESULT, STEPS, WORKER_LOG, RankError, write_error
-from bench.process import SCRIPT, boot_id, die_with_parent, signal_name
+from bench.process import SCRIPT, boot_id, die_with_parent, oom_kills, signal_name
 from bench.record import WANDB, Measurement
 from bench.redact import redact
-from bench.run.collect import oom_kills
 from bench.run.ending import NO_LIMIT, Ending, Processes, Signals, WindowLength
 from bench.run.own_steps import LEAST_STEPS, Ended, measurement
 from bench.run.reserve import is_full, note_full, reserved

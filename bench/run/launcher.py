@@ -20,7 +20,7 @@ from bench.errors import FAILED, WRONG_USE, UserError
 from bench.folder import EXIT, NODE_LOG, Exit
 from bench.pipe import Pipe
 from bench.process import module_command, signal_name
-from bench.schema import RunSpec
+from bench.schema import Machine, RunSpec
 
 CHANGED, STARTED_IN = "WATTBENCH_CHANGED_VARIABLES", "WATTBENCH_STARTED_IN"
 """Variables of a node: what was changed in its environment (JSON; null: was not set), and the folder `bench` started in."""
@@ -52,7 +52,7 @@ class LaunchOptions:
     """What an execution tells its launcher.
 
     Logs and idle power, measured for `idle_seconds` at the start, go to `folder`. `gpus` are UUIDs, `threads` is the
-    number of OpenMP threads that libraries see when they are imported.
+    number of OpenMP threads that libraries see when they are imported. `machine` is where the runs are done.
     """
 
     folder: Path
@@ -61,9 +61,10 @@ class LaunchOptions:
     gpus: Sequence[str] = ()
     threads: int = 1
     idle_seconds: float = 0.0
+    machine: Machine | None = None
 
 
-def _no_tick() -> None:
+def no_tick() -> None:
     """Do nothing while a launcher waits."""
 
 
@@ -75,7 +76,7 @@ class Launcher(Protocol):
 
     def __init__(self, options: LaunchOptions) -> None: ...
 
-    def start(self, tick: Callable[[], None] = _no_tick) -> dict[str, Any]:
+    def start(self, tick: Callable[[], None] = no_tick) -> dict[str, Any]:
         """Prepare for runs; return facts about the place where they run (`torch`, `gpus`). Raises LaunchError."""
         return {}
 
@@ -83,7 +84,7 @@ class Launcher(Protocol):
         """Begin the run of a folder that has a `spec.json`. Raises LaunchError."""
         ...
 
-    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = _no_tick) -> bool:
+    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
         """Block until the run has ended and call `tick` about once a second; return False if it ended without `exit.json`."""
         ...
 
@@ -125,8 +126,17 @@ class LocalLauncher(Launcher):
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
 
-    def start(self, tick: Callable[[], None] = _no_tick) -> dict[str, Any]:
+    def start(self, tick: Callable[[], None] = no_tick) -> dict[str, Any]:
         """Start the node and wait until it has imported torch; return its facts. Raises LaunchError."""
+        self._open()
+        answer = self._answer(self._start_seconds, tick)
+        if answer is None or "ready" not in answer:
+            raise self._failed()
+        facts: dict[str, Any] = answer["ready"]
+        return facts
+
+    def _open(self) -> None:
+        """Start the process."""
         with (self.folder / NODE_LOG).open("ab") as log:
             process = subprocess.Popen(
                 self._command,
@@ -140,17 +150,16 @@ class LocalLauncher(Launcher):
             )
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018  both are pipes
         self._process, self._pipe = process, Pipe(process.stdout.fileno(), process.stdin.fileno())
-        answer = self._answer(self._start_seconds, tick)
-        if answer is None or "ready" not in answer:
-            code = process.poll()
-            how = "did not answer" if code is None else f"ended with exit code {code}"
-            if code is not None and code < 0:
-                how = f"was ended by {signal_name(-code)}"
-            self.close()
-            where = f"its log is {self.folder / NODE_LOG}:\n{self._tail() or '(empty)'}"
-            raise LaunchError(f"the node process {how} while it started; {where}")
-        facts: dict[str, Any] = answer["ready"]
-        return facts
+
+    def _failed(self, whose: str = "") -> LaunchError:
+        """End the process, which did not start, and return the error that says so."""
+        code = None if self._process is None else self._process.poll()
+        how = "did not answer" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {signal_name(-code)}"
+        self.close()
+        where = f"its log is {self.folder / NODE_LOG}:\n{self._tail() or '(empty)'}"
+        return LaunchError(f"the node process {whose}{' ' * bool(whose)}{how} while it started; {where}")
 
     def submit(self, folder: Path) -> None:
         """Begin the run of a folder that has a `spec.json`."""
@@ -159,7 +168,7 @@ class LocalLauncher(Launcher):
             self.start()
         self._send(run=str(folder))
 
-    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = _no_tick) -> bool:
+    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
         """Block until the run's `exit.json` is there; call `tick` once a second. Return False if the node died."""
         answer = self._answer(timeout_seconds, tick)
         while answer is not None and answer.get("done") != str(folder):

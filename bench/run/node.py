@@ -40,7 +40,7 @@ from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
 from bench.meters.windows import CODECARBON_SECONDS
 from bench.pipe import Pipe
-from bench.process import adopt_orphans, die_with_parent, module_command
+from bench.process import adopt_orphans, die_with_parent, module_command, oom_kills
 from bench.run.command import run as run_command
 from bench.run.launcher import CHANGED, STARTED_IN, node_variables
 from bench.schema import COMMAND, RunSpec
@@ -58,13 +58,28 @@ _POLL_SECONDS = 0.02
 _FORK = multiprocessing.get_context("fork")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which of the nodes of a run this is, and where its ranks meet those of the others.
+
+    `store` is the address of the store of torch, which rank 0 serves on the socket `listener`. `interface` names the
+    network interface towards the other nodes.
+    """
+
+    number: int = 0
+    store: tuple[str, int] | None = None
+    listener: int | None = None
+    interface: str = "lo"
+
+
 @dataclass
 class Node:
-    """The state of this process: the pipe to the launcher, the sidecar, and the GPUs that runs may use."""
+    """The state of this process: the pipe to the launcher, the sidecar, the GPUs that runs may use, and its place."""
 
     pipe: Pipe
     sidecar: Sidecar | None
     gpus: list[str]
+    place: Place = Place()
 
 
 @contextmanager
@@ -105,13 +120,12 @@ def _probe_gpus(sender: Connection) -> None:
         sender.send(facts | {"error": str(error).strip().splitlines()[0]})
 
 
-def measure_idle(node: Node, seconds: float, *, with_context: bool) -> None:
-    """Record the meters for `seconds` while nothing runs, and again while a forked process holds a context on each GPU."""
+def measure_idle(node: Node, folder: Path, seconds: float, *, with_context: bool) -> None:
+    """Record the meters in a folder for `seconds` while nothing runs, and again with a context of torch on each GPU."""
     if node.sidecar is None or not seconds or not node.sidecar.measured:
         return
     if "cpu" in node.sidecar.measured:
         node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
-    folder = Path.cwd()
     (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # from an earlier start of this execution
     node.sidecar.open(folder / files.IDLE_TRACE)
     times = files.IdleTimes(idle=_span(seconds))
@@ -156,7 +170,7 @@ def thread_variables(spec: RunSpec) -> dict[str, str]:
     return {} if spec.threads_per_device is None else dict.fromkeys(THREADS, str(spec.threads_per_device))
 
 
-def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
+def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
     """Lead one run in a session of its own, with its log and environment: fork the ranks, or use torchrun if cold."""
     os.setsid()
     die_with_parent()
@@ -172,47 +186,50 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str]) -> None:
         sys.exit(run_command(spec, folder, user_environment() | thread_variables(spec), Path(os.environ[STARTED_IN])))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads),
-        "WATTBENCH_STORE": str(folder / files.SCRATCH / "store"),
+        "WATTBENCH_STORE": json.dumps([*place.store, place.listener])
+        if place.store
+        else str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "WATTBENCH_PROCESSORS": json.dumps(psutil.Process().cpu_affinity() if psutil.LINUX else []),
         "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # it would listen on all interfaces; ranks meet through a file
     }
     # On one node, ranks meet on the loopback interface, whatever other interfaces exist.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", place.interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", place.interface)
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun.append(f"--log-dir={folder / files.SCRATCH}")
         torchrun.append(f"--nproc-per-node={spec.devices_per_node}")
         command = [*torchrun, *module_command("bench.train.worker", str(folder))[2:]]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    if failures := train(spec, folder):
+    if failures := train(spec, folder, place.number * spec.devices_per_node):
         files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
 
 
-def train(spec: RunSpec, folder: Path) -> list[files.RankExit]:
-    """Fork the ranks and wait for them; return those that failed, each with its exit code.
+def train(spec: RunSpec, folder: Path, first: int) -> list[files.RankExit]:
+    """Fork the ranks of this node, from the `first` on, and wait; return those that failed, each with its exit code.
 
     torchrun does the same on each node, and adds a rendezvous of the nodes. The rendezvous of torch's agent waits up to 0.3 s
     at random before it begins, and keeps threads that poll a store all the time.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    size = str(spec.devices_per_node)
-    names = {"RANK": "{}", "LOCAL_RANK": "{}", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    sizes = {"WORLD_SIZE": str(spec.world_size), "LOCAL_WORLD_SIZE": str(spec.devices_per_node)}
     context = start_processes(
         name="rank",
         entrypoint=_rank,
         args={rank: (str(folder),) for rank in range(spec.devices_per_node)},
-        envs={rank: {k: v.format(rank) for k, v in names.items()} for rank in range(spec.devices_per_node)},
+        envs={
+            rank: {"RANK": str(first + rank), "LOCAL_RANK": str(rank), **sizes} for rank in range(spec.devices_per_node)
+        },
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / files.SCRATCH)),
         start_method="fork",
     )
     ended = context.wait(period=_POLL_SECONDS)
     failures = ended.failures if ended is not None else {}
-    return [files.RankExit(rank=rank, exitcode=failure.exitcode) for rank, failure in sorted(failures.items())]
+    return [files.RankExit(rank=first + rank, exitcode=failure.exitcode) for rank, failure in sorted(failures.items())]
 
 
 def _rank(folder: str) -> None:
@@ -238,7 +255,7 @@ def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
     node.pipe.close()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    agent(spec, folder, node.gpus)
+    agent(spec, folder, node.gpus, node.place)
 
 
 def execute(node: Node, folder: Path) -> files.Exit:
@@ -247,7 +264,7 @@ def execute(node: Node, folder: Path) -> files.Exit:
     if node.sidecar is not None and spec.meters:
         node.sidecar.start()  # again, if it has died
         node.sidecar.open(files.RAW_METERS.path(folder, 0))
-    started, start = datetime.now(UTC), time.monotonic_ns()
+    kills, started, start = oom_kills(), datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
     process.start()
     how = _wait(node, process, spec.timeout_seconds)
@@ -265,7 +282,13 @@ def execute(node: Node, folder: Path) -> files.Exit:
         node.sidecar.close()
     error = node.sidecar.error if node.sidecar is not None else None
     ended = files.Exit(
-        how=how, exitcode=process.exitcode, start_ns=start, end_ns=end, started_at=started, sidecar_error=error
+        how=how,
+        exitcode=process.exitcode,
+        start_ns=start,
+        end_ns=end,
+        started_at=started,
+        sidecar_error=error,
+        killed_for_memory=kills is not None and (oom_kills() or 0) > kills,
     )
     files.EXIT.write(folder, ended)
     return ended
@@ -312,7 +335,7 @@ def _kill_strays(node: Node) -> None:
     psutil.wait_procs(strays, timeout=5)
 
 
-def _import(workloads: list[str]) -> dict[str, Any]:
+def import_all(workloads: list[str]) -> dict[str, Any]:
     """Import torch and what the workloads need, and return the versions. Commands of the user need nothing.
 
     No GPU is visible meanwhile. Some libraries ask GPUs for their abilities when they are imported, and a process that has
@@ -361,7 +384,7 @@ def run_one(folder: Path, gpus: list[str]) -> int:
         signal.signal(number, lambda *_: cancel.send(cancel=True))
     node = Node(cancel, Sidecar(spec.meters, gpus).start() if spec.meters else None, gpus)
     try:
-        _import([spec.workload])
+        import_all([spec.workload])
         if node.sidecar is not None and node.sidecar.starting:
             node.sidecar.wait(CODECARBON_SECONDS)
         ended = execute(node, folder.absolute())
@@ -371,11 +394,16 @@ def run_one(folder: Path, gpus: list[str]) -> int:
     return EXIT_CODES.get(ended.how, 1 if ended.exitcode else 0)
 
 
+def prepare(node: Node, workloads: list[str], folder: Path, idle_seconds: float) -> dict[str, Any]:
+    """Import what runs need and measure idle power into a folder; return the facts of this node."""
+    facts = import_all(workloads)
+    measure_idle(node, folder, idle_seconds, with_context="torch" in facts)
+    return facts | ({"gpus": gpu_facts()} if node.gpus and "torch" in facts else {})
+
+
 def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
     """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
-    facts = _import(workloads)
-    measure_idle(node, idle_seconds, with_context="torch" in facts)
-    node.pipe.send(ready=facts | ({"gpus": gpu_facts()} if node.gpus and "torch" in facts else {}))
+    node.pipe.send(ready=prepare(node, workloads, Path.cwd(), idle_seconds))
     with suppress(EOFError):
         while message := node.pipe.receive():
             if "run" in message:
@@ -385,7 +413,8 @@ def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
                     return
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Return the names in a text, which are separated by commas."""
     return [name for name in text.split(",") if name]
 
 
@@ -404,7 +433,7 @@ def main() -> int:
     if args.folder is not None and not (args.folder / files.SPEC.name).is_file():
         parser.error(f"{args.folder} has no {files.SPEC.name}")
     adopt_orphans()
-    gpus, meters = _names(args.gpus), _names(args.meters)
+    gpus, meters = names(args.gpus), names(args.meters)
     if args.folder is not None:
         return run_one(args.folder, gpus)
     pipe = Pipe(0, os.dup(1))
@@ -412,7 +441,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
     try:
-        serve(node, _names(args.workloads), args.idle_seconds)
+        serve(node, names(args.workloads), args.idle_seconds)
     finally:
         if node.sidecar is not None:
             node.sidecar.stop()

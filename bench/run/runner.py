@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +21,10 @@ from typing import Any, Self
 from bench import folder as files
 from bench.errors import Stopped
 from bench.files import held, write_json
+from bench.machine.cluster import Cluster
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.record import Environment, RunRecord, Status
-from bench.run.collect import Context, collect, oom_kills, save_record, skipped
+from bench.run.collect import Context, collect, save_record, skipped
 from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
@@ -32,6 +33,8 @@ from bench.suites.expand import Expansion
 
 RUN_OVERHEAD_SECONDS = 1.0
 """Fixed cost of a warm run, for estimates before the first measurement (tests/benchmarks/warm_start.py)."""
+END_SECONDS = 20.0
+"""A run is begun in an allocation only if it is expected to end so long before it."""
 START_SECONDS = 12.0
 """Start of an execution: importing torch, transformers and mlflow on two cores."""
 
@@ -235,7 +238,7 @@ def surroundings(plan: Expansion, machine: Machine) -> Environment:
     trained = [run for run in plan.to_do if run.workload != COMMAND]
     if trained:
         check_torch(machine, for_gpus=any(run.device_type == "gpu" for run in trained))
-    return describe(machine)
+    return machine.environment if isinstance(machine, Cluster) else describe(machine)
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
@@ -293,9 +296,11 @@ class Runner:
             gpus=gpus if uses_gpus else [],
             threads=max((run.threads for run in plan.to_do), default=1),
             idle_seconds=plan.suite.idle_seconds,
+            machine=machine,
         )
         launcher = make_launcher(plan.to_do, options)
         context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
+        context = replace(context, nodes=machine.nodes) if isinstance(machine, Cluster) else context
         now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
         where = {"host": socket.gethostname(), "folder": str(execution.folder)}
         flight = Flight(**who, **where, began_at=now, updated_at=now)
@@ -304,7 +309,7 @@ class Runner:
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that the runs need."""
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
-        needed = max((run.world_size for run in runs if run.device_type == "gpu"), default=0)
+        needed = max((run.devices_per_node for run in runs if run.device_type == "gpu"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
         seen = facts.get("gpus")
         if needed and seen is not None and seen["count"] < needed:
@@ -327,7 +332,7 @@ class Runner:
         files.SPEC.write(folder, spec)
         if given := self.execution.plan.givers.of(spec):
             files.NEEDS.write(folder, files.Needs(folder=self.execution.folder / given.run_id))
-        kills, started, start_ns = oom_kills(), datetime.now(UTC), time.monotonic_ns()
+        started, start_ns = datetime.now(UTC), time.monotonic_ns()
         try:
             self.launcher.submit(folder)
             # The node enforces the time limit; the extra minute is for a node that hangs.
@@ -338,9 +343,10 @@ class Runner:
             self.launcher.cancel(folder)
             shutil.rmtree(folder, ignore_errors=True)  # it will be repeated
             raise
-        after = oom_kills()
-        killed = kills is not None and after is not None and after > kills
-        return collect(self.context, spec, folder, killed_for_memory=killed)
+        except Stopped:  # the place where runs are done has ended
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return collect(self.context, spec, folder)
 
     def index(self) -> None:
         """Open the index, and log the records that it lacks."""
@@ -416,6 +422,11 @@ def run_suite(
                 expected = forecast.seconds(spec) or 0.0
                 if max_minutes is not None and time.monotonic() - began + expected > max_minutes * 60:
                     progress.note(f"--max-minutes {max_minutes:g}: no time for the remaining {to_do - done} runs")
+                    break
+                if machine.seconds_left is not None and expected + END_SECONDS > machine.seconds_left:
+                    progress.note(
+                        f"The allocation ends in {machine.seconds_left:.0f} s: no time for the remaining {to_do - done} runs"
+                    )
                     break
                 left = forecast.remaining_seconds
                 progress.start(spec, left)

@@ -307,7 +307,12 @@ def _history(folder: Path, record: RunRecord) -> Iterator[tuple[str, float, int,
             for index in range(0, len(points), max(1, -(-len(points) // _HISTORY_POINTS))):
                 since = (points[index][0] - points[0][0]) // 1_000_000
                 name = f"power_watts/{source}/{component}"
-                yield (f"{name}/{device}" if component == "gpu" else name), points[index][1], origin + since, index
+                yield (
+                    (f"{name}/{device}" if component == "gpu" or ":" in device else name),
+                    points[index][1],
+                    origin + since,
+                    index,
+                )
 
 
 def local(uri: str) -> Path | None:

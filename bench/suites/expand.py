@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -75,7 +76,7 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
     for name in device_types if isinstance(device_types, list) else [device_types]:
         for cell in _cells(suite, current_machine(str(name)), machine, notes):
             try:
-                spec = _run_spec(cell, suite)
+                spec = _run_spec(cell, suite, machine)
             except SuiteError as error:
                 mistakes += error.messages
                 continue
@@ -177,15 +178,13 @@ def available_devices(machine: Machine, device_type: str, threads_per_device: in
 
 
 def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Replace `devices: auto` by 1, 2, 4 ... and the number of free devices."""
+    """Replace `devices: auto` by 1, 2, 4 ... and the number of free devices; then those of 2, 4 ... and of all nodes."""
     if cell.get("devices") != "auto":
         yield cell
         return
     threads = cell.get("threads_per_device", 1)
     most = available_devices(machine, cell["device_type"], threads if isinstance(threads, int) and threads > 0 else 1)
-    counts = [2**k for k in range(20) if 2**k <= most]
-    if most and most not in counts:
-        counts.append(most)
+    counts = _doubled(most) + [most * nodes for nodes in _doubled(machine.num_nodes)[1:]]
     total = cell.get("global_batch_size")
     accumulation = cell.get("gradient_accumulation_steps", 1)
     for devices in counts or [1]:
@@ -193,6 +192,48 @@ def _with_devices(cell: dict[str, Any], machine: Machine, notes: list[str]) -> I
             notes.append(f"devices: auto leaves out {devices}: it does not divide global_batch_size {total}")
         else:
             yield {**cell, "devices": devices}
+
+
+def _doubled(most: int) -> list[int]:
+    """Return 1, 2, 4 ... and the largest number itself; nothing for 0."""
+    counts = [2**k for k in range(20) if 2**k <= most]
+    return counts if not most or most in counts else [*counts, most]
+
+
+_LAYOUT = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+
+
+def _spread(cell: dict[str, Any], machine: Machine, mistakes: list[str]) -> int:
+    """Set the nodes of a cell and their devices, by its `devices` or its `layout`; return the number of devices.
+
+    More devices than those of one node take whole nodes, as far as the machine has several.
+    """
+    devices, layout = cell.pop("devices", 1), cell.pop("layout", None)
+    if layout is not None:
+        match = _LAYOUT.fullmatch(str(layout))
+        if match is None:
+            mistakes.append(f"layout: give nodes x devices of each, such as 2x4, not {layout!r}")
+            return 1
+        cell |= {"num_nodes": int(match[1]), "devices_per_node": int(match[2])}
+        if devices not in (1, int(match[1]) * int(match[2])):
+            mistakes.append(f"give devices or layout, not both: {devices!r} and {layout!r}")
+        return int(match[1]) * int(match[2])
+    if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= MAX_DEVICES:
+        mistakes.append(f"devices: must be a whole number from 1 to {MAX_DEVICES:,}, or auto, not {devices!r}")
+        devices = 1
+    threads = cell.get("threads_per_device", 1)
+    free = available_devices(machine, cell["device_type"], threads if isinstance(threads, int) and threads > 0 else 1)
+    if machine.num_nodes == 1 or not free or devices <= free:
+        cell["devices_per_node"] = devices
+        return devices
+    if devices % free:
+        below = devices // free * free
+        mistakes.append(
+            f"devices {devices}: more than the {free} of one node must be a multiple of them, such as {below} or "
+            f"{below + free}; other divisions are written as layout: [nodes x devices]"
+        )
+    cell |= {"num_nodes": max(1, devices // free), "devices_per_node": free}
+    return devices
 
 
 def _copies(cell: dict[str, Any], devices: int) -> int:
@@ -232,15 +273,12 @@ def _words(cell: dict[str, Any], suite: Suite, mistakes: list[str]) -> dict[str,
     return {"words": words, "work": suite.work}
 
 
-def _run_spec(cell: dict[str, Any], suite: Suite) -> RunSpec:
+def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     """Check one cell and build its spec (repeat 0). Raises SuiteError with all mistakes of the cell."""
     cell, mistakes = dict(cell), list[str]()
     cell |= _words(cell, suite, mistakes)
-    devices = cell.pop("devices", 1)
-    if not isinstance(devices, int) or isinstance(devices, bool) or not 1 <= devices <= MAX_DEVICES:
-        mistakes.append(f"devices: must be a whole number from 1 to {MAX_DEVICES:,}, or auto, not {devices!r}")
-        devices = 1
-    cell["devices_per_node"] = devices
+    devices = _spread(cell, machine, mistakes)
+    cell.setdefault("launcher", machine.launcher)
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
         copies = _copies(cell, devices)
@@ -313,13 +351,21 @@ def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | No
     if spec.device_type == "gpu" and not machine.gpus:
         return "needs a GPU; none is visible here (bench doctor says more)"
     free = available_devices(machine, spec.device_type, spec.threads)
-    if spec.world_size > free and spec.device_type == "gpu":
+    if spec.num_nodes > machine.num_nodes:
+        return f"needs {spec.num_nodes} nodes; " + (
+            f"this allocation has {machine.num_nodes}" if machine.num_nodes > 1 else "this is one machine"
+        )
+    if spec.num_nodes > 1 and spec.workload == COMMAND:
+        return "commands run on one node"
+    if spec.devices_per_node > free and spec.device_type == "gpu":
         why = [f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by]
         why += [f"GPU {g.index} is cut into slices, which runs cannot use" for g in machine.gpus if g.mig]
         reasons = f": {'; '.join(why)}" if why else ""
-        return f"needs {spec.world_size} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
-    if spec.world_size > free:
-        return f"needs {spec.world_size} × {spec.threads} threads; this machine has {machine.cpu_count} processors"
+        return f"needs {spec.devices_per_node} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
+    if spec.devices_per_node > free:
+        return (
+            f"needs {spec.devices_per_node} × {spec.threads} threads; this machine has {machine.cpu_count} processors"
+        )
     return combine.why_impossible(spec, giver, vendor=machine.vendor if spec.device_type == "gpu" else None)
 
 

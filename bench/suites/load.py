@@ -29,8 +29,11 @@ _RENTED, _OWNED = {"usd_per_device_hour"}, {"usd_per_kwh", "usd_capital_per_devi
 _AnySite = TypeVar("_AnySite", bound=Site)
 _PARTS = ("defaults", "matrix", "include", "exclude", "ladder")
 _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder", "open_devices", "words", "work"}
-_INSTEAD = {"repeat": "did you mean 'repeats', of the whole suite?", "num_nodes": "it follows from devices"}
-FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "global_batch_size"})
+_INSTEAD = {
+    "repeat": "did you mean 'repeats', of the whole suite?",
+    "num_nodes": "it follows from devices, or from layout",
+}
+FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "layout", "global_batch_size"})
 
 
 class SuiteError(UserError):

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +47,8 @@ from bench.train.probes import (
 )
 from bench.train.trainer import Clock, InvalidResult, Trainer, Window, build, synchronize, warm_up
 
+MEET_SECONDS = 60.0
+"""How long ranks of several nodes wait for each other at the start."""
 _KEPT: list[Any] = []
 """Objects that must outlive a run. Destroying a gloo process group joins its thread while holding the GIL, and that thread
 may be waiting for the GIL to release its last tensor: about one run in ten never ended. So the group is kept until the
@@ -81,9 +84,21 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     if spec.cold:
         dist.init_process_group(backend)
     else:
-        store = dist.FileStore(os.environ["WATTBENCH_STORE"], spec.world_size)
+        store = _store(spec, rank)
         dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
     return device
+
+
+def _store(spec: RunSpec, rank: int) -> dist.Store:
+    """Return where the ranks meet: in a file on one node, at rank 0 on several, whose node has opened the socket."""
+    where = os.environ["WATTBENCH_STORE"]
+    if spec.num_nodes == 1:
+        return dist.FileStore(where, spec.world_size)
+    host, port, listener = json.loads(where)
+    how: dict[str, Any] = {"timeout": timedelta(seconds=MEET_SECONDS), "wait_for_workers": False}
+    if rank == 0:
+        return dist.TCPStore(host, port, spec.world_size, is_master=True, master_listen_fd=listener, **how)
+    return dist.TCPStore(host, port, spec.world_size, is_master=False, **how)
 
 
 def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Clock, now: int) -> Trainer:
@@ -151,12 +166,22 @@ def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
     )
     ranks = gather(mine)
     _write_steps(files.STEPS.path(folder, rank), clock, trainer.losses[warmup_steps:trained])
+    if spec.num_nodes > 1 and local_rank == 0:
+        files.TIMELINE.write(folder, _timeline(trainer, clock, served))
     if rank == 0:
         files.RESULT.write(folder, _result(window, ranks, losses, medians, served, folder))
     dist.barrier()
     if device.type == "cuda":
         dist.destroy_process_group()
     _KEPT.append(trainer)
+
+
+def _timeline(trainer: Trainer, clock: Clock, served: Inference | None) -> files.Timeline:
+    """Return the times of this rank, by which the energy of its node is read."""
+    inferred = None
+    if served is not None and served.start_ns is not None and served.end_ns is not None:
+        inferred = (served.start_ns, served.end_ns)
+    return files.Timeline(phases=clock.phases, read_ns=[point.read_ns for point in trainer.quality], inference=inferred)
 
 
 def _finish(trainer: Trainer, clock: Clock, folder: Path) -> Inference | None:

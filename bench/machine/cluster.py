@@ -1,0 +1,207 @@
+"""The nodes of an allocation of Slurm that the user holds: who they are, how a step is started on them, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.errors import FAULT, UserError
+from bench.machine.environment import commit, describe, find_machine
+from bench.process import module_command
+from bench.record import Environment
+from bench.redact import redact_argv
+from bench.schema import Machine
+
+PART = 600
+"""Characters of a line by which a node describes itself: `srun` may cut longer lines of several nodes into each other."""
+FACTS_SECONDS = 240.0
+COMMAND_SECONDS = 60.0
+STEP_SECONDS = 30.0
+"""The longest that the nodes, a command of Slurm, and the end of a step may take."""
+_LEFT = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+
+
+class ClusterProblem(UserError):
+    """The nodes of an allocation cannot be used; the message says why and what to do."""
+
+    code = FAULT
+
+
+class Cluster(Machine):
+    """Several machines of an allocation; as a machine it is what each of them has at least.
+
+    `nodes` are in the order of a step, with their `names` in Slurm; `addresses` are those by which they reach each other.
+    `ends_at` is when the allocation ends, by the monotonic clock of this process; None where it is not limited.
+    """
+
+    job: str
+    names: list[str]
+    nodes: list[Environment]
+    addresses: list[str]
+    ends_at: float | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes of the allocation."""
+        return len(self.nodes)
+
+    @property
+    def launcher(self) -> str:
+        """Launcher of runs in an allocation."""
+        return "slurm"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the allocation ends; None where it is not limited."""
+        return None if self.ends_at is None else self.ends_at - time.monotonic()
+
+    def running(self) -> bool:
+        """Whether the allocation still runs, as far as Slurm answers."""
+        try:
+            return _call("squeue", "-h", "-t", "all", "-j", self.job, "-o", "%T").strip() in ("RUNNING", "SUSPENDED")
+        except ClusterProblem as error:
+            return "Invalid job id" not in str(error)
+
+    def end_step(self, number: str) -> None:
+        """Kill a step of the allocation and wait until it has ended, as far as Slurm answers."""
+        with suppress(ClusterProblem):
+            _call("scancel", "--signal=KILL", f"{self.job}.{number}")
+        end = time.monotonic() + STEP_SECONDS
+        with suppress(ClusterProblem):
+            while time.monotonic() < end and f"{self.job}.{number}" in _call(
+                "squeue", "-h", "-s", "-j", self.job, "-o", "%i"
+            ):
+                time.sleep(0.5)
+
+    @cached_property
+    def environment(self) -> Environment:
+        """The environment of the runs: that of the first node, with the command typed here."""
+        return self.nodes[0].changed(machine=self.machine, argv=redact_argv(sys.argv), folder_commit=commit(Path.cwd()))
+
+    @property
+    def machine(self) -> Machine:
+        """What each of the nodes has at least."""
+        return Machine(**{name: getattr(self, name) for name in Machine.model_fields})
+
+
+def in_allocation(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is inside an allocation of Slurm."""
+    return "SLURM_JOB_ID" in variables
+
+
+def find_cluster() -> Cluster:
+    """Ask the nodes of the allocation who they are. Raises ClusterProblem."""
+    job = os.environ["SLURM_JOB_ID"]
+    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if os.environ.get("SLURM_STEP_ID", "").isdigit() and copies != "1":
+        raise ClusterProblem(
+            f"bench was started {copies} times, by srun: start it once, in the batch script or the shell of salloc.\n"
+            "It starts its own processes on all nodes of the allocation."
+        )
+    for tool in ("srun", "scontrol", "squeue"):
+        if shutil.which(tool) is None:
+            raise ClusterProblem(
+                f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine only"
+            )
+    names = _call("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+    ends_at = _ends_at(_call("squeue", "-h", "-j", job, "-o", "%L").strip())
+    nodes = _environments(names)
+    machines = [node.machine for node in nodes]
+    least = min(machines, key=lambda machine: len(machine.free_gpus))
+    return Cluster(
+        **dict(least),
+        job=job,
+        names=names,
+        nodes=nodes,
+        addresses=[_address(name) for name in names],
+        ends_at=ends_at,
+    ).changed(cpu_count=min(machine.cpu_count for machine in machines))
+
+
+def step(nodes: int, command: Iterable[str]) -> list[str]:
+    """Return the command that starts another one once on each of the first nodes of the allocation, as a step of Slurm.
+
+    Its input goes to all of them. Lines of their output stay whole if they are short. Whoever ends with an error ends all.
+    """
+    how = ["--overlap", "--input=all", "--kill-on-bad-exit=1", "--export=ALL", "--cpu-bind=none"]
+    return ["srun", *how, f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *command]
+
+
+def _environments(names: list[str]) -> list[Environment]:
+    """Let each node describe itself. Raises ClusterProblem where one does not."""
+    command = step(len(names), module_command("bench.machine.cluster"))
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FACTS_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterProblem(f"the nodes {', '.join(names)} did not answer within {FACTS_SECONDS:g} s") from error
+    parts: dict[int, dict[int, str]] = {}
+    for line in done.stdout.decode(errors="replace").splitlines():
+        if line.startswith('{"node"'):
+            part = json.loads(line)
+            parts.setdefault(part["node"], {})[part["part"]] = part["text"]
+    silent = [name for number, name in enumerate(names) if number not in parts]
+    if done.returncode or silent:
+        why = done.stderr.decode(errors="replace").strip().splitlines()[-8:]
+        raise ClusterProblem(
+            f"the nodes {', '.join(silent or names)} cannot start {sys.executable}:\n"
+            + ("\n".join(why) or "(no message)")
+        )
+    texts = ("".join(text for _, text in sorted(parts[number].items())) for number in range(len(names)))
+    return [Environment.model_validate_json(text) for text in texts]
+
+
+def _call(*command: str) -> str:
+    """Return what a command of Slurm prints. Raises ClusterProblem where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterProblem(f"{' '.join(command)} did not answer within {COMMAND_SECONDS:g} s") from error
+    if done.returncode:
+        raise ClusterProblem(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace")
+
+
+def _address(name: str) -> str:
+    """Return the address of a node for other nodes; its name where Slurm states none."""
+    match = re.search(r"\bNodeAddr=(\S+)", _call("scontrol", "show", "node", name, "--oneliner"))
+    return match[1] if match is not None else name
+
+
+def _ends_at(left: str) -> float | None:
+    """Return when an allocation ends that has so much time left, as `squeue` writes it: 1-02:03:04, 03:04; UNLIMITED."""
+    match = _LEFT.fullmatch(left)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return time.monotonic() + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def main() -> int:
+    """Describe this node on the standard output, in lines that stay whole. Return the exit code."""
+    machine, _ = find_machine()
+    cluster = {"engine": "slurm", "partition": os.environ.get("SLURM_JOB_PARTITION", "")}
+    text = describe(machine).changed(cluster=cluster).model_dump_json()
+    for part, start in enumerate(range(0, len(text), PART)):
+        line: dict[str, Any] = {
+            "node": int(os.environ["SLURM_NODEID"]),
+            "part": part,
+            "text": text[start : start + PART],
+        }
+        os.write(1, (json.dumps(line) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

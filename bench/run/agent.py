@@ -1,0 +1,183 @@
+"""The process of one node in an allocation of several: it does its part of the runs that the launcher sends to all nodes.
+
+`python -P -m bench.run.agent [options] EXECUTION`, started once on each node by a step of Slurm. It works like a node of one
+machine (bench.run.node), in a folder of its own on the node: while a run is measured nothing is written to the shared folder
+of the execution. At the end it delivers its files there, `node-<number>.json` last.
+
+The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`, and
+`{"cancel": true}`. The agent answers `{"node": k, "ready": facts}` once, `{"listens": [host, port]}` (the first node),
+and `{"node": k, "done": folder, "well": true}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import folder as files
+from bench.machine.environment import find_machine
+from bench.meters.sidecar import Sidecar
+from bench.pipe import Pipe
+from bench.process import adopt_orphans, boot_id
+from bench.run.node import Node, Place, execute, names, prepare
+from bench.run.nodes import well
+from bench.schema import COMMAND
+
+
+def own_address(peer: str) -> tuple[str, str]:
+    """Return the address by which a peer reaches this node, and the name of its network interface. Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)  # sends nothing; the kernel chooses the interface
+        own = str(probe.getsockname()[0])
+    interfaces = psutil.net_if_addrs()
+    return own, next((name for name, all_ in interfaces.items() if any(one.address == own for one in all_)), "lo")
+
+
+@dataclass
+class Agent:
+    """The state of this process: its number among the nodes, its folder on this node, and where it can be reached."""
+
+    node: Node
+    number: int
+    shared: Path
+    scratch: Path
+    address: str
+    interface: str
+    listener: socket.socket | None = None
+    ending: bool = False
+
+    def end(self, number: int, frame: Any) -> None:
+        """Handle a signal that ends the step: the run under way ends as if the launcher were gone."""
+        self.ending = True
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, self.node.pipe.fileno())
+
+    def listen(self) -> list[Any]:
+        """Open the socket on which the ranks of the next run meet; return its address and port."""
+        self.hang_up()
+        family = socket.getaddrinfo(self.address, None)[0][0]
+        self.listener = socket.create_server((self.address, 0), family=family)
+        self.listener.set_inheritable(True)
+        return [self.address, self.listener.getsockname()[1]]
+
+    def hang_up(self) -> None:
+        """Close that socket."""
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+
+    def run(self, folder: Path, store: tuple[str, int] | None) -> files.Exit:
+        """Do the part of this node of a run, and deliver its files."""
+        here = self.scratch / folder.name
+        shutil.rmtree(here, ignore_errors=True)
+        here.mkdir()
+        for name in (files.SPEC.name, files.NEEDS.name):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(folder / name, here / name)
+        listener = self.listener.fileno() if self.listener is not None else None
+        self.node.place = Place(self.number, store, listener, self.interface) if store else Place()
+        ended = execute(self.node, here)
+        if self.ending:
+            ended = ended.changed(how="node_died", message="Slurm has ended the step (SIGTERM)")
+        self.hang_up()
+        self.deliver(here, folder, ended)
+        shutil.rmtree(here, ignore_errors=True)
+        return ended
+
+    def deliver(self, here: Path, folder: Path, ended: files.Exit) -> None:
+        """Copy what a run left on this node to its shared folder; last of all, how it ended here."""
+        spec, ranks = files.SPEC.read(here), files.RANK_EXITS.find(here) or []
+        kept = {files.RAW_METERS.path(here, 0): files.RAW_METERS.path(folder, self.number)}
+        kept |= {path: folder / path.name for path in (*files.ERRORS.paths(here), *files.STACKS.paths(here))}
+        log = here / files.WORKER_LOG
+        if self.number == 0:
+            names = (files.RESULT.name, files.STEPS.path(here, 0).name, files.WORKER_LOG, files.CHECKPOINT)
+            kept |= {here / name: folder / name for name in names}
+        elif not well(ended):
+            kept[log] = files.LOGS.path(folder, self.number)
+        if spec.workload == COMMAND:  # a command leaves more, and runs on one node
+            kept |= {path: folder / path.name for path in here.iterdir() if path.name not in (files.SPEC.name,)}
+        for source, target in kept.items():
+            if source.is_dir():
+                shutil.copytree(source, target)
+            elif source.exists():
+                shutil.copyfile(source, target)
+        end = files.NodeEnd(
+            node=self.number,
+            name=os.environ["SLURMD_NODENAME"],
+            boot_id=boot_id(),
+            exit=ended,
+            ranks=ranks,
+            timeline=files.TIMELINE.find(here),
+        )
+        files.write_node_end(folder, end)
+
+
+def serve(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
+    """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
+    pipe, number = agent.node.pipe, agent.number
+    if not (agent.shared / files.EXECUTION.name).exists():
+        pipe.send(node=number, unseen=str(agent.shared))
+        return
+    idle = agent.shared if number == 0 else files.NODE_FOLDERS.path(agent.shared, number)
+    idle.mkdir(exist_ok=True)
+    facts = prepare(agent.node, workloads, agent.scratch, idle_seconds)
+    for name in (files.IDLE_TRACE, files.IDLE_TIMES.name):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(agent.scratch / name, idle / name)
+    pipe.send(node=number, ready=facts | {"step": os.environ["SLURM_STEP_ID"]})
+    with suppress(EOFError):
+        while message := pipe.receive():
+            if "listen" in message and number == 0:
+                pipe.send(node=number, listens=agent.listen())
+            elif "run" in message and number < message["nodes"]:
+                ended = agent.run(Path(message["run"]), message["store"])
+                pipe.send(node=number, done=message["run"], well=well(ended))
+                if ended.how == "gone" or agent.ending:
+                    return
+
+
+def main() -> int:
+    """Serve runs until the input ends. Return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -P -m bench.run.agent", description=__doc__)
+    parser.add_argument("execution", type=Path, help="folder of the execution, which all nodes share")
+    parser.add_argument("--addresses", required=True, help="addresses of all nodes in their order, separated by commas")
+    parser.add_argument("--gpus", action="store_true", help="runs may use the free GPUs of this node")
+    parser.add_argument("--meters", default="", help="names of meters, separated by commas")
+    parser.add_argument("--workloads", default="", help="workloads to import before the first run, separated by commas")
+    parser.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
+    args = parser.parse_args()
+    adopt_orphans()
+    number, addresses, meters = int(os.environ["SLURM_NODEID"]), names(args.addresses), names(args.meters)
+    gpus = [gpu.uuid for gpu in find_machine()[0].free_gpus] if args.gpus else []
+    pipe = Pipe(0, os.dup(1))
+    os.dup2(2, 1)  # what libraries print must not be mistaken for a message
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
+    mine, interface = own_address(addresses[1 if number == 0 else 0]) if len(addresses) > 1 else ("127.0.0.1", "lo")
+    with tempfile.TemporaryDirectory(prefix="wattbench-", dir=os.environ.get("SLURM_TMPDIR")) as scratch:
+        os.chdir(scratch)
+        node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
+        agent = Agent(node, number, args.execution, Path(scratch), mine, interface)
+        signal.signal(signal.SIGTERM, agent.end)
+        try:
+            serve(agent, names(args.workloads), args.idle_seconds)
+        finally:
+            if node.sidecar is not None:
+                node.sidecar.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

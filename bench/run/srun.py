@@ -1,0 +1,126 @@
+"""The launcher of an allocation of Slurm: one warm step with an agent on each node (bench.run.agent)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import folder as files
+from bench.errors import WRONG_USE, Stopped
+from bench.machine.cluster import Cluster, step
+from bench.process import module_command
+from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick
+from bench.run.nodes import join, well
+
+PATIENCE_SECONDS = 10.0
+"""How long the other nodes of a run may take to end after one has failed."""
+
+
+class AllocationEnded(Stopped):
+    """The allocation has ended, and with it the run under way, which stays missing."""
+
+
+class SrunLauncher(LocalLauncher):
+    """Agents on all nodes of an allocation, in one step of Slurm that stays for all runs; `srun` carries their lines.
+
+    A run on one node is done by the first of them. When one node fails, the others are cancelled.
+    """
+
+    def __init__(self, options: LaunchOptions) -> None:
+        super().__init__(options)
+        assert isinstance(options.machine, Cluster)  # noqa: S101  expansion names this launcher for nothing else
+        self._cluster = options.machine
+        self._names = options.machine.names
+        arguments = ["--idle-seconds", str(options.idle_seconds), "--addresses", ",".join(options.machine.addresses)]
+        for name in ("meters", "workloads"):
+            arguments += [f"--{name}", ",".join(getattr(options, name))]
+        agent = module_command(
+            "bench.run.agent", *arguments, *(["--gpus"] if options.gpus else []), str(options.folder)
+        )
+        self._command = step(len(self._names), agent)
+        self._waiting: set[int] = set()
+        self._began = 0.0
+        self._step: str | None = None
+
+    def start(self, tick: Callable[[], None] = no_tick) -> dict[str, Any]:
+        """Start the step and wait until all nodes are ready; return the facts of the first. Raises LaunchError."""
+        self._open()
+        deadline, facts = time.monotonic() + self._start_seconds, dict[int, dict[str, Any]]()
+        while len(facts) < len(self._names):
+            answer = self._answer(deadline - time.monotonic(), tick)
+            if answer is not None and "ready" in answer:
+                facts[answer["node"]] = answer["ready"]
+                continue
+            if answer is not None and "unseen" in answer:
+                self.close()
+                name = self._names[answer["node"]]
+                message = f"{answer['unseen']} is not seen by {name}: choose a folder that all nodes share, with --runs"
+                raise LaunchError(message, code=WRONG_USE)
+            silent = ", ".join(name for number, name in enumerate(self._names) if number not in facts)
+            raise self._failed(f"of {silent}" if silent else "")
+        self._step = facts[0].pop("step")
+        return facts[0] | {"gpus": _least([facts[number].get("gpus") for number in sorted(facts)])}
+
+    def submit(self, folder: Path) -> None:
+        """Begin the run of a folder that has a `spec.json`: tell the agents, and where the ranks of several nodes meet."""
+        nodes = files.SPEC.read(folder).num_nodes
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self.start()
+        self._waiting, self._began, store = set(range(nodes)), time.monotonic(), None
+        if nodes > 1:
+            self._send(listen=True)
+            answer = self._answer(PATIENCE_SECONDS, no_tick)
+            store = answer.get("listens") if answer is not None else None
+        self._send(run=str(folder), nodes=nodes, store=store)
+
+    def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
+        """Block until all nodes of the run have ended, and put together what they left. Return False if none has."""
+        deadline = time.monotonic() + timeout_seconds
+        while self._waiting:
+            answer = self._answer(deadline - time.monotonic(), tick)
+            if answer is None:
+                break
+            if answer.get("done") != str(folder):
+                continue
+            self._waiting.discard(answer["node"])
+            if not answer["well"] and self._waiting:
+                self._send(cancel=True)
+                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+        if self._waiting:
+            self.close()  # a step that has lost a node; the next run starts another one
+        hosts = self._names[: files.SPEC.read(folder).num_nodes]
+        ended = join(folder, hosts, time.monotonic() - self._began, self._silent())
+        if not well(ended) and not self._cluster.running():
+            raise AllocationEnded(
+                f"Job {self._cluster.job} has ended. Run the same command in another allocation to resume."
+            )
+        return True
+
+    def cancel(self, folder: Path) -> None:
+        """End the current run on all nodes, and wait until it has ended."""
+        self._send(cancel=True)
+        self.wait(folder, timeout_seconds=20)
+
+    def close(self) -> None:
+        """End the step: its agents end when their input closes. One that has lost `srun` or an agent is killed."""
+        process, number = self._process, self._step
+        super().close()
+        self._step = None
+        if process is not None and process.returncode != 0 and number is not None:
+            self._cluster.end_step(number)
+
+    def _silent(self) -> str:
+        """Say which nodes have not answered at the end of a run, with what `srun` says about it."""
+        if not self._waiting:
+            return ""
+        told = [line for line in self._tail(40).splitlines() if line.startswith(("srun: error", "slurmstepd: error"))]
+        names = ", ".join(self._names[number] for number in sorted(self._waiting))
+        return f"no answer from {names}: {'; '.join(told[-3:]) or 'their agents ended or hang'}"
+
+
+def _least(gpus: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return what torch sees of the GPUs of the node where it sees the fewest; None where that was not asked."""
+    return min((facts for facts in gpus if facts is not None), key=lambda facts: int(facts["count"]), default=None)

@@ -1,0 +1,273 @@
+"""Runs on several nodes: how they are planned, what each node leaves, and energy that every node reads by its own clock."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import folder as files
+from bench.figures.metrics import metrics
+from bench.machine import cluster
+from bench.machine.cluster import Cluster
+from bench.meters.trace import Trace
+from bench.record import Environment, NodeFacts, Phase, Rank, RunRecord, Status
+from bench.run.collect import Context, collect
+from bench.run.nodes import join
+from bench.schema import Machine, RunSpec, Site, Suite
+from bench.suites.expand import expand
+from bench.suites.load import SuiteError
+from tests import rows
+from tests.test_collect import counter, phase
+
+S = 10**9
+SPEC = RunSpec(
+    workload="synthetic",
+    device_type="cpu",
+    num_nodes=2,
+    devices_per_node=2,
+    batch_size_per_device=1,
+    measure_steps=1,
+    meters=["rapl"],
+)
+NAMES = ["n1", "n2"]
+
+
+def node(host: str, **machine: Any) -> Environment:
+    values = {"cpu_model": "Synthetic CPU", "cpu_count": 2} | machine
+    return rows.environment(host).changed(machine=Machine(**values), cluster={"engine": "slurm", "partition": "p"})
+
+
+def allocation(nodes: int = 2, cpus: int = 2, **more: Any) -> Cluster:
+    machines = [node(f"host{k}", cpu_count=cpus) for k in range(nodes)]
+    names = [f"n{k}" for k in range(1, nodes + 1)]
+    return Cluster(
+        **dict(machines[0].machine), **{"job": "7", "names": names, "nodes": machines, "addresses": names} | more
+    )
+
+
+def suite(**fields: Any) -> Suite:
+    arguments = {"preset": "tiny"}
+    defaults = {"workload": "decoder_lm", "workload_args": arguments, "batch_size_per_device": 1, "device_type": "cpu"}
+    return Suite(name="s", defaults=defaults, matrix=dict(fields.items()))
+
+
+# --- the plan
+
+
+def test_more_devices_than_a_node_has_take_whole_nodes() -> None:
+    plan = expand(suite(devices=[1, 2, 4, 8]), allocation(nodes=4))
+    assert [(run.num_nodes, run.devices_per_node, run.world_size) for run in plan.runs] == [
+        (1, 1, 1),
+        (1, 2, 2),
+        (2, 2, 4),
+        (4, 2, 8),
+    ]
+    assert {run.launcher for run in plan.runs} == {"slurm"}
+    assert plan.skipped == {}
+    auto = expand(suite(devices="auto"), allocation(nodes=3, cpus=4))
+    assert [run.world_size for run in auto.runs] == [1, 2, 4, 8, 12]
+
+
+def test_a_layout_divides_devices_over_nodes_otherwise() -> None:
+    plan = expand(suite(layout=["2x1", "1x2"]), allocation())
+    assert [(run.num_nodes, run.devices_per_node) for run in plan.runs] == [(2, 1), (1, 2)]
+    assert len({run.config_id for run in plan.runs}) == 2
+    for wrong in ("2", "2x", "0x2", "2 x 2", 4):
+        with pytest.raises(SuiteError, match="layout: give nodes x devices"):
+            expand(suite(layout=[wrong]), allocation())
+    with pytest.raises(SuiteError, match="give devices or layout, not both"):
+        expand(suite(layout=["2x1"], devices=[4]), allocation())
+
+
+def test_a_count_that_is_no_multiple_names_the_two_nearest() -> None:
+    with pytest.raises(SuiteError, match="more than the 2 of one node must be a multiple of them, such as 4 or 6"):
+        expand(suite(devices=[5]), allocation(nodes=4))
+
+
+def test_what_the_allocation_cannot_do_is_skipped_with_the_reason() -> None:
+    reasons = expand(suite(devices=[8]), allocation()).skipped.values()
+    assert list(reasons) == ["needs 4 nodes; this allocation has 2"]
+    here = Machine(cpu_model="x", cpu_count=2)
+    assert list(expand(suite(layout=["2x1"]), here).skipped.values()) == ["needs 2 nodes; this is one machine"]
+    cold = expand(suite(devices=[4], cold=[True]), allocation()).skipped.values()
+    assert list(cold) == ["num_nodes 2 with cold True: cold runs use torchrun on one machine"]
+
+
+def test_a_configuration_is_the_same_whoever_launches_it() -> None:
+    here = expand(suite(devices=[2]), Machine(cpu_model="x", cpu_count=2)).runs[0]
+    there = expand(suite(devices=[2]), allocation()).runs[0]
+    assert (here.launcher, there.launcher) == ("local", "slurm")
+    assert here.config_id == there.config_id
+    assert here.config_id != expand(suite(devices=[4]), allocation()).runs[0].config_id
+
+
+# --- the allocation
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [("29:58", 1798), ("1:00:00", 3600), ("2-03:04:05", 183_845), ("UNLIMITED", None), ("INVALID", None), ("0:00", 0)],
+)
+def test_the_time_left_is_read_as_squeue_writes_it(
+    left: str, seconds: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: 1000.0)
+    assert cluster._ends_at(left) == (None if seconds is None else 1000 + seconds)
+
+
+def test_an_execution_is_resumed_on_other_nodes_of_the_same_kind() -> None:
+    one, other = node("a"), node("b")
+    assert one.fingerprint == other.fingerprint == one.kind
+    assert one.fingerprint != node("a", cpu_count=4).fingerprint
+    assert one.fingerprint != one.changed(cluster={"engine": "slurm", "partition": "q"}).fingerprint
+    alone = rows.environment("a")
+    assert alone.fingerprint != rows.environment("b").fingerprint
+
+
+# --- how a run ended
+
+
+def end(number: int, how: str = "ended", exitcode: int | None = 0, **more: Any) -> files.NodeEnd:
+    exit_ = files.Exit(how=how, exitcode=exitcode, start_ns=S, end_ns=3 * S)
+    return files.NodeEnd(node=number, name=NAMES[number], boot_id=f"boot-{number}", exit=exit_, **more)
+
+
+@pytest.mark.parametrize(
+    ("ends", "how", "exitcode"),
+    [
+        ([end(0), end(1)], "ended", 0),
+        ([end(0, "cancelled", None), end(1, exitcode=1)], "ended", 1),
+        ([end(0, exitcode=1), end(1, "cancelled", None)], "ended", 1),
+        ([end(0, "timeout", None), end(1, exitcode=1)], "timeout", None),
+        ([end(0)], "node_died", None),
+        ([end(0, exitcode=1)], "ended", 1),
+        ([], "node_died", None),
+        ([end(0, "cancelled", None), end(1, "cancelled", None)], "cancelled", None),
+    ],
+)
+def test_the_first_failure_decides_how_a_run_ended(
+    ends: list[files.NodeEnd], how: str, exitcode: int | None, tmp_path: Path
+) -> None:
+    for each in ends:
+        files.write_node_end(tmp_path, each)
+    found = join(tmp_path, NAMES, 5.0, "no answer from n2")
+    assert (found.how, found.exitcode) == (how, exitcode)
+    assert (found.message == "no answer from n2") == (how == "node_died")
+    assert [each.name for each in files.NODES.read(tmp_path)] == NAMES
+    assert files.EXIT.read(tmp_path) == found
+    assert files.NODE_ENDS.paths(tmp_path) == []
+    first = any(each.node == 0 for each in ends)
+    assert (found.start_ns, found.end_ns) == ((S, 3 * S) if first else (0, 5 * S))
+
+
+# --- energy: what each node read, by its own clock
+
+OFFSET = 500.0
+"""How far the clock of the second node is ahead of that of the first, in seconds."""
+PHASES = [phase("start", 12, 15), phase("warmup", 15, 20), phase("steady", 20, 30), phase("eval", 30, 33)]
+PHASES += [phase("steady", 33, 40)]
+
+
+def later(lines: list[str]) -> list[str]:
+    return [json.dumps(row | {"t_ns": row["t_ns"] + round(OFFSET * S)}) for row in map(json.loads, lines)]
+
+
+def cpu(watts: float) -> list[str]:
+    return counter("intel-rapl:0", watts, "rapl", "cpu")
+
+
+def two_nodes(folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("a" * 8, "b" * 8)) -> RunRecord:
+    """Collect a run whose window took 17 s on each node, with what their meters read."""
+    folder.mkdir()
+    ranks = [Rank(rank=k, device="cpu", window_seconds=17, forward_seconds_median=0.1 * (1 + k // 2)) for k in range(4)]
+    measured = rows.record(4, readings="").measurement
+    assert measured is not None
+    result = measured.changed(phases=[Phase(**each) for each in PHASES], ranks=ranks, window_seconds=17)
+    files.RESULT.write(folder, result)
+    for number, lines in enumerate(meters):
+        shift = round(OFFSET * S) * number
+        phases = [
+            Phase(**each).changed(start_ns=each["start_ns"] + shift, end_ns=each["end_ns"] + shift) for each in PHASES
+        ]
+        exit_ = files.Exit(how="ended", exitcode=0, start_ns=11 * S + shift, end_ns=50 * S + shift)
+        one = files.NodeEnd(node=number, name=NAMES[number], boot_id=boots[number], exit=exit_)
+        files.write_node_end(folder, one.changed(timeline=files.Timeline(phases=phases)))
+        if lines:
+            rows_ = later(lines) if number else lines
+            files.RAW_METERS.path(folder, number).write_text("\n".join(rows_) + "\n")
+    join(folder, NAMES, 39.0, "")
+    kinds = [node("x"), node("y")]
+    record = collect(Context("s", "e", Site(), kinds[0], [], nodes=kinds), SPEC, folder)
+    assert RunRecord.model_validate_json((folder / "record.json").read_text()) == record
+    return record
+
+
+def test_the_energy_of_two_nodes_is_the_sum_over_the_window_of_each(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
+    assert record.status is Status.OK
+    assert record.measurement is not None
+    joules = {reading.device: reading.energy_joules for reading in record.measurement.energy}
+    assert joules == pytest.approx({"aaaaaaaa:intel-rapl:0": 1700, "bbbbbbbb:intel-rapl:0": 5100}, rel=1e-3)
+    assert sum(reading.energy_joules for reading in record.energy) == pytest.approx(400 * 39, rel=1e-3)
+    phases = {each.name: sum(r.energy_joules for r in each.energy) for each in record.measurement.phases}
+    assert phases["eval"] == pytest.approx(400 * 3, rel=1e-3)
+    assert sum(r.energy_joules for r in record.measurement.startup) == pytest.approx(400 * 9, rel=1e-3)
+    assert [(each.name, each.first_rank, each.window_seconds) for each in record.nodes] == [
+        ("n1", 0, 17),
+        ("n2", 2, 17),
+    ]
+    assert metrics(record)["joules_per_sample"] == pytest.approx(6800 / record.measurement.samples, rel=1e-3)
+
+
+def test_a_node_without_readings_leaves_no_smaller_sum(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), []])
+    assert record.measurement is not None
+    assert record.measurement.energy == record.energy == []
+    assert "energy_absent" in record.flags
+    dram = counter("intel-rapl:0:0", 10, "rapl", "dram")
+    record = two_nodes(tmp_path / "other", [[*cpu(100), *dram], cpu(300)])
+    assert record.measurement is not None
+    assert {reading.component for reading in record.measurement.energy} == {"cpu"}
+    assert "partial_total" in record.flags
+
+
+def test_what_two_nodes_of_one_machine_share_counts_once(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(100)], boots=("c" * 8, "c" * 8))
+    assert record.measurement is not None
+    assert sum(r.energy_joules for r in record.measurement.energy) == pytest.approx(1700, rel=1e-3)
+
+
+def test_the_readings_of_all_nodes_are_kept_in_one_file_by_the_clock_of_the_first(tmp_path: Path) -> None:
+    two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
+    assert [path.name for path in (tmp_path / "run").glob("meters-*")] == ["meters-0.parquet"]
+    trace = Trace.read(tmp_path / "run" / "meters-0.parquet")
+    assert [device for _, _, device in trace.devices] == ["node-0:intel-rapl:0", "node-1:intel-rapl:0"]
+    joules = {reading.device: reading.energy_joules for reading in trace.energy(20 * S, 40 * S)}
+    assert joules == pytest.approx({"node-0:intel-rapl:0": 2000, "node-1:intel-rapl:0": 6000}, rel=1e-3)
+
+
+def test_a_slow_node_and_nodes_of_different_kinds_are_flagged(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
+    found = metrics(record)
+    assert (found["straggler_node"], found["straggler_node_ratio"]) == (1, pytest.approx(2))
+    assert "straggler_node" in record.flags
+    assert not {"mixed_nodes", "windows_differ"} & set(record.flags)
+    from bench.figures.flags import judge
+
+    fact = NodeFacts(name="n1", kind="k", first_rank=0, ended="ended", exitcode=0, window_seconds=17)
+    nodes = [fact, fact.changed(name="n2", kind="other", window_seconds=17.2)]
+    assert {"mixed_nodes", "windows_differ"} <= judge(record.changed(nodes=nodes), found)
+
+
+def test_a_failure_names_the_node(tmp_path: Path) -> None:
+    files.write_node_end(tmp_path, end(0, "cancelled", None, ranks=[files.RankExit(rank=0, exitcode=1)]))
+    files.write_node_end(tmp_path, end(1, exitcode=1, ranks=[files.RankExit(rank=3, exitcode=-9)]))
+    join(tmp_path, NAMES, 5.0, "")
+    record = collect(Context("s", "e", Site(), node("x"), []), SPEC, tmp_path)
+    assert record.error is not None
+    assert record.error.message == "rank 3 on n2 was ended by SIGKILL"
+    assert [(each.name, each.ended, each.exitcode) for each in record.nodes] == [
+        ("n1", "cancelled", None),
+        ("n2", "ended", 1),
+    ]
