@@ -53,7 +53,7 @@ def test_the_end_of_a_rank_is_no_error_of_the_other_ranks(tmp_path: Path, monkey
             os._exit(1)
 
     monkeypatch.setattr("bench.train.worker.main", rank)
-    assert node.train(spec(devices_per_node=2), tmp_path) == [RankExit(rank=1, exitcode=3)]
+    assert node.train(spec(devices_per_node=2), tmp_path, 0) == [RankExit(rank=1, exitcode=3)]
     assert not reported.exists()
 
 
@@ -63,7 +63,7 @@ def test_no_library_sees_a_gpu_while_it_is_imported(visible: str | None, monkeyp
     monkeypatch.setattr("bench.registry.preload", lambda name: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    node._import(["decoder_lm", "command"])
+    node.import_all(["decoder_lm", "command"])
     assert seen == [""]
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
@@ -73,7 +73,7 @@ def test_torch_forgets_what_it_was_told_while_no_gpu_was_visible(monkeypatch: py
     from torch.utils import _triton
 
     monkeypatch.setattr("bench.registry.preload", lambda name: _triton.has_triton())
-    node._import(["decoder_lm"])
+    node.import_all(["decoder_lm"])
     assert _triton.has_triton.cache_info().currsize == 0
 
 

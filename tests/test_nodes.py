@@ -13,7 +13,7 @@ from bench.machine.cluster import Cluster
 from bench.meters.trace import Trace
 from bench.record import Environment, NodeFacts, Phase, Rank, RunRecord, Status
 from bench.run.collect import Context, collect
-from bench.run.nodes import join
+from bench.run.nodes import put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError
@@ -91,7 +91,7 @@ def test_what_the_allocation_cannot_do_is_skipped_with_the_reason() -> None:
     here = Machine(cpu_model="x", cpu_count=2)
     assert list(expand(suite(layout=["2x1"]), here).skipped.values()) == ["needs 2 nodes; this is one machine"]
     cold = expand(suite(devices=[4], cold=[True]), allocation()).skipped.values()
-    assert list(cold) == ["num_nodes 2 with cold True: cold runs use torchrun on one machine"]
+    assert list(cold) == ["cold runs are those of one machine: leave out cold, or take fewer devices"]
 
 
 def test_a_configuration_is_the_same_whoever_launches_it() -> None:
@@ -151,7 +151,7 @@ def test_the_first_failure_decides_how_a_run_ended(
 ) -> None:
     for each in ends:
         files.write_node_end(tmp_path, each)
-    found = join(tmp_path, NAMES, 5.0, "no answer from n2")
+    found = put_together(tmp_path, NAMES, 5.0, "no answer from n2")
     assert (found.how, found.exitcode) == (how, exitcode)
     assert (found.message == "no answer from n2") == (how == "node_died")
     assert [each.name for each in files.NODES.read(tmp_path)] == NAMES
@@ -196,7 +196,7 @@ def two_nodes(folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("
         if lines:
             rows_ = later(lines) if number else lines
             files.RAW_METERS.path(folder, number).write_text("\n".join(rows_) + "\n")
-    join(folder, NAMES, 39.0, "")
+    put_together(folder, NAMES, 39.0, "")
     kinds = [node("x"), node("y")]
     record = collect(Context("s", "e", Site(), kinds[0], [], nodes=kinds), SPEC, folder)
     assert RunRecord.model_validate_json((folder / "record.json").read_text()) == record
@@ -263,7 +263,7 @@ def test_a_slow_node_and_nodes_of_different_kinds_are_flagged(tmp_path: Path) ->
 def test_a_failure_names_the_node(tmp_path: Path) -> None:
     files.write_node_end(tmp_path, end(0, "cancelled", None, ranks=[files.RankExit(rank=0, exitcode=1)]))
     files.write_node_end(tmp_path, end(1, exitcode=1, ranks=[files.RankExit(rank=3, exitcode=-9)]))
-    join(tmp_path, NAMES, 5.0, "")
+    put_together(tmp_path, NAMES, 5.0, "")
     record = collect(Context("s", "e", Site(), node("x"), []), SPEC, tmp_path)
     assert record.error is not None
     assert record.error.message == "rank 3 on n2 was ended by SIGKILL"

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from bench.errors import FAULT, UserError
+from bench.errors import FAULT, WRONG_USE, UserError
 from bench.machine.environment import commit, describe, find_machine
 from bench.process import module_command
 from bench.record import Environment
@@ -86,12 +85,7 @@ class Cluster(Machine):
     @cached_property
     def environment(self) -> Environment:
         """The environment of the runs: that of the first node, with the command typed here."""
-        return self.nodes[0].changed(machine=self.machine, argv=redact_argv(sys.argv), folder_commit=commit(Path.cwd()))
-
-    @property
-    def machine(self) -> Machine:
-        """What each of the nodes has at least."""
-        return Machine(**{name: getattr(self, name) for name in Machine.model_fields})
+        return self.nodes[0].changed(argv=redact_argv(sys.argv), folder_commit=commit(Path.cwd()))
 
 
 def in_allocation(variables: Mapping[str, str] = os.environ) -> bool:
@@ -106,26 +100,30 @@ def find_cluster() -> Cluster:
     if os.environ.get("SLURM_STEP_ID", "").isdigit() and copies != "1":
         raise ClusterProblem(
             f"bench was started {copies} times, by srun: start it once, in the batch script or the shell of salloc.\n"
-            "It starts its own processes on all nodes of the allocation."
+            "It starts its own processes on all nodes of the allocation.",
+            code=WRONG_USE,
         )
     for tool in ("srun", "scontrol", "squeue"):
         if shutil.which(tool) is None:
             raise ClusterProblem(
-                f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine only"
+                f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
     names = _call("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
     ends_at = _ends_at(_call("squeue", "-h", "-j", job, "-o", "%L").strip())
-    nodes = _environments(names)
-    machines = [node.machine for node in nodes]
-    least = min(machines, key=lambda machine: len(machine.free_gpus))
+    names, nodes = _environments(names)
+    first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
+    least = {
+        "cpu_count": min(node.machine.cpu_count for node in nodes),
+        "gpus": first.gpus if fewest == len(first.free_gpus) else first.free_gpus[:fewest],
+    }
     return Cluster(
-        **dict(least),
+        **dict(first) | least,
         job=job,
         names=names,
         nodes=nodes,
         addresses=[_address(name) for name in names],
         ends_at=ends_at,
-    ).changed(cpu_count=min(machine.cpu_count for machine in machines))
+    )
 
 
 def step(nodes: int, command: Iterable[str]) -> list[str]:
@@ -137,8 +135,8 @@ def step(nodes: int, command: Iterable[str]) -> list[str]:
     return ["srun", *how, f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *command]
 
 
-def _environments(names: list[str]) -> list[Environment]:
-    """Let each node describe itself. Raises ClusterProblem where one does not."""
+def _environments(names: list[str]) -> tuple[list[str], list[Environment]]:
+    """Let each node describe itself; return names and environments in the order of a step. Raises ClusterProblem."""
     command = step(len(names), module_command("bench.machine.cluster"))
     try:
         done = subprocess.run(
@@ -146,20 +144,22 @@ def _environments(names: list[str]) -> list[Environment]:
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterProblem(f"the nodes {', '.join(names)} did not answer within {FACTS_SECONDS:g} s") from error
-    parts: dict[int, dict[int, str]] = {}
+    parts, own = dict[int, dict[int, str]](), dict[int, str]()
     for line in done.stdout.decode(errors="replace").splitlines():
         if line.startswith('{"node"'):
             part = json.loads(line)
             parts.setdefault(part["node"], {})[part["part"]] = part["text"]
-    silent = [name for number, name in enumerate(names) if number not in parts]
+            own[part["node"]] = part["name"]
+    silent = sorted(set(names) - set(own.values()))
     if done.returncode or silent:
         why = done.stderr.decode(errors="replace").strip().splitlines()[-8:]
         raise ClusterProblem(
             f"the nodes {', '.join(silent or names)} cannot start {sys.executable}:\n"
             + ("\n".join(why) or "(no message)")
+            + "\n--launcher local uses this machine alone"
         )
     texts = ("".join(text for _, text in sorted(parts[number].items())) for number in range(len(names)))
-    return [Environment.model_validate_json(text) for text in texts]
+    return [own[number] for number in range(len(names))], [Environment.model_validate_json(text) for text in texts]
 
 
 def _call(*command: str) -> str:
@@ -194,11 +194,8 @@ def main() -> int:
     cluster = {"engine": "slurm", "partition": os.environ.get("SLURM_JOB_PARTITION", "")}
     text = describe(machine).changed(cluster=cluster).model_dump_json()
     for part, start in enumerate(range(0, len(text), PART)):
-        line: dict[str, Any] = {
-            "node": int(os.environ["SLURM_NODEID"]),
-            "part": part,
-            "text": text[start : start + PART],
-        }
+        who = {"node": int(os.environ["SLURM_NODEID"]), "name": os.environ["SLURMD_NODENAME"]}
+        line = {**who, "part": part, "text": text[start : start + PART]}
         os.write(1, (json.dumps(line) + "\n").encode())
     return 0
 

@@ -6,7 +6,7 @@ of the execution. At the end it delivers its files there, `node-<number>.json` l
 
 The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`, and
 `{"cancel": true}`. The agent answers `{"node": k, "ready": facts}` once, `{"listens": [host, port]}` (the first node),
-and `{"node": k, "done": folder, "well": true}`.
+and `{"node": k, "done": name of the folder, "well": true}`. Lines stay short, see `bench.machine.cluster.step`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
 from bench.pipe import Pipe
 from bench.process import adopt_orphans, boot_id
-from bench.run.node import Node, Place, execute, names, prepare
+from bench.run.node import Node, Place, execute, prepare, split_names
 from bench.run.nodes import well
 from bench.schema import COMMAND
 
@@ -105,7 +105,7 @@ class Agent:
         if self.number == 0:
             names = (files.RESULT.name, files.STEPS.path(here, 0).name, files.WORKER_LOG, files.CHECKPOINT)
             kept |= {here / name: folder / name for name in names}
-        elif not well(ended):
+        elif not well(ended) and ended.how != "cancelled":
             kept[log] = files.LOGS.path(folder, self.number)
         if spec.workload == COMMAND:  # a command leaves more, and runs on one node
             kept |= {path: folder / path.name for path in here.iterdir() if path.name not in (files.SPEC.name,)}
@@ -125,7 +125,7 @@ class Agent:
         files.write_node_end(folder, end)
 
 
-def serve(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
+def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
     """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
     pipe, number = agent.node.pipe, agent.number
     if not (agent.shared / files.EXECUTION.name).exists():
@@ -144,7 +144,7 @@ def serve(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
                 pipe.send(node=number, listens=agent.listen())
             elif "run" in message and number < message["nodes"]:
                 ended = agent.run(Path(message["run"]), message["store"])
-                pipe.send(node=number, done=message["run"], well=well(ended))
+                pipe.send(node=number, done=Path(message["run"]).name, well=well(ended))
                 if ended.how == "gone" or agent.ending:
                     return
 
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
     args = parser.parse_args()
     adopt_orphans()
-    number, addresses, meters = int(os.environ["SLURM_NODEID"]), names(args.addresses), names(args.meters)
+    number, addresses, meters = int(os.environ["SLURM_NODEID"]), split_names(args.addresses), split_names(args.meters)
     gpus = [gpu.uuid for gpu in find_machine()[0].free_gpus] if args.gpus else []
     pipe = Pipe(0, os.dup(1))
     os.dup2(2, 1)  # what libraries print must not be mistaken for a message
@@ -172,7 +172,7 @@ def main() -> int:
         agent = Agent(node, number, args.execution, Path(scratch), mine, interface)
         signal.signal(signal.SIGTERM, agent.end)
         try:
-            serve(agent, names(args.workloads), args.idle_seconds)
+            serve_runs(agent, split_names(args.workloads), args.idle_seconds)
         finally:
             if node.sidecar is not None:
                 node.sidecar.stop()

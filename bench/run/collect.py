@@ -73,8 +73,9 @@ class Context:
 
 def log_tail(folder: Path) -> str:
     """Return the last lines of the log of the ranks, without credentials."""
+    path = next(iter(files.LOGS.paths(folder)), folder / files.WORKER_LOG)  # of the node that failed
     try:
-        with (folder / files.WORKER_LOG).open("rb") as file:
+        with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 16_384))
             text = file.read().decode(errors="replace")
@@ -215,11 +216,11 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
     status, error, measured = _outcome(folder, spec, end)
     boot_id = context.environment.boot_id or context.environment.host
     traces = nodes.traces(folder, spec, end, boot_id, measured)
-    run = observe(context, spec, measured, traces, end, nodes.idle_power(folder.parent, spec, traces))
-    run = run.changed(nodes=nodes.facts(folder, spec, traces, [node.kind for node in context.nodes]))
+    run = observe(context, spec, measured, traces, end, nodes.idle_power_of_nodes(folder.parent, spec, traces))
+    run = run.changed(nodes=nodes.node_facts(folder, spec, traces, [node.kind for node in context.nodes]))
     if len(traces) > 1:
         nodes.keep(folder, traces)
-    energy, unused = accounting.used(nodes.energy(traces, lambda node: node.whole, spec.meters), run.gpus)
+    energy, unused = accounting.used(nodes.energy_of_nodes(traces, lambda node: node.whole, spec.meters), run.gpus)
     figures: dict[str, float] = {}
     try:
         figures = window(run)
@@ -305,7 +306,7 @@ def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeT
     """Return a measurement with the energy of its window and of its phases, and the conditions during the window."""
 
     def energy(span: Callable[[nodes.NodeTrace], nodes.TimeSpan | None]) -> list[EnergyReading]:
-        return accounting.used(nodes.energy(traces, span, run.spec.meters), run.gpus)[0]
+        return accounting.used(nodes.energy_of_nodes(traces, span, run.spec.meters), run.gpus)[0]
 
     seen = Counter[str]()
     phases = []

@@ -413,7 +413,7 @@ def serve(node: Node, workloads: list[str], idle_seconds: float) -> None:
                     return
 
 
-def names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     """Return the names in a text, which are separated by commas."""
     return [name for name in text.split(",") if name]
 
@@ -433,7 +433,7 @@ def main() -> int:
     if args.folder is not None and not (args.folder / files.SPEC.name).is_file():
         parser.error(f"{args.folder} has no {files.SPEC.name}")
     adopt_orphans()
-    gpus, meters = names(args.gpus), names(args.meters)
+    gpus, meters = split_names(args.gpus), split_names(args.meters)
     if args.folder is not None:
         return run_one(args.folder, gpus)
     pipe = Pipe(0, os.dup(1))
@@ -441,7 +441,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
     try:
-        serve(node, names(args.workloads), args.idle_seconds)
+        serve(node, split_names(args.workloads), args.idle_seconds)
     finally:
         if node.sidecar is not None:
             node.sidecar.stop()

@@ -14,7 +14,7 @@ from bench.record import EnergyReading, IdlePower, Measurement, NodeFacts, Phase
 from bench.schema import RunSpec
 
 
-def join(folder: Path, names: Sequence[str], seconds: float, silent: str) -> files.Exit:
+def put_together(folder: Path, names: Sequence[str], seconds: float, silent: str) -> files.Exit:
     """Write how a run on nodes of these names ended from what each has left; return it.
 
     `seconds` is how long it took by the clock of the launcher; `silent` is what is known where a node has left nothing.
@@ -142,7 +142,7 @@ def traces(folder: Path, spec: RunSpec, end: files.Exit, boot_id: str, measured:
         timeline = own if node.node == 0 and own is not None else node.timeline
         trace = Trace.read(raw) if raw.exists() else None
         out.append(NodeTrace(node.boot_id or node.name, trace, exit_.start_ns, exit_.end_ns, timeline))
-    return out
+    return out or [NodeTrace(boot_id, None, end.start_ns, end.end_ns)]
 
 
 def keep(folder: Path, nodes: Sequence[NodeTrace]) -> None:
@@ -164,7 +164,7 @@ def keep(folder: Path, nodes: Sequence[NodeTrace]) -> None:
         path.unlink()
 
 
-def energy(
+def energy_of_nodes(
     nodes: Sequence[NodeTrace], span: Callable[[NodeTrace], TimeSpan | None], meters: Iterable[str]
 ) -> list[EnergyReading]:
     """Return the energy of all nodes of a run over a span of each, which may differ by their clocks.
@@ -190,8 +190,8 @@ def energy(
     return accounting.over_nodes(out)
 
 
-def idle_power(execution: Path, spec: RunSpec, nodes: Sequence[NodeTrace]) -> list[IdlePower]:
-    """Return the idle power of the components of all nodes of a run, named as those of `energy`."""
+def idle_power_of_nodes(execution: Path, spec: RunSpec, nodes: Sequence[NodeTrace]) -> list[IdlePower]:
+    """Return the idle power of the components of all nodes of a run, named as those of `energy_of_nodes`."""
     out = accounting.idle_power(execution, spec.meters)
     if len(nodes) == 1:
         return out
@@ -204,7 +204,7 @@ def idle_power(execution: Path, spec: RunSpec, nodes: Sequence[NodeTrace]) -> li
     ]
 
 
-def facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: Sequence[str]) -> list[NodeFacts]:
+def node_facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: Sequence[str]) -> list[NodeFacts]:
     """Return what the record of a run says of its nodes; nothing of a run on one node. `kinds` are those of the nodes."""
     out = []
     for end, node in zip(files.NODES.find(folder) or [], nodes, strict=False):

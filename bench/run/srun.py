@@ -12,7 +12,7 @@ from bench.errors import WRONG_USE, Stopped
 from bench.machine.cluster import Cluster, step
 from bench.process import module_command
 from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick
-from bench.run.nodes import join, well
+from bench.run.nodes import put_together, well
 
 PATIENCE_SECONDS = 10.0
 """How long the other nodes of a run may take to end after one has failed."""
@@ -59,6 +59,9 @@ class SrunLauncher(LocalLauncher):
                 message = f"{answer['unseen']} is not seen by {name}: choose a folder that all nodes share, with --runs"
                 raise LaunchError(message, code=WRONG_USE)
             silent = ", ".join(name for number, name in enumerate(self._names) if number not in facts)
+            if not self._cluster.running():
+                self.close()
+                raise self._ended()
             raise self._failed(f"of {silent}" if silent else "")
         self._step = facts[0].pop("step")
         return facts[0] | {"gpus": _least([facts[number].get("gpus") for number in sorted(facts)])}
@@ -73,17 +76,20 @@ class SrunLauncher(LocalLauncher):
         if nodes > 1:
             self._send(listen=True)
             answer = self._answer(PATIENCE_SECONDS, no_tick)
-            store = answer.get("listens") if answer is not None else None
+            if answer is None or "listens" not in answer:
+                self.close()  # nobody runs it: `wait` notices
+                return
+            store = answer["listens"]
         self._send(run=str(folder), nodes=nodes, store=store)
 
     def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
-        """Block until all nodes of the run have ended, and put together what they left. Return False if none has."""
+        """Block until all nodes of the run have ended, and put together what they left. Always True."""
         deadline = time.monotonic() + timeout_seconds
         while self._waiting:
             answer = self._answer(deadline - time.monotonic(), tick)
             if answer is None:
                 break
-            if answer.get("done") != str(folder):
+            if answer.get("done") != folder.name:
                 continue
             self._waiting.discard(answer["node"])
             if not answer["well"] and self._waiting:
@@ -92,11 +98,9 @@ class SrunLauncher(LocalLauncher):
         if self._waiting:
             self.close()  # a step that has lost a node; the next run starts another one
         hosts = self._names[: files.SPEC.read(folder).num_nodes]
-        ended = join(folder, hosts, time.monotonic() - self._began, self._silent())
+        ended = put_together(folder, hosts, time.monotonic() - self._began, self._silent())
         if not well(ended) and not self._cluster.running():
-            raise AllocationEnded(
-                f"Job {self._cluster.job} has ended. Run the same command in another allocation to resume."
-            )
+            raise self._ended()
         return True
 
     def cancel(self, folder: Path) -> None:
@@ -111,6 +115,11 @@ class SrunLauncher(LocalLauncher):
         self._step = None
         if process is not None and process.returncode != 0 and number is not None:
             self._cluster.end_step(number)
+
+    def _ended(self) -> AllocationEnded:
+        return AllocationEnded(
+            f"Job {self._cluster.job} has ended. Run the same command in another allocation to resume."
+        )
 
     def _silent(self) -> str:
         """Say which nodes have not answered at the end of a run, with what `srun` says about it."""

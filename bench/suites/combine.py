@@ -36,7 +36,6 @@ _CONDITION = re.compile(r"(\w+)(?:\.(\w+)|:(!?)(\w+))?(?:(!?)=(.+))?")
 _WEIGHTS = ("finetune!=full", "pruning!=none", "quantization!=none", "distillation!=none")
 _GPU = "it needs a GPU"
 ROWS = (
-    Rule("num_nodes!=1 & cold", "cold runs use torchrun on one machine"),
     *_each("parallelism:cuts_layers & {}", "no device holds complete layers: choose ddp", *_WEIGHTS),
     *_each("parallelism=cp & {}", "the loss is computed on parts of sequences: choose ddp", *_WEIGHTS),
     Rule("parallelism=cp & attention!=sdpa", "ring attention replaces scaled_dot_product_attention"),

@@ -355,6 +355,8 @@ def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | No
         return f"needs {spec.num_nodes} nodes; " + (
             f"this allocation has {machine.num_nodes}" if machine.num_nodes > 1 else "this is one machine"
         )
+    if spec.num_nodes > 1 and spec.cold:
+        return "cold runs are those of one machine: leave out cold, or take fewer devices"
     if spec.num_nodes > 1 and spec.workload == COMMAND:
         return "commands run on one node"
     if spec.devices_per_node > free and spec.device_type == "gpu":
