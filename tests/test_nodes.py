@@ -116,6 +116,52 @@ def test_the_time_left_is_read_as_squeue_writes_it(
     assert cluster._ends_at(left) == (None if seconds is None else 1000 + seconds)
 
 
+@pytest.mark.parametrize(
+    ("listed", "state", "left"),
+    [
+        ("7|RUNNING|29:58\n", "RUNNING", "29:58"),
+        ("8|PENDING|1:00:00\n7|RUNNING|0:30\n9|RUNNING|0:40\n", "RUNNING", "0:30"),  # of an array with the same id
+        ("8|RUNNING|1:00:00\n", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_a_job_is_told_from_others_of_its_array(
+    listed: str, state: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_call", lambda *command: listed)
+    assert cluster._asked("7") == (state, left)
+    assert allocation().running() is (state == "RUNNING")
+
+
+def test_slurm_that_does_not_answer_is_no_end_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(message: str) -> Any:
+        def call(*command: str) -> str:
+            raise cluster.ClusterProblem(message)
+
+        return call
+
+    monkeypatch.setattr(cluster, "_call", fail("squeue did not answer within 60 s"))
+    assert allocation().running()
+    monkeypatch.setattr(cluster, "_call", fail("slurm_load_jobs error: Invalid job id specified"))
+    assert not allocation().running()
+
+
+def test_a_job_of_one_node_is_this_machine_where_it_runs_there() -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    assert not cluster.several_nodes({})
+    assert cluster.several_nodes(job)  # a shell of salloc on a login node
+    assert not cluster.several_nodes(job | {"SLURMD_NODENAME": "n1"})
+    assert cluster.several_nodes(job | {"SLURMD_NODENAME": "n1", "SLURM_JOB_NUM_NODES": "2"})
+
+
+def test_a_launcher_that_the_place_does_not_have_is_a_mistake() -> None:
+    here = Machine(cpu_model="x", cpu_count=2)
+    with pytest.raises(SuiteError, match="launcher 'slurm': this is not inside a Slurm allocation"):
+        expand(suite(launcher=["slurm"]), here)
+    with pytest.raises(SuiteError, match="launcher 'local': this is inside a Slurm allocation"):
+        expand(suite(launcher=["local"], devices=[4]), allocation())
+
+
 def test_an_execution_is_resumed_on_other_nodes_of_the_same_kind() -> None:
     one, other = node("a"), node("b")
     assert one.fingerprint == other.fingerprint == one.kind
@@ -177,7 +223,9 @@ def cpu(watts: float) -> list[str]:
     return counter("intel-rapl:0", watts, "rapl", "cpu")
 
 
-def two_nodes(folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("a" * 8, "b" * 8)) -> RunRecord:
+def two_nodes(
+    folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("a" * 8, "b" * 8), spec: RunSpec = SPEC
+) -> RunRecord:
     """Collect a run whose window took 17 s on each node, with what their meters read."""
     folder.mkdir()
     ranks = [Rank(rank=k, device="cpu", window_seconds=17, forward_seconds_median=0.1 * (1 + k // 2)) for k in range(4)]
@@ -198,7 +246,7 @@ def two_nodes(folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("
             files.RAW_METERS.path(folder, number).write_text("\n".join(rows_) + "\n")
     put_together(folder, NAMES, 39.0, "")
     kinds = [node("x"), node("y")]
-    record = collect(Context("s", "e", Site(), kinds[0], [], nodes=kinds), SPEC, folder)
+    record = collect(Context("s", "e", Site(), kinds[0], [], nodes=kinds), spec, folder)
     assert RunRecord.model_validate_json((folder / "record.json").read_text()) == record
     return record
 
@@ -230,6 +278,16 @@ def test_a_node_without_readings_leaves_no_smaller_sum(tmp_path: Path) -> None:
     assert record.measurement is not None
     assert {reading.component for reading in record.measurement.energy} == {"cpu"}
     assert "partial_total" in record.flags
+
+
+def test_what_one_node_measures_and_another_estimates_is_no_measured_sum(tmp_path: Path) -> None:
+    estimated = counter("cpu", 50, "codecarbon", "cpu")
+    spec = SPEC.changed(meters=["rapl", "codecarbon"])
+    record = two_nodes(tmp_path / "run", [[*cpu(100), *estimated], estimated], spec=spec)
+    assert record.measurement is not None
+    assert {reading.source for reading in record.measurement.energy} == {"codecarbon"}
+    assert "energy_estimated" in record.flags
+    assert sum(r.energy_joules for r in record.measurement.energy) == pytest.approx(2 * 50 * 17, rel=1e-2)
 
 
 def test_what_two_nodes_of_one_machine_share_counts_once(tmp_path: Path) -> None:

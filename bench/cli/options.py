@@ -213,13 +213,13 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
 
 def find(gpus: str | None, launcher: str | None) -> tuple[Machine, str | None]:
     """Return the machine that runs are done on, or the allocation of Slurm; and the reason if it has no GPU."""
-    from bench.machine.cluster import find_cluster, in_allocation
+    from bench.machine.cluster import find_cluster, in_allocation, several_nodes
     from bench.machine.environment import find_machine
 
-    if launcher == "local" or (launcher is None and not in_allocation()):
+    if launcher == "local" or (launcher is None and not several_nodes()):
         return find_machine(gpus)
     if not in_allocation():
-        raise UserError("--launcher slurm: this is no allocation of Slurm. Start one with: salloc --nodes=2")
+        raise UserError("--launcher slurm: not inside a Slurm allocation. Start one with: salloc --nodes=2")
     if gpus is not None:
         raise UserError(
             "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2"

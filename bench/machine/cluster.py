@@ -67,7 +67,7 @@ class Cluster(Machine):
     def running(self) -> bool:
         """Whether the allocation still runs, as far as Slurm answers."""
         try:
-            return _call("squeue", "-h", "-t", "all", "-j", self.job, "-o", "%T").strip() in ("RUNNING", "SUSPENDED")
+            return _asked(self.job)[0] in ("RUNNING", "SUSPENDED")
         except ClusterProblem as error:
             return "Invalid job id" not in str(error)
 
@@ -93,6 +93,13 @@ def in_allocation(variables: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_JOB_ID" in variables
 
 
+def several_nodes(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether runs belong on other machines than this one: on several nodes, or on one that this process is not on."""
+    return in_allocation(variables) and not (
+        variables.get("SLURM_JOB_NUM_NODES") == "1" and "SLURMD_NODENAME" in variables
+    )
+
+
 def find_cluster() -> Cluster:
     """Ask the nodes of the allocation who they are. Raises ClusterProblem."""
     job = os.environ["SLURM_JOB_ID"]
@@ -109,7 +116,7 @@ def find_cluster() -> Cluster:
                 f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
     names = _call("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
-    ends_at = _ends_at(_call("squeue", "-h", "-j", job, "-o", "%L").strip())
+    ends_at = _ends_at(_asked(job)[1])
     names, nodes = _environments(names)
     first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
     least = {
@@ -126,6 +133,18 @@ def find_cluster() -> Cluster:
     )
 
 
+_LEFT_OUT = (
+    *("SLURM_LABELIO", "SLURM_UNBUFFEREDIO", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_HINT"),
+    *("SRUN_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS"),
+)
+"""Variables of the job from which `srun` would take how to divide a step, or how to write its lines."""
+
+
+def step_variables() -> dict[str, str]:
+    """Return the variables with which a step is started: one task a node that has all of its devices."""
+    return {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
+
+
 def step(nodes: int, command: Iterable[str]) -> list[str]:
     """Return the command that starts another one once on each of the first nodes of the allocation, as a step of Slurm.
 
@@ -140,7 +159,7 @@ def _environments(names: list[str]) -> tuple[list[str], list[Environment]]:
     command = step(len(names), module_command("bench.machine.cluster"))
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=FACTS_SECONDS, check=False
+            command, env=step_variables(), stdin=subprocess.DEVNULL, capture_output=True, timeout=FACTS_SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterProblem(f"the nodes {', '.join(names)} did not answer within {FACTS_SECONDS:g} s") from error
@@ -154,7 +173,7 @@ def _environments(names: list[str]) -> tuple[list[str], list[Environment]]:
     if done.returncode or silent:
         why = done.stderr.decode(errors="replace").strip().splitlines()[-8:]
         raise ClusterProblem(
-            f"the nodes {', '.join(silent or names)} cannot start {sys.executable}:\n"
+            f"{sys.executable} cannot be started on {', '.join(silent or names)}:\n"
             + ("\n".join(why) or "(no message)")
             + "\n--launcher local uses this machine alone"
         )
@@ -171,6 +190,16 @@ def _call(*command: str) -> str:
     if done.returncode:
         raise ClusterProblem(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="replace")
+
+
+def _asked(job: str) -> tuple[str, str]:
+    """Return the state of a job and the time left, as `squeue` writes them; empty where it lists none of this id.
+
+    A job of an array may have the id of the whole array, of which all jobs are listed.
+    """
+    lines = _call("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
+    rows = [line.split("|") for line in lines]
+    return next(((row[1], row[2]) for row in rows if row[0] == job), ("", ""))
 
 
 def _address(name: str) -> str:

@@ -4,9 +4,11 @@
 machine (bench.run.node), in a folder of its own on the node: while a run is measured nothing is written to the shared folder
 of the execution. At the end it delivers its files there, `node-<number>.json` last.
 
-The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`, and
-`{"cancel": true}`. The agent answers `{"node": k, "ready": facts}` once, `{"listens": [host, port]}` (the first node),
-and `{"node": k, "done": name of the folder, "well": true}`. Lines stay short, see `bench.machine.cluster.step`.
+The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`;
+`{"cancel": true}`, or `{"late": true}` where another node has reached the time limit. An agent answers with its number as
+`node`: `{"ready": facts}` once, `{"listens": [host, port]}` (the first node), and with the name of the folder of the run
+`{"ended": name}`, then `{"done": name, "how": "ended", "well": true}` when its files are delivered. Lines stay short, see
+`bench.machine.cluster.step`.
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ def own_address(peer: str) -> tuple[str, str]:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)  # sends nothing; the kernel chooses the interface
         own = str(probe.getsockname()[0])
-    interfaces = psutil.net_if_addrs()
-    return own, next((name for name, all_ in interfaces.items() if any(one.address == own for one in all_)), "lo")
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == own for each in addresses):
+            return own, name
+    raise OSError(f"no network interface of this node has the address {own}, by which {peer} would reach it")
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Agent:
         listener = self.listener.fileno() if self.listener is not None else None
         self.node.place = Place(self.number, store, listener, self.interface) if store else Place()
         ended = execute(self.node, here)
+        self.node.pipe.send(node=self.number, ended=folder.name)
         if self.ending:
             ended = ended.changed(how="node_died", message="Slurm has ended the step (SIGTERM)")
         self.hang_up()
@@ -144,7 +149,7 @@ def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
                 pipe.send(node=number, listens=agent.listen())
             elif "run" in message and number < message["nodes"]:
                 ended = agent.run(Path(message["run"]), message["store"])
-                pipe.send(node=number, done=Path(message["run"]).name, well=well(ended))
+                pipe.send(node=number, done=Path(message["run"]).name, how=ended.how, well=well(ended))
                 if ended.how == "gone" or agent.ending:
                     return
 
@@ -166,7 +171,11 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print must not be mistaken for a message
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
     mine, interface = own_address(addresses[1 if number == 0 else 0]) if len(addresses) > 1 else ("127.0.0.1", "lo")
-    with tempfile.TemporaryDirectory(prefix="wattbench-", dir=os.environ.get("SLURM_TMPDIR")) as scratch:
+    base, prefix = os.environ.get("SLURM_TMPDIR", ""), f"wattbench-{os.environ['SLURM_JOB_ID']}-{number}-"
+    base = base if Path(base).is_dir() and base else tempfile.gettempdir()
+    for left in Path(base).glob(f"{prefix}*"):  # by an agent that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=base) as scratch:
         os.chdir(scratch)
         node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
         agent = Agent(node, number, args.execution, Path(scratch), mine, interface)

@@ -71,9 +71,10 @@ class Context:
         return [gpu for some in gpus[: spec.num_nodes] for gpu in some[: spec.devices_per_node]]
 
 
-def log_tail(folder: Path) -> str:
-    """Return the last lines of the log of the ranks, without credentials."""
-    path = next(iter(files.LOGS.paths(folder)), folder / files.WORKER_LOG)  # of the node that failed
+def log_tail(folder: Path, node: int = 0) -> str:
+    """Return the last lines of the log of the ranks of a node, without credentials."""
+    path = files.LOGS.path(folder, node)
+    path = path if path.exists() else folder / files.WORKER_LOG
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -106,6 +107,9 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Fail
     def name(rank: int) -> str:
         return f"rank {rank}" + (f" on {hosts[rank // spec.devices_per_node]}" if hosts else "")
 
+    def log(rank: int) -> str:
+        return log_tail(folder, rank // spec.devices_per_node if hosts else 0)
+
     if end.how == "timeout":
         message = f"the run exceeded timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
         return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail="\n".join([tail, *_stacks(folder)]))
@@ -122,18 +126,18 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Fail
         killed_for_memory = end.killed_for_memory and number == signal.SIGKILL
         why = " (the kernel ran out of memory)" if killed_for_memory else ""
         status = Status.OUT_OF_MEMORY if killed_for_memory else Status.FAILED
-        return status, Failure(type=by, message=f"{name(rank)} was ended by {by}{why}", log_tail=tail)
+        return status, Failure(type=by, message=f"{name(rank)} was ended by {by}{why}", log_tail=log(rank))
     if errors:
         first = min(errors, key=lambda error: (files.ERROR_KINDS.index(error.kind), error.rank))
         status = _STATUS.get(first.kind, Status.FAILED)
         everywhere = spec.workload == COMMAND or first.kind == "unsupported"  # a rank has nothing to do with it
         message = redact(first.message if everywhere else f"{name(first.rank)}: {first.message}")
         size = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
-        return status, Failure(type=first.type, message=message, log_tail=tail, attempted_bytes=size)
+        return status, Failure(type=first.type, message=message, log_tail=log(first.rank), attempted_bytes=size)
     if codes:
         rank, code = next(iter(codes.items()))
         message = f"{name(rank)} ended with exit code {code}"
-        return Status.FAILED, Failure(type="ExitCode", message=message, log_tail=tail)
+        return Status.FAILED, Failure(type="ExitCode", message=message, log_tail=log(rank))
     message = f"the run ended with exit code {end.exitcode} and left no result"
     return Status.FAILED, Failure(type="NoResult", message=message, log_tail=tail)
 
@@ -218,8 +222,6 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
     traces = nodes.traces(folder, spec, end, boot_id, measured)
     run = observe(context, spec, measured, traces, end, nodes.idle_power_of_nodes(folder.parent, spec, traces))
     run = run.changed(nodes=nodes.node_facts(folder, spec, traces, [node.kind for node in context.nodes]))
-    if len(traces) > 1:
-        nodes.keep(folder, traces)
     energy, unused = accounting.used(nodes.energy_of_nodes(traces, lambda node: node.whole, spec.meters), run.gpus)
     figures: dict[str, float] = {}
     try:
@@ -250,7 +252,10 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
         grade=grade(flags) if run.measurement is not None else None,
         partial=partial,
     )
-    return save_record(record, folder)
+    save_record(record, folder)
+    if spec.num_nodes > 1:
+        nodes.keep(folder, traces)  # it takes the place of what the record was made from
+    return record
 
 
 def observe(

@@ -116,6 +116,9 @@ def node_variables(threads: int) -> dict[str, str]:
 class LocalLauncher(Launcher):
     """One node process on this machine, started when it is first needed, and again if it has died. Its log is `node.log`."""
 
+    _strict = True
+    """Whether a line that is no message means that the node has died. Others may write between those of a step."""
+
     def __init__(self, options: LaunchOptions) -> None:
         self.folder = options.folder
         self._start_seconds = START_SECONDS + 2 * options.idle_seconds
@@ -204,8 +207,12 @@ class LocalLauncher(Launcher):
         while self._pipe is not None and time.monotonic() < deadline:
             try:
                 answer = self._pipe.receive(1.0)
-            except (EOFError, ValueError):
+            except EOFError:
                 return None
+            except ValueError:
+                if self._strict:
+                    return None
+                continue
             tick()
             if answer is not None:
                 return answer

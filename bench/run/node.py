@@ -310,6 +310,8 @@ def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["
             return "gone"
         if message is not None and message.get("cancel"):
             return "cancelled"
+        if message is not None and message.get("late"):  # another node has reached the limit: ranks show where they are
+            return "timeout"
 
 
 def _kill_group(process: BaseProcess) -> None:

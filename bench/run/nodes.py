@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ from bench.record import EnergyReading, IdlePower, Measurement, NodeFacts, Phase
 from bench.schema import RunSpec
 
 
-def put_together(folder: Path, names: Sequence[str], seconds: float, silent: str) -> files.Exit:
+def put_together(
+    folder: Path, names: Sequence[str], seconds: float, silent: str, started_at: datetime | None = None
+) -> files.Exit:
     """Write how a run on nodes of these names ended from what each has left; return it.
 
-    `seconds` is how long it took by the clock of the launcher; `silent` is what is known where a node has left nothing.
+    `seconds` is how long it took by the clock of the launcher since `started_at`; `silent` is what is known where a node has
+    left nothing.
     """
     lost = files.Exit(how="node_died", message=silent)
     ends = [
@@ -26,7 +30,7 @@ def put_together(folder: Path, names: Sequence[str], seconds: float, silent: str
     ]
     first, deciding = ends[0].exit, min((end.exit for end in ends), key=lambda end: (_order(end), end != lost))
     if first.end_ns == 0:
-        first = first.changed(end_ns=round(seconds * 1e9))
+        first = first.changed(end_ns=round(seconds * 1e9), started_at=started_at)
     exit_ = first.changed(
         how=deciding.how,
         exitcode=deciding.exitcode,
@@ -169,23 +173,25 @@ def energy_of_nodes(
 ) -> list[EnergyReading]:
     """Return the energy of all nodes of a run over a span of each, which may differ by their clocks.
 
-    A component that one node lacks is left out, as its sum would be too small; all are where one has no such span. What
-    several nodes of one boot share counts once.
+    What one node lacks is left out, as its sum would be too small: a component that it has not measured, or not estimated.
+    All is left out where a node has no such span. What several nodes of one boot share counts once.
     """
+
+    def kind(reading: EnergyReading) -> tuple[str, bool]:
+        return reading.component, reading.provenance.measured
+
     parts, seen, meters = [], set[str](), list(meters)
     for node in nodes:
         times = span(node)
         if times is None:
             return []
         parts.append((node.boot_id, accounting.energy(node.trace, *times[:2], meters, times.without)))
-    common = (
-        set.intersection(*({reading.component for reading in readings} for _, readings in parts)) if parts else set()
-    )
+    common = set.intersection(*({*map(kind, readings)} for _, readings in parts)) if parts else set()
     out = []
     for boot_id, readings in parts:
         shared = boot_id in seen
         seen.add(boot_id)
-        kept = [r for r in readings if r.component in common and not (shared and r.component != "gpu")]
+        kept = [r for r in readings if kind(r) in common and not (shared and r.component != "gpu")]
         out.append((boot_id, kept))
     return accounting.over_nodes(out)
 

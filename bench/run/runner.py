@@ -340,8 +340,10 @@ class Runner:
                 self.launcher.close()
                 write_missing_exit(folder, started, start_ns)
         except KeyboardInterrupt:
-            self.launcher.cancel(folder)
-            shutil.rmtree(folder, ignore_errors=True)  # it will be repeated
+            try:
+                self.launcher.cancel(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # it will be repeated
             raise
         except Stopped:  # the place where runs are done has ended
             shutil.rmtree(folder, ignore_errors=True)

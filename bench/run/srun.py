@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from bench import folder as files
 from bench.errors import WRONG_USE, Stopped
-from bench.machine.cluster import Cluster, step
+from bench.machine.cluster import Cluster, step, step_variables
 from bench.process import module_command
-from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick
+from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick, node_variables
 from bench.run.nodes import put_together, well
 
-PATIENCE_SECONDS = 10.0
-"""How long the other nodes of a run may take to end after one has failed."""
+GRACE_SECONDS, PATIENCE_SECONDS, DELIVERY_SECONDS = 2.0, 10.0, 600.0
+"""After one node has failed: how long the others may take to end by themselves, as the first cause may be theirs; how long
+after they were cancelled; and how long a node may take to copy the files of a run that has ended.
+"""
 
 
 class AllocationEnded(Stopped):
@@ -28,9 +32,12 @@ class SrunLauncher(LocalLauncher):
     A run on one node is done by the first of them. When one node fails, the others are cancelled.
     """
 
+    _strict = False
+
     def __init__(self, options: LaunchOptions) -> None:
         super().__init__(options)
-        assert isinstance(options.machine, Cluster)  # noqa: S101  expansion names this launcher for nothing else
+        if not isinstance(options.machine, Cluster):
+            raise LaunchError("launcher slurm: not inside a Slurm allocation", code=WRONG_USE)
         self._cluster = options.machine
         self._names = options.machine.names
         arguments = ["--idle-seconds", str(options.idle_seconds), "--addresses", ",".join(options.machine.addresses)]
@@ -40,6 +47,7 @@ class SrunLauncher(LocalLauncher):
             "bench.run.agent", *arguments, *(["--gpus"] if options.gpus else []), str(options.folder)
         )
         self._command = step(len(self._names), agent)
+        self._environment = step_variables() | node_variables(options.threads)
         self._waiting: set[int] = set()
         self._began = 0.0
         self._step: str | None = None
@@ -62,7 +70,7 @@ class SrunLauncher(LocalLauncher):
             if not self._cluster.running():
                 self.close()
                 raise self._ended()
-            raise self._failed(f"of {silent}" if silent else "")
+            raise self._failed(f"on {silent}" if silent else "")
         self._step = facts[0].pop("step")
         return facts[0] | {"gpus": _least([facts[number].get("gpus") for number in sorted(facts)])}
 
@@ -83,30 +91,43 @@ class SrunLauncher(LocalLauncher):
         self._send(run=str(folder), nodes=nodes, store=store)
 
     def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
-        """Block until all nodes of the run have ended, and put together what they left. Always True."""
-        deadline = time.monotonic() + timeout_seconds
-        while self._waiting:
-            answer = self._answer(deadline - time.monotonic(), tick)
-            if answer is None:
-                break
-            if answer.get("done") != folder.name:
-                continue
-            self._waiting.discard(answer["node"])
-            if not answer["well"] and self._waiting:
-                self._send(cancel=True)
-                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
-        if self._waiting:
-            self.close()  # a step that has lost a node; the next run starts another one
-        hosts = self._names[: files.SPEC.read(folder).num_nodes]
-        ended = put_together(folder, hosts, time.monotonic() - self._began, self._silent())
-        if not well(ended) and not self._cluster.running():
+        """Block until all nodes of the run have ended, and put together what they left. Always True.
+
+        Raises AllocationEnded.
+        """
+        if not well(self._gather(folder, timeout_seconds, tick)) and not self._cluster.running():
             raise self._ended()
         return True
 
     def cancel(self, folder: Path) -> None:
         """End the current run on all nodes, and wait until it has ended."""
         self._send(cancel=True)
-        self.wait(folder, timeout_seconds=20)
+        self._gather(folder, 20, no_tick)
+
+    def _gather(self, folder: Path, timeout_seconds: float, tick: Callable[[], None]) -> files.Exit:
+        """Wait for all nodes of a run. When one has failed, the others may end by themselves, and are then cancelled."""
+        deadline, cancel_at = time.monotonic() + timeout_seconds, inf
+        while self._waiting:
+            answer = self._answer(min(deadline, cancel_at) - time.monotonic(), tick)
+            now = time.monotonic()
+            if answer is None and now >= cancel_at:
+                self._send(cancel=True)
+                deadline, cancel_at = now + PATIENCE_SECONDS, inf
+            elif answer is None:
+                break
+            elif answer.get("ended") == folder.name:  # it delivers its files now
+                deadline = max(deadline, now + DELIVERY_SECONDS)
+            elif answer.get("done") == folder.name:
+                self._waiting.discard(answer["node"])
+                if answer["how"] == "timeout":
+                    self._send(late=True)
+                elif not answer["well"]:
+                    cancel_at = min(cancel_at, now + GRACE_SECONDS)
+        if self._waiting:
+            self.close()  # a step that has lost a node; the next run starts another one
+        names = self._names[: files.SPEC.read(folder).num_nodes]
+        seconds = time.monotonic() - self._began
+        return put_together(folder, names, seconds, self._silent(), datetime.now(UTC) - timedelta(seconds=seconds))
 
     def close(self) -> None:
         """End the step: its agents end when their input closes. One that has lost `srun` or an agent is killed."""

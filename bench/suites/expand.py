@@ -278,7 +278,10 @@ def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     cell, mistakes = dict(cell), list[str]()
     cell |= _words(cell, suite, mistakes)
     devices = _spread(cell, machine, mistakes)
-    cell.setdefault("launcher", machine.launcher)
+    launcher = cell.setdefault("launcher", machine.launcher)
+    if launcher != machine.launcher and "slurm" in (launcher, machine.launcher):
+        where = "inside a Slurm allocation" if machine.launcher == "slurm" else "not inside a Slurm allocation"
+        mistakes.append(f"launcher {launcher!r}: this is {where}; leave the field out, or give --launcher local")
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
         copies = _copies(cell, devices)

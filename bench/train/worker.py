@@ -86,6 +86,8 @@ def _connect(spec: RunSpec, rank: int, local_rank: int) -> torch.device:
     else:
         store = _store(spec, rank)
         dist.init_process_group(backend, store=store, rank=rank, world_size=spec.world_size)
+        if spec.num_nodes > 1:
+            store.set_timeout(timedelta(seconds=spec.timeout_seconds))
     return device
 
 
