@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 1_241,
+    "bench": 1_244,
     "bench/suites": 845,
     "bench/machine": 671,
     "bench/meters": 1_688,
