@@ -35,7 +35,10 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "codecarbon": "bench.meters.estimate:CodecarbonMeter",
         "replay": "bench.meters.replay:ReplayMeter",
     },
-    "launcher": {"local": "bench.run.launcher:LocalLauncher", "slurm": "bench.run.srun:SrunLauncher"},
+    "launcher": {
+        "local": "bench.run.launcher:LocalLauncher",
+        "slurm": "bench.run.srun:SrunLauncher",
+    },
 }
 _CATALOG = "bench.strategies.catalog"
 

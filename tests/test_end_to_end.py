@@ -312,7 +312,7 @@ def test_the_launcher_asks_cuda_nothing_before_it_forks(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", asked, raising=False)
     monkeypatch.setattr(node, "_rank", rank)
     spec = RunSpec(workload="x", device_type="gpu", devices_per_node=2, batch_size_per_device=1, measure_steps=1)
-    assert node.train(spec, tmp_path) == []
+    assert node.train(spec, tmp_path, 0) == []
     assert (tmp_path / "0").exists()
     assert (tmp_path / "1").exists()
 
