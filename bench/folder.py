@@ -104,6 +104,63 @@ class Needs(Model):
     folder: Path
 
 
+class JobBlock(Model):
+    """The runs that one job of a cluster does, in this order, on `nodes` nodes within `minutes`.
+
+    `givers` are runs whose weights they need, and which were done before. `again` has those that are done although they
+    have a record. `after` are the numbers of earlier blocks with some of these runs, of which it is not certain that they
+    have ended. `name` is that of the job, and of no other.
+    """
+
+    number: int
+    name: str
+    group: str
+    nodes: int
+    minutes: int
+    runs: list[RunSpec]
+    givers: list[RunSpec] = []
+    again: set[str] = set()
+    after: list[int] = []
+
+
+class BlockEnd(Model):
+    """How a job has ended by its own account: `left` runs were not done, and why not; empty where nothing is wrong.
+
+    `signalled`: Slurm told it to end, and knows why.
+    """
+
+    left: int
+    why: str = ""
+    signalled: bool = False
+
+
+class BlockLine(Model):
+    """A line of the journal of a block: a run began, or it ended with a status and took some seconds."""
+
+    run: str
+    status: str | None = None
+    seconds: float = 0.0
+
+
+class SubmittedJob(Model):
+    """What is known of the job of a block: its id (None: it may not have been accepted), and how it ended.
+
+    `done` are the runs that it did; `lost` is the run that was under way when it ended before its time, `bad` are the nodes
+    that failed under it. `at` is when it was submitted.
+    """
+
+    number: int
+    name: str
+    group: str
+    minutes: int
+    at: datetime
+    id: str | None = None
+    ended: str | None = None
+    done: int = 0
+    lost: str | None = None
+    bad: list[str] = []
+
+
 class ExecutionFacts(Model, extra="ignore"):
     """What identifies an execution: the hash of its runs (`plan_digest`) and that of its environment (`fingerprint`).
 
@@ -209,6 +266,19 @@ SCRATCH = ".scratch"
 
 NODE_FOLDERS = NumberedFiles("node-*")
 """Folders of the nodes of an execution, but for the first, with their idle power."""
+BLOCKS = NumberedFiles("block-*")
+"""Folders of the blocks of an execution: what a job does, its script, log and idle power, and how it ended."""
+BLOCK = JsonFile("block.json", JobBlock)
+BLOCK_END = JsonFile("end.json", BlockEnd)
+JOURNAL, JOB_SCRIPT, JOB_LOG = "journal.jsonl", "job.sh", "job.log"
+ALIVE, REVOKED = ".alive", ".revoked"
+"""Changed every few seconds while a job works on its block; and there once other jobs may do its runs."""
+JOBS = "jobs.jsonl"
+"""Lines of SubmittedJob: the last one of a number counts."""
+NODE_KIND = JsonFile("node.json", Environment)
+"""The environment of a node of the first job; others do nothing on nodes of another kind."""
+LEASE = "lease.json"
+"""Who follows the jobs of an execution, where locks do not reach other machines."""
 IDLE_TRACE = "idle.jsonl"
 PROGRESS = "progress.json"
 LOCK = ".lock"

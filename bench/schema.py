@@ -20,9 +20,7 @@ from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
@@ -31,6 +29,8 @@ from pydantic import (
 )
 
 from bench import registry
+from bench.base import Model as Model
+from bench.cluster_options import ClusterOptions
 from bench.renamed import current_machine, former_machine, former_spec
 from bench.vendors import VENDORS, Vendor
 
@@ -45,24 +45,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 _Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A number that somebody asks for; the bound keeps sums and products of them within what tables can hold."""
-
-
-class Model(BaseModel):
-    """Base of all models: frozen, no unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def changed(self, **fields: Any) -> Self:
-        """Return a copy with other values of some fields, validated as a whole. Raises ValueError where the model forbids it.
-
-        Parts that stay are not validated again, so that 10,000 copies of a RunSpec take about 0.2 s.
-        """
-        same = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(same | fields)
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Do the same as `changed`: pydantic's own copy accepts whatever it is given."""
-        return self.changed(**(update or {}))
 
 
 class Choice(Model):
@@ -454,6 +436,9 @@ class Suite(Site):
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     idle_seconds: Annotated[float, Field(ge=0, le=600)] = 3.0
     """How long idle power is measured before the runs, without and with a context of torch on the GPUs; 0: not at all."""
+    launcher: Slug | None = None
+    cluster: ClusterOptions = ClusterOptions()
+    """Where its runs are done, and how jobs for them are asked for."""
 
     @model_validator(mode="before")
     @classmethod

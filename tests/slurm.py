@@ -63,6 +63,18 @@ class Slurm:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*salloc, *BENCH, *arguments], cwd=folder, env=self.variables, **pipes)
 
+    def login(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        """Start `bench ARGUMENTS` as on a login node."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen([*BENCH, *arguments], cwd=folder, env=self.variables, **pipes)
+
+    def drivers(self) -> list[psutil.Process]:
+        """Return the processes of jobs that do the runs of a block."""
+        processes = (
+            each for each in psutil.process_iter(["cmdline"]) if "bench.jobs.block" in (each.info["cmdline"] or [])
+        )
+        return [each for each in processes if self._ours(each)]
+
     def job(self) -> str:
         """Return the id of the job that runs."""
         return str(until(lambda: self.call("squeue", "-h", "-t", "RUNNING", "-o", "%i").strip()))
@@ -80,7 +92,7 @@ class Slurm:
 
     def left(self) -> list[str]:
         """Return the processes of jobs and steps that are still there."""
-        names = ("bench.run.agent", "bench.meters.sampler", "slurmstepd")
+        names = ("bench.run.agent", "bench.meters.sampler", "bench.jobs.block", "slurmstepd")
         lines = [
             (process, " ".join(process.info["cmdline"] or []))
             for process in psutil.process_iter(["cmdline"])

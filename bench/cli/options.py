@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from analytics.amounts import amount, budget, counts, usd_per
+from bench.cluster_options import ClusterOptions
 from bench.errors import BadValue, UserError, located
 from bench.folder import OWN_RUNS, RUNS
 from bench.suites.load import SITE_OPTIONS
@@ -101,7 +102,12 @@ gpus_option = click.option(
 launcher_option = click.option(
     "--launcher",
     type=click.Choice(["local", "slurm"]),
-    help="Where runs are done. Default: on all nodes of the allocation of Slurm around this command, else on this machine.",
+    help="Where runs are done: on this machine, or on nodes of Slurm, for which jobs are submitted outside of an allocation. "
+    "Default: on all nodes of the allocation around this command, else on this machine.",
+)
+cluster_options = _all(
+    click.option("--cluster", metavar="NAME", help="Profile of the site's clusters.yaml: partition, account, limits."),
+    click.option("--nodes", type=click.IntRange(1, 1_000_000), metavar="N", help="Most nodes of a run on a cluster."),
 )
 execution_option = click.option("--execution", help="One execution, by name. Default: the newest of each suite.")
 
@@ -179,6 +185,7 @@ suite_options = _all(
     ),
     gpus_option,
     launcher_option,
+    cluster_options,
     site_options,
 )
 """A suite, and how it is adapted to this machine; `read_suite` takes their values."""
@@ -211,20 +218,24 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
     return ({"region": region} if region else {}) | site_fields(options)
 
 
-def find(gpus: str | None, launcher: str | None) -> tuple[Machine, str | None]:
-    """Return the machine that runs are done on, or the allocation of Slurm; and the reason if it has no GPU."""
+def find(gpus: str | None, launcher: str | None, asked: ClusterOptions | None = None) -> tuple[Machine, str | None]:
+    """Return where runs are done, and the reason if it has no GPU.
+
+    That is this machine, the allocation of Slurm around this command, or what jobs are asked for.
+    """
     from bench.machine.cluster import find_cluster, in_allocation, several_nodes
     from bench.machine.environment import find_machine
+    from bench.machine.partition import find_partition
 
     if launcher == "local" or (launcher is None and not several_nodes()):
         return find_machine(gpus)
-    if not in_allocation():
-        raise UserError("--launcher slurm: not inside a Slurm allocation. Start one with: salloc --nodes=2")
     if gpus is not None:
         raise UserError(
             "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2"
         )
-    return find_cluster(), None
+    if in_allocation():
+        return find_cluster(asked), None
+    return find_partition(asked or ClusterOptions()), None
 
 
 def read_suite(
@@ -233,6 +244,8 @@ def read_suite(
     filters: tuple[str, ...],
     gpus: str | None,
     launcher: str | None,
+    cluster: str | None,
+    nodes: int | None,
     *,
     publish: bool,
     **site: Any,
@@ -242,11 +255,12 @@ def read_suite(
     from bench.figures.regions import intensity
     from bench.machine.environment import check_no_gpu_is_hidden
     from bench.suites.expand import expand, only
-    from bench.suites.load import load_suite, override, with_site
+    from bench.suites.load import load_profile, load_suite, override, with_cluster, with_site
 
     fields = place(site)
-    machine, no_gpu = find(gpus, launcher)
     definition = with_site(override(load_suite(suite), settings), fields)
+    definition = with_cluster(definition, load_profile(cluster), max_nodes=nodes)
+    machine, no_gpu = find(gpus, launcher or definition.launcher, definition.cluster)
     if "device_type" not in {**definition.defaults, **definition.matrix}:
         check_no_gpu_is_hidden(no_gpu)
     expansion = expand(definition, machine, publish=publish)

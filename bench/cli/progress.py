@@ -96,6 +96,10 @@ class Lines(Progress):
             last = record.error.log_tail.splitlines()[-LAST_LINES:] if record.error is not None else []
             self.note("\n".join([*(f"  | {line[:200]}" for line in last), f"  its output: {log}"]))
 
+    def waits(self, text: str) -> None:
+        """Show what the last job does that was asked for."""
+        self._current, self._left = text, None
+
     def skipped(self, reasons: Mapping[str, str]) -> None:
         """Print how many configurations cannot run here, by reason."""
         for reason, count in Counter(reasons.values()).items():

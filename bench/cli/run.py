@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import options as shared
-from bench.errors import FAILED
+from bench.errors import FAILED, UserError
 from bench.record import Status
 
 if TYPE_CHECKING:
+    from analytics.plan.preview import Preview
+    from bench.cli.progress import Lines
+    from bench.machine.partition import Partition
     from bench.run.runner import Execution
 
 
@@ -35,29 +38,62 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
     callback=_finite,
     help="Start no run that would end after this time.",
 )
+@click.option("--detach", is_flag=True, help="Submit the jobs of a cluster and leave them.")
+@click.option("--cancel", is_flag=True, help="Cancel the jobs of this suite on a cluster.")
 @click.option("--dry-run", is_flag=True, help="List the runs and start nothing, like bench show.")
 @shared.json_option
 def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run a suite and print the answer. The same command resumes an unfinished execution.
 
-    Exit codes: 0 all runs ended well or were skipped for a stated reason, 1 some failed, 2 wrong use, 130 stopped, 70 a fault
-    of wattbench or of the machine.
+    Exit codes: 0 all runs ended well or were skipped for a stated reason, 1 some failed or were given up, 2 wrong use, 75
+    jobs are left in the queue, 130 stopped, 70 a fault of wattbench or of the machine.
     """
     from bench.cli import show
     from bench.cli.progress import Lines
+    from bench.machine.partition import Partition
     from bench.run.runner import run_suite
 
     choices: dict[str, Any] = {name: options.pop(name) for name in ("new", "retry", "max_minutes")}
-    preview = shared.read_suite(**options)
-    if dry_run:
-        show.echo(preview, as_json=as_json)
-        return
+    jobs = {name: options.pop(name) for name in ("detach", "cancel")}
+    preview, problems = shared.read_suite(**options), list[str]()
     choices |= {"runs": runs, "store": store, "selected": preview.run_ids}
+    if dry_run:
+        show.echo(preview, runs, as_json=as_json)
+        return
     with Lines(preview.takes()) as progress:
-        execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
+        if isinstance(preview.machine, Partition):
+            execution, problems = _by_jobs(preview, preview.machine, progress, choices, **jobs)
+        elif any(jobs.values()):
+            raise UserError("--detach and --cancel are for jobs of a cluster: add --launcher slurm, on a login node")
+        else:
+            execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
     _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json, new=choices["new"])
-    statuses = {record.status for run_id, record in execution.records.items() if run_id in preview.run_ids}
-    sys.exit(0 if statuses <= {Status.OK, Status.SKIPPED} else FAILED)
+    statuses = {ended.status for run_id, ended in execution.ended.items() if run_id in preview.run_ids}
+    sys.exit(0 if statuses <= {Status.OK, Status.SKIPPED} and not problems else FAILED)
+
+
+def _by_jobs(
+    preview: Preview, partition: Partition, progress: Lines, choices: dict[str, Any], *, detach: bool, cancel: bool
+) -> tuple[Execution, list[str]]:
+    """Do the runs by jobs of a cluster; return the execution, and why runs were given up."""
+    from bench.jobs.session import AGAIN, SUBMITTED, cancel_jobs, run_on_cluster
+
+    if cancel:
+        cancelled = cancel_jobs(preview.expansion, partition, runs=choices["runs"], progress=progress)
+        progress.note(f"cancelled {', '.join(cancelled) or 'nothing: no job was left'}")
+        sys.exit(0)
+    followed = run_on_cluster(
+        preview.expansion, partition, progress=progress, ask=_confirm_cancel, detach=detach, **choices
+    )
+    if followed.left:
+        progress.note(f"{len(followed.left)} jobs are left in the queue: {', '.join(followed.left)}. {AGAIN}")
+        sys.exit(SUBMITTED)
+    return followed.execution, followed.problems
+
+
+def _confirm_cancel() -> bool:
+    """Ask on a terminal whether to cancel the jobs."""
+    return sys.stdin.isatty() and click.confirm("Cancel the jobs too?", default=False, err=True)
 
 
 def _answer(
@@ -72,8 +108,8 @@ def _answer(
     from bench.store.tracker import shown
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
-    records = sorted(execution.records.values(), key=lambda record: order.get(record.run_id, len(order)))
-    df = frame(row(record) for record in records)
+    rows = sorted(map(row, execution.stored()), key=lambda each: order.get(str(each["run_id"]), len(order)))
+    df = frame(rows)
     if as_json:
         shared.print_json({"runs_folder": str(execution.folder), "store": shown(store), **document(df)})
         return

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+from bench.cluster_options import ClusterOptions
 from bench.errors import FAULT, WRONG_USE, UserError
 from bench.machine.environment import commit, describe, find_machine
 from bench.process import module_command
@@ -48,6 +49,11 @@ class Cluster(Machine):
     nodes: list[Environment]
     addresses: list[str]
     ends_at: float | None = None
+    asked: ClusterOptions = ClusterOptions()
+
+    def command(self, module: str, *arguments: str) -> list[str]:
+        """Return the command that starts a module of wattbench once on each node."""
+        return step(len(self.names), module, *arguments, asked=self.asked)
 
     @property
     def num_nodes(self) -> int:
@@ -74,10 +80,10 @@ class Cluster(Machine):
     def end_step(self, number: str) -> None:
         """Kill a step of the allocation and wait until it has ended, as far as Slurm answers."""
         with suppress(ClusterProblem):
-            _call("scancel", "--signal=KILL", f"{self.job}.{number}")
+            ask("scancel", "--signal=KILL", f"{self.job}.{number}")
         end = time.monotonic() + STEP_SECONDS
         with suppress(ClusterProblem):
-            while time.monotonic() < end and f"{self.job}.{number}" in _call(
+            while time.monotonic() < end and f"{self.job}.{number}" in ask(
                 "squeue", "-h", "-s", "-j", self.job, "-o", "%i"
             ):
                 time.sleep(0.5)
@@ -100,8 +106,9 @@ def several_nodes(variables: Mapping[str, str] = os.environ) -> bool:
     )
 
 
-def find_cluster() -> Cluster:
-    """Ask the nodes of the allocation who they are. Raises ClusterProblem."""
+def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
+    """Ask the nodes of the allocation who they are, by steps as they are `asked` for. Raises ClusterProblem."""
+    asked = asked or ClusterOptions()
     job = os.environ["SLURM_JOB_ID"]
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if os.environ.get("SLURM_STEP_ID", "").isdigit() and copies != "1":
@@ -115,9 +122,9 @@ def find_cluster() -> Cluster:
             raise ClusterProblem(
                 f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
-    names = _call("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
-    ends_at = _ends_at(_asked(job)[1])
-    names, nodes = _environments(names)
+    names = ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+    left = time_left(_asked(job)[1])
+    names, nodes = _environments(names, asked)
     first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
     least = {
         "cpu_count": min(node.machine.cpu_count for node in nodes),
@@ -129,7 +136,8 @@ def find_cluster() -> Cluster:
         names=names,
         nodes=nodes,
         addresses=[_address(name) for name in names],
-        ends_at=ends_at,
+        ends_at=None if left is None else time.monotonic() + left,
+        asked=asked,
     )
 
 
@@ -145,18 +153,26 @@ def step_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
 
 
-def step(nodes: int, command: Iterable[str]) -> list[str]:
-    """Return the command that starts another one once on each of the first nodes of the allocation, as a step of Slurm.
+def step(nodes: int, module: str, *arguments: str, asked: ClusterOptions) -> list[str]:
+    """Return the command that starts a module once on each of the first nodes of the allocation, as a step of Slurm.
 
     Its input goes to all of them. Lines of their output stay whole if they are short. Whoever ends with an error ends all.
+    In a container wattbench is that of the container.
     """
-    how = ["--overlap", "--input=all", "--kill-on-bad-exit=1", "--export=ALL", "--cpu-bind=none"]
-    return ["srun", *how, f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *command]
+    how = ["--overlap", "--input=all", "--kill-on-bad-exit=1", "--export=ALL", "--cpu-bind=none", *asked.srun]
+    how += [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    if asked.container is not None:
+        how += [f"--container-image={asked.container}"]
+        how += [f"--container-mounts={','.join(asked.container_mounts)}"] if asked.container_mounts else []
+    started = module_command(module, *arguments)
+    if asked.container is not None or asked.container_command:
+        started = [*asked.container_command, asked.python or "python3", "-P", "-m", module, *arguments]
+    return ["srun", *how, *started]
 
 
-def _environments(names: list[str]) -> tuple[list[str], list[Environment]]:
+def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], list[Environment]]:
     """Let each node describe itself; return names and environments in the order of a step. Raises ClusterProblem."""
-    command = step(len(names), module_command("bench.machine.cluster"))
+    command = step(len(names), "bench.machine.cluster", asked=asked)
     try:
         done = subprocess.run(
             command, env=step_variables(), stdin=subprocess.DEVNULL, capture_output=True, timeout=FACTS_SECONDS
@@ -181,15 +197,17 @@ def _environments(names: list[str]) -> tuple[list[str], list[Environment]]:
     return [own[number] for number in range(len(names))], [Environment.model_validate_json(text) for text in texts]
 
 
-def _call(*command: str) -> str:
-    """Return what a command of Slurm prints. Raises ClusterProblem where it fails."""
+def ask(*command: str, errors_too: bool = False) -> str:
+    """Return what a command of Slurm prints, on its standard error too if wanted. Raises ClusterProblem where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise ClusterProblem(f"{' '.join(command)} did not answer within {COMMAND_SECONDS:g} s") from error
+    except OSError as error:
+        raise ClusterProblem(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         raise ClusterProblem(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode(errors="replace")
+    return (done.stdout + (done.stderr if errors_too else b"")).decode(errors="replace")
 
 
 def _asked(job: str) -> tuple[str, str]:
@@ -197,24 +215,24 @@ def _asked(job: str) -> tuple[str, str]:
 
     A job of an array may have the id of the whole array, of which all jobs are listed.
     """
-    lines = _call("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
+    lines = ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
     rows = [line.split("|") for line in lines]
     return next(((row[1], row[2]) for row in rows if row[0] == job), ("", ""))
 
 
 def _address(name: str) -> str:
     """Return the address of a node for other nodes; its name where Slurm states none."""
-    match = re.search(r"\bNodeAddr=(\S+)", _call("scontrol", "show", "node", name, "--oneliner"))
+    match = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", name, "--oneliner"))
     return match[1] if match is not None else name
 
 
-def _ends_at(left: str) -> float | None:
-    """Return when an allocation ends that has so much time left, as `squeue` writes it: 1-02:03:04, 03:04; UNLIMITED."""
-    match = _LEFT.fullmatch(left)
+def time_left(text: str) -> float | None:
+    """Return the seconds of a time as Slurm writes it: 1-02:03:04, 03:04; None for UNLIMITED, or what is no time."""
+    match = _LEFT.fullmatch(text)
     if match is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return time.monotonic() + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def main() -> int:

@@ -37,8 +37,18 @@ from bench.run.nodes import well
 from bench.schema import COMMAND
 
 
-def own_address(peer: str) -> tuple[str, str]:
-    """Return the address by which a peer reaches this node, and the name of its network interface. Raises OSError."""
+def own_address(peer: str, interface: str | None = None) -> tuple[str, str]:
+    """Return the address by which a peer reaches this node, and the name of its network interface. Raises OSError.
+
+    With an `interface`, its address, whether or not that is the usual way.
+    """
+    if interface is not None:
+        every = psutil.net_if_addrs().get(interface, [])
+        own = next((each.address for each in every if each.family in (socket.AF_INET, socket.AF_INET6)), None)
+        if own is None:
+            names = ", ".join(sorted(psutil.net_if_addrs()))
+            raise OSError(f"cluster.network_interface {interface!r} has no address on this node; it has {names}")
+        return own.partition("%")[0], interface
     family, _, _, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)  # sends nothing; the kernel chooses the interface
@@ -133,7 +143,7 @@ class Agent:
 def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
     """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
     pipe, number = agent.node.pipe, agent.number
-    if not (agent.shared / files.EXECUTION.name).exists():
+    if not agent.shared.is_dir():
         pipe.send(node=number, unseen=str(agent.shared))
         return
     idle = agent.shared if number == 0 else files.NODE_FOLDERS.path(agent.shared, number)
@@ -162,6 +172,7 @@ def main() -> int:
     parser.add_argument("--gpus", action="store_true", help="runs may use the free GPUs of this node")
     parser.add_argument("--meters", default="", help="names of meters, separated by commas")
     parser.add_argument("--workloads", default="", help="workloads to import before the first run, separated by commas")
+    parser.add_argument("--interface", help="network interface on which ranks meet")
     parser.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
     args = parser.parse_args()
     adopt_orphans()
@@ -170,7 +181,9 @@ def main() -> int:
     pipe = Pipe(0, os.dup(1))
     os.dup2(2, 1)  # what libraries print must not be mistaken for a message
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
-    mine, interface = own_address(addresses[1 if number == 0 else 0]) if len(addresses) > 1 else ("127.0.0.1", "lo")
+    mine, interface = "127.0.0.1", "lo"
+    if len(addresses) > 1:
+        mine, interface = own_address(addresses[1 if number == 0 else 0], args.interface)
     base, prefix = os.environ.get("SLURM_TMPDIR", ""), f"wattbench-{os.environ['SLURM_JOB_ID']}-{number}-"
     base = base if Path(base).is_dir() and base else tempfile.gettempdir()
     for left in Path(base).glob(f"{prefix}*"):  # by an agent that was killed

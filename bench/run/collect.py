@@ -51,7 +51,10 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclass(frozen=True)
 class Context:
-    """What the runs of an execution share; `trial` is the current one of a search, `nodes` are those of a cluster."""
+    """What the runs of an execution share; `trial` is the current one of a search, `nodes` are those of a cluster.
+
+    `place` has the idle power of these nodes, if the folder of the execution does not.
+    """
 
     suite: str
     execution: str
@@ -60,6 +63,7 @@ class Context:
     gpus: list[str]
     trial: Trial | None = None
     nodes: list[Environment] = field(default_factory=list)
+    place: Path | None = None
 
     def devices(self, spec: RunSpec) -> list[str]:
         """Return the devices of a run, by rank."""
@@ -220,7 +224,8 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
     status, error, measured = _outcome(folder, spec, end)
     boot_id = context.environment.boot_id or context.environment.host
     traces = nodes.traces(folder, spec, end, boot_id, measured)
-    run = observe(context, spec, measured, traces, end, nodes.idle_power_of_nodes(folder.parent, spec, traces))
+    idle = nodes.idle_power_of_nodes(context.place or folder.parent, spec, traces)
+    run = observe(context, spec, measured, traces, end, idle)
     run = run.changed(nodes=nodes.node_facts(folder, spec, traces, [node.kind for node in context.nodes]))
     energy, unused = accounting.used(nodes.energy_of_nodes(traces, lambda node: node.whole, spec.meters), run.gpus)
     figures: dict[str, float] = {}

@@ -13,17 +13,18 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from bench import folder as files
 from bench.errors import Stopped
-from bench.files import held, write_json
+from bench.files import held, read_json, write_json
 from bench.machine.cluster import Cluster
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
-from bench.record import Environment, RunRecord, Status
+from bench.machine.partition import Partition
+from bench.record import Environment, Failure, RunRecord, Status
 from bench.run.collect import Context, collect, save_record, skipped
 from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
@@ -57,18 +58,57 @@ class Progress:
     def done(self, record: RunRecord) -> None:
         """A run has ended and is recorded."""
 
+    def waits(self, text: str) -> None:
+        """A job of a cluster waits, or runs."""
+
     def skipped(self, reasons: Mapping[str, str]) -> None:
         """Configurations cannot run here and are recorded: the reason of each, by config_id."""
 
 
+@dataclass(frozen=True)
+class Brief:
+    """How a run ended: the part of its record that is needed to go on, a hundredth of it."""
+
+    run_id: str
+    config_id: str
+    status: Status
+    duration_seconds: float
+    started_at: datetime
+    error: Failure | None = None
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Brief:
+        """Return the brief of a record."""
+        fields = ("run_id", "config_id", "status", "duration_seconds", "started_at", "error")
+        return cls(**{name: getattr(record, name) for name in fields})
+
+
 @dataclass
 class Execution:
-    """One execution of a suite in one environment: its folder, its records, and the runs that are missing."""
+    """One execution of a suite in one environment: its folder, its records, and the runs that are missing.
+
+    How all its runs `ended` is known, also where their records are not kept in memory.
+    """
 
     folder: Path
     plan: Expansion
     resumed: bool
     records: dict[str, RunRecord] = field(default_factory=dict)
+    ended: dict[str, Brief] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ended = self.ended | {run_id: Brief.of(record) for run_id, record in self.records.items()}
+
+    def add(self, record: RunRecord) -> None:
+        """Add the record of a run that has ended."""
+        self.records[record.run_id], self.ended[record.run_id] = record, Brief.of(record)
+
+    def stored(self) -> Iterator[RunRecord]:
+        """Yield the records of the runs that have ended, from memory or from their folders."""
+        for run_id in self.ended:
+            record = self.records.get(run_id) or files.RECORD.find(self.folder / run_id)
+            if record is not None:
+                yield record
 
     @property
     def name(self) -> str:
@@ -80,7 +120,7 @@ class Execution:
 
         A run whose saved weights are gone is repeated if one of these needs them.
         """
-        ended = {key: record for key, record in self.records.items() if not retry or record.status is Status.OK}
+        ended = {key for key, record in self.ended.items() if not retry or record.status is Status.OK}
         out = []
         wanted: set[str] = set()
         for spec in reversed(self.plan.to_do):  # a giver comes after those that need it
@@ -93,7 +133,7 @@ class Execution:
 
     def _gone(self, giver: RunSpec) -> bool:
         """Return whether a run succeeded, but its saved weights are gone."""
-        record = self.records.get(giver.run_id)
+        record = self.ended.get(giver.run_id)
         return record is not None and record.status is Status.OK and not self.checkpoint(giver).is_dir()
 
     def checkpoint(self, giver: RunSpec) -> Path:
@@ -105,7 +145,7 @@ class Execution:
         given = self.plan.givers.of(spec)
         if given is None:
             return None
-        record = self.records.get(given.run_id)
+        record = self.ended.get(given.run_id)
         if record is None:
             return f"needs {spec.needs!r}, which was not done"
         if record.status is not Status.OK:
@@ -121,15 +161,22 @@ def plan_digest(plan: Expansion) -> str:
 
 
 def open_execution(
-    runs: Path, plan: Expansion, environment: Environment, *, new: bool = False, retry: bool = False
+    runs: Path,
+    plan: Expansion,
+    environment: Environment,
+    *,
+    new: bool = False,
+    retry: bool = False,
+    brief: bool = False,
 ) -> Execution:
     """Return the newest unfinished execution of the same runs in the same environment, or create one.
 
-    With `retry`, one with failed runs is unfinished.
+    With `retry`, one with failed runs is unfinished. With `brief`, what is kept of its records is how the runs ended.
     """
     suite_folder, digest = runs / plan.suite.name, plan_digest(plan)
     for folder in [] if new else earlier(suite_folder, environment, digest):
-        execution = Execution(folder, plan, resumed=True, records=load_records(folder))
+        ended = load_briefs(folder) if brief else {}
+        execution = Execution(folder, plan, resumed=True, records={} if brief else load_records(folder), ended=ended)
         if execution.missing(retry=retry):
             return execution
         break  # the newest of the same runs is complete
@@ -180,6 +227,19 @@ def load_records(folder: Path) -> dict[str, RunRecord]:
     return records
 
 
+def load_briefs(folder: Path) -> dict[str, Brief]:
+    """Return how the runs of an execution ended, by run id."""
+    briefs = {}
+    for path in folder.glob(f"*/{files.RECORD.name}"):
+        fields = read_json(path) or {}
+        with suppress(KeyError, TypeError, ValueError):  # a torn one counts as missing
+            error = fields["error"] and Failure.model_validate(fields["error"])
+            status, started = Status(fields["status"]), datetime.fromisoformat(fields["started_at"])
+            identity = (fields["run_id"], fields["config_id"])
+            briefs[fields["run_id"]] = Brief(*identity, status, float(fields["duration_seconds"]), started, error)
+    return briefs
+
+
 def estimate_seconds(spec: RunSpec) -> float | None:
     """Estimate how long a run takes from what its spec asks for; None if unknown."""
     if spec.measure_seconds is None or spec.workload == COMMAND:  # so many steps; or a start of which nothing is known
@@ -194,7 +254,7 @@ class Forecast:
     An update after a run costs the same however many runs there are.
     """
 
-    def __init__(self, left: Iterable[RunSpec], records: Iterable[RunRecord] = ()) -> None:
+    def __init__(self, left: Iterable[RunSpec], records: Iterable[RunRecord | Brief] = ()) -> None:
         self._longest: dict[str, float] = {}
         self._left: dict[str, int] = {}
         self._total, self._unknown = 0.0, 0
@@ -204,7 +264,7 @@ class Forecast:
             self._left[spec.config_id] = self._left.get(spec.config_id, 0) + 1
             self._count(self.seconds(spec), 1)
 
-    def _learn(self, record: RunRecord) -> None:
+    def _learn(self, record: RunRecord | Brief) -> None:
         if record.status is Status.OK:
             seconds = max(record.duration_seconds, self._longest.get(record.config_id, 0.0))
             self._longest[record.config_id] = seconds
@@ -224,7 +284,7 @@ class Forecast:
         """How long all that is left will take; None as soon as one run is unknown."""
         return None if self._unknown else max(0.0, self._total)
 
-    def ended(self, spec: RunSpec, record: RunRecord) -> None:
+    def ended(self, spec: RunSpec, record: RunRecord | Brief) -> None:
         """Leave out a run that has ended, and take what it took for the others of its configuration."""
         left = self._left[spec.config_id]
         self._count(self.seconds(spec), -left)
@@ -236,9 +296,9 @@ class Forecast:
 def surroundings(plan: Expansion, machine: Machine) -> Environment:
     """Return the environment of the runs. Raises EnvironmentProblem where torch cannot do them."""
     trained = [run for run in plan.to_do if run.workload != COMMAND]
-    if trained:
+    if trained and not (isinstance(machine, Partition) and machine.asked.brings_python):
         check_torch(machine, for_gpus=any(run.device_type == "gpu" for run in trained))
-    return machine.environment if isinstance(machine, Cluster) else describe(machine)
+    return machine.environment if isinstance(machine, Cluster | Partition) else describe(machine)
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
@@ -271,26 +331,85 @@ def terminable(advice: str = "", *, new: bool = False) -> Iterator[None]:
 
 
 @dataclass
-class Runner:
-    """The parts of a running execution."""
+class Reporter:
+    """What tells of an execution: progress for the user, and records and progress for the index."""
 
-    context: Context
     execution: Execution
-    launcher: Launcher
     tracker: Tracker
     progress: Progress
     flight: Flight
 
     @classmethod
+    def of(cls, execution: Execution, store: str | None, progress: Progress) -> Reporter:
+        """Return what tells of an execution; nothing is written."""
+        now, who = datetime.now(UTC), {"suite": execution.plan.suite.name, "execution": execution.name}
+        where = {"host": socket.gethostname(), "folder": str(execution.folder)}
+        flight = Flight(**who, **where, began_at=now, updated_at=now)
+        return Reporter(execution, Tracker(store, **who), progress, flight)
+
+    def index(self) -> None:
+        """Open the index, and log the records that it lacks."""
+        self.noted(self.tracker.open)
+        for record in self.execution.records.values():
+            self.tracker.log(record, self.execution.folder / record.run_id)
+        self.tell()
+
+    def tell(self, **news: Any) -> None:
+        """Write the progress of the execution to its folder and to the index. A failure does not stop the runs."""
+        self.flight = self.flight.changed(**news, updated_at=datetime.now(UTC))
+        with suppress(OSError):
+            write_json(self.execution.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
+        self.noted(lambda: self.tracker.tell(self.flight))
+
+    def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
+        """Write that a run begins. `left`: seconds until all runs end (None: unknown); `of`: a prefix, such as a trial."""
+        limit, now = spec.timeout_seconds + PATIENCE_SECONDS, datetime.now(UTC)
+        current = f"{of}{spec.label[:300]} r{spec.repeat}"
+        self.tell(current=current, done=done, run_began_at=now, remaining_seconds=left, silent_seconds=limit)
+
+    def noted(self, action: Callable[[], object]) -> None:
+        """Do something with the index; note the first failure."""
+        failed_before = self.tracker.error
+        action()
+        if self.tracker.error and not failed_before:
+            self.progress.note(f"{self.tracker.error}\nThe runs continue; bench sync logs them later.")
+
+    def keep(self, record: RunRecord) -> None:
+        """Add a record to the execution and to the index."""
+        self.execution.add(record)
+        self.log(record)
+
+    def log(self, record: RunRecord) -> None:
+        """Add a record to the index, and tell of it."""
+        failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
+        self.flight = self.flight.changed(failed=failed)
+        self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
+        self.progress.done(record)
+
+
+@dataclass
+class Runner(Reporter):
+    """The parts of a running execution."""
+
+    context: Context
+    launcher: Launcher
+
+    @classmethod
     def make(
-        cls, execution: Execution, machine: Machine, environment: Environment, store: str | None, progress: Progress
+        cls,
+        execution: Execution,
+        machine: Machine,
+        environment: Environment,
+        store: str | None,
+        progress: Progress,
+        place: Path | None = None,
     ) -> Self:
-        """Assemble the parts; nothing is started."""
+        """Assemble the parts; nothing is started. Log and idle power go to `place`, if not to the execution."""
         plan = execution.plan
         gpus = [gpu.uuid for gpu in machine.free_gpus]
         uses_gpus = any(run.device_type == "gpu" for run in plan.to_do)
         options = LaunchOptions(
-            execution.folder,
+            place or execution.folder,
             meters=sorted({meter for run in plan.to_do for meter in run.meters}),
             workloads=sorted({run.workload for run in plan.to_do}),
             gpus=gpus if uses_gpus else [],
@@ -299,12 +418,10 @@ class Runner:
             machine=machine,
         )
         launcher = make_launcher(plan.to_do, options)
-        context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus)
-        context = replace(context, nodes=machine.nodes) if isinstance(machine, Cluster) else context
-        now, who = datetime.now(UTC), {"suite": plan.suite.name, "execution": execution.name}
-        where = {"host": socket.gethostname(), "folder": str(execution.folder)}
-        flight = Flight(**who, **where, began_at=now, updated_at=now)
-        return cls(context, execution, launcher, Tracker(store, **who), progress, flight)
+        nodes = machine.nodes if isinstance(machine, Cluster) else []
+        context = Context(plan.suite.name, execution.name, plan.suite.site, environment, gpus, nodes=nodes, place=place)
+        telling = Reporter.of(execution, store, progress)
+        return cls(telling.execution, telling.tracker, telling.progress, telling.flight, context, launcher)
 
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that the runs need."""
@@ -350,41 +467,6 @@ class Runner:
             raise
         return collect(self.context, spec, folder)
 
-    def index(self) -> None:
-        """Open the index, and log the records that it lacks."""
-        self.noted(self.tracker.open)
-        for record in self.execution.records.values():
-            self.tracker.log(record, self.execution.folder / record.run_id)
-        self.tell()
-
-    def tell(self, **news: Any) -> None:
-        """Write the progress of the execution to its folder and to the index. A failure does not stop the runs."""
-        self.flight = self.flight.changed(**news, updated_at=datetime.now(UTC))
-        with suppress(OSError):
-            write_json(self.execution.folder / files.PROGRESS, self.flight.model_dump(mode="json"))
-        self.noted(lambda: self.tracker.tell(self.flight))
-
-    def begin(self, spec: RunSpec, done: int, left: float | None, *, of: str = "") -> None:
-        """Write that a run begins. `left`: seconds until all runs end (None: unknown); `of`: a prefix, such as a trial."""
-        limit, now = spec.timeout_seconds + PATIENCE_SECONDS, datetime.now(UTC)
-        current = f"{of}{spec.label[:300]} r{spec.repeat}"
-        self.tell(current=current, done=done, run_began_at=now, remaining_seconds=left, silent_seconds=limit)
-
-    def noted(self, action: Callable[[], object]) -> None:
-        """Do something with the index; note the first failure."""
-        failed_before = self.tracker.error
-        action()
-        if self.tracker.error and not failed_before:
-            self.progress.note(f"{self.tracker.error}\nThe runs continue; bench sync logs them later.")
-
-    def keep(self, record: RunRecord) -> None:
-        """Add a record to the execution and to the index."""
-        self.execution.records[record.run_id] = record
-        failed = self.flight.failed + (record.status not in (Status.OK, Status.SKIPPED))
-        self.flight = self.flight.changed(failed=failed)
-        self.noted(lambda: self.tracker.log(record, self.execution.folder / record.run_id))
-        self.progress.done(record)
-
 
 def run_suite(
     plan: Expansion,
@@ -418,7 +500,7 @@ def run_suite(
         try:
             if chosen:
                 runner.start()
-            _record_skipped(runner)
+            record_skipped(runner, runner.context)
             runner.index()
             for spec in chosen:
                 expected = forecast.seconds(spec) or 0.0
@@ -444,11 +526,12 @@ def run_suite(
     return execution
 
 
-def _record_skipped(runner: Runner) -> None:
+def record_skipped(reporter: Reporter, context: Context) -> None:
     """Record each skipped configuration once, with its reason."""
-    plan, known = runner.execution.plan, runner.execution.records
+    execution = reporter.execution
+    plan, known = execution.plan, execution.ended
     first = {spec.config_id: spec for spec in plan.runs if spec.repeat == 0}
     new = {config: reason for config, reason in plan.skipped.items() if first[config].run_id not in known}
     for spec, reason in ((first[config], reason) for config, reason in new.items()):
-        known[spec.run_id] = save_record(skipped(runner.context, spec, reason), runner.execution.folder / spec.run_id)
-    runner.progress.skipped(new)
+        execution.add(save_record(skipped(context, spec, reason), execution.folder / spec.run_id))
+    reporter.progress.skipped(new)

@@ -11,8 +11,7 @@ from typing import Any
 
 from bench import folder as files
 from bench.errors import WRONG_USE, Stopped
-from bench.machine.cluster import Cluster, step, step_variables
-from bench.process import module_command
+from bench.machine.cluster import Cluster, step_variables
 from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick, node_variables
 from bench.run.nodes import put_together, well
 
@@ -43,10 +42,10 @@ class SrunLauncher(LocalLauncher):
         arguments = ["--idle-seconds", str(options.idle_seconds), "--addresses", ",".join(options.machine.addresses)]
         for name in ("meters", "workloads"):
             arguments += [f"--{name}", ",".join(getattr(options, name))]
-        agent = module_command(
-            "bench.run.agent", *arguments, *(["--gpus"] if options.gpus else []), str(options.folder)
-        )
-        self._command = step(len(self._names), agent)
+        arguments += ["--gpus"] if options.gpus else []
+        wire = options.machine.asked.network_interface
+        arguments += ["--interface", wire] if wire is not None else []
+        self._command = options.machine.command("bench.run.agent", *arguments, str(options.folder))
         self._environment = step_variables() | node_variables(options.threads)
         self._waiting: set[int] = set()
         self._began = 0.0

@@ -101,6 +101,13 @@ class Tracker:
         self._experiment = self._parent = ""
         self._logged: dict[str, set[str]] = {}  # starts of the runs in the store, by run_id
 
+    @classmethod
+    def off(cls, suite: str, execution: str) -> Tracker:
+        """Return one that does nothing, where another process logs the records."""
+        tracker = cls(None, suite, execution)
+        tracker.error = "the records are logged elsewhere"
+        return tracker
+
     def open(self) -> None:
         """Find the store, the experiment and the parent run of this execution, or create them."""
         self._guarded(self._open)
@@ -111,6 +118,10 @@ class Tracker:
         `script_run` is the run in MLflow that the script has made itself.
         """
         return self._once(record.run_id, record.started_at.isoformat(), lambda: self._log(record, folder, script_run))
+
+    def lacks(self, run_id: str, started: datetime) -> bool:
+        """Return whether the store has no run of this id that started then."""
+        return self.error is None and started.isoformat() not in self._logged.get(run_id, ())
 
     def log_row(self, row: Mapping[str, Scalar]) -> bool:
         """Log the row of an imported run, unless the store has it; return whether it was logged now."""

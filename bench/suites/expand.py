@@ -101,7 +101,7 @@ def expand(suite: Suite, machine: Machine, *, publish: bool = False) -> Expansio
         )
     configurations = list(specs.values())
     givers = needs.Givers(configurations)
-    skipped = {key: why for key, spec in specs.items() if (why := _why_not(spec, machine, givers.of(spec)))}
+    skipped = {key: why for key, spec in specs.items() if (why := why_not(spec, machine, givers.of(spec)))}
     skipped = needs.pass_on(configurations, skipped)
     return Expansion(suite, _interleave(configurations, suite.repeats), skipped, notes)
 
@@ -349,7 +349,7 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
     return {}
 
 
-def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
+def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
     """Return why this machine cannot do a run; None if nothing is known against it without touching the hardware."""
     if spec.device_type == "gpu" and not machine.gpus:
         return "needs a GPU; none is visible here (bench doctor says more)"
@@ -368,9 +368,8 @@ def _why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | No
         reasons = f": {'; '.join(why)}" if why else ""
         return f"needs {spec.devices_per_node} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.devices_per_node > free:
-        return (
-            f"needs {spec.devices_per_node} × {spec.threads} threads; this machine has {machine.cpu_count} processors"
-        )
+        where = "a node" if machine.launcher == "slurm" else "this machine"
+        return f"needs {spec.devices_per_node} × {spec.threads} threads; {where} has {machine.cpu_count} processors"
     return combine.why_impossible(spec, giver, vendor=machine.vendor if spec.device_type == "gpu" else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bench import registry
+from bench.cluster_options import ClusterOptions
 from bench.errors import UserError
 from bench.renamed import MACHINES as FORMER_MACHINES
 from bench.renamed import current_machine
@@ -89,7 +91,8 @@ def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[st
     for mistake in error.errors():
         where, value, text = _place(mistake), mistake["input"], mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            names = list(allowed) if len(mistake["loc"]) == 1 else []
+            inside = ClusterOptions.model_fields if mistake["loc"][0] == "cluster" else ()
+            names = list(allowed if len(mistake["loc"]) == 1 else inside)
             hint = registry.did_you_mean(str(mistake["loc"][-1]), names) if names else "it is not a field here"
             yield f"unknown key {where!r}: {hint}"
         elif mistake["type"] == "missing":
@@ -162,9 +165,10 @@ def for_device_type(cell: dict[str, Any], device_type: str) -> dict[str, Any]:
 def override(suite: Suite, settings: Iterable[str]) -> Suite:
     """Apply `key=value` settings of the command line. A list becomes an axis, a single value fixes the field.
 
-    Keys are `repeats`, `idle_seconds`, the fields of Site and the fields of a run. Values are YAML.
+    Keys are `repeats`, `idle_seconds`, the fields of Site, `cluster.` and its keys, and the fields of a run. Values are YAML.
     """
-    defaults, matrix, top, mistakes = dict(suite.defaults), dict(suite.matrix), {}, []
+    defaults, matrix, mistakes = dict(suite.defaults), dict(suite.matrix), list[str]()
+    top: dict[str, Any] = {"cluster": suite.cluster.model_dump(exclude_unset=True)}
     top_level = {"repeats", "idle_seconds", *Site.model_fields}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -177,6 +181,8 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
             mistakes.append(f"--set {setting!r}: give key=value")
         elif key in top_level:
             top[key] = value
+        elif key.startswith("cluster."):
+            top["cluster"][key.removeprefix("cluster.")] = value
         elif key in _argument_names(suite):
             _fix(f"workload_args.{key}", value, defaults, matrix)
         else:
@@ -189,6 +195,44 @@ def override(suite: Suite, settings: Iterable[str]) -> Suite:
     if mistakes:
         raise SuiteError(mistakes)
     return changed
+
+
+def with_cluster(suite: Suite, profile: dict[str, Any], **given: Any) -> Suite:
+    """Fill what a suite says about its cluster from the profile of a site, and change what was `given`. Raises SuiteError."""
+    own = suite.cluster.model_dump(exclude_unset=True)
+    cluster = profile | own | {name: value for name, value in given.items() if value is not None}
+    try:
+        return suite.changed(cluster=cluster)
+    except ValidationError as error:
+        raise SuiteError(messages(error)) from error
+
+
+def load_profile(name: str | None) -> dict[str, Any]:
+    """Return a named profile of the clusters of this site, or `default` where there is one. Raises SuiteError.
+
+    They are mappings in `clusters.yaml`, in the folder `wattbench` of the configuration of the user, or in the file that
+    WATTBENCH_CLUSTERS names.
+    """
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "wattbench" / "clusters.yaml"
+    path = Path(os.environ.get("WATTBENCH_CLUSTERS") or base)
+    if not path.exists() and name is None and "WATTBENCH_CLUSTERS" not in os.environ:
+        return {}
+    try:
+        profiles = yamlfile.read(path)
+    except yamlfile.YamlError as error:
+        raise SuiteError([f"{path}: {error}"]) from error
+    if not isinstance(profiles, dict) or not all(isinstance(each, dict) for each in profiles.values()):
+        raise SuiteError([f"{path}: give a mapping of names to the keys of cluster: {{h100: {{partition: gpu}}}}"])
+    if name is not None and name not in profiles:
+        raise SuiteError([f"--cluster {name!r} is not in {path}: {registry.did_you_mean(name, profiles)}"])
+    profile: dict[str, Any] = profiles.get(name or "default", {})
+    try:
+        ClusterOptions.model_validate(profile, strict=True)
+    except ValidationError as error:
+        raise SuiteError(
+            f"{path}: {name or 'default'}: {text}" for text in messages(error, ClusterOptions.model_fields)
+        ) from error
+    return profile
 
 
 def _fix(name: str, value: Any, defaults: dict[str, Any], matrix: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def live(plan: Expansion, folder: Path, ended: Callable[[Execution, float | None
     forecast = Forecast(missing, execution.records.values())
     for spec in missing:
         execution.unmet(spec)
-        execution.records[spec.run_id] = recorded(spec, started)
+        execution.add(recorded(spec, started))
         forecast.ended(spec, execution.records[spec.run_id])
         if ended is not None:
             ended(execution, forecast.remaining_seconds)

@@ -1,0 +1,267 @@
+"""`bench run` from a login node: the jobs of a suite are submitted, followed, left alone, or cancelled."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import folder as files
+from bench.errors import Stopped, UserError
+from bench.files import Busy, read_json, write_json
+from bench.jobs import blocks
+from bench.jobs.follow import Controller
+from bench.jobs.queue import SlurmQueue, tested
+from bench.machine.partition import Partition
+from bench.process import boot_id
+from bench.run.collect import Context
+from bench.run.runner import (
+    Execution,
+    Forecast,
+    Progress,
+    Reporter,
+    earlier,
+    load_briefs,
+    locked,
+    open_execution,
+    plan_digest,
+    record_skipped,
+    surroundings,
+)
+from bench.schema import RunSpec
+from bench.suites.expand import Expansion
+
+LEASE_SECONDS, RENEWAL_SECONDS = 180.0, 30.0
+"""How long the lease of a controller holds, and how often it is renewed."""
+SUBMITTED = 75
+"""Exit code where jobs are submitted and left to themselves (EX_TEMPFAIL of sysexits.h)."""
+AGAIN = "Run the same command again to follow them, or with --cancel to cancel them."
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: nobody is there to be asked."""
+
+
+@contextmanager
+def leased(folder: Path) -> Iterator[None]:
+    """Hold the lease of an execution, also where locks do not reach other machines. Raises Busy."""
+    path, me = folder / files.LEASE, {"host": socket.gethostname(), "pid": os.getpid(), "boot_id": boot_id()}
+    held = read_json(path)
+    if held and time.time() - held["at"] < LEASE_SECONDS and not _gone(held, me):
+        raise Busy(f"process {held['pid']} on {held['host']} follows the jobs of this execution: {folder}")
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(RENEWAL_SECONDS):
+            with suppress(OSError):
+                write_json(path, {**me, "at": time.time()})
+
+    write_json(path, {**me, "at": time.time()})
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+        path.unlink(missing_ok=True)
+
+
+def _gone(held: dict[str, Any], me: dict[str, Any]) -> bool:
+    """Whether the holder of a lease was a process of this machine that is no more."""
+    here = held["host"] == me["host"] and held["boot_id"] == me["boot_id"]
+    return here and not psutil.pid_exists(held["pid"])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What became of the jobs of a suite: its execution, why runs were given up, and whether jobs are left to themselves."""
+
+    execution: Execution
+    problems: list[str]
+    left: list[str]
+
+
+def run_on_cluster(
+    plan: Expansion,
+    partition: Partition,
+    *,
+    runs: Path,
+    store: str | None,
+    progress: Progress,
+    ask: Callable[[], bool],
+    new: bool = False,
+    retry: bool = False,
+    selected: set[str] | None = None,
+    max_minutes: float | None = None,
+    detach: bool = False,
+) -> Followed:
+    """Do the missing runs of a plan by jobs of a cluster; the arguments are those of `run_suite`.
+
+    With `detach` the jobs are left to themselves. After Ctrl-C `ask` says whether to cancel them. Raises Busy, or Stopped
+    where the jobs were left or cancelled before their end.
+    """
+    environment = surroundings(plan, partition)
+    execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry, brief=True)
+    with ExitStack() as stack:
+        stack.enter_context(locked(execution.folder))
+        stack.enter_context(leased(execution.folder))
+        stack.enter_context(_terminable())
+        chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
+        progress.begin(execution, len(chosen), len(execution.ended))
+        chosen = _within(chosen, max_minutes, execution, progress)
+        reporter = Reporter.of(execution, store, progress)
+        reporter.tell(to_do=len(chosen))
+        record_skipped(reporter, Context(plan.suite.name, execution.name, plan.suite.site, environment, []))
+        _index(reporter)
+        controller = Controller(reporter, partition, SlurmQueue())
+        controller.prepare(chosen)
+        try:
+            controller.follow(detach=detach)
+        except KeyboardInterrupt as stop:
+            if not isinstance(stop, _Terminated) and ask():
+                cancelled = controller.cancel()
+                raise Stopped(f"Cancelled {len(cancelled)} jobs. Run the same command again to resume.") from stop
+            raise Stopped(f"{len(controller.active)} jobs are left in the queue. {AGAIN}") from stop
+        finally:
+            reporter.tell(done=controller.done, current=None, ended=True)
+            reporter.tracker.close(finished=not execution.missing())
+        left = [active.job.id or active.job.name for active in controller.active.values()]
+        return Followed(execution, list(controller.stopped.values()), left)
+
+
+def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: Progress) -> list[str]:
+    """Cancel the jobs of the newest execution of a plan; return their ids. Raises UserError where there is none."""
+    environment, suite = surroundings(plan, partition), runs.absolute() / plan.suite.name
+    folder = next(earlier(suite, environment, plan_digest(plan)), None)
+    if folder is None:
+        raise UserError(f"there is no execution of this suite in {suite}: nothing to cancel")
+    execution = Execution(folder, plan, resumed=True, ended=load_briefs(folder))
+    with locked(folder), leased(folder):
+        reporter = Reporter.of(execution, None, progress)
+        reporter.tracker = reporter.tracker.off(plan.suite.name, execution.name)
+        controller = Controller(reporter, partition, SlurmQueue())
+        controller.prepare(execution.missing())
+        return controller.cancel()
+
+
+def _within(chosen: list[RunSpec], minutes: float | None, execution: Execution, progress: Progress) -> list[RunSpec]:
+    """Return the first runs, as many as are expected to compute no longer than some minutes, summed over all jobs."""
+    if minutes is None:
+        return chosen
+    forecast, total, kept = Forecast(chosen, execution.ended.values()), 0.0, list[RunSpec]()
+    for spec in chosen:
+        total += forecast.seconds(spec) or 0.0
+        if total > minutes * 60:
+            progress.note(f"--max-minutes {minutes:g}: no time for the remaining {len(chosen) - len(kept)} runs")
+            break
+        kept.append(spec)
+    return kept
+
+
+def _index(reporter: Reporter) -> None:
+    """Open the index, and log the records that it lacks."""
+    reporter.noted(reporter.tracker.open)
+    folder = reporter.execution.folder
+    for ended in reporter.execution.ended.values():
+        if reporter.tracker.lacks(ended.run_id, ended.started_at):
+            record = files.RECORD.find(folder / ended.run_id)
+            if record is not None:
+                reporter.noted(lambda record=record: reporter.tracker.log(record, folder / record.run_id))  # type: ignore[misc]
+    reporter.tell()
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """A job that a suite would submit: what it asks for, its batch script, and what Slurm says of it without submitting it.
+
+    `accepted` is None where Slurm was not asked.
+    """
+
+    nodes: int
+    devices_per_node: int
+    runs: int
+    minutes: int
+    usd: float | None
+    script: str
+    accepted: bool | None
+    said: str
+
+    @property
+    def node_hours(self) -> float:
+        """Hours of nodes that it asks for."""
+        return self.nodes * self.minutes / 60
+
+
+def planned_blocks(plan: Expansion, partition: Partition, runs: Path, *, test: bool) -> list[PlannedBlock]:
+    """Return the jobs that the runs of a plan would need, by estimates; with `test`, Slurm is asked whether it takes them."""
+    forecast, out, seen = Forecast(plan.to_do), list[PlannedBlock](), dict[tuple[int, int], tuple[bool, str]]()
+    folder, ended = runs.absolute() / plan.suite.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}", set[str]()
+
+    def ready(spec: RunSpec, before: Collection[str]) -> bool:
+        giver = plan.givers.of(spec)
+        return giver is None or giver.run_id in before or giver.run_id in ended
+
+    most, idle = partition.most_seconds, plan.suite.idle_seconds
+    for group in blocks.grouped(plan.to_do, plan.givers, partition.asked.jobs).values():
+        left = group.runs
+        while cut := blocks.next_cut(left, forecast.seconds, ready, most_seconds=most, idle_seconds=idle):
+            ended |= {spec.run_id for spec in cut.runs}
+            left = [spec for spec in left if spec.run_id not in ended]
+            price = plan.suite.usd_per_device_hour
+            out.append(_planned(group, cut, partition, folder, len(out) + 1, price, seen, test=test))
+    return out
+
+
+def _planned(
+    group: blocks.SizeGroup,
+    cut: blocks.Cut,
+    partition: Partition,
+    folder: Path,
+    number: int,
+    price: float | None,
+    seen: dict[tuple[int, int], tuple[bool, str]],
+    *,
+    test: bool,
+) -> PlannedBlock:
+    name = f"wb-{folder.name}-{number}"
+    block = files.JobBlock(
+        number=number, name=name, group=group.name, nodes=group.nodes, minutes=cut.minutes, runs=cut.runs
+    )
+    script = blocks.batch_script(block, files.BLOCKS.path(folder, f"{number:04d}"), partition)
+    size = (group.nodes, cut.minutes)
+    if test and size not in seen:
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(script)
+            file.flush()
+            seen[size] = tested(Path(file.name))
+    accepted, said = seen.get(size, (None, ""))
+    if accepted is not False and partition.limit_seconds is not None and cut.minutes * 60 > partition.limit_seconds:
+        accepted, said = False, f"partition {partition.name} allows {math.floor(partition.limit_seconds / 60)} min"
+    devices = len(partition.gpus) or partition.cpu_count
+    usd = None if price is None else price * devices * group.nodes * cut.minutes / 60
+    return PlannedBlock(group.nodes, devices, len(cut.runs), cut.minutes, usd, script, accepted, said)

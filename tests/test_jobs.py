@@ -1,0 +1,449 @@
+"""Jobs of a cluster: what they are asked for, how runs are divided among them, and what becomes of these whatever happens."""
+
+import json
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench import folder as files
+from bench.cluster_options import ClusterOptions, clock_seconds
+from bench.errors import UserError
+from bench.files import Busy
+from bench.jobs import blocks
+from bench.jobs.block import Stop, Worker, same_kind
+from bench.jobs.fate import fate
+from bench.jobs.queue import QueuedJob
+from bench.jobs.session import leased
+from bench.machine import partition as partitions
+from bench.machine.cluster import ClusterProblem
+from bench.machine.partition import Partition, find_partition, gpus_of
+from bench.record import Status
+from bench.run.runner import load_briefs
+from bench.schema import Gpu, RunSpec
+from bench.suites.load import SuiteError, load_profile, load_suite, override, with_cluster
+from bench.suites.needs import Givers
+from tests.benchmarks.planning import ENVIRONMENT
+from tests.simulated_slurm import FAULTS, Notes, SimulatedSlurm, controller, specs, until_done
+
+SUITE = "name: a\ndefaults: {workload: decoder_lm, batch_size_per_device: 4}\n"
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("02:00:00", 7200), ("1-00:00:00", 86400), ("30:00", 1800), ("90min", 5400), ("24h", 86400), ("1-12:30", 131400)],
+)
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert clock_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ("{time_limit: 30}", "cluster.time_limit"),
+        ("{time_limit: soon}", "give a length of time such as 02:00:00"),
+        ("{partiton: gpu}", "did you mean 'partition'?"),
+        ("{sbatch: [--time=3]}", "--time is set by wattbench"),
+        ("{sbatch: [-N2]}", "-N2 is set by wattbench"),
+        ("{srun: [cpu-bind]}", "an option begins with a dash"),
+        ("{env: {HF_TOKEN: hf_abcdefghijkl}}", "HF_TOKEN looks like a credential"),
+        ('{partition: "gpu\\n#SBATCH --uid=0"}', "cluster.partition"),
+        ("{container: a.sqsh, container_command: [apptainer]}", "not both"),
+        ("{jobs: many}", "'by_size', 'one' or 'each_run'"),
+    ],
+)
+def test_mistakes_of_a_cluster_are_told(cluster: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{SUITE}cluster: {cluster}\n")
+    with pytest.raises(SuiteError, match=None) as caught:
+        load_suite(path)
+    assert message in str(caught.value)
+
+
+def test_the_command_line_comes_before_the_suite_and_this_before_the_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = tmp_path / "clusters.yaml"
+    profiles.write_text("h100: {partition: gpu, account: p1, qos: low, max_jobs: 3}\n")
+    monkeypatch.setenv("WATTBENCH_CLUSTERS", str(profiles))
+    path = tmp_path / "s.yaml"
+    path.write_text(f"{SUITE}cluster: {{partition: big, qos: high}}\n")
+    suite = override(load_suite(path), ["cluster.qos=debug"])
+    asked = with_cluster(suite, load_profile("h100"), max_nodes=None).cluster
+    assert (asked.partition, asked.account, asked.qos, asked.max_jobs) == ("big", "p1", "debug", 3)
+    with pytest.raises(SuiteError, match="did you mean 'h100'"):
+        load_profile("h10")
+    profiles.write_text("h100: {patition: gpu}\n")
+    with pytest.raises(SuiteError, match="did you mean 'partition'"):
+        load_profile("h100")
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("(null)", (0, "")),
+        ("gpu:8", (8, "")),
+        ("gpu:h100:8(S:0-1)", (8, "h100")),
+        ("nvme:1,gpu:a100:4", (4, "a100")),
+        ("gpu:a100:4,gpu:v100:2", (6, "a100 and v100")),
+        ("gpu", (1, "")),
+        ("mps:100", (0, "")),
+    ],
+)
+def test_gpus_of_a_node(gres: str, gpus: tuple[int, str]) -> None:
+    assert gpus_of(gres) == gpus
+
+
+ROWS = """cpu*|up|infinite|10|48+|190000|(null)
+gpu|up|2-00:00:00|12|64|500000|gpu:h100:8(S:0-1)
+mixed|up|4:00:00|12|64|500000|gpu:a100:4
+mixed|up|4:00:00|2|64|900000|gpu:a100:8
+old|down|1:00|2|64|9000|gpu:8
+"""
+
+
+def found(monkeypatch: pytest.MonkeyPatch, **asked: object) -> Partition:
+    monkeypatch.setattr(partitions, "ask", lambda *command: ROWS)
+    monkeypatch.setattr(partitions.shutil, "which", lambda tool: tool)
+    return find_partition(ClusterOptions(**asked))
+
+
+def test_a_partition_is_what_its_nodes_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = found(monkeypatch)
+    assert (cpu.name, cpu.cpu_count, cpu.gpus, cpu.num_nodes, cpu.most_seconds) == ("cpu", 48, [], 10, 4 * 3600)
+    gpu = found(monkeypatch, partition="gpu", time_limit="3-00:00:00")
+    assert [each.name for each in gpu.gpus] == ["h100"] * 8
+    assert (gpu.num_nodes, gpu.most_seconds, gpu.launcher, gpu.device_type) == (12, 2 * 86400, "slurm", "gpu")
+    eight = found(monkeypatch, partition="mixed", devices_per_node=8, max_nodes=1)
+    assert (eight.most_nodes, eight.num_nodes, len(eight.gpus)) == (2, 1, 8)
+    assert gpu.environment.fingerprint != eight.environment.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"partition": "gpus"}, "there is no partition 'gpus': set cluster.partition to one of cpu, gpu, mixed"),
+        ({"partition": "old"}, "there is no partition 'old'"),
+        ({"partition": "mixed"}, "gpu:4 (12 nodes), gpu:8 (2 nodes): set cluster.devices_per_node"),
+        ({"partition": "gpu", "devices_per_node": 16}, "no node with 16 GPUs: sinfo shows gpu:8 (12 nodes)"),
+    ],
+)
+def test_a_partition_that_does_not_fit_is_told(
+    asked: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ClusterProblem) as caught:
+        found(monkeypatch, **asked)
+    assert message in str(caught.value)
+
+
+# Blocks
+
+
+def test_runs_are_grouped_by_their_nodes_with_what_they_need() -> None:
+    one, two = specs([1, 2], 1, 1)
+    giver, taker = one.changed(saves="w"), two.changed(needs="w")
+    alone = one.changed(batch_size_per_device=9)
+    runs = [giver, taker, alone]
+    by_size = blocks.grouped(runs, Givers(runs), "by_size")
+    assert {name: (group.nodes, group.runs) for name, group in by_size.items()} == {
+        "2 nodes": (2, [giver, taker]),
+        "1 node": (1, [alone]),
+    }
+    assert [group.nodes for group in blocks.grouped(runs, Givers(runs), "one").values()] == [2]
+    assert [len(group.runs) for group in blocks.grouped(runs, Givers(runs), "each_run").values()] == [2, 1]
+
+
+def cut(runs: list[RunSpec], most_seconds: float, seconds: float | None = 60.0) -> blocks.Cut:
+    made = blocks.next_cut(runs, lambda _: seconds, lambda *_: True, most_seconds=most_seconds, idle_seconds=0)
+    assert made is not None
+    return made
+
+
+def test_a_job_has_all_runs_or_whole_repeats_or_one_run() -> None:
+    runs = specs([1], 3, 4)
+    everything = cut(runs, 3600)
+    assert everything.runs == runs
+    assert everything.minutes * 60 > 12 * 60 + 52 + blocks.SIGNAL_SECONDS
+    assert len(cut(runs, 900).runs) == 6, "two whole repeats"
+    assert len(cut(runs, 400).runs) == 3
+    assert len(cut(runs, 200).runs) == 1
+    assert len(cut(runs, 30).runs) == 1
+    assert cut(runs, 900).minutes <= 15
+    assert cut(runs, 7200, None).minutes == 120, "of an unknown length: all the time there is"
+
+
+def test_no_run_is_cut_from_the_weights_that_it_needs() -> None:
+    runs = specs([1], 2, 1)
+    ready = blocks.next_cut(
+        runs, lambda _: 1.0, lambda spec, before: spec is runs[1] or runs[1].run_id in before, most_seconds=600,
+        idle_seconds=0,
+    )  # fmt: skip
+    assert ready is not None
+    assert ready.runs == [runs[1]]
+
+
+def test_the_batch_script_asks_for_what_the_suite_says(tmp_path: Path) -> None:
+    asked = ClusterOptions(
+        partition="gpu",
+        account="p 1",
+        exclude="n9",
+        setup="module load cuda\nsource ~/venv/bin/activate",
+        env={"NCCL_IB_HCA": "mlx5 0"},
+        sbatch=["--switches=1"],
+    )
+    gpus = [Gpu(index=k, uuid=f"{k}", name="h100") for k in range(8)]
+    place = Partition(cpu_model="any", cpu_count=64, gpus=gpus, name="gpu", most_nodes=4, asked=asked)
+    block = files.JobBlock(number=1, name="wb-a-1", group="2 nodes", nodes=2, minutes=44, runs=[])
+    lines = blocks.batch_script(block, tmp_path / "block-0001", place, ["n3"]).splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert {"--nodes=2", "--time=44", "--gres=gpu:8", "--exclude=n9,n3", "--switches=1", "--no-requeue"} < set(options)
+    assert {"--account='p 1'", "--mem=0", "--exclusive", "--signal=B:USR1@120"} < set(options)
+    body = lines[len(options) + 1 :]
+    assert body.index("trap '' USR1 TERM  # until Python has handlers of its own") < body.index("module load cuda")
+    assert body[-2] == "export NCCL_IB_HCA='mlx5 0'"
+    assert shlex.split(body[-1])[-2:] == ["bench.jobs.block", str(tmp_path / "block-0001")]
+    shared = place.changed(asked=asked.changed(exclusive=False))
+    assert "--exclusive" not in blocks.batch_script(block, tmp_path, shared)
+
+
+# What becomes of a job
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "kind"),
+    [
+        ("PENDING", "Resources", "waits"),
+        ("PENDING", "Priority", "waits"),
+        ("PENDING", "(Nodes required for job are DOWN, DRAINED or reserved)", "waits"),
+        ("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1", "waits"),
+        ("PENDING", "QOSMaxJobsPerUserLimit", "waits"),
+        ("PENDING", "SomethingNew", "waits"),
+        ("PENDING", "PartitionTimeLimit", "hopeless"),
+        ("PENDING", "BadConstraints", "hopeless"),
+        ("PENDING", "QOSMaxNodePerJobLimit", "hopeless"),
+        ("PENDING", "AssocMaxWallDurationPerJobLimit", "hopeless"),
+        ("PENDING", "JobHeldUser", "held"),
+        ("PENDING", "launch_failed_requeued_held", "held"),
+        *((word, "None", "runs") for word in ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "RESIZING")),
+        *((word, "None", "runs") for word in ("SUSPENDED", "STOPPED", "REVOKED", "SPECIAL_EXIT", "NEW_WORD")),
+        ("TIMEOUT", "TimeLimit", "timeout"),
+        ("PREEMPTED", "None", "preempted"),
+        ("NODE_FAIL", "None", "node_failed"),
+        ("BOOT_FAIL", "None", "node_failed"),
+        ("CANCELLED", "None", "cancelled"),
+        ("OUT_OF_MEMORY", "None", "failed"),
+        ("FAILED", "NonZeroExitCode", "failed"),
+        ("COMPLETED", "None", "failed"),
+    ],
+)
+def test_the_word_of_slurm_for_a_job_without_a_mark_of_its_end(state: str, reason: str, kind: str) -> None:
+    assert fate(QueuedJob("1", state, "wb", reason=reason), None).kind == kind
+
+
+def test_the_folder_of_a_job_is_believed_before_the_queue() -> None:
+    lost = QueuedJob("1", "NODE_FAIL", "wb")
+    assert fate(lost, files.BlockEnd(left=0)).kind == "done"
+    assert fate(None, files.BlockEnd(left=2, why="the nodes are of another kind")).kind == "failed"
+    told = files.BlockEnd(left=2, signalled=True)
+    states = {
+        "CANCELLED": "cancelled",
+        "PREEMPTED": "preempted",
+        "COMPLETED": "done",
+        "COMPLETING": "runs",
+        "TIMEOUT": "timeout",
+    }
+    assert {state: fate(QueuedJob("1", state, "wb"), told).kind for state in states} == states
+    assert fate(None, told).kind == "done"
+    assert fate(None, None).kind == "node_failed"
+    assert fate(None, None, past="CANCELLED by 0") == ("cancelled", "it was cancelled by uid 0")
+    job = QueuedJob("1", "FAILED", "wb", reason="NonZeroExitCode")
+    assert fate(job, None, log="slurmstepd: *** JOB 1 CANCELLED DUE TO PREEMPTION ***").kind == "preempted"
+    assert fate(job, None, log="module: command not found\n").why.endswith("module: command not found")
+
+
+# Following
+
+
+def test_all_runs_are_done_by_a_job_of_each_size(tmp_path: Path) -> None:
+    runs = specs([1, 2], 2, 3)
+    slurm = SimulatedSlurm(tmp_path)
+    notes, typed = until_done(tmp_path, runs, slurm)
+    assert typed == 1
+    assert slurm.executed == Counter(run.run_id for run in runs)
+    assert len(slurm.jobs) == 2
+    assert "job 1000: 6 runs on 1 node, 3 min asked" in " ".join(notes.texts)
+    assert controller(tmp_path, runs, slurm, notes).to_do == 0
+
+
+def typed_once(tmp_path: Path, faults: list[str], runs: list[RunSpec], **asked: object) -> tuple[SimulatedSlurm, Notes]:
+    slurm, notes = SimulatedSlurm(tmp_path, faults=faults, after_runs=[0]), Notes()
+    controller(tmp_path, runs, slurm, notes, **asked).follow()
+    return slurm, notes
+
+
+@pytest.mark.parametrize("fault", ["node_fail", "preempted", "timeout", "vanished", "lost_but_runs", "requeued"])
+def test_what_a_lost_job_leaves_is_done_by_another(fault: str, tmp_path: Path) -> None:
+    runs = specs([2], 2, 2)
+    slurm, notes = typed_once(tmp_path, [fault], runs)
+    assert slurm.executed == Counter(run.run_id for run in runs)
+    assert len(slurm.jobs) == 1 + (fault != "requeued"), notes.texts
+
+
+def test_a_node_that_failed_is_excluded(tmp_path: Path) -> None:
+    slurm, notes = typed_once(tmp_path, ["node_fail"], specs([2], 1, 2))
+    assert "--exclude=n1000" in (slurm.jobs[1].folder / files.JOB_SCRIPT).read_text()
+    assert any(text.startswith("n1000 failed (NODE_FAIL) in job 1000; 2 of its runs are left") for text in notes.texts)
+
+
+def test_a_run_during_which_three_nodes_failed_has_failed(tmp_path: Path) -> None:
+    runs = specs([2], 1, 2)
+    slurm, notes = SimulatedSlurm(tmp_path, faults=["node_fail"] * 3, after_runs=[0]), Notes()
+    controller(tmp_path, runs, slurm, notes, jobs="each_run", max_jobs=1).follow()
+    first, second = (load_briefs(tmp_path)[run.run_id] for run in runs)
+    assert (first.status, second.status) == (Status.FAILED, Status.OK)
+    assert "3 jobs ended during this run, the last one, 1002, as NODE_FAIL" in str(first.error)
+
+
+def test_two_jobs_in_a_row_that_did_nothing_stop_their_group(tmp_path: Path) -> None:
+    slurm, notes = typed_once(tmp_path, ["too_short"] * 9, specs([1], 1, 2))
+    assert len(slurm.jobs) == 2
+    assert notes.texts[-1].startswith("1 node: 2 runs not done: 2 jobs in a row ended without a finished run")
+    first, second = (files.BLOCK.read(job.folder).minutes for job in slurm.jobs)
+    assert second > 1.5 * first, "the second one asks for more time"
+
+
+def test_preempted_again_and_again_is_no_endless_loop(tmp_path: Path) -> None:
+    slurm, notes = typed_once(tmp_path, ["preempted"] * 99, specs([1], 1, 1))
+    assert len(slurm.jobs) == 5
+    assert "5 of its jobs were preempted within an hour" in notes.texts[-1]
+
+
+def test_a_job_that_somebody_else_cancelled_is_not_submitted_again(tmp_path: Path) -> None:
+    slurm, notes = typed_once(tmp_path, ["cancelled"], specs([1], 1, 2))
+    assert len(slurm.jobs) == 1
+    assert "it was cancelled by uid 0; the same command submits it again" in notes.texts[-1]
+
+
+def test_a_job_that_would_wait_for_ever_is_cancelled(tmp_path: Path) -> None:
+    slurm, notes = SimulatedSlurm(tmp_path, waits=[1e6]), Notes()
+    followed = controller(tmp_path, specs([1], 1, 1), slurm, notes)
+    followed._submit_what_is_due()
+    slurm.jobs[0].reason = "PartitionTimeLimit"
+    followed.follow()
+    assert slurm.jobs[0].state == "CANCELLED"
+    assert "would wait for ever: PartitionTimeLimit: the partition allows less time" in notes.texts[-1]
+
+
+def test_a_job_waits_no_longer_than_is_allowed(tmp_path: Path) -> None:
+    slurm, notes = SimulatedSlurm(tmp_path, waits=[1e6]), Notes()
+    controller(tmp_path, specs([1], 1, 1), slurm, notes, max_pending="2h").follow()
+    assert slurm.jobs[0].state == "CANCELLED"
+    assert 7200 < slurm.now - 1.8e9 < 7200 + 150
+    assert "waited for more than 2h (max_pending)" in notes.texts[-1]
+
+
+def test_a_silent_queue_proves_nothing(tmp_path: Path) -> None:
+    runs = specs([1], 2, 2)
+    slurm = SimulatedSlurm(tmp_path, waits=[400.0], silent=[(5, 2000)])
+    notes, _ = until_done(tmp_path, runs, slurm)
+    assert len(slurm.jobs) == 1
+    assert sum("does not answer" in text for text in notes.texts) == 1
+
+
+def test_jobs_are_cancelled_by_their_names(tmp_path: Path) -> None:
+    runs = specs([1, 2], 1, 1)
+    slurm, notes = SimulatedSlurm(tmp_path, waits=[1e5]), Notes()
+    controller(tmp_path, runs, slurm, notes).follow(detach=True)
+    assert [job.state for job in slurm.jobs] == ["PENDING", "PENDING"]
+    assert controller(tmp_path, runs, slurm, notes).cancel() == ["1000", "1001"]
+    assert [job.state for job in slurm.jobs] == ["CANCELLED", "CANCELLED"]
+    notes, _ = until_done(tmp_path, runs, SimulatedSlurm(tmp_path))
+    assert len(load_briefs(tmp_path)) == 2
+
+
+HISTORIES = {
+    "faults": st.lists(st.sampled_from(FAULTS), max_size=12),
+    "waits": st.lists(st.sampled_from([1.0, 50.0, 4000.0]), min_size=1, max_size=3),
+    "silent": st.lists(st.tuples(st.floats(0, 900), st.floats(0, 1800)), max_size=1),
+    "kills": st.lists(st.floats(0, 3000), max_size=3),
+    "sizes": st.sampled_from([[1], [1, 2], [1, 2, 4]]),
+    "jobs": st.sampled_from(["by_size", "one", "each_run"]),
+}
+
+
+def live_through(folder: Path, history: dict[str, object]) -> SimulatedSlurm:
+    """Live through a history; check that each run was done once and nothing was lost."""
+    runs = specs(history["sizes"], 2, 2)  # type: ignore[arg-type]
+    slurm = SimulatedSlurm(
+        folder,
+        faults=history["faults"],  # type: ignore[arg-type]
+        waits=history["waits"],  # type: ignore[arg-type]
+        silent=history["silent"],  # type: ignore[arg-type]
+        kill_at=sorted(history["kills"]),  # type: ignore[call-overload]
+    )
+    notes, _ = until_done(folder, runs, slurm, time_limit="10:00", max_jobs=2, jobs=history["jobs"])
+    briefs = load_briefs(folder)
+    assert set(briefs) == {run.run_id for run in runs}, notes.texts
+    done = Counter(run_id for run_id, brief in briefs.items() if brief.status is Status.OK)
+    assert {run_id: slurm.executed[run_id] for run_id in done} == dict(done)
+    assert slurm.after_record == []
+    assert slurm.most_in_queue <= 2
+    return slurm
+
+
+@given(st.fixed_dictionaries(HISTORIES))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_run_is_lost_or_done_twice(tmp_path_factory: pytest.TempPathFactory, history: dict[str, object]) -> None:
+    live_through(tmp_path_factory.mktemp("history"), history)
+
+
+# Inside a job
+
+
+def worker(execution: Path, number: int, **more: object) -> Worker:
+    folder = files.BLOCKS.path(execution, f"{number:04d}")
+    folder.mkdir(parents=True)
+    block = files.JobBlock(number=number, name=f"wb-{number}", group="1 node", nodes=1, minutes=3, runs=[], **more)
+    return Worker(folder, block)
+
+
+def test_a_job_waits_for_one_that_may_still_do_its_runs(tmp_path: Path) -> None:
+    first, second = worker(tmp_path, 1), worker(tmp_path, 2, after=[1])
+    first.me, second.me = "7.0", "8.0"
+    assert not second._busy(first.folder)
+    (first.folder / files.ALIVE).write_text(first.me)
+    assert second._busy(first.folder)
+    files.BLOCK_END.write(first.folder, files.BlockEnd(left=0))
+    assert not second._busy(first.folder)
+    (second.folder / files.ALIVE).write_text("8.1")
+    assert second._busy(second.folder), "the same job, started twice"
+    (second.folder / files.REVOKED).touch()
+    with pytest.raises(Stop):
+        second.wait_for_others()
+
+
+def test_a_job_on_another_kind_of_node_does_nothing(tmp_path: Path) -> None:
+    same_kind(tmp_path, ENVIRONMENT, ClusterOptions())
+    same_kind(tmp_path, ENVIRONMENT.changed(host="other"), ClusterOptions())
+    other = ENVIRONMENT.changed(machine=ENVIRONMENT.machine.changed(cpu_count=64))
+    with pytest.raises(UserError, match=r"another kind \(64 x Any CPU\) than those before \(8 x Any CPU\)") as caught:
+        same_kind(tmp_path, other, ClusterOptions())
+    assert "set cluster.constraint" in str(caught.value)
+
+
+def test_only_one_controller_follows_an_execution(tmp_path: Path) -> None:
+    lease = {"host": "login2", "pid": 1, "boot_id": "b", "at": time.time() - 60}
+    (tmp_path / files.LEASE).write_text(json.dumps(lease))
+    with pytest.raises(Busy, match="process 1 on login2 follows"), leased(tmp_path):
+        pass
+    (tmp_path / files.LEASE).write_text(json.dumps(lease | {"at": time.time() - 500}))
+    with leased(tmp_path):
+        assert json.loads((tmp_path / files.LEASE).read_text())["host"] != "login2"
+    assert not (tmp_path / files.LEASE).exists()

@@ -1,0 +1,98 @@
+"""Suites from the login node of a real Slurm with two virtual nodes: jobs are submitted, followed, cancelled, and killed."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import folder as files
+from bench.record import Status
+from tests.processes import PATIENCE, records, until
+from tests.slurm import Slurm, missing, slurm
+from tests.test_slurm import suite
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def run(cluster: Slurm, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return cluster.login(folder, "run", "nodes.yaml", "--launcher", "slurm", *arguments)
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for the end of a command; return its messages."""
+    output, errors = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == code, (output, errors)
+    return errors
+
+
+def begun(cluster: Slurm, folder: Path) -> None:
+    """Wait until a run of a job has begun."""
+    until(lambda: list(folder.glob("runs/*/*/*/spec.json")) and cluster.drivers())
+
+
+def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, devices=[2, 4])
+    shown = cluster.login(tmp_path, "show", "nodes.yaml", "--launcher", "slurm", "--json", "--no-memory")
+    output, errors = shown.communicate(timeout=PATIENCE)
+    assert shown.returncode == 0, errors
+    jobs = json.loads(output)["jobs"]
+    assert [(job["nodes"], job["runs"], job["accepted"]) for job in jobs] == [(1, 1, True), (2, 1, True)]
+    messages = ended(run(cluster, tmp_path, "--json"))
+    assert "1 run on 1 node, " in messages
+    found = {record.spec.num_nodes: record for record in records(tmp_path).values()}
+    assert [found[nodes].status for nodes in (1, 2)] == [Status.OK, Status.OK]
+    assert [node.name for node in found[2].nodes] == ["n1", "n2"]
+    assert found[1].environment.cluster == {"engine": "slurm", "partition": "debug"}
+    until(lambda: cluster.left() == [])
+
+
+def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=20, devices=[4])
+    assert "jobs are left in the queue" in ended(run(cluster, tmp_path, "--detach"), 75)
+    begun(cluster, tmp_path)
+    assert "cancelled" in ended(run(cluster, tmp_path, "--cancel"))
+    until(lambda: cluster.left() == [])
+    assert records(tmp_path) == {}
+    assert cluster.call("squeue", "-h", "-t", "PENDING,RUNNING").strip() == ""
+
+
+def test_what_a_killed_job_leaves_is_done_by_another(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=3, devices=[4], repeats=2)
+    process = run(cluster, tmp_path)
+    until(lambda: records(tmp_path))
+    cluster.drivers()[0].kill()
+    assert "1 of its runs are left" in ended(process)
+    assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2
+    journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
+    assert [journal.count('"status":"ok"') for journal in journals][1:] == [1]
+    until(lambda: cluster.left() == [])
+
+
+def test_a_job_that_somebody_cancels_is_told_and_the_same_command_goes_on(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=4, devices=[4])
+    process = run(cluster, tmp_path)
+    begun(cluster, tmp_path)
+    cluster.call("scancel", cluster.job())
+    assert "the same command submits it again" in ended(process, 1)
+    until(lambda: cluster.left() == [])
+    ended(run(cluster, tmp_path))
+    assert [record.status for record in records(tmp_path).values()] == [Status.OK]
+    assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
+
+
+def test_what_slurm_refuses_is_told(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, devices=[4])
+    refused = ended(run(cluster, tmp_path, "--set", "cluster.constraint=h100"), 1)
+    assert "2 nodes: 1 run not done: sbatch" in refused
+    assert "Invalid feature specification" in refused
+    short = ended(run(cluster, tmp_path, "--set", "cluster.time_limit=1:00", "--set", "measure_seconds=90"), 1)
+    assert "the job is too short: a run takes about" in short
+    assert "2 jobs in a row ended without a finished run" in short
