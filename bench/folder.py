@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
+from bench.cluster_options import ClusterOptions
 from bench.files import write_bytes
 from bench.record import Environment, Measurement, Phase, RunRecord
 from bench.schema import Model, RunSpec, Site
@@ -105,7 +106,7 @@ class Needs(Model):
 
 
 class JobBlock(Model):
-    """The runs that one job of a cluster does, in this order, on `nodes` nodes within `minutes`.
+    """The runs that one job of a cluster does, in this order, on `nodes` nodes within `minutes`, as `cluster` says.
 
     `givers` are runs whose weights they need, and which were done before. `again` has those that are done although they
     have a record. `after` are the numbers of earlier blocks with some of these runs, of which it is not certain that they
@@ -121,6 +122,7 @@ class JobBlock(Model):
     givers: list[RunSpec] = []
     again: set[str] = set()
     after: list[int] = []
+    cluster: ClusterOptions = ClusterOptions()
 
 
 class BlockEnd(Model):

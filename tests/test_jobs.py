@@ -14,6 +14,7 @@ from bench import folder as files
 from bench.cluster_options import ClusterOptions, clock_seconds
 from bench.errors import UserError
 from bench.files import Busy
+from bench.jobs import block as block_module
 from bench.jobs import blocks
 from bench.jobs.block import Stop, Worker, same_kind
 from bench.jobs.fate import fate
@@ -414,16 +415,33 @@ def worker(execution: Path, number: int, **more: object) -> Worker:
     return Worker(folder, block)
 
 
-def test_a_job_waits_for_one_that_may_still_do_its_runs(tmp_path: Path) -> None:
+def test_a_job_waits_for_one_that_may_still_do_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
     first, second = worker(tmp_path, 1), worker(tmp_path, 2, after=[1])
     first.me, second.me = "7.0", "8.0"
-    assert not second._busy(first.folder)
-    (first.folder / files.ALIVE).write_text(first.me)
-    assert second._busy(first.folder)
+    first_alive, slept = first.folder / files.ALIVE, list[float]()
+
+    def sleep(duration: float) -> None:
+        seconds[0] += duration
+        slept.append(seconds[0])
+        if seconds[0] in (40, 100):  # it goes on for a while, then there is nothing to be seen of it
+            first_alive.write_text(f"7.0 {seconds[0]}")
+
+    monkeypatch.setattr(block_module.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(block_module.time, "sleep", sleep)
+    monkeypatch.setattr(Worker, "live", lambda self: None)
+    second.wait_for_others()
+    assert slept == [], "nobody was there"
+    first_alive.write_text("7.0 0")
+    second.wait_for_others()
+    assert slept[-1] == pytest.approx(100 + block_module.STALE_SECONDS, abs=4)
     files.BLOCK_END.write(first.folder, files.BlockEnd(left=0))
-    assert not second._busy(first.folder)
-    (second.folder / files.ALIVE).write_text("8.1")
-    assert second._busy(second.folder), "the same job, started twice"
+    slept.clear()
+    second.wait_for_others()
+    assert slept == []
+    (second.folder / files.ALIVE).write_text("8.1 3")
+    second.wait_for_others()
+    assert slept, "the same job, started twice"
     (second.folder / files.REVOKED).touch()
     with pytest.raises(Stop):
         second.wait_for_others()

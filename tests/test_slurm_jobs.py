@@ -64,12 +64,14 @@ def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) ->
     assert cluster.call("squeue", "-h", "-t", "PENDING,RUNNING").strip() == ""
 
 
-def test_what_a_killed_job_leaves_is_done_by_another(cluster: Slurm, tmp_path: Path) -> None:
+def test_what_killed_processes_leave_is_done_by_the_same_command(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=3, devices=[4], repeats=2)
     process = run(cluster, tmp_path)
     until(lambda: records(tmp_path))
+    process.kill()
+    process.communicate()
     cluster.drivers()[0].kill()
-    assert "1 of its runs are left" in ended(process)
+    assert "1 of its runs are left" in ended(run(cluster, tmp_path))
     assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2
     journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
     assert [journal.count('"status":"ok"') for journal in journals][1:] == [1]

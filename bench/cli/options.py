@@ -254,6 +254,7 @@ def read_suite(
     from analytics.plan.preview import Preview
     from bench.figures.regions import intensity
     from bench.machine.environment import check_no_gpu_is_hidden
+    from bench.machine.partition import Partition
     from bench.suites.expand import expand, only
     from bench.suites.load import load_profile, load_suite, override, with_cluster, with_site
 
@@ -261,6 +262,12 @@ def read_suite(
     definition = with_site(override(load_suite(suite), settings), fields)
     definition = with_cluster(definition, load_profile(cluster), max_nodes=nodes)
     machine, no_gpu = find(gpus, launcher or definition.launcher, definition.cluster)
+    open_ended = "auto" in (definition.defaults.get("devices"), definition.matrix.get("devices"))
+    if open_ended and isinstance(machine, Partition) and machine.asked.max_nodes is None:
+        raise UserError(
+            f"devices: auto on a cluster needs --nodes N, or cluster.max_nodes: partition {machine.name} has "
+            f"{machine.most_nodes} nodes"
+        )
     if "device_type" not in {**definition.defaults, **definition.matrix}:
         check_no_gpu_is_hidden(no_gpu)
     expansion = expand(definition, machine, publish=publish)

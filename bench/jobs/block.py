@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -58,34 +59,38 @@ class Worker(Progress):
         """Show until the end of this process that this job works on its block."""
 
         def beat() -> None:
-            while True:
+            for number in count():
                 with suppress(OSError):  # the next one may succeed
-                    (self.folder / files.ALIVE).write_text(self.me)
+                    (self.folder / files.ALIVE).write_text(f"{self.me} {number}")
                 time.sleep(ALIVE_SECONDS)
 
         Thread(target=beat, daemon=True).start()
 
-    def note(self, text: str) -> None:
-        """Write a line to the log of the job."""
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-
     def wait_for_others(self) -> None:
-        """Wait until no other job works on this block, or on an earlier one with some of its runs. Raises Stop."""
+        """Wait until no other job works on this block, or on an earlier one with some of its runs. Raises Stop.
+
+        Clocks of machines differ: a job works as long as what it shows of itself changes, by the clock of this process.
+        """
         places = [files.BLOCKS.path(self.execution, f"{number:04d}") for number in self.block.after]
-        while any(self._busy(place) for place in [*places, self.folder]):
+        watched = [place for place in [*places, self.folder] if self._shown(place) is not None]
+        shown, until = {place: self._shown(place) for place in watched}, time.monotonic() + STALE_SECONDS
+        while time.monotonic() < until and any(self._shown(place) is not None for place in watched):
             if self.revoked:
                 raise Stop("other jobs do its runs")
+            now = {place: self._shown(place) for place in watched}
+            if now != shown:
+                shown, until = now, time.monotonic() + STALE_SECONDS
             time.sleep(2)
         self.live()
 
-    def _busy(self, place: Path) -> bool:
-        """Whether another job works on a block, as far as its files tell."""
-        try:
-            age, owner = time.time() - (place / files.ALIVE).stat().st_mtime, (place / files.ALIVE).read_text()
-        except FileNotFoundError:
-            return False
-        return owner != self.me and age < STALE_SECONDS and (place == self.folder or not files.BLOCK_END.find(place))
+    def _shown(self, place: Path) -> str | None:
+        """Return what another job has shown of its work on a block; None where there is none, or it has ended."""
+        if place != self.folder and files.BLOCK_END.find(place):
+            return None
+        with suppress(OSError):
+            text = (place / files.ALIVE).read_text()
+            return None if text.startswith(f"{self.me} ") else text
+        return None
 
     @property
     def revoked(self) -> bool:
@@ -102,10 +107,9 @@ class Worker(Progress):
 
     def work(self) -> tuple[int, str]:
         """Do the runs; return how many are left, and why; nothing where that is as planned."""
-        facts = files.EXECUTION.read(self.execution)
-        suite = Suite.model_validate(facts.suite)
-        cluster = find_cluster(suite.cluster)
-        same_kind(self.execution, cluster.environment, suite.cluster)
+        suite, asked = Suite.model_validate(files.EXECUTION.read(self.execution).suite), self.block.cluster
+        cluster = find_cluster(asked)
+        same_kind(self.execution, cluster.environment, asked)
         plan = self._plan(suite, cluster)
         records = {
             run.run_id: record for run in plan.runs if (record := files.RECORD.find(self.execution / run.run_id))

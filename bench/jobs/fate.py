@@ -105,6 +105,7 @@ def _past(state: str, log: str, reason: str = "") -> Fate:
         return Fate("failed", "it had more memory than Slurm allows: ask for more with cluster.sbatch: [--mem=...]")
     if word in ("FAILED", "COMPLETED"):
         return Fate(
-            "failed", f"{state}{f' ({reason})' if reason not in ('', 'None') else ''}: {last or 'its log is empty'}"
+            "failed",
+            f"{state}{f' ({reason})' if reason not in ('', 'None') else ''}: {last}",
         )
     return Fate("runs", state)  # a word that we do not know is no end

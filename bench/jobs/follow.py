@@ -30,6 +30,8 @@ from bench.schema import RunSpec
 
 FIRST_POLL_SECONDS, POLL_SECONDS, SLOWEST_POLL_SECONDS = 10.0, 30.0, 120.0
 """The queue is asked so long after a submission, then at growing intervals; never more often than once in 30 s."""
+WAIT_MINUTES = 3
+"""More time for a job that may have to wait until it is sure that an earlier one does not go on."""
 TRIES, EMPTY, PREEMPTIONS = 3, 2, 5
 """A run lost with so many jobs has failed. A group is stopped after so many jobs in a row that did nothing, or that were
 preempted within an hour.
@@ -211,11 +213,12 @@ class Controller:
             name=f"wb-{self.folder.name}-{number}-{uuid4().hex[:8]}",
             group=group.name,
             nodes=group.nodes,
-            minutes=cut.minutes,
+            minutes=cut.minutes + (WAIT_MINUTES if unclear else 0),
             runs=cut.runs,
             givers=list(givers.values()),
             again=self._again & ids,
             after=unclear,
+            cluster=self.partition.asked,
         )
 
     def _ready(self, spec: RunSpec, before: Collection[str]) -> bool:

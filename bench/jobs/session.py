@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -79,6 +80,16 @@ def leased(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def _hold(stack: ExitStack, folder: Path) -> None:
+    """Be the only controller of an execution, also on shared folders without locks. Raises Busy."""
+    try:
+        stack.enter_context(locked(folder))
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+    stack.enter_context(leased(folder))
+
+
 def _gone(held: dict[str, Any], me: dict[str, Any]) -> bool:
     """Whether the holder of a lease was a process of this machine that is no more."""
     here = held["host"] == me["host"] and held["boot_id"] == me["boot_id"]
@@ -128,8 +139,7 @@ def run_on_cluster(
     environment = surroundings(plan, partition)
     execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry, brief=True)
     with ExitStack() as stack:
-        stack.enter_context(locked(execution.folder))
-        stack.enter_context(leased(execution.folder))
+        _hold(stack, execution.folder)
         stack.enter_context(_terminable())
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.ended))
@@ -161,7 +171,8 @@ def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: 
     if folder is None:
         raise UserError(f"there is no execution of this suite in {suite}: nothing to cancel")
     execution = Execution(folder, plan, resumed=True, ended=load_briefs(folder))
-    with locked(folder), leased(folder):
+    with ExitStack() as stack:
+        _hold(stack, folder)
         reporter = Reporter.of(execution, None, progress)
         reporter.tracker = reporter.tracker.off(plan.suite.name, execution.name)
         controller = Controller(reporter, partition, SlurmQueue())

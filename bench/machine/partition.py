@@ -17,6 +17,7 @@ from bench.machine.environment import commit, describe
 from bench.record import Environment
 from bench.redact import redact_argv
 from bench.schema import Gpu, Machine
+from bench.vendors import Vendor
 
 MOST_SECONDS = 4 * 3600.0
 """The longest that a job asks for unless `time_limit` says more."""
@@ -116,7 +117,9 @@ def find_partition(options: ClusterOptions) -> Partition:
     cpus = min(row.processors for row in found)
     if not first.gpus and options.devices_per_node:
         cpus = min(cpus, options.devices_per_node)
-    gpus = [Gpu(index=k, uuid=f"gpu-{k}", name=first.gpu_name or "GPU") for k in range(wide if first.gpus else 0)]
+    vendor: Vendor = "amd" if re.match(r"mi\d", first.gpu_name, re.IGNORECASE) else "nvidia"
+    titles = (first.gpu_name or "GPU" for _ in range(wide if first.gpus else 0))
+    gpus = [Gpu(index=k, uuid=f"gpu-{k}", name=each, vendor=vendor) for k, each in enumerate(titles)]
     return Partition(
         cpu_model=f"partition {name}",
         cpu_count=cpus,
