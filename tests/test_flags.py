@@ -11,7 +11,7 @@ from bench.figures import flags as quality
 from bench.figures.flags import FLAGS, STEP_FLAGS, grade, judge, loss_medians, meaning, site_flags, steady
 from bench.figures.metrics import window
 from bench.record import EnergyReading, GpuConditions, HostConditions, IdlePower, Provenance, Rank, RunRecord, Status
-from bench.schema import Gpu, Machine, RunSpec, Site
+from bench.schema import Choice, Gpu, Machine, RunSpec, Site
 from tests import rows
 
 UUID = "GPU-0"
@@ -161,9 +161,30 @@ def test_every_flag_but_that_of_repeats_can_be_set() -> None:
         "imported",
         *("board_scope", "unverified_meter"),
         "disk_full",
-        *("mixed_nodes", "windows_differ", "straggler_node"),
+        *("mixed_nodes", "windows_differ", "straggler_node", "tensor_parallel_across_nodes"),
     }  # by analytics, trace, cost, a command
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "nodes", "each", "flagged"),
+    [
+        ({"name": "tp"}, 2, 2, True),
+        ({"name": "tp"}, 1, 4, False),
+        ({"name": "fsdp_tp", "options": {"size": 2}}, 2, 4, False),
+        ({"name": "fsdp_tp", "options": {"size": 8}}, 4, 4, True),
+        ({"name": "fsdp_tp"}, 4, 1, True),
+        ({"name": "fsdp_tp", "options": {"size": 2}}, 2, 3, True),  # the second group has devices of both nodes
+        ({"name": "fsdp2"}, 2, 2, False),
+        ({"name": "pp"}, 2, 2, False),
+    ],
+)
+def test_layers_that_are_divided_across_nodes_are_flagged(
+    monkeypatch: pytest.MonkeyPatch, parallelism: dict[str, Any], nodes: int, each: int, flagged: bool
+) -> None:
+    record = good(monkeypatch)
+    spec = record.spec.changed(parallelism=Choice.model_validate(parallelism), num_nodes=nodes, devices_per_node=each)
+    assert ("tensor_parallel_across_nodes" in flags(record.changed(spec=spec))) == flagged
 
 
 def test_what_stays_below_the_thresholds_has_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Laws of speed: what is known is found at the nominal rate, what is not known is said, bad tables end in one sentence."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analytics.law import law as laws
+from analytics.say.law import FLAGS, node_sentences
 from tests import published
 from tests.fixtures import fixtures
 
@@ -112,6 +114,76 @@ def test_what_is_not_identified_is_said() -> None:
     assert fit.predict(ask(8, 16))["flags"].tolist() == ["", "devices_not_identified first_node_boundary"]
     assert not fit.parameters["latency"].identified
     assert laws.fit(table()).parameters["collective"].shrinkage > fit.parameters["collective"].shrinkage
+
+
+def crossing(shape: list[tuple[int, int]], cost: float, seed: int = 0, batch: object = None) -> pd.DataFrame:
+    """Synthetic configurations on N nodes of g: 10 % lost in a node, and `cost` for each doubling of the nodes."""
+    nodes, each = np.array(shape, dtype=float).T
+    lost = 1 + 0.10 * (1 - 1 / each) + cost * np.log2(nodes)
+    speed = nodes * each * 1e14 / lost * np.exp(0.01 * np.random.default_rng(seed).normal(size=len(shape)))
+    seen = pd.DataFrame({"devices": nodes * each, "num_nodes": nodes, "speed": speed})
+    return seen if batch is None else seen.assign(batch_size_per_device=batch)
+
+
+ONE_NODE = [(1, 1), (1, 2), (1, 4)]
+NODES_FLAGS = {"first_node_boundary", "nodes_not_identified"}
+
+
+def of_nodes(seen: pd.DataFrame, nodes: int, devices: int) -> set[str]:
+    told = laws.fit(seen).predict(pd.DataFrame({"devices": [devices], "num_nodes": [nodes]}))
+    return NODES_FLAGS & {*told["flags"].iloc[0].split()}
+
+
+@pytest.mark.parametrize("cost", [0.02, 0.1, 0.3])
+def test_the_cost_of_crossing_nodes_is_recovered(cost: float) -> None:
+    held, middle = [], []
+    for seed in range(8):
+        seen = crossing([*ONE_NODE, (2, 4), (4, 4)], cost, seed)
+        known = laws.fit(seen, seed=seed).parameters["latency"]
+        held.append(known.low <= cost <= known.high)
+        middle.append(known.value)
+    assert sum(held) >= 7, "an 80 % interval holds it"
+    assert np.median(middle) == pytest.approx(cost, rel=0.35), "the prior, 2 %, is left behind"
+    blind = laws.fit(crossing(ONE_NODE, cost)).parameters["latency"]
+    assert blind.shrinkage < 0.05, "one node says nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "flag"),
+    [
+        (ONE_NODE, (4, 16), "first_node_boundary"),
+        (ONE_NODE, (1, 4), None),
+        ([*ONE_NODE, (2, 4), (4, 4)], (8, 32), None),
+        ([*ONE_NODE, (2, 4)], (4, 16), None),
+        ([(1, 4), (2, 4)], (4, 16), None),
+        ([(2, 1), (2, 2), (2, 4)], (4, 16), "nodes_not_identified"),  # never on another number of nodes
+        ([(2, 1), (2, 2), (2, 4)], (1, 4), "nodes_not_identified"),
+        ([(2, 1), (2, 2), (2, 4)], (2, 6), None),
+        ([(1, 1), (2, 4)], (1, 4), "nodes_not_identified"),  # the node, or the devices in it?
+        ([(1, 1), (2, 4)], (2, 8), None),  # as measured
+    ],
+)
+def test_a_number_of_nodes_that_runs_do_not_identify_is_flagged(
+    shape: list[tuple[int, int]], asked: tuple[int, int], flag: str | None
+) -> None:
+    assert of_nodes(crossing(shape, 0.1), *asked) == ({flag} if flag else set())
+
+
+def test_a_batch_that_shrinks_with_the_nodes_hides_their_cost() -> None:
+    shape = [(1, 4), (2, 4)]
+    assert of_nodes(crossing(shape, 0.1, batch=[8.0, 8.0]), 4, 16) == set()
+    assert of_nodes(crossing(shape, 0.1, batch=[8.0, 4.0]), 4, 16) == {"nodes_not_identified"}
+
+
+def test_what_crossing_nodes_costs_is_one_sentence() -> None:
+    (told,) = node_sentences(laws.fit(crossing([*ONE_NODE, (2, 4), (4, 4)], 0.1)))
+    found = re.match(r"Each doubling of the nodes adds ([\d.]+) % \(([\d.]+)-([\d.]+)\) of the time", told)
+    assert found is not None, told
+    assert float(found[2]) < 10 < float(found[3])
+    (untold,) = node_sentences(laws.fit(crossing([(1, 1), (2, 4)], 0.1)))
+    assert untold.startswith("What a step across nodes costs is not identified")
+    assert node_sentences(laws.fit(crossing(ONE_NODE, 0.1))) == []
+    assert FLAGS.keys() >= NODES_FLAGS
 
 
 def test_size_and_devices_that_grow_together_are_confounded() -> None:

@@ -16,7 +16,7 @@ from bench.run.collect import Context, collect
 from bench.run.nodes import put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
-from bench.suites.load import SuiteError
+from bench.suites.load import SuiteError, override
 from tests import rows
 from tests.test_collect import counter, phase
 
@@ -78,6 +78,47 @@ def test_a_layout_divides_devices_over_nodes_otherwise() -> None:
             expand(suite(layout=[wrong]), allocation())
     with pytest.raises(SuiteError, match="give devices or layout, not both"):
         expand(suite(layout=["2x1"], devices=[4]), allocation())
+
+
+def test_rules_know_the_nodes_of_a_cell() -> None:
+    def left(exclude: list[Any], **axes: Any) -> list[tuple[int, int, str]]:
+        plan = expand(suite(**axes).changed(exclude=exclude), allocation(nodes=4))
+        return [(run.num_nodes, run.devices_per_node, run.precision.name) for run in plan.runs]
+
+    axes: dict[str, Any] = {"devices": [2, 4], "precision": ["fp32", "bf16"]}
+    assert left([{"num_nodes": 2, "precision": "fp32"}], **axes) == [(1, 2, "fp32"), (1, 2, "bf16"), (2, 2, "bf16")]
+    assert left([{"num_nodes": [2, 4]}], devices="auto") == [(1, 1, "fp32"), (1, 2, "fp32")]
+    assert left([{"num_nodes": 2}], layout=["2x1", "1x2"]) == [(1, 2, "fp32")]
+    assert left([{"num_nodes": 1}], devices=[1, 2, 8]) == [(4, 2, "fp32")]
+    with pytest.raises(SuiteError, match="must be a multiple"):  # a mistake is told, never left out
+        left([{"num_nodes": [1, 2]}], devices=[5])
+
+
+@pytest.mark.parametrize("value", ["two", 0, 2.0, True, [2, "x"]])
+def test_a_rule_with_no_number_of_nodes_is_a_mistake(value: Any) -> None:
+    with pytest.raises(SuiteError, match=r"exclude\[0\]: num_nodes must be a whole number from 1"):
+        override(suite(devices=[1, 2]).changed(exclude=[{"num_nodes": value}]), [])
+
+
+def test_only_a_rule_has_a_number_of_nodes() -> None:
+    for part in ({"include": [{"num_nodes": 2}]}, {"matrix": {"num_nodes": [2]}}, {"defaults": {"num_nodes": 2}}):
+        with pytest.raises(
+            SuiteError, match="unknown field 'num_nodes': nodes follow from devices; layout: 2x4 asks for 2"
+        ):
+            override(Suite.model_validate({"name": "x", **part}), [])
+
+
+@pytest.mark.parametrize(("name", "option"), [("hsdp", "shard"), ("fsdp_tp", "size")])
+def test_groups_are_nodes_where_a_run_crosses_them(name: str, option: str) -> None:
+    def of(value: Any, **axes: Any) -> dict[str, Any]:
+        (run,) = expand(suite(parallelism=[value], **axes), allocation(nodes=4, cpus=4)).runs
+        return run.parallelism.options
+
+    assert of(name, devices=[8]) == {option: 4}
+    assert of({"name": name}, layout=["4x3"]) == {option: 3}
+    assert of({"name": name, option: 2}, devices=[8]) == {option: 2}  # as asked
+    assert of(name, devices=[4]) == {}  # one node
+    assert of(name, layout=["4x1"]) == {}  # no group of one device
 
 
 def test_a_count_that_is_no_multiple_names_the_two_nearest() -> None:

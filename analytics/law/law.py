@@ -160,6 +160,22 @@ class Fit:
     measured: dict[str, Array] = field(repr=False)
     _state: dict[str, Any] = field(repr=False)
 
+    @property
+    def crossed(self) -> bool:
+        """Whether runs used different numbers of nodes."""
+        return bool(np.ptp(self.measured["num_nodes"]) > 0)
+
+    @property
+    def tells_nodes(self) -> bool:
+        """Whether what nodes add differs, in these configurations, from anything that devices, batch and work add.
+
+        It does not where each number of nodes comes with its own number of devices in a node, or with its own batch.
+        """
+        x: _Points = self._state["points"]
+        others = np.column_stack([np.ones_like(x.d), 1 - x.nodes / x.d, 1 / x.b, 1 / x.n])
+        whole = np.column_stack([others, np.log2(x.nodes)])
+        return bool(np.linalg.matrix_rank(whole, 1e-3) > np.linalg.matrix_rank(others, 1e-3))
+
     def predict(self, at: pd.DataFrame, level: float = 0.8) -> pd.DataFrame:
         """Return median, `low` and `high` of the speed of one more configuration (all devices together), and `flags`.
 
@@ -260,12 +276,22 @@ class Fit:
             "devices_beyond_reach": ~unknown & (points.d > REACH * high),
             "devices_below_measured": ~unknown & (points.d < low),
             "first_node_boundary": (points.nodes > 1) & (measured["num_nodes"].max() == 1),
+            "nodes_not_identified": self._guessed_nodes(points),
             "work_outside_measured": _outside(given["work"], measured["work"]),
             "batch_outside_measured": _outside(given["samples_per_device"], measured["samples_per_device"])
             | _outside(given["batch_size_per_device"], measured["batch_size_per_device"]),
         }
         always = [name for name in self.flags if name != "devices_not_identified"]
         return [" ".join([*(name for name, rows in found.items() if rows[i]), *always]) for i in range(len(at))]
+
+    def _guessed_nodes(self, points: _Points) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether a prediction rests on what nodes add while runs on several nodes do not tell it."""
+        known, d = self.measured["num_nodes"], self.measured["devices"]
+        if known.max() == 1 or self.tells_nodes:
+            return np.zeros(len(points.d), dtype=bool)
+        if not self.crossed:
+            return np.asarray(points.nodes != known[0])
+        return np.asarray(~((points.nodes[:, None] == known) & (points.d[:, None] == d)).any(axis=1))
 
 
 def _outside(asked: Array, measured: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -22,6 +22,7 @@ FLAGS = {
     "devices_below_measured": "fewer devices than were measured",
     "work_outside_measured": "a model with more or less work per sample than the measured ones",
     "first_node_boundary": "several nodes, while all measured runs used one",
+    "nodes_not_identified": "another number of nodes, whose effect these runs cannot separate from that of devices and batch",
     "batch_outside_measured": "a batch outside the measured range",
     "one_configuration": "only one configuration was measured, so the error of the law is unknown",
     "work_and_devices_confounded": "larger models ran on more devices, so the effects of size and of devices on v cannot be "
@@ -82,6 +83,8 @@ def law_blocks(series: Sequence[SeriesFit], models: Mapping[float, str]) -> Iter
     caption = "How it scales: time = work / (devices x speed of one device x efficiency)"
     yield Table(caption, (*heads, *(f"efficiency on {count}" for count in counts)), tuple(rows), words=heads[1:-1])
     yield from map(Note, unseen(series))
+    costs = [(name, text) for name, one in zip(names, series, strict=True) for text in node_sentences(one.law())]
+    yield from (Note(f"{name}: {text}" if len(series) > 1 else text, "Across nodes") for name, text in costs)
 
 
 def rate_unit(unit: Unit) -> tuple[float, str]:
@@ -218,6 +221,19 @@ def time_sentences(prediction: Outlook) -> list[str]:
     parts = [f"{percent(round(share, 2))} {PARTS[name]}" for name, share in prediction.shares.items() if share >= 0.005]
     where = devices_words(prediction.devices)
     return [f"Estimated time of a step on {where}: {', '.join(parts)}."] if len(parts) > 1 else []
+
+
+def node_sentences(law: laws.Fit) -> list[str]:
+    """Say what a step across the boundary of a node costs by the law; nothing where no run used several nodes."""
+    if law.measured["num_nodes"].max() == 1:
+        return []
+    if not law.tells_nodes:
+        return [
+            "What a step across nodes costs is not identified: run as many devices of a node on one node and on several, "
+            "with the same batch a device."
+        ]
+    cost = written(law.parameters["latency"].times(100), "%")
+    return [f"Each doubling of the nodes adds {cost} of the time that a device computes in a step (80 % interval)."]
 
 
 def unidentified(series: SeriesFit) -> list[str]:

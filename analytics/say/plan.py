@@ -15,6 +15,7 @@ from analytics.plan.speed import ELSEWHERE_SPREAD, LEVEL, SIZE, OwnSpeed, PriorS
 from analytics.plan.tipping import Tip
 from analytics.say.blocks import Block, Lines, Note, Sentence, Table
 from analytics.say.law import FLAGS as LAW_FLAGS
+from analytics.say.law import node_sentences
 from analytics.say.names import joined
 from analytics.text import devices_words, number, percent, printable, scale, written
 from analytics.work import IMPLAUSIBLE, scaled, short
@@ -269,6 +270,8 @@ def notes(plan: Plan, remarks: Sequence[str] = ()) -> Iterator[Note]:
     """
     question = plan.question
     yield Note(" ".join([f"{_speed(question)}.", *remarks]), "Rests on")
+    if isinstance(question.speed, OwnSpeed):
+        yield from (Note(text, "Across nodes") for text in node_sentences(question.speed.fit()))
     unknown = plan.options[0].energy_joules_estimated is not None and question.site.pue is None
     assumed, given = ", ".join([*question.work.assumed, *["PUE 1 (no cooling)"] * unknown]), _given(question)
     if assumed or given:

@@ -12,6 +12,7 @@ from math import nan
 from statistics import mean, median, stdev
 from typing import Literal, NamedTuple
 
+from bench import registry
 from bench.figures.metrics import SLOWDOWNS, missing_components, precision_of, split_energy
 from bench.figures.sensors import fresh
 from bench.record import Measurement, Observation
@@ -179,6 +180,9 @@ FLAGS = {
     ),
     "mixed_nodes": Flag("B", "the nodes of the run are of different kinds: the slowest decides for all"),
     "windows_differ": Flag("B", "the windows of the nodes differ by more than 1 %: energy is that of each node's own"),
+    "tensor_parallel_across_nodes": Flag(
+        "B", "the layers are divided among devices of several nodes: each of them waits for the network between nodes"
+    ),
     "no_steps": Flag("B", "the command reported no steps after its warm-up: the window is the whole command"),
     "imported": Flag("B", "figures from a file: how they were measured is unknown"),
     "pue_unknown": Flag("B", "cooling power is left out, as no PUE was given (--pue)"),
@@ -233,6 +237,9 @@ def _node_flags(run: Observation, figures: dict[str, float]) -> Iterator[str]:
         yield "windows_differ"
     if figures.get("straggler_node_ratio", 1) > STRAGGLER_RATIO:
         yield "straggler_node"
+    kind = registry.strategies("parallelism").get(run.spec.parallelism.name)
+    if kind and kind.cuts_matrices and run.spec.num_nodes > 1 and run.spec.devices_per_node % run.spec.devices_per_copy:
+        yield "tensor_parallel_across_nodes"
 
 
 def _energy_flags(run: Observation, measured: Measurement) -> Iterator[str]:

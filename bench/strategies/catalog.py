@@ -65,7 +65,8 @@ class ParallelismOptions(Options, axis="parallelism"):
     `cuts_matrices`: each rank holds a part of each matrix. `shares_copy`: devices train one copy of the model together,
     `size` of them. `shards`: weights are gathered block by block. `graph_safe`: a CUDA graph can capture its step. `stages`:
     layers are divided in order, and activations travel. `divides` are the parts of memory that `ways` devices share;
-    `buckets`: gradients travel in buffers of their own.
+    `buckets`: gradients travel in buffers of their own. `group` is the option with the devices of a group: where a run
+    crosses nodes and leaves it open, a group is a node.
     """
 
     whole_model: ClassVar[bool] = True
@@ -77,6 +78,7 @@ class ParallelismOptions(Options, axis="parallelism"):
     buckets: ClassVar[bool] = False
     stages: ClassVar[bool] = False
     divides: ClassVar[tuple[str, ...]] = ()
+    group: ClassVar[str | None] = None
 
     @classmethod
     def per_copy(cls, options: Mapping[str, Scalar], devices: int) -> int:
@@ -148,7 +150,8 @@ class Fsdp2Options(_Sharded, name="fsdp2", code="sharded:Fsdp2"):
 class HsdpOptions(Fsdp2Options, name="hsdp", code="sharded:Hsdp"):
     """Hybrid sharding: groups of devices shard the model, and the groups are copies of each other."""
 
-    shard: Annotated[int, Field(ge=2)] = Field(2, description="devices of one group")
+    group = "shard"
+    shard: Annotated[int, Field(ge=2)] = Field(2, description="devices of one group; over several nodes: of a node")
 
     def ways(self, devices: int) -> int:  # noqa: D102
         return self.shard
@@ -264,7 +267,10 @@ class TpOptions(_Divided, name="tp", code="tensor:Tp"):
 class FsdpTpOptions(_Divided, _Sharded, name="fsdp_tp", code="tensor:FsdpTp"):
     """Both: groups of devices divide the layers (tp), and what each holds is sharded over the groups (fsdp2)."""
 
-    size: Size = Field(2, description="devices that divide the layers; 0 means all")
+    group = "size"
+    size: Size = Field(
+        2, description="devices that divide the layers; 0 means all; over several nodes: those of a node"
+    )
 
     def ways(self, devices: int) -> int:  # noqa: D102
         return devices

@@ -127,7 +127,8 @@ def _cells(suite: Suite, device_type: str, machine: Machine, notes: list[str]) -
     # Without a matrix and `include`, the defaults are the only configuration.
     for combination in itertools.product(*axes) if axes or not suite.include else []:
         for cell in _with_devices(_merged(defaults, dict(combination)), machine, notes):
-            if not any(rule and _matches(cell, rule) for rule in excluded):
+            placed = _placed(cell, machine) if any("num_nodes" in rule for rule in excluded) else cell
+            if not any(rule and _matches(placed, rule) for rule in excluded):
                 yield cell
     for extra in suite.include:
         yield from _with_devices(_merged(defaults, for_device_type(extra, device_type)), machine, notes)
@@ -236,6 +237,23 @@ def _spread(cell: dict[str, Any], machine: Machine, mistakes: list[str]) -> int:
     return devices
 
 
+def _placed(cell: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Return a cell with the number of its nodes, for rules; without it where its devices cannot be spread."""
+    spread, mistakes = dict(cell), list[str]()
+    _spread(spread, machine, mistakes)
+    return cell if mistakes else {**cell, "num_nodes": spread.get("num_nodes", 1)}
+
+
+def _by_node(cell: dict[str, Any]) -> None:
+    """Let groups of devices be those of a node where a run crosses nodes and its parallelism leaves their size open."""
+    given = cell.get("parallelism")
+    choice = dict(given) if isinstance(given, dict) else {"name": given}
+    kind = registry.strategies("parallelism").get(str(choice.get("name")))
+    group, own = kind.group if kind else None, cell.get("devices_per_node", 1)
+    if group and group not in choice and cell.get("num_nodes", 1) > 1 and own > 1 and cell.get("workload") != COMMAND:
+        cell["parallelism"] = {**choice, group: own}
+
+
 def _copies(cell: dict[str, Any], devices: int) -> int:
     """Return how many copies of the model share a global batch; an invalid parallelism is reported elsewhere."""
     try:
@@ -278,6 +296,7 @@ def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     cell, mistakes = dict(cell), list[str]()
     cell |= _words(cell, suite, mistakes)
     devices = _spread(cell, machine, mistakes)
+    _by_node(cell)
     launcher = cell.setdefault("launcher", machine.launcher)
     if launcher != machine.launcher and "slurm" in (launcher, machine.launcher):
         remedy = "leave the field out of the runs, and write it at the top of the suite, or give --launcher slurm"

@@ -33,7 +33,7 @@ _PARTS = ("defaults", "matrix", "include", "exclude", "ladder")
 _SET_BY_EXPANSION = {"devices_per_node", "num_nodes", "repeat", "ladder", "open_devices", "words", "work"}
 _INSTEAD = {
     "repeat": "did you mean 'repeats', of the whole suite?",
-    "num_nodes": "it follows from devices, or from layout",
+    "num_nodes": "nodes follow from devices; layout: 2x4 asks for 2 nodes x 4 devices (exclude understands num_nodes)",
 }
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "layout", "global_batch_size"})
 
@@ -119,7 +119,13 @@ def _field_mistakes(suite: Suite) -> Iterator[str]:
         yield "a ladder starts from the defaults alone: leave out matrix and include"
     for where, cell in parts:
         for name, value in cell.items():
-            if name.partition(".")[0] not in FIELDS:
+            if name == "num_nodes" and where.startswith("exclude"):
+                counts = [
+                    count for branch in branches(value) for count in (branch if isinstance(branch, list) else [branch])
+                ]
+                if not all(type(count) is int and count >= 1 for count in counts):
+                    yield f"{where}: num_nodes must be a whole number from 1, or a list of them, not {value!r}"
+            elif name.partition(".")[0] not in FIELDS:
                 hint = _INSTEAD.get(name) or registry.did_you_mean(name, FIELDS)
                 yield f"{where}: unknown field {name!r}: {hint}"
             for branch in branches(value):
