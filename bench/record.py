@@ -383,7 +383,8 @@ class Failure(Model):
 class NodeFacts(Model):
     """One of several nodes of a run: its `kind` (Environment.kind), the first of its ranks, and how the run ended there.
 
-    `window_seconds` is the measured window by its own clock.
+    `window_seconds` is the measured window by its own clock. `clock_skew_seconds` is by how much its wall clock is ahead of
+    that of the first node, as far as the start and the end of the run show it.
     """
 
     name: str
@@ -393,13 +394,14 @@ class NodeFacts(Model):
     ended: str
     exitcode: int | None = None
     window_seconds: Positive | None = None
+    clock_skew_seconds: float | None = None
 
 
 class Environment(Model):
     """Facts about the machine and the software, from an allow-list without secrets.
 
     `folder_commit` is the commit of the folder in which the command was typed; an execution is resumed after it changes.
-    `cluster` names the engine of a cluster and its partition: there the nodes are exchanged for others of their kind.
+    `cluster` names the engine of a cluster, its partition and the node: nodes are exchanged for others of their kind.
     """
 
     host: str
@@ -443,6 +445,7 @@ class Environment(Model):
     def _digest(self, of_gpus: set[str], but: set[str]) -> str:
         but = but if self.cluster else {*but, "cluster"}
         facts = self.model_dump(mode="json", exclude={"argv", "load_average", "boot_id", "folder_commit", *but})
+        facts.get("cluster", {}).pop("node", None)  # it is exchanged for others of its kind
         facts["machine"]["gpus"] = [
             {name: value for name, value in gpu.items() if name not in of_gpus} for gpu in facts["machine"]["gpus"]
         ]

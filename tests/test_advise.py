@@ -252,6 +252,36 @@ def test_a_straggler_that_chance_explains_is_none() -> None:
     assert "straggler" not in advised([one | {"parallelism": "pp"} for one in given]), "stages differ by nature"
 
 
+def over_nodes(ratios: list[float], names: str = "n1 n2 n3 n4", slow: str = "n3", **more: Any) -> Rows:
+    fields = {"straggler_node_name": slow, "straggler_node": 2, "node_names": names}
+    given = runs(devices=1, num_nodes=len(names.split()), repeats=len(ratios), **more)
+    return [one | fields | {"straggler_node_ratio": ratio} for one, ratio in zip(given, ratios, strict=True)]
+
+
+def test_a_node_that_is_slow_in_most_of_its_runs_is_to_be_left_out() -> None:
+    found = advised(over_nodes([1.3, 1.3, 1.3, 1.3, 1.05]))["straggler node"]
+    assert (found.facts, found.evidence.runs, found.weak) == ({"node": "n3", "took": 5, "nodes": 4}, 4, False)
+    assert found.saving == pytest.approx(1 - 1 / 1.3)
+    text = sentence("straggler node", over_nodes([1.3, 1.3, 1.3, 1.3, 1.05]))
+    assert text == (
+        "Leave out node n3 (salloc --exclude=n3, the same for sbatch): it takes 1.3 times as long as the others "
+        "in 4 of 5 runs."
+    )
+    assert "straggler node" not in advised(over_nodes([1.3, 1.3, 1.05, 1.05])), "not in most"
+    others = over_nodes([1.3, 1.3, 1.3]), over_nodes([1.0] * 9, names="n1 n2", slow="n1", batch=16)
+    assert advised(*others)["straggler node"].facts["took"] == 3, "runs without it tell nothing of it"
+
+
+def test_one_of_two_nodes_is_the_slower_one_by_chance() -> None:
+    few = advised(over_nodes([1.3, 1.3, 1.3], names="n3 n4"))["straggler node"]
+    assert (few.weak, few.saving, few.limits) == (True, None, ("few_runs",))
+    said = recommendations(table(over_nodes([1.3, 1.3, 1.3], names="n3 n4")))
+    told = next(one for one in said if one.advice.topic == "straggler node")
+    assert told.sentence.startswith("Perhaps leave out node n3")
+    assert told.limits == ("of 2 nodes, chance may pick one that often: run it again before acting on it",)
+    assert not advised(over_nodes([1.3] * 6, names="n3 n4"))["straggler node"].weak
+
+
 def test_another_parallelism_that_waits_less() -> None:
     def waits(share: float, factor: float = 1, **spec: Any) -> Rows:
         return runs(factor, devices=2, more={"exposed_communication_share": share}, **spec)

@@ -1,19 +1,26 @@
 """Runs on several nodes: how they are planned, what each node leaves, and energy that every node reads by its own clock."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analytics.judge.compare import within
+from analytics.law.series import fit
+from analytics.runs.frame import frame
+from analytics.runs.share import scrubbed
 from bench import folder as files
-from bench.figures.metrics import metrics
+from bench.figures.flags import judge
+from bench.figures.metrics import metrics, row
+from bench.figures.nodes import energy_of_each, forward_seconds
 from bench.machine import cluster
 from bench.machine.cluster import Cluster
 from bench.meters.trace import Trace
-from bench.record import Environment, NodeFacts, Phase, Rank, RunRecord, Status
+from bench.record import Environment, NodeFacts, Phase, Provenance, Rank, RunRecord, Status
 from bench.run.collect import Context, collect
-from bench.run.nodes import put_together
+from bench.run.nodes import NodeTrace, node_facts, put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, override
@@ -208,6 +215,7 @@ def test_an_execution_is_resumed_on_other_nodes_of_the_same_kind() -> None:
     assert one.fingerprint == other.fingerprint == one.kind
     assert one.fingerprint != node("a", cpu_count=4).fingerprint
     assert one.fingerprint != one.changed(cluster={"engine": "slurm", "partition": "q"}).fingerprint
+    assert one.fingerprint == one.changed(cluster={**one.cluster, "node": "n7"}).fingerprint
     alone = rows.environment("a")
     assert alone.fingerprint != rows.environment("b").fingerprint
 
@@ -370,3 +378,85 @@ def test_a_failure_names_the_node(tmp_path: Path) -> None:
         ("n1", "cancelled", None),
         ("n2", "ended", 1),
     ]
+
+
+def test_what_each_node_took_adds_up_to_the_whole(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
+    each = [sum(reading.energy_joules for reading in some) for some in energy_of_each(record)]
+    assert each == pytest.approx([1700, 5100], rel=1e-3)
+    assert forward_seconds(record) == pytest.approx({0: 0.1, 1: 0.2})
+    shared = two_nodes(tmp_path / "shared", [cpu(100), cpu(300)], boots=("a" * 8, "a" * 8))
+    assert energy_of_each(shared) == [], "nodes of one boot cannot be told apart"
+
+
+def test_gpus_belong_to_the_node_of_their_rank() -> None:
+    record = rows.record(2, num_nodes=2, readings="")
+    assert record.measurement is not None
+    ranks = [Rank(rank=k, device=f"GPU-{k}", window_seconds=1) for k in range(4)]
+    energy = [rows.reading(10.0 * (k + 1), Provenance.MEASURED_COUNTER_INTERP, "gpu", f"GPU-{k}") for k in range(4)]
+    measured = record.measurement.changed(ranks=ranks, energy=energy)
+    facts = [NodeFacts(name=f"n{k}", boot_id=f"{k}" * 8, first_rank=2 * k, ended="ended") for k in range(2)]
+    run = record.changed(measurement=measured, nodes=facts)
+    assert [[r.energy_joules for r in some] for some in energy_of_each(run)] == [[10, 20], [30, 40]]
+    stray = measured.changed(energy=[*energy, rows.reading(1.0, Provenance.MEASURED_COUNTER_INTERP, "gpu", "GPU-9")])
+    assert energy_of_each(run.changed(measurement=stray)) == [], "no smaller sums"
+
+
+@pytest.mark.parametrize(
+    ("began", "lasted", "skew", "flagged"),
+    [
+        (0.0, 2.0, 0.0, False),
+        (5.0, 2.0, 5.0, True),
+        (-3.0, 2.0, -3.0, True),
+        (1.5, 0.5, 0.0, False),
+        (0.8, 2, 0.8, False),
+    ],
+)
+def test_a_wall_clock_that_is_ahead_is_told(
+    began: float, lasted: float, skew: float, flagged: bool, tmp_path: Path
+) -> None:
+    """A node that begins late ends with the others: that is no skew."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for number, late, seconds in ((0, 0.0, 2.0), (1, began, lasted)):
+        exit_ = files.Exit(how="ended", exitcode=0, start_ns=S, end_ns=S + round(seconds * S))
+        exit_ = exit_.changed(started_at=start + timedelta(seconds=late))
+        files.write_node_end(tmp_path, files.NodeEnd(node=number, name=NAMES[number], exit=exit_))
+    put_together(tmp_path, NAMES, 5.0, "")
+    traces = [NodeTrace(name, None, S, 3 * S) for name in NAMES]
+    facts = node_facts(tmp_path, SPEC, traces, [])
+    assert [each.clock_skew_seconds for each in facts] == [0.0, pytest.approx(skew)]
+    run = rows.record(2, num_nodes=2, readings="").changed(nodes=facts)
+    assert ("clocks_differ" in judge(run, {})) == flagged
+
+
+def test_sides_on_disjoint_nodes_are_flagged() -> None:
+    def side(names: str, precision: str) -> list[dict[str, Any]]:
+        return [rows.make(2, precision=precision, repeat=k, num_nodes=2) | {"node_names": names} for k in range(3)]
+
+    def flags(a: str, b: str) -> bool:
+        (found,) = within(frame([*side(a, "fp32"), *side(b, "bf16")]), ["samples_per_second"], 0.02).comparisons
+        return "other_nodes" in found.flags
+
+    assert flags("n1 n2", "n3 n4")
+    assert not flags("n1 n2", "n2 n3")
+    assert not flags("n1 n2", "")
+    record = rows.record(num_nodes=2, devices=2)
+    assert "node_names" not in row(record)
+    on = record.changed(environment=node("x").changed(cluster={"engine": "slurm", "node": "n5"}))
+    assert row(on)["node_names"] == "n5"
+    facts = [NodeFacts(name=name, first_rank=0, ended="ended") for name in NAMES]
+    assert row(on.changed(nodes=facts))["node_names"] == "n1 n2"
+
+
+def test_a_resumed_suite_on_other_nodes_has_one_law() -> None:
+    records = [rows.record(d, repeat=k, launcher="slurm") for d in (1, 2) for k in range(2)]
+    made = [row(one.changed(environment=node(f"host{one.spec.world_size}"))) for one in records]
+    assert [one.devices for one in fit(frame(made)).series] == [(1, 2)]
+    alone = [rows.make(d, repeat=k, host=f"host{d}") for d in (1, 2) for k in range(2)]
+    assert len(fit(frame(alone)).series) == 2
+
+
+def test_names_of_nodes_are_not_handed_on() -> None:
+    record = rows.record(host="n1.site").changed(environment=node("n1.site").changed(cluster={"node": "n1"}))
+    text = scrubbed([record])[0].model_dump_json()
+    assert "n1" not in text

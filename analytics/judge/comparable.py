@@ -265,6 +265,12 @@ def apart(candidate: Repeats, baseline: Repeats) -> bool:
     return not {*candidate.turns.values()} & {*baseline.turns.values()} - {""}
 
 
+def other_nodes(candidate: Repeats, baseline: Repeats) -> tuple[str, ...]:
+    """Return the flag of two sides that ran on nodes of a cluster and had none in common."""
+    names = [{name for text in side.texts("node_names") for name in text.split()} for side in (candidate, baseline)]
+    return ("other_nodes",) if all(names) and names[0].isdisjoint(names[1]) else ()
+
+
 DOUBTFUL = ("shared_gpu", "throttled", "noisy_host", "grade C")
 """Flags and grades that may make a difference by themselves."""
 

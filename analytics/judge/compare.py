@@ -28,6 +28,7 @@ from analytics.judge.comparable import (
     equal_power,
     incomparable,
     metric_names,
+    other_nodes,
 )
 from analytics.quantities import Better, quantity
 from analytics.runs.frame import COUNTS, IDENTITY, asked, configurations, names, values, varied, work_arguments
@@ -171,7 +172,7 @@ def compare(
         effects,
         quality=quality[0],
         baseline_quality=quality[1],
-        flags=tuple(sorted(candidate.flags | baseline.flags)),
+        flags=tuple(sorted({*candidate.flags, *baseline.flags, *other_nodes(candidate, baseline)})),
         not_compared={metric: why for metric, why in outcomes.items() if isinstance(why, str)},
         notes=tuple(differences(candidate, baseline, [effect.metric for effect in effects])),
         doubts=doubts(candidate, baseline),

@@ -86,6 +86,24 @@ def straggling(case: Case) -> Iterator[Advice]:
     yield weighed(Advice("straggler", evidence, saving=1 - 1 / ratio, limits=("at_best",), facts=facts), runs)
 
 
+def straggling_node(case: Case) -> Iterator[Advice]:
+    """One node is slower than the others in most of the runs that it took part in."""
+    if "straggler_node_ratio" not in case.ok:
+        return
+    among = case.ok[case.ok["straggler_node_ratio"].notna() & case.ok["straggler_node_name"].notna()]
+    for name, slow in among[among["straggler_node_ratio"] > STRAGGLER_RATIO].groupby("straggler_node_name"):
+        took = among[[pd.isna(names) or name in names.split() for names in among["node_names"]]]
+        if 2 * len(slow) <= len(took):
+            continue
+        evidence, ratio = _evidence(slow, "straggler_node_ratio"), float(slow["straggler_node_ratio"].median())
+        nodes = int(slow["num_nodes"].min())
+        facts = {"node": printable(str(name), 100), "took": len(took), "nodes": nodes}
+        advice = Advice("straggler node", evidence, saving=1 - 1 / ratio, limits=("at_best",), facts=facts)
+        if float(nodes) ** (1 - len(slow)) > 0.05:  # chance may pick the same one each time
+            advice = replace(advice, saving=None, limits=("few_runs",), weak=True)
+        yield weighed(advice, slow)
+
+
 def communicating(case: Case) -> Iterator[Advice]:
     """Ranks wait for the network or for each other; another parallelism that was measured may be faster."""
     runs, evidence, share = _always(case, _EXPOSED, WAITS)
@@ -227,5 +245,5 @@ def nothing_compared(case: Case) -> Iterator[Advice]:
 
 
 BEFORE = (disturbed, unlike, too_large, failing)
-AFTER = (waiting, straggling, communicating, spare, nothing_compared, uncertain, unsteady, starting)
+AFTER = (waiting, straggling_node, straggling, communicating, spare, nothing_compared, uncertain, unsteady, starting)
 """Rules in the order in which they count where nothing is known to be saved, before and after those of `gains`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.figures.nodes import node_names
 from bench.record import RunRecord
 from bench.redact import redact
 from bench.schema import AXES, Choice, RunSpec
@@ -35,7 +36,7 @@ def cleaner(records: Sequence[RunRecord], rows: pd.DataFrame | None = None) -> C
     cells += [item for record in records for item in record.spec.workload_args.items()]
     said = [(str(name).rpartition(".")[2].lower(), text) for name, text in cells if isinstance(text, str)]
     ordered = sorted(records, key=lambda one: one.started_at)
-    hosts = [name for record in ordered for name in (record.environment.host, *(node.name for node in record.nodes))]
+    hosts = [name for record in ordered for name in (record.environment.host, *node_names(record))]
     hosts += [text for name, text in said if name in _HOST_COLUMNS and not text.isdecimal()]
     texts = [*(text for record in records for text in _texts(record)), *(text for _, text in said)]
     users = {name for text in texts for name in _USER.findall(text)}
@@ -120,6 +121,7 @@ def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
             host=clean(environment.host),
             boot_id=None,
             variables={},
+            cluster=_values(environment.cluster, clean),
             argv=[clean(part) for part in environment.argv],
         ),
     }

@@ -38,6 +38,8 @@ OTHER_SHARE = 0.05
 STRAGGLER_RATIO = 1.1
 WINDOWS_SHARE = 0.01
 """Share by which the windows of nodes may differ: they differ by a step at their edges."""
+CLOCK_SECONDS = 1.0
+"""Seconds by which the wall clocks of nodes may differ."""
 COVERED = 0.98
 """Share of a window that readings must span to count as the whole window."""
 RISE = 0.1
@@ -180,6 +182,10 @@ FLAGS = {
     ),
     "mixed_nodes": Flag("B", "the nodes of the run are of different kinds: the slowest decides for all"),
     "windows_differ": Flag("B", "the windows of the nodes differ by more than 1 %: energy is that of each node's own"),
+    "clocks_differ": Flag(
+        "B", "the wall clocks of the nodes differ by more than 1 s: times of day are those of the first"
+    ),
+    "other_nodes": Flag("B", "the two sides ran on different nodes of the cluster, which may differ by themselves"),
     "tensor_parallel_across_nodes": Flag(
         "B", "the layers are divided among devices of several nodes: each of them waits for the network between nodes"
     ),
@@ -237,6 +243,8 @@ def _node_flags(run: Observation, figures: dict[str, float]) -> Iterator[str]:
         yield "windows_differ"
     if figures.get("straggler_node_ratio", 1) > STRAGGLER_RATIO:
         yield "straggler_node"
+    if any(abs(node.clock_skew_seconds or 0) > CLOCK_SECONDS for node in run.nodes):
+        yield "clocks_differ"
     kind = registry.strategies("parallelism").get(run.spec.parallelism.name)
     if kind and kind.cuts_matrices and run.spec.num_nodes > 1 and run.spec.devices_per_node % run.spec.devices_per_copy:
         yield "tensor_parallel_across_nodes"

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from statistics import mean, median, quantiles
 
-from bench.figures.nodes import slow_node
+from bench.figures.nodes import node_names, slow_node
 from bench.record import EnergyReading, Measurement, Observation, Provenance, Rank, RunRecord, Status
 from bench.schema import AXES, COMMAND, RunSpec, Scalar
 
@@ -22,7 +22,7 @@ TEXT_COLUMNS = (
     *("run_id", "config_id", "suite", "execution", "status", "label", "started_at", "device_name", "dataset"),
     *("dataset_digest", "energy_provenance", "energy_components", "energy_missing", "energy_total", "emissions_basis"),
     *("cost_basis", "region", "site", "flags", "grade", "error_type", "error_message", "host"),
-    *("straggler_device", "straggler_node_name"),
+    *("straggler_device", "straggler_node_name", "node_names"),
     *("environment", "commit", "study", "trial", "stage", "work", "script_torch", "script_python"),
 )
 """Columns of a row that hold text."""
@@ -475,7 +475,7 @@ def labels(record: RunRecord) -> dict[str, str]:
         "flags": " ".join(record.flags),
         "grade": record.grade or "",
     }
-    out["work"] = " ".join(record.spec.work)
+    out |= {"work": " ".join(record.spec.work), "node_names": " ".join(node_names(record))}
     if (site := record.site.model_dump_json(exclude_defaults=True)) != "{}":
         out["site"] = site
     if record.trial is not None:

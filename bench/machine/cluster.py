@@ -239,6 +239,7 @@ def main() -> int:
     """Describe this node on the standard output, in lines that stay whole. Return the exit code."""
     machine, _ = find_machine()
     cluster = {"engine": "slurm", "partition": os.environ.get("SLURM_JOB_PARTITION", "")}
+    cluster["node"] = os.environ["SLURMD_NODENAME"]
     text = describe(machine).changed(cluster=cluster).model_dump_json()
     for part, start in enumerate(range(0, len(text), PART)):
         who = {"node": int(os.environ["SLURM_NODEID"]), "name": os.environ["SLURMD_NODENAME"]}

@@ -212,8 +212,8 @@ def idle_power_of_nodes(execution: Path, spec: RunSpec, nodes: Sequence[NodeTrac
 
 def node_facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: Sequence[str]) -> list[NodeFacts]:
     """Return what the record of a run says of its nodes; nothing of a run on one node. `kinds` are those of the nodes."""
-    out = []
-    for end, node in zip(files.NODES.find(folder) or [], nodes, strict=False):
+    out, ends = [], files.NODES.find(folder) or []
+    for end, node in zip(ends, nodes, strict=False):
         window = node.window
         pauses = sum(stop - start for start, stop in window.without) if window is not None else 0
         out.append(
@@ -225,6 +225,19 @@ def node_facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: S
                 ended=end.exit.how,
                 exitcode=end.exit.exitcode,
                 window_seconds=(window.end_ns - window.start_ns - pauses) / 1e9 if window is not None else None,
+                clock_skew_seconds=_skew(ends[0].exit, end.exit),
             )
         )
     return out
+
+
+def _skew(first: files.Exit, other: files.Exit) -> float | None:
+    """Return by how much the wall clock of a node is ahead of that of the first one [s]; None where either is unknown.
+
+    Nodes begin and end a run together, but for what one of them waits for: the smaller of both differences counts.
+    """
+    if first.started_at is None or other.started_at is None:
+        return None
+    begin = (other.started_at - first.started_at).total_seconds()
+    end = begin + ((other.end_ns - other.start_ns) - (first.end_ns - first.start_ns)) / 1e9
+    return min(begin, end, key=abs) if begin * end > 0 else 0.0
