@@ -36,7 +36,7 @@ BUDGETS = {
     "bench/strategies": 1_911,
     "bench/train": 1_091,
     "bench/run": 3_740,
-    "bench/jobs": 1_030,
+    "bench/jobs": 1_060,
     "bench/figures": 1_005,
     "bench/store": 727,
     "bench/cli": 1_620,
