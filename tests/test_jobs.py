@@ -111,7 +111,7 @@ old|down|1:00|2|64|9000|gpu:8
 
 
 def found(monkeypatch: pytest.MonkeyPatch, **asked: object) -> Partition:
-    monkeypatch.setattr(partitions, "ask", lambda *command: ROWS)
+    monkeypatch.setattr(partitions, "ask_slurm", lambda *command: ROWS)
     monkeypatch.setattr(partitions.shutil, "which", lambda tool: tool)
     return find_partition(ClusterOptions(**asked))
 

@@ -157,11 +157,8 @@ def test_a_configuration_is_the_same_whoever_launches_it() -> None:
     ("left", "seconds"),
     [("29:58", 1798), ("1:00:00", 3600), ("2-03:04:05", 183_845), ("UNLIMITED", None), ("INVALID", None), ("0:00", 0)],
 )
-def test_the_time_left_is_read_as_squeue_writes_it(
-    left: str, seconds: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: 1000.0)
-    assert cluster._ends_at(left) == (None if seconds is None else 1000 + seconds)
+def test_the_time_left_is_read_as_squeue_writes_it(left: str, seconds: int | None) -> None:
+    assert cluster.time_left(left) == seconds
 
 
 @pytest.mark.parametrize(
@@ -176,7 +173,7 @@ def test_the_time_left_is_read_as_squeue_writes_it(
 def test_a_job_is_told_from_others_of_its_array(
     listed: str, state: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_call", lambda *command: listed)
+    monkeypatch.setattr(cluster, "ask_slurm", lambda *command: listed)
     assert cluster._asked("7") == (state, left)
     assert allocation().running() is (state == "RUNNING")
 
@@ -188,9 +185,9 @@ def test_slurm_that_does_not_answer_is_no_end_of_the_allocation(monkeypatch: pyt
 
         return call
 
-    monkeypatch.setattr(cluster, "_call", fail("squeue did not answer within 60 s"))
+    monkeypatch.setattr(cluster, "ask_slurm", fail("squeue did not answer within 60 s"))
     assert allocation().running()
-    monkeypatch.setattr(cluster, "_call", fail("slurm_load_jobs error: Invalid job id specified"))
+    monkeypatch.setattr(cluster, "ask_slurm", fail("slurm_load_jobs error: Invalid job id specified"))
     assert not allocation().running()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bench.machine.cluster import ClusterProblem, ask
+from bench.machine.cluster import ClusterProblem, ask_slurm
 
 _FORMAT = "%i|%T|%j|%S|%N|%r"
 """Id, state, name, expected start, nodes and reason of a job. The reason comes last, as it is any text."""
@@ -57,12 +57,12 @@ class SlurmQueue(Queue):
 
     def submit(self, script: Path) -> str:
         """Submit a batch script; return the id of its job."""
-        return ask("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+        return ask_slurm("sbatch", "--parsable", str(script)).strip().partition(";")[0]
 
     def listed(self) -> list[QueuedJob]:
         """Return the jobs of this user, also those that have just ended."""
         jobs = list[QueuedJob]()
-        for line in ask("squeue", "--me", "-h", "-t", "all", "-o", _FORMAT).splitlines():
+        for line in ask_slurm("squeue", "--me", "-h", "-t", "all", "-o", _FORMAT).splitlines():
             parts = line.split("|", 5)
             if len(parts) == 6:
                 jobs.append(QueuedJob(*(part.strip() for part in parts)))
@@ -72,13 +72,13 @@ class SlurmQueue(Queue):
         """Cancel jobs; those that have ended stay as they are."""
         for job in jobs:
             with suppress(ClusterProblem):
-                ask("scancel", job)
+                ask_slurm("scancel", job)
 
     def failed_nodes(self, nodes: str) -> list[str]:
         """Return which nodes of a list, as a job has it, are not usable now."""
         if not nodes:
             return []
-        listed = ask("sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%T").split()
+        listed = ask_slurm("sinfo", "-h", "-N", "-n", nodes, "-o", "%N|%T").split()
         bad = ("down", "fail", "drain", "unknown", "boot", "not_responding", "*")
         rows = (line.partition("|") for line in listed)
         return sorted({name for name, _, state in rows if any(word in state.lower() for word in bad)})
@@ -88,14 +88,14 @@ class SlurmQueue(Queue):
         if shutil.which("sacct") is None:
             return ""
         with suppress(ClusterProblem):  # most often there is no accounting
-            return next(iter(ask("sacct", "-n", "-X", "-P", "-j", job, "-o", "State").splitlines()), "").strip()
+            return next(iter(ask_slurm("sacct", "-n", "-X", "-P", "-j", job, "-o", "State").splitlines()), "").strip()
         return ""
 
 
 def tested(script: Path) -> tuple[bool, str]:
     """Ask Slurm whether it would take a batch script, without submitting it: whether it does, and what it says."""
     try:
-        text = ask("sbatch", "--test-only", str(script), errors_too=True)
+        text = ask_slurm("sbatch", "--test-only", str(script), errors_too=True)
     except ClusterProblem as problem:
         words = str(problem).partition(": ")[2].replace("sbatch: error: ", "").replace("allocation failure: ", "")
         return False, words

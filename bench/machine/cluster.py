@@ -80,10 +80,10 @@ class Cluster(Machine):
     def end_step(self, number: str) -> None:
         """Kill a step of the allocation and wait until it has ended, as far as Slurm answers."""
         with suppress(ClusterProblem):
-            ask("scancel", "--signal=KILL", f"{self.job}.{number}")
+            ask_slurm("scancel", "--signal=KILL", f"{self.job}.{number}")
         end = time.monotonic() + STEP_SECONDS
         with suppress(ClusterProblem):
-            while time.monotonic() < end and f"{self.job}.{number}" in ask(
+            while time.monotonic() < end and f"{self.job}.{number}" in ask_slurm(
                 "squeue", "-h", "-s", "-j", self.job, "-o", "%i"
             ):
                 time.sleep(0.5)
@@ -122,7 +122,7 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
             raise ClusterProblem(
                 f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
-    names = ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
+    names = ask_slurm("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
     left = time_left(_asked(job)[1])
     names, nodes = _environments(names, asked)
     first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
@@ -197,7 +197,7 @@ def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], l
     return [own[number] for number in range(len(names))], [Environment.model_validate_json(text) for text in texts]
 
 
-def ask(*command: str, errors_too: bool = False) -> str:
+def ask_slurm(*command: str, errors_too: bool = False) -> str:
     """Return what a command of Slurm prints, on its standard error too if wanted. Raises ClusterProblem where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False)
@@ -215,14 +215,14 @@ def _asked(job: str) -> tuple[str, str]:
 
     A job of an array may have the id of the whole array, of which all jobs are listed.
     """
-    lines = ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
+    lines = ask_slurm("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
     rows = [line.split("|") for line in lines]
     return next(((row[1], row[2]) for row in rows if row[0] == job), ("", ""))
 
 
 def _address(name: str) -> str:
     """Return the address of a node for other nodes; its name where Slurm states none."""
-    match = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", name, "--oneliner"))
+    match = re.search(r"\bNodeAddr=(\S+)", ask_slurm("scontrol", "show", "node", name, "--oneliner"))
     return match[1] if match is not None else name
 
 

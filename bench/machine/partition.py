@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.cluster_options import ClusterOptions, clock_seconds
 from bench.errors import WRONG_USE
-from bench.machine.cluster import ClusterProblem, ask, time_left
+from bench.machine.cluster import ClusterProblem, ask_slurm, time_left
 from bench.machine.environment import commit, describe
 from bench.record import Environment
 from bench.redact import redact_argv
@@ -100,7 +100,7 @@ def find_partition(options: ClusterOptions) -> Partition:
             "Run this on a login node, or inside an allocation without --launcher",
             code=WRONG_USE,
         )
-    rows = [_row(line) for line in ask("sinfo", "-h", "-o", _FORMAT).splitlines()]
+    rows = [_row(line) for line in ask_slurm("sinfo", "-h", "-o", _FORMAT).splitlines()]
     everything = [row for row in rows if row is not None]
     starred = [row.partition.rstrip("*") for row in everything if row.partition.endswith("*")]
     wanted = options.partition.split(",") if options.partition else starred

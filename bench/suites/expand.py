@@ -299,10 +299,13 @@ def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     _by_node(cell)
     launcher = cell.setdefault("launcher", machine.launcher)
     if launcher != machine.launcher and "slurm" in (launcher, machine.launcher):
-        remedy = "leave the field out of the runs, and write it at the top of the suite, or give --launcher slurm"
+        where, remedy = (
+            "not inside",
+            "leave it out of the runs, and write it at the top of the suite, or give --launcher slurm",
+        )
         if machine.launcher == "slurm":
-            remedy = "inside a Slurm allocation, leave the field out, or give --launcher local"
-        mistakes.append(f"launcher {launcher!r}: {remedy}")
+            where, remedy = "inside", "leave the field out, or give --launcher local"
+        mistakes.append(f"launcher {launcher!r}: this is {where} a Slurm allocation; {remedy}")
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
         copies = _copies(cell, devices)
