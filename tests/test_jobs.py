@@ -45,6 +45,16 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
     assert clock_seconds(text) == seconds
 
 
+def test_the_example_of_the_manual_is_a_suite(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/clusters.md").read_text()
+    (example,) = (text for text in page.split("```text\n") if text.startswith("launcher: slurm"))
+    path = tmp_path / "s.yaml"
+    path.write_text(SUITE + example.partition("```")[0])
+    asked = load_suite(path).cluster
+    assert (asked.partition, asked.devices_per_node, asked.env) == ("gpu", 8, {"NCCL_IB_HCA": "mlx5"})
+    assert asked.setup == "module load cuda\n"
+
+
 @pytest.mark.parametrize(
     ("cluster", "message"),
     [
