@@ -37,7 +37,7 @@ BUDGETS = {
     "bench/train": 1_091,
     "bench/run": 3_740,
     "bench/jobs": 1_060,
-    "bench/figures": 1_005,
+    "bench/figures": 1_012,
     "bench/store": 727,
     "bench/cli": 1_620,
     "bench/hooks": 1_045,
