@@ -164,9 +164,13 @@ def test_the_time_left_is_read_as_squeue_writes_it(left: str, seconds: int | Non
 @pytest.mark.parametrize(
     ("listed", "state", "left"),
     [
-        ("7|RUNNING|29:58\n", "RUNNING", "29:58"),
-        ("8|PENDING|1:00:00\n7|RUNNING|0:30\n9|RUNNING|0:40\n", "RUNNING", "0:30"),  # of an array with the same id
-        ("8|RUNNING|1:00:00\n", "", ""),
+        ("7|RUNNING|29:58|NO\n", "RUNNING", "29:58"),
+        (
+            "8|PENDING|1:00:00|OK\n7|RUNNING|0:30|NO\n9|RUNNING|0:40|OK\n",
+            "RUNNING",
+            "0:30",
+        ),  # an array with the same id
+        ("8|RUNNING|1:00:00|NO\n", "", ""),
         ("", "", ""),
     ],
 )
@@ -174,7 +178,7 @@ def test_a_job_is_told_from_others_of_its_array(
     listed: str, state: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "ask_slurm", lambda *command: listed)
-    assert cluster._asked("7") == (state, left)
+    assert cluster._asked("7") == (state, left, "NO" if state else "")
     assert allocation().running() is (state == "RUNNING")
 
 
@@ -362,6 +366,9 @@ def test_a_slow_node_and_nodes_of_different_kinds_are_flagged(tmp_path: Path) ->
     fact = NodeFacts(name="n1", kind="k", first_rank=0, ended="ended", exitcode=0, window_seconds=17)
     nodes = [fact, fact.changed(name="n2", kind="other", window_seconds=17.2)]
     assert {"mixed_nodes", "windows_differ"} <= judge(record.changed(nodes=nodes), found)
+    part = record.environment.changed(cluster={"engine": "slurm", "shared": "others may use the rest of the node"})
+    assert "shared_node" in judge(record.changed(environment=part), found)
+    assert "shared_node" not in judge(record.changed(environment=cluster._alone(part)), found)
 
 
 def test_a_failure_names_the_node(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_devices_beyond_one_node_train_on_two(finished: tuple[Path, str, str], c
         ("n2", 2, "ended", 0),
     ]
     assert one.nodes == []
-    assert two.environment.cluster == {"engine": "slurm", "partition": "debug"}
+    assert two.environment.cluster == {"engine": "slurm", "partition": "debug", "node": "n1"}
     until(lambda: cluster.left() == [])
 
 

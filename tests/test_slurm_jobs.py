@@ -50,7 +50,7 @@ def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_
     found = {record.spec.num_nodes: record for record in records(tmp_path).values()}
     assert [found[nodes].status for nodes in (1, 2)] == [Status.OK, Status.OK]
     assert [node.name for node in found[2].nodes] == ["n1", "n2"]
-    assert found[1].environment.cluster == {"engine": "slurm", "partition": "debug"}
+    assert found[2].environment.cluster == {"engine": "slurm", "partition": "debug", "node": "n1"}
     until(lambda: cluster.left() == [])
 
 
@@ -76,6 +76,15 @@ def test_what_killed_processes_leave_is_done_by_the_same_command(cluster: Slurm,
     journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
     assert [journal.count('"status":"ok"') for journal in journals][1:] == [1]
     until(lambda: cluster.left() == [])
+
+
+def test_jobs_that_were_left_are_followed_after_their_end(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=1, devices=[2])
+    ended(run(cluster, tmp_path, "--detach"), 75)
+    until(lambda: records(tmp_path) and cluster.left() == [])
+    assert "[0/0]" not in ended(run(cluster, tmp_path))
+    assert len(records(tmp_path)) == 1
+    assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1, "nothing was done again"
 
 
 def test_a_job_that_somebody_cancels_is_told_and_the_same_command_goes_on(cluster: Slurm, tmp_path: Path) -> None:

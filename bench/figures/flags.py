@@ -181,6 +181,9 @@ FLAGS = {
         "B", "the ranks of one node need more than 10 % longer for a forward pass than those of others"
     ),
     "mixed_nodes": Flag("B", "the nodes of the run are of different kinds: the slowest decides for all"),
+    "shared_node": Flag(
+        "C", "the job has a part of a node, of which others may use the rest: energy and speed may be theirs, too"
+    ),
     "windows_differ": Flag("B", "the windows of the nodes differ by more than 1 %: energy is that of each node's own"),
     "clocks_differ": Flag(
         "B", "the wall clocks of the nodes differ by more than 1 s: times of day are those of the first"
@@ -235,7 +238,9 @@ def _request_flags(run: Observation) -> Iterator[str]:
 
 
 def _node_flags(run: Observation, figures: dict[str, float]) -> Iterator[str]:
-    """Yield flags of a run on several nodes."""
+    """Yield flags of a run on nodes of a cluster."""
+    if "shared" in run.environment.cluster:
+        yield "shared_node"
     if len({node.kind for node in run.nodes}) > 1:
         yield "mixed_nodes"
     windows = [node.window_seconds for node in run.nodes if node.window_seconds is not None]

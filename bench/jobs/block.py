@@ -173,7 +173,8 @@ def same_kind(execution: Path, here: Environment, asked: ClusterOptions) -> None
             os.link(temporary, path)  # whole, and by one job only
         temporary.unlink()
     first = files.NODE_KIND.read(execution)
-    if first.kind != here.kind:
+    one = {"engine": "slurm"}  # nodes of two partitions may be equal
+    if first.changed(cluster=one).kind != here.changed(cluster=one).kind:
         old, new = (_named(each) for each in (first, here))
         remedy = "" if asked.constraint else "; set cluster.constraint so that Slurm takes one kind"
         raise UserError(f"the nodes are of another kind ({new}) than those before ({old}){remedy}, or use --new")

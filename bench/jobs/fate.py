@@ -85,7 +85,8 @@ def _pending(reason: str) -> Fate:
         return Fate("hopeless", f"{word}: {_HOPELESS[word]}")
     if "PerJob" in word:
         return Fate("hopeless", f"{word}: a limit of the QOS or the account for one job; ask for less, or for another")
-    return Fate("waits", f"{reason}: {_WAITS[word]}" if word in _WAITS else reason)
+    words = _WAITS.get(word)
+    return Fate("waits", reason if words is None else words if word == "None" else f"{reason}: {words}")
 
 
 def _past(state: str, log: str, reason: str = "") -> Fate:

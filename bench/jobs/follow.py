@@ -270,8 +270,9 @@ class Controller:
                 active.late.add(line.run)
                 active.begun = None if active.begun == line.run else active.begun
         for run_id in list(active.late):
-            record = files.RECORD.find(self.folder / run_id)
-            if record is not None:  # a shared folder may show it a little later
+            record, before = files.RECORD.find(self.folder / run_id), self.reporter.execution.ended.get(run_id)
+            old = record is not None and before is not None and record.started_at == before.started_at
+            if record is not None and not old:  # a shared folder may show it a little later
                 active.late.discard(run_id)
                 self._ended(active, record)
 

@@ -23,10 +23,11 @@ from bench import folder as files
 from bench.errors import Stopped, UserError
 from bench.files import Busy, read_json, write_json
 from bench.jobs import blocks
-from bench.jobs.follow import Controller
+from bench.jobs.follow import Controller, read_jobs
 from bench.jobs.queue import SlurmQueue, tested
 from bench.machine.partition import Partition
 from bench.process import boot_id
+from bench.record import Environment
 from bench.run.collect import Context
 from bench.run.runner import (
     Execution,
@@ -137,7 +138,8 @@ def run_on_cluster(
     where the jobs were left or cancelled before their end.
     """
     environment = surroundings(plan, partition)
-    execution = open_execution(runs.absolute(), plan, environment, new=new, retry=retry, brief=True)
+    execution = None if new else _followed_before(plan, environment, runs.absolute())
+    execution = execution or open_execution(runs.absolute(), plan, environment, new=new, retry=retry, brief=True)
     with ExitStack() as stack:
         _hold(stack, execution.folder)
         stack.enter_context(_terminable())
@@ -178,6 +180,14 @@ def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: 
         controller = Controller(reporter, partition, SlurmQueue())
         controller.prepare(execution.missing())
         return controller.cancel()
+
+
+def _followed_before(plan: Expansion, environment: Environment, runs: Path) -> Execution | None:
+    """Return the newest execution of a plan if it has jobs whose end nobody has seen; it may be complete."""
+    folder = next(earlier(runs / plan.suite.name, environment, plan_digest(plan)), None)
+    if folder is None or all(job.ended is not None for job in read_jobs(folder)):
+        return None
+    return Execution(folder, plan, resumed=True, ended=load_briefs(folder))
 
 
 def _within(chosen: list[RunSpec], minutes: float | None, execution: Execution, progress: Progress) -> list[RunSpec]:

@@ -123,8 +123,10 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
                 f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
     names = ask_slurm("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
-    left = time_left(_asked(job)[1])
+    _, remaining, others = _asked(job)
+    left = time_left(remaining)
     names, nodes = _environments(names, asked)
+    nodes = [_alone(node) for node in nodes] if others == "NO" else nodes
     first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
     least = {
         "cpu_count": min(node.machine.cpu_count for node in nodes),
@@ -139,6 +141,11 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
         ends_at=None if left is None else time.monotonic() + left,
         asked=asked,
     )
+
+
+def _alone(node: Environment) -> Environment:
+    """Return a node of a job that others may not use, whatever part of it the job has."""
+    return node.changed(cluster={name: value for name, value in node.cluster.items() if name != "shared"})
 
 
 _LEFT_OUT = (
@@ -210,14 +217,16 @@ def ask_slurm(*command: str, errors_too: bool = False) -> str:
     return (done.stdout + (done.stderr if errors_too else b"")).decode(errors="replace")
 
 
-def _asked(job: str) -> tuple[str, str]:
-    """Return the state of a job and the time left, as `squeue` writes them; empty where it lists none of this id.
+def _asked(job: str) -> tuple[str, str, str]:
+    """Return the state of a job, the time left, and whether others may use its nodes (NO: it has them alone).
+
+    They are as `squeue` writes them; empty where it lists no job of this id.
 
     A job of an array may have the id of the whole array, of which all jobs are listed.
     """
-    lines = ask_slurm("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L").splitlines()
+    lines = ask_slurm("squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%T|%L|%h").splitlines()
     rows = [line.split("|") for line in lines]
-    return next(((row[1], row[2]) for row in rows if row[0] == job), ("", ""))
+    return next(((row[1], row[2], row[3]) for row in rows if row[0] == job), ("", "", ""))
 
 
 def _address(name: str) -> str:
@@ -240,6 +249,8 @@ def main() -> int:
     machine, _ = find_machine()
     cluster = {"engine": "slurm", "partition": os.environ.get("SLURM_JOB_PARTITION", "")}
     cluster["node"] = os.environ["SLURMD_NODENAME"]
+    if int(os.environ.get("SLURM_CPUS_ON_NODE", "0")) < (os.cpu_count() or 1):
+        cluster["shared"] = "others may use the rest of the node"
     text = describe(machine).changed(cluster=cluster).model_dump_json()
     for part, start in enumerate(range(0, len(text), PART)):
         who = {"node": int(os.environ["SLURM_NODEID"]), "name": os.environ["SLURMD_NODENAME"]}
