@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from analytics.judge.compare import within
 from analytics.law.series import fit
 from analytics.runs.frame import frame
 from analytics.runs.share import scrubbed
+from analytics.say import curves
+from app.pages.nodes import nodes as nodes_of
 from bench import folder as files
 from bench.figures.flags import judge
 from bench.figures.metrics import metrics, row
@@ -24,7 +27,7 @@ from bench.run.nodes import NodeTrace, node_facts, put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, override
-from tests import rows
+from tests import commands, rows
 from tests.test_collect import counter, phase
 
 S = 10**9
@@ -316,6 +319,39 @@ def test_the_energy_of_two_nodes_is_the_sum_over_the_window_of_each(tmp_path: Pa
         ("n2", 2, 17),
     ]
     assert metrics(record)["joules_per_sample"] == pytest.approx(6800 / record.measurement.samples, rel=1e-3)
+
+
+def test_the_page_of_a_run_has_a_row_for_each_node(tmp_path: Path) -> None:
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
+    table = nodes_of(record)
+    assert list(table["Node"]) == ["n1", "n2"]
+    assert list(table["Ranks"]) == ["0 to 1", "2 to 3"]
+    assert list(table["Energy [J]"]) == pytest.approx([1700, 5100], rel=1e-3)
+    assert list(table["Window [s]"]) == [17, 17]
+    assert list(table["Against the others"]) == pytest.approx([0.5, 2])
+    alike = two_nodes(tmp_path / "alike", [cpu(100), cpu(100)], boots=("c" * 8, "c" * 8))
+    assert "Energy [J]" not in nodes_of(alike), "nodes that cannot be told apart"
+
+
+def test_the_figure_marks_where_nodes_are_crossed() -> None:
+    def curve(*points: tuple[int, int | None]) -> Any:
+        found = [SimpleNamespace(devices=devices, num_nodes=nodes) for devices, nodes in points]
+        return SimpleNamespace(series=SimpleNamespace(points=found))
+
+    edge = curves.boundary([curve((1, 1), (4, 1)), curve((8, 2), (16, 4))])
+    assert edge is not None
+    assert 4 < edge < 8
+    assert curves.boundary([curve((1, 1), (4, 1))]) is None
+    assert curves.boundary([curve((4, 1), (4, 2))]) is None, "devices that say nothing about nodes"
+    assert curves.boundary([curve((4, None), (8, None))]) is None
+
+
+def test_measure_tells_of_nodes_that_it_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["measure", "--no-store", "--idle-seconds", "0", "--", "true"]
+    assert "other nodes" not in commands.bench(*words).stderr
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert "this machine alone is measured" in commands.bench(*words).stderr
 
 
 def test_a_node_without_readings_leaves_no_smaller_sum(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ def _along(figure: Figure, canvas: Canvas, axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_xticks(places, [number(place) for place in places])
         axes.set_xlim(places[0] / 1.2, places[-1] * 1.2)
+    if figure.node is not None:
+        axes.axvline(figure.node, color=_INK, linewidth=0.8, linestyle=":")
+        axes.text(figure.node, 0.99, " several nodes", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
     axes.minorticks_off()
     axes.set(xlabel=figure.along, ylabel=figure.axis)
     _finish(figure, canvas, axes)

@@ -128,7 +128,8 @@ class Group:
 class Figure:
     """Marks by name, one under the other, or along numbers of devices (`along`); `reference` is a line to compare with.
 
-    `axis` names the values and their unit; it ends at `most`, where bars that go on have an arrow.
+    `axis` names the values and their unit; it ends at `most`, where bars that go on have an arrow. Numbers of devices beyond
+    `node` are those of several nodes.
     """
 
     title: str
@@ -139,6 +140,7 @@ class Figure:
     log: bool = False
     most: float | None = None
     detail: bool = False
+    node: float | None = None
 
     @property
     def words(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,12 +75,26 @@ def largest(found: Sequence[Curve]) -> list[Curve]:
     return list({curve.series.name: curve for curve in sorted(several, key=lambda curve: size[curve.name])}.values())
 
 
+def boundary(found: Sequence[Curve]) -> float | None:
+    """Return the number of devices beyond which all measured configurations used several nodes; None without such."""
+    points = [point for curve in found for point in curve.series.points if point.num_nodes is not None]
+    inside = max((point.devices for point in points if point.num_nodes == 1), default=0)
+    beyond = min((point.devices for point in points if (point.num_nodes or 1) > 1), default=0)
+    return math.sqrt(inside * beyond) if inside < beyond and inside else None
+
+
+def _place(point: Point) -> str:
+    """Name the devices of a configuration: `8 devices`, over several nodes `8 devices (2 nodes x 4)`."""
+    nodes = point.num_nodes or 1
+    return devices_words(point.devices) + (f" ({nodes} nodes x {point.devices // nodes})" if nodes > 1 else "")
+
+
 def speed_figure(found: Sequence[Curve]) -> Figure:
     """Return the figure of samples/s by devices: every run, the law, and its predictions beyond with 80 % intervals."""
     groups = []
     for curve in found:
         runs = [
-            Mark(f"{devices_words(point.devices)}, {curve.name}", rate, x=point.devices)
+            Mark(f"{_place(point)}, {curve.name}", rate, x=point.devices)
             for point in curve.points
             for rate in point.samples_per_second
         ]
@@ -91,7 +106,8 @@ def speed_figure(found: Sequence[Curve]) -> Figure:
         ]
         groups.append(Group(curve.name, (*runs, *beyond), tuple((float(d), rate.value) for d, rate in law)))
     units = dict.fromkeys("tokens/s" if curve.series.unit == "tokens" else "samples/s" for curve in found)
-    return Figure("Speed by devices", " or ".join(units) or "samples/s", tuple(groups), "devices", log=True)
+    axis, edge = " or ".join(units) or "samples/s", boundary(found)
+    return Figure("Speed by devices", axis, tuple(groups), "devices", log=True, node=edge)
 
 
 def efficiency_figure(found: Sequence[Curve]) -> Figure:
@@ -116,7 +132,9 @@ def efficiency_figure(found: Sequence[Curve]) -> Figure:
     most = max(150.0, *(1.1 * mark.value for mark in marks)) if marks else 0.0
     cut = any(mark.high is not None and mark.high > most for mark in marks)
     title, axis = f"Efficiency{'; arrows: the interval goes on' * cut}", "speed per device relative to the fewest, %"
-    return Figure(title, axis, tuple(groups), "devices", reference=100, most=most if cut else None)
+    return Figure(
+        title, axis, tuple(groups), "devices", reference=100, most=most if cut else None, node=boundary(found)
+    )
 
 
 def residuals_figure(found: Sequence[Curve]) -> Figure:

@@ -31,6 +31,7 @@ from app import data, page
 from app.charts.bars import amounts_chart, phases_chart
 from app.charts.timeline import OUTLIER, loss_chart, power_chart, steps_chart
 from app.pages import runs as listed
+from app.pages.nodes import nodes
 from app.pages.runs import about, measured, shown, title
 from bench.figures.flags import FLAGS, meaning
 from bench.figures.metrics import metrics, missing_components, split_energy, systematic
@@ -363,7 +364,9 @@ def _files(run: str, where: str | None) -> tuple[stored.Stored, Opened]:
     return files, opened(files.files)
 
 
-DIGITS = dict.fromkeys(["A", "B", "B / A", "Value", "Error at most [±]"], st.column_config.NumberColumn(format="%.4g"))
+_DIGITS = ["A", "B", "B / A", "Value", "Error at most [±]", "Window [s]", "Energy [J]", "~ Energy [J]"]
+_DIGITS += ["Forward pass [s]", "Against the others", "Clock ahead [s]"]
+DIGITS = dict.fromkeys(_DIGITS, st.column_config.NumberColumn(format="%.4g"))
 
 
 def _opened(run: pd.Series) -> tuple[stored.Stored, Opened]:
@@ -395,6 +398,10 @@ def one(df: pd.DataFrame, run: pd.Series) -> None:
         st.caption("The end of its log:")
         st.code(tail, language=None, height=400)
     _draw(of_run(content))
+    if content.record is not None and content.record.nodes:
+        st.subheader("Nodes")
+        page.table(nodes(content.record), "nodes", column_config=DIGITS)
+        st.caption("Each node by its own clock. ~ is estimated by a model. Above 1, the others wait for the node.")
     if notes := limits(run):
         st.subheader("Limits of these figures")
         page.lines(notes)

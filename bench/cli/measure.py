@@ -19,6 +19,7 @@ from bench.errors import BadValue
 from bench.figures.metrics import headline
 from bench.figures.regions import intensity
 from bench.folder import EXIT, OWN_RUNS, RECORD, RUNS, Exit
+from bench.machine.cluster import several_nodes
 from bench.machine.environment import find_machine
 from bench.record import RunRecord, Status
 from bench.redact import redact
@@ -151,6 +152,8 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     )
     check_program(asked.filled[0])
     machine, _ = find_machine(options["gpus"])
+    if several_nodes() and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        _tell("this job of Slurm has other nodes, too: this machine alone is measured (bench run uses all nodes)")
     if options["runs"] == Path(OWN_RUNS) and measuring.make_own_folder():
         _tell_places(options)
     before = recover(options["runs"])

@@ -1,0 +1,36 @@
+"""The nodes of a run over several, as the page of a run shows them."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pandas as pd
+
+from analytics.text import printable
+from bench.figures.metrics import split_energy
+from bench.figures.nodes import energy_of_each, forward_seconds
+from bench.record import RunRecord
+
+
+def nodes(record: RunRecord) -> pd.DataFrame:
+    """Return a row a node of a run over several: its ranks, how it ended, its window, energy and forward time.
+
+    Energy is absent where nodes cannot be told apart. The forward time is a median of its ranks, also relative to the
+    others: above 1 the others wait for the node.
+    """
+    energy, times = energy_of_each(record), forward_seconds(record)
+    rows = []
+    for place, node in enumerate(record.nodes):
+        parts = split_energy(energy[place]) if energy else ([], [])
+        joules = [sum(reading.energy_joules for reading in part) if part else None for part in parts]
+        others = [seconds for other, seconds in times.items() if other != place]
+        own = times.get(place)
+        slower = own / median(others) if own is not None and others else None
+        each = record.spec.devices_per_node
+        ranks = f"{node.first_rank} to {node.first_rank + each - 1}" if each > 1 else str(node.first_rank)
+        skew = node.clock_skew_seconds
+        rows.append((printable(node.name, 60), ranks, node.ended, node.window_seconds, *joules, own, slower, skew))
+    heads = ["Node", "Ranks", "Ended", "Window [s]", "Energy [J]", "~ Energy [J]", "Forward pass [s]"]
+    table = pd.DataFrame(rows, columns=[*heads, "Against the others", "Clock ahead [s]"])
+    table = table.astype(dict.fromkeys(table.columns[3:], "float64"))
+    return table.loc[:, table.notna().any()]
