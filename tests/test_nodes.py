@@ -13,6 +13,8 @@ from analytics.law.series import fit
 from analytics.runs.frame import frame
 from analytics.runs.share import scrubbed
 from analytics.say import curves
+from analytics.say.blocks import Figure, Group, Mark
+from app.charts.curves import block_chart
 from app.pages.nodes import nodes as nodes_of
 from bench import folder as files
 from bench.figures.flags import judge
@@ -341,6 +343,10 @@ def test_the_figure_marks_where_nodes_are_crossed() -> None:
     edge = curves.boundary([curve((1, 1), (4, 1)), curve((8, 2), (16, 4))])
     assert edge is not None
     assert 4 < edge < 8
+    marks = (Mark("a", 9, x=4), Mark("b", 12, x=8))
+    drawn = block_chart(Figure("Speed", "samples/s", (Group("a", marks),), "devices", node=edge))
+    assert [10**note.x for note in drawn.layout.annotations] == pytest.approx([edge])
+    assert [line.x0 for line in drawn.layout.shapes] == pytest.approx([edge])
     assert curves.boundary([curve((1, 1), (4, 1))]) is None
     assert curves.boundary([curve((4, 1), (4, 2))]) is None, "devices that say nothing about nodes"
     assert curves.boundary([curve((4, None), (8, None))]) is None

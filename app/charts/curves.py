@@ -176,8 +176,11 @@ def _along(block: Figure) -> go.Figure:
     if block.reference is not None:
         figure.add_hline(block.reference, line_width=1, line_color=GREY)
     if block.node is not None:
-        said = {"annotation_text": "several nodes \N{RIGHTWARDS ARROW}", "annotation_position": "top right"}
-        figure.add_vline(block.node, line_width=1, line_dash="dot", line_color=GREY, **said)
+        figure.add_vline(block.node, line_width=1, line_dash="dot", line_color=GREY)
+        where = {"x": math.log10(block.node), "y": 1, "yref": "paper", "xanchor": "left", "showarrow": False}
+        figure.add_annotation(
+            text="several nodes", font_color=GREY, **where
+        )  # on a logarithmic axis its x is an exponent
     places = sorted({mark.x for mark in marks})
     ticks = {"tickvals": places, "ticktext": [f"{x:,g}" for x in places], "title": text(block.along), "minor_ticks": ""}
     edge = 2 if len(places) == 1 else (places[-1] / places[0]) ** 0.05
