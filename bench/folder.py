@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from bench.cluster_options import ClusterOptions
 from bench.files import write_bytes
 from bench.record import Environment, Measurement, Phase, RunRecord
-from bench.schema import Model, RunSpec, Site
+from bench.schema import Model, RunSpec, Scalar, Site
 
 T = TypeVar("T")
 ErrorKind = Literal["out_of_memory", "unsupported", "invalid", "failed", "peer"]
@@ -69,8 +69,27 @@ class Timeline(Model):
     inference: tuple[int, int] | None = None
 
 
+class CommandEnd(Model):
+    """How a command ended on one of several nodes, as far as its measurement needs it; see `bench.run.own_steps.Ended`.
+
+    `disk_full`: steps may be missing, as the disk was full.
+    """
+
+    exitcode: int
+    start_ns: int
+    end_ns: int
+    cpu_seconds: float
+    peak_memory_bytes: int | None = None
+    by: Literal["limit", "signal"] | None = None
+    disk_full: bool = False
+    notes: dict[str, Scalar] = {}
+
+
 class NodeEnd(Model):
-    """How a run ended on one of several nodes, with the exit codes of its ranks that failed."""
+    """How a run ended on one of several nodes, with the exit codes of its ranks that failed.
+
+    `cpu_seconds` are those of a command.
+    """
 
     node: int
     name: str
@@ -78,6 +97,7 @@ class NodeEnd(Model):
     exit: Exit = Exit()
     ranks: list[RankExit] = []
     timeline: Timeline | None = None
+    cpu_seconds: float | None = None
 
 
 class IdleTimes(Model):
@@ -227,6 +247,7 @@ RECORD = JsonFile("record.json", RunRecord)
 NEEDS = JsonFile("needs.json", Needs)
 RANK_EXITS = JsonFile("ranks.json", list[RankExit])
 TIMELINE = JsonFile("timeline.json", Timeline)
+COMMAND_END = JsonFile("ended.json", CommandEnd)
 NODES = JsonFile("nodes.json", list[NodeEnd])
 """How a run on several nodes ended on each of them, in order."""
 EXECUTION = JsonFile("execution.json", ExecutionFacts)
@@ -267,7 +288,7 @@ SCRATCH = ".scratch"
 """Folder in which the processes of a run find each other; removed at its end."""
 
 NODE_FOLDERS = NumberedFiles("node-*")
-"""Folders of the nodes of an execution, but for the first, with their idle power."""
+"""Folders of the nodes but for the first: of an execution, with their idle power, and of a command, with what it left."""
 BLOCKS = NumberedFiles("block-*")
 """Folders of the blocks of an execution: what a job does, its script, log and idle power, and how it ended."""
 BLOCK = JsonFile("block.json", JobBlock)
@@ -287,6 +308,8 @@ LOCK = ".lock"
 """Locked (bench.files.held) while a process does the runs of the execution."""
 RESERVE = ".reserve"
 """Space that is kept for the record of a command, in case it fills the disk."""
+ASKED_TO_END = ".end"
+"""Says that a command on several nodes has reached its limit on the first, so that it ends on all of them."""
 FULL = ".full"
 """Says that the disk of a command was full for a time; the reserve of before, as nothing new could be written."""
 NODE_LOG = "node.log"

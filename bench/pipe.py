@@ -59,6 +59,10 @@ class Pipe:
             raise ValueError(f"a message must be a JSON object, not {line[:80]!r}")
         return message
 
+    def second(self) -> int:
+        """Return another descriptor on which messages are written."""
+        return os.dup(self._writer)
+
     def close(self) -> None:
         """Close both descriptors."""
         for descriptor in {self._reader, self._writer}:

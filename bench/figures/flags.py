@@ -125,6 +125,10 @@ STEP_FLAGS = {
     "other_hosts": Flag(
         "C", "the command trained on other hosts, which are not measured: energy and devices are those of this one"
     ),
+    "world_unknown": Flag(
+        "C", "whether the nodes trained together was not seen: samples are left out, or as they are stated"
+    ),
+    "nodes_disagree": Flag("C", "the nodes do not count the same steps: samples and energy of the window are left out"),
     "flops_estimated": Flag("B", "the FLOP of a sample are estimated: 6 for each parameter and token"),
     "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
 }

@@ -5,7 +5,8 @@ machine (bench.run.node), in a folder of its own on the node: while a run is mea
 of the execution. At the end it delivers its files there, `node-<number>.json` last.
 
 The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`;
-`{"cancel": true}`, or `{"late": true}` where another node has reached the time limit. An agent answers with its number as
+`{"cancel": true}`, `{"late": true}` where another node has reached the time limit, or `{"end": true}` where the first one has
+reached the limit of a command, of which its runner tells by `{"limit": folder}`. An agent answers with its number as
 `node`: `{"ready": facts}` once, `{"listens": [host, port]}` (the first node), and with the name of the folder of the run
 `{"ended": name}`, then `{"done": name, "how": "ended", "well": true}` when its files are delivered. Lines stay short, see
 `bench.machine.cluster.step`.
@@ -100,9 +101,15 @@ class Agent:
         for name in (files.SPEC.name, files.NEEDS.name):
             with suppress(FileNotFoundError):
                 shutil.copyfile(folder / name, here / name)
+        channel = None
+        if files.SPEC.read(here).workload == COMMAND:
+            self.hang_up()  # the command itself listens on this port
+            channel = self.node.pipe.second()
         listener = self.listener.fileno() if self.listener is not None else None
-        self.node.place = Place(self.number, store, listener, self.interface) if store else Place()
+        self.node.place = Place(self.number, store, listener, self.interface, channel) if store else Place()
         ended = execute(self.node, here)
+        if channel is not None:
+            os.close(channel)
         self.node.pipe.send(node=self.number, ended=folder.name)
         if self.ending:
             ended = ended.changed(how="node_died", message="Slurm has ended the step (SIGTERM)")
@@ -122,8 +129,16 @@ class Agent:
             kept |= {here / name: folder / name for name in names}
         elif not well(ended) and ended.how != "cancelled":
             kept[log] = files.LOGS.path(folder, self.number)
-        if spec.workload == COMMAND:  # a command leaves more, and runs on one node
-            kept |= {path: folder / path.name for path in here.iterdir() if path.name not in (files.SPEC.name,)}
+        if spec.workload == COMMAND:  # it leaves more; of several nodes each has a folder of its own, but for the first
+            own, ours = folder, {files.SPEC.name, files.ASKED_TO_END}
+            if spec.num_nodes > 1:
+                ours |= {files.RESULT.name, files.PARTIAL.name, files.EXIT.name, files.RAW_METERS.path(here, 0).name}
+                kept.pop(here / files.RESULT.name, None)  # that of all nodes is made of what each leaves
+            if self.number > 0:
+                own = files.NODE_FOLDERS.path(folder, self.number)
+                own.mkdir()
+                ours |= {path.name for path in kept} | {log.name}
+            kept |= {path: own / path.name for path in here.iterdir() if path.name not in ours}
         for source, target in kept.items():
             if source.is_dir():
                 shutil.copytree(source, target)

@@ -38,7 +38,7 @@ from bench.record import (
 )
 from bench.redact import redact
 from bench.run import nodes
-from bench.run.own_steps import LEAST_STEPS, Ended, measurement
+from bench.run.own_steps import LEAST_STEPS, Ended, measurement, stalled
 from bench.run.reserve import release
 from bench.schema import COMMAND, RunSpec, Site
 from bench.workloads.command import CommandArgs
@@ -134,8 +134,11 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Fail
     if errors:
         first = min(errors, key=lambda error: (files.ERROR_KINDS.index(error.kind), error.rank))
         status = _STATUS.get(first.kind, Status.FAILED)
-        everywhere = spec.workload == COMMAND or first.kind == "unsupported"  # a rank has nothing to do with it
-        message = redact(first.message if everywhere else f"{name(first.rank)}: {first.message}")
+        who = name(first.rank)
+        if spec.workload == COMMAND:
+            who = hosts[first.rank // spec.devices_per_node] if hosts and first.kind != "invalid" else ""
+        who = "" if first.kind == "unsupported" else who  # a rank has nothing to do with it
+        message = redact(f"{who}: {first.message}" if who else first.message)
         size = attempted_bytes(message) if status is Status.OUT_OF_MEMORY else None
         return status, Failure(type=first.type, message=message, log_tail=log(first.rank), attempted_bytes=size)
     if codes:
@@ -192,6 +195,8 @@ def _of_files(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
     """Return what is known of a command whose runner has left no end of it: it is ok if it made steps until it was ended."""
     if (result := files.RESULT.find(folder)) is not None:
         return _Outcome(Status.OK, None, result)
+    if spec.num_nodes > 1:
+        return _Outcome(*_failure(folder, spec, end))
     if end.end_ns <= end.start_ns:  # not even the meters were read
         message = "bench was killed before anything was measured"
         return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message))
@@ -209,12 +214,6 @@ def _of_files(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
         message += "; the disk of its folder was full for a time, so steps may be missing" * full
         return _Outcome(Status.FAILED, Failure(type="BenchKilled", message=message, log_tail=log_tail(folder)), seen)
     return _Outcome(*_failure(folder, spec, end), files.PARTIAL.find(folder) or seen)
-
-
-def stalled(measured: Measurement, end_ns: int) -> bool:
-    """Return whether a command made no step for long before it was ended: more than 10 s, and than ten of its longest."""
-    last = max(phase.end_ns for phase in measured.phases if phase.name == "steady")
-    return end_ns - last > 1e10 * max(1.0, *measured.step_seconds, measured.window_seconds / max(1, measured.steps))
 
 
 def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
@@ -276,6 +275,9 @@ def observe(
     devices = _devices(measured) or context.devices(spec)
     if spec.workload == COMMAND:
         used = [uuid for uuid in context.gpus if used_by_run(events, uuid, end.start_ns, end.end_ns)]
+        for each, node in zip(traces[1:], context.nodes[1:], strict=False):
+            gpus = [gpu.uuid for gpu in node.machine.free_gpus]
+            used += [uuid for uuid in gpus if used_by_run(_events(each), uuid, each.start_ns, each.end_ns)]
         devices = _used(measured, used, on_cpu=spec.device_type == "cpu") or devices
     run = Observation(
         suite=context.suite,
@@ -284,7 +286,7 @@ def observe(
         idle=idle,
         environment=context.environment,
     )
-    return run if measured is None else run.changed(measurement=_accounted(measured, run, traces, end))
+    return run if measured is None else run.changed(measurement=_accounted(measured, run, traces))
 
 
 def _used(measured: Measurement | None, gpus: list[str], *, on_cpu: bool) -> list[str]:
@@ -312,7 +314,7 @@ def _events(node: nodes.NodeTrace) -> list[Reading]:
     return node.trace.events if node.trace is not None else []
 
 
-def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeTrace], end: files.Exit) -> Measurement:
+def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeTrace]) -> Measurement:
     """Return a measurement with the energy of its window and of its phases, and the conditions during the window."""
 
     def energy(span: Callable[[nodes.NodeTrace], nodes.TimeSpan | None]) -> list[EnergyReading]:
@@ -342,7 +344,7 @@ def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeT
         quality=quality,
         inference=inference,
         gpus=gpus,
-        host=_host(measured, run.spec, traces, end),
+        host=_host(measured, run.spec, traces),
         peak_memory_bytes=measured.peak_memory_bytes or memory,
     )
 
@@ -353,9 +355,7 @@ def _gpu_conditions(node: nodes.NodeTrace, gpus: Iterable[str]) -> list[GpuCondi
     return [gpu_conditions(events, uuid, start, end) for uuid in dict.fromkeys(gpus)] if events else []
 
 
-def _host(
-    measured: Measurement, spec: RunSpec, traces: list[nodes.NodeTrace], end: files.Exit
-) -> HostConditions | None:
+def _host(measured: Measurement, spec: RunSpec, traces: list[nodes.NodeTrace]) -> HostConditions | None:
     """Return the conditions on the host; of several nodes, the worst value of each."""
     hosts = []
     for number, node in enumerate(traces):
@@ -366,7 +366,11 @@ def _host(
         start, stop, _ = node.window or node.whole
         hosts.append(host_conditions(_events(node), start, stop, sum(cpu) if cpu else None))
     if measured.cpu_seconds is not None:  # of a command it is known for its whole length only
-        hosts = [host_conditions(_events(traces[0]), end.start_ns, end.end_ns, measured.cpu_seconds)]
+        seconds = [measured.cpu_seconds] if len(traces) == 1 else [node.cpu_seconds for node in traces]
+        hosts = [
+            host_conditions(_events(node), node.start_ns, node.end_ns, each)
+            for node, each in zip(traces, seconds, strict=True)
+        ]
     known = [host for host in hosts if host is not None]
     if not known:
         return None

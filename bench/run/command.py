@@ -22,17 +22,30 @@ from typing import IO, Any, Self
 
 import psutil
 
-from bench.folder import COMMAND_STEPS, PARTIAL, RESULT, STEPS, WORKER_LOG, RankError, write_error
+from bench.folder import (
+    ASKED_TO_END,
+    COMMAND_END,
+    COMMAND_STEPS,
+    PARTIAL,
+    RESULT,
+    STEPS,
+    WORKER_LOG,
+    CommandEnd,
+    ErrorKind,
+    RankError,
+    write_error,
+)
 from bench.process import SCRIPT, boot_id, die_with_parent, oom_kills, signal_name
 from bench.record import WANDB, Measurement
 from bench.redact import redact
 from bench.run.ending import NO_LIMIT, Ending, Processes, Signals, WindowLength
+from bench.run.meeting import Meeting
 from bench.run.own_steps import LEAST_STEPS, Ended, measurement
 from bench.run.reserve import is_full, note_full, reserved
 from bench.run.streams import Streams
 from bench.run.wandb_runs import wandb_runs
 from bench.run.watch import Tally, Watch
-from bench.schema import RunSpec
+from bench.schema import RunSpec, Scalar
 from bench.steps import VARIABLE
 from bench.workloads.command import CommandArgs, fill
 from bench.workloads.printed import Printed
@@ -47,8 +60,15 @@ OTHER_FAILURE = re.compile(
     r"process \d+ terminated with (?:signal \w+|exit code \d+)|process rank \d+ with PID \d+.*signal \d+"
 )
 """How torchrun, `torch.multiprocessing` and Open MPI tell of the process that failed first."""
-TICK_SECONDS, POLL_SECONDS = 0.2, 0.02
-"""Time between two looks at the steps of a command, and at its end where the kernel does not tell of it."""
+LOST_PEER = re.compile(
+    r"onnection closed by peer|onnection reset by peer|Broken pipe|remote process exited|ncclRemoteError|Socket Timeout"
+)
+"""How a process tells that it lost another one, which failed first."""
+TICK_SECONDS, POLL_SECONDS, AGREE_SECONDS = 0.2, 0.02, 2.0
+"""Time between two looks at the steps of a command, and at its end where the kernel does not tell of it.
+
+The last is the longest that the first of several nodes waits for the others to know that all of them end.
+"""
 
 
 def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool, read: bool) -> dict[str, str]:
@@ -175,19 +195,43 @@ class _Exit:
         return psutil.Process(self._pid).status() == psutil.STATUS_ZOMBIE
 
 
-def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path) -> int:
-    """Do one run of a suite: write `result.json` or what went wrong, and return the exit code."""
+def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path, meeting: Meeting = Meeting()) -> int:  # noqa: B008
+    """Do one run of a suite: write `result.json` or what went wrong, and return the exit code.
+
+    On several nodes the first decides that a limit is reached; the launcher hears it, and tells all nodes to end.
+    """
     args, limit = CommandArgs.of(spec), WindowLength(spec.measure_steps, spec.measure_seconds)
     steps, where = STEPS.path(folder, COMMAND_STEPS), here / (args.folder or ".")
-    more: dict[str, Any] = {"limit": limit, "warmup_steps": spec.warmup_steps, "environment": environment}
+    variables = {**environment, **meeting.variables(environment)}
+    more: dict[str, Any] = {"warmup_steps": spec.warmup_steps, "environment": variables}
+    more |= {"limit": limit if meeting.node == 0 else NO_LIMIT}
+    if meeting.nodes > 1:
+        asked = folder / ASKED_TO_END
+        more |= {"tick": lambda tally: asked.exists(), "before_end": lambda: _agree_to_end(meeting, folder)}
     more |= {"how": args.printed, "hooks": args.hooks is not False, "folder": str(where)}
     try:
-        ended = execute(fill(spec), steps, first=_first, **more)
+        ended = execute(fill(spec, meeting.values(args.argv)), steps, first=_first, **more)
     except OSError as error:
         message = redact(f"the command cannot be started: {error.filename}: {why_not_started(error)}")
-        write_error(folder, RankError(kind="failed", type=type(error).__name__, message=message))
+        write_error(
+            folder, RankError(kind="failed", type=type(error).__name__, message=message, rank=_rank(spec, meeting.node))
+        )
         return 1
-    return 0 if leave(spec, ended, folder, where) else 1
+    return 0 if leave(spec, ended, folder, where, meeting.node) else 1
+
+
+def _agree_to_end(meeting: Meeting, folder: Path) -> None:
+    """Let the launcher tell all nodes that a limit is reached, and wait for it a short time, so that they end together."""
+    if meeting.node == 0:
+        meeting.tell(limit=folder.name)
+    end = time.monotonic() + AGREE_SECONDS
+    while not (folder / ASKED_TO_END).exists() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+
+
+def _rank(spec: RunSpec, node: int) -> int:
+    """Return the first rank of a node."""
+    return node * spec.devices_per_node
 
 
 def _first() -> None:
@@ -203,17 +247,23 @@ def why_not_started(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def leave(spec: RunSpec, ended: Ended, folder: Path, where: Path = Path()) -> bool:
+def leave(spec: RunSpec, ended: Ended, folder: Path, where: Path = Path(), node: int = 0) -> bool:
     """Write `result.json` of a command that has ended; or how it failed, with what was seen of it until then.
 
-    It ran in the folder `where`, and may have made runs of W&B there.
+    It ran in the folder `where`, and may have made runs of W&B there. Of several nodes each also leaves how it ended there.
 
     Return whether there is a result: also for a command that was ended before its time, where two steps were seen.
     """
     steps, how = STEPS.path(folder, COMMAND_STEPS), CommandArgs.of(spec).printed
     result = measurement(steps, ended, spec.warmup_steps, spec.device_type, how)
-    if ids := wandb_runs(where, ended.start_ns, ended.end_ns):
-        result = result.changed(notes=result.notes | {WANDB: ", ".join(ids)})
+    ids = wandb_runs(where, ended.start_ns, ended.end_ns)
+    notes: dict[str, Scalar] = {WANDB: ", ".join(ids)} if ids else {}
+    result = result.changed(notes=result.notes | notes)
+    if spec.num_nodes > 1:
+        names = ("exitcode", "start_ns", "end_ns", "cpu_seconds", "peak_memory_bytes", "by")
+        full = ended.disk_full or ended.lines_lost
+        told = {name: getattr(ended, name) for name in names}
+        COMMAND_END.write(folder, CommandEnd(**told, disk_full=full, notes=notes))
     if _partial(result, fill(spec)):
         result = result.changed(samples=None, tokens=None, step_flags=[*result.step_flags, "partial_world"])
     if ended.lines_lost or (ended.disk_full and result.step_source != "output"):
@@ -226,7 +276,7 @@ def leave(spec: RunSpec, ended: Ended, folder: Path, where: Path = Path()) -> bo
     if ended.exitcode == 0 or ended.by == "limit" or stopped:
         RESULT.write(folder, result)
         return True
-    write_error(folder, failure)
+    write_error(folder, failure.changed(rank=_rank(spec, node)))
     if ended.tail and not log.exists():
         log.write_bytes(ended.tail)
     if result.steps >= LEAST_STEPS:
@@ -260,7 +310,8 @@ def failure_of(ended: Ended, log: Path) -> RankError:
         message = f"the command was ended by {ended.signal} before {LEAST_STEPS} steps after its warm-up were seen"
         return RankError(kind="failed", type="EndedEarly", message=message)
     first = _first_failure(text)
-    return RankError(kind="failed", type="ExitCode", message=f"the command ended with {how}{first and f': {first}'}")
+    kind: ErrorKind = "peer" if LOST_PEER.search(text) and "was ended by" not in first else "failed"
+    return RankError(kind=kind, type="ExitCode", message=f"the command ended with {how}{first and f': {first}'}")
 
 
 def _first_failure(text: str) -> str:

@@ -43,6 +43,7 @@ from bench.pipe import Pipe
 from bench.process import adopt_orphans, die_with_parent, module_command, oom_kills
 from bench.run.command import run as run_command
 from bench.run.launcher import CHANGED, STARTED_IN, node_variables
+from bench.run.meeting import Meeting
 from bench.schema import COMMAND, RunSpec
 from bench.suites.combine import why_impossible
 
@@ -63,13 +64,14 @@ class Place:
     """Which of the nodes of a run this is, and where its ranks meet those of the others.
 
     `store` is the address of the store of torch, which rank 0 serves on the socket `listener`. `interface` names the
-    network interface towards the other nodes.
+    network interface towards the other nodes. A command meets at that address itself; its runner writes to `channel`.
     """
 
     number: int = 0
     store: tuple[str, int] | None = None
     listener: int | None = None
     interface: str = "lo"
+    channel: int | None = None
 
 
 @dataclass
@@ -183,7 +185,10 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     os.environ |= vendors.visible(gpus[: spec.devices_per_node] if spec.device_type == "gpu" else [])
     if spec.workload == COMMAND:
-        sys.exit(run_command(spec, folder, user_environment() | thread_variables(spec), Path(os.environ[STARTED_IN])))
+        where = (*place.store, place.interface, place.channel) if place.store else ()
+        meeting = Meeting(place.number, spec.num_nodes, *where)
+        variables = user_environment() | thread_variables(spec)
+        sys.exit(run_command(spec, folder, variables, Path(os.environ[STARTED_IN]), meeting))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads),
         "WATTBENCH_STORE": json.dumps([*place.store, place.listener])
@@ -267,7 +272,7 @@ def execute(node: Node, folder: Path) -> files.Exit:
     kills, started, start = oom_kills(), datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
     process.start()
-    how = _wait(node, process, spec.timeout_seconds)
+    how = _wait(node, process, folder, spec.timeout_seconds)
     if how == "timeout":
         for stray in _descendants(node):
             with suppress(psutil.NoSuchProcess):
@@ -294,7 +299,9 @@ def execute(node: Node, folder: Path) -> files.Exit:
     return ended
 
 
-def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["ended", "timeout", "cancelled", "gone"]:
+def _wait(
+    node: Node, process: BaseProcess, folder: Path, timeout_seconds: float
+) -> Literal["ended", "timeout", "cancelled", "gone"]:
     """Block until the run `ended` by itself, reached its `timeout`, was `cancelled`, or until the launcher is `gone`."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -312,6 +319,8 @@ def _wait(node: Node, process: BaseProcess, timeout_seconds: float) -> Literal["
             return "cancelled"
         if message is not None and message.get("late"):  # another node has reached the limit: ranks show where they are
             return "timeout"
+        if message is not None and message.get("end"):  # the first node has reached the limit of a command
+            (folder / files.ASKED_TO_END).touch()
 
 
 def _kill_group(process: BaseProcess) -> None:

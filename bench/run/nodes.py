@@ -12,7 +12,8 @@ from bench import folder as files
 from bench.meters import windows as accounting
 from bench.meters.trace import Trace
 from bench.record import EnergyReading, IdlePower, Measurement, NodeFacts, Phase
-from bench.schema import RunSpec
+from bench.run.joined import join_command
+from bench.schema import COMMAND, RunSpec
 
 
 def put_together(
@@ -38,6 +39,11 @@ def put_together(
         sidecar_error=next((end.exit.sidecar_error for end in ends if end.exit.sidecar_error), None),
         killed_for_memory=any(end.exit.killed_for_memory for end in ends),
     )
+    spec = files.SPEC.find(folder)
+    if len(ends) > 1 and spec is not None and spec.workload == COMMAND and (joined := join_command(folder, spec, ends)):
+        ends = joined
+        if exit_.how == "ended":
+            exit_ = exit_.changed(exitcode=0)
     if len(ends) > 1:
         files.NODES.write(folder, ends)
     if ranks := [rank for end in ends for rank in end.ranks]:
@@ -70,13 +76,17 @@ class TimeSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class NodeTrace:
-    """What the meters of a node read during a run, how long that took, and the times of its first rank."""
+    """What the meters of a node read during a run, how long that took, and the times of its first rank.
+
+    `cpu_seconds` are those of a command on several nodes.
+    """
 
     boot_id: str
     trace: Trace | None
     start_ns: int
     end_ns: int
     timeline: files.Timeline | None = None
+    cpu_seconds: float | None = None
 
     @property
     def phases(self) -> list[Phase]:
@@ -145,7 +155,9 @@ def traces(folder: Path, spec: RunSpec, end: files.Exit, boot_id: str, measured:
         raw, exit_ = files.RAW_METERS.path(folder, node.node), node.exit
         timeline = own if node.node == 0 and own is not None else node.timeline
         trace = Trace.read(raw) if raw.exists() else None
-        out.append(NodeTrace(node.boot_id or node.name, trace, exit_.start_ns, exit_.end_ns, timeline))
+        out.append(
+            NodeTrace(node.boot_id or node.name, trace, exit_.start_ns, exit_.end_ns, timeline, node.cpu_seconds)
+        )
     return out or [NodeTrace(boot_id, None, end.start_ns, end.end_ns)]
 
 

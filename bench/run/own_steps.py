@@ -73,6 +73,7 @@ class _Command:
     warmup_steps: int
     device_type: str
     how: Printed
+    between: tuple[int, int] | None = None
 
     def source(self, name: _Name, marks: _Marks, pauses: list[Phase], flags: list[str]) -> _Source:
         """Return the steps that ended before the command did: a process of its own may have outlived it."""
@@ -111,19 +112,27 @@ class _Source:
 
 
 def measurement(
-    steps: Path, ended: Ended, warmup_steps: int, device_type: str, how: Printed | None = None
+    steps: Path,
+    ended: Ended,
+    warmup_steps: int,
+    device_type: str,
+    how: Printed | None = None,
+    *,
+    nodes: int = 1,
+    between: tuple[int, int] | None = None,
 ) -> Measurement:
     """Return the measurement of a command: from its steps after `warmup_steps`, or as a whole without steps.
 
     Steps that the script reports go before those that hooks saw (in the folder of `steps`), and these before those that it
     prints (`how`). Marks are the ends of steps, so the window begins at a mark. Evaluation and checkpoints inside it are
     phases of their own, unless steps end in them. A loss that is not finite is left out, so that a diverged run has no last
-    loss.
+    loss. Of a command on several `nodes` this is the measurement of one. `between` are the numbers of steps, from the first,
+    after which the window begins and ends.
     """
-    command, lines = _Command(ended, warmup_steps, device_type, how or Printed()), _lines(steps)
+    command, lines = _Command(ended, warmup_steps, device_type, how or Printed(), between), _lines(steps)
     counted = count_printed([line for line in lines if line["rank"] == OUTPUT], command.how)
     marks, pauses, flags = _reported(lines)
-    seen = seen_steps(steps.parent)
+    seen = seen_steps(steps.parent, nodes)
     of_hooks = ({}, [], []) if seen is None else (seen.marks, [*pauses, *seen.pauses], seen.flags)
     script, hooks = command.source("script", marks, pauses, flags), command.source("hooks", *of_hooks)
     printed = command.source("output", {0: counted.marks}, [*pauses, *counted.breaks], counted.flags)
@@ -137,7 +146,7 @@ def measurement(
     if first is script:
         out = _beside_hooks(script, hooks, seen.facts.world_size if seen is not None else None)
     else:
-        out = _beside_lines(hooks, printed) if first is hooks else printed.window
+        out = _beside_lines(hooks, printed, _share(seen)) if first is hooks else printed.window
     if out.step_source == "output" and counted.known:
         out = out.changed(notes={"output_format": counted.known})
     if elsewhere and "partial_world" not in out.step_flags:
@@ -170,17 +179,25 @@ def _beside_hooks(script: _Source, hooks: _Source, world_size: int | None) -> Me
     return out.changed(step_flags=list(dict.fromkeys(flags)))
 
 
-def _beside_lines(hooks: _Source, printed: _Source) -> Measurement:
+def _share(seen: SeenSteps | None) -> float:
+    """Return the share of all processes that are on this node, of whose steps lines of the output tell the whole."""
+    known = seen is not None and "this_node_only" in seen.flags and seen.facts.world_size
+    return seen.facts.processes / known if seen is not None and known else 1.0
+
+
+def _beside_lines(hooks: _Source, printed: _Source, share: float) -> Measurement:
     """Return a measurement from hooks beside what the user states and what the script prints; a flag where they disagree.
 
-    Samples that the hooks cannot be sure of are those of the lines, where a pattern has them. Known formats give the loss.
+    Hooks see a `share` of the samples of a line. Samples that the hooks cannot be sure of are those of the lines, where a
+    pattern has them. Known formats give the loss.
     """
     how = hooks.command.how
     out, confirmed = _with_stated(hooks.window, how), how.samples_per_step is not None
     flags = out.step_flags
     if printed.marks:
         lines, other = printed.leading, printed.window
-        alike = _alike(_of_step(out, "samples"), _of_step(other, "samples"))
+        of_line = _of_step(other, "samples")
+        alike = _alike(_of_step(out, "samples"), None if of_line is None else share * of_line)
         confirmed |= alike is True
         as_many = _as_many(lines, hooks.leading, lines[0]["t_ns"], lines[-1]["t_ns"])
         unlike = alike is False or not (as_many or "output_in_blocks" in printed.flags)
@@ -241,6 +258,8 @@ def _window(source: _Source) -> Measurement:
     done = list(accumulate(line.get("steps", 1) for line in leading))
     first = next((index for index, steps in enumerate(done) if steps >= command.warmup_steps), count)
     first = max([first, *(index for index, line in enumerate(leading) if "flops" in line)])  # counting takes its time
+    if command.between is not None:
+        first, count = bisect_left(done, command.between[0]), min(count, bisect_right(done, command.between[1]))
     if count < first + 2:
         return command.whole(flags)
     chosen, leader = {rank: lines[first:count] for rank, lines in marks.items()}, leading[first:count]
@@ -337,7 +356,9 @@ def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[st
     processes: dict[int, str] = {}
     begun: dict[str, list[tuple[str, int]]] = {}
     flags: list[str] = []
-    for line in sorted((line for line in lines if line["rank"] != OUTPUT), key=lambda line: line["t_ns"]):
+    lines = [line for line in lines if line["rank"] != OUTPUT]
+    lead = min((line["rank"] for line in lines), default=0)
+    for line in sorted(lines, key=lambda line: line["t_ns"]):
         rank, t, process = line["rank"], line["t_ns"], str(line.get("pid"))
         open_, name = begun.setdefault(f"{rank} {process}", []), _phase_name(str(line.get("phase", "")))
         if "phase" not in line:
@@ -348,7 +369,7 @@ def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[st
                 flags = ["separate_trainings"]
         elif line.get("begin"):
             open_.append((name, t))
-        elif rank == 0 and (own := [begin for begin in open_ if begin[0] == name]):
+        elif rank == lead and (own := [begin for begin in open_ if begin[0] == name]):
             open_.remove(own[-1])
             pauses.append(Phase(name=name, start_ns=own[-1][1], end_ns=t))
     out = {rank: list(own.values()) for rank, own in marks.items()}
@@ -366,6 +387,12 @@ def _without_totals(marks: _Marks, name: str) -> bool:
     for mark in (mark for own in marks.values() for mark in own if grow):
         mark.pop(name, None)
     return grow
+
+
+def stalled(measured: Measurement, end_ns: int) -> bool:
+    """Return whether a command made no step for long before it was ended: more than 10 s, and than ten of its longest."""
+    last = max(phase.end_ns for phase in measured.phases if phase.name == "steady")
+    return end_ns - last > 1e10 * max(1.0, *measured.step_seconds, measured.window_seconds / max(1, measured.steps))
 
 
 def _lines(steps: Path) -> list[dict[str, Any]]:

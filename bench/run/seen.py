@@ -175,8 +175,8 @@ class _Process:
         return median(waits) if waits else None
 
 
-def seen_steps(folder: Path) -> SeenSteps | None:
-    """Return the steps that hooks saw in the processes of a command; None where they saw none."""
+def seen_steps(folder: Path, nodes: int = 1) -> SeenSteps | None:
+    """Return the steps that hooks saw in the processes of a command on one of its `nodes`; None where they saw none."""
     processes = [process for path in SEEN.paths(folder) if (process := _process(path)) is not None]
     processes.sort(key=lambda process: process.start_ns)
     if not processes:
@@ -191,7 +191,8 @@ def seen_steps(folder: Path) -> SeenSteps | None:
     flags = ["separate_trainings"] if len(ranks) < len(processes) else []
     complete = len(ranks) == first["world_size"]
     if not complete:
-        here = first.get("local_world_size") == len(ranks)
+        local = first.get("local_world_size") or (first["world_size"] / nodes if nodes > 1 else None)
+        here = local == len(ranks)
         flags.append("this_node_only" if here else "partial_world")
         complete = here
     sure = complete and all(process.first["apart"] for process in ranks.values())

@@ -15,9 +15,10 @@ from bench.machine.cluster import Cluster, step_variables
 from bench.run.launcher import LaunchError, LaunchOptions, LocalLauncher, no_tick, node_variables
 from bench.run.nodes import put_together, well
 
-GRACE_SECONDS, PATIENCE_SECONDS, DELIVERY_SECONDS = 2.0, 10.0, 600.0
+GRACE_SECONDS, PATIENCE_SECONDS, DELIVERY_SECONDS, LIMIT_SECONDS = 2.0, 10.0, 600.0, 60.0
 """After one node has failed: how long the others may take to end by themselves, as the first cause may be theirs; how long
-after they were cancelled; and how long a node may take to copy the files of a run that has ended.
+after they were cancelled; how long a node may take to copy the files of a run that has ended; and how long the others may
+take to end where the first has reached the limit of a command.
 """
 
 
@@ -105,7 +106,7 @@ class SrunLauncher(LocalLauncher):
 
     def _gather(self, folder: Path, timeout_seconds: float, tick: Callable[[], None]) -> files.Exit:
         """Wait for all nodes of a run. When one has failed, the others may end by themselves, and are then cancelled."""
-        deadline, cancel_at = time.monotonic() + timeout_seconds, inf
+        deadline, cancel_at, grace = time.monotonic() + timeout_seconds, inf, GRACE_SECONDS
         while self._waiting:
             answer = self._answer(min(deadline, cancel_at) - time.monotonic(), tick)
             now = time.monotonic()
@@ -114,6 +115,9 @@ class SrunLauncher(LocalLauncher):
                 deadline, cancel_at = now + PATIENCE_SECONDS, inf
             elif answer is None:
                 break
+            elif answer.get("limit") == folder.name:
+                self._send(end=True)
+                grace = LIMIT_SECONDS
             elif answer.get("ended") == folder.name:  # it delivers its files now
                 deadline = max(deadline, now + DELIVERY_SECONDS)
             elif answer.get("done") == folder.name:
@@ -121,7 +125,7 @@ class SrunLauncher(LocalLauncher):
                 if answer["how"] == "timeout":
                     self._send(late=True)
                 elif not answer["well"]:
-                    cancel_at = min(cancel_at, now + GRACE_SECONDS)
+                    cancel_at = min(cancel_at, now + grace)
         if self._waiting:
             self.close()  # a step that has lost a node; the next run starts another one
         names = self._names[: files.SPEC.read(folder).num_nodes]

@@ -6,6 +6,9 @@
     workload_args.argv: torchrun --nproc-per-node={devices} train.py {amp} --layers {layers}
     workload_args.layers: 12
 
+`{num_nodes}`, `{devices_per_node}`, `{node_rank}`, `{master_addr}` and `{master_port}` are for launchers on several nodes,
+each of which starts the command once; torchrun needs none of them, as variables tell it (`bench.run.meeting`).
+
 A `{name}` for which the suite has a map of words stands for the words of its value, which may be several or none:
 
     workload_args.amp: {fp32: [], bf16: [--amp, --dtype, bfloat16]}
@@ -15,9 +18,11 @@ A `{name}` for which the suite has a map of words stands for the words of its va
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import PurePath
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -26,6 +31,11 @@ from bench.figures.metrics import parameters
 from bench.registry import did_you_mean
 from bench.schema import AXES, UNKNOWN_OF_COMMANDS, RunSpec, names_in_braces
 from bench.workloads.printed import Printed, check_pattern
+
+MEETING = ("node_rank", "master_addr", "master_port")
+"""Names in a command whose values are known only where it starts: by the number of the node, and where its ranks meet."""
+OF_ALL_NODES = ("srun", "mpirun", "mpiexec", "sbatch", "salloc")
+"""Programs that start others on all nodes by themselves."""
 
 
 class CommandArgs(BaseModel):
@@ -70,7 +80,7 @@ class CommandArgs(BaseModel):
     @model_validator(mode="after")
     def _own_names(self) -> Self:
         _ = self.printed  # raises where they contradict each other
-        taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size"}
+        taken = set(self.model_extra or {}) & {*RunSpec.model_fields, "devices", "global_batch_size", *MEETING}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: a run has a field of this name; choose another name")
         return self
@@ -87,7 +97,8 @@ class Command:
         """Raise ValueError where the command cannot be filled in, or does not use what is set; a mistake a line."""
         mistakes = list(_unused(spec))
         try:
-            fill(spec)
+            words = fill(spec)
+            mistakes += _on_nodes(words, spec) if spec.num_nodes > 1 else ()
         except ValueError as error:
             mistakes.insert(0, str(error))
         if mistakes:
@@ -106,13 +117,27 @@ def _unused(spec: RunSpec) -> Iterator[str]:
             yield f"argv does not use {{{name}}}, so {value} would not reach the command; write {{{name}}}, or leave it out"
 
 
+def _on_nodes(words: list[str], spec: RunSpec) -> Iterator[str]:
+    """Tell what in a command is not for several nodes, each of which starts it once."""
+    program, text = PurePath(words[0]).name, " ".join(words)
+    if program in OF_ALL_NODES:
+        yield f"argv: {program} starts processes on all nodes, but each node starts argv once: leave it out"
+    if "--standalone" in words:
+        yield f"argv: --standalone is for one node, not {spec.num_nodes}: leave it out"
+    nodes = re.search(r"--(?:nnodes|num[-_]machines|num[-_]nodes)[= ](?:\d+:)?(\d+)(?= |$)", text)
+    if nodes is not None and int(nodes[1]) != spec.num_nodes:
+        yield f"argv: {nodes[0]} is not the {spec.num_nodes} nodes of this run: write {{num_nodes}}"
+    if re.search(r"--nproc[-_]per[-_]node[= ]\{devices\}", str(spec.workload_args["argv"])):
+        yield "argv: the processes of one node are {devices_per_node}; {devices} are those of all nodes"
+
+
 def same_commands(specs: Iterable[RunSpec]) -> Iterator[str]:
     """Tell which configurations run the same command with the same threads, although they differ in what is set."""
     groups: dict[Any, list[RunSpec]] = {}
     for spec in specs:
         with suppress(ValueError):  # told elsewhere
             visible = spec.world_size if spec.device_type == "gpu" else None  # a command sees its own GPUs alone
-            same = (*fill(spec), visible, spec.threads_per_device, spec.workload_args.get("folder"))
+            same = (*fill(spec), visible, spec.num_nodes, spec.threads_per_device, spec.workload_args.get("folder"))
             groups.setdefault(same, []).append(spec)
     for alike in groups.values():
         counts = sorted({spec.world_size for spec in alike})
@@ -121,10 +146,21 @@ def same_commands(specs: Iterable[RunSpec]) -> Iterator[str]:
             yield f"argv does not use {{devices}}, so the same command would run as {listed}; write {{devices}} into it"
 
 
-def fill(spec: RunSpec) -> list[str]:
-    """Return the argument vector of a run. Raises ValueError for an unknown `{name}`, or words that do not stand alone."""
+class _Later(str):
+    """A name in braces that stays as it is."""
+
+    def __format__(self, how: str) -> str:
+        return "{" + self + (f":{how}" if how else "") + "}"
+
+
+def fill(spec: RunSpec, meeting: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the argument vector of a run. `meeting` has the values of MEETING; without them these names stay in braces.
+
+    Raises ValueError for an unknown `{name}`, or words that do not stand alone.
+    """
     values = {**parameters(spec), **{name.partition(".")[2]: v for name, v in parameters(spec).items() if "." in name}}
     values = {name: value for name, value in values.items() if name not in CommandArgs.model_fields}
+    values |= meeting if meeting is not None else {name: _Later(name) for name in MEETING}
     return [filled for word in shlex.split(str(spec.workload_args["argv"])) for filled in _filled(word, values, spec)]
 
 

@@ -1,0 +1,137 @@
+"""Commands in an allocation of a real Slurm with two virtual nodes: one record a run, which counts the whole world once."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.record import RunRecord, Status
+from tests.processes import PATIENCE, records, until
+from tests.slurm import Slurm, missing, slurm
+from tests.test_collect import counter
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --nproc-per-node={{devices_per_node}} train.py"
+WATTS, BATCH, STEPS = 100.0, 4, 40
+SCRIPT = f"""\
+import json, os, sys, time
+import torch
+import torch.distributed as dist
+
+together = "RANK" in os.environ
+if together:
+    dist.init_process_group("gloo")
+rank = dist.get_rank() if together else 0
+model = torch.nn.Linear(8, 1)
+if together:
+    model = torch.nn.parallel.DistributedDataParallel(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+samples, ends = 0, []
+for step in range(int(sys.argv[1])):
+    inputs = torch.randn({BATCH}, 8)
+    optimizer.zero_grad()
+    model(inputs).sum().backward()
+    optimizer.step()
+    samples += len(inputs)
+    ends.append(time.monotonic())
+    time.sleep(0.05)
+if together:
+    total = torch.tensor(samples)
+    dist.all_reduce(total)
+    samples = int(total)
+if rank == 0:
+    with open(sys.argv[2], "w") as file:
+        json.dump({{"samples": samples, "ends": ends}}, file)
+if together:
+    dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def suite(folder: Path, argv: str, **more: object) -> str:
+    """Write a suite of a command on 2 x 2 devices, whose meters replay 100 W of a processor; return its name."""
+    trace = folder / "trace.jsonl"
+    trace.write_text("\n".join(counter("cpu", WATTS, "rapl", "cpu", until=1800)) + "\n")
+    (folder / "train.py").write_text(SCRIPT)
+    document = {
+        "name": "own",
+        "idle_seconds": 0,
+        "defaults": {
+            "workload": "command",
+            "workload_args": {"argv": argv},
+            "warmup_steps": 5,
+            "meters": [f"replay:{trace}"],
+            "device_type": "cpu",
+        }
+        | more,
+        "matrix": {"layout": ["2x2"]},
+    }
+    (folder / "own.yaml").write_text(json.dumps(document))  # JSON is YAML
+    return "own.yaml"
+
+
+def only(folder: Path) -> RunRecord:
+    (record,) = records(folder).values()
+    return record
+
+
+def test_torchrun_on_two_nodes_is_one_record_of_the_whole_world(cluster: Slurm, tmp_path: Path) -> None:
+    argv = f"{TORCHRUN} {STEPS} {tmp_path}/own-count.json"
+    process = cluster.bench(tmp_path, "run", suite(tmp_path, argv), "--json")
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    record, own = only(tmp_path), json.loads((tmp_path / "own-count.json").read_text())
+    measured = record.measurement
+    assert record.status is Status.OK
+    assert measured is not None
+    assert own["samples"] == 4 * BATCH * STEPS
+    assert measured.steps_before == 5
+    assert measured.steps == STEPS - 5
+    assert measured.samples == own["samples"] * measured.steps / STEPS
+    assert measured.window_seconds == pytest.approx(own["ends"][-1] - own["ends"][4], rel=0.05)
+    assert measured.seen is not None
+    assert (measured.seen.world_size, measured.seen.processes) == (4, 4)
+    assert not {"this_node_only", "partial_world", "other_hosts", "world_unknown", "nodes_disagree"} & set(record.flags)
+    joules = sum(reading.energy_joules for reading in measured.energy)
+    assert joules == pytest.approx(2 * WATTS * measured.window_seconds, rel=0.2)  # readings once a second
+    assert [(node.name, node.exitcode) for node in record.nodes] == [("n1", 0), ("n2", 0)]
+    until(lambda: cluster.left() == [])
+
+
+def test_a_script_that_knows_no_nodes_is_no_training_of_both(cluster: Slurm, tmp_path: Path) -> None:
+    argv = f"{sys.executable} train.py {STEPS} /dev/null"
+    process = cluster.bench(tmp_path, "run", suite(tmp_path, argv, measure_steps=20), "--json")
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, errors
+    error = only(tmp_path).error
+    assert error is not None
+    assert error.message.startswith("the nodes do not train together: torch.distributed has 1 process on n1")
+    assert "torchrun" in error.message
+
+
+def test_a_killed_rank_ends_the_command_on_both_nodes(cluster: Slurm, tmp_path: Path) -> None:
+    argv = f"{TORCHRUN} 100000 /dev/null"
+    process = cluster.bench(tmp_path, "run", suite(tmp_path, argv), "--json")
+
+    def ranks() -> list[psutil.Process]:
+        agents = cluster.agents()
+        below = agents[1].children(recursive=True) if len(agents) == 2 else []
+        return [each for each in below if "train.py" in each.cmdline() and "RANK" in each.environ()]
+
+    until(lambda: len(ranks()) == 2 and list(tmp_path.glob("runs/*/*/*/spec.json")))
+    max(ranks(), key=lambda each: int(each.environ()["RANK"])).kill()
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, errors
+    error = only(tmp_path).error
+    assert error is not None
+    assert error.message.startswith("n2: ")
+    assert "SIGKILL" in error.message
+    until(lambda: cluster.left() == [])
