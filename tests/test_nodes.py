@@ -29,7 +29,7 @@ from bench.run.nodes import NodeTrace, node_facts, put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
 from bench.suites.load import SuiteError, override
-from tests import commands, rows
+from tests import rows
 from tests.test_collect import counter, phase
 
 S = 10**9
@@ -350,14 +350,6 @@ def test_the_figure_marks_where_nodes_are_crossed() -> None:
     assert curves.boundary([curve((1, 1), (4, 1))]) is None
     assert curves.boundary([curve((4, 1), (4, 2))]) is None, "devices that say nothing about nodes"
     assert curves.boundary([curve((4, None), (8, None))]) is None
-
-
-def test_measure_tells_of_nodes_that_it_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["measure", "--no-store", "--idle-seconds", "0", "--", "true"]
-    assert "other nodes" not in commands.bench(*words).stderr
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    assert "this machine alone is measured" in commands.bench(*words).stderr
 
 
 def test_a_node_without_readings_leaves_no_smaller_sum(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A command on several nodes: its words and variables, and what becomes of what each node saw of it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bench.run.meeting import Meeting
 from bench.run.nodes import put_together
 from bench.schema import Machine, RunSpec, Site
 from bench.workloads.command import Command, fill
-from tests import rows
+from tests import processes, rows
 from tests.test_collect import counter
 from tests.test_hooks import JOINED, process
 from tests.test_sources import printed
@@ -187,3 +188,11 @@ def test_torchrun_is_told_by_variables() -> None:
 def test_words_that_are_not_for_several_nodes_are_mistakes(argv: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Command.check(command(argv))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_bench_measure_says_that_it_measures_one_machine(tmp_path: Path, nodes: int) -> None:
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": str(nodes), "SLURMD_NODENAME": "n1"}
+    done = processes.bench(tmp_path, "measure", "--no-store", "--idle-seconds", "0", "--", "true", env=os.environ | job)
+    assert done.returncode == 0, done.stderr
+    assert ("a suite with workload: command" in done.stderr) == (nodes == 2)
