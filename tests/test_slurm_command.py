@@ -106,15 +106,30 @@ def test_torchrun_on_two_nodes_is_one_record_of_the_whole_world(cluster: Slurm, 
     until(lambda: cluster.left() == [])
 
 
-def test_a_script_that_knows_no_nodes_is_no_training_of_both(cluster: Slurm, tmp_path: Path) -> None:
-    argv = f"{sys.executable} train.py {STEPS} /dev/null"
-    process = cluster.bench(tmp_path, "run", suite(tmp_path, argv, measure_steps=20), "--json")
+def test_a_limit_ends_both_nodes_and_a_script_that_knows_no_nodes_is_no_training_of_both(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+    name = suite(tmp_path, f"{sys.executable} {{start}} train.py 200 /dev/null", measure_steps=30)
+    document = json.loads((tmp_path / name).read_text())
+    document["matrix"]["workload_args.start"] = {"torchrun": start, "none": []}
+    (tmp_path / name).write_text(json.dumps(document))
+    process = cluster.bench(tmp_path, "run", name, "--json")
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, errors
-    error = only(tmp_path).error
+    found = {record.status: record for record in records(tmp_path).values()}
+    assert set(found) == {Status.OK, Status.INVALID}, errors
+    record, error = found[Status.OK], found[Status.INVALID].error
+    assert record.measurement is not None
+    assert record.measurement.steps >= 30
+    assert record.measurement.samples == 4 * BATCH * record.measurement.steps
+    first, second = (node.window_seconds for node in record.nodes)
+    assert first == pytest.approx(second, rel=0.05)
+    assert "nodes_disagree" not in record.flags
     assert error is not None
     assert error.message.startswith("the nodes do not train together: torch.distributed has 1 process on n1")
     assert "torchrun" in error.message
+    until(lambda: cluster.left() == [])
 
 
 def test_a_killed_rank_ends_the_command_on_both_nodes(cluster: Slurm, tmp_path: Path) -> None:

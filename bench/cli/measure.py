@@ -153,7 +153,9 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     check_program(asked.filled[0])
     machine, _ = find_machine(options["gpus"])
     if several_nodes() and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
-        _tell("this machine alone is measured, not all nodes of the job: a suite with workload: command measures them all")
+        _tell(
+            "this machine alone is measured, not all nodes of the job: a suite with workload: command measures them all"
+        )
     if options["runs"] == Path(OWN_RUNS) and measuring.make_own_folder():
         _tell_places(options)
     before = recover(options["runs"])
