@@ -74,7 +74,6 @@ class Controller:
     clock: ControllerClock = field(default_factory=ControllerClock)
     active: dict[int, Active] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
-    polls: int = 0
 
     def __post_init__(self) -> None:
         self.folder = self.reporter.execution.folder
@@ -306,7 +305,7 @@ class Controller:
 
     def _ask(self) -> None:
         """Ask the queue for all jobs, and judge each."""
-        self._last_poll, self.polls = self.clock.now(), self.polls + 1
+        self._last_poll = self.clock.now()
         try:
             rows = {job.name: job for job in self.queue.listed()}
             self._unreachable = False
