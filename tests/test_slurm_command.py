@@ -25,19 +25,26 @@ together = "RANK" in os.environ
 if together:
     dist.init_process_group("gloo")
 rank = dist.get_rank() if together else 0
-model = torch.nn.Linear(8, 1)
-if together:
-    model = torch.nn.parallel.DistributedDataParallel(model)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 samples, ends = 0, []
-for step in range(int(sys.argv[1])):
-    inputs = torch.randn({BATCH}, 8)
-    optimizer.zero_grad()
-    model(inputs).sum().backward()
-    optimizer.step()
-    samples += len(inputs)
-    ends.append(time.monotonic())
-    time.sleep(0.05)
+
+
+def train():
+    global samples
+    model = torch.nn.Linear(8, 1)
+    if together:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(int(sys.argv[1])):
+        inputs = torch.randn({BATCH}, 8)
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+        optimizer.step()
+        samples += len(inputs)
+        ends.append(time.monotonic())
+        time.sleep(0.05)
+
+
+train()  # a function: what still holds the group of processes at the end may abort Python's exit in torch's threads
 if together:
     total = torch.tensor(samples)
     dist.all_reduce(total)
