@@ -7,6 +7,7 @@ these names.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
@@ -164,6 +165,17 @@ class BlockLine(Model):
     seconds: float = 0.0
 
 
+class HeldNodes(Model):
+    """For how many seconds nodes were held for runs, summed over the nodes, and for how many of them a run used them.
+
+    `devices` are those of a node. A node is held from the first agent's start to the end of the last run.
+    """
+
+    devices: int
+    held_seconds: float
+    used_seconds: float
+
+
 class SubmittedJob(Model):
     """What is known of the job of a block: its id (None: it may not have been accepted), and how it ended.
 
@@ -296,6 +308,8 @@ BLOCK_END = JsonFile("end.json", BlockEnd)
 JOURNAL, JOB_SCRIPT, JOB_LOG = "journal.jsonl", "job.sh", "job.log"
 ALIVE, REVOKED = ".alive", ".revoked"
 """Changed every few seconds while a job works on its block; and there once other jobs may do its runs."""
+HELD = "held.jsonl"
+"""Lines of HeldNodes, one for each time that runs were done on nodes of a cluster: of an execution, and of a block."""
 JOBS = "jobs.jsonl"
 """Lines of SubmittedJob: the last one of a number counts."""
 NODE_KIND = JsonFile("node.json", Environment)
@@ -347,3 +361,21 @@ def clear_results(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in (SPEC.name, NEEDS.name):
             path.unlink()
+
+
+def read_held(execution: Path) -> tuple[HeldNodes | None, int]:
+    """Return how long the nodes of a cluster were held for an execution, and how many jobs left nothing about it.
+
+    Such a job still runs, or was killed. None where no node was held, or nodes with other numbers of devices.
+    """
+    blocks = [place for place in BLOCKS.paths(execution) if (place / ALIVE).exists()]
+    lines = list[HeldNodes]()
+    for place in (execution, *blocks):
+        with suppress(FileNotFoundError, ValueError):  # the last line may be torn
+            for line in (place / HELD).read_bytes().splitlines():
+                lines.append(HeldNodes.model_validate_json(line))
+    silent = sum(not (place / HELD).exists() for place in blocks)
+    if len({line.devices for line in lines}) != 1:
+        return None, silent
+    held, used = sum(line.held_seconds for line in lines), sum(line.used_seconds for line in lines)
+    return HeldNodes(devices=lines[0].devices, held_seconds=held, used_seconds=used), silent

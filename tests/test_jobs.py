@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from analytics.say.jobs import held_text
 from bench import folder as files
 from bench.cluster_options import ClusterOptions, clock_seconds
 from bench.errors import UserError
@@ -464,6 +465,29 @@ def test_a_job_on_another_kind_of_node_does_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"another kind \(64 x Any CPU\) than those before \(8 x Any CPU\)") as caught:
         same_kind(tmp_path, other, ClusterOptions())
     assert "set cluster.constraint" in str(caught.value)
+
+
+def test_nodes_that_were_held_are_told_beside_those_that_runs_used(tmp_path: Path) -> None:
+    assert files.read_held(tmp_path) == (None, 0)
+    for number, lines in enumerate([[(7200, 3600), (3600, 1800)], [(3600, 1800)], None]):
+        place = tmp_path if number == 0 else files.BLOCKS.path(tmp_path, number)
+        place.mkdir(exist_ok=True)
+        (place / files.ALIVE).touch()
+        for held, used in lines or []:
+            line = files.HeldNodes(devices=8, held_seconds=held, used_seconds=used).model_dump_json()
+            with (place / files.HELD).open("a") as file:
+                file.write(f"{line}\n")
+    held, silent = files.read_held(tmp_path)
+    assert held is not None
+    assert (held.held_seconds, held.used_seconds, silent) == (14_400, 7_200, 1)
+    text = "Nodes were held for 4 node-hours; runs used 50% of that"
+    assert held_text(held, 0, None) == f"{text}."
+    assert (
+        held_text(held, silent, 2.5) == f"{text}. Held, they cost 80 USD. Without 1 job that was killed or still runs."
+    )
+    with files.BLOCKS.path(tmp_path, 1).joinpath(files.HELD).open("a") as file:
+        file.write('{"devices": 8, "held')  # torn
+    assert files.read_held(tmp_path) == (held, silent)
 
 
 def test_only_one_controller_follows_an_execution(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_the_energy_of_both_nodes_is_counted_once_each(finished: tuple[Path, str
         assert whole == pytest.approx(nodes * WATTS, rel=0.01)
 
 
+def test_the_answer_tells_how_long_nodes_were_held_and_used(finished: tuple[Path, str, str]) -> None:
+    held, runs = json.loads(finished[1])["held_nodes"], by_nodes(finished[0])
+    assert held["used_seconds"] == pytest.approx(sum(nodes * runs[nodes].duration_seconds for nodes in (1, 2)))
+    assert held["held_seconds"] >= 2 * sum(run.duration_seconds for run in runs.values())
+    assert (held["devices"], held["jobs_without"]) == (2, 0)
+
+
 def test_a_run_leaves_few_files(finished: tuple[Path, str, str]) -> None:
     for path in finished[0].glob("runs/*/*/*/record.json"):
         assert len(list(path.parent.iterdir())) <= 8, sorted(path.parent.iterdir())

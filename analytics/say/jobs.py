@@ -1,4 +1,4 @@
-"""The jobs of a cluster that a suite would need, in words."""
+"""The jobs of a cluster that a suite would need, and the nodes that were held for it, in words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from analytics.say.blocks import Block, Lines, Note, Sentence
 from analytics.text import counted, duration, interval
+from bench.folder import HeldNodes
 from bench.jobs.session import PlannedBlock
 
 
@@ -27,3 +28,13 @@ def job_blocks(jobs: Sequence[PlannedBlock]) -> Iterator[Block]:
             yield Lines(tuple(job.script.rstrip().splitlines()), "command")
     if any(job.accepted is False for job in jobs):
         yield Note("jobs that Slurm refuses are not submitted: change cluster in the suite.", "Careful")
+
+
+def held_text(held: HeldNodes, silent: int, usd_per_device_hour: float | None) -> str:
+    """Say how long nodes were held, how long runs used them, and what that costs; `silent` jobs are not in it."""
+    hours, share = held.held_seconds / 3600, held.used_seconds / held.held_seconds
+    text = f"Nodes were held for {interval(hours)} node-hours; runs used {share:.0%} of that"
+    if usd_per_device_hour is not None:
+        text += f". Held, they cost {interval(hours * held.devices * usd_per_device_hour)} USD"
+    jobs = f" {counted(silent, 'job')} that {'was' if silent == 1 else 'were'} killed or still run{'s' * (silent == 1)}"
+    return f"{text}.{f' Without{jobs}.' if silent else ''}"

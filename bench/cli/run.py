@@ -102,19 +102,25 @@ def _answer(
     from analytics.runs.frame import frame
     from analytics.say.answer import document
     from analytics.say.blocks import Note, command
+    from analytics.say.jobs import held_text
     from analytics.say.results import results
     from bench.figures.metrics import row
+    from bench.folder import read_held
     from bench.run.runner import resume
     from bench.store.tracker import shown
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
     rows = sorted(map(row, execution.stored()), key=lambda each: order.get(str(each["run_id"]), len(order)))
     df = frame(rows)
+    held, silent = read_held(execution.folder)
     if as_json:
-        shared.print_json({"runs_folder": str(execution.folder), "store": shown(store), **document(df)})
+        more = {"held_nodes": None if held is None else held.model_dump() | {"jobs_without": silent}}
+        shared.print_json({"runs_folder": str(execution.folder), "store": shown(store), **more, **document(df)})
         return
     missing = [spec.run_id in selected for spec in execution.missing()]
     texts = [f"{execution.folder}; to browse them: {command('dashboard', store=store)}"]
+    if held is not None:
+        texts.append(held_text(held, silent, execution.plan.suite.usd_per_device_hour))
     if any(missing):
         texts.append(f"{sum(missing)} are missing. {resume(new=new)}")
     if not all(missing):

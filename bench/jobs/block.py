@@ -123,7 +123,7 @@ class Worker(Progress):
                 runner.start()
             return self._each(runner, chosen, cluster)
         finally:
-            runner.launcher.close()
+            runner.close()
 
     def _plan(self, suite: Suite, cluster: Cluster) -> Expansion:
         """Return the runs of this block with those that give them weights; some cannot be done on these nodes."""

@@ -393,6 +393,8 @@ class Runner(Reporter):
 
     context: Context
     launcher: Launcher
+    began: float | None = None
+    used_seconds: float = 0.0
 
     @classmethod
     def make(
@@ -425,6 +427,7 @@ class Runner(Reporter):
 
     def start(self) -> None:
         """Start the node and check that torch can use the GPUs that the runs need."""
+        self.began = time.monotonic()
         runs = [run for run in self.execution.plan.to_do if run.workload != COMMAND]
         needed = max((run.devices_per_node for run in runs if run.device_type == "gpu"), default=0)
         facts = self.launcher.start(tick=self.progress.tick)
@@ -465,7 +468,21 @@ class Runner(Reporter):
         except Stopped:  # the place where runs are done has ended
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return collect(self.context, spec, folder)
+        record = collect(self.context, spec, folder)
+        self.used_seconds += spec.num_nodes * record.duration_seconds
+        return record
+
+    def close(self) -> None:
+        """End the node process, and write how long the nodes of a cluster were held."""
+        self.launcher.close()
+        nodes = self.context.nodes
+        if self.began is None or not nodes:
+            return
+        seconds, machine = len(nodes) * (time.monotonic() - self.began), nodes[0].machine
+        devices, used = len(machine.gpus) or machine.cpu_count, min(seconds, self.used_seconds)
+        held = files.HeldNodes(devices=devices, held_seconds=seconds, used_seconds=used)
+        with suppress(OSError), ((self.context.place or self.execution.folder) / files.HELD).open("ab") as file:
+            file.write(held.model_dump_json().encode() + b"\n")
 
 
 def run_suite(
@@ -520,7 +537,7 @@ def run_suite(
                 runner.keep(record)
                 forecast.ended(spec, record)
         finally:
-            runner.launcher.close()
+            runner.close()
             runner.tell(done=done, current=None, ended=True)
             runner.tracker.close(finished=not execution.missing())
     return execution
