@@ -38,6 +38,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "launcher": {
         "local": "bench.run.launcher:LocalLauncher",
         "slurm": "bench.run.srun:SrunLauncher",
+        "ray": "bench.run.ray:RayLauncher",
     },
 }
 _CATALOG = "bench.strategies.catalog"

@@ -101,9 +101,9 @@ gpus_option = click.option(
 )
 launcher_option = click.option(
     "--launcher",
-    type=click.Choice(["local", "slurm"]),
-    help="Where runs are done: on this machine, or on nodes of Slurm, for which jobs are submitted outside of an allocation. "
-    "Default: on all nodes of the allocation around this command, else on this machine.",
+    type=click.Choice(["local", "slurm", "ray"]),
+    help="Where runs are done: on this machine; on nodes of Slurm, for which jobs are submitted outside of an allocation; or "
+    "on nodes of Ray (RAY_ADDRESS). Default: on all nodes of the allocation around this command, else on this machine.",
 )
 cluster_options = _all(
     click.option("--cluster", metavar="NAME", help="Profile of the site's clusters.yaml: partition, account, limits."),
@@ -221,18 +221,22 @@ def place(options: dict[str, Any]) -> dict[str, Any]:
 def find(gpus: str | None, launcher: str | None, asked: ClusterOptions | None = None) -> tuple[Machine, str | None]:
     """Return where runs are done, and the reason if it has no GPU.
 
-    That is this machine, the allocation of Slurm around this command, or what jobs are asked for.
+    That is this machine, the allocation of Slurm around this command, what jobs are asked for, or nodes of Ray.
     """
     from bench.machine.cluster import find_cluster, in_allocation, several_nodes
     from bench.machine.environment import find_machine
     from bench.machine.partition import find_partition
+    from bench.machine.ray import find_ray
 
     if launcher == "local" or (launcher is None and not several_nodes()):
         return find_machine(gpus)
     if gpus is not None:
         raise UserError(
-            "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2"
+            "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2.\n"
+            "Of nodes of Ray, cluster.devices_per_node says how many"
         )
+    if launcher == "ray":
+        return find_ray(asked), None
     if in_allocation():
         return find_cluster(asked), None
     return find_partition(asked or ClusterOptions()), None

@@ -1,4 +1,7 @@
-"""The nodes of an allocation of Slurm that the user holds: who they are, how a step is started on them, and when it ends."""
+"""The nodes of an allocation of Slurm that the user holds: who they are, how a step is started on them, and when it ends.
+
+`bench.machine.ray` has the same of nodes of Ray.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bench.cluster_options import ClusterOptions
 from bench.errors import FAULT, WRONG_USE, UserError
 from bench.machine.environment import commit, describe, find_machine
+from bench.machine.seat import find_seat
 from bench.process import module_command
 from bench.record import Environment
 from bench.redact import redact_argv
@@ -40,7 +45,8 @@ class ClusterProblem(UserError):
 class Cluster(Machine):
     """Several machines of an allocation; as a machine it is what each of them has at least.
 
-    `nodes` are in the order of a step, with their `names` in Slurm; `addresses` are those by which they reach each other.
+    `job` names it; `nodes` are in the order of a step, with their `names` in Slurm; `addresses` are those by which they reach
+    each other.
     `ends_at` is when the allocation ends, by the monotonic clock of this process; None where it is not limited.
     """
 
@@ -50,6 +56,11 @@ class Cluster(Machine):
     addresses: list[str]
     ends_at: float | None = None
     asked: ClusterOptions = ClusterOptions()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables with which a step is started."""
+        return step_variables()
 
     def command(self, module: str, *arguments: str) -> list[str]:
         """Return the command that starts a module of wattbench once on each node."""
@@ -127,13 +138,8 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
     left = time_left(remaining)
     names, nodes = _environments(names, asked)
     nodes = [_alone(node) for node in nodes] if others == "NO" else nodes
-    first, fewest = nodes[0].machine, min(len(node.machine.free_gpus) for node in nodes)
-    least = {
-        "cpu_count": min(node.machine.cpu_count for node in nodes),
-        "gpus": first.gpus if fewest == len(first.free_gpus) else first.free_gpus[:fewest],
-    }
     return Cluster(
-        **dict(first) | least,
+        **least([node.machine for node in nodes]),
         job=job,
         names=names,
         nodes=nodes,
@@ -141,6 +147,16 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
         ends_at=None if left is None else time.monotonic() + left,
         asked=asked,
     )
+
+
+def least(machines: list[Machine], most: int | None = None) -> dict[str, Any]:
+    """Return the fields of a machine that has what each of these has, but no more devices than `most`."""
+    first, fewest = machines[0], min(len(machine.free_gpus) for machine in machines)
+    count, fewest = min(machine.cpu_count for machine in machines), min(fewest, most or fewest)
+    return dict(first) | {
+        "cpu_count": count if first.gpus else min(count, most or count),
+        "gpus": first.gpus if fewest == len(first.free_gpus) else first.free_gpus[:fewest],
+    }
 
 
 def _alone(node: Environment) -> Environment:
@@ -186,12 +202,8 @@ def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], l
         )
     except subprocess.TimeoutExpired as error:
         raise ClusterProblem(f"the nodes {', '.join(names)} did not answer within {FACTS_SECONDS:g} s") from error
-    parts, own = dict[int, dict[int, str]](), dict[int, str]()
-    for line in done.stdout.decode(errors="replace").splitlines():
-        if line.startswith('{"node"'):
-            part = json.loads(line)
-            parts.setdefault(part["node"], {})[part["part"]] = part["text"]
-            own[part["node"]] = part["name"]
+    found = described(done.stdout)
+    own = {number: name for number, (name, _) in found.items()}
     silent = sorted(set(names) - set(own.values()))
     if done.returncode or silent:
         why = done.stderr.decode(errors="replace").strip().splitlines()[-8:]
@@ -200,8 +212,19 @@ def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], l
             + ("\n".join(why) or "(no message)")
             + "\n--launcher local uses this machine alone"
         )
-    texts = ("".join(text for _, text in sorted(parts[number].items())) for number in range(len(names)))
-    return [own[number] for number in range(len(names))], [Environment.model_validate_json(text) for text in texts]
+    return [own[number] for number in range(len(names))], [found[number][1] for number in range(len(names))]
+
+
+def described(output: bytes) -> dict[int, tuple[str, Environment]]:
+    """Return the names and environments of nodes by their numbers, from the lines by which they describe themselves."""
+    parts, names = dict[int, dict[int, str]](), dict[int, str]()
+    for line in output.decode(errors="replace").splitlines():
+        if line.startswith('{"node"'):
+            part = json.loads(line)
+            parts.setdefault(part["node"], {})[part["part"]] = part["text"]
+            names[part["node"]] = part["name"]
+    texts = {number: "".join(text for _, text in sorted(own.items())) for number, own in parts.items()}
+    return {number: (names[number], Environment.model_validate_json(text)) for number, text in texts.items()}
 
 
 def ask_slurm(*command: str, errors_too: bool = False) -> str:
@@ -246,15 +269,12 @@ def time_left(text: str) -> float | None:
 
 def main() -> int:
     """Describe this node on the standard output, in lines that stay whole. Return the exit code."""
-    machine, _ = find_machine()
-    cluster = {"engine": "slurm", "partition": os.environ.get("SLURM_JOB_PARTITION", "")}
-    cluster["node"] = os.environ["SLURMD_NODENAME"]
-    if int(os.environ.get("SLURM_CPUS_ON_NODE", "0")) < (os.cpu_count() or 1):
-        cluster["shared"] = "others may use the rest of the node"
-    text = describe(machine).changed(cluster=cluster).model_dump_json()
+    machine, seat = find_machine()[0], find_seat()
+    if seat.engine == "ray":  # which hands out a part of the processors without binding anybody to it
+        machine = machine.changed(cpu_count=min(machine.cpu_count, seat.processors))
+    text = describe(machine).changed(cluster=seat.facts).model_dump_json()
     for part, start in enumerate(range(0, len(text), PART)):
-        who = {"node": int(os.environ["SLURM_NODEID"]), "name": os.environ["SLURMD_NODENAME"]}
-        line = {**who, "part": part, "text": text[start : start + PART]}
+        line = {"node": seat.number, "name": seat.name, "part": part, "text": text[start : start + PART]}
         os.write(1, (json.dumps(line) + "\n").encode())
     return 0
 

@@ -1,8 +1,8 @@
 """The process of one node in an allocation of several: it does its part of the runs that the launcher sends to all nodes.
 
-`python -P -m bench.run.agent [options] EXECUTION`, started once on each node by a step of Slurm. It works like a node of one
-machine (bench.run.node), in a folder of its own on the node: while a run is measured nothing is written to the shared folder
-of the execution. At the end it delivers its files there, `node-<number>.json` last.
+`python -P -m bench.run.agent [options] EXECUTION`, started once on each node by a step of Slurm or Ray. It works like a
+node of one machine (bench.run.node), in a folder of its own on the node: while a run is measured nothing is written to the
+shared folder of the execution. At the end it delivers its files there, `node-<number>.json` last.
 
 The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`;
 `{"cancel": true}`, `{"late": true}` where another node has reached the time limit, or `{"end": true}` where the first one has
@@ -30,6 +30,7 @@ import psutil
 
 from bench import folder as files
 from bench.machine.environment import find_machine
+from bench.machine.seat import Seat, find_seat
 from bench.meters.sidecar import Sidecar
 from bench.pipe import Pipe
 from bench.process import adopt_orphans, boot_id
@@ -62,16 +63,21 @@ def own_address(peer: str, interface: str | None = None) -> tuple[str, str]:
 
 @dataclass
 class Agent:
-    """The state of this process: its number among the nodes, its folder on this node, and where it can be reached."""
+    """The state of this process: its seat among the nodes, its folder on this node, and where it can be reached."""
 
     node: Node
-    number: int
+    seat: Seat
     shared: Path
     scratch: Path
     address: str
     interface: str
     listener: socket.socket | None = None
     ending: bool = False
+
+    @property
+    def number(self) -> int:
+        """Number of this node."""
+        return self.seat.number
 
     def end(self, number: int, frame: Any) -> None:
         """Handle a signal that ends the step: the run under way ends as if the launcher were gone."""
@@ -112,7 +118,7 @@ class Agent:
             os.close(channel)
         self.node.pipe.send(node=self.number, ended=folder.name)
         if self.ending:
-            ended = ended.changed(how="node_died", message="Slurm has ended the step (SIGTERM)")
+            ended = ended.changed(how="node_died", message="the step was ended (SIGTERM)")
         self.hang_up()
         self.deliver(here, folder, ended)
         shutil.rmtree(here, ignore_errors=True)
@@ -146,7 +152,7 @@ class Agent:
                 shutil.copyfile(source, target)
         end = files.NodeEnd(
             node=self.number,
-            name=os.environ["SLURMD_NODENAME"],
+            name=self.seat.name,
             boot_id=boot_id(),
             exit=ended,
             ranks=ranks,
@@ -167,7 +173,7 @@ def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
     for name in (files.IDLE_TRACE, files.IDLE_TIMES.name):
         with suppress(FileNotFoundError):
             shutil.copyfile(agent.scratch / name, idle / name)
-    pipe.send(node=number, ready=facts | {"step": os.environ["SLURM_STEP_ID"]})
+    pipe.send(node=number, ready=facts | {"step": agent.seat.step})
     with suppress(EOFError):
         while message := pipe.receive():
             if "listen" in message and number == 0:
@@ -191,22 +197,21 @@ def main() -> int:
     parser.add_argument("--idle-seconds", type=float, default=0.0, help="seconds of measuring idle power at the start")
     args = parser.parse_args()
     adopt_orphans()
-    number, addresses, meters = int(os.environ["SLURM_NODEID"]), split_names(args.addresses), split_names(args.meters)
+    seat, addresses, meters = find_seat(), split_names(args.addresses), split_names(args.meters)
     gpus = [gpu.uuid for gpu in find_machine()[0].free_gpus] if args.gpus else []
     pipe = Pipe(0, os.dup(1))
     os.dup2(2, 1)  # what libraries print must not be mistaken for a message
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher
     mine, interface = "127.0.0.1", "lo"
     if len(addresses) > 1:
-        mine, interface = own_address(addresses[1 if number == 0 else 0], args.interface)
-    base, prefix = os.environ.get("SLURM_TMPDIR", ""), f"wattbench-{os.environ['SLURM_JOB_ID']}-{number}-"
-    base = base if Path(base).is_dir() and base else tempfile.gettempdir()
+        mine, interface = own_address(addresses[1 if seat.number == 0 else 0], args.interface)
+    base, prefix = seat.base, f"wattbench-{seat.job}-{seat.number}-"
     for left in Path(base).glob(f"{prefix}*"):  # by an agent that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=base) as scratch:
         os.chdir(scratch)
         node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
-        agent = Agent(node, number, args.execution, Path(scratch), mine, interface)
+        agent = Agent(node, seat, args.execution, Path(scratch), mine, interface)
         signal.signal(signal.SIGTERM, agent.end)
         try:
             serve_runs(agent, split_names(args.workloads), args.idle_seconds)

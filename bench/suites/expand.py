@@ -298,14 +298,13 @@ def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     devices = _spread(cell, machine, mistakes)
     _by_node(cell)
     launcher = cell.setdefault("launcher", machine.launcher)
-    if launcher != machine.launcher and "slurm" in (launcher, machine.launcher):
-        where, remedy = (
-            "not inside",
-            "leave it out of the runs, and write it at the top of the suite, or give --launcher slurm",
-        )
-        if machine.launcher == "slurm":
-            where, remedy = "inside", "leave the field out, or give --launcher local"
-        mistakes.append(f"launcher {launcher!r}: this is {where} a Slurm allocation; {remedy}")
+    if launcher != machine.launcher and {"ray", "slurm"} & {launcher, machine.launcher}:
+        here = {"slurm": "inside a Slurm allocation", "ray": "on nodes of Ray"}
+        where = here.get(machine.launcher) or f"not {here[launcher]}"
+        remedy = "leave the field out, or give --launcher local"
+        if machine.launcher == "local":
+            remedy = f"leave it out of the runs, and write it at the top of the suite, or give --launcher {launcher}"
+        mistakes.append(f"launcher {launcher!r}: this is {where}; {remedy}")
     if "global_batch_size" in cell:
         total, accumulation = cell.pop("global_batch_size"), cell.get("gradient_accumulation_steps", 1)
         copies = _copies(cell, devices)
@@ -380,7 +379,9 @@ def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | Non
     free = available_devices(machine, spec.device_type, spec.threads)
     if spec.num_nodes > machine.num_nodes:
         return f"needs {spec.num_nodes} nodes; " + (
-            f"this allocation has {machine.num_nodes}" if machine.num_nodes > 1 else "this is one machine"
+            "this is one machine"
+            if machine.num_nodes == 1
+            else f"{'Ray' if machine.launcher == 'ray' else 'this allocation'} has {machine.num_nodes}"
         )
     if spec.num_nodes > 1 and spec.cold:
         return "cold runs are those of one machine: leave out cold, or take fewer devices"
@@ -390,7 +391,7 @@ def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | Non
         reasons = f": {'; '.join(why)}" if why else ""
         return f"needs {spec.devices_per_node} GPUs, {free} of {len(machine.gpus)} are free{reasons}"
     if spec.devices_per_node > free:
-        where = "a node" if machine.launcher == "slurm" else "this machine"
+        where = "this machine" if machine.launcher == "local" else "a node"
         return f"needs {spec.devices_per_node} × {spec.threads} threads; {where} has {machine.cpu_count} processors"
     return combine.why_impossible(spec, giver, vendor=machine.vendor if spec.device_type == "gpu" else None)
 

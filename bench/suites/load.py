@@ -267,7 +267,7 @@ def with_site(site: _AnySite, values: dict[str, Any]) -> _AnySite:
     if values.keys() & (_RENTED | _OWNED):
         dropped = {"price_note"} | (_OWNED if values.keys() & _RENTED else _RENTED)
     try:
-        return type(site).model_validate(site.model_dump(exclude=dropped) | values, strict=True)
+        return type(site).model_validate(site.model_dump(exclude=dropped, exclude_unset=True) | values, strict=True)
     except ValidationError as error:
         text = "\n".join(messages(error))
         for name, option in SITE_OPTIONS.items():
