@@ -486,8 +486,9 @@ def test_sides_on_disjoint_nodes_are_flagged() -> None:
     assert row(on.changed(nodes=facts))["node_names"] == "n1 n2"
 
 
-def test_a_resumed_suite_on_other_nodes_has_one_law() -> None:
-    records = [rows.record(d, repeat=k, launcher="slurm") for d in (1, 2) for k in range(2)]
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_a_resumed_suite_on_other_nodes_has_one_law(launcher: str) -> None:
+    records = [rows.record(d, repeat=k, launcher=launcher) for d in (1, 2) for k in range(2)]
     made = [row(one.changed(environment=node(f"host{one.spec.world_size}"))) for one in records]
     assert [one.devices for one in fit(frame(made)).series] == [(1, 2)]
     alone = [rows.make(d, repeat=k, host=f"host{d}") for d in (1, 2) for k in range(2)]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench.schema import Gpu, Machine, RunSpec, Site
+from bench.cluster_options import ClusterOptions
+from bench.schema import Gpu, Machine, RunSpec, Site, Suite
 from bench.suites.expand import Expansion, expand, only
-from bench.suites.load import SuiteError, load_suite, override, with_site
+from bench.suites.load import SuiteError, load_suite, override, with_cluster, with_site
 from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read, write
 
 ROOT = Path(__file__).parent.parent
@@ -410,6 +411,12 @@ def test_the_spec_survives_its_file(tmp_path: Path) -> None:
     assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
     assert spec.workload_args["sequence_length"] == 128
     assert str(spec.optimizer) == "sgd-momentum=0.5"
+
+
+def test_the_profile_of_a_site_fills_what_a_suite_leaves_open() -> None:
+    suite = with_site(Suite(name="s", cluster=ClusterOptions(qos="high")), {"pue": 1.2})
+    filled = with_cluster(suite, {"partition": "gpu", "qos": "normal"})
+    assert filled.cluster == ClusterOptions(partition="gpu", qos="high")
 
 
 def test_a_price_takes_the_place_of_the_other_kind() -> None:

@@ -192,7 +192,7 @@ def fit(df: pd.DataFrame) -> ScalingFit:
     parts: list[tuple[pd.DataFrame, list[str], Unit]] = []
     for unit, usable in _counted(df):
         table = summary(usable).copy()  # in one block of memory
-        table["host"] = table["host"].mask(table["launcher"] != "local")  # nodes are exchanged for others of their kind
+        table["host"] = table["host"].mask(table["launcher"].isin(["ray", "slurm"]))  # nodes are exchanged for others of their kind
         kinds = {*work_arguments(table), *LOADER} if unit == "FLOP" else {}
         own = [c for c in varied(table) if c.startswith("workload_args.") and c not in kinds]
         columns = [*SERIES, *(c for c in varied(table) if c.split(".")[0] in AXES), *own]

@@ -177,7 +177,7 @@ def start(rows: Sequence[dict[str, Any]], words: list[str], variables: dict[str,
     return actors
 
 
-class Step:
+class RayStep:
     """A step that runs: the actors of the nodes, and until when it may take to end."""
 
     def __init__(self, names: Sequence[str], actors: Sequence[Any]) -> None:
@@ -254,7 +254,7 @@ def main() -> int:
     except StepProblem as error:
         os.write(2, f"ray: error: {error}\n".encode())
         return 2
-    step = Step([row["NodeName"] for row in rows], actors)
+    step = RayStep([row["NodeName"] for row in rows], actors)
     threading.Thread(target=step.feed, kwargs={"bound": bool(ids)}, daemon=True).start()
     return step.run()
 
