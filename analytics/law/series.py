@@ -192,7 +192,8 @@ def fit(df: pd.DataFrame) -> ScalingFit:
     parts: list[tuple[pd.DataFrame, list[str], Unit]] = []
     for unit, usable in _counted(df):
         table = summary(usable).copy()  # in one block of memory
-        table["host"] = table["host"].mask(table["launcher"].isin(["ray", "slurm"]))  # nodes are exchanged for others of their kind
+        exchanged = table["launcher"].isin(["ray", "slurm"])  # a node for others of its kind
+        table["host"] = table["host"].mask(exchanged)
         kinds = {*work_arguments(table), *LOADER} if unit == "FLOP" else {}
         own = [c for c in varied(table) if c.startswith("workload_args.") and c not in kinds]
         columns = [*SERIES, *(c for c in varied(table) if c.split(".")[0] in AXES), *own]

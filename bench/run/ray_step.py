@@ -114,7 +114,7 @@ class Carrier:
             self._process.kill()
 
 
-def connect(address: str) -> None:
+def connect_to_ray(address: str) -> None:
     """Connect to Ray. Raises StepProblem."""
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -155,7 +155,7 @@ def by_id(rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, 
     return [alive[each] for each in ids]
 
 
-def start(rows: Sequence[dict[str, Any]], words: list[str], variables: dict[str, str]) -> list[Any]:
+def start_carriers(rows: Sequence[dict[str, Any]], words: list[str], variables: dict[str, str]) -> list[Any]:
     """Start an actor on each node, as soon as all of it is free. Raises StepProblem."""
     bundles = [{name: row["Resources"][name] for name in ("CPU", "GPU") if row["Resources"].get(name)} for row in rows]
     here = [{"ray.io/node-id": row["NodeID"]} for row in rows]
@@ -243,14 +243,14 @@ def main() -> int:
     named_variables = (*split_names(args.export), *json.loads(os.environ.get(CHANGED, "{}")), CHANGED, STARTED_IN)
     variables = {name: os.environ[name] for name in named_variables if name in os.environ}
     try:
-        connect(args.address)
+        connect_to_ray(args.address)
         ids = split_names(args.on)
         rows = by_id(ray.nodes(), ids) if ids else choose(ray.nodes(), args.devices, args.nodes)
         if not ids:
             told = [{"id": row["NodeID"], "address": row["NodeManagerAddress"]} for row in rows]
             document = {"address": ray.get_runtime_context().gcs_address, "nodes": told}
             os.write(1, json.dumps(document).encode() + b"\n")
-        actors = start(rows, args.words, variables)
+        actors = start_carriers(rows, args.words, variables)
     except StepProblem as error:
         os.write(2, f"ray: error: {error}\n".encode())
         return 2
