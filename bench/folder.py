@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from bench.cluster_options import ClusterOptions
 from bench.files import write_bytes
-from bench.record import Environment, Measurement, Phase, RunRecord
+from bench.record import Environment, Measurement, NetworkFacts, Phase, RunRecord
 from bench.schema import Model, RunSpec, Scalar, Site
 
 T = TypeVar("T")
@@ -97,6 +97,7 @@ class NodeEnd(Model):
     boot_id: str | None = None
     exit: Exit = Exit()
     ranks: list[RankExit] = []
+    network: NetworkFacts | None = None
     timeline: Timeline | None = None
     cpu_seconds: float | None = None
 

@@ -380,6 +380,29 @@ class Failure(Model):
     attempted_bytes: Count | None = None
 
 
+class NetworkPort(Model):
+    """A port of an InfiniBand adapter as the kernel names it (`mlx5_0:1`); its `link` may be Ethernet all the same."""
+
+    name: str
+    state: str | None = None
+    rate: str | None = None
+    link: str | None = None
+
+    @property
+    def active_infiniband(self) -> bool:
+        """Whether data can travel over InfiniBand here."""
+        return (self.state, self.link) == ("ACTIVE", "InfiniBand")
+
+
+class NetworkFacts(Model):
+    """The network of a node: the interface on which ranks meet, and all ports of adapters. Unknown values are absent."""
+
+    interface: str
+    bits_per_second: Count | None = None
+    mtu_bytes: Count | None = None
+    ports: list[NetworkPort] = []
+
+
 class NodeFacts(Model):
     """One of several nodes of a run: its `kind` (Environment.kind), the first of its ranks, and how the run ended there.
 
@@ -395,6 +418,7 @@ class NodeFacts(Model):
     exitcode: int | None = None
     window_seconds: Positive | None = None
     clock_skew_seconds: float | None = None
+    network: NetworkFacts | None = None
 
 
 class Environment(Model):

@@ -22,14 +22,23 @@ GPUS = [Gpu(index=i, uuid=f"GPU-{i}aaa", name="Synthetic", used_by=["python (7)"
 
 
 def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_SECRET_ACCESS_KEY", "TORCH_HUB_TOKEN", "NCCL_MY_TOKEN"):
+    for name in ("AWS_SECRET_ACCESS_KEY", "TORCH_HUB_TOKEN", "NCCL_MY_TOKEN", "FI_X_PASSWORD", "OMPI_MCA_other"):
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
+    wires = {
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "FI_PROVIDER": "efa",
+        "OMPI_MCA_btl": "^openib",
+        "OMPI_MCA_btl_tcp_if": "ib0",
+    }
+    for name, value in wires.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["bench", "run", "--store", "https://me:hunter2@host"])
     machine, _ = find_machine()
     found = describe(machine)
     assert "hunter2" not in found.model_dump_json()
     assert found.variables["NCCL_SOCKET_IFNAME"] == "lo"
+    assert wires.items() <= found.variables.items()
     assert found.packages["torch"] == torch_build()[0]
     assert found.machine.cpu_count == processors() >= 1
 

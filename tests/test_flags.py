@@ -162,7 +162,7 @@ def test_every_flag_but_that_of_repeats_can_be_set() -> None:
         *("board_scope", "unverified_meter"),
         "disk_full",
         *("mixed_nodes", "windows_differ", "straggler_node", "tensor_parallel_across_nodes"),
-        *("clocks_differ", "other_nodes", "shared_node"),
+        *("clocks_differ", "other_nodes", "shared_node", "slow_network"),
     }  # by analytics, trace, cost, a command
     assert {flag for flag, *_ in PLANTED} | elsewhere == set(FLAGS)
 

@@ -23,7 +23,7 @@ from bench.figures.nodes import energy_of_each, forward_seconds
 from bench.machine import cluster
 from bench.machine.cluster import Cluster
 from bench.meters.trace import Trace
-from bench.record import Environment, NodeFacts, Phase, Provenance, Rank, RunRecord, Status
+from bench.record import Environment, NetworkFacts, NodeFacts, Phase, Provenance, Rank, RunRecord, Status
 from bench.run.collect import Context, collect
 from bench.run.nodes import NodeTrace, node_facts, put_together
 from bench.schema import Machine, RunSpec, Site, Suite
@@ -295,7 +295,8 @@ def two_nodes(
         ]
         exit_ = files.Exit(how="ended", exitcode=0, start_ns=11 * S + shift, end_ns=50 * S + shift)
         one = files.NodeEnd(node=number, name=NAMES[number], boot_id=boots[number], exit=exit_)
-        files.write_node_end(folder, one.changed(timeline=files.Timeline(phases=phases)))
+        network = NetworkFacts(interface=f"eth{number}")
+        files.write_node_end(folder, one.changed(timeline=files.Timeline(phases=phases), network=network))
         if lines:
             rows_ = later(lines) if number else lines
             files.RAW_METERS.path(folder, number).write_text("\n".join(rows_) + "\n")
@@ -326,6 +327,7 @@ def test_the_energy_of_two_nodes_is_the_sum_over_the_window_of_each(tmp_path: Pa
 def test_the_page_of_a_run_has_a_row_for_each_node(tmp_path: Path) -> None:
     record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)])
     table = nodes_of(record)
+    assert list(table["Network"]) == ["eth0", "eth1"]
     assert list(table["Node"]) == ["n1", "n2"]
     assert list(table["Ranks"]) == ["0 to 1", "2 to 3"]
     assert list(table["Energy [J]"]) == pytest.approx([1700, 5100], rel=1e-3)

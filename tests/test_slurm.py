@@ -78,6 +78,7 @@ def test_devices_beyond_one_node_train_on_two(finished: tuple[Path, str, str], c
         ("n1", 0, "ended", 0),
         ("n2", 2, "ended", 0),
     ]
+    assert [node.network and node.network.interface for node in two.nodes] == ["lo", "lo"]
     assert one.nodes == []
     assert two.environment.cluster == {"engine": "slurm", "partition": "debug", "node": "n1"}
     until(lambda: cluster.left() == [])

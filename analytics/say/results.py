@@ -56,6 +56,7 @@ _PHRASES = {
     "straggler": "one slow rank",
     "straggler_node": "one slow node",
     "mixed_nodes": "nodes of different kinds",
+    "slow_network": "sockets in place of InfiniBand",
     "windows_differ": "nodes that measured different times",
     "throttled": "GPUs slowed down by heat or power",
     "shared_gpu": "other users on the GPU",

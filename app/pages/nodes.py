@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 
 import pandas as pd
 
-from analytics.text import printable
+from analytics.text import number, printable
 from bench.figures.metrics import split_energy
 from bench.figures.nodes import energy_of_each, forward_seconds
-from bench.record import RunRecord
+from bench.record import NetworkFacts, RunRecord
 
 
 def nodes(record: RunRecord) -> pd.DataFrame:
-    """Return a row a node of a run over several: its ranks, how it ended, its window, energy and forward time.
+    """Return a row a node of a run over several: its ranks, how it ended, its window, energy, forward time and network.
 
     Energy is absent where nodes cannot be told apart. The forward time is a median of its ranks, also relative to the
     others: above 1 the others wait for the node.
@@ -29,8 +30,20 @@ def nodes(record: RunRecord) -> pd.DataFrame:
         each = record.spec.devices_per_node
         ranks = f"{node.first_rank} to {node.first_rank + each - 1}" if each > 1 else str(node.first_rank)
         skew = node.clock_skew_seconds
-        rows.append((printable(node.name, 60), ranks, node.ended, node.window_seconds, *joules, own, slower, skew))
+        figures = (node.window_seconds, *joules, own, slower, skew)
+        rows.append((printable(node.name, 60), ranks, node.ended, *figures, network_words(node.network)))
     heads = ["Node", "Ranks", "Ended", "Window [s]", "Energy [J]", "~ Energy [J]", "Forward pass [s]"]
-    table = pd.DataFrame(rows, columns=[*heads, "Against the others", "Clock ahead [s]"])
-    table = table.astype(dict.fromkeys(table.columns[3:], "float64"))
+    table = pd.DataFrame(rows, columns=[*heads, "Against the others", "Clock ahead [s]", "Network"])
+    table = table.astype(dict.fromkeys(table.columns[3:-1], "float64"))
     return table.loc[:, table.notna().any()]
+
+
+def network_words(network: NetworkFacts | None) -> str | None:
+    """Name the interface on which ranks meet, and the ports of adapters, alike ones together; None where nothing is known."""
+    if network is None:
+        return None
+    speed = f"{number(network.bits_per_second / 1e9)} Gb/s" if network.bits_per_second is not None else ""
+    mtu = f"MTU {network.mtu_bytes}" if network.mtu_bytes is not None else ""
+    alike = Counter(" ".join(filter(None, (port.link, port.rate, port.state))) for port in network.ports)
+    ports = [f"{count} x {words}" for words, count in alike.items()]
+    return printable("; ".join([", ".join(filter(None, (network.interface, speed, mtu))), *ports]), 200)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from bench import registry
 from bench.figures.metrics import SLOWDOWNS, missing_components, precision_of, split_energy
+from bench.figures.nodes import passes_infiniband
 from bench.figures.sensors import fresh
 from bench.record import Measurement, Observation
 from bench.schema import Gpu, Site
@@ -188,6 +189,9 @@ FLAGS = {
     "shared_node": Flag(
         "C", "the job has a part of a node, of which others may use the rest: energy and speed may be theirs, too"
     ),
+    "slow_network": Flag(
+        "C", "the ranks use plain sockets (gloo, or NCCL by its variables) although a node has active InfiniBand"
+    ),
     "windows_differ": Flag("B", "the windows of the nodes differ by more than 1 %: energy is that of each node's own"),
     "clocks_differ": Flag(
         "B", "the wall clocks of the nodes differ by more than 1 s: times of day are those of the first"
@@ -247,6 +251,8 @@ def _node_flags(run: Observation, figures: dict[str, float]) -> Iterator[str]:
         yield "shared_node"
     if len({node.kind for node in run.nodes}) > 1:
         yield "mixed_nodes"
+    if passes_infiniband(run):
+        yield "slow_network"
     windows = [node.window_seconds for node in run.nodes if node.window_seconds is not None]
     if windows and max(windows) > (1 + WINDOWS_SHARE) * min(windows):
         yield "windows_differ"

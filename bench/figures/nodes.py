@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from bench.record import EnergyReading, Observation
+from bench.schema import COMMAND
 
 
 def slow_node(run: Observation) -> dict[str, float]:
@@ -30,6 +31,22 @@ def node_names(run: Observation) -> list[str]:
     """Return the names of the nodes of a run on a cluster; none elsewhere."""
     own = run.environment.cluster.get("node")
     return [node.name for node in run.nodes] or ([own] if own else [])
+
+
+def passes_infiniband(run: Observation) -> bool:
+    """Whether ranks use plain sockets although a node has active InfiniBand, as far as that is certain.
+
+    They use gloo on processors, and else NCCL, which variables may keep from InfiniBand. What a command uses is not seen.
+    """
+    ports = [port for node in run.nodes if node.network is not None for port in node.network.ports]
+    if run.spec.workload == COMMAND or not any(port.active_infiniband for port in ports):
+        return False
+    network, plugin, off = (
+        run.environment.variables.get(f"NCCL_{name}", "").strip().lower()
+        for name in ("NET", "NET_PLUGIN", "IB_DISABLE")
+    )
+    without = off not in ("", "0") and network == "" and plugin in ("", "none")
+    return run.spec.device_type == "cpu" or network == "socket" or without
 
 
 def energy_of_each(run: Observation) -> list[list[EnergyReading]]:

@@ -30,6 +30,7 @@ import psutil
 
 from bench import folder as files
 from bench.machine.environment import find_machine
+from bench.machine.network import network_facts
 from bench.machine.seat import Seat, find_seat
 from bench.meters.sidecar import Sidecar
 from bench.pipe import Pipe
@@ -156,6 +157,7 @@ class Agent:
             boot_id=boot_id(),
             exit=ended,
             ranks=ranks,
+            network=network_facts(self.interface) if spec.num_nodes > 1 else None,
             timeline=files.TIMELINE.find(here),
         )
         files.write_node_end(folder, end)

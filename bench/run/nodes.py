@@ -238,6 +238,7 @@ def node_facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: S
                 exitcode=end.exit.exitcode,
                 window_seconds=(window.end_ns - window.start_ns - pauses) / 1e9 if window is not None else None,
                 clock_skew_seconds=_skew(ends[0].exit, end.exit),
+                network=end.network,
             )
         )
     return out

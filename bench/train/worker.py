@@ -255,6 +255,8 @@ def _notes(trainer: Trainer) -> dict[str, Scalar]:
     """Return the notes of the parts. Graphs compiled after the warm-up slowed measured steps, so their number is noted."""
     notes = dict(trainer.parts.notes)
     notes["processors"] = len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count() or 1
+    if dist.get_backend() == "nccl":
+        notes["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     if "compiled_graphs" in notes:
         notes["compiled_after_warmup"] = int(compiled()["compiled_graphs"]) - int(notes["compiled_graphs"])
     return notes
