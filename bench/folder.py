@@ -30,7 +30,8 @@ class Exit(Model):
 
     `ended`: the run ended by itself; `stopped`: a user or a limit ended it; `gone`: the runner disappeared. `exitcode` is
     negative for a signal, and None where no process reported it. `sidecar_error` says why the meters failed, `message` what
-    else is known. `killed_for_memory`: the kernel ended some process for lack of memory meanwhile.
+    else is known. `killed_for_memory`: the kernel ended some process for lack of memory meanwhile. `suspended`: the processes
+    stood still for a time (SIGSTOP), as where Slurm suspends a job, and went on.
     """
 
     how: Literal["ended", "stopped", "timeout", "cancelled", "gone", "node_died"] = "node_died"
@@ -40,6 +41,7 @@ class Exit(Model):
     started_at: datetime | None = None
     sidecar_error: str | None = None
     killed_for_memory: bool = False
+    suspended: bool = False
     message: str | None = None
 
 

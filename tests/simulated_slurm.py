@@ -65,6 +65,8 @@ class SimulatedSlurm(Queue):
     after_runs: Sequence[int] = (0, 1, 2)
     silent: Sequence[tuple[float, float]] = ()
     kill_at: list[float] = field(default_factory=list)
+    refuses: str | None = None
+    most_jobs: int = 1_000_000
     free: int = 1_000_000
     now: float = 1.8e9
     jobs: list[SimulatedJob] = field(default_factory=list)
@@ -81,6 +83,10 @@ class SimulatedSlurm(Queue):
     def submit(self, script: Path) -> str:
         """Accept a job, or do what the script says of it."""
         self._speak()
+        if self.refuses is not None and self.refuses in script.read_text():
+            raise ClusterProblem("sbatch: error: Requested node configuration is not available")
+        if sum(each.state in ("PENDING", "RUNNING") for each in self.jobs) >= self.most_jobs:
+            raise ClusterProblem("sbatch: error: AssocMaxSubmitJobLimit")
         number, folder = len(self.jobs), script.parent
         fault = self.faults[number] if number < len(self.faults) else "none"
         block = files.BLOCK.read(folder)
@@ -163,6 +169,10 @@ class SimulatedSlurm(Queue):
         left = [spec for spec in block.runs if not (self.execution / spec.run_id / files.RECORD.name).exists()]
         again = {spec.run_id: spec for spec in block.runs if spec.run_id in block.again}
         left = [*again.values(), *(spec for spec in left if spec.run_id not in again)]
+        if job.fault == "vanished_at_once":
+            self._over(job, "FAILED")
+            job.listed = False
+            return
         if job.fault == "too_short":
             self._finish(job, len(left), "the job is too short")
             return

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +150,8 @@ class Slurm:
         subprocess.run(["scancel", "-u", getpass.getuser()], env=self.variables, timeout=60, check=False)
         time.sleep(0.5)
         for daemon in reversed(self.daemons.values()):
-            daemon.terminate()
+            with suppress(psutil.NoSuchProcess):  # a test has killed it
+                daemon.terminate()
         _, alive = psutil.wait_procs(self.daemons.values(), timeout=10)
         steps = [process for process in psutil.process_iter() if process.name() == "slurmstepd" and self._ours(process)]
         for process in (*alive, *steps):
@@ -177,6 +178,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=bf_interval=1,sched_interval=1
 ReturnToService=2
 SlurmdTimeout=30
@@ -190,7 +193,9 @@ SlurmctldPidFile={self.folder}/slurmctld.pid
 SlurmdPidFile={self.folder}/slurmd-%n.pid
 SlurmctldLogFile={self.folder}/log/slurmctld.log
 SlurmdLogFile={self.folder}/log/slurmd-%n.log
-{nodes}PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=30 State=UP
+{nodes}PartitionName=urgent Nodes=ALL PriorityTier=100 PreemptMode=OFF State=UP
+PartitionName=short Nodes=ALL MaxTime=2 State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=30 State=UP
 """
 
 

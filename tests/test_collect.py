@@ -1,6 +1,8 @@
 """What becomes of the files of a run: every way to end is a record with the first cause."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from bench.figures.metrics import metrics
 from bench.record import RunRecord, Status
 from bench.redact import redact, redact_argv
 from bench.run.collect import Context, collect, log_tail
+from bench.run.node import stops_noticed
 from bench.schema import Gpu, RunSpec, Site
 from tests import rows
 
@@ -324,6 +327,18 @@ def test_a_measurement_is_graded_and_a_failed_meter_is_told(tmp_path: Path) -> N
     )
     again = collect(context(), on_gpus(), tmp_path)
     assert (again.grade, "meter_failed" in again.flags) == ("C", True)
+
+
+def test_a_run_that_was_suspended_has_no_figures(tmp_path: Path) -> None:
+    with stops_noticed() as stops:
+        assert not stops
+        os.kill(os.getpid(), signal.SIGCONT)
+        assert stops
+    assert ended_well(tmp_path, everything(), on_gpus()).status is Status.OK
+    (tmp_path / "exit.json").write_text(json.dumps(END | {"exitcode": 0, "suspended": True}))
+    record = collect(context(), on_gpus(), tmp_path)
+    assert (record.status, record.measurement, record.partial) == (Status.INVALID, None, None)
+    assert "suspended during the run" in record.error.message
 
 
 def test_a_record_with_an_impossible_figure_is_invalid(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from bench.cluster_options import ClusterOptions, clock_seconds
 from bench.errors import UserError
 from bench.files import Busy
 from bench.jobs import block as block_module
-from bench.jobs import blocks
+from bench.jobs import blocks, session
 from bench.jobs.block import Stop, Worker, same_kind
 from bench.jobs.fate import fate
-from bench.jobs.queue import QueuedJob
+from bench.jobs.ledger import Ledger, read_jobs
+from bench.jobs.queue import QueuedJob, SlurmQueue, unreachable
 from bench.jobs.session import leased
 from bench.machine import partition as partitions
 from bench.machine.cluster import ClusterProblem
@@ -241,8 +244,10 @@ def test_the_batch_script_asks_for_what_the_suite_says(tmp_path: Path) -> None:
         ("PENDING", "BadConstraints", "hopeless"),
         ("PENDING", "QOSMaxNodePerJobLimit", "hopeless"),
         ("PENDING", "AssocMaxWallDurationPerJobLimit", "hopeless"),
+        ("PENDING", "QOSMinCpuNotSatisfied", "hopeless"),
         ("PENDING", "JobHeldUser", "held"),
         ("PENDING", "launch_failed_requeued_held", "held"),
+        ("PENDING", "launch failed requeued held", "held"),
         *((word, "None", "runs") for word in ("RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "RESIZING")),
         *((word, "None", "runs") for word in ("SUSPENDED", "STOPPED", "REVOKED", "SPECIAL_EXIT", "NEW_WORD")),
         ("TIMEOUT", "TimeLimit", "timeout"),
@@ -274,6 +279,7 @@ def test_the_folder_of_a_job_is_believed_before_the_queue() -> None:
     assert {state: fate(QueuedJob("1", state, "wb"), told).kind for state in states} == states
     assert fate(None, told).kind == "done"
     assert fate(None, None).kind == "node_failed"
+    assert fate(None, None, past="RUNNING").kind == "node_failed", "accounting that has lost sight of a job"
     assert fate(None, None, past="CANCELLED by 0") == ("cancelled", "it was cancelled by uid 0")
     job = QueuedJob("1", "FAILED", "wb", reason="NonZeroExitCode")
     assert fate(job, None, log="slurmstepd: *** JOB 1 CANCELLED DUE TO PREEMPTION ***").kind == "preempted"
@@ -329,6 +335,71 @@ def test_two_jobs_in_a_row_that_did_nothing_stop_their_group(tmp_path: Path) -> 
     assert notes.texts[-1].startswith("1 node: 2 runs not done: 2 jobs in a row ended without a finished run")
     first, second = (files.BLOCK.read(job.folder).minutes for job in slurm.jobs)
     assert second > 1.5 * first, "the second one asks for more time"
+
+
+def test_jobs_that_vanish_before_they_did_anything_are_no_endless_loop(tmp_path: Path) -> None:
+    slurm, notes = typed_once(tmp_path, ["vanished_at_once"] * 99, specs([1], 1, 2))
+    assert len(slurm.jobs) == 3
+    assert "3 jobs in a row ended without a finished run, the last one: it has left the queue" in notes.texts[-1]
+
+
+def test_a_node_that_failed_is_used_again_where_too_few_others_are_left(tmp_path: Path) -> None:
+    slurm, notes = SimulatedSlurm(tmp_path, faults=["node_fail"], after_runs=[0], refuses="--exclude="), Notes()
+    controller(tmp_path, specs([2], 1, 2), slurm, notes).follow()
+    assert "Slurm takes no job of 2 nodes without n1000: it may use them again" in notes.texts
+    assert len(load_briefs(tmp_path)) == 2
+
+
+def test_no_more_jobs_at_once_than_an_account_allows(tmp_path: Path) -> None:
+    runs = specs([1], 3, 2)
+    slurm, notes = SimulatedSlurm(tmp_path, waits=[500.0], most_jobs=2), Notes()
+    controller(tmp_path, runs, slurm, notes, jobs="each_run").follow()
+    assert slurm.executed == Counter(run.run_id for run in runs)
+    assert slurm.most_in_queue == 2
+    assert sum("so many jobs at once are not allowed" in text for text in notes.texts) == 1
+
+
+def test_a_job_left_to_itself_that_died_is_noticed_by_the_next_command(tmp_path: Path) -> None:
+    runs = specs([1], 1, 2)
+    slurm, notes = SimulatedSlurm(tmp_path, faults=["node_fail"], after_runs=[0]), Notes()
+    controller(tmp_path, runs, slurm, notes).follow(detach=True)
+    slurm.pass_time(30)
+    slurm.pass_time(30)
+    controller(tmp_path, runs, slurm, notes).follow(detach=True)
+    assert [job.state for job in slurm.jobs] == ["NODE_FAIL", "PENDING"]
+
+
+def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    now = datetime.now(UTC)
+    first = files.SubmittedJob(number=1, name="wb-1", group="1 node", minutes=3, at=now)
+    ledger.change(first)
+    with (tmp_path / files.JOBS).open("ab") as jobs:
+        jobs.write(b'{"number":1,"name":"w')
+    ledger.change(first, id="77")
+    assert [(job.number, job.id) for job in read_jobs(tmp_path)] == [(1, "77")]
+
+
+def test_losses_of_a_run_are_counted_by_all_commands(tmp_path: Path) -> None:
+    runs, slurm, notes = specs([2], 1, 1), SimulatedSlurm(tmp_path, faults=["node_fail"] * 9, after_runs=[0]), Notes()
+    for _ in range(3):
+        controller(tmp_path, runs, slurm, notes).follow(detach=True)
+        slurm.pass_time(30)
+        slurm.pass_time(30)
+    controller(tmp_path, runs, slurm, notes).follow(detach=True)
+    assert load_briefs(tmp_path)[runs[0].run_id].status is Status.FAILED
+    assert len(slurm.jobs) == 3
+
+
+def test_a_refusal_is_no_silence_whatever_the_folder_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "sbatch"
+    tool.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ClusterProblem, match=r"^sbatch: error: invalid partition specified$") as caught:
+        SlurmQueue().submit(tmp_path / "communication" / "job.sh")
+    assert not unreachable(caught.value)
+    assert unreachable(ClusterProblem("sbatch: error: Batch job submission failed: Zero Bytes were transmitted"))
 
 
 def test_preempted_again_and_again_is_no_endless_loop(tmp_path: Path) -> None:
@@ -499,3 +570,15 @@ def test_only_one_controller_follows_an_execution(tmp_path: Path) -> None:
     with leased(tmp_path):
         assert json.loads((tmp_path / files.LEASE).read_text())["host"] != "login2"
     assert not (tmp_path / files.LEASE).exists()
+
+
+def test_a_controller_that_stood_still_ends_when_another_one_has_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "RENEWAL_SECONDS", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr(session.os, "kill", lambda process, number: told.set())
+    with leased(tmp_path):
+        (tmp_path / files.LEASE).write_text(json.dumps({"host": "login2", "pid": 1, "boot_id": "b", "at": time.time()}))
+        assert told.wait(60)
+    assert json.loads((tmp_path / files.LEASE).read_text())["host"] == "login2", "it is not ours to remove"

@@ -140,7 +140,7 @@ def test_a_count_that_is_no_multiple_names_the_two_nearest() -> None:
 
 def test_what_the_allocation_cannot_do_is_skipped_with_the_reason() -> None:
     reasons = expand(suite(devices=[8]), allocation()).skipped.values()
-    assert list(reasons) == ["needs 4 nodes; this allocation has 2"]
+    assert list(reasons) == ["needs 4 nodes; there are 2"]
     here = Machine(cpu_model="x", cpu_count=2)
     assert list(expand(suite(layout=["2x1"]), here).skipped.values()) == ["needs 2 nodes; this is one machine"]
     cold = expand(suite(devices=[4], cold=[True]), allocation()).skipped.values()

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,33 @@ def test_a_job_that_somebody_cancels_is_told_and_the_same_command_goes_on(cluste
     ended(run(cluster, tmp_path))
     assert [record.status for record in records(tmp_path).values()] == [Status.OK]
     assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
+
+
+def test_a_job_that_is_preempted_is_followed_by_another(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=3, devices=[4])
+    process = run(cluster, tmp_path)
+    begun(cluster, tmp_path)
+    cluster.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    messages = ended(process)
+    assert "ended: it was preempted; 1 of its runs are left" in messages
+    assert [record.status for record in records(tmp_path).values()] == [Status.OK]
+    until(lambda: cluster.left() == [])
+
+
+def test_a_run_whose_job_was_suspended_is_invalid(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, seconds=6, devices=[4])
+    process = run(cluster, tmp_path)
+    begun(cluster, tmp_path)
+    job = cluster.job()
+    cluster.call("scontrol", "suspend", job)
+    until(lambda: cluster.call("squeue", "-h", "-t", "SUSPENDED", "-o", "%i").strip() == job)
+    time.sleep(2)
+    cluster.call("scontrol", "resume", job)
+    ended(process, 1)
+    (record,) = records(tmp_path).values()
+    assert (record.status, record.measurement) == (Status.INVALID, None)
+    assert "the job was suspended during the run" in str(record.error)
+    until(lambda: cluster.left() == [])
 
 
 def test_what_slurm_refuses_is_told(cluster: Slurm, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from bench import folder as files
 from bench.cluster_options import ClusterOptions
 from bench.errors import UserError
+from bench.jobs.ledger import append_line
 from bench.machine.cluster import Cluster, find_cluster
 from bench.record import Environment, RunRecord
 from bench.run.collect import save_record, skipped
@@ -102,8 +103,7 @@ class Worker(Progress):
         line = files.BlockLine(run=run)
         if record is not None:
             line = line.changed(status=record.status.value, seconds=record.duration_seconds)
-        with (self.folder / files.JOURNAL).open("ab") as journal:
-            journal.write(line.model_dump_json().encode() + b"\n")
+        append_line(self.folder / files.JOURNAL, line)
 
     def work(self) -> tuple[int, str]:
         """Do the runs; return how many are left, and why; nothing where that is as planned."""
@@ -213,7 +213,7 @@ def main() -> int:
         try:
             worker.wait_for_others()
             left, why = worker.work()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, AllocationEnded):
             worker.signalled = True
         except Stop as stop:
             worker.note(str(stop))

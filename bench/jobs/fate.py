@@ -69,7 +69,9 @@ def fate(
     if end is not None and (job is None or job.state in ("PENDING", "COMPLETED")):
         return Fate("done")
     if job is None:
-        return _past(past, log) if past else Fate("node_failed", "it has left the queue without a word")
+        was = _past(past, log)  # accounting may not know yet that it does not run any more
+        said = f"; its log ends: {last}" if (last := _last(log)) else ""
+        return was if was.ended else Fate("node_failed", f"it has left the queue without a word{said}")
     if job.state == "PENDING":
         return _pending(job.reason)
     if job.state in _RUNNING:
@@ -79,11 +81,11 @@ def fate(
 
 def _pending(reason: str) -> Fate:
     word = re.split(r"[ ,(]", reason.strip("()"))[0]
-    if word in _HELD:
+    if word in _HELD or reason.replace(" ", "_") in _HELD:
         return Fate("held", f"it is held ({reason}): release it with scontrol release, or cancel it with --cancel")
     if word in _HOPELESS:
         return Fate("hopeless", f"{word}: {_HOPELESS[word]}")
-    if "PerJob" in word:
+    if "PerJob" in word or word.startswith("QOSMin"):
         return Fate("hopeless", f"{word}: a limit of the QOS or the account for one job; ask for less, or for another")
     words = _WAITS.get(word)
     return Fate("waits", reason if words is None else words if word == "None" else f"{reason}: {words}")
@@ -92,7 +94,7 @@ def _pending(reason: str) -> Fate:
 def _past(state: str, log: str, reason: str = "") -> Fate:
     """Judge the state of a job that did not say itself how it ended."""
     word = state.split()[0].rstrip("+") if state else ""
-    last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
+    last = _last(log)
     if word == "PREEMPTED" or "DUE TO PREEMPTION" in log:
         return Fate("preempted", "it was preempted")
     if word in ("NODE_FAIL", "BOOT_FAIL") or "DUE TO NODE FAILURE" in log:
@@ -105,8 +107,10 @@ def _past(state: str, log: str, reason: str = "") -> Fate:
     if word == "OUT_OF_MEMORY":
         return Fate("failed", "it had more memory than Slurm allows: ask for more with cluster.sbatch: [--mem=...]")
     if word in ("FAILED", "COMPLETED"):
-        return Fate(
-            "failed",
-            f"{state}{f' ({reason})' if reason not in ('', 'None') else ''}: {last}",
-        )
+        words = f"{state}{f' ({reason})' if reason not in ('', 'None') else ''}"
+        return Fate("failed", f"{words}: {last}" if last else words)
     return Fate("runs", state)  # a word that we do not know is no end
+
+
+def _last(log: str) -> str:
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "")

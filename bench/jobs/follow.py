@@ -7,11 +7,10 @@ folder says otherwise. A controller may end at any time, and another one goes on
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,7 +19,8 @@ from bench.cluster_options import clock_seconds
 from bench.files import write_text
 from bench.jobs import blocks
 from bench.jobs.fate import LOST, Fate, fate
-from bench.jobs.queue import Queue, QueuedJob
+from bench.jobs.ledger import TRIES, Ledger
+from bench.jobs.queue import Queue, QueuedJob, unreachable
 from bench.machine.cluster import ClusterProblem
 from bench.machine.partition import Partition
 from bench.record import RunRecord
@@ -32,10 +32,6 @@ FIRST_POLL_SECONDS, POLL_SECONDS, SLOWEST_POLL_SECONDS = 10.0, 30.0, 120.0
 """The queue is asked so long after a submission, then at growing intervals; never more often than once in 30 s."""
 WAIT_MINUTES = 3
 """More time for a job that may have to wait until it is sure that an earlier one does not go on."""
-TRIES, EMPTY, PREEMPTIONS = 3, 2, 5
-"""A run lost with so many jobs has failed. A group is stopped after so many jobs in a row that did nothing, or that were
-preempted within an hour.
-"""
 
 
 @dataclass
@@ -50,7 +46,8 @@ class ControllerClock:
 class Active:
     """A job that has not ended, as far as is known: the runs that are left of it, and how far its journal is read.
 
-    `begun` is the run under way, `late` are runs that ended but whose records are not to be seen yet.
+    `begun` is the run under way, `late` are runs that ended but whose records are not to be seen yet. `ours`: we have
+    cancelled it. `completed`: Slurm has said so, but the job has not.
     """
 
     job: files.SubmittedJob
@@ -62,6 +59,7 @@ class Active:
     state: str = ""
     nodes: str = ""
     ours: bool = False
+    completed: bool = False
 
 
 @dataclass
@@ -84,12 +82,9 @@ class Controller:
         self._owners = dict[str, list[int]]()
         self._again = set[str]()
         self._forecast = Forecast(())
-        self._last_number = 0
-        self._history = defaultdict[str, list[files.SubmittedJob]](list)
+        self.ledger = Ledger(self.folder)
         self._bad = set[str]()
-        self._ends = dict[int, str]()
-        self._lost = Counter[str]()
-        self._factor = dict[str, float]()
+        self._most_jobs = self.partition.asked.max_jobs
         self._next_poll = self._interval = 0.0
         self._last_poll = -POLL_SECONDS
         self._unreachable = False
@@ -104,9 +99,8 @@ class Controller:
         self._left = {name: {spec.run_id: spec for spec in group.runs} for name, group in self.groups.items()}
         self._group_of = {run: name for name, runs in self._left.items() for run in runs}
         self.to_do = len(chosen)
-        for job in read_jobs(self.folder):
-            folder, self._last_number = self._place(job.number), max(self._last_number, job.number)
-            self._ends[job.number] = job.ended or ""
+        for job in self.ledger.jobs.values():
+            folder = self._place(job.number)
             block = files.BLOCK.find(folder)
             if block is not None:
                 for spec in block.runs:
@@ -118,6 +112,7 @@ class Controller:
     def follow(self, *, detach: bool = False) -> None:
         """Submit jobs and follow them until no run is left that could be done; with `detach`, only submit them."""
         self._read_journals()
+        self._poll()
         while True:
             self._submit_what_is_due()
             if not self.active or detach:
@@ -129,14 +124,16 @@ class Controller:
         """Cancel all jobs that have not ended, and wait until they are gone; return their ids."""
         for active in self.active.values():
             active.ours = True
-        names = {active.job.name for active in self.active.values()}
-        mine = [each.id for each in self.queue.listed() if each.name in names and not _over(each)]
+        ours = f"wb-{self.folder.name}-"  # also one that was accepted after all
+        mine = [each.id for each in self.queue.listed() if each.name.startswith(ours) and not fate(each, None).ended]
         self.queue.cancel(mine)
         end = self.clock.now() + 120
         while self.active and self.clock.now() < end:
             self._ask()
             if self.active:
                 self.clock.sleep(2)
+        if self.active:
+            self._note(f"{len(self.active)} cancelled jobs have not ended yet")
         return mine
 
     def _place(self, number: int) -> Path:
@@ -150,7 +147,7 @@ class Controller:
 
     def _submit_what_is_due(self) -> None:
         for name in [name for name, runs in self._left.items() if runs and name not in self.stopped]:
-            while self._left[name] and name not in self.stopped and len(self.active) < self.partition.asked.max_jobs:
+            while self._left[name] and name not in self.stopped and len(self.active) < self._most_jobs:
                 if self._unreachable or not self._submit(self.groups[name]):
                     break
 
@@ -162,18 +159,16 @@ class Controller:
             self._ready,
             most_seconds=self.partition.most_seconds,
             idle_seconds=self.plan.suite.idle_seconds,
-            factor=self._factor.get(group.name, 1.0),
+            factor=self.ledger.factor(group.name),
         )
         if cut is None:
             if not self.active:
                 self.stopped[group.name] = "runs whose weights they need were not done"
             return False
-        number = self._last_number = self._last_number + 1
+        number = self.ledger.next_number
         block, folder = self._block(number, group, cut), self._place(number)
         folder.mkdir(exist_ok=True)
         files.BLOCK.write(folder, block)
-        script = folder / files.JOB_SCRIPT
-        write_text(script, blocks.batch_script(block, folder, self.partition, sorted(self._bad)))
         at = datetime.fromtimestamp(self.clock.now(), UTC)
         job = files.SubmittedJob(number=number, name=block.name, group=group.name, minutes=block.minutes, at=at)
         active = Active(job, folder, {spec.run_id: spec for spec in cut.runs})
@@ -183,8 +178,12 @@ class Controller:
         self.active[number] = active
         self._change(active)
         try:
-            self._change(active, id=self.queue.submit(script))
+            self._change(active, id=self._accepted(active, block))
         except ClusterProblem as problem:
+            if "SubmitJob" in str(problem) and len(self.active) > 1:
+                self._end(active, Fate("failed", "so many jobs at once are not allowed; it waits for others to end"))
+                self._most_jobs = len(self.active)
+                return False
             if not unreachable(problem):
                 self._give_up(active, str(problem))
                 return False
@@ -196,12 +195,25 @@ class Controller:
         self._next_poll = max(self.clock.now() + FIRST_POLL_SECONDS, self._last_poll + POLL_SECONDS)
         return not self._unreachable
 
+    def _accepted(self, active: Active, block: files.JobBlock) -> str:
+        """Submit the job of a block without nodes that failed, or with them where there are too few others; return its id."""
+        script, exclude = active.folder / files.JOB_SCRIPT, sorted(self._bad)
+        write_text(script, blocks.batch_script(block, active.folder, self.partition, exclude))
+        try:
+            return self.queue.submit(script)
+        except ClusterProblem as problem:
+            if not exclude or unreachable(problem):
+                raise
+            self._bad.clear()
+            self._note(f"Slurm takes no job of {block.nodes} nodes without {', '.join(exclude)}: it may use them again")
+            return self._accepted(active, block)
+
     def _block(self, number: int, group: blocks.SizeGroup, cut: blocks.Cut) -> files.JobBlock:
         """Return the block of a cut, after those that had some of its runs, whose files say that they are to stop."""
         before = sorted({owner for spec in cut.runs for owner in self._owners.get(spec.run_id, [])})
         for owner in before:
             (self._place(owner) / files.REVOKED).touch()
-        unclear = [owner for owner in before if self._ends.get(owner) == "node_failed"]
+        unclear = [owner for owner in before if self.ledger.ended(owner) == "node_failed"]
         ids, givers = {spec.run_id for spec in cut.runs}, dict[str, RunSpec]()
         for spec in cut.runs:
             giver = self.plan.givers.of(spec)
@@ -322,12 +334,15 @@ class Controller:
         if row is not None and job.id is None:
             self._change(active, id=row.id)
         if row is None and end is None and job.id is None:
-            self._end(active, Fate("failed", "it was not accepted"), empty=False)
+            self._end(active, Fate("failed", "it was not accepted"))
             return
         past = self.queue.past(job.id) if row is None and end is None and job.id is not None else ""
         active.nodes = row.nodes if row is not None and row.nodes else active.nodes
         what = fate(row, end, past=past, log=self._log(active), ours=active.ours)
         if what.ended:
+            if row is not None and row.state == "COMPLETED" and end is None and not active.completed:
+                active.completed = True  # a shared folder may show the mark of its end a little later
+                return
             self._end(active, what)
         elif what.kind == "hopeless":
             self._give_up(active, f"job {job.id} would wait for ever: {what.why}")
@@ -357,9 +372,9 @@ class Controller:
             return log.read().decode(errors="replace")
         return ""
 
-    def _end(self, active: Active, what: Fate, *, empty: bool = True) -> None:
+    def _end(self, active: Active, what: Fate) -> None:
         """A job has ended: what it has not done is left for others, unless its group is to stop."""
-        job, group = active.job, active.job.group
+        job = active.job
         for run_id in list(active.left):  # a line of the journal may be lost, a record is not
             record = files.RECORD.find(self.folder / run_id) if run_id not in self._again else None
             if record is not None:
@@ -368,8 +383,6 @@ class Controller:
         bad = self._failed_nodes(active.nodes) if what.kind == "node_failed" else []
         lost = active.begun if what.kind in LOST and active.begun in active.left else None
         self._change(active, ended=what.kind, lost=lost, bad=bad)
-        self._history[group].append(active.job)
-        self._ends[job.number] = what.kind
         self._bad |= set(bad)
         self._give_back(active.left)
         text = f"job {job.id or job.name} " + (f"ended: {what.why}" if what.why else "has ended")
@@ -380,19 +393,21 @@ class Controller:
         self._note(text)
         if lost is not None and what.kind != "preempted":
             self._count_loss(active, lost, what)
-        if what.kind == "cancelled" and active.left:
-            self._stop(group, f"{what.why or 'its job was cancelled'}; the same command submits it again")
-        elif active.left and empty:
-            self._consider(group, what)
+        why = self.ledger.stops(job.group, what, datetime.fromtimestamp(self.clock.now(), UTC))
+        if why is not None and job.id is not None:
+            self._stop(active, why)
 
     def _give_up(self, active: Active, why: str) -> None:
-        """Cancel a job that will not do its runs, and stop its group."""
-        with suppress(ClusterProblem):
+        """Cancel a job that will not do its runs, and stop its groups."""
+        try:
             self.queue.cancel([active.job.id] if active.job.id else [])
+        except ClusterProblem as problem:
+            self._silent(problem)
+            return
         self.active.pop(active.job.number)
         self._change(active, ended="cancelled")
         self._give_back(active.left)
-        self._stop(active.job.group, why)
+        self._stop(active, why)
 
     def _failed_nodes(self, nodes: str) -> list[str]:
         with suppress(ClusterProblem):
@@ -406,9 +421,8 @@ class Controller:
             self._left[name] = {spec.run_id: spec for spec in self.groups[name].runs if spec.run_id in mine}
 
     def _count_loss(self, active: Active, run_id: str, what: Fate) -> None:
-        """Count the jobs that were lost during a run; after some of them it has failed."""
-        self._lost[run_id] += 1
-        if self._lost[run_id] < TRIES:
+        """A run under way was lost with its job; after some of them it has failed."""
+        if self.ledger.losses(run_id) % TRIES:  # it may have been tried again after that
             return
         spec = active.left[run_id]
         how = f"{TRIES} jobs ended during this run, the last one, {active.job.id}, as {what.why}"
@@ -429,29 +443,14 @@ class Controller:
         self._left[self._group_of[run_id]].pop(run_id, None)
         self._ended(active, collect(context, spec, folder))
 
-    def _consider(self, group: str, what: Fate) -> None:
-        """Stop a group whose last jobs did nothing, or were all preempted."""
-        ended = self._history[group]
-        if what.kind == "preempted":
-            hour = datetime.fromtimestamp(self.clock.now(), UTC) - timedelta(hours=1)
-            if sum(job.ended == "preempted" and job.at > hour for job in ended) >= PREEMPTIONS:
-                self._stop(group, f"{PREEMPTIONS} of its jobs were preempted within an hour; the same command goes on")
-        elif what.kind != "node_failed":
-            last = ended[-EMPTY:]
-            if len(last) == EMPTY and not any(job.done for job in last):
-                self._stop(
-                    group,
-                    f"{EMPTY} jobs in a row ended without a finished run, the last one: {what.why or 'too short'}",
-                )
-            elif not last[-1].done:
-                self._factor[group] = 2 * self._factor.get(group, 1.0)
-
     # Telling
 
-    def _stop(self, group: str, why: str) -> None:
-        self.stopped[group] = why
-        count = len(self._left[group])
-        self._note(f"{group}: {count} run{'s' * (count != 1)} not done: {why}")
+    def _stop(self, active: Active, why: str) -> None:
+        """Submit no more jobs of the groups of the runs that a job has left."""
+        for group in {self._group_of[run_id] for run_id in active.left}:
+            self.stopped[group] = why
+            count = len(self._left[group])
+            self._note(f"{group}: {count} run{'s' * (count != 1)} not done: {why}")
 
     def _silent(self, problem: ClusterProblem) -> None:
         """Say once that the queue does not answer; nothing is concluded."""
@@ -463,38 +462,4 @@ class Controller:
         self.reporter.progress.note(text)
 
     def _change(self, active: Active, **fields: object) -> None:
-        """Change what is known of a job, and add that to the file of all jobs."""
-        active.job = active.job.changed(**fields)
-        with (self.folder / files.JOBS).open("ab") as jobs:
-            jobs.write(active.job.model_dump_json().encode() + b"\n")
-
-
-def read_jobs(execution: Path) -> list[files.SubmittedJob]:
-    """Return what is known of the jobs of an execution; a torn line is left out, as the next one repeats it."""
-    jobs = dict[int, files.SubmittedJob]()
-    with suppress(FileNotFoundError):
-        for line in (execution / files.JOBS).read_bytes().splitlines():
-            with suppress(ValueError):
-                job = files.SubmittedJob.model_validate_json(line)
-                jobs[job.number] = job
-    return list(jobs.values())
-
-
-_SILENCE = (
-    "unable to contact",
-    "did not answer",
-    "socket timed out",
-    "connection",
-    "unable to connect",
-    "communication",
-)
-
-
-def unreachable(problem: ClusterProblem) -> bool:
-    """Whether a command of Slurm failed because its controller does not answer."""
-    return any(words in str(problem).lower() for words in _SILENCE)
-
-
-def _over(job: QueuedJob) -> bool:
-    """Whether a job has ended by its state."""
-    return fate(job, None).ended
+        active.job = self.ledger.change(active.job, **fields)

@@ -71,8 +71,11 @@ class SlurmQueue(Queue):
     def cancel(self, jobs: Iterable[str]) -> None:
         """Cancel jobs; those that have ended stay as they are."""
         for job in jobs:
-            with suppress(ClusterProblem):
+            try:
                 ask_slurm("scancel", job)
+            except ClusterProblem as problem:
+                if unreachable(problem):
+                    raise
 
     def failed_nodes(self, nodes: str) -> list[str]:
         """Return which nodes of a list, as a job has it, are not usable now."""
@@ -97,7 +100,18 @@ def tested(script: Path) -> tuple[bool, str]:
     try:
         text = ask_slurm("sbatch", "--test-only", str(script), errors_too=True)
     except ClusterProblem as problem:
-        words = str(problem).partition(": ")[2].replace("sbatch: error: ", "").replace("allocation failure: ", "")
+        words = str(problem).replace("sbatch: ", "").replace("error: ", "").replace("allocation failure: ", "")
         return False, words
     lines = [line.removeprefix("sbatch: ").strip() for line in text.splitlines()]
     return True, re.sub(r"^Job \d+ ", "", next((line for line in lines if line.startswith("Job ")), " ".join(lines)))
+
+
+_SILENCE = (
+    *("unable to contact", "did not answer", "timed out", "connection", "unable to connect", "communication"),
+    *("zero bytes", "authentication error", "standby", "temporarily un"),
+)
+
+
+def unreachable(problem: ClusterProblem) -> bool:
+    """Whether a command of Slurm failed because its controller does not answer."""
+    return any(words in str(problem).lower() for words in _SILENCE)

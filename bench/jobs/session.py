@@ -23,7 +23,8 @@ from bench import folder as files
 from bench.errors import Stopped, UserError
 from bench.files import Busy, read_json, write_json
 from bench.jobs import blocks
-from bench.jobs.follow import Controller, read_jobs
+from bench.jobs.follow import Controller
+from bench.jobs.ledger import read_jobs
 from bench.jobs.queue import SlurmQueue, tested
 from bench.machine.partition import Partition
 from bench.process import boot_id
@@ -53,7 +54,7 @@ AGAIN = "Run the same command again to follow them, or with --cancel to cancel t
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: nobody is there to be asked."""
+    """SIGTERM, or the terminal is gone (SIGHUP): nobody is there to be asked."""
 
 
 @contextmanager
@@ -65,9 +66,15 @@ def leased(folder: Path) -> Iterator[None]:
         raise Busy(f"process {held['pid']} on {held['host']} follows the jobs of this execution: {folder}")
     over = threading.Event()
 
+    def mine() -> bool:
+        return {**me, "at": 0} == {**(read_json(path) or me), "at": 0}
+
     def renew() -> None:
         while not over.wait(RENEWAL_SECONDS):
             with suppress(OSError):
+                if not mine():  # this process stood still for so long that another one has taken over
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
                 write_json(path, {**me, "at": time.time()})
 
     write_json(path, {**me, "at": time.time()})
@@ -78,7 +85,9 @@ def leased(folder: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join(5)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a shared folder may have become read-only
+            if mine():
+                path.unlink(missing_ok=True)
 
 
 def _hold(stack: ExitStack, folder: Path) -> None:
@@ -102,11 +111,13 @@ def _terminable() -> Iterator[None]:
     def terminate(number: int, frame: Any) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ def run_on_cluster(
         reporter = Reporter.of(execution, store, progress)
         reporter.tell(to_do=len(chosen))
         record_skipped(reporter, Context(plan.suite.name, execution.name, plan.suite.site, environment, []))
-        _index(reporter)
+        reporter.index()
         controller = Controller(reporter, partition, SlurmQueue())
         controller.prepare(chosen)
         try:
@@ -202,18 +213,6 @@ def _within(chosen: list[RunSpec], minutes: float | None, execution: Execution, 
             break
         kept.append(spec)
     return kept
-
-
-def _index(reporter: Reporter) -> None:
-    """Open the index, and log the records that it lacks."""
-    reporter.noted(reporter.tracker.open)
-    folder = reporter.execution.folder
-    for ended in reporter.execution.ended.values():
-        if reporter.tracker.lacks(ended.run_id, ended.started_at):
-            record = files.RECORD.find(folder / ended.run_id)
-            if record is not None:
-                reporter.noted(lambda record=record: reporter.tracker.log(record, folder / record.run_id))  # type: ignore[misc]
-    reporter.tell()
 
 
 @dataclass(frozen=True)

@@ -232,11 +232,12 @@ def ask_slurm(*command: str, errors_too: bool = False) -> str:
     try:
         done = subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ClusterProblem(f"{' '.join(command)} did not answer within {COMMAND_SECONDS:g} s") from error
+        raise ClusterProblem(f"{command[0]} did not answer within {COMMAND_SECONDS:g} s") from error
     except OSError as error:
         raise ClusterProblem(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
-        raise ClusterProblem(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
+        said = done.stderr.decode(errors="replace").strip()  # the arguments stay out of it: a path is any text
+        raise ClusterProblem(f"{command[0]}: {said.removeprefix(f'{command[0]}: ')}")
     return (done.stdout + (done.stderr if errors_too else b"")).decode(errors="replace")
 
 

@@ -221,6 +221,11 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
     release(folder)
     end = files.EXIT.find(folder) or files.Exit()
     status, error, measured = _outcome(folder, spec, end)
+    if end.suspended and measured is not None:
+        message = (
+            "the job was suspended during the run, and went on: its times and energy are not those of the training"
+        )
+        status, error, measured = Status.INVALID, Failure(type="Suspended", message=message), None
     boot_id = context.environment.boot_id or context.environment.host
     traces = nodes.traces(folder, spec, end, boot_id, measured)
     idle = nodes.idle_power_of_nodes(context.place or folder.parent, spec, traces)

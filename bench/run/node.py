@@ -263,6 +263,17 @@ def _agent_after_fork(node: Node, spec: RunSpec, folder: Path) -> None:
     agent(spec, folder, node.gpus, node.place)
 
 
+@contextmanager
+def stops_noticed() -> Iterator[list[int]]:
+    """Yield a list that is not empty once this process, and those of its job, have been stopped and continue."""
+    stops = list[int]()
+    before = signal.signal(signal.SIGCONT, lambda number, _: stops.append(number))
+    try:
+        yield stops
+    finally:
+        signal.signal(signal.SIGCONT, before)
+
+
 def execute(node: Node, folder: Path) -> files.Exit:
     """Do one run until its end, its time limit, or a cancel; write `exit.json` and return its content."""
     spec = files.SPEC.read(folder)
@@ -271,8 +282,9 @@ def execute(node: Node, folder: Path) -> files.Exit:
         node.sidecar.open(files.RAW_METERS.path(folder, 0))
     kills, started, start = oom_kills(), datetime.now(UTC), time.monotonic_ns()
     process = _FORK.Process(target=_agent_after_fork, args=(node, spec, folder))
-    process.start()
-    how = _wait(node, process, folder, spec.timeout_seconds)
+    with stops_noticed() as stops:
+        process.start()
+        how = _wait(node, process, folder, spec.timeout_seconds)
     if how == "timeout":
         for stray in _descendants(node):
             with suppress(psutil.NoSuchProcess):
@@ -294,6 +306,7 @@ def execute(node: Node, folder: Path) -> files.Exit:
         started_at=started,
         sidecar_error=error,
         killed_for_memory=kills is not None and (oom_kills() or 0) > kills,
+        suspended=bool(stops),
     )
     files.EXIT.write(folder, ended)
     return ended

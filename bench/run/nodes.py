@@ -38,6 +38,7 @@ def put_together(
         message=deciding.message,
         sidecar_error=next((end.exit.sidecar_error for end in ends if end.exit.sidecar_error), None),
         killed_for_memory=any(end.exit.killed_for_memory for end in ends),
+        suspended=any(end.exit.suspended for end in ends),
     )
     spec = files.SPEC.find(folder)
     if len(ends) > 1 and spec is not None and spec.workload == COMMAND and (joined := join_command(folder, spec, ends)):

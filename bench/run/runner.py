@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -103,9 +104,9 @@ class Execution:
         """Add the record of a run that has ended."""
         self.records[record.run_id], self.ended[record.run_id] = record, Brief.of(record)
 
-    def stored(self) -> Iterator[RunRecord]:
-        """Yield the records of the runs that have ended, from memory or from their folders."""
-        for run_id in self.ended:
+    def stored(self, wanted: Callable[[Brief], bool] = lambda _: True) -> Iterator[RunRecord]:
+        """Yield the records of the runs that have ended, all or those `wanted`, from memory or from their folders."""
+        for run_id in [run_id for run_id, brief in self.ended.items() if wanted(brief)]:
             record = self.records.get(run_id) or files.RECORD.find(self.folder / run_id)
             if record is not None:
                 yield record
@@ -350,8 +351,8 @@ class Reporter:
     def index(self) -> None:
         """Open the index, and log the records that it lacks."""
         self.noted(self.tracker.open)
-        for record in self.execution.records.values():
-            self.tracker.log(record, self.execution.folder / record.run_id)
+        for record in self.execution.stored(lambda brief: self.tracker.lacks(brief.run_id, brief.started_at)):
+            self.noted(partial(self.tracker.log, record, self.execution.folder / record.run_id))
         self.tell()
 
     def tell(self, **news: Any) -> None:

@@ -379,9 +379,7 @@ def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | Non
     free = available_devices(machine, spec.device_type, spec.threads)
     if spec.num_nodes > machine.num_nodes:
         return f"needs {spec.num_nodes} nodes; " + (
-            "this is one machine"
-            if machine.num_nodes == 1
-            else f"{'Ray' if machine.launcher == 'ray' else 'this allocation'} has {machine.num_nodes}"
+            f"there are {machine.num_nodes}" if machine.num_nodes > 1 else "this is one machine"
         )
     if spec.num_nodes > 1 and spec.cold:
         return "cold runs are those of one machine: leave out cold, or take fewer devices"
