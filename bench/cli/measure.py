@@ -15,12 +15,11 @@ import click
 from bench.cli import options as shared
 from bench.cli.progress import LiveLine
 from bench.cli.sync import tell_left
-from bench.errors import BadValue
+from bench.errors import BadValue, UserError
 from bench.figures.metrics import headline
 from bench.figures.regions import intensity
 from bench.folder import EXIT, OWN_RUNS, RECORD, RUNS, Exit
-from bench.machine.cluster import several_nodes
-from bench.machine.environment import find_machine
+from bench.machine.cluster import in_allocation, several_nodes
 from bench.record import RunRecord, Status
 from bench.redact import redact
 from bench.run import measure as measuring
@@ -85,6 +84,12 @@ class _Measure(shared.Sections):
 @shared.site_options
 @shared.gpus_option
 @click.option(
+    "--launcher",
+    type=click.Choice(["local", "slurm"]),
+    help="Where COMMAND runs: on this machine, or once on each node of the allocation of Slurm around this command. "
+    "Default: the latter in an allocation.",
+)
+@click.option(
     "--warmup-steps",
     type=click.IntRange(1, 10**6),
     default=3,
@@ -125,7 +130,8 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
 
     Throughput is known if the script trains with torch, prints a known format or calls wattbench.step; else give
     --step-pattern. GPUs that COMMAND does not use are not counted, where that can be seen. With --json, stdout has the
-    record (a list of several repeats) and stderr the output of COMMAND. A repeat that fails is the last one.
+    record (a list of several repeats) and stderr the output of COMMAND. A repeat that fails is the last one. In an
+    allocation of Slurm, COMMAND is started once on each node, and its record is that of all of them.
     """
     from analytics.say.forecast import blocks as forecast_blocks
 
@@ -133,6 +139,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
     if options["steps"] and options["seconds"]:
         raise BadValue("give --steps or --seconds, not both")
     length, site, line = _length(options), _site(options), LiveLine()
+    launcher = _launcher(options)
     asked = measuring.MeasureOptions(
         argv=list(command),
         name=options["name"],
@@ -149,13 +156,10 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
         limits=_limits(options, site),
         listen=line.draw if options["live"] else None,
         before_end=lambda: _before_end(line),
+        on_nodes=launcher != "local",
     )
     check_program(asked.filled[0])
-    machine, _ = find_machine(options["gpus"])
-    if several_nodes() and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
-        _tell(
-            "this machine alone is measured, not all nodes of the job: a suite with workload: command measures them all"
-        )
+    machine, _ = shared.find(options["gpus"], launcher)
     if options["runs"] == Path(OWN_RUNS) and measuring.make_own_folder():
         _tell_places(options)
     before = recover(options["runs"])
@@ -186,6 +190,29 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
         ahead = [] if told is None else forecast_blocks(told, options["budgets"])
         shared.print_blocks([*ahead, *_answer(runs, options)], stderr=True, explain=options["explain"])
     sys.exit(_exit_code(runs[-1][1]))
+
+
+def _launcher(options: dict[str, Any]) -> str:
+    """Return where the command runs; say so where that is one of several nodes. Raises UserError for what nodes cannot do.
+
+    A `bench` that `srun` has started on each node measures its own.
+    """
+    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    launcher = str(options["launcher"] or ("slurm" if several_nodes() and not copies else "local"))
+    if launcher == "local":
+        if several_nodes() and not copies:
+            _tell("this machine alone is measured, not all nodes of the job")
+        return launcher
+    if not in_allocation():
+        raise UserError(
+            "--launcher slurm: this is no allocation of Slurm; start this command in one, by salloc or sbatch"
+        )
+    for name, why in (("live", "the meters of nodes are read"), ("enforce", "what a command has used is known")):
+        if options[name]:
+            raise UserError(
+                f"--{name} is for one machine: {why} at the end; use --steps or --seconds, or --launcher local"
+            )
+    return launcher
 
 
 def _tell(text: str) -> None:

@@ -232,8 +232,8 @@ def find(gpus: str | None, launcher: str | None, asked: ClusterOptions | None = 
         return find_machine(gpus)
     if gpus is not None:
         raise UserError(
-            "--gpus is for one machine. In an allocation Slurm says which GPUs are used: salloc --gpus-per-node=2.\n"
-            "Of nodes of Ray, cluster.devices_per_node says how many"
+            "--gpus is for one machine: add --launcher local. In an allocation Slurm says which GPUs are used: "
+            "salloc --gpus-per-node=2.\nOf nodes of Ray, cluster.devices_per_node says how many"
         )
     if launcher == "ray":
         return find_ray(asked), None

@@ -4,11 +4,13 @@
 node of one machine (bench.run.node), in a folder of its own on the node: while a run is measured nothing is written to the
 shared folder of the execution. At the end it delivers its files there, `node-<number>.json` last.
 
-The launcher sends `{"run": folder, "nodes": n, "store": [host, port]}`, before a run on several nodes `{"listen": true}`;
-`{"cancel": true}`, `{"late": true}` where another node has reached the time limit, or `{"end": true}` where the first one has
-reached the limit of a command, of which its runner tells by `{"limit": folder}`. An agent answers with its number as
-`node`: `{"ready": facts}` once, `{"listens": [host, port]}` (the first node), and with the name of the folder of the run
-`{"ended": name}`, then `{"done": name, "how": "ended", "well": true}` when its files are delivered. Lines stay short, see
+The launcher sends `{"run": folder, "nodes": n, "store": [host, port], "show": false}`, before a run on several nodes
+`{"listen": true}`; `{"cancel": true}`, `{"late": true}` where another node has reached the time limit, or `{"end": true}`
+where the first one has reached the limit of a command, of which its runner tells by `{"limit": folder}`, or with the name of
+a `signal`, as if by that. The runner sends what a command prints as `{"output": base64}` where that is to `show`. An agent
+answers with its number as `node`: `{"ready": facts}` once, `{"listens": [host, port]}` (the first node), and with the name of
+the folder of the run `{"ended": name}`, then `{"done": name, "how": "ended", "well": true}` when its files are delivered.
+Lines stay short, see
 `bench.machine.cluster.step`.
 """
 
@@ -22,7 +24,7 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ class Agent:
             self.listener.close()
             self.listener = None
 
-    def run(self, folder: Path, store: tuple[str, int] | None) -> files.Exit:
+    def run(self, folder: Path, store: tuple[str, int] | None, *, show: bool) -> files.Exit:
         """Do the part of this node of a run, and deliver its files."""
         here = self.scratch / folder.name
         shutil.rmtree(here, ignore_errors=True)
@@ -113,7 +115,8 @@ class Agent:
             self.hang_up()  # the command itself listens on this port
             channel = self.node.pipe.second()
         listener = self.listener.fileno() if self.listener is not None else None
-        self.node.place = Place(self.number, store, listener, self.interface, channel) if store else Place()
+        place = Place(self.number, store, listener, self.interface) if store else Place()
+        self.node.place = replace(place, channel=channel, show=show and self.number == 0)
         ended = execute(self.node, here)
         if channel is not None:
             os.close(channel)
@@ -181,7 +184,7 @@ def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
             if "listen" in message and number == 0:
                 pipe.send(node=number, listens=agent.listen())
             elif "run" in message and number < message["nodes"]:
-                ended = agent.run(Path(message["run"]), message["store"])
+                ended = agent.run(Path(message["run"]), message["store"], show=message["show"])
                 pipe.send(node=number, done=Path(message["run"]).name, how=ended.how, well=well(ended))
                 if ended.how == "gone" or agent.ending:
                     return

@@ -7,6 +7,7 @@ command.
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import re
@@ -16,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, Self
@@ -50,6 +52,8 @@ from bench.steps import VARIABLE
 from bench.workloads.command import CommandArgs, fill
 from bench.workloads.printed import Printed
 
+EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
+"""Exit codes of a shell for a command that it cannot start."""
 HOOKS = str(Path(__file__).parent.parent / "hooks")
 """Folder of the `sitecustomize` that puts hooks into torch."""
 SEEN_VARIABLE, BOOT_VARIABLE = "WATTBENCH_SEEN", "WATTBENCH_BOOT"
@@ -69,6 +73,8 @@ TICK_SECONDS, POLL_SECONDS, AGREE_SECONDS = 0.2, 0.02, 2.0
 
 The last is the longest that the first of several nodes waits for the others to know that all of them end.
 """
+SHOWN_BYTES, SHOWN_PARTS = 384, 64
+"""Bytes of output in a message to the launcher, whose lines are short, and messages at a look."""
 
 
 def _environment(base: Mapping[str, str] | None, steps: Path, *, hooks: bool, read: bool) -> dict[str, str]:
@@ -205,9 +211,10 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path,
     variables = {**environment, **meeting.variables(environment)}
     more: dict[str, Any] = {"warmup_steps": spec.warmup_steps, "environment": variables}
     more |= {"limit": limit if meeting.node == 0 else NO_LIMIT}
-    if meeting.nodes > 1:
-        asked = folder / ASKED_TO_END
-        more |= {"tick": lambda tally: asked.exists(), "before_end": lambda: _agree_to_end(meeting, folder)}
+    asked, output = folder / ASKED_TO_END, _Output(meeting, folder / WORKER_LOG)
+    if meeting.nodes > 1 or meeting.channel is not None:
+        more |= {"tick": lambda _: asked.exists() or output.pass_on()}
+        more |= {"before_end": lambda: _agree_to_end(meeting, folder)}
     more |= {"how": args.printed, "hooks": args.hooks is not False, "folder": str(where)}
     try:
         ended = execute(fill(spec, meeting.values(args.argv)), steps, first=_first, **more)
@@ -216,8 +223,34 @@ def run(spec: RunSpec, folder: Path, environment: Mapping[str, str], here: Path,
         write_error(
             folder, RankError(kind="failed", type=type(error).__name__, message=message, rank=_rank(spec, meeting.node))
         )
-        return 1
-    return 0 if leave(spec, ended, folder, where, meeting.node) else 1
+        return EXIT_CODES.get(type(error), 126)
+    if ended.by == "limit" and (name := asked.read_text() if asked.exists() else ""):
+        ended = replace(ended, by="signal", signal=name)
+    if leave(spec, ended, folder, where, meeting.node):
+        return 0
+    return (128 - ended.exitcode if ended.exitcode < 0 else ended.exitcode) or 1
+
+
+@dataclass
+class _Output:
+    """What a command has printed to its log, of which the launcher is told as it comes; it reads the rest from the log."""
+
+    meeting: Meeting
+    log: Path
+    place: int = 0
+
+    def pass_on(self) -> bool:
+        """Send what is new; return False, as the command goes on."""
+        if not self.meeting.show or not self.log.exists():
+            return False
+        with self.log.open("rb") as file:
+            file.seek(self.place)
+            for _ in range(SHOWN_PARTS):
+                if not (part := file.read(SHOWN_BYTES)):
+                    break
+                self.meeting.tell(output=base64.b64encode(part).decode())
+                self.place += len(part)
+        return False
 
 
 def _agree_to_end(meeting: Meeting, folder: Path) -> None:

@@ -54,20 +54,23 @@ def join_command(folder: Path, spec: RunSpec, ends: Sequence[files.NodeEnd]) -> 
         if told is None:
             return None
         parts.append(_Part(end, place, told, _measured(place, spec, told, first=end.node == 0)))
-    limited, cut = parts[0].told.by == "limit", all(end.exit.how == "timeout" for end in ends)
+    by = next((part.told.by for part in parts if part.told.by is not None), None)
+    cut = all(end.exit.how == "timeout" for end in ends)
     errors = {error.rank // spec.devices_per_node: error.kind for error in files.read_errors(folder)}
     for part in parts:
         well = (part.end.exit.how, part.end.exit.exitcode) == ("ended", 0)
-        lost = limited and part.end.exit.how == "ended" and errors.get(part.end.node) in ("failed", "peer")
+        lost = by is not None and part.end.exit.how == "ended" and errors.get(part.end.node) in ("failed", "peer")
         alive = cut and part.measured.steps >= LEAST_STEPS and not stalled(part.measured, part.told.end_ns)
         if not (well or lost or alive):
             return None
     if wrong := _apart(parts, spec):
         files.write_error(folder, files.RankError(kind="invalid", type="SeparateTrainings", message=wrong))
         return None
-    same = _same_window(parts, spec, limited or cut)
+    same = _same_window(parts, spec, by is not None or cut)
     out = _whole_world(same or parts, spec, agree=same is not None)
-    if cut:
+    if by == "signal" and out.steps < LEAST_STEPS:
+        return None
+    if cut or by == "signal":
         out = out.changed(step_flags=[*out.step_flags, "ended_early"])
     files.RESULT.write(folder, out)
     for path in files.ERRORS.paths(folder):

@@ -22,6 +22,7 @@ from typing import IO, Any, Literal
 from bench import folder as files
 from bench.errors import BadValue, UserError
 from bench.files import held, write_json, write_text
+from bench.machine.cluster import Cluster
 from bench.machine.environment import EnvironmentProblem, describe
 from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
@@ -30,21 +31,24 @@ from bench.record import RunRecord, Status
 from bench.redact import redact_argv
 from bench.run.braces import filled, template
 from bench.run.collect import Context, collect
-from bench.run.command import execute, leave, why_not_started
+from bench.run.command import EXIT_CODES, execute, leave, why_not_started
 from bench.run.course import Course, Follower, LiveEnergy, used_by
 from bench.run.ending import Signals, WindowLength
 from bench.run.kept import KeptFiles
+from bench.run.launcher import LaunchOptions
+from bench.run.on_nodes import check_for_nodes, run_on_nodes
 from bench.run.own_steps import Ended
 from bench.run.program import program_hashes
 from bench.run.reserve import written
+from bench.run.srun import SrunLauncher
 from bench.run.watch import Tally
 from bench.schema import COMMAND, MEASURE, SLUG, Machine, RunSpec, Scalar, Site
 from bench.store.progress import Flight
-from bench.workloads.command import CommandArgs
+from bench.workloads.command import MEETING, CommandArgs
 from bench.workloads.printed import Printed, check_pattern
 
-EXIT_CODES: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
-"""Exit codes of a shell for a command that it cannot start."""
+NODE_NAMES = ("num_nodes", *MEETING)
+"""Names in braces that mean something in a command on several nodes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class MeasureOptions:
     `printed` says how it prints its steps. Output goes to `output`, or else to the terminal. `settings` are arguments of the
     user's own, as they were typed, for `{name}` in `argv`. The command is ended too when all its runs have used up one of
     `limits`, by quantity. `listen` is told once a second how it goes, and `before_end` called before it is
-    ended; `total_steps` is the length of the whole training.
+    ended; `total_steps` is the length of the whole training. `on_nodes`: it runs on all nodes of an allocation.
     """
 
     argv: list[str]
@@ -73,11 +77,18 @@ class MeasureOptions:
     limits: Mapping[str, float] = field(default_factory=dict)
     listen: Callable[[Course], None] | None = None
     before_end: Callable[[], object] | None = None
+    on_nodes: bool = False
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The values of names in braces; those that only nodes know, which stand there, stay as they are."""
+        used = (name for name in NODE_NAMES if self.on_nodes and any(f"{{{name}}}" in word for word in self.argv))
+        return {**{name: f"{{{name}}}" for name in used}, **self.settings}
 
     @property
     def filled(self) -> list[str]:
         """The command with the values of its settings. Raises BadValue for another name in braces."""
-        return filled(self.argv, self.settings)
+        return filled(self.argv, self.known)
 
 
 def step_pattern(text: str) -> str:
@@ -108,7 +119,7 @@ def setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise BadValue(f"{text!r}: write NAME=VALUE, such as lr=3e-4")
-    if key in {*RunSpec.model_fields, *CommandArgs.model_fields, "devices", "global_batch_size"}:
+    if key in {*RunSpec.model_fields, *CommandArgs.model_fields, *MEETING, "devices", "global_batch_size"}:
         raise BadValue(f"{key!r} is a field of every run: choose another name, such as my_{key}")
     return key, value
 
@@ -130,12 +141,14 @@ def _gpus(machine: Machine) -> list[str]:
 
 def specification(options: MeasureOptions, machine: Machine) -> RunSpec:
     """Describe the command as a run on all visible GPUs that others do not use, or as one process of the CPU."""
-    text = shlex.join(template(redact_argv(options.argv), options.settings))
+    text = shlex.join(template(redact_argv(options.argv), options.known))
     own = {key: _scalar(redact_argv([f"--{key}", value])[1]) for key, value in options.settings.items()}
     return RunSpec(
         workload=COMMAND,
         workload_args={"argv": text, **options.printed, **own},
         device_type="gpu" if _gpus(machine) else "cpu",
+        launcher=machine.launcher,
+        num_nodes=machine.num_nodes,
         devices_per_node=max(1, len(_gpus(machine))),
         open_devices=True,
         warmup_steps=options.warmup_steps,
@@ -159,7 +172,7 @@ def make_own_folder() -> bool:
 
 @dataclass
 class CommandRuns:
-    """The runs of one command in the folder of an execution; the meters read on in between.
+    """The runs of one command in the folder of an execution; the meters read on in between, here or on `nodes`.
 
     `used` is what they have used, by quantity, and `over` the quantity whose limit has ended one. `renewed` are the parts of
     the command that have changed since the earlier runs of the name, which are in another execution.
@@ -170,6 +183,7 @@ class CommandRuns:
     context: Context
     folder: Path
     sidecar: Sidecar | None
+    nodes: SrunLauncher | None
     flight: Flight
     signals: Signals
     used: dict[str, float] = field(default_factory=dict)
@@ -184,18 +198,28 @@ class CommandRuns:
         """
         spec = self.spec.changed(repeat=_next_repeat(self.folder, self.spec))
         folder = self.folder / spec.run_id
+        if self.nodes is not None:
+            folder.mkdir()
+            files.SPEC.write(folder, spec)
+            now, silent = datetime.now(UTC), spec.timeout_seconds
+            self.tell(current=spec.label[:300], run_began_at=now, remaining_seconds=None, silent_seconds=silent)
+            run_on_nodes(self.nodes, folder, self.signals, self.options.output)
+            return self._done(collect(self.context, spec, folder), folder)
         end = self._execute(spec, folder)
         if not isinstance(end, OSError):
-            record, folder = written(folder, lambda place: self._record(spec, end, place), self._measured)
-            for quantity, amount in used_by(record).items():
-                self.used[quantity] = self.used.get(quantity, 0.0) + amount
-            drop_lost_output()
-            self.tell(done=self.flight.done + 1, failed=self.flight.failed + (record.status is not Status.OK))
-            return record, folder
+            return self._done(*written(folder, lambda place: self._record(spec, end, place), self._measured))
         if type(end) not in EXIT_CODES and end.errno != errno.ENOEXEC:
             raise end
         message = f"cannot start {self.options.argv[0]}: {why_not_started(end)}"
         raise UserError(message, code=EXIT_CODES.get(type(end), 126)) from end
+
+    def _done(self, record: RunRecord, folder: Path) -> tuple[RunRecord, Path]:
+        """Count a run that is recorded."""
+        for quantity, amount in used_by(record).items():
+            self.used[quantity] = self.used.get(quantity, 0.0) + amount
+        drop_lost_output()
+        self.tell(done=self.flight.done + 1, failed=self.flight.failed + (record.status is not Status.OK))
+        return record, folder
 
     def _record(self, spec: RunSpec, ended: Ended, folder: Path) -> RunRecord:
         """Write what is known of a command that has ended, and its record."""
@@ -276,23 +300,37 @@ class CommandRuns:
 def session(options: MeasureOptions, machine: Machine, runs: Path, signals: Signals) -> Iterator[CommandRuns]:
     """Find or make the execution, start the meters and measure idle power once; stop the meters at the end.
 
-    From then on `signals` are deferred, so that they cost no record.
+    From then on `signals` are deferred, so that they cost no record. In an allocation, agents do that on its nodes.
 
-    Raises EnvironmentProblem where records cannot be written, and Busy where the name is being measured.
+    Raises EnvironmentProblem where records cannot be written, and Busy where the name is being measured; LaunchError where
+    the agents do not start.
     """
     adopt_orphans()
-    environment, spec, gpus = describe(machine), specification(options, machine), _gpus(machine)
+    cluster = machine if isinstance(machine, Cluster) else None
+    environment = describe(machine) if cluster is None else cluster.environment
+    spec, gpus = specification(options, machine), _gpus(machine)
+    if cluster is not None:
+        check_for_nodes(options.argv, spec)
     programs = program_hashes(options.filled)
     execution, renewed = _execution(runs.absolute() / options.name, environment.fingerprint, programs)
-    context = Context(options.name, execution.name, options.site, environment, gpus)
+    nodes = [] if cluster is None else cluster.nodes
+    context = Context(options.name, execution.name, options.site, environment, gpus, nodes=nodes)
     with held(execution / files.LOCK, f"{options.name} is being measured by another process: choose another --name"):
         files.PROGRAMS.write(execution, {**(files.PROGRAMS.find(execution) or {}), **programs})
-        sidecar = Sidecar(spec.meters, gpus).start() if spec.meters else None
+        sidecar = Sidecar(spec.meters, gpus).start() if spec.meters and cluster is None else None
+        launcher = None
         try:
             if sidecar is not None:
                 _ready(sidecar, options.idle_seconds, execution)
+            if cluster is not None:
+                launcher = SrunLauncher(
+                    LaunchOptions(
+                        execution, spec.meters, [COMMAND], gpus, idle_seconds=options.idle_seconds, machine=machine
+                    )
+                )
+                launcher.start()
             flight = _flight(context, execution, options.repeats)
-            runs_ = CommandRuns(options, spec, context, execution, sidecar, flight, signals, renewed=renewed)
+            runs_ = CommandRuns(options, spec, context, execution, sidecar, launcher, flight, signals, renewed=renewed)
             signals.deferred = True
             try:
                 yield runs_
@@ -301,6 +339,8 @@ def session(options: MeasureOptions, machine: Machine, runs: Path, signals: Sign
         finally:
             if sidecar is not None:
                 sidecar.stop()
+            if launcher is not None:
+                launcher.close()
 
 
 def _flight(context: Context, execution: Path, repeats: int) -> Flight:

@@ -22,7 +22,8 @@ _SIZES = (
 class Meeting:
     """The place of a node among those of a command, and the address and port at which the first node is reached.
 
-    `channel` is a descriptor on which the launcher hears messages of the command's runner.
+    `channel` is a descriptor on which the launcher hears messages of the command's runner, which passes its output on if that
+    is to `show`.
     """
 
     node: int = 0
@@ -31,6 +32,7 @@ class Meeting:
     port: int | None = None
     interface: str = "lo"
     channel: int | None = None
+    show: bool = False
 
     def values(self, argv: str) -> dict[str, Any]:
         """Return the values of the names in a command that are known only where it starts. On one node a port is free."""

@@ -64,7 +64,8 @@ class Place:
     """Which of the nodes of a run this is, and where its ranks meet those of the others.
 
     `store` is the address of the store of torch, which rank 0 serves on the socket `listener`. `interface` names the
-    network interface towards the other nodes. A command meets at that address itself; its runner writes to `channel`.
+    network interface towards the other nodes. A command meets at that address itself; its runner writes to `channel`, also
+    what the command prints if that is to `show`.
     """
 
     number: int = 0
@@ -72,6 +73,7 @@ class Place:
     listener: int | None = None
     interface: str = "lo"
     channel: int | None = None
+    show: bool = False
 
 
 @dataclass
@@ -185,8 +187,8 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     os.environ |= vendors.visible(gpus[: spec.devices_per_node] if spec.device_type == "gpu" else [])
     if spec.workload == COMMAND:
-        where = (*place.store, place.interface, place.channel) if place.store else ()
-        meeting = Meeting(place.number, spec.num_nodes, *where)
+        more = {name: getattr(place, name) for name in ("interface", "channel", "show")}
+        meeting = Meeting(place.number, spec.num_nodes, *(place.store or ()), **more)
         variables = user_environment() | thread_variables(spec)
         sys.exit(run_command(spec, folder, variables, Path(os.environ[STARTED_IN]), meeting))
     os.environ |= {
@@ -332,8 +334,9 @@ def _wait(
             return "cancelled"
         if message is not None and message.get("late"):  # another node has reached the limit: ranks show where they are
             return "timeout"
-        if message is not None and message.get("end"):  # the first node has reached the limit of a command
-            (folder / files.ASKED_TO_END).touch()
+        asked = folder / files.ASKED_TO_END
+        if message is not None and message.get("end") and not asked.exists():  # a command ends on all nodes
+            asked.write_text(message.get("signal", ""))
 
 
 def _kill_group(process: BaseProcess) -> None:

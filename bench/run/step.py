@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,8 @@ class AllocationEnded(Stopped):
 class StepLauncher(LocalLauncher):
     """Agents on all nodes of a cluster, in one step that stays for all runs; its process carries their lines.
 
-    A run on one node is done by the first of them. When one node fails, the others are cancelled.
+    A run on one node is done by the first of them. When one node fails, the others are cancelled. What a command prints on
+    the first node is given to `show`. `ended_by` says what has ended one before its time: `limit`, or the name of a signal.
     """
 
     _strict = False
@@ -55,6 +57,8 @@ class StepLauncher(LocalLauncher):
         self._waiting: set[int] = set()
         self._began = 0.0
         self._step: str | None = None
+        self.ended_by: str | None = None
+        self.show: Callable[[bytes], None] | None = None
 
     def start(self, tick: Callable[[], None] = no_tick) -> dict[str, Any]:
         """Start the step and wait until all nodes are ready; return the facts of the first. Raises LaunchError."""
@@ -85,6 +89,7 @@ class StepLauncher(LocalLauncher):
             self.close()
             self.start()
         self._waiting, self._began, store = set(range(nodes)), time.monotonic(), None
+        self.ended_by = None
         if nodes > 1:
             self._send(listen=True)
             answer = self._answer(PATIENCE_SECONDS, no_tick)
@@ -92,7 +97,7 @@ class StepLauncher(LocalLauncher):
                 self.close()  # nobody runs it: `wait` notices
                 return
             store = answer["listens"]
-        self._send(run=str(folder), nodes=nodes, store=store)
+        self._send(run=str(folder), nodes=nodes, store=store, show=self.show is not None)
 
     def wait(self, folder: Path, timeout_seconds: float, tick: Callable[[], None] = no_tick) -> bool:
         """Block until all nodes of the run have ended, and put together what they left. Always True.
@@ -103,6 +108,11 @@ class StepLauncher(LocalLauncher):
             raise self._ended()
         return True
 
+    def end(self, signal: str) -> None:
+        """Let the command that runs end on all nodes, as by a signal of this name."""
+        self._send(end=True, signal=signal)
+        self.ended_by = signal
+
     def cancel(self, folder: Path) -> None:
         """End the current run on all nodes, and wait until it has ended."""
         self._send(cancel=True)
@@ -110,7 +120,7 @@ class StepLauncher(LocalLauncher):
 
     def _gather(self, folder: Path, timeout_seconds: float, tick: Callable[[], None]) -> files.Exit:
         """Wait for all nodes of a run. When one has failed, the others may end by themselves, and are then cancelled."""
-        deadline, cancel_at, grace = time.monotonic() + timeout_seconds, inf, GRACE_SECONDS
+        deadline, cancel_at = time.monotonic() + timeout_seconds, inf
         while self._waiting:
             answer = self._answer(min(deadline, cancel_at) - time.monotonic(), tick)
             now = time.monotonic()
@@ -121,8 +131,10 @@ class StepLauncher(LocalLauncher):
                 break
             elif answer.get("limit") == folder.name:
                 self._send(end=True)
-                grace = LIMIT_SECONDS
-                cancel_at = now + grace if cancel_at < inf else inf
+                self.ended_by = self.ended_by or "limit"
+                cancel_at = now + LIMIT_SECONDS if cancel_at < inf else inf
+            elif "output" in answer and self.show is not None:
+                self.show(base64.b64decode(answer["output"]))
             elif answer.get("ended") == folder.name:  # it delivers its files now
                 deadline = max(deadline, now + DELIVERY_SECONDS)
             elif answer.get("done") == folder.name:
@@ -130,7 +142,7 @@ class StepLauncher(LocalLauncher):
                 if answer["how"] == "timeout":
                     self._send(late=True)
                 elif not answer["well"]:
-                    cancel_at = min(cancel_at, now + grace)
+                    cancel_at = min(cancel_at, now + (LIMIT_SECONDS if self.ended_by else GRACE_SECONDS))
         if self._waiting:
             self.close()  # a step that has lost a node; the next run starts another one
         names = self._names[: files.SPEC.read(folder).num_nodes]

@@ -98,7 +98,7 @@ class Command:
         mistakes = list(_unused(spec))
         try:
             words = fill(spec)
-            mistakes += _on_nodes(words, spec) if spec.num_nodes > 1 else ()
+            mistakes += mistakes_on_nodes(words, spec) if spec.num_nodes > 1 else ()
         except ValueError as error:
             mistakes.insert(0, str(error))
         if mistakes:
@@ -117,7 +117,7 @@ def _unused(spec: RunSpec) -> Iterator[str]:
             yield f"argv does not use {{{name}}}, so {value} would not reach the command; write {{{name}}}, or leave it out"
 
 
-def _on_nodes(words: list[str], spec: RunSpec) -> Iterator[str]:
+def mistakes_on_nodes(words: list[str], spec: RunSpec) -> Iterator[str]:
     """Tell what in a command is not for several nodes, each of which starts it once."""
     program, text = PurePath(words[0]).name, " ".join(words)
     if program in OF_ALL_NODES:
