@@ -35,7 +35,7 @@ BUDGETS = {
     "bench/workloads": 2_055,
     "bench/strategies": 1_911,
     "bench/train": 1_094,
-    "bench/run": 4_395,
+    "bench/run": 4_415,
     "bench/jobs": 1_165,
     "bench/figures": 1_035,
     "bench/store": 727,
