@@ -249,6 +249,8 @@ class SeenFacts(Model):
     python: str | None = None
 
 
+RESTART = "restart"
+"""Name of the phases from the last step before workers were lost to the first one after they were started again."""
 WANDB = "wandb_runs"
 """Name of the note with the ids of the runs in W&B that a command has made itself."""
 
@@ -282,7 +284,8 @@ class Measurement(Model):
     rank, is the memory allocated on a GPU, or the growth of a CPU process; `memory_estimated_bytes` is its estimate from
     shapes. A command of the user may report less; without steps the window is the whole command, and `cpu_seconds` are those
     of the whole command in any case. `step_flags` say what in its steps could not be counted, `step_source` where they come
-    from, `steps_before` how many were made before the window, `planned` how long the whole training is, `seen` what hooks
+    from, `steps_before` how many were made before the window, `restarts` how often workers were started again after a loss,
+    `repeated_steps` how many steps were then made a second time, `planned` how long the whole training is, `seen` what hooks
     saw, and `own` holds the last values of the user's own metrics, by names that MLflow takes. `compile_seconds` is the
     excess of the first half of the warm-up steps over as many later ones, where the step was compiled. `startup` is the
     energy before the window. `loss_medians` are those of the first and of the last tenth of the losses (at least three
@@ -299,6 +302,8 @@ class Measurement(Model):
     window_seconds: Positive
     steps: Annotated[int, Field(ge=0)] = 0
     steps_before: Count | None = None
+    restarts: Annotated[int, Field(ge=0)] = 0
+    repeated_steps: Annotated[int, Field(ge=0)] | None = None
     samples: Count | None = None
     tokens: Count | None = None
     data_wait_seconds: NonNegative | None = None

@@ -130,6 +130,15 @@ STEP_FLAGS = {
         "C", "whether the nodes trained together was not seen: samples are left out, or as they are stated"
     ),
     "nodes_disagree": Flag("C", "the nodes do not count the same steps: samples and energy of the window are left out"),
+    "restarted": Flag(
+        "B",
+        "workers were started again after a loss: its seconds and joules are those of the phase restart, not of steps",
+    ),
+    "repeats_unknown": Flag(
+        "C",
+        "workers were started again, and which steps they repeated is not known: repeated ones count as progress; "
+        "number them by wattbench.step(number=...)",
+    ),
     "flops_estimated": Flag("B", "the FLOP of a sample are estimated: 6 for each parameter and token"),
     "output_in_blocks": Flag("C", "the output came in blocks, so steps have no times: start the command by stdbuf -oL"),
 }

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .inputs import parameters_of
+from .lines import restartable
 
 PARALLEL = {
     "DistributedDataParallel": "ddp",
@@ -133,6 +134,14 @@ def owns_another(optimizer, module, roots):
     return not others.isdisjoint(_owned(optimizer))
 
 
+def _made(optimizer):
+    """Return the number of the step that an optimizer has just made, as its state counts it; None where it does not.
+
+    The state of one that was restored from a checkpoint counts the steps before, too.
+    """
+    return max((int(each["step"]) for each in optimizer.state.values() if "step" in each), default=None)
+
+
 def facts(optimizer, roots, autocast):
     """Return what is known of a training at the first step of an optimizer; what cannot be told is None."""
     modules = [each for root in roots for each in root.modules()]
@@ -153,6 +162,8 @@ def facts(optimizer, roots, autocast):
         "world_size": world,
         "joined": joined,
         "apart": apart,
+        "restart": int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0),
+        "made": _fact(lambda: _made(optimizer)) if restartable() else None,
         "local_world_size": int(local) if local.isdigit() else None,
         "devices": _fact(lambda: _devices(modules, every)) or ["unknown"],
         "device_type": every[0].device.type,
@@ -176,8 +187,8 @@ def facts(optimizer, roots, autocast):
 
 
 def countable(known):
-    """Return whether FLOP can be counted and nothing changes by that: not compiled, not sharded."""
-    plain = known["compiled"] is False and known["parallelism"] in (None, "ddp")
+    """Return whether FLOP can be counted and nothing changes by that: not compiled, not sharded, not started again."""
+    plain = not known["restart"] and known["compiled"] is False and known["parallelism"] in (None, "ddp")
     return plain and known["apart"] is not None and not known["outside"]
 
 

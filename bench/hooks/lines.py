@@ -12,6 +12,11 @@ MOST = 2**16
 """So many lines are kept while the folder is missing, which is soon made again."""
 
 
+def restartable():
+    """Whether torchrun starts all processes again when one is lost, as which this one may be killed at any time."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def on_another_host():
     """Whether this process runs on another machine than `bench`, by its boot: containers have names of their own."""
     try:
@@ -36,11 +41,15 @@ def new_file(folder):
 
 
 class LineFile:
-    """Lines on their way into a file. Equal steps are one line; a process that is killed loses the last ones."""
+    """Lines on their way into a file. Equal steps are one line; a process that is killed loses the last ones.
+
+    Where it may be started again, each step is written at once.
+    """
 
     def __init__(self, path):
         self.path, self.late, self.times, self.rest = path, [], [], None
         self.begun = self.due = monotonic_ns()
+        self.late_ns = 0 if restartable() else LATE_NS
 
     def step(self, now, rest):
         """Add a step: when it ended, and what follows in its line, without the end."""
@@ -67,7 +76,7 @@ class LineFile:
         """Write the lines. The file is opened each time, as the script may close descriptors that it did not open."""
         self.fold()
         now = monotonic_ns()
-        self.due = now + min(LATE_NS, (now - self.begun) // SHARE)
+        self.due = now + min(self.late_ns, (now - self.begun) // SHARE)
         late, self.late = self.late, []
         text = "".join(late).encode()
         try:

@@ -349,8 +349,8 @@ def failure_of(ended: Ended, log: Path) -> RankError:
 
 def _first_failure(text: str) -> str:
     """Return which process failed first and how, where a launcher tells it in the log; else nothing."""
-    if (torchrun := TORCHRUN_FAILURE.search(text)) is not None:
-        code, rank, pid = map(int, torchrun.groups())
+    if failures := TORCHRUN_FAILURE.findall(text):
+        code, rank, pid = map(int, failures[-1])  # it has started its processes again after those before
         end = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         return f"process {pid} (local rank {rank}) {end}"
     other = OTHER_FAILURE.search(text)

@@ -121,6 +121,8 @@ def _apart(parts: Sequence[_Part], spec: RunSpec) -> str:
 def _same_window(parts: Sequence[_Part], spec: RunSpec, ended: bool) -> list[_Part] | None:
     """Return the nodes measured between the same steps; None where they do not count the same ones."""
     sources = {part.measured.step_source for part in parts}
+    if any(part.measured.restarts for part in parts):  # each node may have lost other steps
+        return None
     if not sources <= {"hooks", "script"}:
         return list(parts) if not any(part.measured.steps for part in parts) else None
     begin, last = max(part.measured.steps_before or 0 for part in parts), [part.last for part in parts]

@@ -16,14 +16,15 @@ from typing import Any, Literal
 from bench.figures.flags import loss_medians
 from bench.figures.metrics import STARTUP_PHASES
 from bench.folder import ELSEWHERE
-from bench.record import Measurement, Phase, Rank
+from bench.record import RESTART, Measurement, Phase, Rank
 from bench.run.marks import full_sum, is_number, json_lines
 from bench.run.planned import planned_length
+from bench.run.restarts import Marks, Restarts, one_training
 from bench.run.seen import SeenSteps, seen_steps
 from bench.workloads.counted import count as count_printed
 from bench.workloads.printed import LARGEST, OUTPUT, Printed
 
-OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail")
+OWN_PHASES = (*STARTUP_PHASES, "probe", "steady", "tail", RESTART)
 """Names of phases with a fixed meaning; a phase of the user with such a name becomes `user_...`."""
 DIFFERENCE = 0.02
 """Relative difference by which two sources of steps or samples may differ."""
@@ -37,7 +38,6 @@ OF_PROCESSES = ("partial_world", "this_node_only", "separate_trainings")
 """Flags of hooks that hold whatever the source of steps is."""
 LEAST_STEPS = 2
 """A command that was ended before its time is measured by at least so many steps after its warm-up."""
-_Marks = dict[int, list[dict[str, Any]]]
 _Name = Literal["script", "hooks", "output"]
 
 
@@ -75,7 +75,7 @@ class _Command:
     how: Printed
     between: tuple[int, int] | None = None
 
-    def source(self, name: _Name, marks: _Marks, pauses: list[Phase], flags: list[str]) -> _Source:
+    def source(self, name: _Name, marks: Marks, pauses: list[Phase], flags: list[str]) -> _Source:
         """Return the steps that ended before the command did: a process of its own may have outlived it."""
         before = {rank: [mark for mark in own if mark["t_ns"] <= self.ended.end_ns] for rank, own in marks.items()}
         return _Source(self, name, {rank: own for rank, own in sorted(before.items()) if own}, _apart(pauses), flags)
@@ -96,7 +96,7 @@ class _Source:
 
     command: _Command
     name: _Name
-    marks: _Marks
+    marks: Marks
     pauses: list[Phase]
     flags: list[str]
 
@@ -131,10 +131,11 @@ def measurement(
     """
     command, lines = _Command(ended, warmup_steps, device_type, how or Printed(), between), _lines(steps)
     counted = count_printed([line for line in lines if line["rank"] == OUTPUT], command.how)
-    marks, pauses, flags = _reported(lines)
+    marks, pauses, flags, again = _reported(lines)
     seen = seen_steps(steps.parent, nodes)
     of_hooks = ({}, [], []) if seen is None else (seen.marks, [*pauses, *seen.pauses], seen.flags)
-    script, hooks = command.source("script", marks, pauses, flags), command.source("hooks", *of_hooks)
+    script = command.source("script", marks, [*pauses, *again.phases], flags)
+    hooks = command.source("hooks", *of_hooks)
     printed = command.source("output", {0: counted.marks}, [*pauses, *counted.breaks], counted.flags)
     first = next((source for source in (script, hooks, printed) if source.marks), None)
     elsewhere = ["this_node_only" if first in (script, hooks) else "other_hosts"] * bool(ELSEWHERE.paths(steps.parent))
@@ -152,7 +153,21 @@ def measurement(
     if elsewhere and "partial_world" not in out.step_flags:
         out = out.changed(step_flags=list(dict.fromkeys([*out.step_flags, *elsewhere])))
     out = out.changed(planned=planned_length(lines, first.leading))
+    out = _with_restarts(out, [again if first is script else Restarts(), seen.restarts if seen else Restarts()])
     return out if seen is None else _with_model(out, seen)
+
+
+def _with_restarts(measured: Measurement, sources: Sequence[Restarts]) -> Measurement:
+    """Return a measurement with its restarts as one source or the other saw them, and their flags."""
+    count = max(each.count for each in sources)
+    if not count:
+        return measured
+    repeated = next((each.repeated for each in sources if each.count == count and each.repeated is not None), None)
+    names = [phase.name for phase in measured.phases]
+    flags = []
+    if RESTART in names[names.index("steady") :]:
+        flags = ["restarted", *["repeats_unknown"] * (repeated is None)]
+    return measured.changed(restarts=count, repeated_steps=repeated, step_flags=[*measured.step_flags, *flags])
 
 
 def _beside_hooks(script: _Source, hooks: _Source, world_size: int | None) -> Measurement:
@@ -171,7 +186,11 @@ def _beside_hooks(script: _Source, hooks: _Source, world_size: int | None) -> Me
         start = next(phase.start_ns for phase in out.phases if phase.name == "steady")
         end = min(script.leading[-1]["t_ns"], others[-1]["t_ns"])
         ranks = [_between(own[1:], start, end) for own in hooks.marks.values()]  # a step begins at a mark
-        each = [(full_sum(mark.get("samples") for mark in own) or 0) / max(1, len(own)) for own in ranks]
+        counts = [sum(mark.get("steps", 1) for mark in own) for own in ranks]
+        each = [
+            (full_sum(mark.get("samples") for mark in own) or 0) / max(1, count)
+            for own, count in zip(ranks, counts, strict=True)
+        ]
         alike = _alike(_of_step(out, "samples"), sum(each) if all(each) else None)
         fewer = len(script.marks) < len(hooks.marks) and not alike
         differ = alike is False or fewer or not _as_many(script.leading, others[1:], start, end)
@@ -202,7 +221,11 @@ def _beside_lines(hooks: _Source, printed: _Source, share: float) -> Measurement
         as_many = _as_many(lines, hooks.leading, lines[0]["t_ns"], lines[-1]["t_ns"])
         unlike = alike is False or not (as_many or "output_in_blocks" in printed.flags)
         differ = how.pattern is not None and unlike
-        printed_alone = out.samples is None and other.samples is not None and "partial_world" not in hooks.flags
+        again = any(phase.name == RESTART for phase in hooks.pauses)  # at which printed counters may go back
+        differ, printed_alone = (
+            differ and not again,
+            not again and out.samples is None and other.samples is not None and "partial_world" not in hooks.flags,
+        )
         if how.pattern and out.steps and printed_alone and not differ:
             kept = [flag for flag in OF_PROCESSES if flag in hooks.flags]
             return other.changed(step_flags=[*other.step_flags, *kept])
@@ -346,25 +369,28 @@ def _with_model(measured: Measurement, seen: SeenSteps) -> Measurement:
     return out.changed(flops_per_sample=flops, step_flags=[*out.step_flags, "flops_estimated"])
 
 
-def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[str]]:
-    """Return the marks of the steps that the script reports, by rank, its phases, and flags.
+def _reported(lines: list[dict[str, Any]]) -> tuple[Marks, list[Phase], list[str], Restarts]:
+    """Return the marks of the steps that the script reports, by rank, its phases, flags, and restarts of its processes.
 
-    Of several processes with one rank, the first counts. A begin of a phase before a step has no end after that step.
+    Of several processes with one rank, the first counts, but for those that were started again. A begin of a phase before a
+    step has no end after that step.
     """
-    marks: dict[int, dict[int, dict[str, Any]]] = {}
+    marks: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
     pauses: list[Phase] = []
-    processes: dict[int, str] = {}
+    processes: dict[tuple[int, int], str] = {}
     begun: dict[str, list[tuple[str, int]]] = {}
     flags: list[str] = []
     lines = [line for line in lines if line["rank"] != OUTPUT]
     lead = min((line["rank"] for line in lines), default=0)
     for line in sorted(lines, key=lambda line: line["t_ns"]):
         rank, t, process = line["rank"], line["t_ns"], str(line.get("pid"))
+        restart = line.get("restart", 0)
+        key = (restart if type(restart) is int and restart > 0 else 0, rank)
         open_, name = begun.setdefault(f"{rank} {process}", []), _phase_name(str(line.get("phase", "")))
         if "phase" not in line:
             open_.clear()
-            if processes.setdefault(rank, process) == process:
-                marks.setdefault(rank, {})[t] = {"t_ns": t, **_numbers(line)}
+            if processes.setdefault(key, process) == process:
+                marks.setdefault(key, {})[t] = {"t_ns": t, **_numbers(line)}
             else:
                 flags = ["separate_trainings"]
         elif line.get("begin"):
@@ -372,12 +398,16 @@ def _reported(lines: list[dict[str, Any]]) -> tuple[_Marks, list[Phase], list[st
         elif rank == lead and (own := [begin for begin in open_ if begin[0] == name]):
             open_.remove(own[-1])
             pauses.append(Phase(name=name, start_ns=own[-1][1], end_ns=t))
-    out = {rank: list(own.values()) for rank, own in marks.items()}
-    totals = [name for name in ("samples", "tokens") if _without_totals(out, name)]
-    return out, pauses, [*flags, *["counts_only_grow"] * bool(totals)]
+    each = {key: list(steps.values()) for key, steps in marks.items()}
+    totals = [name for name in ("samples", "tokens") if _without_totals(each, name)]
+    starts: dict[int, Marks] = {}
+    for (number, rank), steps in each.items():
+        starts.setdefault(number, {})[rank] = steps
+    joined, restarts = one_training(starts)
+    return joined, pauses, [*flags, *["counts_only_grow"] * bool(totals)], restarts
 
 
-def _without_totals(marks: _Marks, name: str) -> bool:
+def _without_totals(marks: dict[tuple[int, int], list[dict[str, Any]]], name: str) -> bool:
     """Leave out counts that grow with each step, as totals of all steps do; return whether there are any."""
     columns = [[mark.get(name) for mark in own] for own in marks.values()]
     grow = any(
@@ -406,7 +436,7 @@ def _lines(steps: Path) -> list[dict[str, Any]]:
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of a mark besides its time; only a loss may be NaN or infinite."""
-    numbers = {name: line[name] for name in ("samples", "tokens") if is_number(line.get(name), LARGEST)}
+    numbers = {name: line[name] for name in ("samples", "tokens", "number") if is_number(line.get(name), LARGEST)}
     numbers = {name: n for name, n in numbers.items() if n >= 0}
     if type(loss := line.get("loss")) is float or is_number(loss):
         numbers["loss"] = loss
@@ -437,7 +467,7 @@ def _seconds(start_ns: int, end_ns: int, breaks: list[Phase]) -> float:
     return (end_ns - start_ns) / 1e9 - left_out / 1e9
 
 
-def _work(chosen: _Marks, name: str, each: int | None) -> int | None:
+def _work(chosen: Marks, name: str, each: int | None) -> int | None:
     """Return the work of all ranks in the window; None if a step does not state it. `each` is that of all where none does."""
     counts = [line.get(name) for lines in chosen.values() for line in lines[1:]]
     if each is not None and not any(count is not None for count in counts):
@@ -445,20 +475,23 @@ def _work(chosen: _Marks, name: str, each: int | None) -> int | None:
     return round(full_sum(counts) or 0) or None
 
 
+def _around(name: str, start_ns: int, end_ns: int, breaks: list[Phase]) -> list[Phase]:
+    """Return phases of a name with the breaks between them."""
+    out, begin = [], start_ns
+    for pause in breaks:
+        if pause.start_ns > begin:
+            out.append(Phase(name=name, start_ns=begin, end_ns=pause.start_ns))
+        out.append(pause)
+        begin = pause.end_ns
+    return [*out, Phase(name=name, start_ns=begin, end_ns=end_ns)] if end_ns > begin else out
+
+
 def _phases(source: _Source, times: list[int], breaks: list[Phase]) -> list[Phase]:
     """Return `start` until the end of the first step, `warmup`, the window with its pauses, and what came after it."""
     first = min(lines[0]["t_ns"] for lines in source.marks.values())
     out = [Phase(name="start", start_ns=source.command.ended.start_ns, end_ns=first)]
-    if first < times[0]:
-        out.append(Phase(name="warmup", start_ns=first, end_ns=times[0]))
-    begin = times[0]
-    for pause in breaks:
-        if pause.start_ns > begin:
-            out.append(Phase(name="steady", start_ns=begin, end_ns=pause.start_ns))
-        out.append(pause)
-        begin = pause.end_ns
-    if times[-1] > begin:
-        out.append(Phase(name="steady", start_ns=begin, end_ns=times[-1]))
+    again = [pause for pause in source.pauses if pause.name == RESTART and pause.end_ns <= times[0]]
+    out += [*_around("warmup", first, times[0], again), *_around("steady", times[0], times[-1], breaks)]
     for pause in (pause for pause in source.pauses if pause.start_ns >= times[-1]):
         out += [Phase(name="tail", start_ns=out[-1].end_ns, end_ns=pause.start_ns), pause]
     return out

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from bench.folder import FAILED, SEEN
 from bench.record import Phase, SeenFacts
 from bench.run.marks import Leaders, each_step, full_sum, json_lines
+from bench.run.restarts import Restarts, one_training, with_same_ranks
 
 _AUTOCAST = {"bfloat16": "bf16", "float16": "fp16"}
 _MAIN = 0.8
@@ -50,6 +51,7 @@ class SeenSteps:
     trainable_parameters: int | None = None
     others: bool = False
     """Whether models that are not trained pass in each step, too: their work is not counted."""
+    restarts: Restarts = field(default_factory=Restarts)
 
 
 @dataclass(slots=True)
@@ -80,6 +82,20 @@ class _Process:
     @property
     def start_ns(self) -> int:
         return self.lines[0].t_ns
+
+    @property
+    def restart(self) -> int:
+        """How often the workers had been started again before."""
+        return int(self.first.get("restart", 0))
+
+    @property
+    def number(self) -> int | None:
+        """The number of the first step in the whole training; None where the state of the optimizer does not tell it.
+
+        After a restart, a fresh state may be that of a training which goes on without it.
+        """
+        made = self.first.get("made") if len({line.optimizer for line, _ in self.steps}) == 1 else None
+        return made if made != 1 or not self.restart else None
 
     @property
     def first(self) -> dict[str, Any]:
@@ -181,45 +197,59 @@ def seen_steps(folder: Path, nodes: int = 1) -> SeenSteps | None:
     processes.sort(key=lambda process: process.start_ns)
     if not processes:
         return None
-    first = processes[0].first
-    ranks: dict[int, _Process] = {}
+    starts: dict[int, dict[int, _Process]] = {}
+    first_of: dict[int, _Process] = {}
     for process in processes:
-        if process is processes[0] or (first["joined"] and process.first["joined"]):
-            ranks.setdefault(process.first["rank"], process)
-    ranks = dict(sorted(ranks.items()))
-    leader = next(iter(ranks.values()))
-    flags = ["separate_trainings"] if len(ranks) < len(processes) else []
+        first = first_of.setdefault(process.restart, process).first
+        if process is first_of[process.restart] or (first["joined"] and process.first["joined"]):
+            starts.setdefault(process.restart, {}).setdefault(process.first["rank"], process)
+    flags = ["separate_trainings"] if sum(map(len, starts.values())) < len(processes) else []
+    training = [dict(sorted(same.items())) for same in with_same_ranks(starts).values()]
+    every, leaders = (
+        [process for same in training for process in same.values()],
+        [next(iter(same.values())) for same in training],
+    )
+    ranks, leader, first = training[0], leaders[0], leaders[0].first
     complete = len(ranks) == first["world_size"]
     if not complete:
         local = first.get("local_world_size") or (first["world_size"] / nodes if nodes > 1 else None)
         here = local == len(ranks)
         flags.append("this_node_only" if here else "partial_world")
         complete = here
-    sure = complete and all(process.first["apart"] for process in ranks.values())
-    marks = {rank: list(_marks(process, sure=sure)) for rank, process in ranks.items()}
-    events = {event for process in ranks.values() for event in process.events}
+    sure = complete and all(process.first["apart"] for process in every)
+    marks, restarts = one_training(
+        {
+            number: {rank: list(_marks(each, sure=sure)) for rank, each in same.items()}
+            for number, same in starts.items()
+        }
+    )
+    events = {event for process in every for event in process.events}
     flags += ["hooks_failed"] * ("broken" in events)
     if "captured" in events:
         marks, flags = {rank: [] for rank in ranks}, [*flags, "steps_captured"]
-    alike = _alike(leader)
+    alike = all(map(_alike, leaders)) and all(_sizes(each) == _sizes(leader) for each in leaders)
     alike = alike and "trainable" not in events
-    several = "crowded" in events or leader.hides_steps
+    several = "crowded" in events or any(each.hides_steps for each in leaders)
     flags += ["phases_of_training"] * (not alike) + ["separate_trainings"] * (several and not flags)
-    flags += ["passes_unclear"] * leader.unclear
-    alike = alike and not any(each["outside"] for each in leader.facts.values())
-    others = any(process.within for process in ranks.values())
-    untrained = any(process.within - process.trains for process in ranks.values())
+    flags += ["passes_unclear"] * any(each.unclear for each in leaders)
+    alike = alike and not any(facts["outside"] for each in leaders for facts in each.facts.values())
+    others = any(process.within for process in every)
+    untrained = any(process.within - process.trains for process in every)
     if not alike or "varied" in events or others:
         for mark in (mark for own in marks.values() for mark in own if "flops" in mark):
             mark["flops"] = None  # the window begins after it, all the same
     sizes = _sizes(leader) if alike else {}
     return SeenSteps(
         marks=marks,
-        pauses=[*_evaluations(leader), *_between(leader), *leader.checkpoints],
+        pauses=[
+            *(pause for each in leaders for pause in (*_evaluations(each), *_between(each), *each.checkpoints)),
+            *restarts.phases,
+        ],
         facts=_facts(list(ranks.values()), [mark["batch"] for own in marks.values() for mark in own]),
         flags=flags,
         **(sizes | {"parameters": None} if untrained else sizes),  # those of the others may be part of the model
         others=others,
+        restarts=restarts,
     )
 
 
@@ -311,6 +341,8 @@ def _marks(process: _Process, *, sure: bool) -> Iterator[dict[str, Any]]:
                 models[model].append(tuple(sums))
         calls = [sum(part[0] for part in parts) for parts in models.values()]
         out: dict[str, Any] = {"t_ns": line.t_ns, "batch": None}
+        if line is process.steps[0][0] and process.number is not None:
+            out["number"] = process.number
         if sure and calls and all(count == backwards for count in calls):
             samples = {full_sum(part[1] for part in parts) for parts in models.values()}
             tokens = {full_sum(part[2] for part in parts) for parts in models.values()} - {None}

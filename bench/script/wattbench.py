@@ -3,8 +3,9 @@
 It does nothing unless wattbench runs the script (`bench measure`, or the workload `command` of a suite). It needs only
 Python, so a script can also carry a copy of this file. Callbacks for Trainer, Lightning, accelerate and Keras are made when
 first used. Lines go to the file that WATTBENCH_STEPS names: {"t_ns": CLOCK_MONOTONIC in nanoseconds, "rank": 0, "pid": 1234,
-"samples": 32, "tokens": 4096, "loss": 2.3, "own": {"accuracy": 0.9}} at the end of a step, {"t_ns", "rank", "pid", "phase":
-"eval", "begin": true} at the begin of a phase, and the same with false at its end.
+"samples": 32, "tokens": 4096, "loss": 2.3, "number": 7, "own": {"accuracy": 0.9}} at the end of a step, {"t_ns", "rank",
+"pid", "phase": "eval", "begin": true} at the begin of a phase, and the same with false at its end. "restart": 1 is in the
+lines of processes that torchrun has started again.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "LOCAL_RAN
 def step(*, samples: int | None = None, tokens: int | None = None, loss: float | None = None, **own: float) -> None:
     """Report the end of a step of the optimizer, and what this process consumed in it.
 
-    Call it once a step in every process. `own` are metrics of your own, as numbers. Making a number of a tensor on a GPU
-    waits for the GPU; nothing here does. On a GPU the host runs ahead of the device.
+    Call it once a step in every process. `own` are metrics of your own, as numbers, but for `number`: that of the step in the
+    whole training, which tells after a restart which steps are repeated. Making a number of a tensor on a GPU waits for the
+    GPU; nothing here does. On a GPU the host runs ahead of the device.
     """
     if _reports("step"):
-        _append(**_mark(samples, tokens, loss, own))
+        number = _number("number", own.pop("number", None), _whole)
+        _append(**_mark(samples, tokens, loss, own), number=number)
 
 
 @contextmanager
@@ -100,7 +103,9 @@ def _append(**line: Any) -> None:
     path = os.environ.get(VARIABLE)
     if not path:
         return
-    line = {"t_ns": time.monotonic_ns(), "rank": _rank(), "pid": os.getpid(), **line}
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    restarts = int(restart) if restart.isdecimal() and int(restart) else None
+    line = {"t_ns": time.monotonic_ns(), "rank": _rank(), "pid": os.getpid(), "restart": restarts, **line}
     text = json.dumps({k: v for k, v in line.items() if v is not None}, default=str) + "\n"
     if _on_another_host():  # its clock is another one: it only tells that it is there
         name = f"seen-{os.uname().nodename.replace('/', '_')}-{os.getpid()}.elsewhere"
@@ -154,13 +159,13 @@ class _Steps:
         plan = {name: int(n) for name, n in counts.items() if isinstance(n, (int, float)) and 0 < n < float("inf")}
         self._planned = {**plan, "source": self._name, "assumed": True} if plan else {}
 
-    def end(self, samples: int | None = None, tokens: int | None = None) -> None:
+    def end(self, samples: int | None = None, tokens: int | None = None, number: int | None = None) -> None:
         self.write()
         if _reports(self._name):
             if self._planned:
                 _append(phase="training", begin=True, planned=self._planned)
             self._planned = {}
-            self._newest = _mark(samples, tokens, None, {})
+            self._newest = {**_mark(samples, tokens, None, {}), "number": number}
 
     def note(self, values: dict[str, Any], loss: str = "loss") -> None:
         """Add what the framework logs to the newest step: its loss, and other numbers under their names."""
@@ -308,7 +313,7 @@ class _HuggingFace:
             new, self._seen = state.num_input_tokens_seen - self._seen, state.num_input_tokens_seen
             # Trainer counts the tokens of all ranks, so each reports its share; together they are what it counts.
             work["tokens"] = (new + args.process_index) // args.world_size
-        self._steps.end(**work)
+        self._steps.end(**work, number=getattr(state, "global_step", None))
         self._ahead(control)
 
     def _ahead(self, control: Any) -> None:
@@ -390,7 +395,7 @@ class _Lightning:
         if trainer.global_step == self._done:
             return
         self._done, work = trainer.global_step, self._work.take()
-        self._steps.end(**({} if self._shared else work))
+        self._steps.end(**({} if self._shared else work), number=trainer.global_step)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         logs = trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0
         if loss is not None and (logs or loss.device.type == "cpu"):
