@@ -91,7 +91,7 @@ class CommandEnd(Model):
 class NodeEnd(Model):
     """How a run ended on one of several nodes, with the exit codes of its ranks that failed.
 
-    `cpu_seconds` are those of a command.
+    `cpu_seconds` and `first_rank` are those of a command, as far as they are seen.
     """
 
     node: int
@@ -102,6 +102,7 @@ class NodeEnd(Model):
     network: NetworkFacts | None = None
     timeline: Timeline | None = None
     cpu_seconds: float | None = None
+    first_rank: int | None = None
 
 
 class IdleTimes(Model):

@@ -409,7 +409,7 @@ class NetworkFacts(Model):
 
 
 class NodeFacts(Model):
-    """One of several nodes of a run: its `kind` (Environment.kind), the first of its ranks, and how the run ended there.
+    """One of several nodes of a run: its `kind` (Environment.kind), its first rank if known, and how the run ended there.
 
     `window_seconds` is the measured window by its own clock. `clock_skew_seconds` is by how much its wall clock is ahead of
     that of the first node, as far as the start and the end of the run show it.
@@ -418,7 +418,7 @@ class NodeFacts(Model):
     name: str
     boot_id: str | None = None
     kind: str | None = None
-    first_rank: Annotated[int, Field(ge=0)]
+    first_rank: Annotated[int, Field(ge=0)] | None = None
     ended: str
     exitcode: int | None = None
     window_seconds: Positive | None = None

@@ -27,8 +27,8 @@ def nodes(record: RunRecord) -> pd.DataFrame:
         others = [seconds for other, seconds in times.items() if other != place]
         own = times.get(place)
         slower = own / median(others) if own is not None and others else None
-        each = record.spec.devices_per_node
-        ranks = f"{node.first_rank} to {node.first_rank + each - 1}" if each > 1 else str(node.first_rank)
+        first, each = node.first_rank, record.device_count // len(record.nodes)
+        ranks = "" if first is None else f"{first} to {first + each - 1}" if each > 1 else str(first)
         skew = node.clock_skew_seconds
         figures = (node.window_seconds, *joules, own, slower, skew)
         rows.append((printable(node.name, 60), ranks, node.ended, *figures, network_words(node.network)))

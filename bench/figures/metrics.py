@@ -147,7 +147,8 @@ def _seen(record: Observation) -> RunSpec:
     """Return the spec with the number of devices and the batch size that were seen in place of those that were asked."""
     fields: dict[str, int] = {}
     if record.device_count != record.spec.world_size:
-        fields["devices_per_node"] = record.device_count
+        nodes = 1 if record.device_count % record.spec.num_nodes else record.spec.num_nodes
+        fields |= {"num_nodes": nodes, "devices_per_node": record.device_count // nodes}
     if record.spec.batch_size_per_device == "max" and record.measurement and record.measurement.batch_size_per_device:
         fields["batch_size_per_device"] = record.measurement.batch_size_per_device
     return record.spec.changed(**fields) if fields else record.spec
@@ -313,7 +314,7 @@ def metrics(record: RunRecord) -> dict[str, float]:
         out["attempted_bytes"] = record.error.attempted_bytes
     asked, seen = record.spec, _seen(record)
     if seen.world_size != asked.world_size:
-        out |= {"devices": seen.world_size, "devices_per_node": seen.world_size}
+        out |= {"devices": seen.world_size, "devices_per_node": seen.devices_per_node}
     if record.measurement is not None and asked.workload == COMMAND:
         out |= _work_of_steps(record.measurement, record.device_count)
     if isinstance(seen.batch_size_per_device, int) and seen.batch_size_per_device != asked.batch_size_per_device:

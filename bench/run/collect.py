@@ -338,9 +338,11 @@ def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeT
     inference = measured.inference
     if inference is not None and traces[0].inference is not None:
         inference = inference.changed(energy=energy(lambda node: node.inference))
-    each_has = len(run.gpus) if len(traces) == 1 else run.spec.devices_per_node
-    shares = [run.gpus[k * each_has : (k + 1) * each_has] for k in range(len(traces))]
-    gpus = [each for node, some in zip(traces, shares, strict=False) for each in _gpu_conditions(node, some)]
+    gpus = []
+    for node in traces:
+        own = {event.device for event in _events(node)}
+        some = run.gpus if len(traces) == 1 else [uuid for uuid in run.gpus if uuid in own]
+        gpus += _gpu_conditions(node, some)
     memory = [gpu.memory_used_bytes_max for gpu in gpus if gpu.memory_used_bytes_max]
     return measured.changed(
         energy=energy(lambda node: node.window),

@@ -19,6 +19,8 @@ from bench.workloads.command import CommandArgs
 from bench.workloads.printed import Printed
 
 OF_ONE_NODE = ("this_node_only", "partial_world")
+REPORTED = {"hooks", "script"}
+"""Sources of steps of which each process tells its own, and its rank."""
 LATE_STEPS = 2
 """By so many steps nodes that are ended at a limit may be apart; of others none may be."""
 REMEDY = (
@@ -76,7 +78,16 @@ def join_command(folder: Path, spec: RunSpec, ends: Sequence[files.NodeEnd]) -> 
     for path in files.ERRORS.paths(folder):
         path.unlink()
     timed = {part.end.node: files.Timeline(phases=part.measured.phases) for part in same or parts[:1]}
-    return [part.end.changed(timeline=timed.get(part.end.node), cpu_seconds=part.told.cpu_seconds) for part in parts]
+    return [
+        part.end.changed(
+            timeline=timed.get(part.end.node),
+            cpu_seconds=part.told.cpu_seconds,
+            first_rank=min((rank.rank for rank in part.measured.ranks), default=None)
+            if part.measured.step_source in REPORTED
+            else None,
+        )
+        for part in parts
+    ]
 
 
 def _place(folder: Path, node: int) -> Path:
@@ -123,7 +134,7 @@ def _same_window(parts: Sequence[_Part], spec: RunSpec, ended: bool) -> list[_Pa
     sources = {part.measured.step_source for part in parts}
     if any(part.measured.restarts for part in parts):  # each node may have lost other steps
         return None
-    if not sources <= {"hooks", "script"}:
+    if not sources <= REPORTED:
         return list(parts) if not any(part.measured.steps for part in parts) else None
     begin, last = max(part.measured.steps_before or 0 for part in parts), [part.last for part in parts]
     if not all(part.measured.steps for part in parts) or max(last) - min(last) > LATE_STEPS * ended:
@@ -150,7 +161,7 @@ def _whole_world(parts: Sequence[_Part], spec: RunSpec, *, agree: bool) -> Measu
     flags += ["nodes_disagree"] * (not agree) + ["world_unknown"] * (not seen and first.steps > 0)
     flags += ["partial_world"] * (bool(seen) and not whole)
     ranks = [
-        rank.changed(rank=rank.rank if measured.step_source in ("hooks", "script") else number * spec.devices_per_node)
+        rank.changed(rank=rank.rank if measured.step_source in REPORTED else number * spec.devices_per_node)
         for number, measured in enumerate(every)
         for rank in measured.ranks
     ]

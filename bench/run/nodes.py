@@ -234,7 +234,7 @@ def node_facts(folder: Path, spec: RunSpec, nodes: Sequence[NodeTrace], kinds: S
                 name=end.name,
                 boot_id=end.boot_id,
                 kind=kinds[end.node] if end.node < len(kinds) else None,
-                first_rank=end.node * spec.devices_per_node,
+                first_rank=end.first_rank if spec.open_devices else end.node * spec.devices_per_node,
                 ended=end.exit.how,
                 exitcode=end.exit.exitcode,
                 window_seconds=(window.end_ns - window.start_ns - pauses) / 1e9 if window is not None else None,
