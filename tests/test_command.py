@@ -208,9 +208,9 @@ def test_a_command_that_is_not_there_is_a_failure_with_its_reason(tmp_path: Path
     with pytest.raises(FileNotFoundError):
         execute(["/nowhere/x"], tmp_path / "steps")
     spec = command("/nowhere/x")
-    assert run(spec, tmp_path, os.environ, tmp_path) == 1
+    assert run(spec, tmp_path, os.environ, tmp_path) == 127
     assert "cannot be started" in json.loads((tmp_path / "error-0.json").read_text())["message"]
-    assert run(command("true", folder="nowhere"), tmp_path, os.environ, tmp_path) == 1
+    assert run(command("true", folder="nowhere"), tmp_path, os.environ, tmp_path) == 127
     assert "nowhere" in json.loads((tmp_path / "error-0.json").read_text())["message"]
 
 
