@@ -27,24 +27,18 @@ if together:
 rank = dist.get_rank() if together else 0
 samples, ends = 0, []
 
-
-def train():
-    global samples
-    model = torch.nn.Linear(8, 1)
-    if together:
-        model = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for step in range(int(sys.argv[1])):
-        inputs = torch.randn({BATCH}, 8)
-        optimizer.zero_grad()
-        model(inputs).sum().backward()
-        optimizer.step()
-        samples += len(inputs)
-        ends.append(time.monotonic())
-        time.sleep(0.05)
-
-
-train()  # a function: what still holds the group of processes at the end may abort Python's exit in torch's threads
+model = torch.nn.Linear(8, 1)
+if together:
+    model = torch.nn.parallel.DistributedDataParallel(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for step in range(int(sys.argv[1])):
+    inputs = torch.randn({BATCH}, 8)
+    optimizer.zero_grad()
+    model(inputs).sum().backward()
+    optimizer.step()
+    samples += len(inputs)
+    ends.append(time.monotonic())
+    time.sleep(0.05)
 if together:
     total = torch.tensor(samples)
     dist.all_reduce(total)
@@ -54,6 +48,7 @@ if rank == 0:
         json.dump({{"samples": samples, "ends": ends}}, file)
 if together:
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo may abort the usual end: "terminate called without an active exception"
 """
 
 

@@ -66,7 +66,7 @@ def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) ->
 
 
 def test_what_killed_processes_leave_is_done_by_the_same_command(cluster: Slurm, tmp_path: Path) -> None:
-    suite(tmp_path, seconds=3, devices=[4], repeats=2)
+    suite(tmp_path, seconds=8, devices=[4], repeats=2)
     process = run(cluster, tmp_path)
     until(lambda: records(tmp_path))
     process.kill()
