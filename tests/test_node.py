@@ -44,7 +44,7 @@ def node(folder: Path, *arguments: str, **more: Any) -> tuple[int, dict[str, Any
     ("argv", "more", "code", "how"),
     [
         ("true", {}, 0, ("ended", 0)),
-        ("sh -c 'exit 5'", {}, 1, ("ended", 1)),
+        ("sh -c 'exit 5'", {}, 1, ("ended", 5)),
         ("sleep 60", {"timeout_seconds": 0.5}, 124, ("timeout", -signal.SIGKILL)),
     ],
 )

@@ -1,17 +1,24 @@
 """A command on several nodes: its words and variables, and what becomes of what each node saw of it."""
 
+import io
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import folder as files
+from bench.errors import UserError
+from bench.figures.metrics import row
 from bench.record import RunRecord, Status
 from bench.run.collect import Context, collect
+from bench.run.ending import Signals
+from bench.run.measure import MeasureOptions, specification
 from bench.run.meeting import Meeting
 from bench.run.nodes import put_together
+from bench.run.on_nodes import check_for_nodes, run_on_nodes
 from bench.schema import Machine, RunSpec, Site
 from bench.workloads.command import Command, fill
 from tests import processes, rows
@@ -190,9 +197,141 @@ def test_words_that_are_not_for_several_nodes_are_mistakes(argv: str, message: s
         Command.check(command(argv))
 
 
+IN_A_JOB = os.environ | {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n1"}
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_bench_measure_says_that_it_measures_one_machine(tmp_path: Path, nodes: int) -> None:
-    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": str(nodes), "SLURMD_NODENAME": "n1"}
-    done = processes.bench(tmp_path, "measure", "--no-store", "--idle-seconds", "0", "--", "true", env=os.environ | job)
+    options = ["--launcher", "local"] if nodes == 2 else []
+    arguments = ["measure", *options, "--no-store", "--idle-seconds", "0", "--", "true"]
+    done = processes.bench(tmp_path, *arguments, env=IN_A_JOB | {"SLURM_JOB_NUM_NODES": str(nodes)})
     assert done.returncode == 0, done.stderr
-    assert ("a suite with workload: command" in done.stderr) == (nodes == 2)
+    assert ("this machine alone is measured" in done.stderr) == (nodes == 2)
+
+
+@pytest.mark.parametrize("options", [["--live"], ["--enforce", "--budget", "1h"], ["--gpus", "0"]])
+def test_bench_measure_refuses_what_several_nodes_cannot_do(tmp_path: Path, options: list[str]) -> None:
+    done = processes.bench(tmp_path, "measure", *options, "--", "true", env=IN_A_JOB | {"SLURM_JOB_NUM_NODES": "2"})
+    assert done.returncode == 2
+    assert f"{options[0]} is for one machine" in done.stderr
+    assert "--launcher local" in done.stderr
+    assert not (tmp_path / ".wattbench").exists()
+
+
+def test_bench_measure_submits_no_job(tmp_path: Path) -> None:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    done = processes.bench(tmp_path, "measure", "--launcher", "slurm", "--", "true", env=outside)
+    assert done.returncode == 2
+    assert "salloc or sbatch" in done.stderr
+
+
+def measured(*argv: str, **settings: str) -> tuple[MeasureOptions, RunSpec]:
+    """Return what `bench measure` asks of two nodes."""
+    options = MeasureOptions(list(argv), settings=settings, on_nodes=True)
+    return options, specification(options, Machine(cpu_model="x", cpu_count=2)).changed(num_nodes=2)
+
+
+def test_a_measured_command_knows_the_names_of_nodes_without_set() -> None:
+    argv = (
+        "launch",
+        "--rank={node_rank}",
+        "--nodes={num_nodes}",
+        "--at={master_addr}:{master_port}",
+        "--lr={lr}",
+        "{x}",
+    )
+    options, spec = measured(*argv[:5], lr="0.1")
+    words = ["launch", "--rank=1", "--nodes=2", "--at=a:7", "--lr=0.1"]
+    assert fill(spec, Meeting(1, 2, "a", 7).values(" ".join(argv))) == words
+    check_for_nodes(options.argv, spec)
+    _, plain = measured("sh", "-c", "echo ${HOME} {x}")
+    assert fill(plain) == ["sh", "-c", "echo ${HOME} {x}"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--token", "hf_abcdefgh"], "COMMAND holds a secret"),
+        (["srun", "train"], "COMMAND: srun starts processes on all nodes"),
+        (["torchrun", "--standalone", "train.py"], "COMMAND: --standalone is for one node"),
+    ],
+)
+def test_a_command_that_nodes_cannot_start_is_not_measured(argv: list[str], message: str) -> None:
+    options, spec = measured(*argv)
+    with pytest.raises(UserError, match=message):
+        check_for_nodes(options.argv, spec)
+
+
+def test_devices_of_a_measured_command_are_those_that_it_used(tmp_path: Path) -> None:
+    """`bench measure` asks for none; on processors there is one for each process."""
+    seen(tmp_path, devices=["cpu"])
+    record = ended(tmp_path, command("torchrun train.py", devices_per_node=1, open_devices=True))
+    figures = row(record)
+    assert (figures["devices"], figures["num_nodes"], figures["devices_per_node"]) == (4, 2, 2)
+    assert [node.first_rank for node in record.nodes] == [0, 2]
+    assert figures["samples_per_second_per_device"] * 4 == pytest.approx(figures["samples_per_second"])
+
+
+@pytest.mark.parametrize(("steps", "status"), [((8, 7), Status.OK), ((4, 4), Status.FAILED)])
+def test_a_command_that_a_signal_ended_has_a_record_where_it_made_steps(
+    tmp_path: Path, steps: tuple[int, int], status: Status
+) -> None:
+    seen(tmp_path, steps=steps)
+    if status is not Status.OK:
+        early = files.RankError(kind="failed", type="EndedEarly", message="ended by SIGTERM before 2 steps", rank=0)
+        files.write_error(tmp_path, early)
+    codes = (0, 1) if status is Status.OK else (1, 1)
+    if status is Status.OK:
+        lost = files.RankError(kind="peer", type="ExitCode", message="Connection closed by peer", rank=2)
+        files.write_error(tmp_path, lost)
+    record = ended(tmp_path, command(), by="signal", codes=codes)
+    assert record.status is status
+    assert ("ended_early" in record.flags) == (status is Status.OK)
+    if record.measurement is not None:
+        assert (record.measurement.steps, record.measurement.samples) == (4, 64)
+
+
+class Agents:
+    """Stands for the launcher: a run is ended by `end`, and leaves what a command with this exit code does."""
+
+    def __init__(self, exitcode: int, *, result: bool) -> None:
+        self.exitcode, self.result, self.ended_by = exitcode, result, None
+        self.calls: list[str] = []
+
+    def submit(self, folder: Path) -> None:
+        self.show(b"first ")
+
+    def end(self, name: str) -> None:
+        self.calls.append(name)
+        self.ended_by = name
+
+    def wait(self, folder: Path, seconds: float, tick: Any) -> None:
+        tick()
+        tick()
+        (folder / files.WORKER_LOG).write_bytes(b"first and last")
+        files.EXIT.write(folder, files.Exit(how="ended", exitcode=self.exitcode))
+        if self.result:
+            (folder / files.RESULT.name).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "result", "asked", "end"),
+    [
+        (0, True, None, ("ended", 0)),
+        (5, False, None, ("ended", 5)),
+        (0, False, None, ("ended", 1)),  # nodes that train by themselves
+        (0, True, signal.SIGTERM, ("stopped", 143)),
+    ],
+)
+def test_the_end_of_a_measured_command_has_its_exit_code(
+    tmp_path: Path, exitcode: int, result: bool, asked: signal.Signals | None, end: tuple[str, int]
+) -> None:
+    files.SPEC.write(tmp_path, command())
+    agents, signals, output = Agents(exitcode, result=result), Signals(), io.BytesIO()
+    signals.asked, signals.deferred = asked, True
+    run_on_nodes(agents, tmp_path, signals, output)  # type: ignore[arg-type]
+    left = files.EXIT.read(tmp_path)
+    assert (left.how, left.exitcode) == end
+    assert output.getvalue() == b"first and last"
+    assert agents.calls == ([] if asked is None else ["SIGTERM"])
+    assert signals.deferred

@@ -113,7 +113,7 @@ def test_wrong_use_is_told(cluster: Ray, tmp_path: Path) -> None:
     wide = cluster.bench(tmp_path, "show", name, "--set", "cluster.devices_per_node=9")
     assert "no node has 9 of what Ray calls CPU: it has 2 on n1, 2 on n2" in wide.communicate(timeout=PATIENCE)[1]
     shown = cluster.bench(tmp_path, "show", name, "--set", "devices=6")
-    assert "needs 3 nodes; Ray has 2" in "".join(shown.communicate(timeout=PATIENCE))
+    assert "needs 3 nodes; there are 2" in "".join(shown.communicate(timeout=PATIENCE))
     _, errors = finish(cluster, tmp_path, name, "--runs", "unseen-by-n2", code=2)
     assert "is not seen by n2: choose a folder that all nodes share, with --runs" in errors
 

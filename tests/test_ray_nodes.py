@@ -104,7 +104,7 @@ def test_a_node_has_no_more_devices_than_are_asked_for() -> None:
 def test_runs_on_nodes_of_ray_are_launched_there() -> None:
     plan = expand(suite(devices=[2, 4, 6]), nodes_of_ray())
     assert [(run.launcher, run.num_nodes) for run in plan.runs] == [("ray", 1), ("ray", 2), ("ray", 3)]
-    assert list(plan.skipped.values()) == ["needs 3 nodes; Ray has 2"]
+    assert list(plan.skipped.values()) == ["needs 3 nodes; there are 2"]
     with pytest.raises(SuiteError, match=r"launcher 'ray': this is not on nodes of Ray; .* --launcher ray"):
         expand(suite(launcher=["ray"]), Machine(cpu_model="x", cpu_count=2))
     with pytest.raises(SuiteError, match="launcher 'slurm': this is on nodes of Ray"):

@@ -1,6 +1,7 @@
 """Commands in an allocation of a real Slurm with two virtual nodes: one record a run, which counts the whole world once."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,4 +152,42 @@ def test_a_killed_rank_ends_the_command_on_both_nodes(cluster: Slurm, tmp_path: 
     assert error is not None
     assert error.message.startswith("n2: ")
     assert "SIGKILL" in error.message
+    until(lambda: cluster.left() == [])
+
+
+MEASURE = """\
+import functools, sys
+from bench.run import measure
+measure.MeasureOptions = functools.partial(measure.MeasureOptions, meters=[sys.argv.pop(1)])
+from bench.cli import main
+main()
+"""
+"""`bench` with other meters for `bench measure`, which has no option for them."""
+
+
+def test_bench_measure_is_one_record_of_both_nodes_and_passes_the_exit_code_on(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, "unused")
+    (tmp_path / "go.sh").write_text(
+        f"{sys.executable} -m torch.distributed.run --nproc-per-node=2 train.py {STEPS} own.json\n"
+        'echo "done on $PET_NODE_RANK"\nexit $((PET_NODE_RANK * 7))\n'
+    )
+    salloc = ["salloc", "--quiet", "--nodes=2", "--exclusive", "--time=10", sys.executable, "-P", "-c", MEASURE]
+    options = [f"replay:{tmp_path}/trace.jsonl", "measure", "--no-store", "--idle-seconds", "0", "--warmup-steps", "5"]
+    done = subprocess.run(
+        [*salloc, *options, "--", "sh", "go.sh"],
+        cwd=tmp_path,
+        env=cluster.variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "done on 0" in done.stdout
+    assert "done on 1" not in done.stdout
+    (path,) = tmp_path.glob(".wattbench/measure/*/*/record.json")
+    record, own = RunRecord.model_validate_json(path.read_text()), json.loads((tmp_path / "own.json").read_text())
+    assert record.status is Status.FAILED
+    assert record.error is not None
+    assert record.error.message == "n2: the command ended with exit code 7"
+    assert own["samples"] == 4 * BATCH * STEPS
     until(lambda: cluster.left() == [])

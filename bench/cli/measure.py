@@ -130,8 +130,7 @@ def measure(command: tuple[str, ...], **options: Any) -> None:
 
     Throughput is known if the script trains with torch, prints a known format or calls wattbench.step; else give
     --step-pattern. GPUs that COMMAND does not use are not counted, where that can be seen. With --json, stdout has the
-    record (a list of several repeats) and stderr the output of COMMAND. A repeat that fails is the last one. In an
-    allocation of Slurm, COMMAND is started once on each node, and its record is that of all of them.
+    record (a list of several repeats) and stderr the output of COMMAND. A repeat that fails is the last one.
     """
     from analytics.say.forecast import blocks as forecast_blocks
 

@@ -22,6 +22,7 @@ from bench.cli.options import (
     store_option,
 )
 from bench.errors import FAILED, UserError
+from bench.machine.cluster import several_nodes
 from bench.redact import redact
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def search(
     changes = {name: value for name in ("sampler", "seed") if (value := options.pop(name)) is not None}
     options |= {"runs": options["runs"].absolute(), "sentences": sentences, "confirmed": confirmed}
     session = read(path, site=place(options), budget=budget, changes=changes, **options)
+    if several_nodes():
+        click.echo("bench: trials run on this machine alone, not on all nodes of the job", err=True)
     if dry_run:
         preview, goals = session.preview(), [goal.name for goal in session.search.objectives]
         if as_json:
