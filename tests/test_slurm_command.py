@@ -165,29 +165,42 @@ main()
 """`bench` with other meters for `bench measure`, which has no option for them."""
 
 
-def test_bench_measure_is_one_record_of_both_nodes_and_passes_the_exit_code_on(cluster: Slurm, tmp_path: Path) -> None:
-    suite(tmp_path, "unused")
-    (tmp_path / "go.sh").write_text(
-        f"{sys.executable} -m torch.distributed.run --nproc-per-node=2 train.py {STEPS} own.json\n"
-        'echo "done on $PET_NODE_RANK"\nexit $((PET_NODE_RANK * 7))\n'
-    )
+def measure(cluster: Slurm, folder: Path, *command: str) -> tuple[int, str, RunRecord]:
+    """Measure a command in an allocation; return its exit code and output, and its record."""
     salloc = ["salloc", "--quiet", "--nodes=2", "--exclusive", "--time=10", sys.executable, "-P", "-c", MEASURE]
-    options = [f"replay:{tmp_path}/trace.jsonl", "measure", "--no-store", "--idle-seconds", "0", "--warmup-steps", "5"]
-    done = subprocess.run(
-        [*salloc, *options, "--", "sh", "go.sh"],
-        cwd=tmp_path,
-        env=cluster.variables,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    options = [f"replay:{folder}/trace.jsonl", "measure", "--no-store", "--idle-seconds", "0", "--warmup-steps", "5"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*salloc, *options, "--", *command], cwd=folder, env=cluster.variables, **pipes)
+    output, errors = process.communicate(timeout=PATIENCE)
+    found = sorted(folder.glob(".wattbench/measure/*/*/record.json"))
+    assert found, errors
+    until(lambda: cluster.left() == [])
+    return process.returncode, output, RunRecord.model_validate_json(found[-1].read_text())
+
+
+def test_bench_measure_is_one_record_of_both_nodes(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, "unused")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "train.py", str(STEPS), "own.json"]
+    code, output, record = measure(cluster, tmp_path, *torchrun)
+    measured, own = record.measurement, json.loads((tmp_path / "own.json").read_text())
+    assert (code, record.status) == (0, Status.OK), output
+    assert measured is not None
+    assert own["samples"] == 4 * BATCH * STEPS
+    assert (measured.steps_before, measured.steps) == (5, STEPS - 5)
+    assert measured.samples == own["samples"] * measured.steps / STEPS
+    joules = sum(reading.energy_joules for reading in measured.energy)
+    assert joules == pytest.approx(2 * WATTS * measured.window_seconds, rel=0.2)  # readings once a second
+    assert record.device_count == 4
+    assert [(node.name, node.first_rank) for node in record.nodes] == [("n1", 0), ("n2", 2)]
+
+
+def test_bench_measure_passes_on_the_exit_code_and_the_output_of_the_first_node(cluster: Slurm, tmp_path: Path) -> None:
+    suite(tmp_path, "unused")
+    code, output, record = measure(
+        cluster, tmp_path, "sh", "-c", "echo here on {node_rank}; exit $((PET_NODE_RANK * 7))"
     )
-    assert done.returncode == 7, done.stderr
-    assert "done on 0" in done.stdout
-    assert "done on 1" not in done.stdout
-    (path,) = tmp_path.glob(".wattbench/measure/*/*/record.json")
-    record, own = RunRecord.model_validate_json(path.read_text()), json.loads((tmp_path / "own.json").read_text())
-    assert record.status is Status.FAILED
+    assert code == 7
+    assert "here on 0" in output
+    assert "here on 1" not in output
     assert record.error is not None
     assert record.error.message == "n2: the command ended with exit code 7"
-    assert own["samples"] == 4 * BATCH * STEPS
-    until(lambda: cluster.left() == [])
