@@ -407,6 +407,21 @@ def test_a_slow_node_and_nodes_of_different_kinds_are_flagged(tmp_path: Path) ->
     assert "shared_node" not in judge(record.changed(environment=cluster._alone(part)), found)
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"), [("peer", "no answer from n2"), ("failed", "rank 1 on n1: Connection closed by peer")]
+)
+def test_a_node_without_an_answer_is_the_cause_where_the_others_only_lost_their_peer(
+    kind: files.ErrorKind, message: str, tmp_path: Path
+) -> None:
+    lost = files.RankError(kind=kind, type="RuntimeError", message="Connection closed by peer", rank=1)
+    files.write_error(tmp_path, lost)
+    files.write_node_end(tmp_path, end(0, exitcode=1, ranks=[files.RankExit(rank=1, exitcode=1)]))
+    put_together(tmp_path, NAMES, 5.0, "no answer from n2")
+    record = collect(Context("s", "e", Site(), node("x"), []), SPEC, tmp_path)
+    assert record.error is not None
+    assert record.error.message == message
+
+
 def test_a_failure_names_the_node(tmp_path: Path) -> None:
     files.write_node_end(tmp_path, end(0, "cancelled", None, ranks=[files.RankExit(rank=0, exitcode=1)]))
     files.write_node_end(tmp_path, end(1, exitcode=1, ranks=[files.RankExit(rank=3, exitcode=-9)]))

@@ -106,7 +106,8 @@ def attempted_bytes(message: str) -> int | None:
 
 def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Failure]:
     """Return how a run failed: its first cause, not the ranks that only lost their peer."""
-    tail, hosts = log_tail(folder), [node.name for node in files.NODES.find(folder) or []]
+    tail, nodes = log_tail(folder), files.NODES.find(folder) or []
+    hosts, lost = [node.name for node in nodes], [node.exit for node in nodes if node.exit.how == "node_died"]
 
     def name(rank: int) -> str:
         return f"rank {rank}" + (f" on {hosts[rank // spec.devices_per_node]}" if hosts else "")
@@ -117,14 +118,14 @@ def _failure(folder: Path, spec: RunSpec, end: files.Exit) -> tuple[Status, Fail
     if end.how == "timeout":
         message = f"the run exceeded timeout_seconds = {spec.timeout_seconds:g}; all its processes were ended"
         return Status.TIMEOUT, Failure(type="Timeout", message=message, log_tail="\n".join([tail, *_stacks(folder)]))
-    if end.how == "node_died":
-        return Status.FAILED, Failure(
-            type="NodeDied", message=end.message or "the node process ended during the run", log_tail=tail
-        )
     errors = files.read_errors(folder)
     codes = {row.rank: row.exitcode for row in files.RANK_EXITS.find(folder) or []}
     signals = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
-    if signals and not any(error.kind != "peer" for error in errors):
+    only_peers = all(error.kind == "peer" for error in errors)
+    if end.how == "node_died" or (lost and errors and only_peers and not signals):
+        said = (end.message if end.how == "node_died" else lost[0].message) or "the node process ended during the run"
+        return Status.FAILED, Failure(type="NodeDied", message=said, log_tail=tail)
+    if signals and only_peers:
         rank, number = next(iter(signals.items()))
         by = signal_name(number)
         killed_for_memory = end.killed_for_memory and number == signal.SIGKILL
