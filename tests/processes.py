@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.record import RunRecord
 
@@ -52,13 +54,29 @@ def processes_in(folder: Path) -> list[str]:
     return lines
 
 
+def with_variable(variable: str, value: str, *names: str) -> list[psutil.Process]:
+    """Return the processes whose environment has `variable` as `value` and whose command line has one of the names."""
+    out = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        with suppress(psutil.Error):  # it has ended, or it is another user's
+            if any(name in line for name in names) and process.environ().get(variable) == value:
+                out.append(process)
+    return out
+
+
 def until(condition: Callable[[], Any]) -> Any:
-    """Wait for a value that counts as true and return it. Raises AssertionError when the patience is over."""
+    """Wait for a value that counts as true and return it; a process that ends while it is asked counts as false.
+
+    Raises AssertionError when the patience is over.
+    """
     end = time.monotonic() + PATIENCE
-    while not (value := condition()):
+    while True:
+        with suppress(psutil.NoSuchProcess):
+            if value := condition():
+                return value
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.05)
-    return value
 
 
 @contextmanager

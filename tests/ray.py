@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bench.machine.seat import SEAT
-from tests.processes import BENCH, until
+from tests.processes import BENCH, until, with_variable
 
 OWNER = "WATTBENCH_TEST_RAY"
 _NODE = f'''"""Two nodes of Ray are one machine: here each has a start of its own, as real ones have."""
@@ -68,9 +68,10 @@ class Ray:
         """Return the agents of wattbench on the nodes, in order of the nodes, without what they forked."""
         found = {}
         for process in self._named("bench.run.agent"):
-            parent, seat = process.parent(), process.environ().get(SEAT)
-            if seat is not None and parent is not None and "bench.run.agent" not in parent.cmdline():
-                found[json.loads(seat)["number"]] = process
+            with suppress(psutil.NoSuchProcess):
+                parent, seat = process.parent(), process.environ().get(SEAT)
+                if seat is not None and parent is not None and "bench.run.agent" not in parent.cmdline():
+                    found[json.loads(seat)["number"]] = process
         return [found[number] for number in sorted(found)]
 
     def steps(self) -> list[psutil.Process]:
@@ -82,20 +83,13 @@ class Ray:
         return self._named("bench.run.agent", "bench.meters.sampler", "bench.run.ray_step", "ray::Carrier")
 
     def _named(self, *names: str) -> list[psutil.Process]:
-        out = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            try:
-                if any(name in line for name in names) and process.environ().get(OWNER) == str(self.folder):
-                    out.append(process)
-            except psutil.Error:
-                continue
-        return out
+        return with_variable(OWNER, str(self.folder), *names)
 
     def kill(self, *names: str) -> None:
         """Kill its processes with such names."""
         for process in self._named(*names):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def start(self) -> None:
         """Start both nodes."""

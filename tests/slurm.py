@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.processes import BENCH, until
+from tests.processes import BENCH, until, with_variable
 
 SBIN = "/usr/sbin:/sbin"
 TOOLS = ("slurmctld", "slurmd", "munged", "srun")
@@ -70,10 +70,7 @@ class Slurm:
 
     def drivers(self) -> list[psutil.Process]:
         """Return the processes of jobs that do the runs of a block."""
-        processes = (
-            each for each in psutil.process_iter(["cmdline"]) if "bench.jobs.block" in (each.info["cmdline"] or [])
-        )
-        return [each for each in processes if self._ours(each)]
+        return self.processes("bench.jobs.block")
 
     def job(self) -> str:
         """Return the id of the job that runs."""
@@ -82,29 +79,26 @@ class Slurm:
     def agents(self) -> list[psutil.Process]:
         """Return the agents of wattbench on the nodes, in order of the nodes, without what they forked."""
         found = {}
-        for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            if "bench.run.agent" in words and self._ours(process):
-                parent = process.parent()
-                if parent is not None and parent.name() == "slurmstepd":
+        for process in self.processes("bench.run.agent"):
+            with suppress(psutil.NoSuchProcess):
+                if (parent := process.parent()) is not None and parent.name() == "slurmstepd":
                     found[int(process.environ()["SLURM_NODEID"])] = process
         return [found[number] for number in sorted(found)]
 
+    def trains(self) -> bool:
+        """Say whether a run of both nodes has its ranks."""
+        agents = self.agents()
+        return len(agents) == 2 and all(len(agent.children(recursive=True)) > 3 for agent in agents)
+
     def left(self) -> list[str]:
         """Return the processes of jobs and steps that are still there."""
-        names = ("bench.run.agent", "bench.meters.sampler", "bench.jobs.block", "slurmstepd")
-        lines = [
-            (process, " ".join(process.info["cmdline"] or []))
-            for process in psutil.process_iter(["cmdline"])
-            if process.pid not in {daemon.pid for daemon in self.daemons.values()}
-        ]
-        return [line for process, line in lines if any(name in line for name in names) and self._ours(process)]
+        daemons = {daemon.pid for daemon in self.daemons.values()}
+        found = self.processes("bench.run.agent", "bench.meters.sampler", "bench.jobs.block", "slurmstepd")
+        return [str(each) for each in found if each.pid not in daemons]
 
-    def _ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get("SLURM_CONF") == str(self.folder / "slurm.conf")
-        except psutil.Error:
-            return False
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """Return the processes that use this Slurm and have one of the names in their command line."""
+        return with_variable("SLURM_CONF", str(self.folder / "slurm.conf"), *names)
 
     def start(self) -> None:
         """Write the configuration and start the daemons; wait until the nodes are idle."""
@@ -153,9 +147,9 @@ class Slurm:
             with suppress(psutil.NoSuchProcess):  # a test has killed it
                 daemon.terminate()
         _, alive = psutil.wait_procs(self.daemons.values(), timeout=10)
-        steps = [process for process in psutil.process_iter() if process.name() == "slurmstepd" and self._ours(process)]
-        for process in (*alive, *steps):
-            process.kill()
+        for process in (*alive, *self.processes("slurmstepd")):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _configuration(self) -> str:
         controller, *ports = _ports(3)
@@ -165,7 +159,7 @@ class Slurm:
             for k, port in enumerate(ports, 1)
         )
         return f"""ClusterName=tests
-FirstJobId={10_000 + int(time.time()) % 1_000_000 * 50}
+FirstJobId={controller * 1_000}
 MaxJobId=67043328
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={controller}

@@ -1,6 +1,7 @@
 """Suites on a real Ray with two nodes on this machine: what is recorded, and what becomes of it after a fault."""
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,15 +34,15 @@ def finish(cluster: Ray, folder: Path, *arguments: str, code: int = 0) -> tuple[
 
 
 def test_runs_on_one_and_two_nodes_are_recorded_with_the_energy_of_each(cluster: Ray, tmp_path: Path) -> None:
-    found, errors = finish(cluster, tmp_path, suite(tmp_path, devices=[2, 4], repeats=2), "--json")
-    assert [record.status for record in found] == [Status.OK] * 4, errors
+    found, errors = finish(cluster, tmp_path, suite(tmp_path, devices=[2, 4]), "--json")
+    assert [record.status for record in found] == [Status.OK] * 2, errors
     for record in found:
         nodes, measured = record.spec.num_nodes, record.measurement
         assert measured is not None
         assert measured.samples == nodes * 8 * measured.steps
-        joules = sum(reading.energy_joules for reading in measured.energy)
-        assert joules == pytest.approx(nodes * WATTS * measured.window_seconds, rel=0.1)  # readings once a second
-        assert len(measured.energy) == nodes
+        assert [reading.energy_joules / reading.seconds for reading in measured.energy] == pytest.approx(
+            [WATTS] * nodes
+        )
         assert sum(each.energy_joules / each.seconds for each in record.energy) == pytest.approx(
             nodes * WATTS, rel=0.01
         )
@@ -64,13 +65,8 @@ def test_a_command_runs_on_both_nodes(cluster: Ray, tmp_path: Path) -> None:
 
 def test_a_fault_costs_one_run_and_the_next_goes_on(cluster: Ray, tmp_path: Path) -> None:
     process = cluster.bench(tmp_path, "run", suite(tmp_path, seconds=3, devices=[4], repeats=4), "--json")
-
-    def at(number: int) -> bool:
-        assert process.poll() is None, process.communicate()
-        return len(list(tmp_path.glob("runs/*/*/*/spec.json"))) == number
-
     for number in range(1, 4):
-        until(partial(at, number))
+        begun(process, tmp_path, number)
         until(lambda: len(cluster.agents()) == 2 and len(cluster.agents()[1].children(recursive=True)) > 3)
         agent = cluster.agents()[1]
         if number == 1:
@@ -92,19 +88,25 @@ def test_a_fault_costs_one_run_and_the_next_goes_on(cluster: Ray, tmp_path: Path
     until(lambda: cluster.left() == [])
 
 
-def test_nothing_is_left_where_bench_ends_and_the_same_command_resumes(cluster: Ray, tmp_path: Path) -> None:
-    name = suite(tmp_path, seconds=3, devices=[4])
-    for number in (signal.SIGKILL, signal.SIGINT):
-        process = cluster.bench(tmp_path, "run", name)
-        begun(process, tmp_path)
-        until(lambda: len(cluster.agents()) == 2)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
-        until(lambda: cluster.left() == [])
-        assert not list(tmp_path.glob(f"runs/*/*/*/{EXIT.name}"))
-        assert ("Run the same command again to resume." in errors) == (number == signal.SIGINT), errors
-    (record,), _ = finish(cluster, tmp_path, name)
-    assert record.status is Status.OK
+def test_nothing_is_left_where_bench_or_ray_ends(tmp_path: Path) -> None:
+    name = suite(tmp_path, seconds=60, devices=[4])
+    with nodes_of_ray() as cluster:
+        ends = {
+            partial(subprocess.Popen.kill): "",
+            partial(subprocess.Popen.send_signal, sig=signal.SIGINT): "Run the same command again to resume.",
+            lambda process: cluster.kill("gcs_server", "raylet/raylet"): f"Ray at {cluster.address} has ended",
+        }
+        for end, said in ends.items():
+            process = cluster.bench(tmp_path, "run", name)
+            begun(process, tmp_path)
+            until(lambda: len(cluster.agents()) == 2)
+            end(process)
+            _, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode != 0
+            assert said in errors
+            until(lambda: cluster.left() == [])
+            assert records(tmp_path) == {}
+            assert not list(tmp_path.glob(f"runs/*/*/*/{EXIT.name}"))
     assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
 
 
@@ -112,19 +114,5 @@ def test_wrong_use_is_told(cluster: Ray, tmp_path: Path) -> None:
     name = suite(tmp_path, devices=[2])
     wide = cluster.bench(tmp_path, "show", name, "--set", "cluster.devices_per_node=9")
     assert "no node has 9 of what Ray calls CPU: it has 2 on n1, 2 on n2" in wide.communicate(timeout=PATIENCE)[1]
-    shown = cluster.bench(tmp_path, "show", name, "--set", "devices=6")
-    assert "needs 3 nodes; there are 2" in "".join(shown.communicate(timeout=PATIENCE))
     _, errors = finish(cluster, tmp_path, name, "--runs", "unseen-by-n2", code=2)
     assert "is not seen by n2: choose a folder that all nodes share, with --runs" in errors
-
-
-def test_a_run_whose_ray_ends_stays_missing(tmp_path: Path) -> None:
-    with nodes_of_ray() as cluster:
-        process = cluster.bench(tmp_path, "run", suite(tmp_path, seconds=60, devices=[4]))
-        begun(process, tmp_path)
-        cluster.kill("gcs_server", "raylet/raylet")
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode != 0
-        assert f"Ray at {cluster.address} has ended" in errors
-        until(lambda: cluster.left() == [])
-        assert records(tmp_path) == {}

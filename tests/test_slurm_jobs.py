@@ -34,11 +34,6 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     return errors
 
 
-def begun(cluster: Slurm, folder: Path) -> None:
-    """Wait until a run of a job has begun."""
-    until(lambda: list(folder.glob("runs/*/*/*/spec.json")) and cluster.drivers())
-
-
 def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, devices=[2, 4])
     shown = cluster.login(tmp_path, "show", "nodes.yaml", "--launcher", "slurm", "--json", "--no-memory")
@@ -58,24 +53,33 @@ def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_
 def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=20, devices=[4])
     assert "jobs are left in the queue" in ended(run(cluster, tmp_path, "--detach"), 75)
-    begun(cluster, tmp_path)
+    until(cluster.trains)
     assert "cancelled" in ended(run(cluster, tmp_path, "--cancel"))
     until(lambda: cluster.left() == [])
     assert records(tmp_path) == {}
     assert cluster.call("squeue", "-h", "-t", "PENDING,RUNNING").strip() == ""
 
 
-def test_what_killed_processes_leave_is_done_by_the_same_command(cluster: Slurm, tmp_path: Path) -> None:
+def test_the_same_command_does_what_killed_processes_and_cancelled_jobs_leave(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=8, devices=[4], repeats=2)
     process = run(cluster, tmp_path)
     until(lambda: records(tmp_path))
     process.kill()
     process.communicate()
     cluster.drivers()[0].kill()
-    assert "1 of its runs are left" in ended(run(cluster, tmp_path))
+    until(lambda: cluster.left() == [])
+    process = run(cluster, tmp_path)
+    until(cluster.trains)
+    cluster.call("scancel", cluster.job())
+    errors = ended(process, 1)
+    assert "1 of its runs are left" in errors
+    assert "the same command submits it again" in errors
+    until(lambda: cluster.left() == [])
+    ended(run(cluster, tmp_path))
     assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2
     journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
-    assert [journal.count('"status":"ok"') for journal in journals][1:] == [1]
+    assert [journal.count('"status":"ok"') for journal in journals][1:] == [0, 1]
+    assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
     until(lambda: cluster.left() == [])
 
 
@@ -88,22 +92,10 @@ def test_jobs_that_were_left_are_followed_after_their_end(cluster: Slurm, tmp_pa
     assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1, "nothing was done again"
 
 
-def test_a_job_that_somebody_cancels_is_told_and_the_same_command_goes_on(cluster: Slurm, tmp_path: Path) -> None:
-    suite(tmp_path, seconds=4, devices=[4])
-    process = run(cluster, tmp_path)
-    begun(cluster, tmp_path)
-    cluster.call("scancel", cluster.job())
-    assert "the same command submits it again" in ended(process, 1)
-    until(lambda: cluster.left() == [])
-    ended(run(cluster, tmp_path))
-    assert [record.status for record in records(tmp_path).values()] == [Status.OK]
-    assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
-
-
 def test_a_job_that_is_preempted_is_followed_by_another(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=3, devices=[4])
     process = run(cluster, tmp_path)
-    begun(cluster, tmp_path)
+    until(cluster.trains)
     cluster.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     messages = ended(process)
     assert "ended: it was preempted; 1 of its runs are left" in messages
@@ -114,7 +106,7 @@ def test_a_job_that_is_preempted_is_followed_by_another(cluster: Slurm, tmp_path
 def test_a_run_whose_job_was_suspended_is_invalid(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=6, devices=[4])
     process = run(cluster, tmp_path)
-    begun(cluster, tmp_path)
+    until(cluster.trains)
     job = cluster.job()
     cluster.call("scontrol", "suspend", job)
     until(lambda: cluster.call("squeue", "-h", "-t", "SUSPENDED", "-o", "%i").strip() == job)

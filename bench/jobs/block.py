@@ -23,7 +23,7 @@ from bench import folder as files
 from bench.cluster_options import ClusterOptions
 from bench.errors import UserError
 from bench.jobs.ledger import append_line
-from bench.machine.cluster import Cluster, find_cluster
+from bench.machine.cluster import Cluster, find_cluster, job_runs
 from bench.record import Environment, RunRecord
 from bench.run.collect import save_record, skipped
 from bench.run.runner import END_SECONDS, Execution, Forecast, Progress, Runner
@@ -218,8 +218,9 @@ def main() -> int:
         except Stop as stop:
             worker.note(str(stop))
         except UserError as error:
-            why, code = str(error), 1
-            worker.note(why)
+            worker.note(str(error))
+            worker.signalled = not job_runs(os.environ["SLURM_JOB_ID"])  # then Slurm knows better why
+            why, code = ("", 0) if worker.signalled else (str(error), 1)
     files.BLOCK_END.write(folder, files.BlockEnd(left=left, why=why, signalled=worker.signalled))
     worker.note(f"{left} of {len(worker.block.runs)} runs are left")
     return code

@@ -83,10 +83,7 @@ class Cluster(Machine):
 
     def running(self) -> bool:
         """Whether the allocation still runs, as far as Slurm answers."""
-        try:
-            return _asked(self.job)[0] in ("RUNNING", "SUSPENDED")
-        except ClusterProblem as error:
-            return "Invalid job id" not in str(error)
+        return job_runs(self.job)
 
     def end_step(self, number: str) -> None:
         """Kill a step of the allocation and wait until it has ended, as far as Slurm answers."""
@@ -117,6 +114,14 @@ def several_nodes(variables: Mapping[str, str] = os.environ) -> bool:
     )
 
 
+def job_runs(job: str) -> bool:
+    """Whether a job still runs, as far as Slurm answers."""
+    try:
+        return _asked(job)[0] in ("RUNNING", "SUSPENDED")
+    except ClusterProblem as error:
+        return "Invalid job id" not in str(error)
+
+
 def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
     """Ask the nodes of the allocation who they are, by steps as they are `asked` for. Raises ClusterProblem."""
     asked = asked or ClusterOptions()
@@ -136,7 +141,7 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
     names = ask_slurm("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
     _, remaining, others = _asked(job)
     left = time_left(remaining)
-    names, nodes = _environments(names, asked)
+    names, nodes = _environments(job, names, asked)
     nodes = [_alone(node) for node in nodes] if others == "NO" else nodes
     return Cluster(
         **least([node.machine for node in nodes]),
@@ -193,7 +198,7 @@ def step(nodes: int, module: str, *arguments: str, asked: ClusterOptions) -> lis
     return ["srun", *how, *started]
 
 
-def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], list[Environment]]:
+def _environments(job: str, names: list[str], asked: ClusterOptions) -> tuple[list[str], list[Environment]]:
     """Let each node describe itself; return names and environments in the order of a step. Raises ClusterProblem."""
     command = step(len(names), "bench.machine.cluster", asked=asked)
     try:
@@ -206,6 +211,8 @@ def _environments(names: list[str], asked: ClusterOptions) -> tuple[list[str], l
     own = {number: name for number, (name, _) in found.items()}
     silent = sorted(set(names) - set(own.values()))
     if done.returncode or silent:
+        if not job_runs(job):
+            raise ClusterProblem(f"job {job} of Slurm has ended")
         why = done.stderr.decode(errors="replace").strip().splitlines()[-8:]
         raise ClusterProblem(
             f"{sys.executable} cannot be started on {', '.join(silent or names)}:\n"

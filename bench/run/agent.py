@@ -23,7 +23,9 @@ import signal
 import socket
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from typing import Any
 import psutil
 
 from bench import folder as files
+from bench.files import Busy, held
 from bench.machine.environment import find_machine
 from bench.machine.network import network_facts
 from bench.machine.seat import Seat, find_seat
@@ -40,6 +43,9 @@ from bench.process import adopt_orphans, boot_id
 from bench.run.node import Node, Place, execute, prepare, split_names
 from bench.run.nodes import well
 from bench.schema import COMMAND
+
+LEFT_SECONDS = 15
+"""How long an agent waits for the end of what another one of the same job has started."""
 
 
 def own_address(peer: str, interface: str | None = None) -> tuple[str, str]:
@@ -170,7 +176,8 @@ def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
     """Prepare for runs, and do those that the launcher sends until it closes the pipe."""
     pipe, number = agent.node.pipe, agent.number
     if not agent.shared.is_dir():
-        pipe.send(node=number, unseen=str(agent.shared))
+        where = f"{agent.shared} is not seen by {agent.seat.name}"
+        pipe.send(node=number, refused=f"{where}: choose a folder that all nodes share, with --runs")
         return
     idle = agent.shared if number == 0 else files.NODE_FOLDERS.path(agent.shared, number)
     idle.mkdir(exist_ok=True)
@@ -188,6 +195,22 @@ def serve_runs(agent: Agent, workloads: list[str], idle_seconds: float) -> None:
                 pipe.send(node=number, done=Path(message["run"]).name, how=ended.how, well=well(ended))
                 if ended.how == "gone" or agent.ending:
                     return
+
+
+@contextmanager
+def _alone(lock: Path, busy: str) -> Iterator[None]:
+    """Be the only agent of a job on this node; what a killed one has started may need seconds to end. Raises Busy."""
+    with ExitStack() as stack:
+        for left in reversed(range(LEFT_SECONDS)):
+            try:
+                stack.enter_context(held(lock, busy))
+                break
+            except Busy:
+                if not left:
+                    raise
+                time.sleep(1)
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -210,10 +233,18 @@ def main() -> int:
     mine, interface = "127.0.0.1", "lo"
     if len(addresses) > 1:
         mine, interface = own_address(addresses[1 if seat.number == 0 else 0], args.interface)
-    base, prefix = seat.base, f"wattbench-{seat.job}-{seat.number}-"
-    for left in Path(base).glob(f"{prefix}*"):  # by an agent that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=base) as scratch:
+    base, prefix = Path(seat.base), f"wattbench-{seat.job}-{seat.number}-"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                _alone(base / f"{prefix}lock", f"another bench measures on {seat.name} in job {seat.job}")
+            )
+        except Busy as busy:
+            pipe.send(node=seat.number, refused=f"{busy}: wait until it has ended")
+            return 0
+        for left in base.glob(f"{prefix}*/"):  # by an agent that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=base))
         os.chdir(scratch)
         node = Node(pipe, Sidecar(meters, gpus).start() if meters else None, gpus)
         agent = Agent(node, seat, args.execution, Path(scratch), mine, interface)

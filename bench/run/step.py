@@ -69,11 +69,9 @@ class StepLauncher(LocalLauncher):
             if answer is not None and "ready" in answer:
                 facts[answer["node"]] = answer["ready"]
                 continue
-            if answer is not None and "unseen" in answer:
+            if answer is not None and "refused" in answer:
                 self.close()
-                name = self._names[answer["node"]]
-                message = f"{answer['unseen']} is not seen by {name}: choose a folder that all nodes share, with --runs"
-                raise LaunchError(message, code=WRONG_USE)
+                raise LaunchError(answer["refused"], code=WRONG_USE)
             silent = ", ".join(name for number, name in enumerate(self._names) if number not in facts)
             if not self._cluster.running():
                 self.close()
