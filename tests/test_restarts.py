@@ -11,7 +11,8 @@ from bench.folder import RECORD
 from bench.meters.meter import Reading
 from bench.record import Measurement, RunRecord
 from bench.run.own_steps import Ended, measurement
-from tests import commands, test_hooks
+from bench.workloads.printed import Printed
+from tests import commands, test_hooks, test_printed
 from tests.test_hooks import JOINED, S, step
 
 SCRIPT = Path(__file__).parent / "scripts" / "restarted.py"
@@ -171,3 +172,19 @@ def test_a_process_killed_once_under_torchrun(tmp_path: Path, monkeypatch: pytes
     (whole,) = out.energy
     assert whole.energy_joules == pytest.approx(WATTS * whole.seconds)
     assert whole.seconds == pytest.approx(sum(p.seconds for p in out.phases if p.name == "steady"))
+
+
+def test_a_loss_that_torchrun_tells_between_printed_steps_is_a_restart(tmp_path: Path) -> None:
+    """Printed steps at 1 to 10 s and, after the workers were started again, at 41 to 50 s; their counter goes on."""
+    lines = [(float(t), f"step {t}\n") for t in range(1, 11)]
+    lines.append((11.0, "E1203 06:38 api.py:984] failed (exitcode: 3) local_rank: 1 (pid: 77) of binary: python\n"))
+    lines += [(float(40 + t), f"step {10 + t}\n") for t in range(1, 11)]
+    found = test_printed.arrived(r"step (?P<step>\d+)", [(t, text.encode()) for t, text in lines])
+    (tmp_path / "steps-command.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in found))
+    how = Printed(pattern=r"step (?P<step>\d+)", samples_per_step=8)
+    ended = Ended(exitcode=0, start_ns=0, end_ns=10**19, cpu_seconds=1.0)
+    out = measurement(tmp_path / "steps-command.jsonl", ended, 4, "cpu", how)
+    assert (out.steps, out.samples, out.window_seconds) == (15, 120, 15)
+    assert (out.restarts, out.repeated_steps) == (1, None)
+    assert ("restart", 10, 41) in phases(out)
+    assert {"restarted", "repeats_unknown"} <= {*out.step_flags}

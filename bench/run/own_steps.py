@@ -153,7 +153,9 @@ def measurement(
     if elsewhere and "partial_world" not in out.step_flags:
         out = out.changed(step_flags=list(dict.fromkeys([*out.step_flags, *elsewhere])))
     out = out.changed(planned=planned_length(lines, first.leading))
-    out = _with_restarts(out, [again if first is script else Restarts(), seen.restarts if seen else Restarts()])
+    if first is printed:
+        again = Restarts(sum(phase.name == RESTART for phase in counted.breaks), repeated=None)
+    out = _with_restarts(out, [Restarts() if first is hooks else again, seen.restarts if seen else Restarts()])
     return out if seen is None else _with_model(out, seen)
 
 

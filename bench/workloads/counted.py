@@ -14,7 +14,7 @@ from itertools import accumulate, groupby, pairwise
 from statistics import median
 from typing import Any
 
-from bench.record import Phase
+from bench.record import RESTART, Phase
 from bench.workloads.formats import EVALUATION, TRAINING, recognised, with_reports
 from bench.workloads.printed import Printed
 
@@ -38,7 +38,8 @@ AMOUNTS = ("samples", "tokens", "samples_total", "tokens_total")
 class Counted:
     """Steps: marks in order of time with `steps`, the number of steps since the mark before, and what each consumed.
 
-    `breaks` are times whose steps are not known: between passes of a counter that begins anew, and around a validation.
+    `breaks` are times whose steps are not known: between passes of a counter that begins anew, around a validation,
+    and where torchrun lost a worker and started all again.
     `flags` say what is left out, `known` names the format that was recognised. Without steps, `nearest` is the line of the
     output that came nearest to the pattern; where none was given, `offer` is one that would count, with a line of it.
     """
@@ -61,6 +62,7 @@ def count(lines: Sequence[dict[str, Any]], how: Printed) -> Counted:
     out = Counted()
     near = [line for line in lines if "nearest" in line]
     offers = [line for line in lines if "offer" in line]
+    lost = sorted(line["t_ns"] for line in lines if "lost" in line)
     if any(line.get("too_slow") for line in lines):
         return Counted(flags=["slow_pattern"])
     lines = sorted((line for line in lines if {*line} >= NEEDED), key=lambda line: line["t_ns"])
@@ -84,7 +86,7 @@ def count(lines: Sequence[dict[str, Any]], how: Printed) -> Counted:
     rates = {name for name in ("step", *AMOUNTS) if any(f"{name}_rate" in line for line in training)}
     if not marks and "step" in rates:
         out.flags = ["counts_are_rates"]
-    marks = _without_breaks(marks, others, out)
+    marks = _without_breaks(marks, others, lost, out)
     for name, each in (("samples", how.samples_per_step), ("tokens", how.tokens_per_step)):
         if each is None and rates & {name, f"{name}_total"}:
             out.doubt("counts_are_rates")
@@ -180,17 +182,20 @@ def _differ(passes: Sequence[Sequence[dict[str, Any]]], *, words: bool) -> bool:
     return (words and len(texts) > 1) or (len(speeds) > 1 and max(speeds) > UNLIKE * min(speeds))
 
 
-def _without_breaks(marks: list[dict[str, Any]], others: Sequence[int], out: Counted) -> list[dict[str, Any]]:
-    """Take steps between two passes, or with lines of a validation between, out of the count, as breaks; others stay.
+def _without_breaks(
+    marks: list[dict[str, Any]], others: Sequence[int], lost: Sequence[int], out: Counted
+) -> list[dict[str, Any]]:
+    """Take steps between two passes, or with a validation or the loss of a worker between, out of the count, as breaks.
 
     When the validation begins is not known, so the steps around it are left out with it.
     """
     for before, mark in pairwise(marks):
         validated = bisect_right(others, mark["place"]) > bisect_right(others, before["place"])
-        if validated:
+        restarted = bisect_right(lost, mark["t_ns"]) > bisect_right(lost, before["t_ns"])
+        if validated or restarted:
             mark["steps"] = 0
         if mark["steps"] == 0 and mark["t_ns"] > before["t_ns"]:
-            name = "eval" if validated else "pause"
+            name = RESTART if restarted else "eval" if validated else "pause"
             out.breaks.append(Phase(name=name, start_ns=before["t_ns"], end_ns=mark["t_ns"]))
     return marks if any(mark["steps"] for mark in marks[1:]) or len(marks) == 1 else []
 

@@ -74,6 +74,8 @@ _EPOCH_LINE = re.compile(rf"[\W_]*{_EPOCH.pattern}", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SYNTAX = re.compile(r"\(\?P?<\w+>?|\\.|\[[^\]]*\]|\W")
 """What in a pattern is no plain text."""
+_LOST = re.compile(r"failed \(exitcode: -?\d+\) local_rank: \d+ \(pid: \d+\) of ")
+"""What torchrun says of a worker that was lost; it may start all workers again."""
 _READS = numbers_from()
 
 
@@ -152,6 +154,9 @@ class Reader:
     def _line(self, line: bytes) -> Iterator[bytes]:
         text = _ESCAPES.sub("", line.decode(errors="replace"))
         if not text or text.isspace():
+            return
+        if _LOST.search(text):
+            yield self._written({"lost": True})
             return
         if self._pattern is None:
             values = self._in_known_format(text)
