@@ -83,7 +83,15 @@ AXES = (
 """Fields of RunSpec that hold a Choice: how the model is trained. Each axis has a registry of names."""
 UNKNOWN_OF_COMMANDS = (
     *AXES,
-    *("gradient_accumulation_steps", "seed", "cold", "warmup_seconds", "memory_limit_bytes", "batch_size_cap"),
+    *(
+        "gradient_accumulation_steps",
+        "seed",
+        "cold",
+        "max_restarts",
+        "warmup_seconds",
+        "memory_limit_bytes",
+        "batch_size_cap",
+    ),
     *("batch_size_per_device", "validation", "target", "inference_seconds"),
 )
 """Fields that a command of the user does not follow unless its text names them: nobody asked for their values."""
@@ -212,6 +220,7 @@ class RunSpec(Model):
     measure_seconds: Positive | None = None
     meters: list[Annotated[str, StringConstraints(pattern=METERS)]] = ["nvml", "rapl", "codecarbon"]
     cold: bool = False
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     repeat: Annotated[int, Field(ge=0, lt=1000)] = 0
     timeout_seconds: Annotated[float, Field(gt=0, le=2_000_000)] = 600.0

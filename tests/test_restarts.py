@@ -1,18 +1,22 @@
 """Workers that torchrun starts again after one was lost: counted once, with the seconds and joules that this took."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from bench.folder import RECORD
+from bench.figures.metrics import STARTUP_PHASES
+from bench.folder import RECORD, STACKS
 from bench.meters.meter import Reading
-from bench.record import Measurement, RunRecord
+from bench.record import Measurement, RunRecord, Status
 from bench.run.own_steps import Ended, measurement
 from bench.workloads.printed import Printed
 from tests import commands, test_hooks, test_printed
+from tests.processes import BENCH, PATIENCE, records, until
 from tests.test_hooks import JOINED, S, step
 
 SCRIPT = Path(__file__).parent / "scripts" / "restarted.py"
@@ -188,3 +192,53 @@ def test_a_loss_that_torchrun_tells_between_printed_steps_is_a_restart(tmp_path:
     assert (out.restarts, out.repeated_steps) == (1, None)
     assert ("restart", 10, 41) in phases(out)
     assert {"restarted", "repeats_unknown"} <= {*out.step_flags}
+
+
+@pytest.mark.slow
+def test_ranks_of_which_one_was_killed_start_again_warm_and_cold(tmp_path: Path) -> None:
+    """Each run loses a rank once while it trains; the last one may not start again."""
+    trace = tmp_path / "trace.jsonl"
+    readings = (
+        Reading(t_ns=t * S, wall_ns=1, source="rapl", component="cpu", device="p0", energy_uj=t * WATTS * 10**6)
+        for t in range(1, 100_000)
+    )
+    trace.write_text("".join(row.to_json() + "\n" for row in readings))
+    more = {"workload_args": {"preset": "tiny"}, "measure_seconds": 2, "validation": {"samples": 0}}
+    defaults = {"workload": "lstm_lm", "device_type": "cpu", "devices": 2, "batch_size_per_device": 2, **more}
+    cells = [{"max_restarts": 1}, {"max_restarts": 1, "cold": True}, {"max_restarts": 0}]
+    suite = {
+        "name": "lost",
+        "idle_seconds": 0,
+        "defaults": {**defaults, "meters": [f"replay:{trace}"]},
+        "include": cells,
+    }
+    (tmp_path / "lost.yaml").write_text(json.dumps(suite))
+    process = subprocess.Popen([*BENCH, "run", "lost.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def ranks() -> list[psutil.Process]:
+        below = psutil.Process(process.pid).children(recursive=True)
+        leaves = [each for each in below if not each.children() and "bench.meters.sampler" not in each.cmdline()]
+        return leaves if len(leaves) == 2 else []
+
+    stack = STACKS.path(Path(), 1)  # is there while rank 1 runs
+    for number in range(3):
+        until(lambda number=number: len(records(tmp_path)) == number and [*tmp_path.glob(f"runs/*/*/*/{stack}")])
+        until(ranks)[1].kill()
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, errors
+    found = {(each.spec.max_restarts, each.spec.cold): each for each in records(tmp_path).values()}
+    for key in ((1, False), (1, True)):
+        record, out = found[key], found[key].measurement
+        assert record.status is Status.OK, record.error
+        assert out is not None
+        assert out.restarts == 1
+        assert "restarted" in record.flags
+        assert [phase.name for phase in out.phases][:3] == ["launch", "restart", "start"]
+        before = sum(phase.seconds for phase in out.phases if phase.name in STARTUP_PHASES)
+        for readings, seconds in ((out.phases[1].energy, out.phases[1].seconds), (out.startup, before)):
+            (reading,) = readings  # a meter that has just begun may miss the first second
+            assert reading.energy_joules == pytest.approx(WATTS * reading.seconds)
+            assert seconds - 1 < reading.seconds < seconds + 0.001
+    failed = found[0, False]
+    assert failed.error is not None
+    assert failed.error.message.endswith("was ended by SIGKILL")

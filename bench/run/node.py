@@ -56,6 +56,8 @@ THREADS = (
 """Variables by which libraries are told how many threads to use."""
 _POLL_SECONDS = 0.02
 """Seconds between two checks of whether the ranks have ended."""
+STORE = "WATTBENCH_STORE"
+"""Variable that says where ranks meet."""
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -193,9 +195,7 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
         sys.exit(run_command(spec, folder, variables, Path(os.environ[STARTED_IN]), meeting))
     os.environ |= {
         "OMP_NUM_THREADS": str(spec.threads),
-        "WATTBENCH_STORE": json.dumps([*place.store, place.listener])
-        if place.store
-        else str(folder / files.SCRATCH / "store"),
+        STORE: json.dumps([*place.store, place.listener]) if place.store else str(folder / files.SCRATCH / "store"),
         "WATTBENCH_STARTED_NS": str(time.monotonic_ns()),
         "WATTBENCH_PROCESSORS": json.dumps(psutil.Process().cpu_affinity() if psutil.LINUX else []),
         "PYTHONSAFEPATH": "1",
@@ -207,16 +207,23 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
     if spec.cold:
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun.append(f"--log-dir={folder / files.SCRATCH}")
-        torchrun.append(f"--nproc-per-node={spec.devices_per_node}")
+        torchrun += [f"--nproc-per-node={spec.devices_per_node}", f"--max-restarts={spec.max_restarts}"]
         command = [*torchrun, *module_command("bench.train.worker", str(folder))[2:]]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    if failures := train(spec, folder, place.number * spec.devices_per_node):
+    failures = list[files.RankExit]()
+    for restart in range(spec.max_restarts + 1):
+        failures = train(spec, folder, place.number * spec.devices_per_node, restart)
+        if all(rank.exitcode >= 0 for rank in failures):  # none was lost: what failed by itself would fail again
+            break
+    if failures:
         files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
 
 
-def train(spec: RunSpec, folder: Path, first: int) -> list[files.RankExit]:
+def train(spec: RunSpec, folder: Path, first: int, restart: int) -> list[files.RankExit]:
     """Fork the ranks of this node, from the `first` on, and wait; return those that failed, each with its exit code.
+
+    It is the number of the `restart` after ranks were lost, as torchrun counts them.
 
     torchrun does the same on each node, and adds a rendezvous of the nodes. The rendezvous of torch's agent waits up to 0.3 s
     at random before it begins, and keeps threads that poll a store all the time.
@@ -224,6 +231,9 @@ def train(spec: RunSpec, folder: Path, first: int) -> list[files.RankExit]:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     sizes = {"WORLD_SIZE": str(spec.world_size), "LOCAL_WORLD_SIZE": str(spec.devices_per_node)}
+    sizes |= {"TORCHELASTIC_RESTART_COUNT": str(restart)}
+    if restart:  # a file of their own in which they meet
+        sizes |= {STORE: f"{os.environ[STORE]}-{restart}"}
     context = start_processes(
         name="rank",
         entrypoint=_rank,

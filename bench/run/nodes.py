@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bench import folder as files
 from bench.meters import windows as accounting
 from bench.meters.trace import Trace
-from bench.record import EnergyReading, IdlePower, Measurement, NodeFacts, Phase
+from bench.record import RESTART, EnergyReading, IdlePower, Measurement, NodeFacts, Phase
 from bench.run.joined import join_command
 from bench.schema import COMMAND, RunSpec
 
@@ -110,17 +110,20 @@ class NodeTrace:
         pauses = [phase for phase in self.phases if phase.name != "steady" and start <= phase.start_ns < end]
         return TimeSpan(start, end, [(phase.start_ns, phase.end_ns) for phase in pauses])
 
-    @property
-    def probes(self) -> list[tuple[int, int]]:
-        """Times of probes of the machine before the window."""
+    def _before(self, *names: str) -> list[tuple[int, int]]:
+        """Return the times of phases of these names before the window."""
         window = self.window
-        ended = [phase for phase in self.phases if phase.name == "probe"]
+        ended = [phase for phase in self.phases if phase.name in names]
         return [(p.start_ns, p.end_ns) for p in ended if window is not None and p.end_ns <= window.start_ns]
 
     @property
     def startup(self) -> TimeSpan | None:
-        """The run until the window begins, without probes."""
-        return None if self.window is None else TimeSpan(self.start_ns, self.window.start_ns, self.probes)
+        """The run until the window begins, without probes of the machine, and without ranks that were lost."""
+        return (
+            None
+            if self.window is None
+            else TimeSpan(self.start_ns, self.window.start_ns, self._before("probe", RESTART))
+        )
 
     def phase(self, name: str, number: int) -> TimeSpan | None:
         """Return the phase of this name that comes so many phases of it later; None where the node has none."""
@@ -131,7 +134,7 @@ class NodeTrace:
         """Return the training until a validation has ended, without probes."""
         training = [phase.start_ns for phase in self.phases if phase.name == "warmup"]
         ends = self.timeline.read_ns[validation:] if self.timeline is not None else []
-        return TimeSpan(training[0], ends[0], self.probes) if training and ends else None
+        return TimeSpan(training[0], ends[0], self._before("probe")) if training and ends else None
 
     @property
     def inference(self) -> TimeSpan | None:

@@ -28,7 +28,7 @@ from bench import folder as files
 from bench import registry
 from bench.files import write_text
 from bench.process import die_with_parent
-from bench.record import Inference, Measurement, Rank
+from bench.record import RESTART, Inference, Measurement, Phase, Rank
 from bench.schema import RunSpec, Scalar
 from bench.strategies import checkpoint
 from bench.strategies.graph import compiled
@@ -119,12 +119,24 @@ def _build(spec: RunSpec, device: torch.device, needed: Path | None, clock: Cloc
     return trainer
 
 
-def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
-    """Execute one run on this rank: set up, train, measure, write the files."""
+def _restarts() -> int:
+    """Return how often the ranks were started again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def run(spec: RunSpec, folder: Path, rank: int, local_rank: int, began_ns: int) -> None:
+    """Execute one run on this rank, whose process began at `began_ns`: set up, train, measure, write the files.
+
+    What ranks did that were lost before is the phase `restart`.
+    """
     device = _connect(spec, rank, local_rank)
     synchronize(device)  # connections that the first collective opens belong to the start
     clock = Clock(device)
-    now = clock.phase("start", int(os.environ["WATTBENCH_STARTED_NS"]))
+    now = int(os.environ["WATTBENCH_STARTED_NS"])
+    if _restarts():
+        clock.phases.append(Phase(name=RESTART, start_ns=now, end_ns=began_ns))
+        now = began_ns
+    now = clock.phase("start", now)
     registry.preload(spec.workload)  # a no-op in a warm run
     before = reset_peak_memory(device)
     needed = None if spec.needs is None else files.NEEDS.read(folder).folder
@@ -232,6 +244,8 @@ def _result(
         loss_medians=medians,
         quality=trainer.quality,
         stopped_by=window.stopped_by,
+        restarts=_restarts(),
+        step_flags=["restarted"] * bool(_restarts()),
         inference=served,
         dataset=workload.dataset,
         dataset_digest=workload.dataset_digest,
@@ -284,16 +298,17 @@ def classify(error: BaseException) -> files.ErrorKind:
 def main(folder_name: str) -> None:
     """Run the rank that torchrun's environment variables name. Exits with 1 after a failure, which it has recorded."""
     die_with_parent()
-    folder = Path(folder_name)
+    folder, began_ns = Path(folder_name), time.monotonic_ns()
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
+    files.ERRORS.path(folder, rank).unlink(missing_ok=True)  # of a rank before a restart
     faulthandler.register(signal.SIGUSR1, stack)  # at the time limit a rank dumps its stack
     if processors := json.loads(os.environ.get("WATTBENCH_PROCESSORS", "[]")):
         psutil.Process().cpu_affinity(processors)  # torchrun binds cold ranks to some of them; warm ones are not bound
     try:
         spec = files.SPEC.read(folder)
-        run(spec, folder, rank, local_rank)
+        run(spec, folder, rank, local_rank, began_ns)
         Path(stack.name).unlink()
     except Exception as error:  # noqa: BLE001  every failure is recorded, then the process ends
         traceback.print_exc()
