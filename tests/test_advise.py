@@ -264,8 +264,8 @@ def test_a_node_that_is_slow_in_most_of_its_runs_is_to_be_left_out() -> None:
     assert found.saving == pytest.approx(1 - 1 / 1.3)
     text = sentence("straggler node", over_nodes([1.3, 1.3, 1.3, 1.3, 1.05]))
     assert text == (
-        "Leave out node n3 (salloc --exclude=n3, the same for sbatch): it takes 1.3 times as long as the others "
-        "in 4 of 5 runs."
+        "Leave out node n3 (in the suite `cluster.exclude: n3`, or salloc --exclude=n3): it takes 1.3 times as long as "
+        "the others in 4 of 5 runs."
     )
     assert "straggler node" not in advised(over_nodes([1.3, 1.3, 1.05, 1.05])), "not in most"
     others = over_nodes([1.3, 1.3, 1.3]), over_nodes([1.0] * 9, names="n1 n2", slow="n1", batch=16)

@@ -213,6 +213,15 @@ def test_a_doubtful_figure_is_flagged() -> None:
     assert "a busy host" in notes(made)
 
 
+def test_a_slow_node_is_named() -> None:
+    given = two()
+    slow = [one | {"straggler_node_ratio": 1.3, "straggler_node_name": "n3"} for one in given[:2]]
+    others = [one | {"straggler_node_ratio": 1.05, "straggler_node_name": "n7"} for one in given[2:]]
+    told = notes(blocks([one | {"flags": "straggler_node"} for one in (*slow, *others)]))
+    assert "one slow node, n3 (" in told
+    assert "n7" not in told
+
+
 def test_runs_that_failed_are_told_with_the_reason_and_allocators_by_what_they_lacked() -> None:
     made = blocks([rows.make(status=Status.FAILED, message="boom")])
     assert "boom" in notes(made)

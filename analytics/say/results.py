@@ -18,7 +18,7 @@ from analytics.quantities import quantity
 from analytics.runs.frame import of_tables
 from analytics.runs.selection import TOGETHER
 from analytics.say import answer
-from analytics.say.advice import option_words
+from analytics.say.advice import listed, option_words
 from analytics.say.answer import Found
 from analytics.say.blocks import Block, Commands, Note, Sentence, Table, command, unnamed
 from analytics.say.law import law_blocks, prediction_blocks, series_names, series_sentences
@@ -45,7 +45,7 @@ from analytics.say.table import (
     verdict_cell,
 )
 from analytics.text import counted, interval, number, percent, printable, written
-from bench.figures.flags import grade, meaning
+from bench.figures.flags import STRAGGLER_RATIO, grade, meaning
 from bench.record import Status
 
 _MOST_ANSWERS, _MOST_CELLS = 4, 4
@@ -126,7 +126,7 @@ def execution_blocks(
         yield from law_blocks(found.law.series, found.models)
     elif not found.law.series and len(own):
         yield Note(_unfitted(runs))
-    yield from (Note(text, "Careful") for text in filter(None, [_careful(own, names), "; ".join(missing(runs))]))
+    yield from (Note(text, "Careful") for text in filter(None, [_careful(found), "; ".join(missing(runs))]))
     if found.probes:
         yield Note(f"{counted(found.probes, 'short probe')} of a search (bench pareto).", "Left out")
     if found.steps:
@@ -354,13 +354,22 @@ def _unfitted(runs: pd.DataFrame) -> str:
     return f"{what}: the work of a sample (FLOP) is unknown.{give if of_tables(runs).all() else ''}"
 
 
-def _careful(own: pd.DataFrame, names: pd.DataFrame) -> str:
+def _careful(found: Found) -> str:
     """Say what was wrong with the measurements, and with how many."""
-    flags = [(flag, who) for flag, who in _flagged(own, names) if flag not in _GIVEN]
-    texts = [f"{_PHRASES.get(flag, meaning(flag))} ({who})" for flag, who in flags]
+    own = found.own
+    flags = [(flag, who) for flag, who in _flagged(own, found.names) if flag not in _GIVEN]
+    texts = [f"{_PHRASES.get(flag, meaning(flag))}{_slow_nodes(found.runs, flag)} ({who})" for flag, who in flags]
     if len(own) and (own["repeats"] < 2).any() and (own["repeats"] > 1).any():
         texts.append("one repeat has no interval: run 3 or more")
     return "; ".join(texts)
+
+
+def _slow_nodes(runs: pd.DataFrame, flag: str) -> str:
+    """Name the nodes that were slow, where that is what a flag says."""
+    if flag != "straggler_node" or "straggler_node_name" not in runs:
+        return ""
+    slow = runs[runs["straggler_node_ratio"] > STRAGGLER_RATIO]
+    return f", {listed(sorted(map(printable, slow['straggler_node_name'].dropna().unique())))}"
 
 
 def _flagged(own: pd.DataFrame, names: pd.DataFrame) -> Iterator[tuple[str, str]]:
