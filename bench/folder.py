@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from bench.cluster_options import ClusterOptions
 from bench.files import write_bytes
-from bench.record import Environment, Measurement, NetworkFacts, Phase, RunRecord
+from bench.record import Environment, LostAttempt, Measurement, NetworkFacts, Phase, RunRecord
 from bench.schema import Model, RunSpec, Scalar, Site
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class JobBlock(Model):
 
     `givers` are runs whose weights they need, and which were done before. `again` has those that are done although they
     have a record. `after` are the numbers of earlier blocks with some of these runs, of which it is not certain that they
-    have ended. `name` is that of the job, and of no other.
+    have ended. `name` is that of the job, and of no other. `lost` are attempts at these runs that were lost before.
     """
 
     number: int
@@ -147,18 +147,20 @@ class JobBlock(Model):
     givers: list[RunSpec] = []
     again: set[str] = set()
     after: list[int] = []
+    lost: dict[str, list[LostAttempt]] = {}
     cluster: ClusterOptions = ClusterOptions()
 
 
 class BlockEnd(Model):
     """How a job has ended by its own account: `left` runs were not done, and why not; empty where nothing is wrong.
 
-    `signalled`: Slurm told it to end, and knows why.
+    `signalled`: Slurm told it to end, and knows why. `lost` is what the run that was under way had cost, by its id.
     """
 
     left: int
     why: str = ""
     signalled: bool = False
+    lost: dict[str, LostAttempt] = {}
 
 
 class BlockLine(Model):
@@ -183,8 +185,8 @@ class HeldNodes(Model):
 class SubmittedJob(Model):
     """What is known of the job of a block: its id (None: it may not have been accepted), and how it ended.
 
-    `done` are the runs that it did; `lost` is the run that was under way when it ended before its time, `bad` are the nodes
-    that failed under it. `at` is when it was submitted.
+    `done` are the runs that it did; `lost` is the run that was under way when it ended, and the `attempt` what it had cost,
+    `bad` are the nodes that failed under it. `at` is when it was submitted.
     """
 
     number: int
@@ -196,6 +198,7 @@ class SubmittedJob(Model):
     ended: str | None = None
     done: int = 0
     lost: str | None = None
+    attempt: LostAttempt | None = None
     bad: list[str] = []
 
 

@@ -385,6 +385,23 @@ class Failure(Model):
     attempted_bytes: Count | None = None
 
 
+class LostAttempt(Model):
+    """An attempt at a run that was lost with its job, and how this `ended`. None of it is part of figures of the run.
+
+    `seconds` are those of the attempt on each of its `nodes`; `at_least` says that they end when its job last showed that it
+    worked. Energy is that of the meters of all nodes, of these `components`; unknown values are absent.
+    """
+
+    job: str = ""
+    ended: str = ""
+    nodes: Count
+    seconds: NonNegative | None = None
+    at_least: bool = False
+    energy_joules: NonNegative | None = None
+    energy_joules_estimated: NonNegative | None = None
+    components: list[str] = []
+
+
 class NetworkPort(Model):
     """A port of an InfiniBand adapter as the kernel names it (`mlx5_0:1`); its `link` may be Ethernet all the same."""
 
@@ -542,7 +559,7 @@ class RunRecord(Observation):
     `energy` and `duration_seconds` are those of the whole run; those of the window are in `measurement`. `unused` is the
     energy of GPUs that were allocated and idle during the run. `carbon` and `cost` follow from `site`. `grade` is that of
     the measurement, by its flags (bench.figures.flags). `trial` is set where a search made the run. `partial` is what was
-    seen of a command that failed, until then; it enters no comparison.
+    seen of a command that failed, until then; it enters no comparison. `lost` are earlier attempts, lost with their jobs.
     """
 
     schema_version: Literal[2] = 2
@@ -562,6 +579,7 @@ class RunRecord(Observation):
     flags: list[str] = []
     grade: Literal["A", "B", "C"] | None = None
     partial: Measurement | None = None
+    lost: list[LostAttempt] = []
 
     @model_validator(mode="before")
     @classmethod

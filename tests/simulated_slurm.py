@@ -56,7 +56,10 @@ class SimulatedJob:
 
 @dataclass
 class SimulatedSlurm(Queue):
-    """A queue that listens to a script: the faults of its jobs in order, how long they wait, and how long a run takes."""
+    """A queue that listens to a script: the faults of its jobs in order, how long they wait, and how long a run takes.
+
+    `told` is how jobs that are lost end by their own account, by id.
+    """
 
     execution: Path
     faults: Sequence[str] = ()
@@ -74,6 +77,7 @@ class SimulatedSlurm(Queue):
     asked_at: list[float] = field(default_factory=list)
     most_in_queue: int = 0
     after_record: list[str] = field(default_factory=list)
+    told: dict[str, files.BlockEnd] = field(default_factory=dict)
 
     @property
     def clock(self) -> ControllerClock:
@@ -194,6 +198,8 @@ class SimulatedSlurm(Queue):
         states = {"node_fail": "NODE_FAIL", "preempted": "PREEMPTED", "timeout": "TIMEOUT", "failed": "FAILED"}
         states |= {"cancelled": "CANCELLED by 0"}
         if job.fault in states:
+            if job.id in self.told:
+                files.BLOCK_END.write(job.folder, self.told[job.id])
             self._over(job, states[job.fault])
         elif job.fault == "vanished":
             self._over(job, "NODE_FAIL")
@@ -218,7 +224,8 @@ class SimulatedSlurm(Queue):
         if (folder / files.RECORD.name).exists() and spec.run_id not in files.BLOCK.read(job.folder).again:
             self.after_record.append(spec.run_id)
         folder.mkdir(exist_ok=True)
-        save_record(recorded(spec, datetime.fromtimestamp(self.now, UTC)), folder)
+        lost = files.BLOCK.read(job.folder).lost.get(spec.run_id, [])
+        save_record(recorded(spec, datetime.fromtimestamp(self.now, UTC)).changed(lost=lost), folder)
         self.executed[spec.run_id] += 1
         self._journal(job, spec, status="ok", seconds=4.0)
 

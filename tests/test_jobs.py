@@ -1,6 +1,7 @@
 """Jobs of a cluster: what they are asked for, how runs are divided among them, and what becomes of these whatever happens."""
 
 import json
+import os
 import shlex
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analytics.say.jobs import held_text
+from analytics.say.jobs import held_text, lost_words
 from bench import folder as files
 from bench.cluster_options import ClusterOptions, clock_seconds
 from bench.errors import UserError
@@ -21,13 +22,13 @@ from bench.jobs import block as block_module
 from bench.jobs import blocks, session
 from bench.jobs.block import Stop, Worker, same_kind
 from bench.jobs.fate import fate
-from bench.jobs.ledger import Ledger, read_jobs
+from bench.jobs.ledger import Ledger, attempt_of, lost_attempts, read_jobs
 from bench.jobs.queue import QueuedJob, SlurmQueue, unreachable
 from bench.jobs.session import leased
 from bench.machine import partition as partitions
 from bench.machine.cluster import ClusterProblem
 from bench.machine.partition import Partition, find_partition, gpus_of
-from bench.record import Status
+from bench.record import LostAttempt, Status
 from bench.run.runner import load_briefs
 from bench.schema import Gpu, RunSpec
 from bench.suites.load import SuiteError, load_profile, load_suite, override, with_cluster
@@ -327,6 +328,70 @@ def test_a_run_during_which_three_nodes_failed_has_failed(tmp_path: Path) -> Non
     first, second = (load_briefs(tmp_path)[run.run_id] for run in runs)
     assert (first.status, second.status) == (Status.FAILED, Status.OK)
     assert "3 jobs ended during this run, the last one, 1002, as NODE_FAIL" in str(first.error)
+
+
+def test_attempts_that_were_lost_with_their_jobs_are_in_the_record(tmp_path: Path) -> None:
+    """A job that had time to end itself tells what its run had cost, one that was killed shows for how long it worked."""
+    runs, notes = specs([2], 1, 2), Notes()
+    slurm = SimulatedSlurm(
+        tmp_path, faults=["preempted", "node_fail", "cancelled", "node_fail"], after_runs=[0, 0, 0, 1]
+    )
+    known = {"seconds": 90, "energy_joules": 18_000, "components": ["cpu"]}
+    own = {runs[0].run_id: LostAttempt(nodes=2, **known)}
+    slurm.told = {"1000": files.BlockEnd(left=2, signalled=True, lost=own)}
+    controller(tmp_path, runs, slurm, notes).follow()
+    until_done(tmp_path, runs, slurm)  # by another controller
+    first, second = (files.RECORD.read(tmp_path / run.run_id).lost for run in runs)
+    assert first == [
+        LostAttempt(job="1000", ended="preempted", nodes=2, **known),
+        LostAttempt(job="1001", ended="node_failed", nodes=2),
+        LostAttempt(job="1002", ended="cancelled", nodes=2),
+    ]
+    assert second == [LostAttempt(job="1003", ended="node_failed", nodes=2)]
+    assert lost_attempts(read_jobs(tmp_path)) == {runs[0].run_id: first, runs[1].run_id: second}
+
+
+def test_a_job_that_was_killed_shows_how_long_its_last_run_took_at_least(tmp_path: Path) -> None:
+    (spec,) = specs([2], 1, 1)
+    at = datetime.fromtimestamp(0, UTC)
+    job = files.SubmittedJob(number=1, name="wb", group="2 nodes", minutes=9, at=at, id="7")
+    for name, changed in ((files.JOURNAL, 1000.0), (files.ALIVE, 1240.0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (changed, changed))
+    assert attempt_of(tmp_path, job, spec, "node_failed") == LostAttempt(
+        job="7", ended="node_failed", nodes=2, seconds=240, at_least=True
+    )
+    os.utime(tmp_path / files.ALIVE, (990.0, 990.0))
+    assert attempt_of(tmp_path, job, spec, "timeout").seconds is None, "it did not show itself since"
+    other = files.BlockEnd(left=1, signalled=True, lost={"another": LostAttempt(nodes=2, seconds=5)})
+    files.BLOCK_END.write(tmp_path, other)
+    assert attempt_of(tmp_path, job, spec, "timeout").seconds is None, "what it says is of another run"
+
+
+@pytest.mark.parametrize(
+    ("attempts", "words"),
+    [
+        ([], ""),
+        (
+            [LostAttempt(nodes=2, seconds=360, energy_joules=12_000), LostAttempt(nodes=2, seconds=360, at_least=True)],
+            "2 attempts were lost with their jobs: at least 0.4 node-hours, 12 kJ, energy of 1 of them not known.",
+        ),
+        ([LostAttempt(nodes=1)], "1 attempt was lost with its job: time not known, energy not known."),
+        (
+            [LostAttempt(nodes=1, seconds=3600, energy_joules_estimated=5000)],
+            "1 attempt was lost with its job: 1 node-hours, about 5 kJ by a model.",
+        ),
+        (
+            [
+                LostAttempt(nodes=1, seconds=3600, energy_joules=5000, energy_joules_estimated=7000),
+                LostAttempt(nodes=4),
+            ],
+            "2 attempts were lost with their jobs: at least 1 node-hours, 5 kJ, energy of 1 of them not known.",
+        ),
+    ],
+)
+def test_lost_attempts_in_words(attempts: list[LostAttempt], words: str) -> None:
+    assert lost_words(attempts) == (f"{words} No figure of a run includes that." if words else "")
 
 
 def test_two_jobs_in_a_row_that_did_nothing_stop_their_group(tmp_path: Path) -> None:

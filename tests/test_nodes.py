@@ -23,8 +23,8 @@ from bench.figures.nodes import energy_of_each, forward_seconds
 from bench.machine import cluster
 from bench.machine.cluster import Cluster
 from bench.meters.trace import Trace
-from bench.record import Environment, NetworkFacts, NodeFacts, Phase, Provenance, Rank, RunRecord, Status
-from bench.run.collect import Context, collect
+from bench.record import Environment, LostAttempt, NetworkFacts, NodeFacts, Phase, Provenance, Rank, RunRecord, Status
+from bench.run.collect import Context, cancelled_attempt, collect
 from bench.run.nodes import NodeTrace, node_facts, put_together
 from bench.schema import Machine, RunSpec, Site, Suite
 from bench.suites.expand import expand
@@ -322,6 +322,29 @@ def test_the_energy_of_two_nodes_is_the_sum_over_the_window_of_each(tmp_path: Pa
         ("n2", 2, 17),
     ]
     assert metrics(record)["joules_per_sample"] == pytest.approx(6800 / record.measurement.samples, rel=1e-3)
+
+
+def test_what_a_cancelled_run_has_cost_is_known_where_all_nodes_tell(tmp_path: Path) -> None:
+    context = Context("s", "e", Site(), node("x"), [], nodes=[node("x"), node("y")])
+    assert cancelled_attempt(context, SPEC, tmp_path) is None, "nothing was delivered"
+    for name, meters in (("both", [cpu(100), cpu(300)]), ("one", [cpu(100), []])):
+        folder = tmp_path / name
+        folder.mkdir()
+        files.SPEC.write(folder, SPEC)
+        for number, lines in enumerate(meters):
+            shift = round(OFFSET * S) * number
+            exit_ = files.Exit(how="cancelled", start_ns=11 * S + shift, end_ns=50 * S + shift)
+            one = files.NodeEnd(node=number, name=NAMES[number], boot_id=f"boot-{number}", exit=exit_)
+            files.write_node_end(folder, one)
+            if lines:
+                text = "\n".join(later(lines) if number else lines)
+                files.RAW_METERS.path(folder, number).write_text(text + "\n")
+        put_together(folder, NAMES, 39.0, "")
+    both, one_only = (cancelled_attempt(context, SPEC, tmp_path / name) for name in ("both", "one"))
+    assert both is not None
+    assert both.energy_joules == pytest.approx(400 * 39, rel=1e-3)
+    assert both.changed(energy_joules=None) == LostAttempt(nodes=2, seconds=39, components=["cpu"])
+    assert one_only == LostAttempt(nodes=2, seconds=39), "no smaller sum"
 
 
 def test_the_page_of_a_run_has_a_row_for_each_node(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def _clean_record(record: RunRecord, clean: Callable[[str], str]) -> RunRecord:
         ),
     }
     changed["nodes"] = [node.changed(name=clean(node.name), boot_id=None) for node in record.nodes]
+    changed["lost"] = [attempt.changed(job="") for attempt in record.lost]
     if spec.label != record.spec.label:
         changed["run_id"] = spec.run_id.replace(spec.config_id, record.config_id)
     if error is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from analytics.say.blocks import Block, Lines, Note, Sentence
-from analytics.text import counted, duration, interval
+from analytics.text import counted, duration, interval, two_digits
 from bench.folder import HeldNodes
 from bench.jobs.session import PlannedBlock
+from bench.record import LostAttempt
 
 
 def job_blocks(jobs: Sequence[PlannedBlock]) -> Iterator[Block]:
@@ -38,3 +39,26 @@ def held_text(held: HeldNodes, silent: int, usd_per_device_hour: float | None) -
         text += f". Held, they cost {interval(hours * held.devices * usd_per_device_hour)} USD"
     jobs = f" {counted(silent, 'job')} that {'was' if silent == 1 else 'were'} killed or still run{'s' * (silent == 1)}"
     return f"{text}.{f' Without{jobs}.' if silent else ''}"
+
+
+def lost_words(attempts: Sequence[LostAttempt]) -> str:
+    """Say what attempts that were lost with their jobs have cost, as far as it is known; nothing without such."""
+    if not attempts:
+        return ""
+    hours = [each.seconds * each.nodes / 3600 for each in attempts if each.seconds is not None]
+    least = "at least " * (any(each.at_least for each in attempts) or len(hours) < len(attempts))
+    costs = [f"{least}{two_digits(sum(hours))} node-hours" if hours else "time not known"]
+    measured = [each.energy_joules for each in attempts if each.energy_joules is not None]
+    estimated = [
+        each.energy_joules_estimated or 0.0
+        for each in attempts
+        if each.energy_joules is None and each.energy_joules_estimated is not None
+    ]
+    costs += [f"{two_digits(sum(measured) / 1000)} kJ"] if measured else []
+    costs += [f"about {two_digits(sum(estimated) / 1000)} kJ by a model"] if estimated else []
+    unknown = len(attempts) - len(measured) - len(estimated)
+    of_some = f" of {unknown} of them" * (unknown < len(attempts))
+    costs += [f"energy{of_some} not known"] if unknown else []
+    were, their = ("was", "its job") if len(attempts) == 1 else ("were", "their jobs")
+    lost = f"{counted(len(attempts), 'attempt')} {were} lost with {their}"
+    return f"{lost}: {', '.join(costs)}. No figure of a run includes that."

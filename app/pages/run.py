@@ -26,6 +26,7 @@ from analytics.quantities import quantity
 from analytics.runs.store import MLFLOW_RUN
 from analytics.say import factors
 from analytics.say.blocks import Block, Commands, Note, Sentence
+from analytics.say.jobs import lost_words
 from analytics.text import number, printable
 from app import data, page
 from app.charts.bars import amounts_chart, phases_chart
@@ -402,6 +403,8 @@ def one(df: pd.DataFrame, run: pd.Series) -> None:
         st.subheader("Nodes")
         page.table(nodes(content.record), "nodes", column_config=DIGITS)
         st.caption("Each node by its own clock. ~ is estimated by a model. Above 1, the others wait for the node.")
+    if content.record is not None and content.record.lost:
+        page.lines([lost_words(content.record.lost)])
     if notes := limits(run):
         st.subheader("Limits of these figures")
         page.lines(notes)

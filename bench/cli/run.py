@@ -102,16 +102,20 @@ def _answer(
     from analytics.runs.frame import frame
     from analytics.say.answer import document
     from analytics.say.blocks import Note, command
-    from analytics.say.jobs import held_text
+    from analytics.say.jobs import held_text, lost_words
     from analytics.say.results import results
     from bench.figures.metrics import row
     from bench.folder import read_held
+    from bench.jobs.ledger import lost_attempts, read_jobs
     from bench.run.runner import resume
     from bench.store.tracker import shown
 
     order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
-    rows = sorted(map(row, execution.stored()), key=lambda each: order.get(str(each["run_id"]), len(order)))
-    df = frame(rows)
+    lost, rows = lost_attempts(read_jobs(execution.folder)), []
+    for record in execution.stored():
+        lost[record.run_id] = record.lost
+        rows.append(row(record))
+    df = frame(sorted(rows, key=lambda each: order.get(str(each["run_id"]), len(order))))
     held, silent = read_held(execution.folder)
     if as_json:
         more = {"held_nodes": None if held is None else held.model_dump() | {"jobs_without": silent}}
@@ -125,5 +129,6 @@ def _answer(
         texts.append(f"{sum(missing)} are missing. {resume(new=new)}")
     if not all(missing):
         texts.append(f"{len(missing) - sum(missing)} of the suite were not selected (--only).")
+    texts += filter(None, [lost_words([attempt for some in lost.values() for attempt in some])])
     notes = [Note(text, "Runs") for text in texts]
     shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes))

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -24,7 +24,7 @@ from bench.cluster_options import ClusterOptions
 from bench.errors import UserError
 from bench.jobs.ledger import append_line
 from bench.machine.cluster import Cluster, find_cluster, job_runs
-from bench.record import Environment, RunRecord
+from bench.record import Environment, LostAttempt, RunRecord
 from bench.run.collect import save_record, skipped
 from bench.run.runner import END_SECONDS, Execution, Forecast, Progress, Runner
 from bench.run.srun import AllocationEnded
@@ -47,6 +47,7 @@ class Worker(Progress):
     folder: Path
     block: files.JobBlock
     signalled: bool = False
+    lost: dict[str, LostAttempt] = field(default_factory=dict)
     me: str = field(
         default_factory=lambda: f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
     )
@@ -118,6 +119,7 @@ class Worker(Progress):
         chosen = [spec for spec in self.block.runs if spec.run_id not in records or spec.run_id in self.block.again]
         runner = Runner.make(execution, cluster, cluster.environment, None, self, place=self.folder)
         runner.tracker = Tracker.off(suite.name, execution.name)
+        runner.context = replace(runner.context, lost=self.block.lost)
         try:
             if any(spec.config_id not in plan.skipped for spec in chosen):
                 runner.start()
@@ -147,7 +149,7 @@ class Worker(Progress):
             try:
                 record = self._one(runner, spec)
             except (AllocationEnded, KeyboardInterrupt):
-                self.signalled = True
+                self.signalled, self.lost = True, {spec.run_id: runner.lost} if runner.lost is not None else {}
                 return left, ""
             self.write(spec.run_id, record)
             self.note(f"{spec.run_id}: {record.status}")
@@ -221,7 +223,7 @@ def main() -> int:
             worker.note(str(error))
             worker.signalled = not job_runs(os.environ["SLURM_JOB_ID"])  # then Slurm knows better why
             why, code = ("", 0) if worker.signalled else (str(error), 1)
-    files.BLOCK_END.write(folder, files.BlockEnd(left=left, why=why, signalled=worker.signalled))
+    files.BLOCK_END.write(folder, files.BlockEnd(left=left, why=why, signalled=worker.signalled, lost=worker.lost))
     worker.note(f"{left} of {len(worker.block.runs)} runs are left")
     return code
 

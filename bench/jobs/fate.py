@@ -11,8 +11,8 @@ from bench.jobs.queue import QueuedJob
 Kind = Literal[
     "waits", "runs", "done", "preempted", "node_failed", "timeout", "cancelled", "failed", "hopeless", "held"
 ]
-LOST: tuple[Kind, ...] = ("preempted", "node_failed", "timeout")
-"""Ends after which the runs that are left are done by another job; the one under way was lost."""
+LOST: tuple[Kind, ...] = ("node_failed", "timeout")
+"""Ends that count against the run which was under way: after some of them it has failed."""
 
 
 class Fate(NamedTuple):

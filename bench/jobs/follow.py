@@ -19,7 +19,7 @@ from bench.cluster_options import clock_seconds
 from bench.files import write_text
 from bench.jobs import blocks
 from bench.jobs.fate import LOST, Fate, fate
-from bench.jobs.ledger import TRIES, Ledger
+from bench.jobs.ledger import TRIES, Ledger, attempt_of, lost_attempts
 from bench.jobs.queue import Queue, QueuedJob, unreachable
 from bench.machine.cluster import ClusterProblem
 from bench.machine.partition import Partition
@@ -229,6 +229,7 @@ class Controller:
             givers=list(givers.values()),
             again=self._again & ids,
             after=unclear,
+            lost={run: lost for run, lost in lost_attempts(self.ledger.jobs.values()).items() if run in ids},
             cluster=self.partition.asked,
         )
 
@@ -381,8 +382,10 @@ class Controller:
                 self._ended(active, record)
         self.active.pop(job.number)
         bad = self._failed_nodes(active.nodes) if what.kind == "node_failed" else []
-        lost = active.begun if what.kind in LOST and active.begun in active.left else None
-        self._change(active, ended=what.kind, lost=lost, bad=bad)
+        spec = active.left.get(active.begun) if active.begun is not None else None
+        lost = active.begun if spec is not None else None
+        attempt = attempt_of(active.folder, job, spec, what.kind) if spec is not None else None
+        self._change(active, ended=what.kind, lost=lost, attempt=attempt, bad=bad)
         self._bad |= set(bad)
         self._give_back(active.left)
         text = f"job {job.id or job.name} " + (f"ended: {what.why}" if what.why else "has ended")
@@ -391,7 +394,7 @@ class Controller:
         if active.left and not active.ours and what.kind != "cancelled":
             text += f"; {len(active.left)} of its runs are left"
         self._note(text)
-        if lost is not None and what.kind != "preempted":
+        if lost is not None and what.kind in LOST:
             self._count_loss(active, lost, what)
         why = self.ledger.stops(job.group, what, datetime.fromtimestamp(self.clock.now(), UTC))
         if why is not None and job.id is not None:
@@ -439,7 +442,8 @@ class Controller:
             ),
         )
         suite, kind = self.plan.suite, files.NODE_KIND.find(self.folder)
-        context = Context(suite.name, self.folder.name, suite.site, kind or self.partition.environment, [])
+        lost = lost_attempts(self.ledger.jobs.values())
+        context = Context(suite.name, self.folder.name, suite.site, kind or self.partition.environment, [], lost=lost)
         self._left[self._group_of[run_id]].pop(run_id, None)
         self._ended(active, collect(context, spec, folder))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from bench import folder as files
-from bench.jobs.fate import Fate
+from bench.jobs.fate import LOST, Fate
+from bench.record import LostAttempt
+from bench.schema import RunSpec
 
 TRIES, EMPTY, PREEMPTIONS = 3, 2, 5
 """A run lost with so many jobs has failed. A group is stopped after so many jobs in a row that did nothing (TRIES where their
@@ -40,7 +44,7 @@ class Ledger:
 
     def losses(self, run_id: str) -> int:
         """Return with how many jobs a run was lost by a fault, whoever followed them."""
-        return sum(job.lost == run_id and job.ended != "preempted" for job in self.jobs.values())
+        return sum(job.lost == run_id and job.ended in LOST for job in self.jobs.values())
 
     def stops(self, group: str, what: Fate, now: datetime) -> str | None:
         """Return why a group is stopped, after a job of it has ended with runs left; None if it goes on."""
@@ -77,6 +81,32 @@ def read_jobs(execution: Path) -> list[files.SubmittedJob]:
                 job = files.SubmittedJob.model_validate_json(line)
                 jobs[job.number] = job
     return list(jobs.values())
+
+
+def lost_attempts(jobs: Iterable[files.SubmittedJob]) -> dict[str, list[LostAttempt]]:
+    """Return the attempts that were lost with jobs, by run."""
+    out = defaultdict[str, list[LostAttempt]](list)
+    for job in jobs:
+        if job.lost is not None and job.attempt is not None:
+            out[job.lost].append(job.attempt)
+    return out
+
+
+def attempt_of(block: Path, job: files.SubmittedJob, spec: RunSpec, ended: str) -> LostAttempt:
+    """Return what a job has lost of the run that was under way, by its own account or by what it has shown of itself."""
+    end = files.BLOCK_END.find(block)
+    own = end.lost.get(spec.run_id) if end is not None else None
+    seconds = _shown_seconds(block)
+    lost = own or LostAttempt(nodes=spec.num_nodes, seconds=seconds, at_least=seconds is not None)
+    return lost.changed(job=job.id or "", ended=ended)
+
+
+def _shown_seconds(block: Path) -> float | None:
+    """Return how long a job has shown that it works after it wrote that its last run begins; None where it has not."""
+    with suppress(OSError):
+        seconds = (block / files.ALIVE).stat().st_mtime - (block / files.JOURNAL).stat().st_mtime
+        return seconds if seconds > 0 else None
+    return None
 
 
 def append_line(path: Path, line: files.SubmittedJob | files.BlockLine) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bench import folder as files
 from bench.figures.cost import price
-from bench.figures.flags import grade, judge
+from bench.figures.flags import COVERED, grade, judge
 from bench.figures.metrics import split_energy, window
 from bench.meters import windows as accounting
 from bench.meters.conditions import gpu_conditions, host_conditions, used_by_run
@@ -29,6 +29,7 @@ from bench.record import (
     GpuConditions,
     HostConditions,
     IdlePower,
+    LostAttempt,
     Measurement,
     Observation,
     Quality,
@@ -53,7 +54,8 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 class Context:
     """What the runs of an execution share; `trial` is the current one of a search, `nodes` are those of a cluster.
 
-    `place` has the idle power of these nodes, if the folder of the execution does not.
+    `place` has the idle power of these nodes, if the folder of the execution does not. `lost` are attempts at runs that were
+    lost with their jobs.
     """
 
     suite: str
@@ -64,6 +66,7 @@ class Context:
     trial: Trial | None = None
     nodes: list[Environment] = field(default_factory=list)
     place: Path | None = None
+    lost: dict[str, list[LostAttempt]] = field(default_factory=dict)
 
     def devices(self, spec: RunSpec) -> list[str]:
         """Return the devices of a run, by rank."""
@@ -261,11 +264,31 @@ def collect(context: Context, spec: RunSpec, folder: Path) -> RunRecord:
         flags=sorted(flags),
         grade=grade(flags) if run.measurement is not None else None,
         partial=partial,
+        lost=context.lost.get(spec.run_id, []),
     )
     save_record(record, folder)
     if spec.num_nodes > 1:
         nodes.keep(folder, traces)  # it takes the place of what the record was made from
     return record
+
+
+def cancelled_attempt(context: Context, spec: RunSpec, folder: Path) -> LostAttempt | None:
+    """Return what a cancelled run has cost, by what its nodes have left; None where they do not say how it ended."""
+    end = files.EXIT.find(folder)
+    if end is None:
+        return None
+    traces = nodes.traces(folder, spec, end, context.environment.boot_id or context.environment.host, None)
+    gpus = context.devices(spec) if spec.device_type == "gpu" else []
+    energy, _ = accounting.used(nodes.energy_of_nodes(traces, lambda node: node.whole, spec.meters), gpus)
+    parts = [part if all(each.coverage >= COVERED for each in part) else [] for part in split_energy(energy)]
+    measured, estimated = (sum(each.energy_joules for each in part) if part else None for part in parts)
+    return LostAttempt(
+        nodes=spec.num_nodes,
+        seconds=(end.end_ns - end.start_ns) / 1e9,
+        energy_joules=measured,
+        energy_joules_estimated=estimated,
+        components=sorted({each.component for part in parts for each in part}),
+    )
 
 
 def observe(

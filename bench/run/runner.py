@@ -25,8 +25,8 @@ from bench.files import held, read_json, write_json
 from bench.machine.cluster import Cluster
 from bench.machine.environment import EnvironmentProblem, check_torch, describe
 from bench.machine.partition import Partition
-from bench.record import Environment, Failure, RunRecord, Status
-from bench.run.collect import Context, collect, save_record, skipped
+from bench.record import Environment, Failure, LostAttempt, RunRecord, Status
+from bench.run.collect import Context, cancelled_attempt, collect, save_record, skipped
 from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_missing_exit
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
@@ -396,6 +396,7 @@ class Runner(Reporter):
     launcher: Launcher
     began: float | None = None
     used_seconds: float = 0.0
+    lost: LostAttempt | None = None
 
     @classmethod
     def make(
@@ -464,10 +465,10 @@ class Runner(Reporter):
             try:
                 self.launcher.cancel(folder)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)  # it will be repeated
+                self._lose(spec, folder)
             raise
         except Stopped:  # the place where runs are done has ended
-            shutil.rmtree(folder, ignore_errors=True)
+            self._lose(spec, folder)
             raise
         record = collect(self.context, spec, folder)
         self.used_seconds += spec.num_nodes * record.duration_seconds
@@ -484,6 +485,12 @@ class Runner(Reporter):
         held = files.HeldNodes(devices=devices, held_seconds=seconds, used_seconds=used)
         with suppress(OSError), ((self.context.place or self.execution.folder) / files.HELD).open("ab") as file:
             file.write(held.model_dump_json().encode() + b"\n")
+
+    def _lose(self, spec: RunSpec, folder: Path) -> None:
+        """Remove what a run that will be repeated has left; in a job, keep what it has cost."""
+        with suppress(OSError, ValueError):
+            self.lost = cancelled_attempt(self.context, spec, folder) if self.context.place is not None else None
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_suite(
