@@ -28,16 +28,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 1_460,
+    "bench": 1_465,
     "bench/suites": 915,
     "bench/machine": 990,
     "bench/meters": 1_688,
     "bench/workloads": 2_065,
     "bench/strategies": 1_911,
     "bench/train": 1_105,
-    "bench/run": 4_540,
+    "bench/run": 4_550,
     "bench/jobs": 1_165,
-    "bench/figures": 1_041,
+    "bench/figures": 1_046,
     "bench/store": 727,
     "bench/cli": 1_650,
     "bench/hooks": 1_053,
