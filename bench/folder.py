@@ -174,10 +174,11 @@ class BlockLine(Model):
 class HeldNodes(Model):
     """For how many seconds nodes were held for runs, summed over the nodes, and for how many of them a run used them.
 
-    `devices` are those of a node. A node is held from the first agent's start to the end of the last run.
+    `devices` are those of a node, each of as many processors as runs have threads; None where runs differ. A node is held
+    from the first agent's start to the end of the last run.
     """
 
-    devices: int
+    devices: int | None
     held_seconds: float
     used_seconds: float
 

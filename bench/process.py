@@ -45,6 +45,15 @@ def boot_id() -> str | None:
     return None
 
 
+def began_ns() -> int:
+    """Return when this process began, by the monotonic clock; without Linux, now."""
+    now = time.monotonic_ns()
+    with suppress(OSError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return now - round((time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")) * 1e9)
+    return now
+
+
 def oom_kills() -> int | None:
     """Return how many processes the kernel has killed for lack of memory since boot; None where that is unknown."""
     try:

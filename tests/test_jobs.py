@@ -616,11 +616,9 @@ def test_nodes_that_were_held_are_told_beside_those_that_runs_used(tmp_path: Pat
     held, silent = files.read_held(tmp_path)
     assert held is not None
     assert (held.held_seconds, held.used_seconds, silent) == (14_400, 7_200, 1)
-    text = "Nodes were held for 4 node-hours; runs used 50% of that"
+    text = "Nodes were held for 4 node-hours since the agents started; runs used 50% of that"
     assert held_text(held, 0, None) == f"{text}."
-    assert (
-        held_text(held, silent, 2.5) == f"{text}. Held, they cost 80 USD. Without 1 job that was killed or still runs."
-    )
+    assert held_text(held, silent, 2.5) == f"{text}. Held, they cost 80 USD. Without 1 job that did not say how long."
     with files.BLOCKS.path(tmp_path, 1).joinpath(files.HELD).open("a") as file:
         file.write('{"devices": 8, "held')  # torn
     assert files.read_held(tmp_path) == (held, silent)

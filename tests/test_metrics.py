@@ -236,6 +236,10 @@ def test_phases_are_summed_by_name_and_startup_is_what_was_paid_before() -> None
     assert (found["phase_probe_energy_joules"], found["phase_probe_energy_joules_estimated"]) == (2, 14)
     assert found["startup_seconds"] == 8
     assert "startup_energy_joules" not in found
+    parts[7] = parts[7].changed(energy=rows.energy(False, 1, 7))
+    partly = metrics_with(phases=parts)
+    assert "phase_steady_energy_joules" not in partly, "one of two parts is no sum"
+    assert partly["phase_steady_energy_joules_estimated"] == 14
     twice = [part("warmup", 0, 1, 10), part("warmup", 1, 3, 20), part("steady", 3, 9, 50)]
     assert metrics_with(phases=twice)["startup_seconds"] == 3
 

@@ -1,6 +1,7 @@
 """Runs on several nodes: how they are planned, what each node leaves, and energy that every node reads by its own clock."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,7 +280,11 @@ def cpu(watts: float) -> list[str]:
 
 
 def two_nodes(
-    folder: Path, meters: list[list[str]], boots: tuple[str, str] = ("a" * 8, "b" * 8), spec: RunSpec = SPEC
+    folder: Path,
+    meters: list[list[str]],
+    boots: tuple[str, str] = ("a" * 8, "b" * 8),
+    spec: RunSpec = SPEC,
+    second: Sequence[dict[str, Any]] = PHASES,
 ) -> RunRecord:
     """Collect a run whose window took 17 s on each node, with what their meters read."""
     folder.mkdir()
@@ -291,7 +296,8 @@ def two_nodes(
     for number, lines in enumerate(meters):
         shift = round(OFFSET * S) * number
         phases = [
-            Phase(**each).changed(start_ns=each["start_ns"] + shift, end_ns=each["end_ns"] + shift) for each in PHASES
+            Phase(**each).changed(start_ns=each["start_ns"] + shift, end_ns=each["end_ns"] + shift)
+            for each in (second if number else PHASES)
         ]
         exit_ = files.Exit(how="ended", exitcode=0, start_ns=11 * S + shift, end_ns=50 * S + shift)
         one = files.NodeEnd(node=number, name=NAMES[number], boot_id=boots[number], exit=exit_)
@@ -322,6 +328,15 @@ def test_the_energy_of_two_nodes_is_the_sum_over_the_window_of_each(tmp_path: Pa
         ("n2", 2, 17),
     ]
     assert metrics(record)["joules_per_sample"] == pytest.approx(6800 / record.measurement.samples, rel=1e-3)
+
+
+def test_phases_that_one_node_alone_has_get_no_energy_of_the_others(tmp_path: Path) -> None:
+    """Rank 0 alone validates, so that the first part of its window would be taken for all of the window of the other."""
+    record = two_nodes(tmp_path / "run", [cpu(100), cpu(300)], second=[*PHASES[:2], phase("steady", 20, 40)])
+    assert record.measurement is not None
+    assert [each.energy for each in record.measurement.phases] == [[]] * len(record.measurement.phases)
+    assert record.measurement.energy
+    assert not [name for name in metrics(record) if name.startswith("phase_") and "energy" in name]
 
 
 def test_what_a_cancelled_run_has_cost_is_known_where_all_nodes_tell(tmp_path: Path) -> None:

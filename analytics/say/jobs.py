@@ -34,11 +34,10 @@ def job_blocks(jobs: Sequence[PlannedBlock]) -> Iterator[Block]:
 def held_text(held: HeldNodes, silent: int, usd_per_device_hour: float | None) -> str:
     """Say how long nodes were held, how long runs used them, and what that costs; `silent` jobs are not in it."""
     hours, share = held.held_seconds / 3600, held.used_seconds / held.held_seconds
-    text = f"Nodes were held for {interval(hours)} node-hours; runs used {share:.0%} of that"
-    if usd_per_device_hour is not None:
+    text = f"Nodes were held for {interval(hours)} node-hours since the agents started; runs used {share:.0%} of that"
+    if usd_per_device_hour is not None and held.devices is not None:
         text += f". Held, they cost {interval(hours * held.devices * usd_per_device_hour)} USD"
-    jobs = f" {counted(silent, 'job')} that {'was' if silent == 1 else 'were'} killed or still run{'s' * (silent == 1)}"
-    return f"{text}.{f' Without{jobs}.' if silent else ''}"
+    return f"{text}." + (f" Without {counted(silent, 'job')} that did not say how long." if silent else "")
 
 
 def lost_words(attempts: Sequence[LostAttempt]) -> str:

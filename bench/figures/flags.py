@@ -132,7 +132,7 @@ STEP_FLAGS = {
     "nodes_disagree": Flag("C", "the nodes do not count the same steps: samples and energy of the window are left out"),
     "restarted": Flag(
         "B",
-        "workers were started again after a loss: its seconds and joules are those of the phase restart, not of steps",
+        "workers were started again after a loss: its time and energy are those of the phase restart, or of the start-up",
     ),
     "repeats_unknown": Flag(
         "C",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -274,13 +275,17 @@ def _above_idle(record: Observation, hardware: list[EnergyReading]) -> float | N
 def _phases(measured: Measurement) -> dict[str, float]:
     """Return seconds and joules by phase; `startup` is all time before the first measured step.
 
-    The energy of the start-up is absent where it lacks a component that the window has.
+    The energy of the start-up is absent where it lacks a component that the window has, and that of phases of a name where
+    one of them has none.
     """
     out: dict[str, float] = {}
+    told = Counter(f"{phase.name}{tag}" for phase in measured.phases for _, tag in _by_tag(phase.energy))
+    times = Counter(phase.name for phase in measured.phases)
     for phase in measured.phases:
         sums = {f"phase_{phase.name}_seconds": phase.seconds}
         for readings, tag in _by_tag(phase.energy):
-            sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
+            if told[f"{phase.name}{tag}"] == times[phase.name]:
+                sums[f"phase_{phase.name}_energy_joules{tag}"] = sum(r.energy_joules for r in readings)
         for name, value in sums.items():
             out[name] = out.get(name, 0) + value
     if before := [phase.seconds for phase in measured.phases if phase.name in STARTUP_PHASES]:

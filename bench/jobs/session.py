@@ -44,7 +44,7 @@ from bench.run.runner import (
     surroundings,
 )
 from bench.schema import RunSpec
-from bench.suites.expand import Expansion
+from bench.suites.expand import Expansion, devices_of
 
 LEASE_SECONDS, RENEWAL_SECONDS = 180.0, 30.0
 """How long the lease of a controller holds, and how often it is renewed."""
@@ -282,6 +282,8 @@ def _planned(
     accepted, said = seen.get(size, (None, ""))
     if accepted is not False and partition.limit_seconds is not None and cut.minutes * 60 > partition.limit_seconds:
         accepted, said = False, f"partition {partition.name} allows {math.floor(partition.limit_seconds / 60)} min"
-    devices = len(partition.gpus) or partition.cpu_count
-    usd = None if price is None else price * devices * group.nodes * cut.minutes / 60
-    return PlannedBlock(group.nodes, devices, len(cut.runs), cut.minutes, usd, script, accepted, said)
+    devices = devices_of(len(partition.gpus), partition.cpu_count, cut.runs)
+    usd = None if price is None or devices is None else price * devices * group.nodes * cut.minutes / 60
+    return PlannedBlock(
+        group.nodes, devices or partition.cpu_count, len(cut.runs), cut.minutes, usd, script, accepted, said
+    )

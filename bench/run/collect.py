@@ -351,9 +351,11 @@ def _accounted(measured: Measurement, run: Observation, traces: list[nodes.NodeT
 
     seen = Counter[str]()
     phases = []
+    same = len({tuple(phase.name for phase in node.phases) for node in traces if node.timeline is not None}) <= 1
     for phase in traces[0].phases:
         name, number = phase.name, seen[phase.name]
-        phases.append(phase.changed(energy=energy(partial(nodes.NodeTrace.phase, name=name, number=number))))
+        spent = energy(partial(nodes.NodeTrace.phase, name=name, number=number)) if same else []
+        phases.append(phase.changed(energy=spent))
         seen[name] += 1
     quality = [
         _paid(point, energy(partial(nodes.NodeTrace.until, validation=number)))

@@ -210,14 +210,27 @@ def agent(spec: RunSpec, folder: Path, gpus: list[str], place: Place) -> None:
         torchrun += [f"--nproc-per-node={spec.devices_per_node}", f"--max-restarts={spec.max_restarts}"]
         command = [*torchrun, *module_command("bench.train.worker", str(folder))[2:]]
         sys.exit(subprocess.run(command, check=False, preexec_fn=die_with_parent).returncode)
-    failures = list[files.RankExit]()
+    failures, kills = list[files.RankExit](), oom_kills()
     for restart in range(spec.max_restarts + 1):
         failures = train(spec, folder, place.number * spec.devices_per_node, restart)
-        if all(rank.exitcode >= 0 for rank in failures):  # none was lost: what failed by itself would fail again
+        if not _lost(folder, failures, kills):
             break
     if failures:
         files.RANK_EXITS.write(folder, failures)
         sys.exit(1)
+
+
+def _lost(folder: Path, failures: list[files.RankExit], kills: int | None) -> bool:
+    """Whether a rank was lost. What failed by itself, or was killed for lack of memory, would fail again.
+
+    Ranks that lost their peer may end before torch sees which one it was.
+    """
+    if kills is not None and (oom_kills() or 0) > kills:
+        return False
+    errors = files.read_errors(folder)
+    return any(rank.exitcode < 0 for rank in failures) or (
+        bool(failures and errors) and all(error.kind == "peer" for error in errors)
+    )
 
 
 def train(spec: RunSpec, folder: Path, first: int, restart: int) -> list[files.RankExit]:

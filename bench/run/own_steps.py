@@ -166,9 +166,8 @@ def _with_restarts(measured: Measurement, sources: Sequence[Restarts]) -> Measur
         return measured
     repeated = next((each.repeated for each in sources if each.count == count and each.repeated is not None), None)
     names = [phase.name for phase in measured.phases]
-    flags = []
-    if RESTART in names[names.index("steady") :]:
-        flags = ["restarted", *["repeats_unknown"] * (repeated is None)]
+    within = RESTART in names[names.index("steady") :]
+    flags = ["restarted", *["repeats_unknown"] * (within and repeated is None)]
     return measured.changed(restarts=count, repeated_steps=repeated, step_flags=[*measured.step_flags, *flags])
 
 

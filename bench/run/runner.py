@@ -31,7 +31,7 @@ from bench.run.launcher import Launcher, LaunchOptions, make_launcher, write_mis
 from bench.schema import COMMAND, Machine, RunSpec
 from bench.store.progress import PATIENCE_SECONDS, Flight
 from bench.store.tracker import Tracker
-from bench.suites.expand import Expansion
+from bench.suites.expand import Expansion, devices_of
 
 RUN_OVERHEAD_SECONDS = 1.0
 """Fixed cost of a warm run, for estimates before the first measurement (tests/benchmarks/warm_start.py)."""
@@ -477,12 +477,11 @@ class Runner(Reporter):
     def close(self) -> None:
         """End the node process, and write how long the nodes of a cluster were held."""
         self.launcher.close()
-        nodes = self.context.nodes
-        if self.began is None or not nodes:
+        if self.began is None or not (nodes := self.context.nodes):
             return
         seconds, machine = len(nodes) * (time.monotonic() - self.began), nodes[0].machine
-        devices, used = len(machine.gpus) or machine.cpu_count, min(seconds, self.used_seconds)
-        held = files.HeldNodes(devices=devices, held_seconds=seconds, used_seconds=used)
+        devices = devices_of(len(machine.gpus), machine.cpu_count, self.execution.plan.to_do)
+        held = files.HeldNodes(devices=devices, held_seconds=seconds, used_seconds=min(seconds, self.used_seconds))
         with suppress(OSError), ((self.context.place or self.execution.folder) / files.HELD).open("ab") as file:
             file.write(held.model_dump_json().encode() + b"\n")
 

@@ -372,6 +372,12 @@ def _workload_arguments(cell: dict[str, Any], mistakes: list[str]) -> dict[str, 
     return {}
 
 
+def devices_of(gpus: int, processors: int, runs: Iterable[RunSpec]) -> int | None:
+    """Return how many devices a node has for runs: GPUs, or shares of its processors; None where their threads differ."""
+    threads = {spec.threads for spec in runs}
+    return gpus or (processors // threads.pop() if len(threads) == 1 else None)
+
+
 def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | None:
     """Return why this machine cannot do a run; None if nothing is known against it without touching the hardware."""
     if spec.device_type == "gpu" and not machine.gpus:

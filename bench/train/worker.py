@@ -27,7 +27,7 @@ import torch.distributed as dist
 from bench import folder as files
 from bench import registry
 from bench.files import write_text
-from bench.process import die_with_parent
+from bench.process import began_ns, die_with_parent
 from bench.record import RESTART, Inference, Measurement, Phase, Rank
 from bench.schema import RunSpec, Scalar
 from bench.strategies import checkpoint
@@ -124,18 +124,18 @@ def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def run(spec: RunSpec, folder: Path, rank: int, local_rank: int, began_ns: int) -> None:
-    """Execute one run on this rank, whose process began at `began_ns`: set up, train, measure, write the files.
+def run(spec: RunSpec, folder: Path, rank: int, local_rank: int) -> None:
+    """Execute one run on this rank: set up, train, measure, write the files.
 
-    What ranks did that were lost before is the phase `restart`.
+    What ranks did that were lost before this process began is the phase `restart`.
     """
     device = _connect(spec, rank, local_rank)
     synchronize(device)  # connections that the first collective opens belong to the start
     clock = Clock(device)
     now = int(os.environ["WATTBENCH_STARTED_NS"])
     if _restarts():
-        clock.phases.append(Phase(name=RESTART, start_ns=now, end_ns=began_ns))
-        now = began_ns
+        clock.phases.append(Phase(name=RESTART, start_ns=now, end_ns=began_ns()))
+        now = clock.phases[-1].end_ns
     now = clock.phase("start", now)
     registry.preload(spec.workload)  # a no-op in a warm run
     before = reset_peak_memory(device)
@@ -298,7 +298,7 @@ def classify(error: BaseException) -> files.ErrorKind:
 def main(folder_name: str) -> None:
     """Run the rank that torchrun's environment variables name. Exits with 1 after a failure, which it has recorded."""
     die_with_parent()
-    folder, began_ns = Path(folder_name), time.monotonic_ns()
+    folder = Path(folder_name)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     stack = files.STACKS.path(folder, rank).open("w")
     _KEPT.append(stack)
@@ -308,7 +308,7 @@ def main(folder_name: str) -> None:
         psutil.Process().cpu_affinity(processors)  # torchrun binds cold ranks to some of them; warm ones are not bound
     try:
         spec = files.SPEC.read(folder)
-        run(spec, folder, rank, local_rank, began_ns)
+        run(spec, folder, rank, local_rank)
         Path(stack.name).unlink()
     except Exception as error:  # noqa: BLE001  every failure is recorded, then the process ends
         traceback.print_exc()
