@@ -23,7 +23,7 @@ from tests import commands
 from tests.commands import execute
 from tests.fake_nvml import environment as with_fake_gpus
 from tests.fake_nvml import fake_gpu, install
-from tests.processes import BENCH, PATIENCE, QUICK, SCALING, Finished, bench, interrupted, processes_in, records, until
+from tests.processes import BENCH, PATIENCE, QUICK, SCALING, Finished, bench, processes_in, records, until
 from tests.stores import empty_store
 
 pytestmark = pytest.mark.slow
@@ -247,12 +247,12 @@ def test_a_suite_resumes_after_whatever_interrupted_it(tmp_path: Path) -> None:
     assert failed.cost is not None
     assert failed.cost.cost_usd > 0
     now = datetime.now(UTC)
-    with interrupted(
-        signal.SIGINT, lambda: [each for each in seen(tmp_path) if (each.flight.run_began_at or now) > now]
-    ):
-        ended = execute(tmp_path, *RUN)
-    assert ended.exit_code == 130, ended.stderr
-    assert "Stopped. Run the same command again to resume." in ended.stderr
+    with started(tmp_path) as process:  # its own, as a transaction that Ctrl-C cuts off ends with its process
+        until(lambda: [each for each in seen(tmp_path) if (each.flight.run_began_at or now) > now])
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, errors
+    assert "Stopped. Run the same command again to resume." in errors
     assert records(tmp_path) == before
     until(lambda: not processes_in(tmp_path))
     again = execute(tmp_path, *RUN, "--retry")
