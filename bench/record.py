@@ -389,7 +389,8 @@ class LostAttempt(Model):
     """An attempt at a run that was lost with its job, and how this `ended`. None of it is part of figures of the run.
 
     `seconds` are those of the attempt on each of its `nodes`; `at_least` says that they end when its job last showed that it
-    worked. Energy is that of the meters of all nodes, of these `components`; unknown values are absent.
+    worked. Energy is that of the meters of all nodes, of these `components`; `energy_at_least` says that their readings end
+    before the attempt did. Unknown values are absent.
     """
 
     job: str = ""
@@ -399,6 +400,7 @@ class LostAttempt(Model):
     at_least: bool = False
     energy_joules: NonNegative | None = None
     energy_joules_estimated: NonNegative | None = None
+    energy_at_least: bool = False
     components: list[str] = []
 
 

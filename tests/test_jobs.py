@@ -382,6 +382,10 @@ def test_a_job_that_was_killed_shows_how_long_its_last_run_took_at_least(tmp_pat
             "1 attempt was lost with its job: 1 node-hours, about 5 kJ by a model.",
         ),
         (
+            [LostAttempt(nodes=1, seconds=3600, energy_joules=5000, energy_at_least=True)],
+            "1 attempt was lost with its job: 1 node-hours, at least 5 kJ.",
+        ),
+        (
             [
                 LostAttempt(nodes=1, seconds=3600, energy_joules=5000, energy_joules_estimated=7000),
                 LostAttempt(nodes=4),

@@ -342,7 +342,8 @@ def test_phases_that_one_node_alone_has_get_no_energy_of_the_others(tmp_path: Pa
 def test_what_a_cancelled_run_has_cost_is_known_where_all_nodes_tell(tmp_path: Path) -> None:
     context = Context("s", "e", Site(), node("x"), [], nodes=[node("x"), node("y")])
     assert cancelled_attempt(context, SPEC, tmp_path) is None, "nothing was delivered"
-    for name, meters in (("both", [cpu(100), cpu(300)]), ("one", [cpu(100), []])):
+    early = [[line for line in cpu(watts) if json.loads(line)["t_ns"] <= 40 * S] for watts in (100, 300)]
+    for name, meters in (("both", [cpu(100), cpu(300)]), ("one", [cpu(100), []]), ("early", early)):
         folder = tmp_path / name
         folder.mkdir()
         files.SPEC.write(folder, SPEC)
@@ -355,11 +356,13 @@ def test_what_a_cancelled_run_has_cost_is_known_where_all_nodes_tell(tmp_path: P
                 text = "\n".join(later(lines) if number else lines)
                 files.RAW_METERS.path(folder, number).write_text(text + "\n")
         put_together(folder, NAMES, 39.0, "")
-    both, one_only = (cancelled_attempt(context, SPEC, tmp_path / name) for name in ("both", "one"))
+    both, one_only, least = (cancelled_attempt(context, SPEC, tmp_path / name) for name in ("both", "one", "early"))
     assert both is not None
     assert both.energy_joules == pytest.approx(400 * 39, rel=1e-3)
     assert both.changed(energy_joules=None) == LostAttempt(nodes=2, seconds=39, components=["cpu"])
     assert one_only == LostAttempt(nodes=2, seconds=39), "no smaller sum"
+    assert least is not None
+    assert (least.energy_joules, least.energy_at_least) == (pytest.approx(400 * 29, rel=1e-3), True)
 
 
 def test_the_page_of_a_run_has_a_row_for_each_node(tmp_path: Path) -> None:

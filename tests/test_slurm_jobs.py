@@ -77,6 +77,8 @@ def test_the_same_command_does_what_killed_processes_and_cancelled_jobs_leave(cl
     until(lambda: cluster.left() == [])
     ended(run(cluster, tmp_path))
     assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2
+    lost = [attempt.ended for record in records(tmp_path).values() for attempt in record.lost]
+    assert lost == ["failed", "cancelled"]
     journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
     assert [journal.count('"status":"ok"') for journal in journals][1:] == [0, 1]
     assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
@@ -99,7 +101,10 @@ def test_a_job_that_is_preempted_is_followed_by_another(cluster: Slurm, tmp_path
     cluster.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     messages = ended(process)
     assert "ended: it was preempted; 1 of its runs are left" in messages
-    assert [record.status for record in records(tmp_path).values()] == [Status.OK]
+    (record,) = records(tmp_path).values()
+    assert record.status is Status.OK
+    (lost,) = record.lost
+    assert (lost.ended, lost.nodes, (lost.seconds or 0) > 0) == ("preempted", 2, True)
     until(lambda: cluster.left() == [])
 
 

@@ -53,8 +53,9 @@ def lost_words(attempts: Sequence[LostAttempt]) -> str:
         for each in attempts
         if each.energy_joules is None and each.energy_joules_estimated is not None
     ]
-    costs += [f"{two_digits(sum(measured) / 1000)} kJ"] if measured else []
-    costs += [f"about {two_digits(sum(estimated) / 1000)} kJ by a model"] if estimated else []
+    more = "at least " * any(each.energy_at_least for each in attempts)
+    costs += [f"{more}{two_digits(sum(measured) / 1000)} kJ"] if measured else []
+    costs += [f"{more}about {two_digits(sum(estimated) / 1000)} kJ by a model"] if estimated else []
     unknown = len(attempts) - len(measured) - len(estimated)
     of_some = f" of {unknown} of them" * (unknown < len(attempts))
     costs += [f"energy{of_some} not known"] if unknown else []

@@ -50,6 +50,10 @@ _ATTEMPTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) (bytes|KiB|MiB|Gi
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
+LOST_COVERED = 0.5
+"""Share of a lost attempt from which on the readings of its meters say what it cost at least; they end before it does."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the runs of an execution share; `trial` is the current one of a search, `nodes` are those of a cluster.
@@ -280,13 +284,14 @@ def cancelled_attempt(context: Context, spec: RunSpec, folder: Path) -> LostAtte
     traces = nodes.traces(folder, spec, end, context.environment.boot_id or context.environment.host, None)
     gpus = context.devices(spec) if spec.device_type == "gpu" else []
     energy, _ = accounting.used(nodes.energy_of_nodes(traces, lambda node: node.whole, spec.meters), gpus)
-    parts = [part if all(each.coverage >= COVERED for each in part) else [] for part in split_energy(energy)]
+    parts = [part if all(each.coverage >= LOST_COVERED for each in part) else [] for part in split_energy(energy)]
     measured, estimated = (sum(each.energy_joules for each in part) if part else None for part in parts)
     return LostAttempt(
         nodes=spec.num_nodes,
         seconds=(end.end_ns - end.start_ns) / 1e9,
         energy_joules=measured,
         energy_joules_estimated=estimated,
+        energy_at_least=any(each.coverage < COVERED for part in parts for each in part),
         components=sorted({each.component for part in parts for each in part}),
     )
 
