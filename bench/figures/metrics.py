@@ -93,10 +93,14 @@ def device_name(record: Observation) -> str:
     return " + ".join(sorted({names[uuid] for uuid in record.devices if uuid in names})) or "unknown"
 
 
+_WHERE_SET = ("open_devices", "max_restarts")
+"""Fields that are no column where they have their default: rows of earlier versions do not have them."""
+
+
 def parameters(spec: RunSpec) -> dict[str, Scalar]:
     """Return what was asked, flat: one entry per field, dotted names for mappings, `devices` for the number of ranks."""
     flat: dict[str, Scalar] = {"devices": spec.world_size}
-    fields = spec.model_dump(mode="json", exclude={"meters", "words", "work", "open_devices"})
+    fields = spec.model_dump(mode="json", exclude={"meters", "words", "work", *_WHERE_SET})
     if spec.global_batch_size is not None and "batch_size_per_device" in fields:
         flat["global_batch_size"] = spec.global_batch_size
     for name, value in fields.items():
@@ -108,7 +112,7 @@ def parameters(spec: RunSpec) -> dict[str, Scalar]:
             flat |= {f"{name}.{key}": entry for key, entry in value.items() if entry is not None}
         elif value is not None:
             flat[name] = value
-    flat |= {"open_devices": True} if spec.open_devices else {}
+    flat |= {name: getattr(spec, name) for name in _WHERE_SET if getattr(spec, name)}
     flat["meters"] = " ".join(spec.meters)
     return flat
 

@@ -233,7 +233,7 @@ def _lost(folder: Path, failures: list[files.RankExit], kills: int | None) -> bo
     )
 
 
-def train(spec: RunSpec, folder: Path, first: int, restart: int) -> list[files.RankExit]:
+def train(spec: RunSpec, folder: Path, first: int, restart: int = 0) -> list[files.RankExit]:
     """Fork the ranks of this node, from the `first` on, and wait; return those that failed, each with its exit code.
 
     It is the number of the `restart` after ranks were lost, as torchrun counts them.
