@@ -495,3 +495,9 @@ def test_who_needs_what_cannot_be_done_here_is_skipped_with_it(tmp_path: Path) -
 def test_options_alone_are_those_of_the_default(tmp_path: Path) -> None:
     plan = made(tmp_path, matrix={"optimizer.learning_rate": [0.1, 0.2]})
     assert [str(run.optimizer) for run in plan.runs] == ["adamw-learning_rate=0.1", "adamw-learning_rate=0.2"]
+
+
+def test_a_mistyped_launcher_of_a_suite_is_no_slurm(tmp_path: Path) -> None:
+    path = written(tmp_path, write({"name": "s", "launcher": "lokal", "defaults": {"workload": "lstm_lm"}}))
+    with pytest.raises(SuiteError, match="launcher: unknown launcher 'lokal': did you mean 'local'"):
+        load_suite(path)

@@ -228,7 +228,7 @@ def find(gpus: str | None, launcher: str | None, asked: ClusterOptions | None = 
     from bench.machine.partition import find_partition
     from bench.machine.ray import find_ray
 
-    if launcher == "local" or (launcher is None and not several_nodes()):
+    if launcher not in (None, "ray", "slurm") or (launcher is None and not several_nodes()):
         return find_machine(gpus)
     if gpus is not None:
         raise UserError(

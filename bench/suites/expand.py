@@ -390,7 +390,7 @@ def why_not(spec: RunSpec, machine: Machine, giver: RunSpec | None) -> str | Non
     if spec.num_nodes > 1 and spec.cold:
         return "cold runs are those of one machine: leave out cold, or take fewer devices"
     if spec.num_nodes > 1 and spec.max_restarts and spec.workload != COMMAND:
-        return "ranks that were lost start again on one machine: leave out max_restarts, or take fewer devices"
+        return f"max_restarts works on one node; this needs {spec.num_nodes}: leave it out, or take fewer devices"
     if spec.devices_per_node > free and spec.device_type == "gpu":
         why = [f"GPU {g.index} is used by {', '.join(g.used_by)}" for g in machine.gpus if g.used_by]
         why += [f"GPU {g.index} is cut into slices, which runs cannot use" for g in machine.gpus if g.mig]

@@ -63,6 +63,10 @@ def load_suite(path: Path) -> Suite:
         sound = {name: value[name] for name in _PARTS if name in value and name not in bad}
         suite = Suite.model_validate({"name": "unnamed", **sound})  # so that its other parts are checked too
     mistakes += _field_mistakes(suite)
+    try:
+        registry.check("launcher", suite.launcher or "local")
+    except ValueError as error:
+        mistakes.append(f"launcher: {error}")
     if mistakes:
         raise SuiteError(f"{path}: {message}" for message in mistakes)
     return suite
