@@ -83,16 +83,8 @@ AXES = (
 """Fields of RunSpec that hold a Choice: how the model is trained. Each axis has a registry of names."""
 UNKNOWN_OF_COMMANDS = (
     *AXES,
-    *(
-        "gradient_accumulation_steps",
-        "seed",
-        "cold",
-        "max_restarts",
-        "warmup_seconds",
-        "memory_limit_bytes",
-        "batch_size_cap",
-    ),
-    *("batch_size_per_device", "validation", "target", "inference_seconds"),
+    *("gradient_accumulation_steps", "seed", "cold", "warmup_seconds", "memory_limit_bytes", "batch_size_cap"),
+    *("max_restarts", "batch_size_per_device", "validation", "target", "inference_seconds"),
 )
 """Fields that a command of the user does not follow unless its text names them: nobody asked for their values."""
 
