@@ -34,6 +34,11 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     return errors
 
 
+def journals(folder: Path) -> list[str]:
+    """Return what the jobs of an execution have written of their runs, in the order of the jobs."""
+    return [path.read_text() for path in sorted(folder.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
+
+
 def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, devices=[2, 4])
     shown = cluster.login(tmp_path, "show", "nodes.yaml", "--launcher", "slurm", "--json", "--no-memory")
@@ -63,7 +68,7 @@ def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) ->
 def test_the_same_command_does_what_killed_processes_and_cancelled_jobs_leave(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=8, devices=[4], repeats=2)
     process = run(cluster, tmp_path)
-    until(lambda: records(tmp_path))
+    until(lambda: len(records(tmp_path)) == 1 and sum(each.count('"status":null') for each in journals(tmp_path)) == 2)
     process.kill()
     process.communicate()
     cluster.drivers()[0].kill()
@@ -79,8 +84,7 @@ def test_the_same_command_does_what_killed_processes_and_cancelled_jobs_leave(cl
     assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2
     lost = [attempt.ended for record in records(tmp_path).values() for attempt in record.lost]
     assert lost == ["failed", "cancelled"]
-    journals = [path.read_text() for path in sorted(tmp_path.glob(f"runs/nodes/*/block-*/{files.JOURNAL}"))]
-    assert [journal.count('"status":"ok"') for journal in journals][1:] == [0, 1]
+    assert [journal.count('"status":"ok"') for journal in journals(tmp_path)] == [1, 0, 1]
     assert len(list(tmp_path.glob("runs/nodes/*/execution.json"))) == 1
     until(lambda: cluster.left() == [])
 
