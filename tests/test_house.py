@@ -28,9 +28,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 1_465,
-    "bench/suites": 915,
-    "bench/machine": 990,
+    "bench": 1_485,
+    "bench/suites": 930,
+    "bench/machine": 1_000,
     "bench/meters": 1_688,
     "bench/workloads": 2_065,
     "bench/strategies": 1_911,
@@ -39,7 +39,7 @@ BUDGETS = {
     "bench/jobs": 1_165,
     "bench/figures": 1_046,
     "bench/store": 727,
-    "bench/cli": 1_650,
+    "bench/cli": 1_665,
     "bench/hooks": 1_053,
     "bench/script": 413,
     "analytics": 510,
