@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from bench.base import Model
 from bench.redact import redact
 
 _Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
-_Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n]*\S[^\r\n]*$", max_length=1000)]
+
+
+def _line(text: str) -> str:
+    if not text.strip() or text.splitlines() != [text] or len(text) > 1000:
+        raise ValueError(f"give one line of text, of at most 1,000 characters, not {reprlib.repr(text)}")
+    return text
+
+
+_Line = Annotated[str, AfterValidator(_line)]
 _CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d?)(?::(\d\d?))?")
+_LENGTH = "give a length of time such as 02:00:00 (hours), 1-00:00:00 (a day) or 90min"
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 
 
@@ -21,7 +31,7 @@ def clock_seconds(text: str) -> float:
     if (amount := _AMOUNT.fullmatch(text)) is not None:
         return float(amount[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[amount[2]]
     if (match := _CLOCK.fullmatch(text)) is None:
-        raise ValueError(f"give a length of time such as 02:00:00 (hours), 1-00:00:00 (a day) or 90min, not {text!r}")
+        raise ValueError(f"{_LENGTH}, not {text!r}")
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if third is None and days is None:
         return 60.0 * (first or 0) + (second or 0)
@@ -29,7 +39,9 @@ def clock_seconds(text: str) -> float:
 
 
 def _span(text: Any) -> Any:
-    if isinstance(text, str) and clock_seconds(text) < 1:
+    if not isinstance(text, str):
+        raise ValueError(f"{_LENGTH}, not {text!r}")
+    if clock_seconds(text) < 1:
         raise ValueError(f"{text!r} is no time at all")
     return text
 

@@ -140,7 +140,7 @@ def test_show_as_json() -> None:
         (["show", SCALING, "--set", "precision=fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
         (["show", SCALING, "--only", "precision=fp31"], "no run has precision=fp31; allowed: bf16, fp32"),
         (["show", SCALING, "--region", "Narnia"], "region 'Narnia' is not known"),
-        (["show", SCALING, "--pue", "0.5"], "bench: --pue: Input should be greater than or equal to 1"),
+        (["show", SCALING, "--pue", "0.5"], "bench: --pue: must be greater than or equal to 1"),
         (["show", SCALING, "--price", "1", "--electricity-price", "1"], "give --price (rented) or --electricity-price"),
         (["show", SCALING, "--price", "1", "--capital-price", "1"], "give --price (rented) or --capital-price (owned)"),
         (
@@ -149,10 +149,12 @@ def test_show_as_json() -> None:
         ),
         (
             ["show", SCALING, "--price-note", "x" * 201],
-            "bench: --price-note: String should have at most 200 characters",
+            "bench: --price-note: must have at most 200 characters",
         ),
         (["run", SCALING, "--max-minutes", "nan"], "not a number of minutes"),
         (["run", SCALING, "--max-minutes", "-1"], "max-minutes"),
+        (["run", SCALING, "--nodes", "2"], "--nodes is for a cluster, and this would run on this machine"),
+        (["run", SCALING, "--set", "cluster.qos=low"], "--set cluster.qos=low is for a cluster"),
         (["run", SCALING, "--gpus", "17"], "--gpus names '17', which is not visible here"),
         (["fit"], "there is no store at "),
         (["sync"], "no folder of runs at "),

@@ -112,7 +112,7 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         *((f"1,{text},fp32", "no speed") for text in ("", "-", "nan", "N/A")),
-        ("1,0,fp32", "samples_per_second '0': Input should be greater than 0"),
+        ("1,0,fp32", "samples_per_second '0': must be greater than 0"),
         ("1,-5,fp32", "greater than 0"),
         *((f"1,{text},fp32", "not a number") for text in ("inf", "1_0", "12q", "12 km/h", '"1,23,4"', "5 tokens")),
         (f"1,{'9' * 400},fp32", "finite"),
@@ -120,7 +120,7 @@ def test_energy_and_prices_are_labelled(tmp_path: Path) -> None:
         ("1,1e-320,fp32", "cannot be meant"),
         ("1e18,1,fp32", "less than or equal to"),
         ("1000001,1,fp32", "less than or equal to 1000000"),
-        ("1.5,7,fp32", "devices '1.5': Input should be a valid integer"),
+        ("1.5,7,fp32", "devices '1.5': must be a whole number"),
         ("0,7,fp32", "greater than 0"),
         (",7,fp32", "no number of devices"),
         ("1,10,fp32", "the same run as line 2"),
@@ -183,7 +183,7 @@ def test_repeats(tmp_path: Path) -> None:
     [
         (("tok_s=token_per_second",), (), "unknown name 'token_per_second': did you mean 'tokens_per_second'"),
         (("toks=tokens_per_second",), (), "no column 'toks'; did you mean 'tok_s'"),
-        (("tok_s=tokens_per_second:0",), (), "factor '0': Input should be greater than 0"),
+        (("tok_s=tokens_per_second:0",), (), "factor '0': must be greater than 0"),
         (("tok_s=tokens_per_second:k",), (), "factor 'k': not a number"),
         (("tok_s=tokens_per_second", "step_ms=tokens_per_second"), (), "tokens_per_second is given twice"),
         (("tok_s=tokens_per_second", "gpus=devices"), ("devices=2",), "devices is given twice"),
@@ -193,7 +193,7 @@ def test_repeats(tmp_path: Path) -> None:
         (MAPS, ("repeat=1", "repeat=2"), "--set repeat=2: repeat is given twice"),
         (("tok_s=zzzz",), (), "unknown name 'zzzz': "),
         (MAPS, ("precision",), "--set precision: give NAME=VALUE"),
-        (MAPS, ("repeat=1.5",), "--set repeat=1.5: repeat '1.5': Input should be a valid integer"),
+        (MAPS, ("repeat=1.5",), "--set repeat=1.5: repeat '1.5': must be a whole number"),
         (("tok_s",), (), "no column ''"),
     ],
 )

@@ -63,14 +63,19 @@ def test_the_example_of_the_manual_is_a_suite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "message"),
     [
-        ("{time_limit: 30}", "cluster.time_limit"),
+        ("{time_limit: 30}", "cluster.time_limit: give a length of time such as 02:00:00"),
+        ("{nodes: 4}", "max_nodes bounds devices: auto"),
+        ("{sbatch: --x}", "cluster.sbatch: must be a list: [a, b], not '--x'"),
+        ("gpu", "cluster: must be a mapping: {name: value}, not 'gpu'"),
+        ("{max_jobs: two}", "cluster.max_jobs: must be a whole number, not 'two'"),
         ("{time_limit: soon}", "give a length of time such as 02:00:00"),
         ("{partiton: gpu}", "did you mean 'partition'?"),
         ("{sbatch: [--time=3]}", "--time is set by wattbench"),
         ("{sbatch: [-N2]}", "-N2 is set by wattbench"),
         ("{srun: [cpu-bind]}", "an option begins with a dash"),
         ("{env: {HF_TOKEN: hf_abcdefghijkl}}", "HF_TOKEN looks like a credential"),
-        ('{partition: "gpu\\n#SBATCH --uid=0"}', "cluster.partition"),
+        ('{partition: "gpu\\n#SBATCH --uid=0"}', "cluster.partition: give one line of text"),
+        ('{partition: ""}', "cluster.partition: give one line of text"),
         ("{container: a.sqsh, container_command: [apptainer]}", "not both"),
         ("{jobs: many}", "'by_size', 'one' or 'each_run'"),
     ],
@@ -129,6 +134,20 @@ def found(monkeypatch: pytest.MonkeyPatch, **asked: object) -> Partition:
     monkeypatch.setattr(partitions, "ask_slurm", lambda *command: ROWS)
     monkeypatch.setattr(partitions.shutil, "which", lambda tool: tool)
     return find_partition(ClusterOptions(**asked))
+
+
+def test_slurm_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> str:
+        raise ClusterProblem(
+            "sinfo: error: fetch_config failed\nsinfo: fatal: Could not establish a configuration source"
+        )
+
+    found(monkeypatch)
+    monkeypatch.setattr(partitions, "ask_slurm", refuse)
+    with pytest.raises(ClusterProblem) as caught:
+        find_partition(ClusterOptions())
+    said = "Slurm does not answer here: sinfo: fatal: Could not establish a configuration source"
+    assert caught.value.messages == [f"{said}\nRun this on a login node, or leave out --launcher slurm"]
 
 
 def test_a_partition_is_what_its_nodes_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +414,18 @@ def test_a_job_that_was_killed_shows_how_long_its_last_run_took_at_least(tmp_pat
     ],
 )
 def test_lost_attempts_in_words(attempts: list[LostAttempt], words: str) -> None:
-    assert lost_words(attempts) == (f"{words} No figure of a run includes that." if words else "")
+    (spec,) = specs([2], 1, 1)
+    said = lost_words([(spec, attempt) for attempt in attempts])
+    assert said == (f"{words} No figure of a run includes that." if words else "")
+
+
+def test_lost_attempts_cost_the_rent_of_their_devices() -> None:
+    (spec,) = specs([4], 1, 1)  # nodes of 2 devices
+    lost = [(spec, LostAttempt(nodes=spec.num_nodes, seconds=1800)), (spec, LostAttempt(nodes=spec.num_nodes))]
+    hours = 0.5 * spec.num_nodes
+    assert f": at least {hours:g} node-hours, at least {0.5 * spec.world_size * 3:g} USD, energy" in lost_words(
+        lost, 3.0
+    )
 
 
 def test_two_jobs_in_a_row_that_did_nothing_stop_their_group(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ TYPED |= {"precision": "bf16"}
         ({"params": rows.HOSTILE}, f"Parameters: '{rows.HOSTILE}' is no number"),
         ({"tokens": ""}, "what is trained?"),
         ({"deadline": "soon"}, "Deadline: 'soon' is no time"),
-        ({"price": "1e39"}, "“Rent [USD per device-hour]”: Input should be less than or equal to 10"),
+        ({"price": "1e39"}, "“Rent [USD per device-hour]”: must be less than or equal to 10"),
         ({"pue": "0.5"}, "“PUE”: "),
         ({"pue": "1e30"}, "“PUE”: "),
         ({"devices": "512-8"}, "Other numbers of devices: '512-8': give whole numbers"),

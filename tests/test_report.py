@@ -142,7 +142,7 @@ def test_how_to_give_what_is_not_known(tmp_path: Path) -> None:
         (["scalling"], "no runs of suite 'scalling' in"),
         (["--execution", "x"], "no runs of execution 'x' in "),
         (["--price", "1", "--capital-price", "2"], "give --price (rented) or --capital-price (owned), not both"),
-        (["--pue", "0.5"], "--pue: Input should be greater than or equal to 1"),
+        (["--pue", "0.5"], "--pue: must be greater than or equal to 1"),
         (["-o", "x.pdf"], "-o x.pdf: a suffix must name the format: html, md, csv, parquet, json"),
         (["-o", "report"], "-o report: a suffix must name the format"),
         (["-o", "-"], "-o -: --format must name the format"),

@@ -379,7 +379,7 @@ CANNOT: dict[str, tuple[dict[str, Any], list[str], int, str]] = {
     "show and confirm": ({}, ["--show", "--confirm"], 2, "give only one of --show, --dry-run and --confirm"),
     "dry and confirm": ({}, ["--dry-run", "--confirm"], 2, "give only one of --show, --dry-run and --confirm"),
     "show and new": ({}, ["--show", "--new"], 2, "no --new with --show"),
-    "a wrong sampler": ({}, ["--sampler", "best"], 2, "sampler: Input should be"),
+    "a wrong sampler": ({}, ["--sampler", "best"], 2, "sampler: must be"),
     "a wrong price": ({}, ["--price", "-1"], 2, "--price"),
 }
 

@@ -125,7 +125,7 @@ def test_a_table_whose_names_meet_keeps_both() -> None:
         (document([{"number": 1}]), "trials.0.state: Field required"),
         (
             document([trial(0, {}) | {"values": {"time": "fast"}}]),
-            "trials.0.values.time: Input should be a valid number",
+            "trials.0.values.time: must be a number",
         ),
         (document([], objectives=[{"name": "time", "direction": "sideways", "unit": "s"}]), "objectives.0.direction"),
     ],

@@ -228,11 +228,11 @@ def test_choices_have_names_that_people_read() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no space": ({"space": {}}, "space: Dictionary should have at least 1 item"),
+    "no space": ({"space": {}}, "space: must have at least 1 item"),
     "a stranger": ({"space": {"precison": ["fp32"]}}, "'precison' is no field of a run: did you mean 'precision'"),
     "how it is measured": ({"space": {"measure_seconds": [1.0, 2.0]}}, "'measure_seconds' cannot be searched over"),
     "one value": ({"space": {"precision": "fp32"}}, "give a list of values, {low: ..., high: ...}"),
-    "empty list": ({"space": {"precision": []}}, "'precision': choices: List should have at least 1 item"),
+    "empty list": ({"space": {"precision": []}}, "'precision': choices: must have at least 1 item"),
     "twice": ({"space": {"precision": ["fp32", "fp32"]}}, "'precision': a value stands twice"),
     "upside down": ({"space": {"batch_size_per_device": {"low": 8, "high": 2}}}, "low 8 is above high 2"),
     "log of zero": ({"space": {"batch_size_per_device": {"low": 0, "high": 2, "log": True}}}, "needs a low above 0"),
@@ -256,7 +256,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an option": ({"space": {"learning_rate": [0.1, 0.2]}}, "it is an option: write optimizer.learning_rate"),
     "no end": ({"budget": {}}, "a search needs an end"),
     "no limit": ({"constraints": {"memory": {}}}, "give {max: NUMBER}, {min: NUMBER} or both"),
-    "sampler": ({"sampler": "annealing"}, "sampler: Input should be 'auto', 'tpe'"),
+    "sampler": ({"sampler": "annealing"}, "sampler: must be 'auto', 'tpe'"),
     "work": ({"work": {"samples": 1.0, "tokens": 1.0}}, "give {samples: NUMBER}, {tokens: NUMBER}, or target"),
     "target": ({"work": "target"}, "work: target needs defaults with target"),
     "probe": ({"probe": {"precision": "bf16"}}, "probe: 'precision' is none of measure_steps, measure_seconds"),

@@ -1,14 +1,16 @@
 """Suites: what they mean on a machine, and what is said about mistakes."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.cluster_options import ClusterOptions
+from bench.machine.partition import Partition
 from bench.schema import Gpu, Machine, RunSpec, Site, Suite
 from bench.suites.expand import Expansion, expand, only
-from bench.suites.load import SuiteError, load_suite, override, with_cluster, with_site
+from bench.suites.load import FIELDS, SuiteError, load_suite, override, with_cluster, with_site
 from bench.suites.yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, YamlError, parse, read, write
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,10 @@ FREE = {key: value for key, value in BASE.items() if key != "batch_size_per_devi
 """No batch is given: that is the test's part."""
 
 
+ODD: list[Any] = [[3], {"a": 1}, {"name": [1]}, None, "", "\n", -1, 0, 1.5, True, 10**30, "x y", [], {}, [[1], {}]]
+SEVERAL = Partition(cpu_model="Synthetic", cpu_count=2, name="long", most_nodes=2, asked=ClusterOptions())
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "suite.yaml"
     path.write_text(text)
@@ -49,6 +55,15 @@ def mistakes(folder: Path, text: str, machine: Machine = CPU) -> list[str]:
     with pytest.raises(SuiteError) as caught:
         expand(load_suite(written(folder, text)), machine)
     return caught.value.messages
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("machine", [CPU, gpus(2), SEVERAL], ids=["cpu", "gpus", "nodes"])
+def test_whatever_a_field_is_given_is_taken_or_told(field: str, machine: Machine, tmp_path: Path) -> None:
+    for value in ODD:
+        for part in ({"defaults": BASE | {field: value}}, {"defaults": BASE, "matrix": {field: [value]}}):
+            with suppress(SuiteError):
+                made(tmp_path, machine, **part)
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
@@ -193,15 +208,19 @@ BAD = {
         ["a target needs validation.every_steps"],
     ),
     "unknown key": ("nme: s\n", ["unknown key 'nme': did you mean 'name'?", "'name' is missing"]),
-    "wrong type": (HEAD + "repeats: three\n", ["repeats: Input should be a valid integer, not 'three'"]),
-    "not a bool": (HEAD + "repeats: true\n", ["repeats: Input should be a valid integer, not True"]),
-    "name leaves its folder": ("name: ../up\nmatrix: {devices: [1]}\n", ["name: String should match pattern"]),
+    "wrong type": (HEAD + "repeats: three\n", ["repeats: must be a whole number, not 'three'"]),
+    "not a bool": (HEAD + "repeats: true\n", ["repeats: must be a whole number, not True"]),
+    "name leaves its folder": ("name: ../up\nmatrix: {devices: [1]}\n", ["name: must match pattern"]),
+    "field of runs at the top": (
+        HEAD + "max_restarts: 1\n",
+        ["unknown key 'max_restarts': it is a field of runs: write it under defaults or in the matrix"],
+    ),
     "unknown field": (
         HEAD + "matrix: {precison: [fp32]}\n",
         ["matrix: unknown field 'precison': did you mean 'precision'?"],
     ),
     "unknown workload": (HEAD + "include: [{workload: decoder_ml}]\n", ["unknown workload 'decoder_ml': did you mean"]),
-    "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: String should match pattern"]),
+    "code to import": (HEAD + "include: [{workload: 'os:system'}]\n", ["workload: must match pattern"]),
     "empty matrix axis": (HEAD + "matrix: {devices: []}\n", ["matrix: 'devices' is empty"]),
     "all is excluded": (
         HEAD + "matrix: {devices: [1]}\nexclude: [{devices: 1}]\n",
@@ -213,7 +232,7 @@ BAD = {
         ["devices: must be a whole number from 1 to 1,000,000, or auto, not 0"],
     ),
     "both ways to measure": (HEAD + "include: [{measure_steps: 3, measure_seconds: 3}]\n", ["give exactly one of"]),
-    "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: Input should be a finite number"]),
+    "infinity": (HEAD + "matrix: {measure_seconds: [1e999]}\n", ["measure_seconds: must be a finite number"]),
     "duplicate runs": (
         HEAD + "matrix: {devices: [1]}\ninclude: [{devices: 1}]\n",
         ["duplicate runs: decoder_lm gpt2 tiny d1"],
@@ -274,7 +293,7 @@ BAD = {
     ),
     "an option beyond all bounds": (
         HEAD + "include: [{optimizer: {name: adamw, learning_rate: 1.0e+400}}]\n",
-        ["optimizer.options.learning_rate: Input should be"],
+        ["optimizer.options.learning_rate: must be"],
     ),
     "a former name": (HEAD + "include: [{memory: checkpoint}]\n", ["memory 'checkpoint' is called 'recompute' now"]),
 }
@@ -294,9 +313,7 @@ def test_mistakes_are_told_in_at_most_two_lines_each(tmp_path: Path, name: str) 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     text = HEAD + "matrix: {precision: [fp31, fp32], measure_steps: [-1]}\nrepeats: 0\n"
-    assert mistakes(tmp_path, text) == [
-        f"{tmp_path}/suite.yaml: repeats: Input should be greater than or equal to 1, not 0"
-    ]
+    assert mistakes(tmp_path, text) == [f"{tmp_path}/suite.yaml: repeats: must be greater than or equal to 1, not 0"]
     found = mistakes(tmp_path, "nme: s\nrepeats: 0\nmatrix: {precison: [a], seed: []}\n")
     assert len(found) == 5, found
     cell = (
@@ -383,11 +400,18 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
     for bad, part in {
         "seed": "give key=value",
         "seeed=1": "did you mean 'seed'",
-        "repeats=x": "valid integer",
+        "repeats=x": "must be a whole number",
         "a=[": "not YAML",
     }.items():
         with pytest.raises(SuiteError, match=part.replace("(", "\\(")):
             override(load_suite(path), [bad])
+
+
+def test_a_layout_of_the_command_line_takes_the_place_of_devices_and_these_that_of_a_layout(tmp_path: Path) -> None:
+    suite = load_suite(written(tmp_path, write({"name": "s", "defaults": BASE, "matrix": {"devices": "auto"}})))
+    plan = expand(override(suite, ["layout=[1x1, 1x2]"]), CPU)
+    assert [run.world_size for run in plan.runs] == [1, 2]
+    assert [run.world_size for run in expand(override(plan.suite, ["devices=2"]), CPU).runs] == [2]
 
 
 def test_only_keeps_what_matches(tmp_path: Path) -> None:
@@ -430,7 +454,7 @@ def test_a_price_takes_the_place_of_the_other_kind() -> None:
     assert with_site(owned, {"pue": 1.2}).price_note == "ours"
     with pytest.raises(SuiteError, match=r"give --price \(rented\) or --capital-price \(owned\), not both"):
         with_site(owned, {"usd_per_device_hour": 2.1, "usd_capital_per_device_hour": 1.0})
-    with pytest.raises(SuiteError, match=r"--capital-price: Input should be greater than or equal to 0"):
+    with pytest.raises(SuiteError, match=r"--capital-price: must be greater than or equal to 0"):
         with_site(owned, {"usd_capital_per_device_hour": -1.0})
 
 

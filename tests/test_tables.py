@@ -353,7 +353,7 @@ def test_what_is_not_sure_is_listed(tmp_path: Path, header: str) -> None:
         # What the printed digits allow, and no more: 1k is 500 to 1,500, and 10 on each of 8 GPUs 76 to 84.
         ("GPUs,tok/s,tok/s/gpu\n8,1k,10", "tokens_per_second 1,000 and the 80 of the other columns"),
         ("GPUs,tok/s,tok/s/gpu\n8,1,100", "tokens_per_second 1 and the 800 of the other columns"),
-        ("GPUs,tok/s,tok/s/gpu\n8,6,0", "Input should be greater than 0"),
+        ("GPUs,tok/s,tok/s/gpu\n8,6,0", "must be greater than 0"),
         (
             "GPUs,global_batch_size,seq_len,step_seconds,tok/s\n8,512,1024,0.1,1000000",
             "samples_per_second 976.6 and the 5,120 of batch size",
@@ -368,7 +368,7 @@ def test_what_is_not_sure_is_listed(tmp_path: Path, header: str) -> None:
         ("GPUs,tok/s\n8,100 parsecs", "'parsecs' is no unit of it"),
         ("GPUs,tok/s,seq_len\n8,100,4k", "powers of 1,000 or of 1,024"),
         ("GPUs,samples/s,tok/s,seq_len\n8,10,20000,1024", "tokens_per_second 20,000 and the 10,240"),
-        ("GPUs,samples/s,tok/s,seq_len\n8,0,20000,1024", "Input should be greater than 0"),
+        ("GPUs,samples/s,tok/s,seq_len\n8,0,20000,1024", "must be greater than 0"),
         ("GPUs,tok/s,state\n8,100,pending", "how it ended is not understood"),
         (
             "GPUs,gpu,samples/s,flops_per_sample,precision,MFU\n8,NVIDIA H100 80GB HBM3,8,3e14,bf16,60%",

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from analytics.amounts import Hardware, hardware, written
 from analytics.runs.frame import COUNTS, NUMBERS
 from analytics.text import number, printable
+from bench.base import in_words
 from bench.errors import BadValue
 from bench.record import Status
 from bench.schema import Scalar
@@ -301,7 +302,7 @@ def value_of(target: str, cell: Any, factor: float = 1.0, decimal: str = ".") ->
             word: str = _check(target).validate_python(cell)
             value = PRECISIONS.get(word.lower(), word) if target == "precision" else word
     except (ValidationError, ValueError, TypeError, OverflowError) as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        reason = in_words(error.errors()[0]) if isinstance(error, ValidationError) else error
         percent = ": for percent give the factor :0.01" if str(reason).endswith("equal to 1") else ""
         raise BadValue(f"{target} {printable(cell, 30)!r}: {reason}{percent}") from error
     return value, 0.0 if target in _EXACT else rounding

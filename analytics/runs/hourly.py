@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from bench.base import in_words
 from bench.errors import BadValue
 
 _HOUR = timedelta(hours=1)
@@ -175,7 +176,7 @@ def _checked(place: str, name: str, text: str | None) -> Any:
             if name == "kg_per_kwh" and error.errors()[0]["type"] == "less_than_equal"
             else ""
         )
-        raise BadValue(f"{place}: {name} {text or ''!r}: {error.errors()[0]['msg']}{hint}") from error
+        raise BadValue(f"{place}: {name} {text or ''!r}: {in_words(error.errors()[0])}{hint}") from error
 
 
 def _slotted(name: str, rates: dict[Any, Rates]) -> Hourly:

@@ -140,7 +140,7 @@ def _add_speeds(row: dict[str, Any], reading: RowValues, *, median: bool) -> Non
     for name, its in reading.zeros.items():
         per, speed = devices if name in RATES else 1, name.removesuffix("_per_device")
         if (row.get(speed, MOST) - rounding.get(speed, 0.0)) / per > its:
-            raise ValueError(f"{name} '0': Input should be greater than 0")
+            raise ValueError(f"{name} '0': must be greater than 0")
     row |= {rate: row[speed] / devices for speed, rate in zip(SPEEDS, RATES, strict=True) if speed in row}
 
 

@@ -9,6 +9,7 @@ from analytics.text import counted, duration, interval, two_digits
 from bench.folder import HeldNodes
 from bench.jobs.session import PlannedBlock
 from bench.record import LostAttempt
+from bench.schema import RunSpec
 
 
 def job_blocks(jobs: Sequence[PlannedBlock]) -> Iterator[Block]:
@@ -40,13 +41,17 @@ def held_text(held: HeldNodes, silent: int, usd_per_device_hour: float | None) -
     return f"{text}." + (f" Without {counted(silent, 'job')} that did not say how long." if silent else "")
 
 
-def lost_words(attempts: Sequence[LostAttempt]) -> str:
-    """Say what attempts that were lost with their jobs have cost, as far as it is known; nothing without such."""
+def lost_words(lost: Sequence[tuple[RunSpec, LostAttempt]], usd_per_device_hour: float | None = None) -> str:
+    """Say what attempts at runs that were lost with their jobs have cost, as far as it is known; nothing without such."""
+    attempts = [attempt for _, attempt in lost]
     if not attempts:
         return ""
     hours = [each.seconds * each.nodes / 3600 for each in attempts if each.seconds is not None]
     least = "at least " * (any(each.at_least for each in attempts) or len(hours) < len(attempts))
     costs = [f"{least}{two_digits(sum(hours))} node-hours" if hours else "time not known"]
+    if hours and usd_per_device_hour is not None:
+        device_hours = sum(spec.world_size * (each.seconds or 0.0) / 3600 for spec, each in lost)
+        costs.append(f"{least}{two_digits(device_hours * usd_per_device_hour)} USD")
     measured = [each.energy_joules for each in attempts if each.energy_joules is not None]
     estimated = [
         each.energy_joules_estimated or 0.0
@@ -60,5 +65,5 @@ def lost_words(attempts: Sequence[LostAttempt]) -> str:
     of_some = f" of {unknown} of them" * (unknown < len(attempts))
     costs += [f"energy{of_some} not known"] if unknown else []
     were, their = ("was", "its job") if len(attempts) == 1 else ("were", "their jobs")
-    lost = f"{counted(len(attempts), 'attempt')} {were} lost with {their}"
-    return f"{lost}: {', '.join(costs)}. No figure of a run includes that."
+    text = f"{counted(len(attempts), 'attempt')} {were} lost with {their}"
+    return f"{text}: {', '.join(costs)}. No figure of a run includes that."

@@ -404,7 +404,8 @@ def one(df: pd.DataFrame, run: pd.Series) -> None:
         page.table(nodes(content.record), "nodes", column_config=DIGITS)
         st.caption("Each node by its own clock. ~ is estimated by a model. Above 1, the others wait for the node.")
     if content.record is not None and content.record.lost:
-        page.lines([lost_words(content.record.lost)])
+        rent = content.record.cost.usd_per_device_hour if content.record.cost is not None else None
+        page.lines([lost_words([(content.record.spec, attempt) for attempt in content.record.lost], rent)])
     if notes := limits(run):
         st.subheader("Limits of these figures")
         page.lines(notes)

@@ -20,6 +20,7 @@ from app.charts.bars import amounts_chart
 from app.charts.base import FRONT, KNEE, OTHERS, plain
 from app.charts.curves import Extent, Spot, extent, front_chart
 from app.charts.timeline import history_chart
+from bench.base import in_words
 from bench.schema import Model
 from bench.suites import yaml as yamlfile
 
@@ -148,7 +149,7 @@ def _pick() -> Document:
     except ValidationError as error:
         wrong = error.errors()[0]
         st.error("This search is damaged or of another version.", icon=":material/error:")
-        st.text(printable(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}", 300))
+        st.text(printable(f"{'.'.join(map(str, wrong['loc']))}: {in_words(wrong)}", 300))
         st.stop()
         raise
 

@@ -257,6 +257,7 @@ def read_suite(
     """Read a suite, apply the options, and expand it for this machine. Raises UserError with all mistakes."""
     from analytics.plan.preview import Preview
     from bench.figures.regions import intensity
+    from bench.machine.cluster import in_allocation
     from bench.machine.environment import check_no_gpu_is_hidden
     from bench.machine.partition import Partition
     from bench.suites.expand import expand, only
@@ -266,6 +267,10 @@ def read_suite(
     definition = with_site(override(load_suite(suite), settings), fields)
     definition = with_cluster(definition, load_profile(cluster), max_nodes=nodes)
     machine, no_gpu = find(gpus, launcher or definition.launcher, definition.cluster)
+    given = [name for name, value in (("--cluster", cluster), ("--nodes", nodes)) if value is not None]
+    given += [f"--set {setting}" for setting in settings if setting.startswith("cluster.")]
+    if given and machine.launcher == "local" and not in_allocation():
+        raise UserError(f"{given[0]} is for a cluster, and this would run on this machine: add --launcher slurm or ray")
     open_ended = "auto" in (definition.defaults.get("devices"), definition.matrix.get("devices"))
     if open_ended and isinstance(machine, Partition) and machine.asked.max_nodes is None:
         raise UserError(

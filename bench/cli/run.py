@@ -110,7 +110,8 @@ def _answer(
     from bench.run.runner import resume
     from bench.store.tracker import shown
 
-    order = {spec.run_id: position for position, spec in enumerate(execution.plan.runs)}
+    specs = {spec.run_id: spec for spec in execution.plan.runs}
+    order = {run_id: position for position, run_id in enumerate(specs)}
     lost, rows = lost_attempts(read_jobs(execution.folder)), []
     for record in execution.stored():
         lost[record.run_id] = record.lost
@@ -118,17 +119,22 @@ def _answer(
     df = frame(sorted(rows, key=lambda each: order.get(str(each["run_id"]), len(order))))
     held, silent = read_held(execution.folder)
     if as_json:
-        more = {"held_nodes": None if held is None else held.model_dump() | {"jobs_without": silent}}
+        more: dict[str, Any] = {"held_nodes": None if held is None else held.model_dump() | {"jobs_without": silent}}
+        more["lost_attempts"] = [
+            {"run_id": run_id, **attempt.model_dump()} for run_id, attempts in lost.items() for attempt in attempts
+        ]
         shared.print_json({"runs_folder": str(execution.folder), "store": shown(store), **more, **document(df)})
         return
+    rent = execution.plan.suite.usd_per_device_hour
     missing = [spec.run_id in selected for spec in execution.missing()]
     texts = [f"{execution.folder}; to browse them: {command('dashboard', store=store)}"]
     if held is not None:
-        texts.append(held_text(held, silent, execution.plan.suite.usd_per_device_hour))
+        texts.append(held_text(held, silent, rent))
     if any(missing):
         texts.append(f"{sum(missing)} are missing. {resume(new=new)}")
     if not all(missing):
         texts.append(f"{len(missing) - sum(missing)} of the suite were not selected (--only).")
-    texts += filter(None, [lost_words([attempt for some in lost.values() for attempt in some])])
+    attempts = [(specs[run_id], attempt) for run_id, some in lost.items() if run_id in specs for attempt in some]
+    texts += filter(None, [lost_words(attempts, rent)])
     notes = [Note(text, "Runs") for text in texts]
     shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes))

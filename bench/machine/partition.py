@@ -100,7 +100,13 @@ def find_partition(options: ClusterOptions) -> Partition:
             "Run this on a login node, or inside an allocation without --launcher",
             code=WRONG_USE,
         )
-    rows = [_row(line) for line in ask_slurm("sinfo", "-h", "-o", _FORMAT).splitlines()]
+    try:
+        rows = [_row(line) for line in ask_slurm("sinfo", "-h", "-o", _FORMAT).splitlines()]
+    except ClusterProblem as problem:
+        raise ClusterProblem(
+            f"Slurm does not answer here: {str(problem).splitlines()[-1]}\n"
+            "Run this on a login node, or leave out --launcher slurm"
+        ) from problem
     everything = [row for row in rows if row is not None]
     starred = [row.partition.rstrip("*") for row in everything if row.partition.endswith("*")]
     wanted = options.partition.split(",") if options.partition else starred

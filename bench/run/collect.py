@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bench import folder as files
+from bench.base import in_words
 from bench.figures.cost import price
 from bench.figures.flags import COVERED, grade, judge
 from bench.figures.metrics import split_energy, window
@@ -195,7 +196,7 @@ def _outcome(folder: Path, spec: RunSpec, end: files.Exit) -> _Outcome:
     try:
         return _Outcome(Status.OK, None, files.RESULT.read(folder))
     except ValidationError as error:
-        message = f"{files.RESULT.name} is not valid: {error.errors()[0]['msg']}"
+        message = f"{files.RESULT.name} is not valid: {in_words(error.errors()[0])}"
         return _Outcome(Status.INVALID, Failure(type="InvalidResult", message=message, log_tail=log_tail(folder)))
 
 

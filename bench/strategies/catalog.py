@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get
 from pydantic import Field, ValidationError, model_validator
 
 from bench import registry
+from bench.base import in_words
 from bench.schema import Choice, Model, Scalar
 from bench.workloads.base import Layout
 
@@ -687,7 +688,7 @@ def _validated(axis: str, choice: Choice) -> Options:
             hint = registry.did_you_mean(name, cls.model_fields) if cls.model_fields else "it has none"
             messages.append(f"{where} has no option {name!r}: {hint}")
         elif not name:
-            messages.append(f"{where}: {found['msg'].removeprefix('Value error, ')}")
+            messages.append(f"{where}: {in_words(found)}")
         else:
             field = cls.model_fields[name]
             words = allowed(field.annotation, tuple(field.metadata))

@@ -298,7 +298,7 @@ def _run_spec(cell: dict[str, Any], suite: Suite, machine: Machine) -> RunSpec:
     devices = _spread(cell, machine, mistakes)
     _by_node(cell)
     launcher = cell.setdefault("launcher", machine.launcher)
-    if launcher != machine.launcher and {"ray", "slurm"} & {launcher, machine.launcher}:
+    if launcher != machine.launcher and any(each in ("ray", "slurm") for each in (launcher, machine.launcher)):
         here = {"slurm": "inside a Slurm allocation", "ray": "on nodes of Ray"}
         where = here.get(machine.launcher) or f"not {here[launcher]}"
         remedy = "leave the field out, or give --launcher local"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bench import registry
+from bench.base import in_words
 from bench.cluster_options import ClusterOptions
 from bench.errors import UserError
 from bench.renamed import MACHINES as FORMER_MACHINES
@@ -35,6 +36,7 @@ _INSTEAD = {
     "repeat": "did you mean 'repeats', of the whole suite?",
     "num_nodes": "nodes follow from devices; layout: 2x4 asks for 2 nodes x 4 devices (exclude understands num_nodes)",
 }
+_SAME = {"devices": "layout", "layout": "devices"}
 FIELDS = sorted((set(RunSpec.model_fields) - _SET_BY_EXPANSION) | {"devices", "layout", "global_batch_size"})
 
 
@@ -80,7 +82,28 @@ def _kind(value: Any) -> str:
 
 _BRANCHES = {"function-before[_short_forms()]", "constrained-int", "literal['max']", "bool", "int", "float", "str"}
 """Names that pydantic gives to the alternatives of a field. They do not occur in a suite."""
-_PREFIX = "Input should be "
+_PREFIX = "must be "
+
+
+_FOR_A_CLUSTER = {
+    "nodes": "nodes follow from devices; max_nodes bounds devices: auto, and nodelist names nodes",
+    "gpus": "GPUs follow from devices; devices_per_node are those of a node that runs may use",
+    "gpus_per_node": "did you mean 'devices_per_node'?",
+    "time": "did you mean 'time_limit'?",
+}
+
+
+def _hint(place: tuple[int | str, ...], allowed: Iterable[str]) -> str:
+    """Return what may stand in place of an unknown key, which is the last part of its place."""
+    name = str(place[-1])
+    if len(place) == 1:
+        at_top = list(allowed)
+        if name in FIELDS and "defaults" in at_top:
+            return "it is a field of runs: write it under defaults or in the matrix"
+        return registry.did_you_mean(name, at_top) if at_top else "it is not a field here"
+    if place[0] != "cluster":
+        return "it is not a field here"
+    return _FOR_A_CLUSTER.get(name) or registry.did_you_mean(name, ClusterOptions.model_fields)
 
 
 def _place(mistake: Mapping[str, Any]) -> str:
@@ -91,17 +114,14 @@ def messages(error: ValidationError, allowed: Iterable[str] = ()) -> Iterator[st
     """Turn the errors of pydantic into messages: where, what was given, what is allowed. Alternatives share one message."""
     alternatives: dict[str, list[str]] = {}
     for mistake in error.errors():
-        alternatives.setdefault(_place(mistake), []).append(mistake["msg"].removeprefix(_PREFIX))
+        alternatives.setdefault(_place(mistake), []).append(in_words(mistake).removeprefix(_PREFIX))
     for mistake in error.errors():
-        where, value, text = _place(mistake), mistake["input"], mistake["msg"].removeprefix("Value error, ")
+        where, value, text = _place(mistake), mistake["input"], in_words(mistake)
         if mistake["type"] == "extra_forbidden":
-            inside = ClusterOptions.model_fields if mistake["loc"][0] == "cluster" else ()
-            names = list(allowed if len(mistake["loc"]) == 1 else inside)
-            hint = registry.did_you_mean(str(mistake["loc"][-1]), names) if names else "it is not a field here"
-            yield f"unknown key {where!r}: {hint}"
+            yield f"unknown key {where!r}: {_hint(mistake['loc'], allowed)}"
         elif mistake["type"] == "missing":
             yield f"{where!r} is missing"
-        elif "instance of Choice" in text:
+        elif "instance of Choice" in mistake["msg"]:
             shown = reprlib.repr(value)
             yield f"{where}: give one name, or {{name: ..., option: ...}}, not {shown}; a list of them goes into the matrix"
         else:
@@ -246,8 +266,13 @@ def load_profile(name: str | None) -> dict[str, Any]:
 
 
 def _fix(name: str, value: Any, defaults: dict[str, Any], matrix: dict[str, Any]) -> None:
-    """Set a field for all runs. A list or `auto` becomes its axis, a single value replaces the axis."""
+    """Set a field for all runs. A list or `auto` becomes its axis, a single value replaces the axis.
+
+    Devices and layout say the same: one takes the place of the other.
+    """
     matrix.pop(name, None)
+    for part in (defaults, matrix):
+        part.pop(_SAME.get(name, ""), None)
     (matrix if isinstance(value, list) or value == "auto" else defaults)[name] = value
 
 
