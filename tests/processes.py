@@ -65,6 +65,14 @@ def with_variable(variable: str, value: str, *names: str) -> list[psutil.Process
     return out
 
 
+def gone(pid: int) -> bool:
+    """Say whether a process has ended, also one for which nobody has waited; it may end while it is asked."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def until(condition: Callable[[], Any]) -> Any:
     """Wait for a value that counts as true and return it; a process that ends while it is asked counts as false.
 

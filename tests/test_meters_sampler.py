@@ -19,7 +19,7 @@ from bench.meters.sampler import Recorder, make_meters
 from bench.meters.sidecar import Sidecar
 from bench.meters.trace import Trace
 from tests.fake_nvml import environment, fake_gpu
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, gone, until
 
 S = 1_000_000_000
 
@@ -183,14 +183,6 @@ def readings(path):
     return sum(row.event is None for row in Trace.read(path).rows)
 
 
-def running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_run_is_measured_from_end_to_end(tmp_path, monkeypatch):
     fake_machine(monkeypatch, fake_gpu(0, watts=300), fake_gpu(1, watts=500))
     with Sidecar(["nvml", "rapl"], gpus=[fake_gpu(1)["uuid"]], interval=0.05) as sidecar:
@@ -224,7 +216,7 @@ def test_a_killed_sidecar_is_survived(tmp_path, monkeypatch):
     until(lambda: readings(tmp_path / "a.jsonl") >= 3)
     pid = sidecar.pid
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not running(pid))
+    until(lambda: gone(pid))
     sidecar.open(tmp_path / "b.jsonl")
     sidecar.close()
     sidecar.stop()
@@ -239,7 +231,7 @@ def test_a_hung_sidecar_is_given_up(tmp_path, monkeypatch):
     os.kill(pid, signal.SIGSTOP)
     sidecar.open(tmp_path / "a.jsonl")
     assert sidecar.error == "the meter sidecar does not answer"
-    assert not running(pid)
+    assert gone(pid)
 
 
 def test_a_sidecar_that_cannot_start_says_why(monkeypatch):
@@ -289,12 +281,12 @@ def test_the_sidecar_ends_with_its_parent_although_a_trainer_lives_on(tmp_path, 
         until(lambda: readings(path) >= 3)
         parent.kill()
         parent.wait()
-        until(lambda: not running(sidecar))
-        assert running(trainer)
+        until(lambda: gone(sidecar))
+        assert not gone(trainer)
     finally:
         parent.stdout.close()
         for pid in (sidecar, trainer):
-            if running(pid):
+            if not gone(pid):
                 os.kill(pid, signal.SIGKILL)
     trace = Trace.read(path)
     assert trace.damaged_lines == 0

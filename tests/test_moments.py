@@ -26,7 +26,7 @@ from bench.steps import VARIABLE
 from bench.store.sync import sync
 from bench.store.tracker import Tracker, load, records
 from tests import commands, rows
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, gone, until
 from tests.stores import empty_store
 
 CUT = """
@@ -137,8 +137,7 @@ def test_what_a_shell_leaves_behind_gets_the_signal_that_it_did_not_handle(tmp_p
     shell = ["sh", "-c", f"sleep 900 & echo $! > {tmp_path / 'inner'}; wait"]
     with Signals() as signals:
         execute(shell, tmp_path / "steps", signals=signals, tick=tick)
-    gone = Path(f"/proc/{sent[0]}")
-    until(lambda: not gone.exists() or "Z" in (gone / "stat").read_text().split()[2])
+    until(lambda: gone(sent[0]))
 
 
 def test_signals_without_a_command_end_what_may_be_ended_and_mean_nothing_else() -> None:

@@ -32,7 +32,7 @@ from bench.schema import RunSpec, Site
 from bench.workloads.printed import Printed
 from tests import commands, rows
 from tests.benchmarks.signals import LEAST, WAYS, ended
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, gone, until
 
 S = 10**9
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -196,8 +196,8 @@ open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
     argv = ["bash", "-c", f"trap '' INT; {sys.executable} {tmp_path / 'train.py'}; true"]
     done = execute(argv, steps, limit=WindowLength(steps=1), warmup_steps=1)
     assert (done.by, done.exitcode) == ("limit", -signal.SIGTERM)
-    pid = (tmp_path / "pid").read_text()
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: gone(pid))
 
 
 def test_all_processes_of_a_command_are_ended(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_all_processes_of_a_command_are_ended(tmp_path: Path) -> None:
         pid = int(until(lambda: (tmp_path / "inner").exists() and (tmp_path / "inner").read_text()))
         Ending(Processes(process.pid)).go_on()
         process.wait()
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    until(lambda: gone(pid))
 
 
 def test_only_what_the_whole_group_got_counts_as_sent_to_it() -> None:
@@ -465,4 +465,4 @@ def test_what_a_shell_leaves_behind_gets_the_signal_that_ended_it(tmp_path: Path
         processes.send(signal.SIGTERM)
         assert process.wait() == -signal.SIGTERM
         processes.release(process.returncode)
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    until(lambda: gone(pid))
