@@ -65,6 +65,11 @@ def with_variable(variable: str, value: str, *names: str) -> list[psutil.Process
     return out
 
 
+def youngest(processes: list[psutil.Process]) -> psutil.Process:
+    """Return the process that started last; the system tells starts by 0.01 s, and two forks may share one."""
+    return max(processes, key=lambda each: (each.create_time(), each.pid))
+
+
 def gone(pid: int) -> bool:
     """Say whether a process has ended, also one for which nobody has waited; it may end while it is asked."""
     try:

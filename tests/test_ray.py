@@ -11,7 +11,7 @@ import pytest
 from bench.folder import EXIT
 from bench.record import RunRecord, Status
 from tests import test_slurm_command as own
-from tests.processes import PATIENCE, records, until
+from tests.processes import PATIENCE, records, until, youngest
 from tests.ray import Ray, missing, nodes_of_ray
 from tests.test_slurm import WATTS, begun, suite
 
@@ -67,12 +67,11 @@ def test_a_fault_costs_one_run_and_the_next_goes_on(cluster: Ray, tmp_path: Path
     process = cluster.bench(tmp_path, "run", suite(tmp_path, seconds=3, devices=[4], repeats=4), "--json")
     for number in range(1, 4):
         begun(process, tmp_path, number)
-        until(lambda: len(cluster.agents()) == 2 and len(cluster.agents()[1].children(recursive=True)) > 3)
+        until(cluster.trains)
         agent = cluster.agents()[1]
         if number == 1:
             ranks = [each for each in agent.children(recursive=True) if not each.children()]
-            forks = [each for each in ranks if "bench.run.agent" in each.cmdline()]
-            max(forks, key=lambda each: each.create_time()).kill()
+            youngest([each for each in ranks if "bench.run.agent" in each.cmdline()]).kill()
         elif number == 2:
             agent.kill()
         else:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ import pytest
 
 from bench.folder import EXIT
 from bench.record import RunRecord, Status
-from tests.processes import BENCH, PATIENCE, records, run, until
+from tests.processes import BENCH, PATIENCE, records, run, until, youngest
 from tests.slurm import Slurm, missing, slurm
 from tests.test_collect import counter
 
@@ -92,7 +93,7 @@ def test_runs_on_one_and_two_nodes_are_recorded_with_the_energy_of_each(cluster:
 
 def kill_rank(cluster: Slurm) -> None:
     ranks = [each for each in cluster.agents()[1].children(recursive=True) if not each.children()]
-    max((each for each in ranks if "bench.run.agent" in each.cmdline()), key=lambda each: each.create_time()).kill()
+    youngest([each for each in ranks if "bench.run.agent" in each.cmdline()]).kill()
 
 
 def kill_agent(cluster: Slurm) -> None:
@@ -101,8 +102,9 @@ def kill_agent(cluster: Slurm) -> None:
 
 def kill_srun(cluster: Slurm) -> None:
     for process in cluster.processes("srun"):
-        if process.name() == "srun":
-            process.kill()
+        with suppress(psutil.NoSuchProcess):  # one that another one has left
+            if process.name() == "srun":
+                process.kill()
 
 
 FAULTS = {
