@@ -74,6 +74,11 @@ class Ray:
                     found[json.loads(seat)["number"]] = process
         return [found[number] for number in sorted(found)]
 
+    def trains(self) -> bool:
+        """Say whether a run of both nodes has its ranks."""
+        agents = self.agents()
+        return len(agents) == 2 and all(len(agent.children(recursive=True)) > 3 for agent in agents)
+
     def steps(self) -> list[psutil.Process]:
         """Return the processes that carry the lines of all nodes."""
         return self._named("bench.run.ray_step")
