@@ -164,6 +164,7 @@ def test_a_partition_is_what_its_nodes_have(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"partition": "gpu,gpus"}, "there is no partition 'gpus': set cluster.partition to one of cpu, gpu, mixed"),
         ({"partition": "gpus"}, "there is no partition 'gpus': set cluster.partition to one of cpu, gpu, mixed"),
         ({"partition": "old"}, "there is no partition 'old'"),
         ({"partition": "mixed"}, "gpu:4 (12 nodes), gpu:8 (2 nodes): set cluster.devices_per_node"),
@@ -537,6 +538,26 @@ def test_a_silent_queue_proves_nothing(tmp_path: Path) -> None:
     notes, _ = until_done(tmp_path, runs, slurm)
     assert len(slurm.jobs) == 1
     assert sum("does not answer" in text for text in notes.texts) == 1
+
+
+def test_runs_that_are_due_while_the_queue_is_silent_are_submitted_when_it_answers(tmp_path: Path) -> None:
+    runs, notes = specs([1, 2], 1, 1), Notes()
+    slurm = SimulatedSlurm(tmp_path, silent=[(3, 2000)])
+    follower = controller(tmp_path, runs, slurm, notes, max_jobs=1)
+    follower.follow()
+    assert slurm.executed == Counter(run.run_id for run in runs)
+    assert (follower.open_runs, follower.unclear_jobs) == ([], [])
+
+
+@pytest.mark.parametrize(("until", "jobs"), [(60, 2), (5000, 0)])
+def test_jobs_that_are_to_be_left_wait_for_a_queue_that_is_silent(until: int, jobs: int, tmp_path: Path) -> None:
+    runs, notes = specs([1, 2], 1, 1), Notes()
+    slurm = SimulatedSlurm(tmp_path, waits=[1e5], silent=[(0, until)])
+    follower = controller(tmp_path, runs, slurm, notes)
+    follower.follow(detach=True)
+    assert len(slurm.jobs) == jobs
+    assert (len(follower.unclear_jobs), len(follower.open_runs)) == ((0, 0) if jobs else (1, 1))
+    assert slurm.now - 1.8e9 < 300
 
 
 def test_jobs_are_cancelled_by_their_names(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def estimated(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("HOME", str(folder))
         patch.setenv("CODECARBON_PUE", "3.0")
+        patch.setenv("SLURM_JOB_ID", "7")  # it would ask Slurm for the processors of the whole job
+        patch.setenv("SLURM_JOBID", "7")
         patch.setenv("codecarbon_force_ram_power", "500")
         connections = []
 
@@ -42,7 +44,7 @@ def estimated(tmp_path_factory):
             rows += meter.read()
             spans.append((before, time.monotonic()))
             time.sleep(pause)
-        variables = [name for name in os.environ if name.lower().startswith("codecarbon_")]
+        variables = [name for name in os.environ if name.lower().startswith(("codecarbon_", "slurm_job"))]
         yield meter, rows, {"connections": connections, "variables": variables, "spans": spans}
         meter.close()
 

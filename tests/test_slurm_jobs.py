@@ -57,7 +57,7 @@ def test_jobs_of_each_size_do_the_runs_and_are_shown_before(cluster: Slurm, tmp_
 
 def test_jobs_are_left_followed_and_cancelled(cluster: Slurm, tmp_path: Path) -> None:
     suite(tmp_path, seconds=20, devices=[4])
-    assert "jobs are left in the queue" in ended(run(cluster, tmp_path, "--detach"), 75)
+    assert "job is left in the queue" in ended(run(cluster, tmp_path, "--detach"), 75)
     until(cluster.trains)
     assert "cancelled" in ended(run(cluster, tmp_path, "--cancel"))
     until(lambda: cluster.left() == [])

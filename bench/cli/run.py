@@ -50,6 +50,7 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
     """
     from bench.cli import show
     from bench.cli.progress import Lines
+    from bench.machine.cluster import in_allocation
     from bench.machine.partition import Partition
     from bench.run.runner import run_suite
 
@@ -64,7 +65,8 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
         if isinstance(preview.machine, Partition):
             execution, problems = _by_jobs(preview, preview.machine, progress, choices, **jobs)
         elif any(jobs.values()):
-            raise UserError("--detach and --cancel are for jobs of a cluster: add --launcher slurm, on a login node")
+            remedy = "inside an allocation nothing is submitted" if in_allocation() else "add --launcher slurm"
+            raise UserError(f"--detach and --cancel are for jobs that are submitted from a login node: {remedy}")
         else:
             execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
     _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json, new=choices["new"])
@@ -76,7 +78,7 @@ def _by_jobs(
     preview: Preview, partition: Partition, progress: Lines, choices: dict[str, Any], *, detach: bool, cancel: bool
 ) -> tuple[Execution, list[str]]:
     """Do the runs by jobs of a cluster; return the execution, and why runs were given up."""
-    from bench.jobs.session import AGAIN, SUBMITTED, cancel_jobs, run_on_cluster
+    from bench.jobs.session import SUBMITTED, cancel_jobs, left_words, run_on_cluster
 
     if cancel:
         cancelled = cancel_jobs(preview.expansion, partition, runs=choices["runs"], progress=progress)
@@ -85,9 +87,9 @@ def _by_jobs(
     followed = run_on_cluster(
         preview.expansion, partition, progress=progress, ask=_confirm_cancel, detach=detach, **choices
     )
-    if followed.left:
-        progress.note(f"{len(followed.left)} jobs are left in the queue: {', '.join(followed.left)}. {AGAIN}")
-        sys.exit(SUBMITTED)
+    if followed.left or followed.unclear or followed.open:
+        progress.note(left_words(followed))
+        sys.exit(SUBMITTED if followed.left else FAILED)
     return followed.execution, followed.problems
 
 

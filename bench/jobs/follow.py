@@ -30,6 +30,8 @@ from bench.schema import RunSpec
 
 FIRST_POLL_SECONDS, POLL_SECONDS, SLOWEST_POLL_SECONDS = 10.0, 30.0, 120.0
 """The queue is asked so long after a submission, then at growing intervals; never more often than once in 30 s."""
+DETACH_SECONDS = 120.0
+"""Jobs that are to be left to themselves wait so long for a Slurm that does not answer."""
 WAIT_MINUTES = 3
 """More time for a job that may have to wait until it is sure that an earlier one does not go on."""
 
@@ -110,15 +112,32 @@ class Controller:
                 self.active[job.number] = Active(job, folder, {run: spec for run, spec in mine.items() if spec})
 
     def follow(self, *, detach: bool = False) -> None:
-        """Submit jobs and follow them until no run is left that could be done; with `detach`, only submit them."""
+        """Submit jobs and follow them until no run is left that could be done.
+
+        With `detach`, only submit them, and wait for a while if Slurm does not answer.
+        """
         self._read_journals()
         self._poll()
+        patience = self.clock.now() + DETACH_SECONDS
         while True:
             self._submit_what_is_due()
-            if not self.active or detach:
+            waits = self._unreachable and bool(self.open_runs)
+            if detach and (self.clock.now() >= patience or not (waits or self.unclear_jobs)):
+                return
+            if not self.active and not waits:
                 return
             self._wait()
             self._poll()
+
+    @property
+    def open_runs(self) -> list[str]:
+        """The runs that no job has and that have not been given up."""
+        return [run for name, runs in self._left.items() if name not in self.stopped for run in runs]
+
+    @property
+    def unclear_jobs(self) -> list[str]:
+        """The names of jobs of which it is not known whether Slurm has accepted them."""
+        return [active.job.name for active in self.active.values() if active.job.id is None]
 
     def cancel(self) -> list[str]:
         """Cancel all jobs that have not ended, and wait until they are gone; return their ids."""
@@ -253,7 +272,7 @@ class Controller:
     def _poll(self) -> None:
         """Ask the queue if it is time to."""
         now = self.clock.now()
-        if self.active and now >= self._next_poll:
+        if (self.active or self._unreachable) and now >= self._next_poll:
             self._ask()
             self._interval = min(SLOWEST_POLL_SECONDS, max(POLL_SECONDS, 2 * self._interval))
             self._next_poll = now + self._interval

@@ -120,13 +120,33 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _jobs(count: int) -> str:
+    return f"{count} job{'s are' if count != 1 else ' is'}"
+
+
+def left_words(followed: Followed) -> str:
+    """Say what is left after jobs were submitted, and how it is taken up again."""
+    said = [f"{_jobs(len(followed.left))} left in the queue: {', '.join(followed.left)}"] if followed.left else []
+    if followed.unclear:
+        said.append(f"Slurm did not say whether it has accepted {', '.join(followed.unclear)}")
+    if followed.open:
+        said.append(f"{followed.open} run{'s are' if followed.open != 1 else ' is'} not submitted yet")
+    return f"{'. '.join(said)}. {AGAIN}"
+
+
 @dataclass(frozen=True)
 class Followed:
-    """What became of the jobs of a suite: its execution, why runs were given up, and whether jobs are left to themselves."""
+    """What became of the jobs of a suite: its execution, why runs were given up, and what is left to itself.
+
+    That are the jobs in the queue, those of which it is not known whether Slurm has accepted them, and `open` runs that no
+    job has.
+    """
 
     execution: Execution
     problems: list[str]
     left: list[str]
+    unclear: list[str]
+    open: int
 
 
 def run_on_cluster(
@@ -168,13 +188,14 @@ def run_on_cluster(
         except KeyboardInterrupt as stop:
             if not isinstance(stop, _Terminated) and ask():
                 cancelled = controller.cancel()
-                raise Stopped(f"Cancelled {len(cancelled)} jobs. Run the same command again to resume.") from stop
-            raise Stopped(f"{len(controller.active)} jobs are left in the queue. {AGAIN}") from stop
+                raise Stopped(f"{_jobs(len(cancelled))} cancelled. Run the same command again to resume.") from stop
+            raise Stopped(f"{_jobs(len(controller.active))} left in the queue. {AGAIN}") from stop
         finally:
             reporter.tell(done=controller.done, current=None, ended=True)
             reporter.tracker.close(finished=not execution.missing())
-        left = [active.job.id or active.job.name for active in controller.active.values()]
-        return Followed(execution, list(controller.stopped.values()), left)
+        left = [active.job.id for active in controller.active.values() if active.job.id is not None]
+        open_runs, stopped = len(controller.open_runs), list(controller.stopped.values())
+        return Followed(execution, stopped, left, controller.unclear_jobs, open_runs)
 
 
 def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: Progress) -> list[str]:

@@ -112,10 +112,9 @@ def find_partition(options: ClusterOptions) -> Partition:
     wanted = options.partition.split(",") if options.partition else starred
     found = [row for row in everything if row.partition.rstrip("*") in wanted]
     names = ", ".join(dict.fromkeys(row.partition.rstrip("*") for row in everything)) or "none"
-    if not found:
-        what = (
-            f"there is no partition {options.partition!r}" if options.partition else "no partition is the default one"
-        )
+    unknown = [name for name in wanted if name not in {row.partition.rstrip("*") for row in found}]
+    if not found or unknown:
+        what = f"there is no partition {unknown[0]!r}" if unknown else "no partition is the default one"
         raise ClusterProblem(f"{what}: set cluster.partition to one of {names}", code=WRONG_USE)
     found, name = _equal(found, options), ",".join(dict.fromkeys(row.partition.rstrip("*") for row in found))
     first, limits = found[0], [row.limit for row in found if row.limit is not None]

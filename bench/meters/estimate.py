@@ -150,9 +150,12 @@ def _modes(hardware: Sequence[Any]) -> dict[Component, tuple[str, str]]:
 
 
 def _forget_settings() -> None:
-    """Remove CodeCarbon's variables, and leave the home and working folder where it looks for a configuration."""
+    """Remove CodeCarbon's variables, and leave the home and working folder where it looks for a configuration.
+
+    Also remove those of a job of Slurm: CodeCarbon would take the processors of all its nodes for those of this one.
+    """
     for name in list(os.environ):
-        if name.lower().startswith("codecarbon_"):
+        if name.lower().startswith("codecarbon_") or name in ("SLURM_JOB_ID", "SLURM_JOBID"):
             del os.environ[name]
     os.environ["HOME"] = "/"
     os.chdir("/")
