@@ -81,8 +81,9 @@ class Slurm:
         found = {}
         for process in self.processes("bench.run.agent"):
             with suppress(psutil.NoSuchProcess):
-                if (parent := process.parent()) is not None and parent.name() == "slurmstepd":
-                    found[int(process.environ()["SLURM_NODEID"])] = process
+                parent, number = process.parent(), process.environ().get("SLURM_NODEID")  # none where it is ending
+                if parent is not None and parent.name() == "slurmstepd" and number is not None:
+                    found[int(number)] = process
         return [found[number] for number in sorted(found)]
 
     def trains(self) -> bool:

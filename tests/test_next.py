@@ -86,6 +86,11 @@ def test_a_suite_is_run_again_at_the_place_of_its_runs(tmp_path: Path, monkeypat
     for own, words in (("", " --region FR --pue 1.2 --price 2.1"), ("region: FR\npue: 1.2\n", " --price 2.1")):
         path.write_text(f"name: one\ndefaults: {{workload: decoder_lm}}\n{own}")
         assert repeat_command("one", runs([measured()]), "--set", "repeats=3") == start + words
+    words = " --launcher slurm --set repeats=3 --region FR --pue 1.2 --price 2.1"
+    for own, launcher in (("", words), ("launcher: slurm\n", words.replace(" --launcher slurm", ""))):
+        path.write_text(f"name: one\ndefaults: {{workload: decoder_lm}}\n{own}")
+        again = repeat_command("one", runs([measured()]).assign(launcher="slurm"), "--set", "repeats=3")
+        assert again == f"bench run suites/one.yaml{launcher}"
 
 
 @pytest.mark.parametrize(

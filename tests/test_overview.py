@@ -97,6 +97,20 @@ def test_runs_that_failed_alike_are_one_reason() -> None:
     assert overview.reasons(frame(given[4:5])).empty
 
 
+def test_the_newest_suite_without_a_run_that_ended_well_has_no_speed() -> None:
+    given = [rows.make(2, readings="e"), rows.make(suite="later", repeat=50, status=Status.INVALID, readings="")]
+    newest, _ = overview.suites(frame(given)).itertuples()
+    first, second = (str(block.text) for block in overview.answer(newest, ""))
+    assert first == "later: 1 invalid."
+    assert "nan" not in second
+
+
+@pytest.mark.parametrize(("message", "asks"), [("the loss went from 2 to nan", True), ("nodes train apart", False)])
+def test_the_remedy_of_an_invalid_run_is_of_its_reason(message: str, asks: bool) -> None:
+    (reason,) = overview.reasons(frame([rows.make(status=Status.INVALID, message=message)])).itertuples()
+    assert ("learning rate" in reason.remedy) == asks
+
+
 @pytest.mark.parametrize("status", [Status.TIMEOUT, Status.INVALID, Status.FAILED, OOM, "of another version"])
 def test_every_failure_is_told(status: Any) -> None:
     given = rows.make(status=Status.FAILED) | {"status": status}

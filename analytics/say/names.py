@@ -209,9 +209,9 @@ def spoken(text: str) -> str:
 def repeat_command(
     suite: object, runs: pd.DataFrame, *options: str, store: str | None = None, file: str | None = None
 ) -> str:
-    """Return the command that runs a suite with options at the site of its `runs`, or say so where its file is not in place.
+    """Return the command that runs a suite with options where and at the site of its `runs`.
 
-    Suites of `bench measure` have no file: see `measured_again`.
+    Where the file of the suite is not in place, say so. Suites of `bench measure` have no file: see `measured_again`.
     """
     path = Path(file or f"suites/{suite}.yaml")
     if not path.is_file():
@@ -219,7 +219,10 @@ def repeat_command(
     own: dict[str, Any] = {}
     with suppress(UserError, OSError):
         own = load_suite(path).model_dump()
-    return command("run", str(path), *options, *site_words(runs, own), store=store)
+    launchers = {str(name) for name in runs["launcher"].dropna()} if "launcher" in runs else set()
+    nodes = launchers & {"ray", "slurm"} - {own.get("launcher")}
+    where = ["--launcher", *nodes] if len(nodes) == 1 else []
+    return command("run", str(path), *where, *options, *site_words(runs, own), store=store)
 
 
 def site_words(runs: pd.DataFrame, own: Mapping[str, Any] | None = None) -> list[str]:

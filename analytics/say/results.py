@@ -83,14 +83,15 @@ def results(
     store: str | None = None,
     suite_file: str | None = None,
     notes: Sequence[Note] = (),
+    asked: Sequence[str] = (),
 ) -> list[Block]:
     """Return the answer of a frame of runs, execution by execution.
 
     `devices` are numbers of devices to predict the speed of; `store` and `suite_file` are those that commands need to name.
-    `notes` are printed before the commands.
+    `notes` are printed before the commands; `asked` are options of the cluster that they need.
     """
     executions = answer.find(df)
-    blocks = [block for found in executions for block in execution_blocks(found, devices, suite_file, store)]
+    blocks = [block for found in executions for block in execution_blocks(found, devices, suite_file, store, asked)]
     several = not devices and df["devices"].nunique() > 1
     fitted = several and any(_predicts(one) for found in executions for one in found.law.series)
     return [*blocks, *notes, *_next(df, store, fitted=fitted), *unnamed(store)]
@@ -110,12 +111,16 @@ def predictions(df: pd.DataFrame, devices: Sequence[int]) -> list[dict[str, Any]
 
 
 def execution_blocks(
-    found: Found, devices: Sequence[int] = (), suite_file: str | None = None, store: str | None = None
+    found: Found,
+    devices: Sequence[int] = (),
+    suite_file: str | None = None,
+    store: str | None = None,
+    asked: Sequence[str] = (),
 ) -> Iterator[Block]:
     """Yield the answer of one execution."""
     runs, own, names = found.runs, found.own, found.names
     yield Sentence(_title(found), "title")
-    yield from (Sentence(text, "answer") for text in (*answers(found), *_sureness(found, suite_file, store)))
+    yield from (Sentence(text, "answer") for text in (*answers(found), *_sureness(found, suite_file, store, asked)))
     yield from prediction_blocks(found.law.series, devices, found.models)
     if len(own):
         unequal = unequal_training(runs[runs["saves"].isna()] if "saves" in runs else runs) is not None
@@ -287,7 +292,7 @@ def _place(pair: tuple[str, str], words: dict[str, Any]) -> str:
     return ", ".join([*([option.work] if len(works) > 1 or not shared else []), *shared])
 
 
-def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterator[str]:
+def _sureness(found: Found, suite_file: str | None, store: str | None, asked: Sequence[str]) -> Iterator[str]:
     """Say how far the figures can be trusted, and the command that makes them surer."""
     own = found.own
     grades = set(own["grade"].dropna()) if len(own) else set()
@@ -309,7 +314,7 @@ def _sureness(found: Found, suite_file: str | None, store: str | None) -> Iterat
         aim, options = ("To decide" if len(own) > 1 else "For intervals") if few else "To publish", ["--publish"]
         options = ["--set", f"repeats={own['repeats'].max() + max(few)}"] if few else options
         suite, more = found.runs["suite"].iloc[0], max(few, default=None)
-        yield f"{aim}: {run_again(suite, found.runs, more, *options, store=store, file=suite_file)}"
+        yield f"{aim}: {run_again(suite, found.runs, more, *asked, *options, store=store, file=suite_file)}"
 
 
 def _marks(found: Found) -> str:

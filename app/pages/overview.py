@@ -31,9 +31,10 @@ _COSTS = ("rental", "owned")
 _REMEDIES = {
     Status.OUT_OF_MEMORY: "Try half the batch, bf16, or recomputed activations.",
     Status.TIMEOUT: "Raise timeout_seconds, or read at the end of its worker.log where it was at the limit.",
-    Status.INVALID: "Its figures cannot be right, so none is kept: is the learning rate too high, or the precision too low?",
+    Status.INVALID: "Its speed cannot be right, so none is kept. Mend what the reason says, then repeat the command.",
     Status.FAILED: "Its worker.log, in the folder of the run, says more. Mend that, then repeat the command with --retry.",
 }
+_LOSS = "Is the learning rate too high, or the precision too low?"
 FIGURES = {
     "joules": "Energy [J]",
     "joules_estimated": "~Energy [J]",
@@ -179,6 +180,8 @@ def _remedy(df: pd.DataFrame, same: pd.DataFrame) -> str:
         there = df[(df["suite"] == last["suite"]) & (df["execution"] == last["execution"])]
         if text := remedy(same.loc[[last.name]], there[there["status"] == Status.OK]):
             return plain(text)
+    if last["status"] == Status.INVALID and "loss" in str(last["error_message"]):
+        return f"{_REMEDIES[Status.INVALID].partition(' Mend')[0]} {_LOSS}"
     again = "Mend that, then measure it again."
     if last["status"] == Status.FAILED and measured_commands(same):
         return f"{_REMEDIES[Status.FAILED].partition(' Mend')[0]} {again}"
@@ -200,7 +203,7 @@ def answer(newest: Any, first: str) -> list[Block]:
 
     Without such a sentence it is how fast the fastest is, or how the runs ended.
     """
-    speed = "" if newest.best is None else f"{newest.fastest}, {newest.best} samples/s."
+    speed = "" if pd.isna(newest.best) else f"{newest.fastest}, {newest.best} samples/s."
     first, fastest = first or speed or f"{newest.runs}.", f" Fastest: {speed}" * bool(first and speed)
     where = f"began {newest.began:%Y-%m-%d %H:%M} UTC on {newest.host} ({newest.devices})"
     return [

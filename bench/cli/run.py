@@ -69,7 +69,10 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
             raise UserError(f"--detach and --cancel are for jobs that are submitted from a login node: {remedy}")
         else:
             execution = run_suite(preview.expansion, preview.machine, progress=progress, **choices)
-    _answer(execution, store, preview.run_ids, str(options["suite"]), as_json=as_json, new=choices["new"])
+    asked = [["--cluster", options["cluster"]], ["--nodes", options["nodes"]]]
+    asked += [["--set", setting] for setting in options["settings"] if setting.startswith("cluster.")]
+    words = [str(word) for pair in asked if pair[1] is not None for word in pair]
+    _answer(execution, store, preview.run_ids, str(options["suite"]), words, as_json=as_json, new=choices["new"])
     statuses = {ended.status for run_id, ended in execution.ended.items() if run_id in preview.run_ids}
     sys.exit(0 if statuses <= {Status.OK, Status.SKIPPED} and not problems else FAILED)
 
@@ -99,7 +102,14 @@ def _confirm_cancel() -> bool:
 
 
 def _answer(
-    execution: Execution, store: str | None, selected: set[str], suite_file: str, *, as_json: bool, new: bool
+    execution: Execution,
+    store: str | None,
+    selected: set[str],
+    suite_file: str,
+    asked: list[str],
+    *,
+    as_json: bool,
+    new: bool,
 ) -> None:
     from analytics.runs.frame import frame
     from analytics.say.answer import document
@@ -139,4 +149,4 @@ def _answer(
     attempts = [(specs[run_id], attempt) for run_id, some in lost.items() if run_id in specs for attempt in some]
     texts += filter(None, [lost_words(attempts, rent)])
     notes = [Note(text, "Runs") for text in texts]
-    shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes))
+    shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes, asked=asked))
