@@ -30,7 +30,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
     "bench": 1_485,
     "bench/suites": 930,
-    "bench/machine": 1_000,
+    "bench/machine": 1_010,
     "bench/meters": 1_688,
     "bench/workloads": 2_065,
     "bench/strategies": 1_911,
@@ -48,7 +48,7 @@ BUDGETS = {
     "analytics/law": 694,
     "analytics/plan": 1_042,
     "analytics/search": 1_375,
-    "analytics/say": 3_715,
+    "analytics/say": 3_725,
     "analytics/render": 316,
     "app": 2_484,
 }
