@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 
 from analytics.law import law as laws
-from analytics.say.law import FLAGS, node_sentences
-from tests import published
+from analytics.law.series import fit
+from analytics.runs.frame import frame
+from analytics.say.blocks import Note
+from analytics.say.law import FLAGS, law_blocks, node_sentences
+from tests import published, rows
 from tests.fixtures import fixtures
 
 DEVICES = np.array([1, 2, 4, 8, 16, 32, 64])
@@ -184,6 +187,18 @@ def test_what_crossing_nodes_costs_is_one_sentence() -> None:
     assert untold.startswith("What a step across nodes costs is not identified")
     assert node_sentences(laws.fit(crossing(ONE_NODE, 0.1))) == []
     assert FLAGS.keys() >= NODES_FLAGS
+
+
+@pytest.mark.parametrize(("efficiency", "told"), [(0.2, False), (0.9, True)])
+def test_a_law_that_contradicts_the_runs_says_nothing_of_nodes(efficiency: float, told: bool) -> None:
+    places = [(1, 1, 1.0), (2, 1, 1.0), (2, 2, efficiency), (4, 2, efficiency)]
+    given = [
+        rows.make(devices, repeat=repeat, num_nodes=nodes, v=1e9 * share * (1 + 0.002 * repeat))
+        for devices, nodes, share in places
+        for repeat in range(3)
+    ]
+    notes = [block for block in law_blocks(fit(frame(given)).series, {}) if isinstance(block, Note)]
+    assert any(note.label == "Across nodes" for note in notes) == told
 
 
 def test_size_and_devices_that_grow_together_are_confounded() -> None:

@@ -201,6 +201,20 @@ def test_slurm_that_does_not_answer_is_no_end_of_the_allocation(monkeypatch: pyt
     assert not allocation().running()
 
 
+def test_a_job_that_slurm_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*command: str) -> str:
+        if command[0] == "squeue":
+            raise cluster.ClusterProblem("squeue: slurm_load_jobs error: Invalid job id specified")
+        return "n1 n2"
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    monkeypatch.setattr(cluster, "ask_slurm", ask)
+    monkeypatch.setattr(cluster.shutil, "which", lambda tool: tool)
+    with pytest.raises(cluster.ClusterProblem, match="SLURM_JOB_ID is 7, which this Slurm does not know"):
+        cluster.find_cluster()
+
+
 def test_a_job_of_one_node_is_this_machine_where_it_runs_there() -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
     assert not cluster.several_nodes({})

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analytics.judge.stats import LOSS, REACH
 from analytics.law import law as laws
-from analytics.law.outlook import CONTRADICTED, PARTS, Outlook, outlook
+from analytics.law.outlook import CONTRADICTED, PARTS, Outlook, contradictions, outlook
 from analytics.law.series import SERIES, Host, SeriesFit, Unit
 from analytics.say.blocks import Block, Note, Sentence, Table
 from analytics.say.names import grouped, spoken, word
@@ -83,7 +83,12 @@ def law_blocks(series: Sequence[SeriesFit], models: Mapping[float, str]) -> Iter
     caption = "How it scales: time = work / (devices x speed of one device x efficiency)"
     yield Table(caption, (*heads, *(f"efficiency on {count}" for count in counts)), tuple(rows), words=heads[1:-1])
     yield from map(Note, unseen(series))
-    costs = [(name, text) for name, one in zip(names, series, strict=True) for text in node_sentences(one.law())]
+    costs = [
+        (name, text)
+        for name, one in zip(names, series, strict=True)
+        if CONTRADICTED not in contradictions(one.law(), one.observations())
+        for text in node_sentences(one.law())
+    ]
     yield from (Note(f"{name}: {text}" if len(series) > 1 else text, "Across nodes") for name, text in costs)
 
 

@@ -104,7 +104,7 @@ class Cluster(Machine):
 
 def in_allocation(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is inside an allocation of Slurm."""
-    return "SLURM_JOB_ID" in variables
+    return bool(variables.get("SLURM_JOB_ID"))
 
 
 def several_nodes(variables: Mapping[str, str] = os.environ) -> bool:
@@ -139,7 +139,16 @@ def find_cluster(asked: ClusterOptions | None = None) -> Cluster:
                 f"job {job} of Slurm: there is no {tool} on PATH; --launcher local uses this machine alone"
             )
     names = ask_slurm("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split()
-    _, remaining, others = _asked(job)
+    try:
+        _, remaining, others = _asked(job)
+    except ClusterProblem as problem:
+        if "Invalid job id" not in str(problem):
+            raise
+        raise ClusterProblem(
+            f"SLURM_JOB_ID is {job}, which this Slurm does not know: the job has ended, or is of another cluster.\n"
+            "Unset it, or give --launcher local to use this machine alone",
+            code=WRONG_USE,
+        ) from problem
     left = time_left(remaining)
     names, nodes = _environments(job, names, asked)
     nodes = [_alone(node) for node in nodes] if others == "NO" else nodes
