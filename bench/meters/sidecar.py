@@ -18,6 +18,8 @@ from bench.process import module_command
 START_SECONDS = 30.0
 """Loading NVML takes seconds on a machine with many GPUs and no persistence mode."""
 ANSWER_SECONDS = 5.0
+CODECARBON_SECONDS = 10.0
+"""How long to wait for CodeCarbon to start, at most."""
 
 
 class Sidecar:
@@ -86,6 +88,11 @@ class Sidecar:
     def wait(self, seconds: float) -> None:
         """Wait until no meter is starting, for at most this many seconds."""
         self._request(seconds, wait=seconds)
+
+    def settle(self) -> None:
+        """Wait for a meter that is still starting, unless another one measures GPUs and its start disturbs none of a CPU."""
+        if self.starting and ("cpu" in self.measured or "gpu" not in self.measured):
+            self.wait(CODECARBON_SECONDS)
 
     def close(self) -> None:
         """Take a last reading of all meters and stop writing."""

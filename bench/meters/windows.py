@@ -9,9 +9,6 @@ from bench.folder import IDLE_TIMES, IDLE_TRACE, METERS, RAW_METERS
 from bench.meters.trace import Trace
 from bench.record import EnergyReading, IdlePower, Phase
 
-CODECARBON_SECONDS = 10.0
-"""How long to wait for CodeCarbon to start, at most."""
-
 
 class CountedTwice(ValueError):
     """The energy of one component would be added a second time."""

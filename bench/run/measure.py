@@ -24,7 +24,6 @@ from bench.errors import BadValue, UserError
 from bench.files import held, write_json, write_text
 from bench.machine.cluster import Cluster
 from bench.machine.environment import EnvironmentProblem, describe
-from bench.meters import windows as accounting
 from bench.meters.sidecar import Sidecar
 from bench.process import adopt_orphans, drop_lost_output
 from bench.record import RunRecord, Status
@@ -389,8 +388,7 @@ def _ready(sidecar: Sidecar, idle_seconds: float, execution: Path) -> None:
     hardware = sidecar.measured
     for name in (files.IDLE_TRACE, files.IDLE_TIMES.name):  # of an earlier call, perhaps before the machine was started
         (execution / name).unlink(missing_ok=True)
-    if sidecar.starting and "gpu" not in hardware:  # there is no other meter, or its start is work for the measured CPU
-        sidecar.wait(accounting.CODECARBON_SECONDS)
+    sidecar.settle()
     if hardware and idle_seconds:
         sidecar.open(execution / files.IDLE_TRACE)
         start = time.monotonic_ns()

@@ -38,7 +38,6 @@ from bench import folder as files
 from bench import registry, vendors
 from bench.machine.environment import find_machine
 from bench.meters.sidecar import Sidecar
-from bench.meters.windows import CODECARBON_SECONDS
 from bench.pipe import Pipe
 from bench.process import adopt_orphans, die_with_parent, module_command, oom_kills
 from bench.run.command import run as run_command
@@ -130,8 +129,6 @@ def measure_idle(node: Node, folder: Path, seconds: float, *, with_context: bool
     """Record the meters in a folder for `seconds` while nothing runs, and again with a context of torch on each GPU."""
     if node.sidecar is None or not seconds or not node.sidecar.measured:
         return
-    if "cpu" in node.sidecar.measured:
-        node.sidecar.wait(CODECARBON_SECONDS)  # its start is work for the processor
     (folder / files.IDLE_TRACE).unlink(missing_ok=True)  # from an earlier start of this execution
     node.sidecar.open(folder / files.IDLE_TRACE)
     times = files.IdleTimes(idle=_span(seconds))
@@ -435,8 +432,8 @@ def run_one(folder: Path, gpus: list[str]) -> int:
     node = Node(cancel, Sidecar(spec.meters, gpus).start() if spec.meters else None, gpus)
     try:
         import_all([spec.workload])
-        if node.sidecar is not None and node.sidecar.starting:
-            node.sidecar.wait(CODECARBON_SECONDS)
+        if node.sidecar is not None:
+            node.sidecar.settle()
         ended = execute(node, folder.absolute())
     finally:
         if node.sidecar is not None:
@@ -447,6 +444,8 @@ def run_one(folder: Path, gpus: list[str]) -> int:
 def prepare(node: Node, workloads: list[str], folder: Path, idle_seconds: float) -> dict[str, Any]:
     """Import what runs need and measure idle power into a folder; return the facts of this node."""
     facts = import_all(workloads)
+    if node.sidecar is not None:
+        node.sidecar.settle()
     measure_idle(node, folder, idle_seconds, with_context="torch" in facts)
     return facts | ({"gpus": gpu_facts()} if node.gpus and "torch" in facts else {})
 
