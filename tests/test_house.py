@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SEARCHING = [ROOT / "analytics/search" / name for name in ("searcher.py", "study.py", "session.py")]
 FILE_LINES, FUNCTION_LINES = 400, 60
 BUDGETS = {
-    "bench": 1_485,
+    "bench": 1_490,
     "bench/suites": 930,
     "bench/machine": 1_010,
     "bench/meters": 1_688,
@@ -36,10 +36,10 @@ BUDGETS = {
     "bench/strategies": 1_911,
     "bench/train": 1_105,
     "bench/run": 4_550,
-    "bench/jobs": 1_165,
+    "bench/jobs": 1_175,
     "bench/figures": 1_046,
     "bench/store": 727,
-    "bench/cli": 1_675,
+    "bench/cli": 1_680,
     "bench/hooks": 1_053,
     "bench/script": 413,
     "analytics": 510,
@@ -48,7 +48,7 @@ BUDGETS = {
     "analytics/law": 694,
     "analytics/plan": 1_042,
     "analytics/search": 1_375,
-    "analytics/say": 3_725,
+    "analytics/say": 3_735,
     "analytics/render": 316,
     "app": 2_484,
 }
