@@ -21,18 +21,23 @@ def _line(text: str) -> str:
 
 
 _Line = Annotated[str, AfterValidator(_line)]
-_CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d?)(?::(\d\d?))?")
+_CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,4})(?::(\d\d?))?(?::(\d\d?))?")
 _LENGTH = "give a length of time such as 02:00:00 (hours), 1-00:00:00 (a day) or 90min"
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 
 
 def clock_seconds(text: str) -> float:
-    """Return the seconds of a length of time: 2:00:00, 1-00:00:00 (days), 30:00 (minutes), 90min, 2h. Raises ValueError."""
+    """Return the seconds of a length of time: 2:00:00, 1-00:00:00 or 1-00 (days), 30:00 (minutes), 2h. Raises ValueError."""
     if (amount := _AMOUNT.fullmatch(text)) is not None:
         return float(amount[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[amount[2]]
-    if (match := _CLOCK.fullmatch(text)) is None:
+    match = _CLOCK.fullmatch(text)
+    if match is None or (match[1] is None and match[3] is None):
         raise ValueError(f"{_LENGTH}, not {text!r}")
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
+    if max(second or 0, third or 0) > 59:
+        raise ValueError(f"minutes and seconds after a larger unit end at 59, not {text!r}")
+    if days is not None and (first or 0) > 23:
+        raise ValueError(f"hours after days end at 23, not {text!r}")
     if third is None and days is None:
         return 60.0 * (first or 0) + (second or 0)
     return 86400.0 * (days or 0) + 3600 * (first or 0) + 60 * (second or 0) + (third or 0)

@@ -44,7 +44,15 @@ SUITE = "name: a\ndefaults: {workload: decoder_lm, batch_size_per_device: 4}\n"
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("02:00:00", 7200), ("1-00:00:00", 86400), ("30:00", 1800), ("90min", 5400), ("24h", 86400), ("1-12:30", 131400)],
+    [
+        ("02:00:00", 7200),
+        ("1-00:00:00", 86400),
+        ("30:00", 1800),
+        ("90min", 5400),
+        ("24h", 86400),
+        ("1-12:30", 131400),
+        ("1-00", 86400),
+    ],
 )
 def test_lengths_of_time(text: str, seconds: float) -> None:
     assert clock_seconds(text) == seconds
@@ -68,6 +76,8 @@ def test_the_example_of_the_manual_is_a_suite(tmp_path: Path) -> None:
         ("{sbatch: --x}", "cluster.sbatch: must be a list: [a, b], not '--x'"),
         ("gpu", "cluster: must be a mapping: {name: value}, not 'gpu'"),
         ("{max_jobs: two}", "cluster.max_jobs: must be a whole number, not 'two'"),
+        ("{time_limit: '1:99:99'}", "minutes and seconds after a larger unit end at 59, not '1:99:99'"),
+        ("{time_limit: '1-24:00'}", "hours after days end at 23, not '1-24:00'"),
         ("{time_limit: soon}", "give a length of time such as 02:00:00"),
         ("{partiton: gpu}", "did you mean 'partition'?"),
         ("{sbatch: [--time=3]}", "--time is set by wattbench"),
@@ -511,7 +521,7 @@ def test_preempted_again_and_again_is_no_endless_loop(tmp_path: Path) -> None:
 def test_a_job_that_somebody_else_cancelled_is_not_submitted_again(tmp_path: Path) -> None:
     slurm, notes = typed_once(tmp_path, ["cancelled"], specs([1], 1, 2))
     assert len(slurm.jobs) == 1
-    assert "it was cancelled by uid 0; the same command submits it again" in notes.texts[-1]
+    assert "it was cancelled by uid 0; the same command submits a new job" in notes.texts[-1]
 
 
 def test_a_job_that_would_wait_for_ever_is_cancelled(tmp_path: Path) -> None:
@@ -569,6 +579,20 @@ def test_jobs_are_cancelled_by_their_names(tmp_path: Path) -> None:
     assert [job.state for job in slurm.jobs] == ["CANCELLED", "CANCELLED"]
     notes, _ = until_done(tmp_path, runs, SimulatedSlurm(tmp_path))
     assert len(load_briefs(tmp_path)) == 2
+
+
+def test_jobs_of_other_executions_of_a_suite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nodes").mkdir()
+    first, second = tmp_path / "nodes/1", tmp_path / "nodes/2"
+    slurm, notes = SimulatedSlurm(first, waits=[1e5]), Notes()
+    first.mkdir()
+    controller(first, specs([1, 2], 1, 1), slurm, notes).follow(detach=True)
+    monkeypatch.setattr(session, "SlurmQueue", lambda: slurm)
+    assert "jobs 1000, 1001 of another execution" in (said := session.jobs_of_others(second.parent, second))
+    assert said.endswith("scancel 1000 1001")
+    assert session.jobs_of_others(first.parent, first) == ""
+    slurm.cancel(["1000", "1001"])
+    assert session.jobs_of_others(second.parent, None) == ""
 
 
 HISTORIES = {
@@ -673,7 +697,9 @@ def test_nodes_that_were_held_are_told_beside_those_that_runs_used(tmp_path: Pat
     assert (held.held_seconds, held.used_seconds, silent) == (14_400, 7_200, 1)
     text = "Nodes were held for 4 node-hours since the agents started; runs used 50% of that"
     assert held_text(held, 0, None) == f"{text}."
-    assert held_text(held, silent, 2.5) == f"{text}. Held, they cost 80 USD. Without 1 job that did not say how long."
+    assert (
+        held_text(held, silent, 2.5) == f"{text}. Holding them costs 80 USD. Without 1 job that did not say how long."
+    )
     with files.BLOCKS.path(tmp_path, 1).joinpath(files.HELD).open("a") as file:
         file.write('{"devices": 8, "held')  # torn
     assert files.read_held(tmp_path) == (held, silent)

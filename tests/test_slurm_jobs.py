@@ -78,7 +78,7 @@ def test_the_same_command_does_what_killed_processes_and_cancelled_jobs_leave(cl
     cluster.call("scancel", cluster.job())
     errors = ended(process, 1)
     assert "1 of its runs are left" in errors
-    assert "the same command submits it again" in errors
+    assert "the same command submits a new job" in errors
     until(lambda: cluster.left() == [])
     ended(run(cluster, tmp_path))
     assert [record.status for record in records(tmp_path).values()] == [Status.OK] * 2

@@ -14,11 +14,12 @@ from analytics.text import interval, number, percent, printable, scale
 from bench.figures.flags import COVERED, STEP_FLAGS, grade, meaning
 from bench.figures.metrics import OWN, metrics, missing_components, split_energy, systematic, window
 from bench.figures.regions import region_name
-from bench.record import WANDB, EnergyReading, Observation, RunRecord, Status
+from bench.record import WANDB, EnergyReading, Observation, Provenance, RunRecord, Status
 from bench.schema import MEASURE, program_of
 from bench.workloads.formats import TITLES
 
 _COMPONENTS = {"gpu": "GPU", "cpu": "CPU", "dram": "memory", "node": "machine"}
+_SEVERAL = {"gpu": "GPUs", "cpu": "CPUs", "node": "machines"}
 _PHASES = {"start": "start-up", "warmup": "warm-up", "steady": "measured steps", "tail": "end"}
 _NO_STEPS = (
     "Throughput is unknown: no steps of torch were seen. Call step() in the loop of the script, or give --step-pattern "
@@ -48,13 +49,11 @@ def blocks(record: RunRecord) -> Iterator[Block]:
     if rows:
         yield Table("", ("", "value", "rests on"), rows, figures=False)
     if not record.energy:
-        yield Note("No energy: no meter could be read (bench doctor says why).")
+        yield Note("No energy: no meter was read while it ran (bench doctor says which can be).")
     for reading in record.energy:
         if reading.coverage < COVERED:
-            which = f"{_COMPONENTS[reading.component]} {printable(reading.device)}"
-            yield Note(
-                f"{which} was read for {percent(reading.coverage)} of the time: all sums are too low.", "Careful"
-            )
+            share = percent(reading.coverage)
+            yield Note(f"{_device(record, reading)} was read for {share} of the time: all sums are too low.", "Careful")
     if record.measurement is not None and (ids := record.measurement.notes.get(WANDB)):
         yield Note(f"{printable(ids, 200)}, which the script has made.", "Run in W&B")
     yield from (Sentence(meaning(flag), detail=True) for flag in record.flags)
@@ -161,6 +160,21 @@ def _joules(readings: Sequence[EnergyReading]) -> str:
     return f"{'~' * (not readings[0].provenance.measured)}{interval(joules / divisor)} {unit}"
 
 
+def _part(readings: Sequence[EnergyReading], component: str) -> str:
+    """Say what all GPUs, processors or memories took together."""
+    own = [reading for reading in readings if reading.component == component]
+    name = _COMPONENTS[component]
+    return f"{name if len(own) == 1 else f'{len(own)} {_SEVERAL.get(component, name)}'} {_joules(own)}"
+
+
+def _device(record: RunRecord, reading: EnergyReading) -> str:
+    """Name what was read; on several nodes with the name of its node, of which readings know the boot."""
+    boot, _, device = reading.device.partition(":")
+    node = next((node.name for node in record.nodes if boot and (node.boot_id or node.name).startswith(boot)), None)
+    name = f"{_COMPONENTS[reading.component]} {printable(reading.device if node is None else device)}"
+    return name if node is None else f"{name} of {printable(node)}"
+
+
 def _usd(cost: float) -> str:
     return "under 0.0001 USD" if 0 < cost < 1e-4 else f"{interval(cost)} USD"
 
@@ -171,13 +185,15 @@ def _energy(record: RunRecord) -> Iterator[tuple[str, str, str]]:
             continue
         watts = sum(reading.power_watts_mean for reading in readings)
         spread = f" ± {interval(systematic(readings))} J" if systematic(readings) else ""
-        parts = ", ".join(f"{_COMPONENTS[r.component]} {_joules([r])}" for r in readings)
+        parts = ", ".join(_part(readings, component) for component in dict.fromkeys(r.component for r in readings))
         if readings[0].provenance.measured:
             missing = [_COMPONENTS[name] for name in missing_components(readings, record.gpus)]
             lacks = f"; lacks {' and '.join(missing)}, which could not be measured" if missing else ""
             yield "energy", f"{_joules(readings)}{spread}, {interval(watts)} W", f"measured: {parts}{lacks}"
         else:
-            yield "energy~", f"{_joules(readings)}, {interval(watts)} W", f"estimated by CodeCarbon: {parts}"
+            replayed = any(reading.provenance is Provenance.IMPORTED for reading in readings)
+            source = "replayed from a recorded trace" if replayed else "estimated by CodeCarbon"
+            yield "energy~", f"{_joules(readings)}, {interval(watts)} W", f"{source}: {parts}"
 
 
 def _place(record: RunRecord) -> Iterator[tuple[str, str, str]]:

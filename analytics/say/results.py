@@ -46,9 +46,11 @@ from analytics.say.table import (
 )
 from analytics.text import counted, interval, number, percent, printable, written
 from bench.figures.flags import STRAGGLER_RATIO, grade, meaning
-from bench.record import Status
+from bench.record import Provenance, Status
 
 _MOST_ANSWERS, _MOST_CELLS = 4, 4
+_REPLAYED = str(Provenance.IMPORTED)
+"""Provenance of readings of a recorded trace; tables of others have theirs by themselves."""
 _PHRASES = {
     "noisy_host": "a busy host",
     "not_steady": "an unsteady speed",
@@ -153,7 +155,8 @@ def _title(found: Found) -> str:
         asked = [f"{well - early} ended as asked"] if well > early else []
         ended = ", ".join([*asked, f"{early} {'was' if early == 1 else 'were'} ended early"])
     count = f"{len(own)} configuration{'s' * (len(own) != 1)}{times}"
-    nodes = int(runs["num_nodes"].max()) if runs["num_nodes"].notna().any() else 1
+    done = runs.loc[runs["status"] != Status.SKIPPED, "num_nodes"]
+    nodes = int(done.max()) if done.notna().any() else 1
     where = f" on {'up to ' * (len(own) > 1)}{nodes} nodes of {machines}" if nodes > 1 else f" on {machines}{share}"
     where = where if machines else ""
     return f"{printable(runs['suite'].iloc[0])}: {len(runs)} run{'s' * (len(runs) != 1)}{where}, {count}, {ended}"
@@ -331,12 +334,11 @@ def _under(own: pd.DataFrame) -> Iterator[str]:
     """Explain the marks of the table of results, and what is missing in it."""
     measured, estimated = own["energy_joules"].notna(), own["run_energy_joules_estimated"].notna()
     theirs, flags = bool(of_tables(own).all()), " ".join(own["flags"].fillna(""))
-    if (~measured & estimated).any():
-        yield (
-            "~ estimated, as the file says."
-            if theirs
-            else "~ estimated by CodeCarbon, as no meter could be read (bench doctor)."
-        )
+    if (modelled := ~measured & estimated).any():
+        sources = set(own.loc[modelled, "energy_provenance"])
+        replayed = "~ replayed from a recorded trace, not read from this machine" * (_REPLAYED in sources)
+        model = "~ estimated by CodeCarbon, as no meter could be read (bench doctor)" * (sources != {_REPLAYED})
+        yield "~ estimated, as the file says." if theirs else f"{'; '.join(filter(None, [replayed, model]))}."
     elif not measured.all() and not theirs:
         yield "No energy: no meter could be read (bench doctor)."
     missing_parts = sorted({w for text in own.loc[measured, "energy_missing"].dropna() for w in text.split()})

@@ -56,6 +56,8 @@ def run(runs: Path, store: str | None, dry_run: bool, as_json: bool, **options: 
 
     choices: dict[str, Any] = {name: options.pop(name) for name in ("new", "retry", "max_minutes")}
     jobs = {name: options.pop(name) for name in ("detach", "cancel")}
+    if all(jobs.values()):
+        raise UserError("--detach leaves jobs in the queue and --cancel ends them: give one of them")
     preview, problems = shared.read_suite(**options), list[str]()
     choices |= {"runs": runs, "store": store, "selected": preview.run_ids}
     if dry_run:
@@ -116,6 +118,7 @@ def _answer(
     from analytics.say.blocks import Note, command
     from analytics.say.jobs import held_text, lost_words
     from analytics.say.results import results
+    from analytics.text import counted
     from bench.figures.metrics import row
     from bench.folder import read_held
     from bench.jobs.ledger import lost_attempts, read_jobs
@@ -143,10 +146,12 @@ def _answer(
     if held is not None:
         texts.append(held_text(held, silent, rent))
     if any(missing):
-        texts.append(f"{sum(missing)} are missing. {resume(new=new)}")
+        texts.append(
+            f"{counted(sum(missing), 'run')} {'is' if sum(missing) == 1 else 'are'} missing. {resume(new=new)}"
+        )
     if not all(missing):
         texts.append(f"{len(missing) - sum(missing)} of the suite were not selected (--only).")
     attempts = [(specs[run_id], attempt) for run_id, some in lost.items() if run_id in specs for attempt in some]
     texts += filter(None, [lost_words(attempts, rent)])
-    notes = [Note(text, "Runs") for text in texts]
+    notes = [Note(text, "" if place else "Runs") for place, text in enumerate(texts)]
     shared.print_blocks(results(df, store=store, suite_file=suite_file, notes=notes, asked=asked))

@@ -69,4 +69,6 @@ def echo(preview: Preview, runs: Path, *, as_json: bool, with_memory: bool = Tru
     typed: list[str] = click.get_current_context().find_root().obj or ["show"]
     left_out = {"--dry-run", "--memory", "--no-memory", "--no-submit-test"}
     words = [program(), "run", *(word for word in typed[1:] if word not in left_out)]
-    print_blocks([*blocks(preview, memory), *job_blocks(jobs), Commands((shlex.join(map(redact, words)),))])
+    possible = bool(preview.selected.to_do) and (not jobs or any(job.accepted is not False for job in jobs))
+    following = [Commands((shlex.join(map(redact, words)),))] if possible else []
+    print_blocks([*blocks(preview, memory), *job_blocks(jobs), *following])

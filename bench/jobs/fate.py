@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
 
 from bench import folder as files
@@ -77,6 +78,11 @@ def fate(
     if job.state in _RUNNING:
         return Fate("runs")
     return _past(job.state, log, job.reason)
+
+
+def queued(listed: Iterable[QueuedJob], names: Collection[str]) -> list[QueuedJob]:
+    """Return which jobs of a queue have one of the names and have not ended."""
+    return [job for job in listed if job.name in names and not fate(job, None).ended]
 
 
 def _pending(reason: str) -> Fate:

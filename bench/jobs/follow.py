@@ -18,7 +18,7 @@ from bench import folder as files
 from bench.cluster_options import clock_seconds
 from bench.files import write_text
 from bench.jobs import blocks
-from bench.jobs.fate import LOST, Fate, fate
+from bench.jobs.fate import LOST, Fate, fate, queued
 from bench.jobs.ledger import TRIES, Ledger, attempt_of, lost_attempts
 from bench.jobs.queue import Queue, QueuedJob, unreachable
 from bench.machine.cluster import ClusterProblem
@@ -143,8 +143,8 @@ class Controller:
         """Cancel all jobs that have not ended, and wait until they are gone; return their ids."""
         for active in self.active.values():
             active.ours = True
-        ours = f"wb-{self.folder.name}-"  # also one that was accepted after all
-        mine = [each.id for each in self.queue.listed() if each.name.startswith(ours) and not fate(each, None).ended]
+        ours = {job.name for job in self.ledger.jobs.values()}  # also one that was accepted after all
+        mine = [each.id for each in queued(self.queue.listed(), ours)]
         self.queue.cancel(mine)
         end = self.clock.now() + 120
         while self.active and self.clock.now() < end:

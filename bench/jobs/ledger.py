@@ -50,7 +50,7 @@ class Ledger:
         """Return why a group is stopped, after a job of it has ended with runs left; None if it goes on."""
         ended = self._seen(group)
         if what.kind == "cancelled":
-            return f"{what.why or 'its job was cancelled'}; the same command submits it again"
+            return f"{what.why or 'its job was cancelled'}; the same command submits a new job"
         if what.kind == "preempted":
             hour = sum(job.ended == "preempted" and job.at > now - timedelta(hours=1) for job in ended)
             many = f"{PREEMPTIONS} of its jobs were preempted within an hour; the same command goes on"

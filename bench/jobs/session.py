@@ -23,9 +23,11 @@ from bench import folder as files
 from bench.errors import Stopped, UserError
 from bench.files import Busy, read_json, write_json
 from bench.jobs import blocks
+from bench.jobs.fate import queued
 from bench.jobs.follow import Controller
 from bench.jobs.ledger import read_jobs
 from bench.jobs.queue import SlurmQueue, tested
+from bench.machine.cluster import ClusterProblem
 from bench.machine.partition import Partition
 from bench.process import boot_id
 from bench.record import Environment
@@ -181,6 +183,8 @@ def run_on_cluster(
         reporter.tell(to_do=len(chosen))
         record_skipped(reporter, Context(plan.suite.name, execution.name, plan.suite.site, environment, []))
         reporter.index()
+        if others := jobs_of_others(execution.folder.parent, execution.folder):
+            progress.note(others)
         controller = Controller(reporter, partition, SlurmQueue())
         controller.prepare(chosen)
         try:
@@ -202,8 +206,12 @@ def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: 
     """Cancel the jobs of the newest execution of a plan; return their ids. Raises UserError where there is none."""
     environment, suite = surroundings(plan, partition), runs.absolute() / plan.suite.name
     folder = next(earlier(suite, environment, plan_digest(plan)), None)
+    others = jobs_of_others(suite, folder)
     if folder is None:
-        raise UserError(f"there is no execution of this suite in {suite}: nothing to cancel")
+        why = f"there is no execution of this suite as it is now in {suite}"
+        raise UserError(f"{why}; {others}" if others else f"{why}: nothing to cancel")
+    if others:
+        progress.note(others)
     execution = Execution(folder, plan, resumed=True, ended=load_briefs(folder))
     with ExitStack() as stack:
         _hold(stack, folder)
@@ -212,6 +220,24 @@ def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: 
         controller = Controller(reporter, partition, SlurmQueue())
         controller.prepare(execution.missing())
         return controller.cancel()
+
+
+def jobs_of_others(suite: Path, mine: Path | None) -> str:
+    """Say which jobs of other executions in the folder of a suite are still in the queue, and how to end them.
+
+    A suite that was changed has an execution of its own, as has one with `--new`. Empty where there is none, or where
+    Slurm does not answer.
+    """
+    folders = [path.parent for path in suite.glob(f"*/{files.JOBS}") if path.parent != mine]
+    names = {job.name for folder in folders for job in read_jobs(folder) if job.ended is None}
+    ids = list[str]()
+    with suppress(ClusterProblem):
+        ids = [job.id for job in queued(SlurmQueue().listed(), names)] if names else []
+    if not ids:
+        return ""
+    jobs, them = (f"job {ids[0]}", "it") if len(ids) == 1 else (f"jobs {', '.join(ids)}", "them")
+    why = "the suite was changed, or --new was given"
+    return f"{jobs} of another execution of this suite may still run ({why}). To end {them}: scancel {' '.join(ids)}"
 
 
 def _followed_before(plan: Expansion, environment: Environment, runs: Path) -> Execution | None:
