@@ -159,6 +159,22 @@ def test_gain_of_precision(factor: float, repeats: int, noise: float, verdict: s
         assert 1 / change.ratio("time").value == pytest.approx(factor, rel=0.03)
 
 
+def test_devices_are_compared_across_nodes_and_divisions_among_nodes_too() -> None:
+    places = {(1, 1): 1.0, (2, 1): 1.0, (4, 1): 1.0, (2, 2): 0.8, (4, 2): 0.8}
+    given = [
+        rows.make(each, repeat=repeat, num_nodes=nodes, v=1e9 * share * (1 + 0.002 * repeat))
+        for (each, nodes), share in places.items()
+        for repeat in range(3)
+    ]
+    changes = {(one.option, one.baseline): one for one in Changes(frame(given))}
+    chain = [("2 devices", "1 device"), ("4 devices", "2 devices"), ("8 devices", "4 devices")]
+    assert [*changes] == [*chain, ("2 nodes", "1 node")]
+    speeds = [1 / change.ratio("time").value for change in changes.values()]
+    assert speeds == pytest.approx([2, 2, 1.6, 0.8], rel=0.01)
+    assert changes["8 devices", "4 devices"].action == "devices: 8"
+    assert changes["2 nodes", "1 node"].action == "layout: 2x2"
+
+
 def test_precisions_on_different_hosts_are_not_compared() -> None:
     given = rows.grid((1, 2)) + rows.grid((1, 2), precisions={"bf16": 2.0}, host="another")
     found = fit(frame(given))

@@ -25,6 +25,8 @@ _RATE = "optimizer.learning_rate"
 FOLLOW = ("devices_per_node", "global_batch_size")
 """What follows from other fields, and so is nothing that a suite would have to set."""
 
+_PLACED = ("num_nodes", "devices_per_node")
+"""Where devices are: a number of devices takes as few nodes as it can."""
 _TIME = ("seconds_to_target", "samples_per_second", "duration_seconds")
 MEASURES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("time", "knee", "device-hours"), _TIME),
@@ -91,11 +93,15 @@ class Topic:
 
 
 def _neighbours(group: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series]]:
-    """Each number of devices against the next smaller one of the same parallelism; one device has none."""
+    """Each number of devices against the next smaller one of the same parallelism; one device has none.
+
+    Of several divisions among nodes, the one with the fewest nodes counts; `nodes` compares the others with it.
+    """
     ways = [c for c in map(str, group) if c.split(".")[0] == "parallelism"]
-    rows = [
-        (int(row["devices"]), str(row[ways].to_dict()), row) for _, row in group.dropna(subset=["devices"]).iterrows()
-    ]
+    known = group.dropna(subset=["devices"])
+    known = known.sort_values("num_nodes", kind="stable") if "num_nodes" in known else known
+    first = known.loc[known.drop_duplicates(["devices", *ways]).index.sort_values()]
+    rows = [(int(row["devices"]), str(row[ways].to_dict()), row) for _, row in first.iterrows()]
     for count, way, row in rows:
         below = [one for one in rows if one[0] < count and (one[1] == way or one[0] == 1)]
         if below:
@@ -103,14 +109,15 @@ def _neighbours(group: pd.DataFrame) -> Iterator[tuple[pd.Series, pd.Series]]:
 
 
 TOPICS = (
-    Topic("devices", ("devices",), ("devices_per_node", "global_batch_size", "parallelism"), "{} devices"),
-    Topic("devices", ("devices",), ("devices_per_node", "batch_size_per_device", "parallelism"), "{} devices"),
+    Topic("devices", ("devices",), (*_PLACED, "global_batch_size", "parallelism"), "{} devices"),
+    Topic("devices", ("devices",), (*_PLACED, "batch_size_per_device", "parallelism"), "{} devices"),
     *(Topic(name, (name,)) for name in ("precision", "compile", "attention", "optimizer", "memory", "pruning")),
     Topic("parallelism", ("parallelism",), ("batch_size_per_device",)),
     Topic("quantization", ("quantization",)),
     Topic("distillation", ("distillation",), ("needs",)),
     Topic("finetune", ("finetune",), (_RATE,)),
     Topic("batch", ("batch_size_per_device",), ("global_batch_size",), "a batch of {}"),
+    Topic("nodes", ("num_nodes",), ("devices_per_node",), "{} nodes"),
     Topic("accumulation", ("gradient_accumulation_steps",), ("batch_size_per_device",), "{} accumulation steps"),
     Topic("threads", ("threads_per_device",), (), "{} threads a device"),
     Topic("loader", ("workload_args.workers", "workload_args.pin_memory"), (), "{} loader workers"),
@@ -423,8 +430,11 @@ class Changes(Sequence[Change]):
 
     def _change(self, topic: Topic, option: str, baseline: str, rows: list[tuple[pd.Series, pd.Series]]) -> Change:
         row, base = rows[0]
-        differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in FOLLOW and pd.notna(row[c])]
+        left_out = {*FOLLOW, *_PLACED}
+        differ = [c for c in asked(row.to_frame().T) if topic.covers(c) and c not in left_out and pd.notna(row[c])]
         action = ", ".join(f"{c}: {plain(row[c])}" for c in differ if str(row[c]) != str(base[c]))
+        if topic.name == "nodes":
+            action = f"layout: {plain(row['num_nodes'])}x{plain(row['devices_per_node'])}"
         pairs, named = (tuple((str(a[column]), str(b[column])) for a, b in rows) for column in ("config_id", "name"))
         grew = (
             float(row["devices"] / base["devices"]) if pd.notna(row["devices"]) and pd.notna(base["devices"]) else 1.0

@@ -244,7 +244,7 @@ def change_sentence(change: Change, words: dict[str, Any]) -> str:
     found = change.found(measure)
     assert found is not None  # noqa: S101  the caller has chosen such changes
     option, baseline = option_words(change, change.option), option_words(change, change.baseline)
-    s, use = "" if option.endswith("devices") else "s", " in use" if measure == "time in use" else ""
+    s, use = "" if option.endswith(("devices", "nodes")) else "s", " in use" if measure == "time in use" else ""
     if found.verdict == "equivalent":
         return f"{option} and {baseline} are equally fast{use}, within 2 %."
     if found.whole is not None and found.verdict != "cannot tell":
