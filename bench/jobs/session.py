@@ -232,7 +232,7 @@ def jobs_of_others(suite: Path, mine: Path | None) -> str:
     names = {job.name for folder in folders for job in read_jobs(folder) if job.ended is None}
     ids = list[str]()
     with suppress(ClusterProblem):
-        ids = [job.id for job in queued(SlurmQueue().listed(), names)] if names else []
+        ids = sorted(job.id for job in queued(SlurmQueue().listed(), names)) if names else []
     if not ids:
         return ""
     jobs, them = (f"job {ids[0]}", "it") if len(ids) == 1 else (f"jobs {', '.join(ids)}", "them")
