@@ -267,8 +267,10 @@ class Notes(Progress):
         self.texts.append(text)
 
 
-def controller(folder: Path, runs: list[RunSpec], slurm: SimulatedSlurm, notes: Notes, **asked: object) -> Controller:
-    """Return a controller as the same command makes it each time."""
+def controller(
+    folder: Path, runs: list[RunSpec], slurm: SimulatedSlurm, notes: Notes, *, retry: bool = False, **asked: object
+) -> Controller:
+    """Return a controller as the same command makes it each time, also with --retry."""
     cluster = ClusterOptions(**asked)
     partition = Partition(cpu_model="any", cpu_count=2, name="gpu", most_nodes=1000, asked=cluster)
     plan = Expansion(Suite(name="planning", idle_seconds=0, cluster=cluster), runs)
@@ -276,7 +278,7 @@ def controller(folder: Path, runs: list[RunSpec], slurm: SimulatedSlurm, notes: 
     reporter = Reporter.of(execution, None, notes)
     reporter.tracker = Tracker.off("planning", folder.name)
     made = Controller(reporter, partition, slurm, slurm.clock)
-    made.prepare(execution.missing())
+    made.prepare(execution.missing(retry=retry))
     return made
 
 

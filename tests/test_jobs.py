@@ -1,11 +1,13 @@
 """Jobs of a cluster: what they are asked for, how runs are divided among them, and what becomes of these whatever happens."""
 
+import errno
 import json
 import os
 import shlex
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -360,6 +362,17 @@ def test_a_run_during_which_three_nodes_failed_has_failed(tmp_path: Path) -> Non
     assert "3 jobs ended during this run, the last one, 1002, as NODE_FAIL" in str(first.error)
 
 
+def test_a_run_that_failed_is_done_again_by_a_job_where_that_is_asked(tmp_path: Path) -> None:
+    runs = specs([2], 1, 2)
+    slurm, notes = SimulatedSlurm(tmp_path, faults=["node_fail"] * 3, after_runs=[0]), Notes()
+    controller(tmp_path, runs, slurm, notes, jobs="each_run", max_jobs=1).follow()
+    controller(tmp_path, runs, slurm, notes).follow()
+    assert slurm.executed == {runs[1].run_id: 1}, "without --retry nothing is done again"
+    controller(tmp_path, runs, slurm, notes, retry=True).follow()
+    assert slurm.executed == {run.run_id: 1 for run in runs}
+    assert [load_briefs(tmp_path)[run.run_id].status for run in runs] == [Status.OK, Status.OK]
+
+
 def test_attempts_that_were_lost_with_their_jobs_are_in_the_record(tmp_path: Path) -> None:
     """A job that had time to end itself tells what its run had cost, one that was killed shows for how long it worked."""
     runs, notes = specs([2], 1, 2), Notes()
@@ -697,9 +710,7 @@ def test_nodes_that_were_held_are_told_beside_those_that_runs_used(tmp_path: Pat
     assert (held.held_seconds, held.used_seconds, silent) == (14_400, 7_200, 1)
     text = "Nodes were held for 4 node-hours since the agents started; runs used 50% of that"
     assert held_text(held, 0, None) == f"{text}."
-    assert (
-        held_text(held, silent, 2.5) == f"{text}. Holding them costs 80 USD. Without 1 job that did not say how long."
-    )
+    assert held_text(held, silent, 2.5) == f"{text}. Holding them cost 80 USD. Without 1 job that did not say how long."
     with files.BLOCKS.path(tmp_path, 1).joinpath(files.HELD).open("a") as file:
         file.write('{"devices": 8, "held')  # torn
     assert files.read_held(tmp_path) == (held, silent)
@@ -714,6 +725,21 @@ def test_only_one_controller_follows_an_execution(tmp_path: Path) -> None:
     with leased(tmp_path):
         assert json.loads((tmp_path / files.LEASE).read_text())["host"] != "login2"
     assert not (tmp_path / files.LEASE).exists()
+
+
+def test_without_locks_of_files_the_lease_keeps_a_second_controller_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(folder: Path) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(session, "locked", no_locks)
+    with ExitStack() as first, ExitStack() as second:
+        session.hold(first, tmp_path)
+        with pytest.raises(Busy, match="follows the jobs of this execution"):
+            session.hold(second, tmp_path)
+    with ExitStack() as third:
+        session.hold(third, tmp_path)
 
 
 def test_a_controller_that_stood_still_ends_when_another_one_has_taken_over(

@@ -37,7 +37,7 @@ def held_text(held: HeldNodes, silent: int, usd_per_device_hour: float | None) -
     hours, share = held.held_seconds / 3600, held.used_seconds / held.held_seconds
     text = f"Nodes were held for {interval(hours)} node-hours since the agents started; runs used {share:.0%} of that"
     if usd_per_device_hour is not None and held.devices is not None:
-        text += f". Holding them costs {interval(hours * held.devices * usd_per_device_hour)} USD"
+        text += f". Holding them cost {interval(hours * held.devices * usd_per_device_hour)} USD"
     return f"{text}." + (f" Without {counted(silent, 'job')} that did not say how long." if silent else "")
 
 

@@ -92,7 +92,7 @@ def leased(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _hold(stack: ExitStack, folder: Path) -> None:
+def hold(stack: ExitStack, folder: Path) -> None:
     """Be the only controller of an execution, also on shared folders without locks. Raises Busy."""
     try:
         stack.enter_context(locked(folder))
@@ -174,7 +174,7 @@ def run_on_cluster(
     execution = None if new else _followed_before(plan, environment, runs.absolute())
     execution = execution or open_execution(runs.absolute(), plan, environment, new=new, retry=retry, brief=True)
     with ExitStack() as stack:
-        _hold(stack, execution.folder)
+        hold(stack, execution.folder)
         stack.enter_context(_terminable())
         chosen = [spec for spec in execution.missing(retry=retry) if selected is None or spec.run_id in selected]
         progress.begin(execution, len(chosen), len(execution.ended))
@@ -214,7 +214,7 @@ def cancel_jobs(plan: Expansion, partition: Partition, *, runs: Path, progress: 
         progress.note(others)
     execution = Execution(folder, plan, resumed=True, ended=load_briefs(folder))
     with ExitStack() as stack:
-        _hold(stack, folder)
+        hold(stack, folder)
         reporter = Reporter.of(execution, None, progress)
         reporter.tracker = reporter.tracker.off(plan.suite.name, execution.name)
         controller = Controller(reporter, partition, SlurmQueue())
